@@ -55,7 +55,7 @@ DEMO = [
 ]
 POSTGRES = [
     "psycopg2-binary>=2.9"
-]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 wants psycopg 3 for bare ones
+]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 uses psycopg 3 for bare ones
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.2",
@@ -71,7 +71,7 @@ DEV = [
     "types-psutil",
     "types-PyYAML",
 ]
-# Libraries for classifiers, of several GB; tests/ml says which may be preloaded.
+# Libraries for classifiers, of several GB; tests/ml shows which may be preloaded.
 ML = [
     "dask[array]>=2026.1",
     "duckdb>=1.4",

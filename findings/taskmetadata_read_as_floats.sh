@@ -4,7 +4,7 @@
 #
 # Package:  lsst-pipe-base 30.2026.4300, pydantic 2.14.4, with Python 3.13. Date: 2026-11-29.
 # Where:    Butler.get of a dataset of class TaskMetadata, or TaskMetadata.model_validate_json.
-# Expected: what was written: integers, booleans and texts, as the strict types of its fields say.
+# Expected: what was written: integers, booleans and texts, as the strict types of its fields require.
 # Seen:     1 -> 1.0, True -> 1.0, "1" -> 1.0, 2**60 + 1 loses its last digits. The first type
 #           of the fields' unions converts everything with float() before it is checked.
 #           QuantumSuccessCaveats(metadata["quantum"]["caveats"]) raises ValueError for a

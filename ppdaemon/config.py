@@ -33,6 +33,7 @@ from ppdaemon.raws.roots import (
     RemoteRoot,
     RootConfig,
     WatchKind,
+    escaped,
     unsuitable_roots,
     without_profile,
 )
@@ -149,8 +150,8 @@ class ArrivalsConfig(ConfigPart):
 
     @property
     def detector_keywords(self) -> dict[str, str | None]:
-        """For each root, with a slash at its end, the keyword that distinguishes the detectors in its
-        files; `None` where a file holds one detector.
+        """For each root, with a slash at its end and as a `~ppdaemon.messages.Raw` has it, the keyword
+        that distinguishes the detectors in its files; `None` where a file holds one detector.
         """
         return _detector_keywords(self)
 
@@ -161,7 +162,7 @@ class ArrivalsConfig(ConfigPart):
 
 def _detector_keywords(arrivals: Any) -> dict[str, str | None]:
     roots = [(f"{root.path}/", root.layout) for root in arrivals.roots]
-    roots += [(f"{root.uri}/", root.layout) for root in arrivals.remote]
+    roots += [(escaped(f"{root.uri}/"), root.layout) for root in arrivals.remote]
     return {path: detector_keyword_of(layout or arrivals.layout) for path, layout in roots}
 
 

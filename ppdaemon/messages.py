@@ -323,6 +323,8 @@ class Prepared(Fact):
     """The pipeline that will run unless its graph cannot be built."""
     detail: dict[str, Any] = {}
     """Times (``..._ms``) and counts of the preload, for the journal."""
+    tainted: str = ""
+    """As in `Done`: what the preprocessing has left in the process."""
 
 
 class Ingested(Fact):
@@ -381,14 +383,6 @@ class Done(Fact):
     ``thread monitor``), so that the worker must be replaced; empty if nothing."""
 
 
-class Spoiled(Fact):
-    """A visit that was given up has left something in the process, which must be replaced."""
-
-    type: Literal["spoiled"] = "spoiled"
-    tainted: str
-    """As in `Done`."""
-
-
 class ImportsMeasured(Fact):
     """What a forked worker has imported by itself in its first visit."""
 
@@ -400,15 +394,7 @@ class ImportsMeasured(Fact):
 
 
 type WorkerFact = Annotated[
-    Ready
-    | Prepared
-    | Ingested
-    | RawRefused
-    | StageReached
-    | PointOfNoReturn
-    | Done
-    | Spoiled
-    | ImportsMeasured,
+    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done | ImportsMeasured,
     _BY_TYPE,
 ]
 FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)

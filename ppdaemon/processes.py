@@ -16,6 +16,7 @@ __all__ = (
     "children",
     "die_with_parent",
     "kill_orphans",
+    "parent",
     "process_tree",
     "signal_name",
 )
@@ -55,6 +56,14 @@ def children(pid: int | None = None) -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
             found.update(int(child) for child in listing.read_text().split())
     return found
+
+
+def parent(pid: int) -> int:
+    """Return the parent of a process; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        # proc(5): the name in field 2 may contain anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def signal_name(number: int) -> str:

@@ -213,7 +213,7 @@ class StatusReport(Model):
     counters: dict[str, int]
     """Events by kind since the start, such as ``bad_message.json``."""
     samples: dict[str, str] = {}
-    """For some of these kinds: the begin of one message, without control characters."""
+    """For some of these kinds: the beginning of one message, without control characters."""
     problems: tuple[str, ...] = ()
     """Problems that an operator should check, one line each."""
     leftovers_removed: int = 0

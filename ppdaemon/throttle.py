@@ -8,13 +8,13 @@ from collections.abc import Callable
 __all__ = ("Throttle", "sample_of")
 
 SAMPLE_LENGTH = 300
-"""Bytes of a message that are kept as a sample: the begin shows who has sent it."""
+"""Bytes of a message that are kept as a sample: the beginning shows who has sent it."""
 
 
 def sample_of(data: bytes | str) -> str:
-    """Return the begin of a message on one line, without control characters."""
-    begin = data[:SAMPLE_LENGTH]
-    text = begin.decode(errors="replace") if isinstance(begin, bytes) else begin
+    """Return the beginning of a message on one line, without control characters."""
+    first = data[:SAMPLE_LENGTH]
+    text = first.decode(errors="replace") if isinstance(first, bytes) else first
     return "".join(
         "?" if unicodedata.category(letter).startswith("C") else letter for letter in " ".join(text.split())
     )
@@ -30,7 +30,7 @@ class Throttle:
         self.by_kind: Counter[str] = Counter()
         """Events of each kind since the start."""
         self.samples: dict[str, str] = {}
-        """For some kinds: the begin of one message."""
+        """For some kinds: the beginning of one message."""
 
     def count(self, kind: str) -> None:
         """Count an event."""

@@ -27,13 +27,19 @@ class ConnectionMonitor:
     A message above MAXMSGSIZE, or any other breach of the protocol, ends the session of a
     connecting socket: it receives nothing more, without an error. The only trace is a
     disconnection that no retry follows. A new socket is needed then, because libzmq ignores
-    another ``connect`` to the same address.
+    another ``connect`` to the same address. Closes the socket and raises ZMQError if there are too many
+    sockets or open files.
     """
 
     def __init__(self, socket: zmq.asyncio.Socket, mono: Callable[[], float]):
         self._socket = socket
         self._mono = mono
-        self._events = socket.get_monitor_socket(EVENTS)
+        try:
+            self._events = socket.get_monitor_socket(EVENTS)
+        except zmq.ZMQError:
+            # The event loop refers to the socket: without this it would stay open.
+            socket.close()
+            raise
         self._disconnected_at: float | None = None
         self.connected = False
         """Whether a ZeroMQ peer has answered and was not lost, when `ended` was last called. Another

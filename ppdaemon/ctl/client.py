@@ -149,13 +149,13 @@ class Daemon:
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        with _Connection(self._path) as line:
-            try:
+        try:
+            with _Connection(self._path) as line:
                 line.connect(deadline)
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
-            except (OSError, EOFError, BadMessage) as error:
-                raise self._as_error(error, timeout_s) from None
+        except (OSError, EOFError, BadMessage) as error:
+            raise self._as_error(error, timeout_s) from None
 
     def _as_error(self, error: Exception, timeout_s: float) -> PPDaemonError:
         match error:
@@ -267,8 +267,8 @@ class Daemon:
             Raised when the daemon closes the connection.
         """
         deadline = time.monotonic() + self._timeout_s
-        with _Connection(self._path) as line:
-            try:
+        try:
+            with _Connection(self._path) as line:
                 line.connect(deadline)
                 line.send(encode(reports.Watch()), deadline)
                 yield _validated(_data(line.receive(deadline)), _STATUS)
@@ -280,8 +280,8 @@ class Daemon:
                         yield None
                     else:
                         yield _validated(_data(data), _STATUS)
-            except (OSError, EOFError, BadMessage) as error:
-                raise self._as_error(error, self._timeout_s) from None
+        except (OSError, EOFError, BadMessage) as error:
+            raise self._as_error(error, self._timeout_s) from None
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)

@@ -77,24 +77,15 @@ def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
 class VisitSubmitter:
     """A connection to a relay's submit socket; use as a context manager.
 
-    Raises `~ppdaemon.errors.Unavailable` if the address is not valid.
+    Raises `~ppdaemon.errors.Unavailable` if the address is not valid, or too many files are open.
     """
 
     def __init__(self, address: str, timeout_s: float = ANSWER_S):
         self._address = address
         self._timeout_s = timeout_s
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REQ)
-        self._socket.linger = 0
-        self._socket.set(zmq.IMMEDIATE, 1)  # do not queue messages while no relay is connected
-        self._socket.set(zmq.MAXMSGSIZE, NODE_LIMIT)
-        # After a request without an answer another one may be sent, and a late
-        # answer is not taken for the answer to the second request.
-        self._socket.set(zmq.REQ_RELAXED, 1)
-        self._socket.set(zmq.REQ_CORRELATE, 1)
-        self._socket.sndtimeo = self._socket.rcvtimeo = max(1, round(timeout_s * 1000))
         try:
-            self._socket.connect(address)
+            self._socket = self._connect(address)
         except zmq.ZMQError as error:
             self._context.destroy()
             raise Unavailable(f"{address} cannot be used: {error}") from None
@@ -104,6 +95,19 @@ class VisitSubmitter:
 
     def __exit__(self, *_: object) -> None:
         self._context.destroy()
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.REQ)
+        socket.linger = 0
+        socket.set(zmq.IMMEDIATE, 1)  # do not queue messages while no relay is connected
+        socket.set(zmq.MAXMSGSIZE, NODE_LIMIT)
+        # After a request without an answer another one may be sent, and a late
+        # answer is not taken for the answer to the second request.
+        socket.set(zmq.REQ_RELAXED, 1)
+        socket.set(zmq.REQ_CORRELATE, 1)
+        socket.sndtimeo = socket.rcvtimeo = max(1, round(self._timeout_s * 1000))
+        socket.connect(address)
+        return socket
 
     def ask(self, fields: Mapping[str, Any]) -> Accepted:
         """Send a request and return the relay's answer.

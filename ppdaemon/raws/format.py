@@ -78,7 +78,7 @@ class PathFormat:
         A path relative to the root without its ending, with fields such as
         ``{instrument}/{day_obs}/{exposure}_{detector:03d}``.
 
-    whole_exposure : `bool`, optional
+    all_detectors : `bool`, optional
         Whether a file holds all detectors of an exposure: then the path names none.
 
     Raises
@@ -88,7 +88,7 @@ class PathFormat:
         ambiguous.
     """
 
-    def __init__(self, text: str, *, whole_exposure: bool = False):
+    def __init__(self, text: str, *, all_detectors: bool = False):
         self._parts = text.replace("{detector_name}", "{raft}_{slot}").split("/")
         if not {"", ".", ".."}.isdisjoint(self._parts):
             raise ValueError("a path is relative to the root and has no empty part")
@@ -105,9 +105,9 @@ class PathFormat:
         if self.fields.isdisjoint({"exposure", "obsid"}):
             raise ValueError("nothing names the exposure: write {exposure} or {obsid}")
         names_detector = "detector" in self.fields or {"raft", "slot"} <= self.fields
-        if whole_exposure and names_detector:
+        if all_detectors and names_detector:
             raise ValueError("the path names a detector, and detector_keyword is for files of all detectors")
-        if not whole_exposure and not names_detector:
+        if not all_detectors and not names_detector:
             raise ValueError(
                 "nothing names the detector: write {detector}, {detector_name}, or {raft} and {slot}; for "
                 "files that hold all detectors set detector_keyword"

@@ -88,8 +88,8 @@ class CustomLayout(Model):
     @pydantic.field_validator("path")
     @classmethod
     def _are_formats(cls, value: tuple[str, ...], info: pydantic.ValidationInfo) -> tuple[str, ...]:
-        whole = info.data.get("detector_keyword") is not None
-        depths = sorted(len(PathFormat(text, whole_exposure=whole).levels) - 1 for text in value)
+        all_detectors = info.data.get("detector_keyword") is not None
+        depths = sorted(len(PathFormat(text, all_detectors=all_detectors).levels) - 1 for text in value)
         if depths[0] != depths[-1]:
             raise ValueError(
                 f"{depths[0]} folders in one path, {depths[-1]} in another: all need the same number"
@@ -139,8 +139,8 @@ class Layout:
     def __init__(
         self, paths: Collection[str], instruments: Collection[str], detector_keyword: str | None = None
     ):
-        self._whole_exposure = detector_keyword is not None
-        self._formats = tuple(PathFormat(path, whole_exposure=self._whole_exposure) for path in paths)
+        self._all_detectors = detector_keyword is not None
+        self._formats = tuple(PathFormat(path, all_detectors=self._all_detectors) for path in paths)
         self.levels = tuple(
             frozenset.intersection(*level)
             for level in zip(*(each.levels for each in self._formats), strict=True)
@@ -153,6 +153,9 @@ class Layout:
         """Number of folders from the root to a file (`int`)."""
         self.steady_depth = min(_count(_STEADY, each.levels[:-1]) for each in self._formats)
         """Number of these that are not created for each exposure (`int`)."""
+        in_folders = frozenset().union(*self.levels[:-1])
+        self.one_exposure_per_folder = not in_folders.isdisjoint(("exposure", "obsid"))
+        """Whether a folder with files has those of one exposure only (`bool`)."""
         self._names = {name: DetectorNames.of(name) for name in instruments}
         self._check()
 
@@ -260,7 +263,7 @@ class Layout:
         if instrument is None or time is None:
             return None
         detector = detector_name = None
-        if kind is not rawnames.RawFileKind.EXPECTED and not self._whole_exposure:
+        if kind is not rawnames.RawFileKind.EXPECTED and not self._all_detectors:
             detector, detector_name = self._detector(instrument, values), _detector_name(values)
             if detector is None:
                 return None
@@ -327,7 +330,7 @@ class Layout:
                 [f"the layout names no instrument, and the node serves {', '.join(sorted(self._names))}"]
             )
         for instrument, naming in self._names.items():
-            if "detector" not in self.fields and not self._whole_exposure and naming is None:
+            if "detector" not in self.fields and not self._all_detectors and naming is None:
                 raise ConfigError(
                     [
                         f"no focal-plane table for {instrument!r}, which the layout needs to find detectors "
@@ -377,7 +380,7 @@ def exposure_id(controller: str, day_obs: int, sequence: int) -> int:
     Parameters
     ----------
     controller : `str`
-        Letter; one that they do not know adds nothing.
+        Letter; one that they do not have adds nothing.
     day_obs : `int`
         Observing day as a number ``YYYYMMDD``.
     sequence : `int`

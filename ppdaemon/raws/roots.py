@@ -7,7 +7,7 @@ import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pydantic
 
@@ -23,6 +23,7 @@ __all__ = (
     "RootConfig",
     "StoreHost",
     "WatchKind",
+    "escaped",
     "unsuitable_roots",
     "without_profile",
 )
@@ -124,6 +125,13 @@ def without_profile(uri: str) -> str:
     scheme, _, rest = uri.partition("://")
     host, slash, key = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{key}"
+
+
+def escaped(uri: str) -> str:
+    """Escape the key of an object for URI parsers: groups contain ``#`` and ``:``."""
+    scheme, _, rest = uri.partition("://")
+    host, _, key = rest.partition("/")
+    return f"{scheme}://{host}/{quote(key, safe='/')}"
 
 
 class RemoteRoot(Model):

@@ -46,6 +46,8 @@ IDLE = (
     concurrent.futures.thread._worker.__code__,  # it gets its work from a queue written in C
 )
 """Functions in which threads wait for work."""
+HARMLESS = frozenset({"tqdm"})
+"""Packages whose threads do nothing but watch their own objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class ScratchFolder:
     def use_for_temporary_files(self) -> None:
         """Let this process and its children create temporary files in the folder."""
         os.environ["TMPDIR"] = str(self.path)
-        tempfile.tempdir = None  # it is derived from TMPDIR at the next use
+        tempfile.tempdir = str(self.path)
 
 
 class Leftovers:
@@ -108,13 +110,13 @@ class Leftovers:
         restored: list[str] = []
         remaining: list[str] = []
         for part, before in zip(self._parts, self._before, strict=True):
-            if _read(part) == before:
+            if _is_as_before(part, before):
                 continue
             if part.restore is not None:
                 # A part that cannot be restored is still different, which decides.
                 with contextlib.suppress(Exception):
                     part.restore(before)
-            (remaining if part.restore is None or _read(part) != before else restored).append(part.name)
+            (restored if part.restore and _is_as_before(part, before) else remaining).append(part.name)
         for module, name, value in self._attributes:
             if module.get(name) is not value:
                 module[name] = value
@@ -139,7 +141,7 @@ class Leftovers:
             for thread in threading.enumerate()
             if thread.ident not in self._threads
             and not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
-            and (isinstance(thread, threading.Timer) or not _is_idle(frames.get(thread.ident or 0)))
+            and not _is_idle(thread, frames.get(thread.ident or 0))
         )
 
 
@@ -151,9 +153,25 @@ def _read(part: _Part) -> Any:
         return object()
 
 
-def _is_idle(frame: types.FrameType | None) -> bool:
-    """Return whether a thread waits for work: such a thread changes nothing by itself."""
-    return frame is not None and frame.f_code in IDLE
+def _is_as_before(part: _Part, before: Any) -> bool:
+    """Return whether a part is as it was; not if that cannot be found out, for example because values
+    are arrays.
+    """
+    try:
+        return bool(_read(part) == before)
+    except Exception:
+        return False
+
+
+def _is_idle(thread: threading.Thread, frame: types.FrameType | None) -> bool:
+    """Return whether a thread waits for work, without end: it changes nothing by itself. One that waits
+    for some time does something after it.
+    """
+    if type(thread).__module__.partition(".")[0] in HARMLESS:
+        return True
+    if frame is None or frame.f_code not in IDLE or isinstance(thread, threading.Timer):
+        return False
+    return frame.f_locals.get("timeout") is None
 
 
 def _attributes(packages: Collection[str]) -> list[tuple[dict[str, Any], str, Any]]:

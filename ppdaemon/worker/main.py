@@ -182,7 +182,6 @@ class VisitLoop:
                     self._visit_number, self._order = order.visit_number, order
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
-                    self._restore()  # the preprocessing may have changed what the main pipeline uses
                 case messages.Ingest(raw=raw):
                     try:
                         self.report(work.ingest(raw))
@@ -192,8 +191,6 @@ class VisitLoop:
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
                     _LOG.info("the visit is given up: %s", reason)
-                    if remaining := self._restore():
-                        self.report(messages.Spoiled(tainted=remaining))
                     self._forget(work)
                 case messages.Quit() | None:
                     return ExitCode.OK
@@ -211,8 +208,10 @@ class VisitLoop:
             reason = str(error) if failed else _first_line(error)
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=reason, retriable=retriable)
-        if isinstance(fact, messages.Done):
+        if isinstance(fact, messages.Prepared | messages.Done):
+            # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
             fact = fact.model_copy(update={"tainted": self._restore()})
+        if isinstance(fact, messages.Done):
             self._report_imports()
         # Sent before the cleanup, which may take long.
         self.report(fact)

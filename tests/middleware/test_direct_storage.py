@@ -199,7 +199,14 @@ class _Repo:
         empty = DataCoordinate.make_empty(universe)
         return DatasetRef(one, empty, run="run"), DatasetRef(other, empty, run="run")
 
-    def pass_on(self, content: Any, ref: DatasetRef, reads: Callable[[MemoryButler], Any]) -> Any:
+    def pass_on(
+        self,
+        content: Any,
+        ref: DatasetRef,
+        reads: Callable[[MemoryButler], Any],
+        *,
+        other_process: bool = False,
+    ) -> Any:
         """Put a dataset in one quantum and read it in another one; return what that reads."""
         task: Any = SimpleNamespace(
             label="task", immediate=(ref.datasetType.name,), deferred=frozenset(), log="a_log"
@@ -209,18 +216,24 @@ class _Repo:
             QuantumStep(task, Quantum(dataId=empty, **common, **edges), frozenset())  # type: ignore[arg-type]
             for edges in ({"outputs": {ref.datasetType: [ref]}}, {"inputs": {ref.datasetType: [ref]}})
         )
-        memory = MemoryButler(
-            self.butler.dimensions,
-            {ref.datasetType.name: ref.datasetType},
-            [maker, reader],
-            lambda ref, parameters: None,
-            lambda name: False,
-            10**9,
-            BackgroundWriter(self._writer, self._folder),
+        memory, other = (
+            MemoryButler(
+                self.butler.dimensions,
+                {ref.datasetType.name: ref.datasetType},
+                [maker, reader],
+                lambda ref, parameters: None,
+                lambda name: False,
+                10**9,
+                BackgroundWriter(self._writer, self._folder),
+            )
+            for _ in range(2)
         )
         memory.begin(maker)
         memory.expect_single_reads()
         memory.put(content, ref, provenance=DatasetProvenance())
+        if other_process:
+            other.adopt(maker, memory.outputs_for_transfer(maker))
+            memory = other
         memory.end(maker)
         memory.begin(reader)
         return reads(memory)
@@ -289,6 +302,15 @@ def test_what_a_task_reads_in_memory_equals_the_file(
     read = repo.pass_on(make(), passed, lambda memory: memory.get(passed))
     assert described(read) == described(repo.butler.get(stored))
     assert repo.written == (storage not in _IN_MEMORY and make not in _PLAIN)
+
+
+@pytest.mark.parametrize("case", ["astropy", "astropy, plain", "masked image", "dictionary"])
+def test_what_another_process_has_put_equals_the_file(repo: _Repo, case: str) -> None:
+    storage, make = CASES[case]
+    stored, passed = repo.refs(storage)
+    repo.butler.put(make(), stored)
+    read = repo.pass_on(make(), passed, lambda memory: memory.get(passed), other_process=True)
+    assert described(read) == described(repo.butler.get(stored))
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_without_a_pointing_no_spatial_dataset_is_planned(planned: MakePlan) -> 
 def test_a_filter_that_the_central_repo_does_not_know_leaves_no_pipeline(planned: MakePlan) -> None:
     detector = only(planned(main="Full,Short", filters="zz_99"))
     assert detector.outcome == "no_pipeline"
-    assert "does not know the filter zz_99" in detector.reason
+    assert "has no record of the filter zz_99" in detector.reason
     assert "butler register-instrument" in detector.reason
     assert {each.state for each in detector.pipelines} == {"dropped"}
 

@@ -19,6 +19,7 @@ from ppdaemon.errors import BadMessage, VisitFailed
 from ppdaemon.messages import Process, Raw
 from ppdaemon.middleware.raws import ingest, rawfiles, remote
 from ppdaemon.middleware.raws.rawfiles import RawFiles
+from ppdaemon.raws.roots import escaped
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
@@ -134,6 +135,19 @@ def test_a_visit_whose_raw_is_in_a_store_is_processed(rigs: MakeRig, store: Stor
     assert worker.process(Process(exposures=(EXPOSURE,))).outcome == Outcome.SUCCEEDED
     assert store.reads(".fits") == 1
     assert not [path for path in (rig.context.repo / "incoming").iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize("prefix", ["raw", "bucket/run=3", "bucket/2025:11 a", "bucket/näme+"])
+def test_an_object_is_fetched_whatever_the_characters_of_its_root(
+    store: Store, folder: Path, prefix: str
+) -> None:
+    store.objects[f"/{prefix}/day#1/a.fits"] = b"raw"
+    layout = {"path": "{instrument}/{exposure}", "detector_keyword": "CCDNUM"}
+    remote = [{"uri": f"{store.uri}/{prefix}", "layout": layout}, {"uri": f"{store.uri}/other"}]
+    files = RawFiles(ArrivalsConfig.model_validate({"roots": (), "remote": remote}))
+    path = escaped(f"{store.uri}/{prefix}/day#1/a.fits")
+    assert files.fetch(path, folder).read_bytes() == b"raw"
+    assert files.detector_keyword(path) == "CCDNUM"
 
 
 def test_fault_21_a_missing_object_is_unreadable_after_some_attempts(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Instruments, detectors and filters that the central repo does not know."""
+"""Instruments, detectors and filters that are not registered in the central repo."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def test_what_is_not_registered_is_refused_while_preparing(
     with pytest.raises(VisitFailed) as caught:
         worker.prepare(rig.order(**SHORT, **order))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert f"the central repo does not know the {what}: {command(rig)}" in str(caught.value)
+    assert f"the central repo has no record of the {what}: {command(rig)}" in str(caught.value)
     assert "lacks" not in str(caught.value)
     assert worker.prepare(rig.order(**SHORT)).pipeline == "Short"
 
@@ -53,7 +53,9 @@ def test_an_instrument_that_is_not_registered_is_refused(rigs: MakeRig, tmp_path
     central = tmp_path / "empty"
     Butler.makeRepo(str(central))
     rig, worker = rigs(central)
-    with pytest.raises(VisitFailed, match=f"does not know the instrument {NAME}: butler register-") as caught:
+    with pytest.raises(
+        VisitFailed, match=f"has no record of the instrument {NAME}: butler register-"
+    ) as caught:
         worker.prepare(rig.order(**SHORT))
     assert caught.value.outcome == Outcome.NO_PIPELINE
 
@@ -98,7 +100,7 @@ def test_a_filter_that_was_registered_after_the_start_needs_a_restart(
         butler.registry.insertDimensionData("physical_filter", record)
     rig, worker = rigs(own_central, exposures={"filter": "ignore"})
     worker.prepare(rig.order(**SHORT))
-    with pytest.raises(VisitFailed, match="in the worker's repo: restart the daemon") as caught:
+    with pytest.raises(VisitFailed, match="in the worker's repo: run ppctl reload") as caught:
         worker.ingest(rig.raw(FILTER="i_07"))
     assert caught.value.outcome == Outcome.BAD_RAW
 

@@ -2,12 +2,14 @@
 """Raws that notices over ZeroMQ report."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
+import zmq
 from arrivalkit import (
     Exposure,
     Publisher,
@@ -19,6 +21,7 @@ from arrivalkit import (
 )
 
 from ppdaemon.errors import ConfigError
+from ppdaemon.node.arrivals import notices
 from ppdaemon.node.arrivals.notices import NOTICE_LIMIT
 
 DATA = Path(__file__).parent.parent / "data" / "notices"
@@ -146,8 +149,39 @@ def test_notices_go_on_after_a_message_above_the_limit(tmp_path, publisher, capl
             await catcher.until(lambda: 95 in catcher.detectors)
 
     run(body)
-    lines = [record.message for record in caplog.records if "connecting again" in record.message]
-    assert len(lines) == 1
+    (line,) = [record.message for record in caplog.records if "connecting again" in record.message]
+    assert line.startswith(f"{publisher.address}: the connection was ended")
+
+
+def test_a_connection_that_cannot_be_made_again_is_tried_until_it_can(
+    tmp_path, publisher, caplog, monkeypatch
+):
+    """The process may have too many open files for a while."""
+    errors = [zmq.ZMQError(errno.EMFILE), ConfigError(["arrivals.subscribe: no such host"])]
+    connect = notices.Subscription._connect
+
+    def failing(subscription):
+        if hasattr(subscription, "connected") and errors:
+            raise errors.pop(0)
+        return connect(subscription)
+
+    monkeypatch.setattr(notices.Subscription, "_connect", failing)
+    monkeypatch.setattr(notices, "FIRST_PAUSE_S", 0.01)
+
+    async def body() -> None:
+        async with arriving(tmp_path, subscribe=[publisher.address], watch="poll", scan_s=60.0) as catcher:
+            exposure = Exposure(tmp_path, day=20200101)
+            exposure.put(94)
+            await publisher.subscribed()
+            publisher.send(b"x" * (NOTICE_LIMIT + 1))
+            await catcher.until(lambda: catcher.count("notice.connection_failed") == 2)
+            await publisher.subscribed()
+            publisher.send({"path": str(exposure.image(94))})
+            await catcher.one()
+            assert source(catcher, "zmq").live
+
+    run(body)
+    assert "Too many open files; next attempt in 0.01 s" in caplog.text
 
 
 def test_a_publisher_that_starts_again_costs_no_new_connection(tmp_path, caplog):

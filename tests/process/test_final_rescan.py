@@ -2,6 +2,9 @@
 """Final rescans of real folders: the raws that they deliver before they end."""
 
 import asyncio
+import errno
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from arrivalkit import DEADLINE_S, GROUP, Exposure, arriving, fits_file, renamed_into_place, run
 
 from ppdaemon.clock import Clock
+from ppdaemon.node.arrivals.unrecognized import UnrecognizedFiles
 from ppdaemon.visit import read_next_visit
 
 VISIT = read_next_visit({"groupId": GROUP, "instrument": "LSSTCam"})
@@ -18,7 +22,7 @@ BLIND = {"watch": "poll", "poll_s": 600.0}
 @pytest.fixture
 def no_hurry(monkeypatch):
     """Allow a rescan more time, because the machine may be busy."""
-    monkeypatch.setattr("ppdaemon.node.arrivals.arrivals.RESCAN_S", DEADLINE_S)
+    monkeypatch.setattr("ppdaemon.node.arrivals.finalrescan.RESCAN_S", DEADLINE_S)
 
 
 @pytest.mark.usefixtures("no_hurry")
@@ -145,6 +149,60 @@ def test_where_all_raws_are_delivered_no_other_file_is_named(tmp_path):
             exposure.put(94)
             renamed_into_place(exposure.folder / "x.txt", b"")
             assert await catcher.arrivals.rescan(VISIT, {94}, Clock().tai()) == ()
+
+    run(play)
+
+
+def test_what_is_found_before_the_time_limit_is_returned(tmp_path, monkeypatch):
+    """A folder that hangs costs neither the other folders of its root nor those of another root."""
+    hangs, in_folder = threading.Event(), UnrecognizedFiles.in_folder
+
+    def slow_in_folder(files, folder):
+        if files.root.path == str(slow) or folder == str(Exposure(quick, 157).folder):
+            assert hangs.wait(DEADLINE_S)
+        return in_folder(files, folder)
+
+    slow, quick = tmp_path / "slow", tmp_path / "quick"
+    monkeypatch.setattr(UnrecognizedFiles, "in_folder", slow_in_folder)
+    monkeypatch.setattr("ppdaemon.node.arrivals.finalrescan.REASONS_S", 1.0)
+
+    async def play():
+        async with arriving([slow, quick], **BLIND) as catcher:
+            try:
+                for root, detector in ((slow, 94), (quick, 95)):
+                    Exposure(root).put_sidecar(detector)
+                    Exposure(root).image(detector).write_bytes(fits_file()[:-4000])
+                renamed_into_place(Exposure(quick).image(96, ".fits.part"), fits_file())
+                renamed_into_place(Exposure(quick, 157).image(96, ".fits.part"), fits_file())
+                await catcher.watching()
+                files = await catcher.arrivals.rescan(VISIT, {94, 95, 96}, Clock().tai())
+                assert {file.path for file in files} == {
+                    str(Exposure(slow).image(94)),
+                    str(Exposure(quick).image(95)),
+                    str(Exposure(quick).image(96, ".fits.part")),
+                }
+            finally:
+                hangs.set()
+
+    run(play)
+
+
+@pytest.mark.usefixtures("no_hurry")
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    folder, opening = str(Exposure(tmp_path).folder), os.open
+
+    def refusing(path, *args, **options):
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opening(path, *args, **options)
+
+    async def play():
+        async with arriving(tmp_path, **BLIND) as catcher:
+            await catcher.watching()
+            Exposure(tmp_path).put(94)
+            monkeypatch.setattr(os, "open", refusing)
+            (file,) = await catcher.arrivals.rescan(VISIT, {94}, Clock().tai())
+            assert (file.path, file.reason) == (folder, "cannot be listed: Permission denied")
 
     run(play)
 

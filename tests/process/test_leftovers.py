@@ -2,16 +2,20 @@
 """What tasks leave in a process: restored, or named."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from ppdaemon.testing.leftovers import LEAVE
 from ppdaemon.testing.waiting import wait_until
+from ppdaemon.worker import leftovers as worker_leftovers
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 
 RESTORE_EACH = """
@@ -20,6 +24,7 @@ from pathlib import Path
 from ppdaemon import log
 from ppdaemon.testing.leftovers import LEAVE, describe
 from ppdaemon.testing.waiting import wait_until
+from ppdaemon.worker import leftovers as worker_leftovers
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 log.set_up("INFO", "json")
 scratch = ScratchFolder(Path(sys.argv[1]))
@@ -107,6 +112,45 @@ def test_threads_of_before_and_idle_threads_are_no_leftovers(event, daemon):
     threading.Thread(target=monitor, daemon=daemon).start()
     started.wait(10)
     wait_until(lambda: leftovers.restore() == ([], []))
+
+
+def test_a_thread_that_does_something_from_time_to_time_is_named(event):
+    leftovers = Leftovers()
+
+    def report():
+        while not event.wait(60):
+            leftovers.restore()
+
+    threading.Thread(target=report, name="reports", daemon=True).start()
+    wait_until(lambda: leftovers.restore() == ([], ["thread reports"]))
+
+
+def test_the_monitor_of_a_progress_bar_is_no_leftover(event):
+    """It looks at its bars every ten seconds."""
+    leftovers = Leftovers()
+    monitor = type("TMonitor", (threading.Thread,), {"__module__": "tqdm._monitor"})
+    monitor(target=event.wait, args=(60,), daemon=True).start()
+    wait_until(lambda: leftovers.restore() == ([], []))
+
+
+def test_state_that_cannot_be_compared_costs_the_worker_and_raises_nothing(monkeypatch):
+    values = iter([np.zeros(3), np.ones(3), np.ones(3)])
+    part = worker_leftovers._Part("colors", lambda: {"colors": next(values)}, lambda before: None)
+    monkeypatch.setattr(worker_leftovers, "_PYTHON", (part,))
+    assert Leftovers().restore() == ([], ["colors"])
+
+
+def test_an_ordinary_temporary_file_is_no_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    scratch = ScratchFolder(tmp_path / "tmp")
+    scratch.use_for_temporary_files()
+    scratch.enter()
+    leftovers = Leftovers()
+    with tempfile.TemporaryFile():
+        assert tempfile.gettempdir() == str(scratch.path)
+    assert leftovers.restore() == ([], [])
 
 
 def test_the_idle_threads_of_an_executor_are_no_leftovers():

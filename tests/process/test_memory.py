@@ -11,9 +11,10 @@ import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
+from ppdaemon.node.slots import memory
 from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
 from ppdaemon.node.slots.meters import Meters
-from ppdaemon.processes import process_tree
+from ppdaemon.processes import parent, process_tree
 
 SIZE_BYTES = 100_000_000
 GONE = 2**22 + 1
@@ -127,6 +128,62 @@ def test_a_worker_that_has_ended_uses_nothing(folders):
     assert memory_files([GONE], folders.ramdisk) == {}
     assert anonymous_share(GONE) == 0
     assert (memory_bound(GONE).anonymous, memory_bound(GONE).shared) == (0, 0)
+
+
+def test_a_process_that_nobody_has_waited_for_uses_nothing_and_stops_no_measurement(folders, monkeypatch):
+    """Reading one is permitted to root only."""
+
+    def refusing(function):
+        def call(path, *arguments, **options):
+            if str(path).startswith(f"/proc/{pid}/"):
+                raise PermissionError(13, "Permission denied", path)
+            return function(path, *arguments, **options)
+
+        return call
+
+    with worker(HOLD) as pid, worker(HOLD) as other:
+        monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+        monkeypatch.setattr(memory, "open", refusing(open), raising=False)
+        assert memory_files([pid], folders.ramdisk) == {}
+        assert measured(folders, pid, other) == [0, 1]
+
+
+def test_open_files_on_disks_are_not_touched(folders, monkeypatch, tmp_path):
+    """A mount that hangs would stop the measurement of all workers."""
+    file = f"/var/tmp/ppdaemon-test-{os.getpid()}"
+    stat, touched = os.stat, []
+
+    def noted(path, *arguments, **options):
+        touched.append(os.readlink(path))
+        return stat(path, *arguments, **options)
+
+    try:
+        with open(file, "w"), worker(f"stream = open({file!r})\n{HOLD}") as pid:
+            monkeypatch.setattr(memory.os, "stat", noted)
+            memory_files([pid], folders.ramdisk)
+            monkeypatch.undo()
+    finally:
+        os.unlink(file)
+    assert [name for name in touched if not name.startswith(("/memfd:", "/dev/"))] == []
+
+
+def test_a_file_in_memory_that_the_zygote_has_counts_for_no_worker(folders, file):
+    fork = f"""
+descriptor = os.open({str(file)!r}, os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
+pid = os.fork()
+if pid:
+    print(pid, flush=True)
+    sys.stdin.read()
+    os.waitpid(pid, 0)
+    os._exit(0)
+"""
+    command = [sys.executable, "-c", f"import os, sys\n{fork}\nsys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        pid = int(process.stdout.readline())
+        assert parent(pid) == process.pid
+        assert measured(folders, pid) == [0]
+        process.stdin.close()
 
 
 def test_only_files_of_a_single_worker_are_exclusive():

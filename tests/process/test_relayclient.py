@@ -2,19 +2,23 @@
 """The node's end of the link to the relay, over real sockets."""
 
 import asyncio
+import errno
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
+import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
-from ppdaemon.messages import RELAY_LIMIT, ReserveVisit
+from ppdaemon.messages import RELAY_LIMIT, HelloRefused, ReserveVisit
+from ppdaemon.node.visits import relayclient
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.waiting import TIMEOUT_S
+from ppdaemon.zmqmonitor import ConnectionMonitor
 
 
 @pytest.fixture
@@ -72,6 +76,55 @@ def test_a_node_connects_again_after_a_message_above_the_limit(relay, caplog, da
 
     asyncio.run(body())
     assert len([record for record in caplog.records if "connecting again" in record.message]) == 1
+
+
+def test_a_relay_that_always_sends_oversized_messages_is_logged_once(relay, caplog):
+    async def body():
+        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+            for number in (1, 2):
+                await until(relay, lambda: client.connected)
+                relay.send_raw(b"x" * (RELAY_LIMIT + 1))
+                await until(relay, lambda number=number: client.count["relay_connection_ended"] == number)
+                await until(relay, lambda number=number: len(relay.hellos) > number)
+
+    asyncio.run(body())
+    assert len([record for record in caplog.records if "connecting again" in record.message]) == 1
+
+
+def test_a_refusal_that_is_repeated_is_logged_once(relay, caplog):
+    async def body():
+        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            for _ in range(3):
+                relay.send(HelloRefused, code="taken", reason="another node has this name")
+            await until(relay, lambda: "refused by" in client.text)
+            await until(relay, lambda: client.connected)
+
+    asyncio.run(body())
+    assert len([record for record in caplog.records if "refuses this node" in record.message]) == 1
+
+
+def test_a_socket_that_cannot_be_opened_is_tried_again(relay, caplog, monkeypatch):
+    """The process may have too many open files for a while."""
+    attempts = []
+
+    def failing(socket, mono):
+        attempts.append(socket)
+        if len(attempts) <= 2:
+            socket.close()
+            raise zmq.ZMQError(errno.EMFILE)
+        return ConnectionMonitor(socket, mono)
+
+    monkeypatch.setattr(relayclient, "ConnectionMonitor", failing)
+    monkeypatch.setattr(relayclient, "FIRST_PAUSE_S", 0.01)
+
+    async def body():
+        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            assert client.count["relay_connection_failed"] == 2
+
+    asyncio.run(body())
+    assert "Too many open files; no visits are received; next attempt in 0.01 s" in caplog.text
 
 
 def test_a_message_up_to_the_limit_is_counted_with_a_sample(relay):

@@ -92,6 +92,7 @@ class Played:
             self._spawn,
             lambda: None,
             lambda root: False,
+            {"LSSTCam": range(205)},
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

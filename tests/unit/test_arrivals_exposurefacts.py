@@ -215,6 +215,22 @@ def test_the_majority_counts_also_where_it_is_known_before_the_first_read(night)
     run(body)
 
 
+def test_a_detector_that_is_read_again_counts_once_with_its_last_group(night):
+    async def body() -> None:
+        name, image = night.file(6)
+        night.put_sidecar(image, GROUPID="right")
+        assert (await night.exposures.facts(name, image)).group == "right"
+        night.exposures.count_group(name, ExposureFacts("right"))
+        for _ in range(3):  # its arrival and two rescans
+            night.exposures.count_group(night.file(7)[0], ExposureFacts("wrong"))
+        assert night.exposures.cached(night.file(8)[0]).group == "right"
+        for detector in (8, 7):
+            night.exposures.count_group(night.file(detector)[0], ExposureFacts("new"))
+        assert night.exposures.cached(night.file(9)[0]).group == "new", "7 was replaced"
+
+    run(body)
+
+
 def test_a_misplaced_file_has_no_vote(night):
     async def body() -> None:
         name, image = night.file(1)

@@ -3,10 +3,14 @@
 
 import pytest
 
-from ppdaemon.node.arrivals.nottaken import FileNotTaken, describe
+from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
 from ppdaemon.node.visits.core import MAX_REASON_CHARS
 
 BEFORE = "the exposures were taken without this detector; "
+
+
+def describe(files: list[FileNotTaken], detector: int = 5) -> str:
+    return FilesNotTaken(files).of(detector)[1]
 
 
 def test_without_files_there_is_no_text():
@@ -26,10 +30,10 @@ def test_files_are_listed_by_folder_the_ones_of_the_detector_first():
 
 
 def test_above_five_files_the_number_of_the_others_is_given():
-    files = [FileNotTaken(f"/raw/{number}.txt", "strange") for number in range(40)]
+    files = [FileNotTaken(f"/raw/{number}.txt", "unknown") for number in range(40)]
     text = describe(files)
-    assert text.startswith("40 files not taken, in /raw: 0.txt (strange), 1.txt")
-    assert text.endswith("12.txt (strange) and 35 more")
+    assert text.startswith("40 files not taken, in /raw: 0.txt (unknown), 1.txt")
+    assert text.endswith("12.txt (unknown) and 35 more")
 
 
 @pytest.mark.parametrize("chars", [10, 40, 90, 160, 300])
@@ -50,4 +54,4 @@ def test_a_reason_as_long_as_a_path_leaves_room_for_the_number():
 
 
 def test_control_characters_are_escaped():
-    assert describe([FileNotTaken("/raw/a\nb", "strange")]) == "1 file not taken, in /raw: 'a\\nb' (strange)"
+    assert describe([FileNotTaken("/raw/a\nb", "unknown")]) == "1 file not taken, in /raw: 'a\\nb' (unknown)"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a final rescan finds raws, and what it passes over."""
 
-import errno
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.node.arrivals.roots import RawRoots
+from ppdaemon.node.arrivals.unrecognized import UnrecognizedFiles
 from ppdaemon.node.arrivals.walk import RawSearch, WalkTime
 from ppdaemon.raws.path import ExpectedRaws
 
@@ -97,15 +97,16 @@ def test_a_root_that_is_not_there_has_nothing(tmp_path):
 # --- files that are not raws -------------------------------------------------
 
 
-def strange(
+def unrecognized(
     root: Path, expected: ExpectedRaws = BOTH, layout: object = "lsst", **config: object
 ) -> dict[str, tuple[str, int | None]]:
-    """Return reason and detector of each strange file, by its name."""
+    """Return reason and detector of each unrecognized file, by its name."""
     arrivals = ArrivalsConfig.model_validate({"roots": [root], "layout": layout} | config)
     tree = RawRoots(arrivals, {"LSSTCam": [94, 95]})
     search = RawSearch(tree, tree.roots[0], "final rescan", 900.0)
     search.rescan(expected, ANNOUNCED - 900.0, WalkTime(0.0, ANNOUNCED + 60.0, frozenset()))
-    found = search.strange_files(expected, ANNOUNCED - 900.0)
+    files = UnrecognizedFiles(tree.roots[0], expected, ANNOUNCED - 900.0)
+    found = [each for folder in search.folders_of_files for each in files.in_folder(folder)]
     return {Path(each.path).name: (each.reason, each.detector) for each in found}
 
 
@@ -127,8 +128,8 @@ BASE = Path(raw()).name.removesuffix(".fits")
 def test_a_raw_under_the_name_of_its_writer_is_of_its_detector(tmp_path, name, reason):
     put(tmp_path, f"{Path(raw()).parent}/{name}")
     reason = reason.replace(".fits.part", ".part")
-    assert strange(tmp_path) == {name: (f"not complete, or no raw: {reason}", 94)}
-    assert strange(tmp_path, ExpectedRaws("LSSTCam", frozenset({95}), GROUP)) == {}
+    assert unrecognized(tmp_path) == {name: (f"not complete, or no raw: {reason}", 94)}
+    assert unrecognized(tmp_path, ExpectedRaws("LSSTCam", frozenset({95}), GROUP)) == {}
 
 
 def test_what_the_layout_does_not_have_is_of_no_detector(tmp_path):
@@ -136,35 +137,35 @@ def test_what_the_layout_does_not_have_is_of_no_detector(tmp_path):
     put(tmp_path, f"{folder}/x.txt")
     put(tmp_path, f"{folder}/{Path(raw(157)).name}")  # of another exposure
     (tmp_path / folder / "more").mkdir()
-    assert strange(tmp_path) == {
+    assert unrecognized(tmp_path) == {
         "x.txt": ("no name of the layout", None),
         Path(raw(157)).name: ("no name of the layout", None),
         "more": ("a folder", None),
     }
 
 
-def test_files_of_other_detectors_and_lists_are_not_strange(tmp_path):
+def test_files_of_other_detectors_and_lists_are_not_unrecognized(tmp_path):
     for name in (raw(), raw().replace(".fits", ".json"), raw().replace("S11", "S00")):
         put(tmp_path, name)
     put(tmp_path, raw().replace("_R22_S11.fits", "_expectedSensors.json"))
     put(tmp_path, raw().replace("_R22_S11.fits", "_R40_SG0_guider.fits"))
     put(tmp_path, raw().replace("S11", "S00") + ".part")
-    assert strange(tmp_path) == {}
+    assert unrecognized(tmp_path) == {}
 
 
 def test_a_sidecar_without_its_image_is_named(tmp_path):
     put(tmp_path, raw().replace(".fits", ".json"))
     put(tmp_path, raw(detector=95).replace(".fits", ".json"))
     put(tmp_path, raw(detector=95) + ".fz")
-    assert strange(tmp_path) == {f"{BASE}.json": ("a sidecar without its image", 94)}
+    assert unrecognized(tmp_path) == {f"{BASE}.json": ("a sidecar without its image", 94)}
 
 
 @pytest.mark.parametrize("done", [".done", "{obsid}.complete"])
-def test_markers_are_not_strange(tmp_path, done):
+def test_markers_are_not_unrecognized(tmp_path, done):
     put(tmp_path, raw())
     marker = raw() + done if done == ".done" else str(Path(raw()).parent / "MC_O_20251121_000156.complete")
     put(tmp_path, marker)
-    assert strange(tmp_path, done=done) == {}
+    assert unrecognized(tmp_path, done=done) == {}
 
 
 def test_old_files_of_unknown_meaning_are_not_named_where_exposures_share_a_folder(tmp_path):
@@ -173,19 +174,6 @@ def test_old_files_of_unknown_meaning_are_not_named_where_exposures_share_a_fold
     put(tmp_path, "LSSTCam/20251121/notes.txt")
     os.utime(tmp_path / "LSSTCam/20251121/notes.txt", (ANNOUNCED - 5000, ANNOUNCED - 5000))
     name = "2025112100156_094.fits.part"
-    now = strange(tmp_path, layout=layout)
+    now = unrecognized(tmp_path, layout=layout)
     assert now.keys() == {name, "notes.txt"}, "it was placed after the announcement"
     assert now[name] == ("not complete, or no raw: its name ends in .part", 94)
-
-
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
-    put(tmp_path, raw())
-    folder, opening = str((tmp_path / raw()).parent), os.open
-
-    def refusing(path, *args):
-        if path == folder:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return opening(path, *args)
-
-    monkeypatch.setattr(os, "open", refusing)
-    assert strange(tmp_path) == {Path(folder).name: ("cannot be listed: Permission denied", None)}

@@ -14,8 +14,9 @@ from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import StoredObject, read_notice
 from ppdaemon.node.arrivals.roots import RawRoots
-from ppdaemon.node.arrivals.stores import StoreArrivals, escaped
+from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.raws.roots import escaped
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
 IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``ppctl`` against a scripted daemon: output, exit statuses, bad company."""
 
+import errno
 import json
+import os
 import socket
 import sys
 import time
@@ -431,3 +433,14 @@ def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer]
     serve(lambda _request: ok(status(arrivals=[source])))
     out = " ".join(ppctl("status")[1].split())
     assert "inotify /raw: live, 7 raws found first 1 ms after they were written, 99 % within 14 ms" in out
+
+
+def test_too_many_open_files_are_an_error_of_the_connection(monkeypatch, tmp_path):
+    def failing(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("ppdaemon.ctl.client.socket.socket", failing)
+    daemon = Daemon(tmp_path / "control.sock")
+    for ask in (daemon.status, lambda: next(daemon.watch(1.0))):
+        with pytest.raises(Unavailable, match="Too many open files"):
+            ask()

@@ -223,7 +223,7 @@ def test_the_paths_that_documents_show_are_formats(document, count):
     shown = re.findall(r'(?:path: |``)"(\{[^"]+)"', (Path(__file__).parents[2] / document).read_text())
     assert len(shown) == count
     # One of two is of files that hold all detectors.
-    assert all(PathFormat(text, whole_exposure=text.endswith("{exposure}")).fields for text in shown)
+    assert all(PathFormat(text, all_detectors=text.endswith("{exposure}")).fields for text in shown)
 
 
 @pytest.mark.parametrize(

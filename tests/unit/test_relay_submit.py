@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Sending visits by hand: the event that is made, following it, the exit code."""
 
+import errno
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import zmq
 from rich.console import Console
 
 from ppdaemon.ctl import submit
+from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.errors import Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
@@ -152,3 +154,12 @@ def test_after_a_question_without_an_answer_another_one_can_be_asked(socket_dir)
                 assert client.ask({}).reason == "in time"
             finally:
                 thread.join()
+
+
+def test_too_many_open_files_are_an_error_of_the_address(monkeypatch):
+    def failing(*args, **options):
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(zmq.Context, "socket", failing)
+    with pytest.raises(Unavailable, match="cannot be used: Too many open files"):
+        VisitSubmitter("tcp://127.0.0.1:1")

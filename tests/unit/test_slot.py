@@ -21,7 +21,6 @@ from ppdaemon.messages import (
     Raw,
     RawRefused,
     Ready,
-    Spoiled,
     StageReached,
 )
 from ppdaemon.node.slots.assignment import Assignment, Key
@@ -170,20 +169,20 @@ def test_a_worker_that_a_visit_has_changed_is_recycled(slot):
 
 
 def test_a_worker_that_a_canceled_visit_has_changed_is_recycled(slot):
-    slot.to(S.WAITING)
-    slot(CancelReceived())
-    actions = slot(Spoiled(visit_number=1, tainted="thread monitor"))
-    assert orders(actions) == [Quit()]
+    slot.to(S.PREPARING)
+    slot(Prepared(visit_number=1, tainted="thread monitor"))
+    actions = slot(CancelReceived())
+    assert orders(actions) == [GiveUp(reason="cancelled"), Quit()]
     assert NoteRecycled("leftovers", "recycled: its visit left thread monitor") in actions
-    assert slot(Spoiled(visit_number=1, tainted="thread monitor")) == []
 
 
-def test_what_a_canceled_visit_has_left_costs_no_visit_that_was_assigned_meanwhile(slot):
-    slot.to(S.WAITING)
-    slot(CancelReceived())
-    slot(VisitAssigned(an_assignment()))
-    assert slot(Spoiled(visit_number=1, tainted="thread monitor")) == []
-    assert slot.slot.state == S.PREPARING
+def test_what_has_ended_before_the_end_of_the_visit_costs_no_worker(slot):
+    slot.to(S.PREPARING)
+    slot(Prepared(visit_number=1, tainted="thread monitor"))
+    slot(RawArrived(a_raw()))
+    slot(Ingested(visit_number=1, exposure=1))
+    slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED))
+    assert slot.slot.state == S.IDLE
 
 
 def test_what_a_worker_imports_by_itself_is_noted_in_any_state(slot):

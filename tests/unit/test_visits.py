@@ -10,7 +10,7 @@ from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
-from ppdaemon.node.arrivals.index import ExpectedSensors
+from ppdaemon.node.arrivals.index import ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import (
@@ -426,7 +426,7 @@ def test_files_not_taken_are_those_of_the_detector_and_of_no_other_announced_vis
     files = (
         FileNotTaken("/raw/a.part", "unfinished", 0),
         FileNotTaken("/raw/b.part", "unfinished", 1),
-        FileNotTaken("/raw/c.txt", "strange"),
+        FileNotTaken("/raw/c.txt", "unknown"),
         FileNotTaken("/raw/d.fits", "another group", 0, "other#1"),
         FileNotTaken("/raw/e.fits", "no visit has its group", 0, "mistyped"),
     )
@@ -434,8 +434,28 @@ def test_files_not_taken_are_those_of_the_detector_and_of_no_other_announced_vis
     (done,) = [action.event for action in world.of(SendToSlot) if isinstance(action.event, RescanDone)]
     assert done.not_taken == 3
     assert done.text == (
-        "3 files not taken, in /raw: a.part (unfinished), c.txt (strange), e.fits (no visit has its group)"
+        "3 files not taken, in /raw: a.part (unfinished), c.txt (unknown), e.fits (no visit has its group)"
     )
+
+
+def test_files_not_taken_are_evaluated_once_for_all_detectors(world, monkeypatch):
+    accepted(world, detectors=range(9))
+    for slot in range(9):
+        world.assign(slot)
+    keys = tuple(KEY._replace(detector=detector) for detector in range(9))
+    for key in keys:
+        world.handle(RescanRaws(key))
+    world.begin_rescans()
+    groups, contains = [], Recent.contains
+    monkeypatch.setattr(Recent, "contains", lambda *args: groups.append(args[1][1]) or contains(*args))
+    files = [FileNotTaken(f"/raw/{number}.fits", "group", number % 9, f"g{number}") for number in range(90)]
+    files += [FileNotTaken(f"/raw/{number}.txt", "unknown") for number in range(9)]
+    world.handle(RescanFinished(keys, tuple(files)))
+    assert len(groups) == 90
+    done = [action.event for action in world.of(SendToSlot) if isinstance(action.event, RescanDone)]
+    assert [each.not_taken for each in done] == 9 * [19]
+    names = "0.txt (unknown), 1.txt (unknown), 2.txt (unknown), 3.txt (unknown), 4.txt (unknown)"
+    assert {each.text for each in done} == {f"19 files not taken, in /raw: {names} and 14 more"}
 
 
 def test_no_rescan_starts_for_an_ended_visit(world):

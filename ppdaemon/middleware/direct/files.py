@@ -92,6 +92,8 @@ class TransferredDataset:
     """Path and formatter of a file that has it instead of `content`."""
     provenance: DatasetProvenance | None = None
     size_bytes: int = 0
+    is_table: bool = False
+    """As in `MemoryDataset`."""
 
 
 def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:

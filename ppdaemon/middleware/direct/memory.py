@@ -14,7 +14,8 @@ written, and the task itself reads it no second time.
 
 Tables and text are written at the put and read from the file, as with the
 other engines: their formatters do not return what was put, and cannot write
-everything.
+everything. A plain table stays in memory: each task gets the copy that a read of
+its file would give (`~ppdaemon.middleware.direct.files.as_read`).
 """
 
 import logging
@@ -145,7 +146,12 @@ class MemoryButler(LimitedButler):
                 self._move_to_file(dataset)
             file = None if dataset.file is None else (dataset.file.path, dataset.file.formatter)
             transferred[dataset.ref.id] = TransferredDataset(
-                dataset.ref.id, dataset.content, file, dataset.provenance, dataset.size_bytes
+                dataset.ref.id,
+                dataset.content,
+                file,
+                dataset.provenance,
+                dataset.size_bytes,
+                dataset.is_table,
             )
         return list(transferred.values())
 
@@ -155,7 +161,7 @@ class MemoryButler(LimitedButler):
         for each in transferred:
             dataset = self._dataset_for(refs[each.id])
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
-            dataset.content = each.content
+            dataset.content, dataset.is_table = each.content, each.is_table
             if each.file is not None:
                 dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()

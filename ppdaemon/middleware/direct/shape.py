@@ -46,7 +46,7 @@ class TaskShape:
     inputs: tuple[ReadEdge, ...]
     """Regular inputs."""
     finders: tuple[PrerequisiteFinder, ...]
-    """Prerequisite inputs; a finder knows how they are joined."""
+    """Prerequisite inputs, with the joins that find them."""
     outputs: tuple[str, ...]
     """Dataset types, with metadata and log."""
     immediate: tuple[str, ...]

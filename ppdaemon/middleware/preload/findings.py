@@ -73,7 +73,7 @@ class PreloadPlan:
     reasons: tuple[str, ...]
     """Why the other pipelines cannot run."""
     filters: frozenset[str]
-    """Filters of the instrument that the central repo knows."""
+    """Filters of the instrument that are registered in the central repo."""
     files: Mapping[DatasetId, DataFile]
     """Files of the datasets; those that are not one file have none."""
     collection_types: Mapping[str, CollectionType]

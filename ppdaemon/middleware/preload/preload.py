@@ -74,7 +74,7 @@ class Preload:
         """Find the inputs of the selected pipelines in the central repo; change nothing.
 
         It is not an error if no pipeline can run. None can if the central repo
-        does not know the instrument, detector or filter: it would refuse the
+        has no record of the instrument, detector or filter: it would refuse the
         outputs. `sizes` also requests the sizes of the files, one by one. Raises
         `~ppdaemon.errors.VisitFailed` (``PRELOAD_FAILED``, retriable) if the
         central repo cannot be read.
@@ -236,8 +236,8 @@ class Preload:
         return needs
 
     def _unregistered(self, order: Prepare, central: Butler, bands: Collection[str]) -> str:
-        """Return what the central repo does not know of a visit-detector, with the command that registers
-        it; empty if it knows all.
+        """Return what of a visit-detector is not registered in the central repo, with the command that
+        registers it; empty if all is.
         """
         instrument, names = order.visit.instrument, order.visit.filter_names
         data_id = {"instrument": instrument, "detector": order.detector}
@@ -249,7 +249,7 @@ class Preload:
             what = f"detector {order.detector} of {instrument}"
         else:
             what = f"instrument {instrument}"
-        return f"the central repo does not know the {what}: {register_command(self._config, instrument)}"
+        return f"the central repo has no record of the {what}: {register_command(self._config, instrument)}"
 
     def _search(
         self, order: Prepare, central: Butler, footprint: Footprint, bands: Mapping[str, str]

@@ -322,7 +322,7 @@ def impossible_dates(header: ExposureHeader, now_tai: float) -> str:
     is simulated.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ERFA: it does not know the leap seconds of such years
+        warnings.simplefilter("ignore")  # of ERFA: it has no leap seconds of such years
         begin, end = float(header.begin.unix_tai), header.shutter_close_tai
         dates = f"it begins at {header.begin.tai.isot} and ends at {header.end.tai.isot}"
     if begin < EARLIEST_TAI:

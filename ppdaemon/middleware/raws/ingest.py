@@ -82,7 +82,7 @@ class RawLimits:
     exposures: ExposuresConfig
     """Limits between raws and announcement."""
     filters: frozenset[str]
-    """Filters of the instrument that the central repo knows: it refuses outputs with another one."""
+    """Filters of the instrument in the central repo, which refuses outputs with another one."""
     register_command: str
     """Registers other filters."""
     clock: Clock
@@ -215,7 +215,7 @@ class VisitRaws:
         try:
             self.announced.butler.registry.expandDataId(known)
         except DataIdValueError as error:
-            # The template has the filters of the time at which the daemon was started.
-            text = f"{text} in the worker's repo: restart the daemon"
+            # The template has the filters of the time at which its generation was created.
+            text = f"{text} in the worker's repo: run ppctl reload"
             raise VisitFailed(Outcome.BAD_RAW, text) from error
         return header

@@ -14,6 +14,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.raws.remote import fetch
 from ppdaemon.raws.files import open_raw, raw_descriptor
 from ppdaemon.raws.path import plain_name
+from ppdaemon.raws.roots import escaped
 
 __all__ = ("RawFiles",)
 
@@ -24,7 +25,7 @@ class RawFiles:
     def __init__(self, config: ArrivalsConfig):
         # The innermost root first: a link from it into an outer root leaves its root.
         self._roots = sorted((str(root.path) for root in config.roots), key=len, reverse=True)
-        self._stores = tuple(f"{root.uri}/" for root in config.remote)
+        self._stores = tuple(escaped(f"{root.uri}/") for root in config.remote)
         self._detector_keywords = config.detector_keywords
 
     def fetch(self, path: str, folder: Path) -> Path:

@@ -69,7 +69,7 @@ def footprint_of(
     Each edge of the region is `padding_arcsec` outside of the sensitive area,
     or further where the camera's visits are defined with a wider padding.
     `image_deadline_s` limits how late the exposure may be. `now_tai` (TAI
-    seconds since 1970) is the begin if none is announced. Without a region, the
+    seconds since 1970) is the start if none is announced. Without a region, the
     reason is logged as a warning.
     """
     begin, _ = expected_begin(visit, now_tai)

@@ -110,14 +110,14 @@ class AnnouncedVisit:
             _LOG.warning("exposure %s: the visit is recorded without a region: %s", first.id, why)
             return None, None
         # The visit's region covers the whole camera, so that all detectors make the same record.
-        whole = camera_region(self.camera, pointing)
+        visit_region = camera_region(self.camera, pointing)
         try:
-            return whole, detector_region(self.camera, self.detector, pointing)
+            return visit_region, detector_region(self.camera, self.detector, pointing)
         except LookupError as error:
             _LOG.warning(
                 "exposure %s: detector %d is recorded without a region: %s", first.id, self.detector, error
             )
-            return whole, None
+            return visit_region, None
 
 
 def joined_visit(
@@ -185,8 +185,8 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for name in ("exposure", "visit"):
             for record in by_element.get(name, ()):
                 (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
-                if (whole := completed(stored, record)) != stored:
-                    butler.registry.syncDimensionData(name, whole, update=True)
+                if (merged := completed(stored, record)) != stored:
+                    butler.registry.syncDimensionData(name, merged, update=True)
         for name in ("visit", "visit_detector_region"):
             _remove_stray_overlaps(butler, by_element.get(name, ()))
         grouped = {
@@ -230,8 +230,8 @@ def _update_visit(butler: Butler, visit: DimensionRecord) -> None:
     data_id = {"instrument": visit.instrument, "visit": visit.id}
     exposures = butler.query_dimension_records("exposure", data_id=data_id, explain=False)
     (stored,) = butler.query_dimension_records("visit", data_id=data_id)
-    whole = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
-    butler.registry.syncDimensionData("visit", whole, update=True)
+    joined = joined_visit(butler.dimensions, visit.id, exposures, stored.region or visit.region)
+    butler.registry.syncDimensionData("visit", joined, update=True)
 
 
 def _has_pointing(exposure: DimensionRecord) -> bool:

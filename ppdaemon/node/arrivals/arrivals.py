@@ -22,7 +22,7 @@ from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.completion import READERS, RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader, FileReader
-from ppdaemon.node.arrivals.finalrescan import FinalRescan
+from ppdaemon.node.arrivals.finalrescan import RESCAN_S, FinalRescan
 from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription, listen
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
@@ -30,6 +30,7 @@ from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
 from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
 from ppdaemon.node.arrivals.threads import FileThreads
+from ppdaemon.node.arrivals.unrecognized import UnrecognizedFiles
 from ppdaemon.node.arrivals.walk import RawSearch
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import ExpectedRaws, RawFileKind
@@ -44,10 +45,6 @@ MAX_TASKS = 20_000
 """With more tasks, sidecars and lists of detectors are not read when they are sighted."""
 STOP_S = 3.0
 """Time for closing the watches; a filesystem that hangs would block the stop."""
-RESCAN_S = 1.5
-"""Time limit of a final rescan: a worker slot is occupied meanwhile."""
-REASONS_S = 0.3
-"""Time for finding why files are not taken; with `RESCAN_S` less than the 2 s that a slot waits."""
 
 
 class Arrivals:
@@ -172,30 +169,21 @@ class Arrivals:
     ) -> tuple[FileNotTaken, ...]:
         """List the folders that can contain raws of a visit, and deliver the complete raws found there.
 
-        Raws that were delivered before are delivered again. Ends after `RESCAN_S`, and returns the
-        files that were not delivered after another `REASONS_S` at the latest. Where paths do not
-        contain the group, folders of exposures that have not changed since `remember_s` before the
-        announcement are skipped.
+        Raws that were delivered before are delivered again. Returns the files that were not delivered,
+        those found within the time limits of `FinalRescan`. Where paths do not contain the group,
+        folders of exposures that have not changed since `remember_s` before the announcement are skipped.
         """
         expected = ExpectedRaws(visit.instrument, frozenset(detectors), visit.group)
         since_unix = announced_tai - TAI_MINUS_UTC_S - self._config.remember_s
         rescans = [self._final_rescan(root, expected, since_unix) for root in self._raw_roots.roots]
         self._counts.count("final_rescans")
-        try:
-            async with asyncio.timeout(RESCAN_S):
-                await asyncio.gather(*(rescan.deliver() for rescan in rescans))
-        except TimeoutError:
+        if not all(await asyncio.gather(*(rescan.run() for rescan in rescans))):
             text = (
                 f"the final rescan for {visit.group} was stopped after {RESCAN_S:g} s; raws that it has not "
                 "found may be reported as missing: check that the filesystem of the raw roots is not slow"
             )
             self._counts.warn("final_rescan_cut_short", text)
-        try:
-            async with asyncio.timeout(REASONS_S):
-                found = await asyncio.gather(*(rescan.not_taken() for rescan in rescans))
-        except TimeoutError:  # it was reported above, or the filesystem hangs since then
-            return ()
-        return tuple(file for each in found for file in each)
+        return tuple(file for rescan in rescans for file in rescan.not_taken)
 
     @property
     def refused(self) -> tuple[RefusedRaw, ...]:
@@ -209,7 +197,7 @@ class Arrivals:
 
     @property
     def samples(self) -> Mapping[str, str]:
-        """For kinds of `counters`: the begin of a message that was not understood."""
+        """For kinds of `counters`: the beginning of a message that was not understood."""
         return self._counts.samples
 
     # --- sightings ---
@@ -261,7 +249,9 @@ class Arrivals:
         self._elsewhere[source].add(file)
 
     def _on_bad_notice(self, error: BadMessage, data: bytes | None) -> None:
-        self._counts.warn(f"notice.{error.kind}", f"ignoring a notice: {error}", data)
+        # An error of the connection has no message.
+        text = str(error) if data is None else f"ignoring a notice: {error}"
+        self._counts.warn(f"notice.{error.kind}", text, data)
 
     def _on_path_notice(self, source: str, path: str) -> None:
         for absolute in self._raw_roots.absolute_paths(path):
@@ -330,6 +320,7 @@ class Arrivals:
             expected,
             since_unix,
             RawSearch(self._raw_roots, root, f"rescan {root.path}", self._config.remember_s),
+            UnrecognizedFiles(root, expected, since_unix),
             self._threads[root.path],
             self._exposures,
             self._completion,

@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pydantic
@@ -78,7 +78,7 @@ class RawCompletion:
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     on_overflow: Callable[[], None]
     same_clock: Callable[[str], bool]
-    served: Mapping[str, Collection[int]] = field(default_factory=dict)
+    served: Mapping[str, Collection[int]]
 
     def __post_init__(self) -> None:
         self.latencies = Latencies()
@@ -162,11 +162,11 @@ class RawCompletion:
         """
         if self.delivered(name) and not replaced:
             return
-        raw = _raw(name, uri, facts, False, self.clock.tai(), version or None)
+        raws = self._raws(name, uri, facts, version or None)
         self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
         self.counts.count("delivered")
-        self._deliver(name, raw)
+        self._deliver(raws)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
@@ -332,15 +332,15 @@ class RawCompletion:
         try:
             if facts is None:
                 raise BadMessage(f"{path}: no group in sidecar or header, not delivered", "no_group")
-            raw = _raw(name, path, facts, has_sidecar, self.clock.tai(), complete.file_id)
+            raws = self._raws(name, path, facts, complete.file_id, has_sidecar=has_sidecar)
         except BadMessage as error:
             self._conclude(pending, _refusal(error))
         else:
-            self._conclude(pending, raw)
+            self._conclude(pending, raws)
 
-    def _conclude(self, pending: PendingRaw, end: Raw | Abandon) -> None:
+    def _conclude(self, pending: PendingRaw, end: list[Raw] | Abandon) -> None:
         """Deliver or abandon a raw; remove it from the pending raws unless it was reported again."""
-        delivered, now = isinstance(end, Raw), self.clock.mono()
+        delivered, now = not isinstance(end, Abandon), self.clock.mono()
         if not pending.conclude(delivered=delivered, mono=now):
             self._queue(pending)
             return
@@ -356,14 +356,44 @@ class RawCompletion:
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.latency_s)
-        self._deliver(pending.name, end)
+        self._deliver(end)
 
-    def _deliver(self, name: RawName, raw: Raw) -> None:
-        if name.detector is not None:
+    def _deliver(self, raws: Iterable[Raw]) -> None:
+        for raw in raws:
             self.deliver(raw)
-            return
-        for detector in sorted(self.served[name.instrument]):
-            self.deliver(raw.model_copy(update={"detector": detector}))
+
+    def _raws(
+        self,
+        name: RawName,
+        path: str,
+        facts: ExposureFacts,
+        file_id: FileId | str | None,
+        *,
+        has_sidecar: bool = False,
+    ) -> list[Raw]:
+        """Return the raw of a file's detector; of a file that holds all detectors, one for each that this
+        node serves. Raises BadMessage if header values are not valid.
+        """
+        seen_tai = self.clock.tai()
+        detectors = sorted(self.served[name.instrument]) if name.detector is None else [name.detector]
+        try:
+            return [
+                Raw(
+                    path=path,
+                    sidecar=sidecar_path(path) if has_sidecar else None,
+                    instrument=name.instrument,
+                    group=facts.group,
+                    detector=detector,
+                    exposure=name.exposure,
+                    snap=facts.snap,
+                    snaps=facts.snaps,
+                    seen_tai=seen_tai,
+                    file_id=file_id,
+                )
+                for detector in detectors
+            ]
+        except pydantic.ValidationError as error:
+            raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not valid", "header") from None
 
 
 class _Queue:
@@ -405,32 +435,6 @@ def _complete(pending: PendingRaw) -> Deliver:
 
 def _refusal(error: BadMessage) -> Abandon:
     return Abandon(f"refused.{error.kind}", str(error))
-
-
-def _raw(
-    name: RawName,
-    path: str,
-    facts: ExposureFacts,
-    has_sidecar: bool,
-    seen_tai: float,
-    file_id: FileId | str | None = None,
-) -> Raw:
-    try:
-        return Raw(
-            path=path,
-            sidecar=sidecar_path(path) if has_sidecar else None,
-            instrument=name.instrument,
-            group=facts.group,
-            # Of a file that holds all detectors each one is delivered with its number.
-            detector=name.detector or 0,
-            exposure=name.exposure,
-            snap=facts.snap,
-            snaps=facts.snaps,
-            seen_tai=seen_tai,
-            file_id=file_id,
-        )
-    except pydantic.ValidationError as error:
-        raise BadMessage(f"{path}: {error.errors()[0]['loc']} is not valid", "header") from None
 
 
 def _key(name: RawName) -> _Key:

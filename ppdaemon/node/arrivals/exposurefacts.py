@@ -11,8 +11,7 @@ for detectors without a group of their own.
 
 import asyncio
 import contextlib
-import operator
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -90,8 +89,8 @@ class _Unresolved:
 @dataclass(slots=True)
 class _Exposure:
     facts: files.ExposureFacts | None = None
-    groups: dict[str, tuple[int, files.ExposureFacts]] | None = None
-    """How many detectors have each group of their own, with the facts of one of them."""
+    counted: dict[int | None, files.ExposureFacts] | None = None
+    """By detector: the facts in its own header or sidecar; rescans read them again."""
     listed: bool = False
     unresolved: _Unresolved | None = field(default_factory=_Unresolved)
     """Deleted when the facts are known: it needs more memory than all other fields."""
@@ -116,12 +115,13 @@ class _Exposure:
 
     def use_majority(self) -> None:
         """Replace the facts, if they are known, where more detectors have another group."""
-        if self.facts is None or not self.groups:
+        if self.facts is None or not self.counted:
             return
-        most, facts = max(self.groups.values(), key=operator.itemgetter(0))
+        numbers = Counter(facts.group for facts in self.counted.values())
+        [(group, most)] = numbers.most_common(1)
         # The file that was read first counts as one detector, which may not be served here.
-        if most > max(1, self.groups.get(self.facts.group, (0, None))[0]):
-            self.facts = facts
+        if most > max(1, numbers[self.facts.group]):
+            self.facts = next(facts for facts in self.counted.values() if facts.group == group)
 
 
 @dataclass(eq=False)
@@ -209,9 +209,9 @@ class ExposureFactsCache:
         if name.group is not None or (name.obsid is not None and own.obsid not in (None, name.obsid)):
             return
         exposure = self._exposure(name)
-        exposure.groups = exposure.groups or {}
-        number, _ = exposure.groups.get(own.group, (0, own))
-        exposure.groups[own.group] = number + 1, own
+        exposure.counted = counted = exposure.counted or {}
+        # One object for all detectors with equal facts, to save memory.
+        counted[name.detector] = next((facts for facts in counted.values() if facts == own), own)
         exposure.use_majority()
 
     def cached(self, name: RawName) -> files.ExposureFacts | None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_plus
 import zmq
 import zmq.asyncio
 
+from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.throttle import sample_of
 from ppdaemon.wire import parse_json
@@ -40,7 +41,7 @@ ENVELOPES = (
 )
 """Fields with the content of an envelope, which is JSON or its text: those of SNS and SQS, then those
 of CloudEvents, of Kafka's bridges, and of web hooks."""
-LONGEST_PLACE = 100
+MAX_FOLDER_CHARS = 100
 """Characters of a bucket and a folder in a note."""
 LONGEST_VERSION = 100
 """Characters of an ETag and a size; an ETag has 32 to 40."""
@@ -52,6 +53,11 @@ MONITOR_MS = 1000
 """Milliseconds without a message after which the connection is checked."""
 HEARTBEAT_MS = 2000
 """A publisher's host that has crashed is detected after three of these."""
+FIRST_PAUSE_S = 1.0
+"""Pause after the first failed attempt to open another connection: with too many open files, others
+have to be closed first."""
+LONGEST_PAUSE_S = 30.0
+"""Limit of the growing pauses between further attempts."""
 
 
 NO_CREATIONS = frozenset({"PutRetention", "PutLegalHold", "PutTagging", "DeleteTagging"})
@@ -103,7 +109,7 @@ class Elsewhere:
         """Count an object."""
         self.objects += 1
         folder, slash, _ = stored.key.partition("/")
-        self.last = sample_of(f"{stored.scheme}://{stored.host}/{folder}{slash}"[:LONGEST_PLACE])
+        self.last = sample_of(f"{stored.scheme}://{stored.host}/{folder}{slash}"[:MAX_FOLDER_CHARS])
 
     @property
     def note(self) -> str:
@@ -142,8 +148,8 @@ def _read(content: Any, notice: Notice, wrappers: int) -> None:
         case {"detail": {"bucket": _, "object": _} as detail, "detail-type": kind}:
             if kind == "Object Created":  # the key of an EventBridge event is not encoded
                 notice.files.append(_stored(detail, encoded=False))
-        case {"EventName": name, "Key": str(place)}:  # MinIO without Records: bucket and key, not encoded
-            bucket, _, key = place.partition("/")
+        case {"EventName": name, "Key": str(path)}:  # MinIO without Records: bucket and key, not encoded
+            bucket, _, key = path.partition("/")
             if _is_creation(name):
                 notice.files.append(StoredObject("s3", _text(bucket), _text(key)))
         case {"path": path}:
@@ -256,7 +262,9 @@ class Subscription:
         """Whether a publisher is connected; a lost one is detected after the time of the heartbeats."""
 
     async def receive(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> list[bytes]:
-        """Return the next message; connect again if libzmq has ended the connection."""
+        """Return the next message; connect again if libzmq has ended the connection, which `on_problem`
+        is called with, and with failed attempts, without a message.
+        """
         while True:
             with contextlib.suppress(zmq.Again):
                 frames = await self._socket.recv_multipart(zmq.DONTWAIT)
@@ -267,14 +275,28 @@ class Subscription:
             ended = await self._monitor.ended()
             self.connected = self._monitor.connected
             if ended:
-                self.close()
-                self._socket, self._monitor = self._connect()
                 reason = f"{self._address}: the connection was ended, for example by a message of more than"
                 on_problem(BadMessage(f"{reason} {NOTICE_LIMIT} bytes; connecting again", "connection"), None)
+                self.close()
+                await self._reconnect(on_problem)
 
     def close(self) -> None:
         """Close the socket; messages in its queue are discarded."""
         self._monitor.close()
+
+    async def _reconnect(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> None:
+        """Connect again, with growing pauses while that is not possible."""
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        while True:
+            try:
+                self._socket, self._monitor = self._connect()
+            except (zmq.ZMQError, ConfigError) as error:
+                pause_s = backoff.failed(self._mono())
+                reason = f"{self._address}: cannot connect again, no notices are received: {error}"
+                on_problem(BadMessage(f"{reason}; next attempt in {pause_s:g} s", "connection_failed"), None)
+                await asyncio.sleep(pause_s)
+            else:
+                return
 
     def _connect(self) -> tuple[zmq.asyncio.Socket, ConnectionMonitor]:
         socket = self._context.socket(zmq.SUB)
@@ -302,8 +324,8 @@ async def listen(
 ) -> None:
     """Receive notices until canceled.
 
-    Calls `on_file` for each path and object, `on_problem` with each error and the message, and
-    `on_test` for each test event.
+    Calls `on_file` for each path and object, `on_problem` with each error and the message (`None` for
+    an error of the connection), and `on_test` for each test event.
     """
     while True:
         frames = await subscription.receive(on_problem)

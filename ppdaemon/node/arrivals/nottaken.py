@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names the files in expected folders that were not taken for a visit, and why. Pure."""
 
+import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ("FileNotTaken", "describe")
+__all__ = ("FileNotTaken", "FilesNotTaken")
 
 MAX_NAMED = 5
 """Files that a reason names."""
@@ -31,13 +33,31 @@ class FileNotTaken:
     """The group that it has instead of the visit's; `None` if that is not the reason."""
 
 
-def describe(files: Iterable[FileNotTaken]) -> str:
-    """Return the begin of a list of files by folder, with the number of the others; empty without files."""
+class FilesNotTaken:
+    """Files of one visit, grouped once for all its detectors: 200 of them, and some 6000 files."""
+
+    def __init__(self, files: Iterable[FileNotTaken]):
+        self._by_detector: defaultdict[int | None, list[FileNotTaken]] = defaultdict(list)
+        for file in sorted(files, key=_order):
+            self._by_detector[file.detector].append(file)
+
+    def of(self, detector: int) -> tuple[int, str]:
+        """Return the number of the files that may be of a detector, and a text that names some of them."""
+        files, common = self._by_detector.get(detector, ()), self._by_detector.get(None, ())
+        number = len(files) + len(common)
+        return number, _describe(sorted([*files[:MAX_NAMED], *common[:MAX_NAMED]], key=_order), number)
+
+
+def _order(file: FileNotTaken) -> tuple[bool, bool, str]:
     # The files of the detector first: they are the most likely to be its raw.
-    ordered = sorted(files, key=lambda file: (file.group is not None, file.detector is None, file.path))
+    return file.group is not None, file.detector is None, file.path
+
+
+def _describe(ordered: Iterable[FileNotTaken], number: int) -> str:
+    """Return the first of a number of files by folder, with the number of the others; empty without files."""
     folders: dict[str, list[str]] = {}
     named = chars = 0
-    for file in ordered[:MAX_NAMED]:
+    for file in itertools.islice(ordered, MAX_NAMED):
         folder, name = os.path.split(file.path)
         text = f"{_printable(name, MAX_NAME_CHARS)} ({file.reason[:MAX_WHY_CHARS]})"
         chars += len(text) + (0 if folder in folders else min(len(folder), MAX_FOLDER_CHARS))
@@ -47,11 +67,11 @@ def describe(files: Iterable[FileNotTaken]) -> str:
         named += 1
     if not named:
         return ""
-    count = f"{len(ordered)} {'file' if len(ordered) == 1 else 'files'} not taken"
+    count = f"{number} {'file' if number == 1 else 'files'} not taken"
     listed = "; ".join(
         f"in {_printable(folder, MAX_FOLDER_CHARS)}: {', '.join(texts)}" for folder, texts in folders.items()
     )
-    rest = f" and {len(ordered) - named} more" if len(ordered) > named else ""
+    rest = f" and {number - named} more" if number > named else ""
     return f"{count}, {listed}{rest}"
 
 

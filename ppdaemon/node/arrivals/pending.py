@@ -292,8 +292,9 @@ class PendingRaw:
     """Whether a file of this raw was delivered before: then this one is first compared with it."""
     redeliver: bool = False
     """Whether a file that was delivered before is delivered again."""
-    end: Raw | Abandon | None = None
-    """How it was concluded; `None` before, and for a file that had been delivered before."""
+    end: list[Raw] | Abandon | None = None
+    """The delivered raws, several of a file that holds all detectors, or why there is none; `None` before,
+    and for a file that had been delivered before."""
     _reported_before_check: bool = False
     _structure: bool = False
     # Callbacks, not an asyncio.Event: it would need more memory than all other fields, for few raws.

@@ -11,7 +11,6 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
 
 from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage
@@ -24,9 +23,9 @@ from ppdaemon.node.arrivals.notices import StoredObject
 from ppdaemon.node.arrivals.roots import RawPath, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.path import RawFileKind, RawName
-from ppdaemon.raws.roots import StoreHost
+from ppdaemon.raws.roots import StoreHost, escaped
 
-__all__ = ("StoreArrivals", "StoreReader", "escaped")
+__all__ = ("StoreArrivals", "StoreReader")
 
 MAX_EXPOSURES = 1000
 """Exposures that are being read at the same time; a whole night has some 1000."""
@@ -39,13 +38,6 @@ MAX_VERSIONS = 50_000
 """Versions of delivered objects that are remembered: more than 200 exposures of 205 detectors."""
 
 type _Key = tuple[str, int]
-
-
-def escaped(uri: str) -> str:
-    """Escape the key of an object for URI parsers: groups contain ``#`` and ``:``."""
-    scheme, _, rest = uri.partition("://")
-    host, _, key = rest.partition("/")
-    return f"{scheme}://{host}/{quote(key, safe='/')}"
 
 
 @dataclass(eq=False)

@@ -26,11 +26,11 @@ from dataclasses import dataclass, field, replace
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.roots import RawPath, RawRoot, RawRoots, Sighting
+from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.watch import Identity
-from ppdaemon.raws.path import ExpectedRaws, RawFileKind, RawName
+from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 
-__all__ = ("WalkTime", "RawSearch", "StrangeFile", "Survey")
+__all__ = ("WalkTime", "RawSearch", "Survey")
 
 DAY_S = 86_400.0
 STABLE_S = 1.5
@@ -45,8 +45,6 @@ QUIET_S = 180.0
 surveyed: the images of one exposure arrive within seconds."""
 FORGET_S = 600.0
 """Time after which a folder that no open visit needs is removed from memory."""
-MAX_SUFFIXES = 2
-"""Suffixes that writers add to a raw until it is complete, such as ``.part`` or ``.aB12cd`` of rsync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +76,6 @@ class _Scope:
     since_unix: float | None = None
     """At the first listing, a search skips folders of exposures that have not changed since then;
     `None` for the last `remember_s`."""
-
-
-@dataclass(frozen=True, slots=True)
-class StrangeFile:
-    """A file in a folder of raws that is none, or a folder that cannot be listed."""
-
-    path: str
-    reason: str
-    detector: int | None = None
-    """`None` if its name does not contain one."""
-    near: tuple[RawName, RawPath] | None = None
-    """Name and path of an image of the same exposure, which need not exist; `None` if the exposure is
-    not known."""
 
 
 @dataclass(slots=True)
@@ -301,13 +286,6 @@ class RawSearch(FolderWalker):
     cache for up to a minute.
     """
 
-    def __init__(self, roots: RawRoots, root: RawRoot, source: str, remember_s: float):
-        super().__init__(roots, root, source, remember_s)
-        self._raw_root = root
-        # Where exposures share a folder, a detector found once may arrive again.
-        in_folders = frozenset().union(*self._layout.levels[:-1])
-        self._one_exposure = not in_folders.isdisjoint(("exposure", "obsid"))
-
     def poll(
         self, expected: Sequence[ExpectedRaws], live: Collection[str], now: WalkTime
     ) -> Iterator[list[Sighting]]:
@@ -345,91 +323,10 @@ class RawSearch(FolderWalker):
             if sighting.name.kind is RawFileKind.IMAGE and expected.matches(sighting.name)
         ]
 
-    def strange_files(
-        self, expected: ExpectedRaws, since_unix: float, others: Collection[str] = ()
-    ) -> list[StrangeFile]:
-        """Return what lies in the folders of the last `rescan` and may be the raw of an expected detector
-        under another name, or has a name that the layout does not have.
-
-        Files of unknown meaning that have not changed since `since_unix` are skipped, and `others`,
-        folders with images of other visits, unless exposures share a folder.
-        """
-        skipped = frozenset(others if self._one_exposure else ())
-        found: list[StrangeFile] = []
-        if self.problem:
-            folder, _, why = self.problem.rpartition(": ")
-            found.append(StrangeFile(folder, f"cannot be listed: {why}"))
-        for folder in self._folders.keys() - skipped:
-            if self.depth(folder) != self._layout.depth:
-                continue
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                found += self._strange_in(folder, [*entries], expected, since_unix)
-        return found
-
-    def _strange_in(
-        self, folder: str, entries: Sequence[os.DirEntry[str]], expected: ExpectedRaws, since_unix: float
-    ) -> Iterator[StrangeFile]:
-        names = {entry.name: self._name(entry.path) for entry in entries}
-        known = {file: name for file, name in names.items() if name is not None}
-        images = {file: name for file, name in known.items() if name.kind is RawFileKind.IMAGE}
-        arrived = {(name.exposure, name.detector) for name in images.values()}
-        markers = {self._raw_root.marker(name, f"{folder}/{file}") for file, name in images.items()}
-        near = None
-        if self._one_exposure:
-            near = next((self._near(f"{folder}/{file}", name) for file, name in known.items()), None)
-        for entry in entries:
-            name = names[entry.name]
-            if name is not None:
-                if (
-                    name.kind is RawFileKind.SIDECAR
-                    and expected.matches(name)
-                    and (name.exposure, name.detector) not in arrived
-                ):
-                    text = "a sidecar without its image"
-                    yield StrangeFile(entry.path, text, name.detector, self._near(entry.path, name))
-            elif entry.path in markers:
-                continue
-            elif (unfinished := self._unfinished(entry)) is not None:
-                name, image, reason = unfinished
-                if name.kind is RawFileKind.IMAGE and expected.matches(name):
-                    yield StrangeFile(entry.path, reason, name.detector, self._near(image, name))
-            elif self._changed_since(entry, since_unix):
-                reason = "a folder" if entry.is_dir(follow_symlinks=False) else "no name of the layout"
-                yield StrangeFile(entry.path, reason, near=near)
-
-    def _near(self, path: str, name: RawName) -> tuple[RawName, RawPath]:
-        image = path if name.kind is RawFileKind.IMAGE else f"{path.removesuffix('.json')}.fits"
-        return name, RawPath(self._root, image)
-
-    def _unfinished(self, entry: os.DirEntry[str]) -> tuple[RawName, str, str] | None:
-        """Return name and path of the raw that a file may become when its writer renames it, and why it is
-        none; `None` for other files.
-        """
-        folder, written = os.path.dirname(entry.path), entry.name.removeprefix(".")
-        file = written
-        for _ in range(MAX_SUFFIXES + 1):
-            for path in (f"{folder}/{file}", f"{folder}/{file}.fits"):
-                if (name := self._name(path)) is not None:
-                    ending = written[len(file) :]
-                    text = f"ends in {ending}" if ending else "has no ending"
-                    text = "begins with a dot" if entry.name.startswith(".") else text
-                    return name, path, f"not complete, or no raw: its name {text}"
-            file = file.rpartition(".")[0]
-        return None
-
-    def _name(self, path: str) -> RawName | None:
-        try:
-            return self._layout.parse(self._raw_root.raw_of_marker(path)[len(self._root) + 1 :])
-        except BadMessage:
-            return None
-
-    @staticmethod
-    def _changed_since(entry: os.DirEntry[str], since_unix: float) -> bool:
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except OSError:
-            return False  # removed meanwhile
-        return max(status.st_mtime, status.st_ctime) >= since_unix
+    @property
+    def folders_of_files(self) -> tuple[str, ...]:
+        """The folders of the lowest level that the last `rescan` has searched."""
+        return tuple(folder for folder in self._folders if self.depth(folder) == self._layout.depth)
 
     def _targets(
         self, expected: Sequence[ExpectedRaws], live: Collection[str], now: WalkTime
@@ -511,7 +408,8 @@ class RawSearch(FolderWalker):
         sightings = [
             sighting for name in sorted(new) if (sighting := self._sighting(f"{folder}/{name}")) is not None
         ]
-        if self._one_exposure:
+        # Where exposures share a folder, a detector found once may arrive again.
+        if self._layout.one_exposure_per_folder:
             known.found_detectors.update(
                 each.name.detector
                 for each in sightings

@@ -73,8 +73,8 @@ class Status:
         """Return the current status."""
         problems = self._problems()
         # A start that waits for the central repo has no other problems than this one.
-        troubled = problems and (self.state == "running" or self.generations.unavailable)
-        state: State = "degraded" if troubled else self.state
+        is_degraded = problems and (self.state == "running" or self.generations.unavailable)
+        state: State = "degraded" if is_degraded else self.state
         problems = (*self._fixed_problems, *problems)
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)

@@ -24,6 +24,8 @@ MANY_BYTES = 16_000_000
 """Mapped shared memory below this is not searched for files."""
 KERNEL_DEVICE = os.makedev(0, 1)
 """Device of memfd files, System V segments and shared anonymous memory."""
+KERNEL_FILES = ("/memfd:", "/SYSV", "/dev/zero")
+"""Begins of their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def memory_files(pids: Iterable[int], folder: Path) -> dict[FileKey, int]:
     """Return the sizes of the files in memory that some processes hold open or map, such as memfd
     files and those in ``/dev/shm``. Files below `folder` are left out.
     """
-    search = _Search(f"{folder}/", {KERNEL_DEVICE, *_ramdisk_devices()})
+    search = _Search(f"{folder}/", *_ramdisks())
     found: dict[FileKey, int] = {}
     for pid in pids:
         found |= search.held(pid)
@@ -76,35 +78,42 @@ def exclusive_bytes(files: Mapping[int, Mapping[FileKey, int]]) -> dict[int, int
 
 def _fields(pid: int, file: str) -> dict[str, int]:
     """Return the fields in kB of a file in ``/proc`` in bytes; empty if the process has ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/{file}") as stream:
+    # Also a process without memory: one that has ended and was not waited for.
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
         rows = (line.split() for line in stream)
         return {row[0][:-1]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
     return {}
 
 
-def _ramdisk_devices() -> set[int]:
+def _ramdisks() -> tuple[tuple[str, ...], set[int]]:
+    """Return the begins of the paths of files in memory, and the devices of such files."""
     # Folder names may contain any bytes, such as other line separators.
     text = Path("/proc/self/mountinfo").read_bytes().decode(errors="backslashreplace")
-    return {mount.device for mount in read_mounts(text).values() if mount.kind in RAMDISKS}
+    mounts = [mount for mount in read_mounts(text).values() if mount.kind in RAMDISKS]
+    points = {f"{mount.point.rstrip('/')}/" for mount in mounts}
+    return (*KERNEL_FILES, *sorted(points)), {KERNEL_DEVICE, *(mount.device for mount in mounts)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Finds the files on some devices that are not below a folder."""
+    """Finds the files in memory that are not below a folder."""
 
     folder: str
+    begins: tuple[str, ...]
     devices: Container[int]
 
     def held(self, pid: int) -> dict[FileKey, int]:
-        """Return the sizes of open files."""
+        """Return the sizes of open files; none for a process that has ended, waited for or not."""
         found = {}
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        with contextlib.suppress(OSError):
             for descriptor in os.scandir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):  # it was closed
-                    facts = os.stat(descriptor.path)
-                    if facts.st_dev not in self.devices or not stat.S_ISREG(facts.st_mode):
+                    # First, because it reads no disk: another file may be on a mount that hangs.
+                    name = os.readlink(descriptor.path)
+                    if not name.startswith(self.begins) or name.startswith(self.folder):
                         continue
-                    if not os.readlink(descriptor.path).startswith(self.folder):
+                    facts = os.stat(descriptor.path)
+                    if facts.st_dev in self.devices and stat.S_ISREG(facts.st_mode):
                         found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
         return found
 
@@ -112,7 +121,7 @@ class _Search:
         """Return the present pages of mapped files, see proc_pid_smaps(5)."""
         found: defaultdict[FileKey, int] = defaultdict(int)
         key: FileKey | None = None
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/smaps") as stream:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps") as stream:
             for line in stream:
                 name, _, rest = line.partition(" ")
                 if not name.endswith(":"):  # the first line of a mapping

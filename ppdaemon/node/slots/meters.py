@@ -18,7 +18,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
 from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
 from ppdaemon.node.slots.pool import Pool
-from ppdaemon.processes import process_tree
+from ppdaemon.processes import parent, process_tree
 
 __all__ = (
     "REPO_EVERY",
@@ -58,8 +58,8 @@ def folder_bytes(folder: Path) -> int:
     while pending:
         try:
             entries = list(os.scandir(pending.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # the repo is being wiped
+        except OSError:
+            continue  # the repo is being wiped, or a task has locked the folder
         for entry in entries:
             try:
                 if entry.is_dir(follow_symlinks=False):
@@ -162,15 +162,18 @@ class Meters:
         """Measure the processes, given by slot. Blocks for some milliseconds."""
         # First: `_is_filling` compares the RAM disk with its last measurement.
         self.problems = (*self._check_disks(), *self._cut_logs())
+        number, self._samples = self._samples, self._samples + 1
         members = {
             slot: process_tree(pid) for slot, pid in pids.items()
         }  # tasks may run in separate processes
-        if self._samples % REPO_EVERY == 0 or self._is_filling():
+        if number % REPO_EVERY == 0 or self._is_filling():
             self._repos.clear()
             self._ramdisk_measured = self.ramdisk_bytes
             files = {pids[slot]: memory_files(tree, self.folders.ramdisk) for slot, tree in members.items()}
+            # What the zygote has is no worker's alone, even if there is only one worker.
+            zygotes = {parent(pid) for pid in pids.values()} - files.keys()
+            files |= {pid: memory_files([pid], self.folders.ramdisk) for pid in zygotes}
             self._shared = exclusive_bytes(files)
-        self._samples += 1
         self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
         return {
             slot: self._read_one(pid, members[slot], self._repos[slot, pid]) for slot, pid in pids.items()

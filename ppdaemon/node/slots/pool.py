@@ -267,7 +267,7 @@ class Pool:
         # A new worker after each visit costs seconds and memory; what repeats is logged once in a while.
         if cause in AVOIDABLE and self.count[f"recycled.{cause}"].bit_count() == 1:
             _LOG.warning(
-                "slot %d: %s; workers replaced for this cause since the start: %d. See ppctl status -v",
+                "slot %d: %s; workers replaced for this cause since the start: %d. See ppctl status",
                 slot.number,
                 note,
                 self.count[f"recycled.{cause}"],

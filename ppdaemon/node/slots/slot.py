@@ -75,6 +75,8 @@ class Slot:
         self.config = config
         self._budget = RestartBudget(jitter)
         self._pending: PendingOutcome | None = None
+        self._tainted = ""
+        """What the present visit has left in the worker's process, as far as it is known."""
         self._jitter = jitter
         self._recycle_after_visits = config.recycle_visits
         self._recycle_at = 0.0
@@ -148,7 +150,7 @@ class Slot:
     # --- a visit ---------------------------------------------------------
 
     def _prepare(self, event: events.VisitAssigned, now: float) -> Actions:
-        assignment = event.assignment
+        assignment, self._tainted = event.assignment, ""
         self.visit_number += 1
         self.assignment = assignment
         order = messages.Prepare(
@@ -189,7 +191,7 @@ class Slot:
         return self._current.has(raw.exposure) or len(self._current.raws) >= MAX_RAWS
 
     def _wait_for_raws(self, event: messages.Prepared, now: float) -> Actions:
-        current = self._current
+        current, self._tainted = self._current, event.tainted
         # Entered first: `_process_or_give_up` may leave the state again.
         waiting = self._enter(S.WAITING, now, max(current.wait_deadline, now))
         ingest = [events.Send(messages.Ingest(raw=raw)) for raw in current.raws]
@@ -326,15 +328,11 @@ class Slot:
 
     def _finish_visit(self, event: messages.Done, now: float) -> Actions:
         done = self._finish_done(event)
-        if event.tainted:
-            return [*done, *self._recycle_spoiled(event, now)]
+        self._tainted = event.tainted
         return [*done, *self._idle_or_recycle(now)]
 
     def _note_imports(self, event: messages.ImportsMeasured, now: float) -> Actions:
         return [events.NoteImports(event.modules, event.seconds, event.memory_bytes)]
-
-    def _recycle_spoiled(self, event: messages.Done | messages.Spoiled, now: float) -> Actions:
-        return self._quit(f"recycled: its visit left {event.tainted}", now, "leftovers")
 
     def _accept_late_result(self, event: messages.Done, now: float) -> Actions:
         """Store the result of a visit whose worker is being stopped."""
@@ -538,6 +536,8 @@ class Slot:
 
     def _idle_or_recycle(self, now: float) -> Actions:
         """Become idle after a visit, or recycle the worker if it is due."""
+        if self._tainted:
+            return self._quit(f"recycled: its visit left {self._tainted}", now, "leftovers")
         if self.used_bytes > self.config.memory.soft:
             return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now, "memory")
         if self.visit_number >= self._recycle_after_visits:
@@ -621,7 +621,6 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.IDLE, events.DeadlinePassed): Slot._recycle_old,
     (S.IDLE, messages.Ingested): Slot._ignore,  # sent before the worker received the cancellation
     (S.IDLE, messages.RawRefused): Slot._ignore,
-    (S.IDLE, messages.Spoiled): Slot._recycle_spoiled,
     (S.IDLE, events.RetireRequested): Slot._retire,
     (S.IDLE, events.RecycleRequested): Slot._recycle,
     (S.PREPARING, events.RawArrived): Slot._store_raw,
@@ -703,7 +702,6 @@ ANY_STATE: dict[type, Handler] = {
     events.ProtocolViolation: Slot._stop_faulty,
     messages.PointOfNoReturn: Slot._record_no_return,
     messages.ImportsMeasured: Slot._note_imports,
-    messages.Spoiled: Slot._ignore,  # the worker is being stopped already
     events.RetireRequested: Slot._retire_later,
     events.KillRequested: Slot._kill_now,
     # The next worker of this slot has the new configuration anyway.

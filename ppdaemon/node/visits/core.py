@@ -26,7 +26,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import CancelVisit, Exported, Raw, ReserveVisit, ResultEntry, ResultsSeen, Welcome
 from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
-from ppdaemon.node.arrivals.nottaken import FileNotTaken, describe
+from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.scheduler import Drop
@@ -314,27 +314,23 @@ class Visits:
         effects.actions.append(model.Rescan(visits[0].entry.visit, since_tai, keys))
 
     def _rescan_finished(self, event: model.RescanFinished, effects: model.Effects) -> None:
+        visit_key = event.keys[0][:2]
+        not_taken = FilesNotTaken(
+            file for file in event.not_taken if not self._is_of_other_visit(file, visit_key[0])
+        )
         for key in event.keys:
             if (visit := self.open.get(key)) is not None:
-                self._to_slot(visit, self._rescan_result(key, event.not_taken), effects)
-        visit_key = event.keys[0][:2]
+                self._to_slot(visit, events.RescanDone(*not_taken.of(key.detector)), effects)
         if self._rescans[visit_key]:  # requested during this rescan, which may have missed their raws
             effects.actions.append(model.BeginRescan(visit_key))
         else:
             del self._rescans[visit_key]
 
-    def _rescan_result(self, key: Key, files: Iterable[FileNotTaken]) -> events.RescanDone:
-        """Return those files that may be of this visit-detector, and of no other visit that was announced."""
-        mine = [
-            file
-            for file in files
-            if file.detector in (None, key.detector)
-            and (
-                file.group is None
-                or not self._announced.contains((key.instrument, parent_group(file.group)), self._now.mono)
-            )
-        ]
-        return events.RescanDone(len(mine), describe(mine))
+    def _is_of_other_visit(self, file: FileNotTaken, instrument: str) -> bool:
+        """Return whether a file has the group of another visit that was announced."""
+        return file.group is not None and self._announced.contains(
+            (instrument, parent_group(file.group)), self._now.mono
+        )
 
     # --- slots -----------------------------------------------------------
 

@@ -17,10 +17,11 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon import messages
+from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
-from ppdaemon.throttle import sample_of
+from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
 
@@ -32,6 +33,13 @@ MAX_RESULTS_PER_MESSAGE = 500
 """With this many outcomes a message is far below the relay's size limit."""
 HIGH_WATER = 1000
 """Messages that may queue in either direction; messages beyond it are lost and sent again."""
+LOG_EVERY_S = 60.0
+"""A relay that always sends an oversized message would otherwise cause a warning per second."""
+FIRST_PAUSE_S = 1.0
+"""Pause after the first failed attempt to open a socket: with too many open files, others have to be
+closed first."""
+LONGEST_PAUSE_S = 30.0
+"""Limit of the growing pauses between further attempts."""
 
 type OnMessage = Callable[
     [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
@@ -64,9 +72,13 @@ class RelayClient:
         self._relay: str | None = None
         self._problem = ""
         self._last_received = 0.0
-        self.samples: dict[str, str] = {}
-        """By kind of `count`: the begin of the first invalid message."""
+        self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
         self._accepting = True
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """By kind of `count`: the beginning of the first invalid message."""
+        return self._throttle.samples
 
     @property
     def text(self) -> str:
@@ -90,7 +102,7 @@ class RelayClient:
             return
         try:
             while True:
-                self._connect(self.link.address)
+                await self._connect_with_pauses(self.link.address)
                 await self._exchange()
         finally:
             self._disconnect()
@@ -121,17 +133,34 @@ class RelayClient:
             for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
                 self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
 
+    async def _connect_with_pauses(self, address: str) -> None:
+        """Open a new connection, with growing pauses while that is not possible."""
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        while True:
+            self._disconnect()
+            try:
+                self._connect(address)
+            except zmq.ZMQError as error:
+                pause_s = backoff.failed(self.clock.mono())
+                self._problem = f"cannot connect to {address}: {error}"
+                text = f"{self._problem}; no visits are received; next attempt in {pause_s:g} s"
+                self._warn("relay_connection_failed", text)
+                await asyncio.sleep(pause_s)
+            else:
+                if backoff.failures:
+                    self._problem = ""
+                return
+
     def _connect(self, address: str) -> None:
-        self._disconnect()
         link = self.context.socket(zmq.DEALER)
-        monitor = ConnectionMonitor(link, self.clock.mono)
+        self._monitor = ConnectionMonitor(link, self.clock.mono)
         for option, value in (
             # What is not sent is not acknowledged either: it is sent again after the next hello.
             (zmq.LINGER, 0),
             (zmq.SNDHWM, HIGH_WATER),
             (zmq.RCVHWM, HIGH_WATER),
             # Unlimited by default. A larger message ends the session for good, without an
-            # error: after `silence_s` a new socket connects.
+            # error: a new socket connects after the grace of `ConnectionMonitor`.
             (zmq.MAXMSGSIZE, messages.RELAY_LIMIT),
             (zmq.HANDSHAKE_IVL, 3000),
             (zmq.IMMEDIATE, 1),  # no messages are queued for an absent relay
@@ -140,7 +169,7 @@ class RelayClient:
         ):
             link.setsockopt(option, value)
         link.connect(address)
-        self._socket, self._monitor = link, monitor
+        self._socket = link
         # A new connection has the whole `silence_s` for its first message.
         self._last_received = self.clock.mono()
 
@@ -158,11 +187,10 @@ class RelayClient:
         assert self._monitor is not None
         while self.clock.mono() - self._last_received < self.link.silence_s:
             if await self._monitor.ended():
-                _LOG.warning(
-                    "the connection to relay %s was ended, for example by a message of more than %d bytes;"
-                    " connecting again",
-                    self._relay or self.link.address,
-                    messages.RELAY_LIMIT,
+                self._warn(
+                    "relay_connection_ended",
+                    f"the connection to relay {self._relay or self.link.address} was ended, for example by a "
+                    f"message of more than {messages.RELAY_LIMIT} bytes; connecting again",
                 )
                 return
             if self.connected:
@@ -175,7 +203,8 @@ class RelayClient:
                 if await self._socket.poll(remaining * 1000):
                     self._receive(await self._socket.recv_multipart())
         if self._relay is not None:
-            _LOG.warning("no message from relay %s for %g s; reconnecting", self._relay, self.link.silence_s)
+            text = f"no message from relay {self._relay} for {self.link.silence_s:g} s; connecting again"
+            self._warn("relay_silent", text)
 
     def _receive(self, frames: list[bytes]) -> None:
         try:
@@ -183,10 +212,8 @@ class RelayClient:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
             message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
-            kind = f"bad_message.{error.kind}"
-            self.count[kind] += 1
-            self.samples.setdefault(kind, sample_of(frames[-1]))
-            _LOG.warning("invalid message from the relay, ignored: %s", error)
+            text = f"invalid message from the relay, ignored: {error}"
+            self._warn(f"bad_message.{error.kind}", text, frames[-1])
             return
         self._last_received = self.clock.mono()
         match message:
@@ -201,11 +228,18 @@ class RelayClient:
                 self._relay = None
                 self._hello()
             case messages.HelloRefused(reason=reason):
-                if self._problem != reason:
+                problem = f"refused by {message.origin}: {reason}"
+                if self._problem != problem:
                     _LOG.error("relay %s refuses this node: %s; trying again", message.origin, reason)
-                self._relay, self._problem = None, f"refused by {message.origin}: {reason}"
+                self._relay, self._problem = None, problem
             case _:
                 self.on_message(message)
+
+    def _warn(self, kind: str, text: str, sample: bytes | None = None) -> None:
+        """Count an event; log it unless its kind was logged recently."""
+        self.count[kind] += 1
+        if self._throttle.passes(kind, sample):
+            _LOG.warning("%s", text, extra={"kind": kind, "count": self.count[kind]})
 
     def _hello(self) -> None:
         self._send(
