@@ -287,7 +287,8 @@ class VisitRow(Model):
     stages: dict[Stage, float] = {}
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
-    """Times (``..._ms``) and counts of its steps, as the worker reported them."""
+    """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
+    has the datasets that the central repo has from another visit-detector, and from which."""
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None

@@ -240,6 +240,9 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
     head = Text(f"{plain(rows[0].instrument)} {plain(rows[0].group)}{survey}{accepted_at}", style="bold")
     note = Text("seconds since acceptance:", style="dim")
     reasons = [Text(f"detector {row.detector}: {plain(row.reason)}") for row in rows if row.reason]
+    for row in rows:
+        if text := row.figures.get("not_exported"):
+            reasons.append(Text(f"detector {row.detector}: not exported, {plain(text)}"))
     return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), processes)
 
 

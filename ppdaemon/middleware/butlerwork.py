@@ -38,7 +38,7 @@ from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
-from ppdaemon.middleware.run.engine import DataQuery, Engine, Job
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, RunResult
 from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.middleware.run.runner import (
     BuiltPipeline,
@@ -140,8 +140,8 @@ class ButlerWork:
     def process(self, order: Process) -> Done:
         """Run the first main pipeline that can be built; spool its outputs.
 
-        If a task fails, the outputs of the others are spooled. `VisitFailed`
-        is raised with ``NO_PIPELINE`` or ``RAMDISK_FULL``.
+        If a task fails, or an output cannot be written, the others are spooled.
+        `VisitFailed` is raised with ``NO_PIPELINE`` or ``RAMDISK_FULL``.
         """
         visit = self._prepared()
         missing = [exposure for exposure in order.exposures if exposure not in visit.raws.headers]
@@ -162,17 +162,16 @@ class ButlerWork:
                     timings.values["not_direct"] = built.declined
                 result = built.run(visit.reporter.before(job.pipeline, timings.values))
                 self._report_stage(Stage.PROCESSED)
-                failed = result.failure.reason if result.failure else ""
-                spool, datasets = self._spool(visit, built, order.exposures, failed)
+                spool, datasets = self._spool(visit, built, order.exposures, result)
+                result = result.without(built.run.unwritten)
                 self._report_stage(Stage.SPOOLED)
         except VisitFailed as error:
             raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
         repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
         return Done(
-            outcome=result.failure.outcome if result.failure else Outcome.SUCCEEDED,
-            reason="; ".join(
-                filter(None, (failed or result.caveats, searched_again, without, visit.fallback(built)))
-            ),
+            outcome=result.outcome,
+            reason="; ".join(filter(None, (result.reason, searched_again, without, visit.fallback(built)))),
+            # An output that cannot be written is the same in the next attempt.
             retriable=result.failure is not None and (repeatable or not passed),
             nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
@@ -378,7 +377,7 @@ class ButlerWork:
         )
 
     def _spool(
-        self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], failed: str
+        self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], result: RunResult
     ) -> tuple[str | None, int]:
         """Write the datasets to be exported to the disk; return their folder and their number."""
         runs = (built.job.run, visit.preload_run)
@@ -392,10 +391,12 @@ class ButlerWork:
             detector=order.detector,
             attempt=order.attempt,
         )
-        used = {ref.run for ref in outputs.refs}
-        chain = output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs)
-        chains = {chain: tuple(name for name in runs if name in used)}
+        chains = {output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs): runs}
         records = [*visit.records, *visit.raws.shared_records]
+
+        def failed() -> str:
+            return result.without(built.run.unwritten).failed
+
         folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed)
         return str(folder), len(outputs.refs)
 

@@ -138,7 +138,7 @@ def written_by(files: list[LocatedFile]) -> dict[str, int]:
 def test_large_outputs_are_written_by_children_and_small_ones_by_the_worker(tmp_path: Path) -> None:
     outputs = some({"big": 9_000_000, "log": 2000, "bigger": 9_500_000, "huge": 90_000_000})
     (tmp_path / "spool").mkdir()
-    files = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", PidWriter(), 3)  # type: ignore[arg-type]
+    files, _ = write_outputs(outputs, tmp_path / "spool", tmp_path / "link", PidWriter(), 3)  # type: ignore[arg-type]
     assert [file.refs[0] for file in files] == [dataset.ref for dataset in outputs]
     wrote = written_by(files)
     assert wrote["log"] == os.getpid()
@@ -150,7 +150,7 @@ def test_large_outputs_are_written_by_children_and_small_ones_by_the_worker(tmp_
 @pytest.mark.parametrize("processes", [1, 4])
 def test_outputs_are_written_by_one_process_if_that_is_enough(tmp_path: Path, processes: int) -> None:
     outputs = some({"log": 2000, "big": 9_000_000} | ({"huge": 90_000_000} if processes == 1 else {}))
-    files = write_outputs(outputs, tmp_path, tmp_path / "link", PidWriter(), processes)  # type: ignore[arg-type]
+    files, _ = write_outputs(outputs, tmp_path, tmp_path / "link", PidWriter(), processes)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
 
 
@@ -158,7 +158,7 @@ def test_outputs_that_a_child_cannot_write_are_written_by_the_worker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
-    files = write_outputs(outputs, *places, PidWriter("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
+    files, _ = write_outputs(outputs, *places, PidWriter("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
     assert "a process that wrote outputs ended with exit status 1" in caplog.text
     with pytest.raises(OSError, match="No space left"):
@@ -179,7 +179,7 @@ def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     outputs = some({"big": 9_000_000, "bigger": 9_100_000, "huge": 90_000_000})
     (spool := tmp_path / "spool").mkdir()
     writer: Any = KilledWriter("big", spared=os.getpid())
-    files = write_outputs(outputs, spool, tmp_path / "link", writer, 2)
+    files, _ = write_outputs(outputs, spool, tmp_path / "link", writer, 2)
     assert set(spool.iterdir()) == {file.path for file in files}
     assert set(written_by(files).values()) == {os.getpid()}
 

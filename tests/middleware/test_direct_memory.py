@@ -76,6 +76,16 @@ def step(
     return QuantumStep(task, quantum, frozenset())
 
 
+class Unpicklable(dict[str, Any]):
+    """A dictionary that its formatter cannot write."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("cannot be pickled")
+
+    def __deepcopy__(self, memo: Any) -> "Unpicklable":
+        return Unpicklable(self)
+
+
 class MemorySetup:
     """A memory Butler and its background writer."""
 
@@ -535,3 +545,27 @@ def test_transferred_outputs_beyond_the_limit_are_written(tmp_path: Path) -> Non
     parent.memory.adopt(maker, child.memory.outputs_for_transfer(maker))
     assert parent.memory.used_bytes == 0
     assert read(parent, reader, one) == {"pixels": "x" * 1000}
+
+
+def test_an_output_of_a_child_that_does_not_fit_and_cannot_be_written_is_lost(tmp_path: Path) -> None:
+    one, two = ref_of("one"), ref_of("two")
+    maker, reader = step({}, [one, two]), step({one: 1, two: 1}, [])
+    child, parent = (MemorySetup(tmp_path, [maker, reader], ("one",), limit) for limit in (10**9, 300_000))
+    make(child, maker, one=Unpicklable({"pixels": np.zeros(50_000)}), two={"pixels": np.ones(1000)})
+    parent.memory.adopt(maker, child.memory.outputs_for_transfer(maker))
+    (lost,) = parent.memory.unwritten.values()
+    assert lost.reason == "output one of task task cannot be written: TypeError: cannot be pickled"
+    assert parent.memory.stored_many([one, two]) == {one: False, two: True}
+    assert not parent.memory.outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("one", "output"), ("a_log", "log"), ("task_metadata", "metadata")]
+)
+def test_a_lost_dataset_is_named_by_what_it_is(tmp_path: Path, name: str, kind: str) -> None:
+    ref = DatasetRef(DatasetType(name, UNIVERSE.empty, "Columns"), EMPTY, run="run")
+    setup = MemorySetup(tmp_path, [step({}, [ref])])
+    setup.memory.lose(ref, "E: e")
+    assert [each.reason for each in setup.memory.unwritten.values()] == [
+        f"{kind} {name} of task task cannot be written: E: e"
+    ]

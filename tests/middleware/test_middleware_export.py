@@ -277,7 +277,7 @@ def test_an_error_of_only_one_spool_is_attributed_to_it(
     bad, _, good = spools
     register_all = register.Registrar.register
 
-    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> int:
+    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> register.Registered:
         if bad in batch:
             raise RuntimeError("of an unknown kind")
         return register_all(self, butler, batch)
@@ -297,11 +297,11 @@ def test_many_spools_with_a_bad_one_take_few_transactions(
     """One of 32 is found by halves: 1 + 2 x 5 transactions, of which 6 fail."""
     calls: list[int] = []
 
-    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> int:
+    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> register.Registered:
         calls.append(len(batch))
         if tmp_path / "spool" / "7" in batch:
             raise ValueError("bad")
-        return 0
+        return register.Registered(0, {})
 
     copies = [shutil.copytree(spools[0], tmp_path / "spool" / str(k)) for k in range(32)]
     monkeypatch.setattr(register.Registrar, "register", fail)

@@ -428,6 +428,16 @@ def test_raws_that_no_visit_got_are_listed_with_the_reason(
     assert "a link out" in out
 
 
+def test_a_visit_shows_which_datasets_are_those_of_another_detector(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    figures = {"not_exported": "detector 1 was first: \x1b[2Jsummary", "query_ms": 1.0}
+    serve(lambda _request: ok([visit(1), visit(2, figures=figures)]))
+    out = ppctl("visit", "g")[1]
+    assert "detector 2: not exported, detector 1 was first: ?[2Jsummary\n" in out
+    assert out.count("not exported") == 1
+
+
 def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))

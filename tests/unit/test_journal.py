@@ -212,6 +212,18 @@ def test_the_time_of_export_is_added_to_the_stages(journal):
     assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
 
 
+def test_what_was_not_exported_is_added_to_the_figures(journal):
+    entries = [an_entry(detector=detector) for detector in (0, 1)]
+    accept(journal, entries)
+    for entry in entries:
+        entry.figures["query_ms"] = 1.0
+        update(journal, [ended(entry)])
+    keys = tuple(entry.key for entry in entries)
+    journal.write(MarkExported(keys, 12.5, {keys[1]: "detector 0 was first: summary"}))
+    shown = [row.figures for row in journal.visit("g")]
+    assert shown == [{"query_ms": 1.0}, {"query_ms": 1.0, "not_exported": "detector 0 was first: summary"}]
+
+
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):
     path.write_bytes(b"this is no database" * 1000)
     journal = Journal(path)

@@ -562,9 +562,12 @@ def test_exports_of_unknown_attempts_are_ignored(world):
     world.finish(spool="/spool/x")
     world.commit_all()
     names = [f"/spool/{CAMERA}~g~0~1", f"/spool/{CAMERA}~lost~0~1", "/spool/strange"]
-    world.handle(Exported(spools=tuple(names), tai=9.0, datasets=3))
+    skipped = dict.fromkeys(names[::2], "detector 3 was first: summary")
+    world.handle(Exported(spools=tuple(names), tai=9.0, datasets=3, skipped=skipped))
     world.commit_all()
-    assert world.rows()[0].stages[Stage.CENTRAL] == 9.0
+    (row,) = world.rows()
+    assert row.stages[Stage.CENTRAL] == 9.0
+    assert row.figures["not_exported"] == "detector 3 was first: summary"
 
 
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):

@@ -13,6 +13,7 @@ from ppdaemon.states import Outcome
 __all__ = (
     "DATABASE_ERRORS",
     "describe",
+    "encodable",
     "is_contention",
     "is_link_refusal",
     "is_out_of_space",
@@ -29,9 +30,14 @@ _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 (appendix A of its manual)."""
 
 
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can encode: halves of surrogate pairs are replaced."""
+    return text.encode(errors="replace").decode()
+
+
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, such as ``OperationalError: database is locked``."""
-    lines = str(error).strip().splitlines()
+    lines = encodable(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 

@@ -46,6 +46,7 @@ from ppdaemon.middleware.run.engine import (
     PipelineRun,
     RunResult,
     Unsupported,
+    Unwritten,
     building,
 )
 
@@ -86,11 +87,22 @@ class DirectRun(PipelineRun):
         """Datasets that were produced and are to be exported (`list`)."""
         return [dataset.ref for dataset in self.memory.outputs]
 
+    @property
+    def unwritten(self) -> tuple[Unwritten, ...]:
+        """Datasets that could not be written (`tuple`)."""
+        return tuple(self.memory.unwritten.values())
+
     def write(self, folder: Path) -> list[LocatedFile]:
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         background = self.memory.background
         background.finish()
-        return write_outputs(self.memory.outputs, folder, self.link, background.writer, self.processes)
+        files, failures = write_outputs(
+            self.memory.outputs, folder, self.link, background.writer, self.processes
+        )
+        for dataset in self.memory.outputs:
+            if (failure := failures.get(dataset.ref.id)) is not None:
+                self.memory.lose(dataset.ref, failure)
+        return files
 
 
 class DirectEngine(Engine):

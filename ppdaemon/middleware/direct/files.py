@@ -38,7 +38,7 @@ from lsst.daf.butler.formatters.yaml import YamlFormatter
 from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.run.engine import Unsupported
+from ppdaemon.middleware.run.engine import Unsupported, Unwritten
 
 __all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_dataset")
 
@@ -94,6 +94,8 @@ class TransferredDataset:
     size_bytes: int = 0
     is_table: bool = False
     """As in `MemoryDataset`."""
+    unwritten: Unwritten | None = None
+    """Why there is neither `content` nor `file`, if it had to be written and cannot."""
 
 
 def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:

@@ -16,13 +16,16 @@ Tables and text are written at the put and read from the file, as with the
 other engines: their formatters do not return what was put, and cannot write
 everything. A plain table stays in memory: each task gets the copy that a read of
 its file would give (`~ppdaemon.middleware.direct.files.as_read`).
+
+What can neither be copied nor written does not exist for the tasks that follow,
+as if it had not been put.
 """
 
 import logging
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lsst.daf.butler import (
     ButlerMetrics,
@@ -37,12 +40,15 @@ from lsst.daf.butler import (
 )
 from lsst.daf.butler.datastore.generic_base import post_process_get
 from lsst.daf.butler.registry import ConflictingDefinitionError
+from lsst.pipe.base.automatic_connection_constants import METADATA_OUTPUT_TEMPLATE
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.direct.copies import deep_copy, measure, unshared
 from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, as_read, read_dataset
 from ppdaemon.middleware.direct.quanta import QuantumStep
-from ppdaemon.middleware.direct.writing import BackgroundWriter
+from ppdaemon.middleware.direct.shape import TaskShape
+from ppdaemon.middleware.direct.writing import BackgroundWriter, write_failure
+from ppdaemon.middleware.run.engine import Unwritten
 
 __all__ = ("MemoryButler", "InputReader")
 
@@ -89,7 +95,10 @@ class MemoryButler(LimitedButler):
         self._datasets: dict[uuid.UUID, MemoryDataset] = {}
         self._readers: dict[uuid.UUID, set[uuid.UUID]] = {}
         """By dataset: unfinished quanta that read it."""
-        self._predicted: set[uuid.UUID] = set()
+        self._producers: dict[uuid.UUID, TaskShape] = {}
+        """By dataset: the task that puts it."""
+        self.unwritten: dict[uuid.UUID, Unwritten] = {}
+        """Datasets that had to be written and cannot."""
         self._put: set[uuid.UUID] = set()
         self._running: QuantumStep | None = None
         self._reads_left: dict[uuid.UUID, float] | None = None
@@ -98,7 +107,7 @@ class MemoryButler(LimitedButler):
         for step in steps:
             for ref in _refs(step.quantum.inputs):
                 self._readers.setdefault(ref.id, set()).add(step.id)
-            self._predicted.update(ref.id for ref in _refs(step.quantum.outputs))
+            self._producers.update((ref.id, step.task) for ref in _refs(step.quantum.outputs))
 
     # Called by the engine.
 
@@ -138,12 +147,17 @@ class MemoryButler(LimitedButler):
         For a dataset that no quantum needs that is only its id. With
         `in_files` no object is passed, only files.
         """
+        datasets = self._make_outputs_private(step)
+        if in_files:
+            datasets = [
+                each for each in datasets if not each.in_memory or self._try(self._move_to_file, each)
+            ]
         transferred = {
-            ref.id: TransferredDataset(ref.id) for ref in _refs(step.quantum.outputs) if ref.id in self._put
+            ref.id: TransferredDataset(ref.id, unwritten=self.unwritten.get(ref.id))
+            for ref in _refs(step.quantum.outputs)
+            if ref.id in self._put or ref.id in self.unwritten
         }
-        for dataset in self._make_outputs_private(step):
-            if in_files and dataset.in_memory:
-                self._move_to_file(dataset)
+        for dataset in datasets:
             file = None if dataset.file is None else (dataset.file.path, dataset.file.formatter)
             transferred[dataset.ref.id] = TransferredDataset(
                 dataset.ref.id,
@@ -159,15 +173,30 @@ class MemoryButler(LimitedButler):
         """Add the outputs of a quantum that another process has run; see `outputs_for_transfer`."""
         refs = {ref.id: ref for ref in _refs(step.quantum.outputs)}
         for each in transferred:
+            if each.unwritten is not None:
+                self.unwritten[each.id] = each.unwritten
+                continue
             dataset = self._dataset_for(refs[each.id])
             dataset.provenance, dataset.size_bytes = each.provenance, each.size_bytes
             dataset.content, dataset.is_table = each.content, each.is_table
             if each.file is not None:
                 dataset.file = LocatedFile(*each.file, (dataset.ref,))
                 dataset.drop()
-            elif self.used_bytes + dataset.size_bytes > self._limit_bytes:
-                self._move_to_file(dataset)
-            self._store(dataset)
+            fits = not dataset.in_memory or self.used_bytes + dataset.size_bytes <= self._limit_bytes
+            if fits or self._try(self._move_to_file, dataset):
+                self._store(dataset)
+
+    def lose(self, ref: DatasetRef, failure: str) -> None:
+        """Release a dataset that cannot be written; it is as if no task had put it."""
+        self._datasets.pop(ref.id, None)
+        self._put.discard(ref.id)
+        task, name = self._producers[ref.id], ref.datasetType.name
+        kind: Literal["output", "log", "metadata"] = "output"
+        if name == task.log:
+            kind = "log"
+        elif name == METADATA_OUTPUT_TEMPLATE.format(label=task.label):
+            kind = "metadata"
+        self.unwritten[ref.id] = Unwritten(kind, name, task.label, failure)
 
     @property
     def outputs(self) -> Sequence[MemoryDataset]:
@@ -227,7 +256,7 @@ class MemoryButler(LimitedButler):
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
         """Return which datasets exist; see `lsst.daf.butler.LimitedButler`."""
-        return {ref: ref.id in self._put or ref.id not in self._predicted for ref in refs}
+        return {ref: ref.id in self._put or ref.id not in self._producers for ref in refs}
 
     def pruneDatasets(  # noqa: N802
         self,
@@ -311,10 +340,21 @@ class MemoryButler(LimitedButler):
     def _make_outputs_private(self, step: QuantumStep) -> list[MemoryDataset]:
         """Make the outputs of a quantum private, now that it has ended."""
         datasets = [self._datasets[ref.id] for ref in _refs(step.quantum.outputs) if ref.id in self._datasets]
-        for dataset in datasets:
-            if dataset.shared:
-                self._make_private(dataset)
-        return datasets
+        return [each for each in datasets if not each.shared or self._try(self._make_private, each)]
+
+    def _try(self, step: Callable[[MemoryDataset], None], dataset: MemoryDataset) -> bool:
+        """Perform a step that may write a dataset; if it cannot be written, lose it and return `False`.
+
+        A task that puts it, or that reads a part of it, fails instead.
+        """
+        try:
+            step(dataset)
+        except Exception as error:  # formatters are foreign code
+            failure = write_failure(error)
+            _LOG.error("%s cannot be written, it is lost", dataset.ref, exc_info=error)
+            self.lose(dataset.ref, failure)
+            return False
+        return True
 
     def _make_private(self, dataset: MemoryDataset) -> None:
         """Copy an object, except arrays that nothing else references; write it if it cannot be copied."""

@@ -9,11 +9,10 @@ from functools import partial
 
 import networkx
 from lsst.daf.butler import DatasetRef, LimitedButler
-from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
+from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import InvalidQuantumError, PipelineTask, TaskFactory, TaskMetadata
 from lsst.pipe.base.graph_walker import GraphWalker
 from lsst.pipe.base.pipeline_graph import TaskNode
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.direct.files import TransferredDataset
@@ -22,6 +21,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure
+from ppdaemon.middleware.run.executor import EncodingExecutor
 from ppdaemon.states import Outcome
 
 __all__ = ("QuantumRunner",)
@@ -83,7 +83,7 @@ class QuantumRunner:
         self._urgent = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
         self._context = dict(context)
-        self._executor = SingleQuantumExecutor(
+        self._executor = EncodingExecutor(
             butler=memory,
             task_factory=_NotifyingFactory(tasks, memory),
             assume_no_existing_outputs=True,
@@ -129,8 +129,8 @@ class QuantumRunner:
             if ready:
                 step = ready.pop(0)
                 before_task(step.task.label)
-                ends.append((step, self._execute(step)))
-                self._memory.end(step)
+                end = self._execute(step)
+                ends.append((step, self._with_space(step, end, partial(self._memory.end, step))))
             if self._children:
                 # Wait only if there was nothing to run here.
                 ended = ForkedCall.ended(self._children, wait=not ends)
@@ -159,11 +159,29 @@ class QuantumRunner:
 
     def _run_in_child(self, step: QuantumStep) -> _QuantumResult:
         """Run a quantum in a child."""
-        end = self._execute(step)
-        return replace(end, outputs=self._memory.outputs_for_transfer(step))
+        return self._with_outputs(step, self._execute(step))
 
     def _with_files(self, step: QuantumStep, end: _QuantumResult) -> _QuantumResult:
-        return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=True))
+        return self._with_outputs(step, end, in_files=True)
+
+    def _with_outputs(
+        self, step: QuantumStep, end: _QuantumResult, *, in_files: bool = False
+    ) -> _QuantumResult:
+        try:
+            return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=in_files))
+        except Exception as error:  # no space for an output that has to be written
+            return _QuantumResult(end.failure or TaskFailure.of(step.task.label, error))
+
+    @staticmethod
+    def _with_space(step: QuantumStep, end: _QuantumResult, update: Callable[[], None]) -> _QuantumResult:
+        """Update the memory after a quantum, which fails if there is no space for an output that has to
+        be written.
+        """
+        try:
+            update()
+        except Exception as error:
+            return replace(end, failure=end.failure or TaskFailure.of(step.task.label, error))
+        return end
 
     def _collect(self, child: ForkedCall) -> _QuantumResult:
         """Add the outputs of a child to the memory; raise `VisitFailed` if it died."""
@@ -173,15 +191,12 @@ class QuantumRunner:
         except DiedWithoutResult as error:
             reason = f"task {step.task.label}: its process ended with {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
-        self._memory.adopt(step, end.outputs)
-        return end
+        return self._with_space(step, end, partial(self._memory.adopt, step, end.outputs))
 
     def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)
         try:
-            result = self._executor.execute(
-                step.node, step.quantum, quantum_id=step.id, log_records=ButlerLogRecords([])
-            )
+            result = self._executor.execute(step.node, step.quantum, quantum_id=step.id)
         except InvalidQuantumError as error:
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
         except Exception as error:  # only quanta that need its outputs are skipped

@@ -10,17 +10,17 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 
-__all__ = ("BackgroundWriter", "write_outputs")
+__all__ = ("BackgroundWriter", "write_failure", "write_outputs")
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ _FILE_OVERHEAD_BYTES = 100_000
 _MIN_FORK_BYTES = 4_000_000
 """Less is written faster than a process is forked."""
 
-type _FileNames = Mapping[uuid.UUID, tuple[str, str]]
-"""File name and formatter, by dataset."""
+type _Written = dict[uuid.UUID, tuple[str, str] | str]
+"""By dataset: file name and formatter, or why it cannot be written."""
 
 
 class BackgroundWriter:
@@ -88,7 +88,7 @@ class BackgroundWriter:
                 continue
             try:
                 dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
-            except Exception as error:  # formatters are foreign code; write_outputs raises it again
+            except Exception as error:  # formatters are foreign code; write_outputs tries again
                 _LOG.info("cannot write %s in the background: %s", dataset.ref, describe(error))
             del content  # otherwise it stays in memory while this thread waits
 
@@ -101,15 +101,17 @@ class BackgroundWriter:
 
 def write_outputs(
     outputs: Sequence[MemoryDataset], folder: Path, link: Path, writer: DatasetWriter, processes: int
-) -> list[LocatedFile]:
-    """Write datasets into a folder, each into a file named after its id; return the files in the same order.
+) -> tuple[list[LocatedFile], dict[uuid.UUID, str]]:
+    """Write datasets into a folder, each into a file named after its id.
 
-    Some may be written already. `link` is the location of a temporary symbolic
-    link. All but one of the processes are forked: with more than one no other
-    thread may be active. Formatters may raise anything.
+    Return the files in the same order, and why the other datasets cannot be
+    written. Some may be written already. `link` is the location of a temporary
+    symbolic link. All but one of the processes are forked: with more than one
+    no other thread may be active. Raises the error of a formatter only if
+    there is no space, and any of copying files.
     """
     own_share, *others = _shares(outputs, processes)
-    names: dict[uuid.UUID, tuple[str, str]] = {}
+    written: _Written = {}
     children: dict[ForkedCall, list[MemoryDataset]] = {}
     with _link_without_percent(folder, link) as link_path:
         try:
@@ -121,22 +123,26 @@ def write_outputs(
                         "cannot fork a process to write outputs, fewer processes write them: %s", error
                     )
                     own_share += share
-            names |= _write(own_share, link_path, writer)
+            written |= _write(own_share, link_path, writer)
             for child in list(children):
                 share = children.pop(child)
                 try:
-                    names |= child.result()
-                except DiedWithoutResult as error:  # a formatter that failed there raises here again
+                    written |= child.result()
+                except DiedWithoutResult as error:  # what was raised there is raised here again
                     _LOG.warning("a process that wrote outputs ended with %s, the worker writes them", error)
                     _remove_unfinished(share, folder)
-                    names |= _write(share, link_path, writer)
+                    written |= _write(share, link_path, writer)
         finally:
             for child in children:
                 child.kill()
-    return [
-        LocatedFile(folder / names[dataset.ref.id][0], names[dataset.ref.id][1], (dataset.ref,))
-        for dataset in outputs
-    ]
+    files, failures = [], {}
+    for dataset in outputs:
+        match written[dataset.ref.id]:
+            case str() as failure:
+                failures[dataset.ref.id] = failure
+            case (name, formatter):
+                files.append(LocatedFile(folder / name, formatter, (dataset.ref,)))
+    return files, failures
 
 
 def _shares(outputs: Sequence[MemoryDataset], processes: int) -> list[list[MemoryDataset]]:
@@ -159,21 +165,37 @@ def _shares(outputs: Sequence[MemoryDataset], processes: int) -> list[list[Memor
     return shares
 
 
-def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _FileNames:
-    files = ((dataset, _write_one(dataset, folder, writer)) for dataset in outputs)
-    return {dataset.ref.id: (file.path.name, file.formatter) for dataset, file in files}
+def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _Written:
+    return {dataset.ref.id: _write_one(dataset, folder, writer) for dataset in outputs}
 
 
-def _write_one(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> LocatedFile:
-    if dataset.file is None:
-        return writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
-    target = folder / dataset.file.path.name
-    shutil.copyfile(dataset.file.path, target)
-    return LocatedFile(target, dataset.file.formatter, (dataset.ref,))
+def _write_one(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> tuple[str, str] | str:
+    """Return the file name and formatter of a dataset, or why it cannot be written."""
+    if dataset.file is not None:
+        shutil.copyfile(dataset.file.path, folder / dataset.file.path.name)
+        return dataset.file.path.name, dataset.file.formatter
+    try:
+        file = writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
+    except Exception as error:  # formatters are foreign code
+        failure = write_failure(error)
+        _LOG.error("%s cannot be written, it is not exported", dataset.ref, exc_info=error)
+        _remove_unfinished([dataset], folder)
+        return failure
+    return file.path.name, file.formatter
+
+
+def write_failure(error: Exception) -> str:
+    """Return why a dataset cannot be written, from the error of `DatasetWriter.write`.
+
+    An error of a full disk is raised again: others would fail, too.
+    """
+    if is_out_of_space(error):
+        raise error
+    return describe(error.__cause__ if isinstance(error.__cause__, Exception) else error)
 
 
 def _remove_unfinished(outputs: Iterable[MemoryDataset], folder: Path) -> None:
-    """Remove the files of a killed process: its temporary files would be spooled, too."""
+    """Remove the files of datasets that were not written to the end: they would be in the spool, too."""
     for dataset in outputs:
         for path in folder.glob(f"*{dataset.ref.id}*"):
             path.unlink()

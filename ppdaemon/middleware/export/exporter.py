@@ -53,6 +53,7 @@ class _Results:
 
     done: list[Path] = field(default_factory=list)
     datasets: int = 0
+    skipped: dict[Path, str] = field(default_factory=dict)
     refused: list[Path] = field(default_factory=list)
     suspects: dict[Path, Exception] = field(default_factory=dict)
     """Not registered; not yet decided whether the spool or the repo is the cause."""
@@ -107,6 +108,7 @@ class CentralExporter:
             refused=tuple(str(path) for path in spools if path in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
+            skipped={str(path): note for path, note in result.skipped.items()},
         )
 
     def close(self) -> None:
@@ -142,7 +144,9 @@ class CentralExporter:
     def _export_some(self, butler: Butler, batch: Batch, result: _Results) -> None:
         """Register all spools in one transaction; if it fails, find the spools that cause it."""
         try:
-            result.datasets += self._registrar.register(butler, batch)
+            registered = self._registrar.register(butler, batch)
+            result.datasets += registered.datasets
+            result.skipped.update(registered.skipped)
             result.done += batch
             return
         except Exception as error:

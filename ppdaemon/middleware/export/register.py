@@ -13,6 +13,7 @@ and then renamed, so that no database is locked while data are copied.
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,10 +25,11 @@ from lsst.resources import ResourcePath
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
+from ppdaemon.middleware.export.owners import Owners
 from ppdaemon.middleware.export.spool import Manifest
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
-__all__ = ("Registrar",)
+__all__ = ("Registered", "Registrar")
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,15 +38,26 @@ ATTEMPTS = 5
 one other exporter has committed: five in a row are five hosts at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a transaction has registered."""
+
+    datasets: int
+    """Number of new datasets."""
+    skipped: Mapping[Path, str]
+    """By spool: which of its datasets were skipped, and whose are there instead."""
+
+
 class Registrar:
     """Registers outputs of visits; `node` must differ between the hosts that export to one repo."""
 
     def __init__(self, node: str):
         self._node = node
         self._links = True
+        self._owners = Owners()
 
-    def register(self, butler: Butler, batch: Mapping[Path, Manifest]) -> int:
-        """Register the content of spools, all or nothing; return the number of new datasets.
+    def register(self, butler: Butler, batch: Mapping[Path, Manifest]) -> Registered:
+        """Register the content of spools, all or nothing.
 
         Datasets that the central repo already has, from an earlier export,
         another attempt or another host, are not changed.
@@ -54,10 +67,43 @@ class Registrar:
             butler.registry.registerDatasetType(dataset_type)
         for run in sorted({ref.run for file in files for ref in file.refs}):
             butler.collections.register(run)
-        new = _without_shared(butler, _first_of_each(_without_known(butler, files)))
+        unknown = _without_known(butler, files)
+        new = self._without_shared(butler, _first_of_each(unknown))
         new = self._commit_new(butler, _records(butler, batch.values()), new)
         _extend_chains(butler, batch.values())
-        return sum(len(file.refs) for file in new)
+        return self._registered(batch, unknown, new)
+
+    def _registered(
+        self, batch: Mapping[Path, Manifest], unknown: Iterable[FileDataset], new: Iterable[FileDataset]
+    ) -> Registered:
+        spools = {
+            ref.id: spool for spool, manifest in batch.items() for file in manifest.files for ref in file.refs
+        }
+        exported = {ref.id: ref for file in new for ref in file.refs}
+        skipped = [
+            ref
+            for file in unknown
+            for ref in file.refs
+            if ref.id not in exported and ref.dataId.dimensions  # init-outputs are the same in each spool
+        ]
+        owned = [[(ref, batch[spools[ref.id]].key) for ref in refs] for refs in (exported.values(), skipped)]
+        notes = self._owners.record(*owned)
+        by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
+        return Registered(len(exported), by_spool)
+
+    def _without_shared(self, butler: Butler, files: Iterable[FileDataset]) -> list[FileDataset]:
+        """Remove init-outputs (datasets without dimensions), and datasets of which another detector
+        was first, if the central repo has them.
+        """
+        # Each host writes init-outputs for each run, with the same content: the
+        # run's name depends on everything that they depend on. The others would
+        # collide, and the whole transaction would be repeated.
+        return [
+            file
+            for file in files
+            if (file.refs[0].dataId.dimensions and not self._owners.knows(file.refs[0]))
+            or not _exists(butler, file.refs[0])
+        ]
 
     def _commit_new(
         self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]
@@ -180,13 +226,6 @@ def _first_of_each(files: Iterable[FileDataset]) -> list[FileDataset]:
         ref = file.refs[0]
         first.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
     return list(first.values())
-
-
-def _without_shared(butler: Butler, files: Iterable[FileDataset]) -> list[FileDataset]:
-    """Remove init-outputs (datasets without dimensions) that the central repo has."""
-    # Each host writes them for each run, with the same content: the run's name
-    # depends on everything that they depend on.
-    return [file for file in files if file.refs[0].dataId.dimensions or not _exists(butler, file.refs[0])]
 
 
 def _without_existing(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:

@@ -8,7 +8,7 @@ Covers writing and reading them. Exporting is done by
 import logging
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pydantic
@@ -75,14 +75,15 @@ def write_spool(
     key: SpoolKey,
     fill: Callable[[Path], Iterable[SpooledFile]],
     records: Iterable[DimensionRecord],
-    chains: dict[str, tuple[str, ...]],
-    failed: str = "",
+    chains: Mapping[str, tuple[str, ...]],
+    failed: Callable[[], str] = str,
 ) -> Path:
     """Write datasets and their manifest to the disk; return the spool folder, which appears complete.
 
-    `fill` writes the files into the folder that it gets, and returns them.
-    `records` are the dimension records of the datasets. Raises `OSError` if
-    the folder cannot be written; then nothing of it is left.
+    `fill` writes the files into the folder that it gets, and returns them; then
+    `failed` returns why others are missing. `records` are the dimension records
+    of the datasets. Of `chains`, runs without a file are left out. Raises
+    `OSError` if the folder cannot be written; then nothing of it is left.
     """
     folder = spool / key.folder
     partial = spool / f"{key.folder}.part"  # not a valid name of a spool
@@ -90,12 +91,14 @@ def write_spool(
     partial.mkdir(parents=True)
     try:
         files = tuple(fill(partial))
+        used = {ref.run for file in files for ref in file.refs}
+        in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
         manifest = Manifest(
             key=key,
-            chains=chains,
+            chains={chain: runs for chain, runs in in_use.items() if runs},
             records=tuple(record.to_simple() for record in records),
             files=files,
-            failed=failed,
+            failed=failed(),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs an unchanged ``pipetask`` command that waits between building and running and reports its result."""
 
+import importlib
 import logging
 import socket
 import uuid
@@ -20,10 +21,14 @@ from ppdaemon import log
 from ppdaemon.middleware.butler.failures import describe, outcome_of
 from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.run.engine import TaskFailure
+from ppdaemon.middleware.run.executor import EncodingExecutor
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.wire import encode
 
 __all__ = ("Gate", "run")
+
+_SCRIPT = "lsst.ctrl.mpexec.cli.script.run"
+"""Module that creates the executor; its package has a function of the same name."""
 
 
 class Gate(ExecutionGraphFixup):
@@ -82,6 +87,8 @@ def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: S
     for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
     disable_astropy_downloads()
+    # No option of the command replaces its executor.
+    importlib.import_module(_SCRIPT).SingleQuantumExecutor = EncodingExecutor  # type: ignore[attr-defined]
     reporter = _FailureReporter(channel)
     for source in (MPGraphExecutor, catch_and_exit):  # both log exceptions and do not raise them
         logging.getLogger(source.__module__).addHandler(reporter)

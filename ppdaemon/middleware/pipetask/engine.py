@@ -5,6 +5,7 @@ One command builds and runs. In between it waits until the worker has checked
 that the graph has quanta and has reported points of no return.
 """
 
+import logging
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ from lsst.pipe.base import TaskMetadata
 
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -26,6 +28,8 @@ from ppdaemon.processes import signal_name
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
+
+_LOG = logging.getLogger(__name__)
 
 
 class PipetaskEngine(Engine):
@@ -189,4 +193,7 @@ class _PipetaskRun(PipelineRun):
             for ref in self._job.butler.query_datasets(
                 f"{label}_metadata", collections=self._job.run, find_first=False, explain=False, limit=None
             ):
-                yield label, self._job.butler.get(ref)
+                try:
+                    yield label, self._job.butler.get(ref)
+                except Exception as error:  # such as an integer that is no float; its task has succeeded
+                    _LOG.warning("caveats of task %s are unknown: %s", label, describe(error))

@@ -4,9 +4,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
@@ -17,7 +17,17 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
 
-__all__ = ("DataQuery", "Engine", "Job", "PipelineRun", "RunResult", "TaskFailure", "Unsupported", "building")
+__all__ = (
+    "DataQuery",
+    "Engine",
+    "Job",
+    "PipelineRun",
+    "RunResult",
+    "TaskFailure",
+    "Unsupported",
+    "Unwritten",
+    "building",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,24 @@ class TaskFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A dataset that a task has put and that cannot be written."""
+
+    kind: Literal["output", "log", "metadata"]
+    name: str
+    """Dataset type."""
+    label: str
+    """Label of the task."""
+    text: str
+    """Type and first line of the exception."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence for the operator (`str`)."""
+        return f"{self.kind} {self.name} of task {self.label} cannot be written: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """The result of running a graph."""
 
@@ -98,6 +126,34 @@ class RunResult:
     """`None` if all tasks succeeded."""
     caveats: str = ""
     """Which successful tasks lack outputs or had no work, as a sentence."""
+    unwritten: tuple[Unwritten, ...] = ()
+    """Datasets that are not exported because they cannot be written."""
+
+    def without(self, unwritten: Iterable[Unwritten]) -> "RunResult":
+        """Return the result without some datasets, after all others were written."""
+        return replace(self, unwritten=tuple(unwritten))
+
+    @property
+    def outcome(self) -> Outcome:
+        """Outcome of the visit (`~ppdaemon.states.Outcome`); a log or metadata do not decide about it."""
+        if self.failure is not None:
+            return self.failure.outcome
+        return Outcome.FAILED if self.failed else Outcome.SUCCEEDED
+
+    @property
+    def failed(self) -> str:
+        """Why outputs are missing; empty if none is (`str`)."""
+        failure = () if self.failure is None else (self.failure.reason,)
+        return "; ".join((*failure, *self._reasons(True)))
+
+    @property
+    def reason(self) -> str:
+        """What operators have to know, empty if all is well (`str`)."""
+        return "; ".join(filter(None, (self.failed or self.caveats, *self._reasons(False))))
+
+    def _reasons(self, is_output: bool) -> Iterable[str]:
+        """Return each reason once: all snaps may have the same."""
+        return dict.fromkeys(each.reason for each in self.unwritten if (each.kind == "output") is is_output)
 
     @classmethod
     def of(cls, failure: TaskFailure | None, succeeded: Iterable[tuple[str, TaskMetadata]]) -> "RunResult":
@@ -187,8 +243,21 @@ class PipelineRun(ABC):
         return ()
 
     def write(self, folder: Path) -> list[LocatedFile]:
-        """Write these outputs into a folder, one file each, named after the dataset's id."""
+        """Write these outputs into a folder, one file each, named after the dataset's id.
+
+        A dataset that cannot be written is `unwritten` then, and none of `outputs`.
+
+        Raises
+        ------
+        OSError
+            Raised if there is no space.
+        """
         return []
+
+    @property
+    def unwritten(self) -> Sequence[Unwritten]:
+        """Datasets that could not be written (`~collections.abc.Sequence` [`Unwritten`])."""
+        return ()
 
 
 class Engine(ABC):

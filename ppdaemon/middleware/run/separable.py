@@ -12,7 +12,6 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
-from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -25,6 +24,7 @@ from ppdaemon.middleware.run.engine import (
     TaskFailure,
     building,
 )
+from ppdaemon.middleware.run.executor import EncodingExecutor
 
 __all__ = ("SeparableEngine",)
 
@@ -64,7 +64,7 @@ class _SeparableRun(PipelineRun):
         self._execution = execution
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
-        single = SingleQuantumExecutor(
+        single = EncodingExecutor(
             butler=self._execution, assume_no_existing_outputs=True, raise_on_partial_outputs=False
         )
         observed = _ObservedExecutor(single, before_task)

@@ -589,8 +589,10 @@ class Visits:
         effects.actions.append(model.ResendResults())
 
     def _mark_exported(self, event: Exported, effects: model.Effects) -> None:
-        names = (self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.spools)
-        effects.writes.append(model.MarkExported(tuple(Key(*name) for name in names if name), event.tai))
+        names = {spool: self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.spools}
+        keys = {spool: Key(*name) for spool, name in names.items() if name}
+        skipped = {keys[spool]: text for spool, text in event.skipped.items() if spool in keys}
+        effects.writes.append(model.MarkExported(tuple(keys.values()), event.tai, skipped))
         self._count["datasets_exported"] += event.datasets
         self._count["spools_refused"] += len(event.refused)
 

@@ -135,10 +135,15 @@ class Journal(SqliteFile):
                         f" WHERE final = 1 AND {_IS_VISIT_DETECTOR} AND max(attempt, asked) = ?",
                         reported,
                     )
-                case model.MarkExported(keys=keys, tai=tai):
+                case model.MarkExported(keys=keys, tai=tai, skipped=skipped):
                     self._db.executemany(
                         f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
                         [(tai, *key) for key in keys],
+                    )
+                    self._db.executemany(
+                        "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
+                        f" WHERE {_IS_KEY}",
+                        [(text, *key) for key, text in skipped.items()],
                     )
                 case model.MarkUnreported(keys=keys):
                     # Never lower: a repeated older reservation must not hide a later one.

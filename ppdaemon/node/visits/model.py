@@ -251,6 +251,8 @@ class MarkExported:
 
     keys: tuple[Key, ...]
     tai: float
+    skipped: Mapping[Key, str] = field(default_factory=dict)
+    """Which of their datasets are not, and whose are instead."""
 
 
 type Write = Accept | Update | Retry | Requeue | RecordLateRaws | MarkReported | MarkUnreported | MarkExported
