@@ -46,6 +46,11 @@ def lines_of(node, *findings):
     return [f"{node.path}:{line}: {text}" for line, text in found]
 
 
+def await_problem(node, finding):
+    """Wait for a finding; before that the start may read the file of the next findings instead."""
+    node.wait(lambda: any(text.endswith(finding.text) for text in node.status().problems))
+
+
 def check(node, *options):
     command = [sys.executable, "-m", "ppdaemon.node.app", "check-config", f"--config={node.path}", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -186,8 +191,9 @@ def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(
     node = make_node(tmp_path, socket_dir)
     write(node, AWAY)
     with running(tmp_path, socket_dir) as node:
+        await_problem(node, AWAY)
         write(node, ERRORS[1])
-        node.wait(lambda: any(text.endswith("workers.min: second") for text in node.status().problems))
+        await_problem(node, ERRORS[1])
         assert node.status().state == "degraded"
         write(node, AWAY)
         reload(node)
@@ -204,11 +210,12 @@ def test_an_operator_who_resumes_is_not_overruled_by_the_same_error(tmp_path, so
     node = make_node(tmp_path, socket_dir)
     write(node, AWAY)
     with running(tmp_path, socket_dir) as node:
+        await_problem(node, AWAY)
         write(node, ERRORS[0], AWAY)
         node.wait(lambda: node.status().state == "draining")
         node.daemon.ask(ResumeRequest(), timeout_s=TIMEOUT_S)
         write(node, *ERRORS, AWAY)
-        node.wait(lambda: any(text.endswith("workers.min: second") for text in node.status().problems))
+        await_problem(node, ERRORS[1])
         assert node.status().state == "degraded"
         assert node.log.read_text().count("correct the file, ppctl reload, then ppctl resume") == 1
 
