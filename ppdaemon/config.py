@@ -24,7 +24,7 @@ from ppdaemon.configtypes import (
     SocketPath,
     VisitGrouping,
     WritableFolder,
-    both_valid,
+    valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
 from ppdaemon.raws.layout import detector_keyword_of
@@ -49,7 +49,7 @@ HEARTBEATS = 2
 
 def silence_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
     """Find a ``silence_s`` that is too short for ``heartbeat_s``."""
-    if values := both_valid(keys, "silence_s", "heartbeat_s"):
+    if values := valid_values(keys, "silence_s", "heartbeat_s"):
         silence_s, heartbeat_s = values
         if silence_s < HEARTBEATS * heartbeat_s:
             yield (
@@ -146,7 +146,7 @@ class ArrivalsConfig(ConfigPart):
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find a node without a place of raws."""
-        if both_valid(keys, "roots", "remote") == ((), ()):
+        if valid_values(keys, "roots", "remote") == ((), ()):
             yield (), "roots and remote are both empty: list at least one folder or object store of raws"
 
     @property
@@ -192,7 +192,7 @@ class MemoryConfig(ConfigPart):
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find limits in the wrong order."""
-        if (values := both_valid(keys, "soft", "hard")) and values[0] > values[1]:
+        if (values := valid_values(keys, "soft", "hard")) and values[0] > values[1]:
             yield (), "soft is more than hard"
 
 
@@ -271,9 +271,9 @@ class WorkersConfig(ConfigPart):
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find numbers in the wrong order, and variables whose values would be lost."""
-        if (values := both_valid(keys, "min", "max")) and values[0] > values[1]:
+        if (values := valid_values(keys, "min", "max")) and values[0] > values[1]:
             yield (), "min is more than max"
-        if values := both_valid(keys, "environment", "threads"):
+        if values := valid_values(keys, "environment", "threads"):
             for name, value in values[0].items():
                 if CHILD_ENVIRONMENT.get(name, value) != value:
                     text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
@@ -319,7 +319,7 @@ class ButlerConfig(ConfigPart):
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find settings of instruments without a class."""
         for key in ("ingest", "visits"):
-            if values := both_valid(keys, "instrument_class", key):
+            if values := valid_values(keys, "instrument_class", key):
                 classes, named = values
                 for name in named if isinstance(named, dict) else ():
                     if name not in classes:
@@ -391,13 +391,13 @@ class EngineConfig(ConfigPart):
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find an alert database that could not be queried."""
-        if values := both_valid(keys, "apdb_tasks", "no_return"):
+        if values := valid_values(keys, "apdb_tasks", "no_return"):
             tasks, permanent = values
             for number, name in enumerate(tasks):
                 if name not in permanent:
                     hint = did_you_mean(name, permanent)
                     yield ("apdb_tasks", number), f"{name} must be listed in no_return too{hint}"
-        if (values := both_valid(keys, "apdb", "apdb_tasks")) and values[0] and not values[1]:
+        if (values := valid_values(keys, "apdb", "apdb_tasks")) and values[0] and not values[1]:
             yield ("apdb_tasks",), "missing key, list the tasks that write to apdb"
 
 
@@ -466,11 +466,11 @@ class NodeConfig(ConfigPart):
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find what contradicts the instruments of the node, and a missing central repo."""
-        (work,) = both_valid(getattr(keys, "workers", None), "work") or ("",)
+        (work,) = valid_values(getattr(keys, "workers", None), "work") or ("",)
         uses_butler = work.startswith("ppdaemon.middleware")
-        for instruments in both_valid(getattr(keys, "node", None), "instruments"):
+        for instruments in valid_values(getattr(keys, "node", None), "instruments"):
             yield from _of_instruments(keys, instruments, uses_butler=uses_butler)
-        if uses_butler and both_valid(keys, "butler") == (None,):
+        if uses_butler and valid_values(keys, "butler") == (None,):
             yield ("butler",), "missing key, the configured work needs it"
 
 
@@ -480,20 +480,20 @@ def _of_instruments(
     """Find keys of other parts that contradict the instruments of the node."""
     arrivals = getattr(keys, "arrivals", None)
     for kind in ("roots", "remote"):
-        if values := both_valid(arrivals, kind, "layout", "done"):
+        if values := valid_values(arrivals, kind, "layout", "done"):
             roots, layout, done = values
             for number, key, text in unsuitable_roots(roots, layout, done, instruments):
                 yield ("arrivals", kind, number, key), text
-    for classes in both_valid(getattr(keys, "butler", None), "instrument_class"):
+    for classes in valid_values(getattr(keys, "butler", None), "instrument_class"):
         for name in sorted(set(instruments) - set(classes)) if uses_butler else ():
             yield ("butler", "instrument_class"), f"no entry for {name}{did_you_mean(name, classes)}"
-    for ingest in both_valid(getattr(keys, "butler", None), "ingest") if uses_butler else ():
+    for ingest in valid_values(getattr(keys, "butler", None), "ingest") if uses_butler else ():
         kinds = [ingest.get(name) for name in instruments] if isinstance(ingest, dict) else [ingest]
-        located = both_valid(arrivals, "roots", "remote", "layout")
+        located = valid_values(arrivals, "roots", "remote", "layout")
         if "obs_base" in kinds and located and any(_detector_keywords(arrivals).values()):
             text = "obs_base cannot ingest files that hold all detectors (detector_keyword)"
             yield ("butler", "ingest"), text
-    for databases in both_valid(getattr(keys, "engine", None), "apdb"):
+    for databases in valid_values(getattr(keys, "engine", None), "apdb"):
         for name in sorted(set(databases) - set(instruments)):
             hint = did_you_mean(name, instruments)
             yield ("engine", "apdb", name), f"node.instruments has no {name}{hint}"
@@ -522,4 +522,4 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
     ppdaemon.errors.ConfigError
         Raised with all errors, each with file, line and key.
     """
-    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
+    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))[0]

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.config import NodeConfig
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.selection import never_reached
-from ppdaemon.thishost import filesystem_size, host_memory, nearest_existing
-from ppdaemon.yamlfile import KeyPath, did_you_mean, located, read_yaml
+from ppdaemon.thishost import HostContext, filesystem_size, host_memory, nearest_existing
+from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model, located
 
-__all__ = ("ConfigFile",)
+__all__ = ("ConfigFile", "exceeds_unit")
 
 UNIT = "ppdaemon.service"
 """The daemon's unit, whose time limit of a stop is compared with ``workers.times``."""
@@ -36,7 +36,7 @@ class ConfigFile:
     @classmethod
     def read(cls, path: Path, environment: Mapping[str, str]) -> "ConfigFile":
         """Read a file; raise `~ppdaemon.errors.ConfigError` with all errors."""
-        return cls(path, load_node(path, environment), read_yaml(path)[1])
+        return cls(path, *load_model(path, NodeConfig, environment, HostContext(environment)))
 
     def located(self, problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
         """Return a line for each problem, with file, line and key."""
@@ -64,9 +64,9 @@ def _unintended(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _unfit_for_host(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Find settings that this host, or its service manager, does not allow for."""
+    """Find settings that this host does not allow for."""
     ramdisk, state_dir = nearest_existing(config.node.ramdisk), nearest_existing(config.node.state_dir)
-    memory, times = config.workers.memory, config.workers.times
+    memory = config.workers.memory
     if not is_ramdisk(ramdisk):
         yield (
             ("node", "ramdisk"),
@@ -89,6 +89,15 @@ def _unfit_for_host(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
                 ("workers", "memory", key),
                 f"{limit / 1e9:g} GB are more than the memory of this host ({total / 1e9:.3g} GB)",
             )
+
+
+def exceeds_unit(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Find a stop that takes longer than the service manager allows.
+
+    Runs a program, for at most two seconds: the supervisor, which kills unknown children, must not
+    call it.
+    """
+    times = config.workers.times
     needed = times.stop_s + times.grace_s + times.kill_s
     if (allowed := _unit_stop_s(UNIT)) is not None and needed > allowed:
         yield (

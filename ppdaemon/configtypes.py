@@ -29,7 +29,7 @@ __all__ = (
     "SocketPath",
     "VisitGrouping",
     "WritableFolder",
-    "both_valid",
+    "valid_values",
     "parse_detector_list",
 )
 
@@ -154,7 +154,7 @@ CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 
 
-def both_valid(keys: Any, *names: str) -> tuple[Any, ...]:
+def valid_values(keys: Any, *names: str) -> tuple[Any, ...]:
     """Return the values of these keys, or an empty tuple if one of them has an error."""
     return tuple(getattr(keys, name) for name in names) if all(hasattr(keys, name) for name in names) else ()
 
@@ -168,7 +168,7 @@ class ConfigPart(Model):
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Yield the key path within the part, and the text, of each contradiction.
 
-        `keys` has the valid keys as attributes; see `both_valid`.
+        `keys` has the valid keys as attributes; see `valid_values`.
         """
         yield from ()
 

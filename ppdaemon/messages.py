@@ -556,6 +556,14 @@ READER_FACTS = pydantic.TypeAdapter[ReaderFact](ReaderFact)
 # --- supervisor and the process that creates the template -------------------
 
 
+class Connecting(Fact):
+    """The template's process connects to the central repo next, and may hang there."""
+
+    type: Literal["connecting"] = "connecting"
+    what: str
+    """Such as ``the central repo /repo/main``."""
+
+
 class NotReady(Model):
     """The template cannot be created now: the central repo is not available."""
 
@@ -563,7 +571,7 @@ class NotReady(Model):
     reason: str
 
 
-type TemplateFact = Annotated[Ready | NotReady, _BY_TYPE]
+type TemplateFact = Annotated[Ready | Connecting | NotReady, _BY_TYPE]
 TEMPLATE_FACTS = pydantic.TypeAdapter[TemplateFact](TemplateFact)
 
 
@@ -591,11 +599,17 @@ class NameFinding(Model):
     text: str
 
 
+class TaskNamesResolved(Model):
+    """The names of tasks have been resolved, or could not be; other names follow."""
+
+    type: Literal["task_names_resolved"] = "task_names_resolved"
+
+
 class NamesResolved(Model):
     """All names have been resolved, or could not be; the process exits."""
 
     type: Literal["names_resolved"] = "names_resolved"
 
 
-type NameFact = Annotated[Resolving | NameFinding | NamesResolved, _BY_TYPE]
+type NameFact = Annotated[Resolving | NameFinding | TaskNamesResolved | NamesResolved, _BY_TYPE]
 NAME_FACTS = pydantic.TypeAdapter[NameFact](NameFact)

@@ -39,7 +39,7 @@ class WorkerContext:
     spool: Path
     """Folder of finished outputs that are not exported yet."""
     clock: Clock
-    report: Callable[[messages.StageReached | messages.PointOfNoReturn], None]
+    report: Callable[[messages.StageReached | messages.PointOfNoReturn | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""
 
 
@@ -83,7 +83,11 @@ class WorkModule(Protocol):
         """Prepare imported libraries in the zygote; open no file, socket or thread."""
 
     def build_template(self, context: WorkerContext) -> None:
-        """Create ``context.template``, once per configuration, in a separate process."""
+        """Create ``context.template``, once per configuration, in a separate process.
+
+        Reports a `~ppdaemon.messages.Connecting` before a query that may not be answered: then the
+        process is late because of a database, and a restart would not help.
+        """
 
     def open_work(self, context: WorkerContext) -> Work:
         """Copy the template and open it; return when visits can be served."""
@@ -91,8 +95,12 @@ class WorkModule(Protocol):
     def open_exporter(self, context: WorkerContext) -> Exporter:
         """Return an exporter; the central repo may be unavailable at this time."""
 
-    def resolve_names(self, config: NodeConfig) -> Iterable[messages.Resolving | messages.NameFinding]:
+    def resolve_names(
+        self, config: NodeConfig
+    ) -> Iterable[messages.Resolving | messages.NameFinding | messages.TaskNamesResolved]:
         """Yield what is wrong with the names in a configuration, in a process without a slot.
 
-        Yields a `~ppdaemon.messages.Resolving` before each query that may not be answered.
+        Yields a `~ppdaemon.messages.Resolving` before each query that may not be answered, and a
+        `~ppdaemon.messages.TaskNamesResolved` when the findings about ``engine.no_return`` are
+        complete: a node that starts assigns no visit before.
         """

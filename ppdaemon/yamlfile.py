@@ -48,6 +48,11 @@ class _Builder:
         self.refused: set[KeyPath] = set()
         """Scalars that could not be converted, and nodes that nest too deeply."""
 
+    @property
+    def lines(self) -> dict[KeyPath, int]:
+        """The line number of each key path."""
+        return {key_path: line for key_path, (line, _) in self.positions.items()}
+
     def build(self, node: yaml.Node, key_path: KeyPath = ()) -> dict[str, Any] | list[Any] | Any:
         self.positions[key_path] = _position(node)
         if len(key_path) > MAX_DEPTH:
@@ -125,7 +130,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     value, builder = _read(path)
     if builder.problems:
         raise ConfigError([f"{path}:{line}: {text}" for (line, _), text in builder.problems])
-    return value, {key_path: line for key_path, (line, _) in builder.positions.items()}
+    return value, builder.lines
 
 
 def read_key(path: Path, key_path: KeyPath, environment: Mapping[str, str]) -> str:
@@ -193,8 +198,8 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 def load_model[M: pydantic.BaseModel](
     path: Path, model: type[M], environment: Mapping[str, str], context: object = None
-) -> M:
-    """Read a YAML file into a validated model.
+) -> tuple[M, dict[KeyPath, int]]:
+    """Read a YAML file into a validated model; also return the line number of each key path in it.
 
     `environment` gives the values of ``${NAME}``, `context` is passed to validators.
     Raises `~ppdaemon.errors.ConfigError` with one line per error: file, line, key, error.
@@ -225,7 +230,7 @@ def load_model[M: pydantic.BaseModel](
     if found or result is None:
         lines = sorted((line, text) for ((line, _), *_), text in found.items())
         raise ConfigError([f"{path}:{line}: {text}" for line, text in lines])
-    return result
+    return result, builder.lines
 
 
 def nearest(key_path: KeyPath, known: Mapping[KeyPath, Any]) -> KeyPath:

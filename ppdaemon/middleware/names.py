@@ -8,7 +8,7 @@ so that it is resolved later.
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, VisitFailed
-from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.timings import Timings
@@ -53,17 +53,20 @@ class NameResolver:
         """Why the others cannot be."""
         self._unparsed: list[str] = []
         """Those of them of which not even the labels are known."""
+        self._away: set[str] = set()
+        """Those of them that may be constructed later: a file cannot be read now."""
         self._overridden: set[str] = set()
         """Pipelines that cannot be constructed because of overrides."""
         self._labels: set[str] = set()
         """Labels of all tasks, also of pipelines that cannot be constructed."""
 
-    def findings(self) -> Iterator[Resolving | NameFinding]:
+    def findings(self) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
         """Yield all findings; what needs a database or another host's files comes last."""
         yield from self._instrument_classes()
         yield Resolving(what="the pipelines")
         yield from self._pipelines()
         yield from self._task_names()
+        yield TaskNamesResolved()
         yield from self._export_types()
         for instrument, uri in self._node.engine.apdb.items():
             yield Resolving(what=f"the alert database {uri}")
@@ -111,7 +114,7 @@ class NameResolver:
             elif label not in self._labels:
                 hint = did_you_mean(label, self._labels)
                 text = f"no configured pipeline has a task {label}{hint}"
-                yield self._no_such_name(("pipelines", "overrides", key), text)
+                yield self._no_such_name(("pipelines", "overrides", key), text, self._unparsed)
         for key_path, rule in self._rules():
             for number, path in enumerate(rule.pipelines):
                 # The first one of a rule is reported with the rule.
@@ -125,6 +128,8 @@ class NameResolver:
             pipeline = self._loaded[path] = load_pipeline(path, {})
         except UnusablePipeline as error:
             self._unusable[path] = str(error)
+            if _may_be_back(error):
+                self._away.add(path)
             return {}
         wrong = {}
         for key, value in overrides.items():
@@ -140,14 +145,17 @@ class NameResolver:
         # Each is right alone and they are wrong together: none of them can be named.
         return wrong or dict.fromkeys(overrides, reason)
 
-    def _no_such_name(self, key: KeyPath, text: str) -> NameFinding:
-        """Return an error, or that the name could not be resolved: a pipeline of unknown content may have
-        it.
+    def _no_such_name(self, key: KeyPath, text: str, unknown: Collection[str]) -> NameFinding:
+        """Return an error; or, if pipelines of unknown content may have the name, a warning, or that it
+        could not be resolved now.
         """
-        if self._unparsed:
-            text += f"; {self._unparsed[0]} cannot be parsed"
-            return NameFinding(level="unavailable", key=key, text=text)
-        return _error(key, text)
+        if not unknown:
+            return _error(key, text)
+        away = [path for path in unknown if path in self._away]
+        path = next(iter(away or unknown))
+        text += f", unless it is in a pipeline that cannot be used: {self._unusable[path]}"
+        # A warning is not resolved again: a pipeline that is wrong does not change by itself.
+        return NameFinding(level="unavailable" if away else "warning", key=key, text=text)
 
     def _task_names(self) -> Iterator[NameFinding]:
         graphs = [pipeline.graph for pipeline in self._loaded.values()]
@@ -161,11 +169,9 @@ class NameResolver:
                     continue
                 hint = did_you_mean(name, classes if "." in name else self._labels)
                 text = f"no configured pipeline has a task {name}: {danger}{hint}"
-                if "." in name and self._unusable:
-                    text += f"; {next(iter(self._unusable))} cannot be constructed"
-                    yield NameFinding(level="unavailable", key=("engine", part, number), text=text)
-                else:
-                    yield self._no_such_name(("engine", part, number), text)
+                # The classes of tasks are known only of a pipeline that can be constructed.
+                unknown = self._unusable if "." in name else self._unparsed
+                yield self._no_such_name(("engine", part, number), text, unknown)
 
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
@@ -187,7 +193,7 @@ class NameResolver:
 
             Apdb.from_uri(uri)
         except DATABASE_ERRORS as error:
-            yield _not_opened(key, uri, error)
+            yield _not_opened(key, uri, error, _absence)
         except Exception as error:  # not YAML, another schema, a driver that is missing
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
 
@@ -197,18 +203,18 @@ class NameResolver:
         central = CentralReader(uri)
         try:
             with central.reading(Timings(Clock())) as butler:
-                findings = list(self._in_central(butler))
-            yield from findings
-            dropped = RuleChecker(self._node, self._config).check()
+                # Sent at once: the repo may become unavailable while the next ones are resolved.
+                yield from self._in_central(butler)
+                yield from self._dropped_rules(butler)
         except VisitFailed as error:
-            yield _not_opened(key, uri, error.__cause__ or error)
-            return
+            yield _not_opened(key, uri, error.__cause__ or error, _repo_absence)
         except Exception as error:  # a driver that is missing, tables of another version
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
-            return
         finally:
             central.close()
-        for each in dropped:
+
+    def _dropped_rules(self, butler: Butler) -> Iterator[NameFinding]:
+        for each in RuleChecker(self._node, self._config).dropped(butler):
             rule = getattr(self._node.pipelines, each.part)[each.rule]
             if rule.pipelines[0] not in self._overridden:
                 text = f"the first pipeline, {each.name}, is dropped for every detector: {each.why}"
@@ -279,25 +285,32 @@ def _instrument_problem(name: str, full_name: str) -> str:
     return "" if actual == name else f"{full_name} is the class of {actual}, not of {name}"
 
 
-def _not_opened(key: KeyPath, uri: str, error: BaseException) -> NameFinding:
+def _not_opened(key: KeyPath, uri: str, error: BaseException, absence: Callable[[str], str]) -> NameFinding:
     """Return an error if what a URI or alias names does not exist, else that it is not available now."""
-    problem = _absence(uri) if _is_absent(error) else ""
+    absent = isinstance(_system_error(error), FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    problem = absence(uri) if absent else ""
     if problem:
         return _error(key, problem)
     text = f"{uri} cannot be read now: {describe(error)}"
     return NameFinding(level="unavailable", key=key, text=text)
 
 
-def _is_absent(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            return True
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the first error of the system that caused another one, if any."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
-def _absence(uri: str) -> str:
-    """Return why there is nothing at a URI; empty if its mount may be away.
+def _may_be_back(error: BaseException) -> bool:
+    """Return whether a file cannot be read now: its filesystem fails, or its mount may be away."""
+    cause = _system_error(error)
+    return cause is not None and not (cause.filename and _absence(str(cause.filename)))
+
+
+def _absence(uri: str, kind: str = "file") -> str:
+    """Return why there is no such file, or other kind, at a URI; empty if there is one, or if its mount may
+    be away.
 
     The mount point of a mount that is away is an empty folder, or does not exist.
     """
@@ -306,19 +319,28 @@ def _absence(uri: str) -> str:
         return ""
     path = Path(parts.path)
     if not path.is_absolute():
-        aliases = ButlerRepoIndex.get_known_repos()
-        if uri in aliases:
-            return _absence(str(ButlerRepoIndex.get_repo_uri(uri)))
-        if not aliases and os.environ.get(ButlerRepoIndex.index_env_var):
-            return ""  # the index itself cannot be read
-        return f"{uri} is no alias, and no absolute path{did_you_mean(uri, aliases)}"
+        return f"{uri} is no absolute path"
     try:
         if path.is_dir():
-            return f"{path} is not a repo" if any(path.iterdir()) else ""
+            return f"{path} is no {kind}" if any(path.iterdir()) else ""
+        if path.exists():
+            return ""
         siblings = [each.name for each in path.parent.iterdir()]
     except OSError:
         return ""
     return f"{path} does not exist{did_you_mean(path.name, siblings)}" if siblings else ""
+
+
+def _repo_absence(uri: str) -> str:
+    """Return why there is no repo at a URI or alias; empty as that of `_absence`."""
+    if urlsplit(uri).scheme or Path(uri).is_absolute():
+        return _absence(uri, "repo")
+    aliases = ButlerRepoIndex.get_known_repos()
+    if uri in aliases:
+        return _absence(str(ButlerRepoIndex.get_repo_uri(uri)), "repo")
+    if not aliases and os.environ.get(ButlerRepoIndex.index_env_var):
+        return ""  # the index itself cannot be read
+    return f"{uri} is no alias, and no absolute path{did_you_mean(uri, aliases)}"
 
 
 def _error(key: KeyPath, text: str) -> NameFinding:

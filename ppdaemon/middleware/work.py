@@ -16,7 +16,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.messages import Connecting, NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
@@ -86,6 +86,7 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
+    context.report(Connecting(what=f"the central repo {config.central}"))
     try:
         with _open_central(config.central) as central:
             universe = central.dimensions
@@ -118,7 +119,7 @@ def open_exporter(context: WorkerContext) -> CentralExporter:
     return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
 
 
-def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding]:
+def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
     """Yield what is wrong with the names in a configuration; see `ppdaemon.middleware.names`."""
     return NameResolver(config, _butler_config(config)).findings()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import NodeParts, Service
@@ -125,42 +125,58 @@ class Supervisor:
 
     async def _start(self, node: NodeParts) -> None:
         started = self.clock.mono()
+        # With a name in `engine.no_return` that does not exist, a visit would run without its mark, and
+        # again after the next start.
+        node.scheduler.assigning = False
         waiting = self._loop.create_task(self._report_degraded(node))
         try:
             await self._unless_stopped(node.generations.start())
+            if not self._stop.is_set():
+                # Before the exporter starts: an attempt counts as succeeded only while
+                # its spool exists.
+                await self._unless_stopped(node.reprocessor.recover())
+            if self._stop.is_set():
+                return
+            node.exporter.start()
+            await node.arrivals.start()
+            # Only now: raws can be found and outputs exported.
+            node.inbox.post(AcceptanceChanged(accepting=True))
+            node.status.state = "running"
+            for service in node.services:
+                self._run(service)
         finally:
+            # Only now: the ticker, which is a service, triggers the watchdog from here on.
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        if not self._stop.is_set():
-            # Before the exporter starts: an attempt counts as succeeded only while
-            # its spool exists.
-            await self._unless_stopped(node.reprocessor.recover())
-        if self._stop.is_set():
-            return
-        node.exporter.start()
-        await node.arrivals.start()
-        # Only now: raws can be found and outputs exported.
-        node.inbox.post(AcceptanceChanged(accepting=True))
-        node.status.state = "running"
-        for service in node.services:
-            self._run(service)
         node.scheduler.decide()
-        await self._wait_for_worker(node)
-        # After visits are accepted, which must not wait for it, and before READY: with a name that does
-        # not exist the daemon exits.
-        await self._unless_stopped(node.generations.wait_for_names())
+        try:
+            # After visits are accepted, which must not wait for it.
+            await self._unless_stopped(node.generations.wait_for_task_names())
+            node.scheduler.assigning = not self._stop.is_set()
+            node.scheduler.decide()
+            await self._wait_for_worker(node)
+            # Before READY: with a name that does not exist the daemon exits.
+            await self._unless_stopped(node.generations.wait_for_names())
+        except ConfigError:
+            # Some may run already. The queued ones are recovered when the file is correct.
+            await self._stop_workers(node)
+            raise
         if self._stop.is_set():
             return
         _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
         self.notifier.notify(READY=1, STATUS=node.status.report().text)
 
     async def _report_degraded(self, node: NodeParts) -> None:
-        """Report READY while the central repo is not available, because a restart would not help; and
+        """Report READY when the central repo is not available, because a restart would not help; and
         trigger the watchdog, which the service manager expects from then on.
         """
+        ready = False
         while True:
             if node.generations.unavailable:
-                self.notifier.notify(READY=1, STATUS=node.status.report().text, WATCHDOG=1)
+                self.notifier.notify(READY=1, STATUS=node.status.report().text)
+                ready = True
+            if ready:
+                self.notifier.notify(WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def _wait_for_worker(self, node: NodeParts) -> None:
@@ -174,13 +190,23 @@ class Supervisor:
 
     async def _drain(self, node: NodeParts) -> None:
         """Let visits end in time, interrupt the others, export and report."""
+        # Before the workers are asked to end: this ends the queued visits.
+        node.inbox.post(StopStarted())
+        await self._stop_workers(node)
+        # After the last visit has ended: its spool is exported, too.
+        exporter = node.exporter
+        exporter.hurry()
+        await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
+        await self._wait_until_reported(node)
+
+    async def _stop_workers(self, node: NodeParts) -> None:
+        """Accept no more visits; let those that have a worker end in time, then kill the workers."""
         self.notifier.notify(STOPPING=1)
         node.status.state = "stopping"
         # Before the workers are asked to end: a stopped slot would be opened again, and the
         # relay would send more visits.
-        node.scheduler.resizing = False
+        node.scheduler.assigning = node.scheduler.resizing = False
         node.relay.set_accepting(False)
-        node.inbox.post(StopStarted())
         for number in list(node.pool.slots):
             node.pool.handle(number, RetireRequested())
 
@@ -197,11 +223,6 @@ class Supervisor:
         idle = self._loop.create_task(node.pump.wait_until_idle())
         await self._wait_until(idle.done, IDLE_TIMEOUT_S)
         idle.cancel()
-        # After the last visit has ended: its spool is exported, too.
-        exporter = node.exporter
-        exporter.hurry()
-        await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
-        await self._wait_until_reported(node)
 
     async def _wait_until_reported(self, node: NodeParts) -> None:
         """Wait a moment for the relay's confirmation of the last results."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pydantic
 
 from ppdaemon.config import LogConfig, silence_conflicts
-from ppdaemon.configtypes import Address, ConfigPart, Detectors, Seconds, WritableFolder, both_valid
+from ppdaemon.configtypes import Address, ConfigPart, Detectors, Seconds, WritableFolder, valid_values
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, load_model
@@ -60,7 +60,7 @@ class RelayConfig(ConfigPart):
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find a time limit that a single late heartbeat would exceed, and one address for two sockets."""
         yield from silence_conflicts(keys)
-        if (values := both_valid(keys, "submit", "nodes")) and values[0] == values[1]:
+        if (values := valid_values(keys, "submit", "nodes")) and values[0] == values[1]:
             if values[0].endswith((":*", ":0")):  # the system chooses two ports
                 return
             yield ("nodes",), f"{values[1]} is the address of submit, too"
@@ -71,4 +71,4 @@ def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:
 
     `environment` gives the values of ``${NAME}``.
     """
-    return load_model(path, RelayConfig, environment, HostContext(environment))
+    return load_model(path, RelayConfig, environment, HostContext(environment))[0]

@@ -52,6 +52,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import (
+    Connecting,
     Done,
     Exported,
     Ingested,
@@ -63,6 +64,7 @@ from ppdaemon.messages import (
     Raw,
     Resolving,
     StageReached,
+    TaskNamesResolved,
 )
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import encode
@@ -130,6 +132,7 @@ def build_template(context: WorkerContext) -> None:
     """Create a repo of one file."""
     if (context.config.node.state_dir / "template-fails").exists():
         raise RuntimeError("the template fails by order of the test")
+    context.report(Connecting(what="the central repo of the test"))
     if (context.config.node.state_dir / "template-unavailable").exists():
         raise Unavailable("the central repo is not available by order of the test")
     context.template.mkdir()
@@ -295,14 +298,17 @@ def open_exporter(context: WorkerContext) -> ScriptedExporter:
     return ScriptedExporter(context)
 
 
-def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding]:
-    """Yield the findings of the file ``names``, one as JSON on each line; hang while there is a file
-    ``names-hang``.
+def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
+    """Yield the findings of the file ``names``, one as JSON on each line; hang before while there is a
+    file ``task-names-hang``, and after the names of tasks while there is ``names-hang``.
     """
     state = config.node.state_dir
     yield Resolving(what="the names of the test")
+    while (state / "task-names-hang").exists():
+        time.sleep(0.01)
     if (state / "names").exists():
         yield from map(NameFinding.model_validate_json, (state / "names").read_text().splitlines())
+    yield TaskNamesResolved()
     while (state / "names-hang").exists():
         time.sleep(0.01)
 

@@ -3,11 +3,12 @@
 
 import importlib
 import os
+import pkgutil
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, cast
 
 from ppdaemon.config import NodeConfig
@@ -18,53 +19,72 @@ from ppdaemon.work import WorkModule
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 from ppdaemon.worker.imports import ThreadStarter, observed_imports
 from ppdaemon.worker.main import run_role
+from ppdaemon.yamlfile import KeyPath, did_you_mean
 
-__all__ = ("import_without_threads", "import_work", "run_child", "thread_problem")
+__all__ = ("import_modules", "import_work", "run_child")
 
 
-def import_work(config: NodeConfig, check: Callable[[str, str], None] = lambda key, name: None) -> WorkModule:
-    """Import the modules that the workers of a configuration need, and set up their libraries.
-
-    Raise `ConfigError` if one cannot be imported: no visit could be processed. `check` is called
-    after each import with the key of the configuration and the module.
+def import_modules(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Import the modules that the workers of a configuration need, and set up their libraries; yield the
+    key and the problem of each module that cannot be imported, or that starts a thread in a process
+    that will fork.
     """
-    modules = []
-    for key, name in (
-        ("workers.work", config.workers.work),
-        *(("workers.preload", name) for name in config.workers.preload),
-    ):
-        try:
-            modules.append(importlib.import_module(name))
-        except ImportError as error:
-            raise ConfigError([f"{key}: {name} cannot be imported: {error}"]) from error
-        check(key, name)
-    work = cast(WorkModule, modules[0])
-    work.set_up_libraries()
-    check("workers.work", config.workers.work)
-    return work
+    workers = config.workers
+    steps: list[tuple[KeyPath, str, Callable[[str], object]]] = [
+        (("workers", "work"), workers.work, importlib.import_module),
+        *(
+            (("workers", "preload", number), name, importlib.import_module)
+            for number, name in enumerate(workers.preload)
+        ),
+        (("workers", "work"), workers.work, _set_up_libraries),
+    ]
+    for key, name, step in steps:
+        if problem := _problem_of(step, name, config):
+            yield key, problem
 
 
-def import_without_threads(config: NodeConfig) -> WorkModule:
-    """Import as `import_work` does, in a process that will fork. Raise `ConfigError` if an import
-    starts a thread.
-    """
+def import_work(config: NodeConfig) -> WorkModule:
+    """Import as `import_modules` does. Raise `ConfigError` with all problems: no visit could be processed."""
+    if problems := [f"{'.'.join(map(str, key))}: {text}" for key, text in import_modules(config)]:
+        raise ConfigError(problems)
+    return cast(WorkModule, sys.modules[config.workers.work])
+
+
+def _set_up_libraries(name: str) -> None:
+    if (work := sys.modules.get(name)) is not None:
+        cast(WorkModule, work).set_up_libraries()
+
+
+def _problem_of(step: Callable[[str], object], name: str, config: NodeConfig) -> str:
     starter = ThreadStarter()
+    try:
+        with observed_imports(starter.around):
+            step(name)
+    except (Exception, SystemExit) as error:  # the module's code may raise anything, or be a script
+        if isinstance(error, ImportError):
+            return f"{name} cannot be imported: {error}{_hint(name, error)}"
+        traceback.print_exc()
+        return f"{name} cannot be imported: {type(error).__name__}: {error}"
+    if config.workers.start == "fork" and starter.find(name):
+        return (
+            f"{name}: {starter.module} starts a thread when it is imported, and a process with threads cannot"
+            " fork workers: set this library's variable against it in workers.environment, or leave the"
+            " module out, so that each worker imports it by itself, or set workers.start: spawn"
+        )
+    return ""
 
-    def check(key: str, name: str) -> None:
-        if starter.find(name):
-            raise ConfigError([f"{key}: {thread_problem(name, starter)}"])
 
-    with observed_imports(starter.around):
-        return import_work(config, check)
-
-
-def thread_problem(name: str, starter: ThreadStarter) -> str:
-    """Return what an operator can do about a module that starts a thread."""
-    return (
-        f"{name}: {starter.module} starts a thread when it is imported, and a process with threads cannot"
-        " fork workers: set this library's variable against it in workers.environment, or leave the module"
-        " out, so that each worker imports it by itself, or set workers.start: spawn"
-    )
+def _hint(name: str, error: ImportError) -> str:
+    """Return the most similar module beside one that does not exist, if that is within `name`."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not missing or not f"{name}.".startswith(f"{missing}."):
+        return ""
+    parent, _, _ = missing.rpartition(".")
+    path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
+    if parent and not path:
+        return ""
+    prefix = f"{parent}." if parent else ""
+    return did_you_mean(missing, [prefix + each.name for each in pkgutil.iter_modules(path)])
 
 
 def run_child(

@@ -6,9 +6,7 @@ database that does not answer.
 """
 
 import argparse
-import importlib
 import os
-import pkgutil
 import socket
 import sys
 import time
@@ -18,14 +16,13 @@ from pathlib import Path
 from typing import cast
 
 from ppdaemon.config import NodeConfig
+from ppdaemon.configfile import exceeds_unit
 from ppdaemon.messages import PACKET_LIMIT, NameFact, NameFinding, NamesResolved, Resolving
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 from ppdaemon.work import WorkModule
-from ppdaemon.worker.childmain import thread_problem
+from ppdaemon.worker.childmain import import_modules
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
-from ppdaemon.worker.imports import ThreadStarter, observed_imports
-from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = ("main", "resolve_names")
 
@@ -34,44 +31,19 @@ TEXT_MAX = 2000
 
 
 def resolve_names(config: NodeConfig) -> Iterator[NameFact]:
-    """Import the modules of the workers, and yield what is wrong with their names and all others."""
+    """Import the modules of the workers, and yield what is wrong with their names and all others; at
+    last what the service manager does not allow.
+    """
     yield Resolving(what="the modules of the workers")
-    workers = config.workers
-    yield from _import_problem(("workers", "work"), workers.work, forks=workers.start == "fork")
-    for number, name in enumerate(workers.preload):
-        yield from _import_problem(("workers", "preload", number), name, forks=workers.start == "fork")
-    if (module := sys.modules.get(workers.work)) is not None:
+    for key, text in import_modules(config):
+        yield NameFinding(level="error", key=key, text=text)
+    if (module := sys.modules.get(config.workers.work)) is not None:
         work = cast(WorkModule, module)
-        work.set_up_libraries()
         if hasattr(work, "resolve_names"):  # a site's own work may have no names of its own
             yield from work.resolve_names(config)
+    for key, text in exceeds_unit(config):
+        yield NameFinding(level="warning", key=key, text=text)
     yield NamesResolved()
-
-
-def _import_problem(key: KeyPath, name: str, *, forks: bool) -> Iterator[NameFinding]:
-    starter = ThreadStarter()
-    try:
-        with observed_imports(starter.around):
-            importlib.import_module(name)
-        if forks and starter.find(name):
-            yield NameFinding(level="error", key=key, text=thread_problem(name, starter))
-    except (Exception, SystemExit) as error:  # the module's code may raise anything, or be a script
-        text = f"{name} cannot be imported: {error if isinstance(error, ImportError) else _shown(error)}"
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            text += did_you_mean(error.name, _siblings(error.name))
-        yield NameFinding(level="error", key=key, text=text)
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _siblings(name: str) -> list[str]:
-    """Return the modules beside one that does not exist."""
-    parent, _, _ = name.rpartition(".")
-    path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
-    prefix = f"{parent}." if parent else ""
-    return [prefix + each.name for each in pkgutil.iter_modules(path)] if path or not parent else []
 
 
 def main() -> None:

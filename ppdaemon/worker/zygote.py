@@ -27,7 +27,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.processes import become_subreaper, die_with_parent, kill_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childmain import import_without_threads, run_child
+from ppdaemon.worker.childmain import import_work, run_child
 from ppdaemon.worker.imports import thread_names
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
@@ -139,7 +139,7 @@ class Zygote:
 def _forking(config: NodeConfig, lifeline: int) -> StartChild:
     """Import the modules of the children, and return a function that forks."""
     # An error here ends the zygote before any worker is forked.
-    work = import_without_threads(config)
+    work = import_work(config)
     assert_single_threaded()
     gc.collect()
     gc.disable()

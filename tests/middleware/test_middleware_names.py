@@ -2,6 +2,7 @@
 """Names in a configuration: each misspelling, with its line and a hint, on a real central repo."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from toycam import DETECTORS, NAME, write_pipelines
 
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import ConfigError, Refused
-from ppdaemon.messages import NameFinding, Resolving
+from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, SlotState
@@ -196,7 +197,14 @@ def test_a_configuration_without_misspelling_has_no_finding(tmp_path: Path, docu
             f"engine.apdb.{NAME}",
             "/usr/apbd.yaml does not",
         ),
-        ("engine", {"apdb": {NAME: "apdb.yaml"}}, "errors", f"engine.apdb.{NAME}", "no absolute path"),
+        (
+            "engine",
+            {"apdb": {NAME: "apdb.yaml"}},
+            "errors",
+            f"engine.apdb.{NAME}",
+            "apdb.yaml is no absolute",
+        ),
+        ("engine", {"apdb": {NAME: "/usr"}}, "errors", f"engine.apdb.{NAME}", "/usr is no file"),
         ("engine", {"apdb": {NAME: __file__}}, "errors", f"engine.apdb.{NAME}", "cannot be opened"),
         ("engine", {"apdb": {NAME: "/nowhere/apdb.yaml"}}, "unavailable", f"engine.apdb.{NAME}", "read now"),
         ("butler/calibs", [f"{NAME}/calibs"], "warnings", "butler.calibs.0", f"did you mean '{NAME}/calib'?"),
@@ -205,7 +213,7 @@ def test_a_configuration_without_misspelling_has_no_finding(tmp_path: Path, docu
         ("butler/skymap", "toi", "errors", "butler.skymap", "no sky map toi"),
         ("butler/skymap", "Toy", "errors", "butler.skymap", "did you mean 'toy'?"),
         ("butler/central", "/usr/repo", "errors", "butler.central", "/usr/repo does not exist"),
-        ("butler/central", "/usr", "errors", "butler.central", "/usr is not a repo"),
+        ("butler/central", "/usr", "errors", "butler.central", "/usr is no repo"),
         ("butler/central", "main", "errors", "butler.central", "main is no alias, and no absolute"),
         (
             "butler/central",
@@ -268,7 +276,7 @@ def test_all_names_are_reported_at_once(tmp_path: Path, document: Document) -> N
         "export.types.5",
         "pipelines.main.1.filter",
     }
-    assert found.may_repeat
+    assert [line.split(": ")[1] for line in found.repeating] == ["engine.no_return.0", "engine.apdb_tasks.0"]
 
 
 def test_a_label_of_a_pipeline_that_cannot_be_constructed_is_no_error(
@@ -280,19 +288,38 @@ def test_a_label_of_a_pipeline_that_cannot_be_constructed_is_no_error(
     found = resolved(tmp_path, document)
     (error,) = found.errors
     assert "engine.no_return.3: no configured pipeline has a task alarts" in error
-    (unavailable,) = found.unavailable
-    assert f"engine.no_return.2: .*{path} cannot be constructed".split(".*")[1] in unavailable
-    (warning,) = found.warnings
-    assert f"pipelines.main.0.pipelines.1: {path} cannot be constructed" in warning
+    assert found.unavailable == ()
+    first, second = found.warnings
+    assert f"pipelines.main.0.pipelines.1: {path} cannot be constructed" in first
+    assert "engine.no_return.2: no configured pipeline has a task no.such.Task" in second
+    assert f"unless it is in a pipeline that cannot be used: {path} cannot be constructed" in second
 
 
-def test_a_pipeline_that_is_no_yaml_leaves_labels_unresolved(tmp_path: Path, document: Document) -> None:
+def test_a_pipeline_that_is_no_yaml_leaves_labels_unknown(tmp_path: Path, document: Document) -> None:
+    """What is wrong in a pipeline does not change by itself: it is not resolved again."""
     path = Path(document["pipelines"]["main"][0]["pipelines"][1])
     path.write_text("tasks: [\n")
     document["engine"]["no_return"] = ["alerts"]
     found = resolved(tmp_path, document)
+    assert found.errors == found.unavailable == ()
+    assert [line.split(": ")[1] for line in found.warnings] == [
+        "pipelines.main.0.pipelines.1",
+        "engine.no_return.0",
+    ]
+
+
+def test_a_name_that_a_file_on_a_mount_that_is_away_may_have_is_resolved_later(
+    tmp_path: Path, document: Document
+) -> None:
+    path = Path(document["pipelines"]["main"][0]["pipelines"][1])
+    path.write_text(f"description: parts\nimports: [{{location: {tmp_path}/mount/alerts.yaml}}]\n")
+    document["engine"]["no_return"] = ["alerts", "no.such.Task"]
+    (tmp_path / "mount").mkdir()
+    found = resolved(tmp_path, document)
     assert found.errors == ()
-    assert [line.split(": ")[1] for line in found.unavailable] == ["engine.no_return.0"]
+    assert [line.split(": ")[1] for line in found.unavailable] == ["engine.no_return.0", "engine.no_return.1"]
+    (tmp_path / "mount" / "alarts.yaml").touch()  # the file does not exist: its folder has another one
+    assert resolved(tmp_path, document).unavailable == ()
 
 
 def test_each_query_is_announced_before_it_can_hang(tmp_path: Path, document: Document) -> None:
@@ -305,6 +332,21 @@ def test_each_query_is_announced_before_it_can_hang(tmp_path: Path, document: Do
         "the alert database /nowhere/apdb.yaml",
         f"the central repo {document['butler']['central']}",
     ]
+
+
+def test_names_of_tasks_are_complete_before_any_database_is_queried(
+    tmp_path: Path, document: Document
+) -> None:
+    document["engine"] = {"no_return": ["asociate"], "apdb_tasks": ["asociate"], "apdb": {NAME: "/usr/x"}}
+    document["butler"]["skymap"] = "toi"
+    facts = list(resolve_names(read(tmp_path, document).config))
+    end = facts.index(TaskNamesResolved())
+    keys = [fact.key for fact in facts[:end] if isinstance(fact, NameFinding)]
+    assert keys == [("engine", "no_return", 0), ("engine", "apdb_tasks", 0)]
+    assert not [fact for fact in facts[:end] if isinstance(fact, Resolving) and "/" in fact.what]
+    assert {("engine", "apdb", NAME), ("butler", "skymap")} <= {
+        fact.key for fact in facts[end:] if isinstance(fact, NameFinding)
+    }
 
 
 def test_an_alias_is_resolved_by_the_index_of_repos(
@@ -324,6 +366,22 @@ def test_an_alias_is_resolved_by_the_index_of_repos(
     monkeypatch.setenv("DAF_BUTLER_REPOSITORY_INDEX", str(tmp_path / "away.yaml"))
     found = resolved(tmp_path, document)
     assert (len(found.errors), len(found.unavailable)) == (0, 1)
+
+
+def test_a_repo_that_goes_away_while_names_are_resolved_is_no_error(
+    tmp_path: Path, document: Document, toy_central: Path
+) -> None:
+    mount = tmp_path / "mount"
+    shutil.copytree(toy_central, mount / "central")
+    document["butler"] |= {"central": str(mount / "central"), "calibs": ["no/calib"]}
+    facts = []
+    for fact in resolve_names(read(tmp_path, document).config):
+        facts.append(fact)
+        if isinstance(fact, NameFinding) and (mount / "central").exists():
+            (mount / "central").rename(tmp_path / "away")  # its mount point is empty now
+    found = [fact for fact in facts if isinstance(fact, NameFinding)]
+    assert [each.key for each in found if each.level == "warning"] == [("butler", "calibs", 0)]
+    assert not [each for each in found if each.level == "error"]
 
 
 # --- the real daemon -------------------------------------------------------

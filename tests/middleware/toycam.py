@@ -41,7 +41,7 @@ from ppdaemon.camera import Camera
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
-from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
+from ppdaemon.messages import Connecting, Pipelines, PointOfNoReturn, Prepare, Raw, StageReached
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
@@ -547,7 +547,7 @@ class Rig:
         for folder in (self.raws, pipelines, ramdisk / "slot"):
             folder.mkdir(parents=True)
         self.paths = write_pipelines(pipelines)
-        self.reports: list[StageReached | PointOfNoReturn] = []
+        self.reports: list[StageReached | PointOfNoReturn | Connecting] = []
         self.config = self._configure(root, ramdisk, changes)
         self.context = WorkerContext(
             config=self.config,

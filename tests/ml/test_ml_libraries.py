@@ -87,7 +87,7 @@ def test_a_library_that_starts_threads_when_it_is_imported_is_refused(tmp_path, 
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
     line = (tmp_path / "daemon.log").read_text().splitlines()[-1]
-    assert "workers.preload: polars: " in line
+    assert "workers.preload.0: polars: " in line
     assert "starts a thread when it is imported" in line
 
 

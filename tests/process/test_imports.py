@@ -85,3 +85,21 @@ print(json.dumps([costs.slowest(1), list(costs.seconds), costs.seconds["slow"], 
     assert "outer" not in modules
     assert seconds > 0.05
     assert 20_000_000 < memory_bytes < 40_000_000
+
+
+def test_all_modules_that_workers_cannot_have_are_errors_of_the_configuration(folder):
+    script = """
+from types import SimpleNamespace
+from ppdaemon.errors import ConfigError
+from ppdaemon.worker.childmain import import_work
+workers = SimpleNamespace(work="ppdaemon.testing.work", preload=("broken", "contents", "outer"), start="fork")
+try:
+    import_work(SimpleNamespace(workers=workers))
+except ConfigError as error:
+    print(json.dumps(error.problems))
+"""
+    raised, missing, threads = run(folder, script)
+    assert raised == "workers.preload.0: broken cannot be imported: RuntimeError: "
+    assert missing.startswith("workers.preload.1: contents cannot be imported: No module named 'contents'")
+    assert missing.endswith("; did you mean 'content'?")
+    assert threads.startswith("workers.preload.2: outer: later starts a thread when it is imported")

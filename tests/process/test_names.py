@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A daemon whose configuration has names that do not exist, or that cannot be resolved now."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from node import make_node, running
 
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.messages import NameFinding
-from ppdaemon.reports import ReloadRequest
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.reports import ReloadRequest, ResumeRequest
+from ppdaemon.states import ExitCode, Outcome, SlotState
+from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import alive, descendants
 from ppdaemon.testing.waiting import TIMEOUT_S
 
@@ -42,6 +44,11 @@ def lines_of(node, *findings):
         line += finding.key[-1] + 1 if isinstance(finding.key[-1], int) and key == "no_return" else 0
         found.append((line, f"{'.'.join(map(str, finding.key))}: {finding.text}"))
     return [f"{node.path}:{line}: {text}" for line, text in found]
+
+
+def await_problem(node, finding):
+    """Wait for a finding; before that the start may read the file of the next findings instead."""
+    node.wait(lambda: any(text.endswith(finding.text) for text in node.status().problems))
 
 
 def check(node, *options):
@@ -76,6 +83,55 @@ def test_all_errors_are_the_same_at_start_reload_and_check_config(tmp_path, sock
         node.process.send_signal(signal.SIGHUP)
         node.wait(lambda: any("second" in text for text in node.status().problems))
         assert node.status().generation == 1
+
+
+def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_dir):
+    """Fault 78: a visit is recovered with a name in `no_return` that does not exist, and runs again when
+    the file is correct: its results must not be written twice.
+    """
+    node = make_node(tmp_path, socket_dir, PlayedRelay(), attempts=3)  # each start is one more
+    try:
+        node.start()
+        node.relay.reserve("g1")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        node.kill()
+        node.land("g1")
+        (node.state / "task-names-hang").touch()
+        write(node, *ERRORS)
+        node.launch()
+        node.wait(lambda: node.status().queued == 1 and node.status().slots.get(SlotState.IDLE))
+        (node.state / "task-names-hang").unlink()
+        assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        assert node.marks() == {}
+        write(node)
+        node.start()
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.marks() == {"g1~0": 1}
+    finally:
+        node.stop()
+        node.relay.close()
+
+
+def test_visits_end_in_time_before_an_error_ends_the_start(tmp_path, socket_dir):
+    """Fault 78: an error of another name is found when visits run already."""
+    node = make_node(tmp_path, socket_dir, PlayedRelay())
+    node.state.mkdir()
+    (node.state / "names-hang").touch()
+    write(node, ERRORS[1])
+    try:
+        node.start()
+        node.relay.reserve("g1", survey="written:gate")
+        node.land("g1")
+        node.wait(lambda: node.at_gate("g1"))
+        (node.state / "names-hang").unlink()
+        node.wait(lambda: node.status().state == "stopping")
+        node.open_gate("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        assert node.marks() == {"g1~0": 1}
+    finally:
+        node.stop()
+        node.relay.close()
 
 
 def test_an_error_ends_a_start_whose_template_fails_too(tmp_path, socket_dir):
@@ -163,8 +219,9 @@ def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(
     node = make_node(tmp_path, socket_dir)
     write(node, AWAY)
     with running(tmp_path, socket_dir) as node:
+        await_problem(node, AWAY)
         write(node, ERRORS[1])
-        node.wait(lambda: any(text.endswith("workers.min: second") for text in node.status().problems))
+        await_problem(node, ERRORS[1])
         assert node.status().state == "degraded"
         write(node, AWAY)
         reload(node)
@@ -175,6 +232,30 @@ def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(
         write(node)
         reload(node)
         assert not any("asociate" in text for text in node.status().problems)
+
+
+def test_an_operator_who_resumes_is_not_overruled_by_the_same_error(tmp_path, socket_dir):
+    node = make_node(tmp_path, socket_dir)
+    write(node, AWAY)
+    with running(tmp_path, socket_dir) as node:
+        await_problem(node, AWAY)
+        write(node, ERRORS[0], AWAY)
+        node.wait(lambda: node.status().state == "draining")
+        node.daemon.ask(ResumeRequest(), timeout_s=TIMEOUT_S)
+        write(node, *ERRORS, AWAY)
+        await_problem(node, ERRORS[1])
+        assert node.status().state == "degraded"
+        assert node.log.read_text().count("correct the file, ppctl reload, then ppctl resume") == 1
+
+
+@pytest.mark.waits("the service manager answers after 1.2 s; orphans are killed each second")
+def test_a_reload_compares_the_stop_with_the_unit(tmp_path, socket_dir, monkeypatch):
+    program = tmp_path / "systemctl"
+    program.write_text("#!/bin/sh\nsleep 1.2\nprintf 'loaded\\n1s\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with running(tmp_path, socket_dir) as node:
+        assert [text for text in reload(node) if "workers.times.stop_s: a stop takes up to" in text]
 
 
 def test_a_check_that_dies_is_no_error(tmp_path, socket_dir):

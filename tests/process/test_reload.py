@@ -182,7 +182,7 @@ def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path
         mood.touch()
         os.kill(node.zygotes()[0], signal.SIGKILL)
         node.wait(lambda: any("was killed by SIGKILL" in text for text in node.status().problems))
-        again = re.compile(r"ended with status 1, \d+ deaths in a row")
+        again = re.compile(r"ended with status 78, \d+ deaths in a row")
         node.wait(lambda: any(map(again.search, node.status().problems)))
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED

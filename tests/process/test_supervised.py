@@ -17,6 +17,7 @@ from node import TESTS
 from ppdaemon.config import ExportConfig
 from ppdaemon.messages import (
     EXPORTER_FACTS,
+    Connecting,
     Exported,
     ExportSpool,
     Forked,
@@ -25,8 +26,10 @@ from ppdaemon.messages import (
     Ready,
     SpoolRefused,
 )
+from ppdaemon.node.processes import generation
 from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.generation import TemplateFailed, TemplateProcess, TemplateUnavailable
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.testing.processes import alive
@@ -362,3 +365,40 @@ def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
 
     play(tmp_path, body)
+
+
+# --- a template, whose process the test plays ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "text"),
+    [
+        ((Connecting(what="the central repo /repo"),), TemplateUnavailable, "repo /repo has not answered"),
+        ((), TemplateFailed, "not created within 0.5 s"),
+        ((Connecting(what="the central repo /repo"), Ready(pid=1)), TemplateFailed, "not created within"),
+    ],
+)
+def test_a_template_is_unavailable_if_the_central_repo_hangs(tmp_path, monkeypatch, sent, error, text):
+    """Fault 77: a database whose connection was dropped; the daemon must not exit."""
+    monkeypatch.setattr(generation, "TEMPLATE_S", 0.5)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def run() -> None:
+        def fork(order: ForkWorker) -> bool:
+            message = Forked(role="template", slot=order.slot, epoch=order.epoch, pid=process.pid)
+            asyncio.get_running_loop().call_soon(
+                template.forked, message, [theirs.detach(), os.pidfd_open(process.pid)]
+            )
+            return True
+
+        template = TemplateProcess(tmp_path / "repo", tmp_path / "log", fork)
+        for message in sent:
+            channel.send(encode(message))
+        with pytest.raises(TemplateFailed, match=text) as raised:
+            await template.run()
+        assert type(raised.value) is error
+
+    with channel:
+        asyncio.run(run())
+    assert process.wait(DEADLINE_S) == -signal.SIGKILL

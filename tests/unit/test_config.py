@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ppdaemon.config import NodeConfig, load_node
-from ppdaemon.configfile import ConfigFile
+from ppdaemon.configfile import ConfigFile, exceeds_unit
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
@@ -411,9 +411,21 @@ def test_a_stop_that_takes_longer_than_the_unit_allows_is_a_warning(
     program.write_text(f"#!/bin/sh\n[ $4 = ppdaemon.service ] && printf '{shown}\n'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    path = write(tmp_path, node)
-    found = [text for text in ConfigFile.read(path, {}).remarks() if "a stop takes up to 75 s" in text]
-    assert len(found) == warned
+    found = list(exceeds_unit(load_node(write(tmp_path, node), {})))
+    assert [(key, text.partition(" (")[0]) for key, text in found] == [
+        (("workers", "times", "stop_s"), "a stop takes up to 75 s")
+    ] * warned
+
+
+def test_a_file_is_read_once(node: dict[str, Any]) -> None:
+    """Its lines are those of the text that was checked, also if it is edited meanwhile."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as stream:
+        stream.write(yaml.safe_dump(node))
+    try:
+        assert ConfigFile.read(Path(f"/proc/self/fd/{read_end}"), {}).lines[("node", "name")] > 1
+    finally:
+        os.close(read_end)
 
 
 def test_folders_and_pipelines_that_cannot_be_used_are_all_named(

@@ -51,6 +51,13 @@ def test_a_worker_that_served_the_detector_last_is_taken_first():
     assert assigned(scheduler.decide(1.0)) == {"d": 1}
 
 
+def test_slots_open_for_visits_that_may_not_be_assigned_yet():
+    scheduler = with_idle(a_scheduler(spare=1), 0)
+    scheduler.add(an_assignment())
+    assert scheduler.decide(0.0, assigning=False) == [OpenSlot()]
+    assert assigned(scheduler.decide(0.0)) == {"g": 0}
+
+
 def test_a_new_detector_takes_a_worker_that_served_none():
     scheduler = with_idle(a_scheduler(), 0)
     scheduler.add(an_assignment("a", 5))

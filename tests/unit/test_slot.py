@@ -180,6 +180,7 @@ def test_the_next_worker_of_a_slot_is_not_recycled_for_what_the_last_one_had(slo
     slot.to(S.EXPORTING)
     slot(Done(visit_number=1, outcome=Outcome.SUCCEEDED, tainted="thread monitor"))
     slot(WorkerDied(status=0))
+    slot(DeadlinePassed())  # of the pause before the next fork
     slot(WorkerForked(pid=2))
     slot(Ready(pid=2))
     assert slot.slot.state == S.IDLE

@@ -7,11 +7,8 @@ from typing import Literal
 
 from lsst.daf.butler import Butler
 
-from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig, NodeConfig
-from ppdaemon.errors import Unavailable, VisitFailed
-from ppdaemon.middleware.butler.central import CentralReader, existing_collections, known_dataset_type
-from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
 from ppdaemon.middleware.pipelines.graph import OverallInput, PipelineLibrary, UnusablePipeline
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
 from ppdaemon.middleware.preload.search import requires_exposure
@@ -42,21 +39,10 @@ class RuleChecker:
         self._config = config
         self._library = PipelineLibrary(node.pipelines.overrides)
 
-    def check(self) -> list[DroppedPipeline]:
-        """Return the rules whose first pipeline is dropped for every detector of the node.
-
-        Raises `~ppdaemon.errors.Unavailable` if the central repo cannot be read.
+    def dropped(self, butler: Butler) -> Iterator[DroppedPipeline]:
+        """Yield the rules whose first pipeline is dropped for every detector of the node. `butler` is
+        the central repo.
         """
-        central = CentralReader(self._config.central)
-        try:
-            with central.reading(Timings(Clock())) as butler:
-                return list(self._dropped(butler))
-        except VisitFailed as error:
-            raise Unavailable(str(error)) from error
-        finally:
-            central.close()
-
-    def _dropped(self, butler: Butler) -> Iterator[DroppedPipeline]:
         rules = self._node.pipelines
         before, _ = self._library.load(path for rule in rules.preprocessing for path in rule.pipelines)
         produced = {FOOTPRINT_TYPE, *output_types(before)}

@@ -8,6 +8,7 @@ decided in `ppdaemon.node.processes.reload`.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 from collections import Counter
@@ -41,7 +42,7 @@ BOOT_S = 120.0
 TEMPLATE_SLOT = -2
 """Instead of the number of a slot, in orders to the zygote; the exporter's is -1."""
 TEMPLATE_S = 120.0
-"""Time limit of the template."""
+"""Time limit of the template; a lost connection to a database may take longer to fail (127 s)."""
 STEADY_S = 60.0
 """A zygote that dies after more than this time does not count as one more death in a row."""
 
@@ -56,7 +57,7 @@ class TemplateFailed(PPDaemonError):
 
 
 class TemplateUnavailable(TemplateFailed):
-    """The central repo, whose dimensions the template needs, does not answer: try again later."""
+    """The central repo, whose dimensions the template needs, is not available: try again later."""
 
     exit_code = ExitCode.UNAVAILABLE
 
@@ -69,7 +70,8 @@ class TemplateProcess(ForkedProcess[messages.TemplateFact]):
     """One process that creates the template and ends."""
 
     def __init__(self, repo: Path, log: Path, request_fork: Callable[[messages.ForkWorker], bool]):
-        lifecycle = Lifecycle(boot_s=TEMPLATE_S, answer_s=TEMPLATE_S, first_pause_s=0.0, longest_pause_s=0.0)
+        # Without a limit of its start: `run` limits all of it.
+        lifecycle = Lifecycle(boot_s=math.inf, answer_s=math.inf, first_pause_s=0.0, longest_pause_s=0.0)
         super().__init__(
             "template",
             TEMPLATE_SLOT,
@@ -80,17 +82,19 @@ class TemplateProcess(ForkedProcess[messages.TemplateFact]):
             request_fork,
         )
         self._problem_of_end: asyncio.Future[str] = self._loop.create_future()
-        self._unavailable = ""
+        self._unavailable = self._connecting = ""
 
     async def run(self) -> None:
         """Create the template. Raise `TemplateFailed` with the end of its log if that fails or
-        takes too long.
+        takes too long, `TemplateUnavailable` if the central repo does not answer.
         """
         self.start()
         try:
             problem = await asyncio.wait_for(self._problem_of_end, TEMPLATE_S)
         except TimeoutError:
             problem = f"not created within {TEMPLATE_S:g} s"
+            if self._connecting:
+                self._unavailable = f"{self._connecting} has not answered within {TEMPLATE_S:g} s"
         finally:
             self.close()
         if self._unavailable:
@@ -99,11 +103,15 @@ class TemplateProcess(ForkedProcess[messages.TemplateFact]):
             raise TemplateFailed(f"the template repo was not created: {problem}\n{self._last_lines()}")
 
     def _received(self, message: messages.TemplateFact, descriptors: list[int]) -> None:
-        """Retire the process after its only message. Workers copy the template after the end of the
+        """Retire the process after its last message. Workers copy the template after the end of the
         process, when all its files are closed.
         """
+        if isinstance(message, messages.Connecting):
+            self._connecting = message.what
+            return
         if isinstance(message, messages.NotReady):
             self._unavailable = message.reason
+        self._connecting = ""
         self.retire()
 
     def _serve(self) -> None:

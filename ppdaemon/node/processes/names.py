@@ -8,7 +8,7 @@ resolved then, because a database or a mount is away, are resolved later.
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
 from ppdaemon.node.processes.exporter import LONGEST_PAUSE
 from ppdaemon.node.processes.lifecycle import Lifecycle
 from ppdaemon.node.processes.supervised import SupervisedProcess
+from ppdaemon.yamlfile import KeyPath
 
 __all__ = ("NameCheck", "Resolution", "resolve", "retry_pauses")
 
@@ -30,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 RESOLVE_S = 90.0
 """The imports take seconds, or a minute from a busy network filesystem; a database that does not
 answer takes minutes."""
-NO_RETURN_KEYS = frozenset({"no_return", "apdb_tasks"})
-"""Keys of ``engine`` without which a visit could be written twice."""
+NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks")})
+"""Keys without which a visit could be written twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,25 @@ class Resolution:
     """Rules whose first pipeline is dropped for every detector."""
     unavailable: tuple[str, ...] = ()
     """What could not be resolved now."""
-    may_repeat: bool = False
-    """Whether an error concerns tasks that must not be repeated."""
+    repeating: tuple[str, ...] = ()
+    """Those errors with which a task that must not be repeated could be."""
 
     @classmethod
     def of(cls, file: ConfigFile, findings: list[messages.NameFinding]) -> "Resolution":
         """Sort the findings by their level."""
 
-        def located(level: str) -> tuple[str, ...]:
-            return tuple(file.located((each.key, each.text) for each in findings if each.level == level))
+        def located(level: str, keys: Container[KeyPath] | None = None) -> tuple[str, ...]:
+            found = (each for each in findings if each.level == level)
+            return tuple(
+                file.located((each.key, each.text) for each in found if keys is None or each.key[:2] in keys)
+            )
 
-        wrong = [each.key for each in findings if each.level == "error"]
         return cls(
             located("error"),
             located("warning"),
             located("fallback"),
             located("unavailable"),
-            any(key[0] == "engine" and key[1] in NO_RETURN_KEYS for key in wrong),
+            located("error", NO_RETURN_KEYS),
         )
 
     @property
@@ -74,7 +77,13 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
     """One process that resolves the names of a configuration, and ends."""
 
     def __init__(
-        self, file: ConfigFile, lifeline: Lifeline, environment: Mapping[str, str], log: Path, limit_s: float
+        self,
+        file: ConfigFile,
+        lifeline: Lifeline,
+        environment: Mapping[str, str],
+        log: Path,
+        limit_s: float,
+        task_names: asyncio.Future[Resolution] | None = None,
     ):
         lifecycle = Lifecycle(boot_s=limit_s, answer_s=limit_s, first_pause_s=0.0, longest_pause_s=0.0)
         super().__init__("check of names", log, messages.NAME_FACTS, lifecycle)
@@ -85,6 +94,7 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
         self._findings: list[messages.NameFinding] = []
         self._what = "all names"
         self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._task_names = task_names or self._loop.create_future()
 
     async def run(self) -> Resolution:
         """Resolve all names; those that the process does not reach are unavailable."""
@@ -112,7 +122,10 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
                 self._what = what
             case messages.NameFinding():
                 self._findings.append(message)
+            case messages.TaskNamesResolved():
+                self._finish_task_names()
             case messages.NamesResolved():
+                self._finish_task_names()
                 self._finish("")
                 self.retire()
 
@@ -122,6 +135,10 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         last = self._last_lines().splitlines()[-1:]
         self._finish(": ".join([f"the process that resolves names {cause}", *last]))
+
+    def _finish_task_names(self) -> None:
+        if not self._task_names.done():
+            self._task_names.set_result(Resolution.of(self._file, self._findings))
 
     def _finish(self, problem: str) -> None:
         if not self._ended.done():
@@ -134,9 +151,12 @@ async def resolve(
     environment: Mapping[str, str],
     log: Path,
     on_start: Callable[[SupervisedProcess[Any]], None] = lambda process: None,
+    task_names: asyncio.Future[Resolution] | None = None,
 ) -> Resolution:
-    """Resolve the names of a configuration once. `on_start` gets the process."""
-    process = NameProcess(file, lifeline, environment, log, RESOLVE_S)
+    """Resolve the names of a configuration once. `on_start` gets the process, `task_names` the findings
+    when those of tasks are complete, if they are.
+    """
+    process = NameProcess(file, lifeline, environment, log, RESOLVE_S, task_names)
     on_start(process)
     try:
         return await process.run()
@@ -172,6 +192,8 @@ class NameCheck:
         self._processes: set[SupervisedProcess[Any]] = set()
         self._file: ConfigFile | None = None
         self._resolution = Resolution()
+        self._reported: set[str] = set()
+        """Errors of the current configuration that have been reported."""
         self._changed = asyncio.Event()
 
     @property
@@ -185,9 +207,13 @@ class NameCheck:
         unavailable = (f"not resolved yet: {text}" for text in self._resolution.unavailable)
         return (*self._resolution.errors, *unavailable)
 
-    async def resolve(self, file: ConfigFile) -> Resolution:
-        """Resolve the names of a configuration. Raise `~ppdaemon.errors.ConfigError` with all errors."""
-        resolution = await self._resolve(file)
+    async def resolve(
+        self, file: ConfigFile, task_names: asyncio.Future[Resolution] | None = None
+    ) -> Resolution:
+        """Resolve the names of a configuration. Raise `~ppdaemon.errors.ConfigError` with all errors.
+        `task_names` gets the findings when those of tasks are complete, if they are.
+        """
+        resolution = await self._resolve(file, task_names)
         if resolution.errors:
             raise ConfigError(resolution.errors)
         return resolution
@@ -195,6 +221,7 @@ class NameCheck:
     def use(self, file: ConfigFile, resolution: Resolution) -> None:
         """Make a configuration the current one."""
         self._file, self._resolution = file, resolution
+        self._reported.clear()
         for text in resolution.remarks:
             _LOG.warning("%s", text)
         self._changed.set()
@@ -223,15 +250,23 @@ class NameCheck:
         for text in (*resolution.warnings, *resolution.fallbacks):
             if text not in (*known.warnings, *known.fallbacks):
                 _LOG.warning("%s", text)
-        for text in resolution.errors:
+        # Once for each error: an operator may have resumed since.
+        new = [text for text in resolution.errors if text not in self._reported]
+        self._reported.update(new)
+        for text in new:
             _LOG.error("the configuration in use has an error: %s", text)
-        if resolution.may_repeat:
-            _LOG.critical("visits could be written twice: no more are accepted; correct the file and reload")
+        if not set(new).isdisjoint(resolution.repeating):
+            _LOG.critical(
+                "visits could be written twice: no more are accepted; correct the file, ppctl reload,"
+                " then ppctl resume"
+            )
             self._stop_accepting()
         if not resolution.unavailable:
             _LOG.info("all names of the configuration have been resolved")
 
-    async def _resolve(self, file: ConfigFile) -> Resolution:
+    async def _resolve(
+        self, file: ConfigFile, task_names: asyncio.Future[Resolution] | None = None
+    ) -> Resolution:
         started: list[SupervisedProcess[Any]] = []
 
         def note(process: SupervisedProcess[Any]) -> None:
@@ -239,6 +274,6 @@ class NameCheck:
             self._processes.add(process)
 
         try:
-            return await resolve(file, self._lifeline, self._environment, self._log, note)
+            return await resolve(file, self._lifeline, self._environment, self._log, note, task_names)
         finally:
             self._processes.difference_update(started)

@@ -14,7 +14,7 @@ from functools import partial
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
@@ -28,6 +28,9 @@ _LOG = logging.getLogger(__name__)
 NAMES_S = 5.0
 """How long the start waits for the check of names when all else is ready; the check began with the
 start. Names without an answer are resolved later."""
+TASK_NAMES_S = 30.0
+"""How long the start waits for the names of tasks, after all modules are imported: some ten times the
+time that they take."""
 FIXED_PARTS = ("node", "relay", "arrivals")
 """Their folders, sockets and watches are created once, at the start."""
 RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
@@ -73,6 +76,8 @@ class Generations:
         self.unavailable = ""
         """Why the first generation cannot be created yet, or blank."""
         self._resolving: asyncio.Task[Resolution] | None = None
+        self._task_names: asyncio.Future[Resolution] | None = None
+        """The findings when those of tasks are complete."""
         self._file = file
         self._read_config = read_config
         self._names = names
@@ -116,8 +121,9 @@ class Generations:
         """
         pauses = retry_pauses(self._current.config.export)
         while True:
+            self._task_names = asyncio.get_running_loop().create_future()
             try:
-                self._resolving = await self._make(self._current, self._file)
+                self._resolving = await self._make(self._current, self._file, self._task_names)
             except TemplateUnavailable as error:
                 pause_s = pauses.failed(self._clock.mono())
                 self.unavailable = f"no worker can start: {error}"
@@ -126,6 +132,31 @@ class Generations:
             else:
                 self.unavailable = ""
                 return
+
+    async def wait_for_task_names(self) -> None:
+        """Wait until the names of tasks of the first configuration are resolved; if they hang or crash, no
+        longer than `TASK_NAMES_S`. Raise `~ppdaemon.errors.ConfigError` if a task that must not be
+        repeated does not exist.
+        """
+        assert self._task_names is not None  # the start has begun both
+        assert self._resolving is not None
+        await asyncio.wait(
+            (self._task_names, self._resolving),
+            timeout=TASK_NAMES_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if self._task_names.done() and (found := self._task_names.result()).repeating:
+            # All errors are reported at once, unless a database hangs.
+            await asyncio.wait((self._resolving,), timeout=NAMES_S)
+            if not self._resolving.done():
+                raise ConfigError(found.errors)
+        if self._resolving.done():
+            self._resolving.result()
+        if not self._task_names.done():
+            _LOG.critical(
+                "the names of tasks could not be resolved; visits are processed all the same. If a name in"
+                " engine.no_return does not exist, they could be written twice: see ppdaemon check-config"
+            )
 
     async def wait_for_names(self) -> None:
         """Wait until the names of the first configuration are resolved, but not long. Raise
@@ -139,11 +170,16 @@ class Generations:
             resolution = Resolution(unavailable=(text,))
         self._names.use(self._file, resolution)
 
-    async def _make(self, generation: Generation, file: ConfigFile) -> asyncio.Task[Resolution]:
+    async def _make(
+        self,
+        generation: Generation,
+        file: ConfigFile,
+        task_names: asyncio.Future[Resolution] | None = None,
+    ) -> asyncio.Task[Resolution]:
         """Create a generation; return the check of names, which began at the same time. Raise
         `~ppdaemon.errors.ConfigError` with all names that do not exist if it cannot be created.
         """
-        names = asyncio.create_task(self._names.resolve(file))
+        names = asyncio.create_task(self._names.resolve(file, task_names))
         try:
             await generation.make()
         except BaseException as error:

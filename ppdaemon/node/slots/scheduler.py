@@ -105,15 +105,18 @@ class Scheduler:
         if last is not None and self._last_slot.get(last) == slot:
             del self._last_slot[last]
 
-    def decide(self, now: float, *, resizing: bool = True, room: int | None = None) -> list[SchedulerAction]:
+    def decide(
+        self, now: float, *, assigning: bool = True, resizing: bool = True, room: int | None = None
+    ) -> list[SchedulerAction]:
         """Return the assignments and changes of slots to be carried out in order; the scheduler
-        already counts with them. `resizing` is whether slots may be opened or retired; `room`
-        is for how many more workers the host has memory, `None` for any number. The minimum
-        number of slots is opened regardless of `room`.
+        already counts with them. `assigning` is whether slots may get visit-detectors, `resizing`
+        whether they may be opened or retired; `room` is for how many more workers the host has
+        memory, `None` for any number. The minimum number of slots is opened regardless of `room`.
         """
         # Before the match: an idle slot above a lowered maximum must not get a visit.
         decisions = self._shrink() if resizing else []
-        decisions += self._match()
+        if assigning:
+            decisions += self._match()
         if resizing:
             decisions += self._resize(now, room)
         return decisions

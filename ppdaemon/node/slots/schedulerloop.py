@@ -27,6 +27,8 @@ class SchedulerLoop:
     post: Callable[[object], None]
 
     def __post_init__(self) -> None:
+        self.assigning = True
+        """Whether slots may get visit-detectors; `False` until the names of tasks are resolved."""
         self.resizing = True
         """Whether slots may be opened or retired; `False` while the daemon stops."""
         self._watchers: list[Callable[[], None]] = []
@@ -75,7 +77,9 @@ class SchedulerLoop:
     def decide(self) -> None:
         """Carry out the present decisions of the scheduler."""
         self._waking = False
-        for decision in self._scheduler.decide(self.clock.mono(), resizing=self.resizing, room=self._room()):
+        for decision in self._scheduler.decide(
+            self.clock.mono(), assigning=self.assigning, resizing=self.resizing, room=self._room()
+        ):
             match decision:
                 case Assign(assignment=assignment, slot=number):
                     self.post(SlotAssigned(assignment, number, self.pool.slots[number].pid))

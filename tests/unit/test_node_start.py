@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a node reports and waits for while it starts."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock, MagicMock, Mock
+
+import pytest
+
+from ppdaemon.clock import Clock
+from ppdaemon.configfile import ConfigFile
+from ppdaemon.errors import ConfigError
+from ppdaemon.node.processes import reload
+from ppdaemon.node.processes.names import Resolution
+from ppdaemon.node.processes.reload import Generations
+from ppdaemon.node.supervisor import Supervisor
+
+
+def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
+    """Fault 77: the central repo was away at the start, and the recovery takes longer than the limit."""
+
+    async def run():
+        notified = asyncio.Queue()
+        notifier = Mock(notify=lambda **message: notified.put_nowait(message))
+        supervisor = Supervisor(
+            ConfigFile(Path("node.yaml"), config, {(): 1}), Mock(), {}, Clock(), notifier, 0.02
+        )
+
+        async def until_notified(key):
+            while key not in await notified.get():
+                pass
+
+        async def start():
+            node.generations.unavailable = "the central repo is away"
+            await until_notified("READY")
+            node.generations.unavailable = ""
+
+        async def recover():
+            while not notified.empty():
+                notified.get_nowait()
+            await until_notified("WATCHDOG")
+            await until_notified("WATCHDOG")
+            supervisor.stop()
+
+        node = MagicMock()
+        node.generations.start, node.reprocessor.recover = start, recover
+        node.arrivals.start = AsyncMock()
+        await asyncio.wait_for(supervisor._start(node), 20.0)
+        assert supervisor._stop.is_set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])
+def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, repeating):
+    """Fault 78: with an error all others are awaited, but a database may hang."""
+    monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
+    monkeypatch.setattr(reload, "NAMES_S", 0.05)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        node = SimpleNamespace(_task_names=loop.create_future(), _resolving=loop.create_future())
+        if repeating:
+            node._task_names.set_result(Resolution(errors=repeating, repeating=repeating))
+        await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
+
+    if repeating:
+        with pytest.raises(ConfigError, match="asociate"):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+        assert "could be written twice: see ppdaemon check-config" in caplog.text
