@@ -433,18 +433,16 @@ def test_a_link_in_place_of_the_scratch_folder_is_removed_and_its_target_kept(tm
     assert (tmp_path / "data" / "file").exists()
 
 
-def test_folders_without_permissions_are_removed(tmp_path):
-    # As another user: nothing is protected from root.
-    tmp_path.chmod(0o777)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(folder.stat().st_mode | 0o011)
+def test_folders_without_permissions_are_removed(socket_dir):
+    # As another user, who must reach the folder: nothing is protected from root.
+    socket_dir.chmod(0o777)
     assert (
         ended_child(
             "from pathlib import Path",
             "from ppdaemon.worker.leftovers import ScratchFolder",
             "if os.geteuid() == 0:",
             "    os.setuid(65534)",
-            f"scratch = ScratchFolder(Path({str(tmp_path)!r}) / 'tmp')",
+            f"scratch = ScratchFolder(Path({str(socket_dir)!r}) / 'tmp')",
             "scratch.enter()",
             "(scratch.path / 'a' / 'b').mkdir(parents=True)",
             "(scratch.path / 'a' / 'b' / 'c').touch()",
