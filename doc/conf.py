@@ -30,7 +30,10 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!ppdaemon\b)[a-z_0-9]+(\.\w+)*"),  # of others: only intersphinx resolves them
     (r"py:.*", r"None|True|False|T|NoneType|FieldInfo"),
     (r"py:.*", r"ppdaemon(\.\w+)*\._\w+"),  # private aliases of types in signatures
-    (r"py:.*", r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint|yamlfile\.KeyPath)"),  # type statements
+    (
+        r"py:.*",
+        r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint|yamlfile\.KeyPath)",
+    ),  # type statements
 ]
 suppress_warnings = ["ref.python"]  # the builtin ``type`` and the many fields of this name
 
