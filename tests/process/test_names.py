@@ -202,7 +202,7 @@ def test_what_cannot_be_resolved_is_resolved_later(tmp_path, socket_dir):
     write(node, AWAY)
     with running(tmp_path, socket_dir) as node:
         problem = f"not resolved yet: {lines_of(node, AWAY)[0]}"
-        assert problem in node.status().problems
+        node.wait(lambda: problem in node.status().problems)  # a slow check may end after the start
         assert node.status().state == "degraded"
         node.relay.reserve("g1")
         node.land("g1")
@@ -264,6 +264,7 @@ def test_a_check_that_dies_is_no_error(tmp_path, socket_dir):
     node.state.mkdir()
     (node.state / "names").mkdir()  # the check ends with an exception
     with running(tmp_path, socket_dir) as node:
+        node.wait(lambda: any("not resolved" in text for text in node.status().problems))
         (text,) = (text for text in node.status().problems if "not resolved" in text)
         assert "the names of the test: the process that resolves names ended with status 70" in text
         assert "IsADirectoryError" in text
