@@ -264,9 +264,9 @@ class Dispatcher:
             reservation = visit.reservations.get(detector)
             if reservation is None or (reservation.node, reservation.attempt) != (node, nak.attempt):
                 continue
-            if nak.final:
+            if nak.final and reservation.state is SENT:
                 self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects, node)
-            else:
+            elif not nak.final and reservation.state is not PERMITTED:
                 reservation.refused_until[node] = now + REFUSAL_S
                 reservation.release()
                 released[reservation.attempt].append(detector)
@@ -361,7 +361,9 @@ class Dispatcher:
         """End the detectors that no connected node has; the nodes send the others' outcomes."""
         for reservation in visit.in_state(UNASSIGNED, SENT, ACKNOWLEDGED):
             if reservation.state is UNASSIGNED or self._may_move(reservation, now):
-                reason = "canceled before a node had an image of it"
+                reason = "canceled before a node acknowledged it"
+                if reservation.state is ACKNOWLEDGED:
+                    reason = f"canceled while {reservation.node} is silent"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, effects)
 
     def _may_move(self, reservation: Reservation, now: float) -> bool:
@@ -376,7 +378,7 @@ class Dispatcher:
         """Choose nodes for detectors without one, and for those whose node is silent
         and has no permit.
         """
-        if now < self._routing_starts_at:
+        if now < self._routing_starts_at or now >= visit.expires_at:  # a node would refuse it
             return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
         released: dict[int, list[int]] = defaultdict(list)

@@ -116,7 +116,7 @@ class World:
             node.hello()
 
     def boot(self):
-        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=2.0, rejoin_s=1.0)
+        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=2.0, rejoin_s=1.0, give_up_s=900.0)
         for number, (visit, cancelled, received) in self.visits.items():
             rows = [replace(self.rows[number, d]) for d in DETECTORS if (number, d) not in self.outcomes]
             if rows:

@@ -165,7 +165,9 @@ class Journal(SqliteFile):
         """
         *visit_detector, asked = entry.key
         known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND (asked >= ? OR outcome IS NOT ?)",
+            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
+            # Neither final nor open: a retry followed.
+            " AND (asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))",
             (*visit_detector, asked, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
