@@ -77,7 +77,7 @@ def play(world, steps):
     world.check_in_the_end()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_whatever_happens_each_visit_detector_is_done_once(steps):
     with telescope() as world:
@@ -89,6 +89,28 @@ def test_whatever_happens_each_visit_detector_is_done_once(steps):
 def test_nodes_that_cross_alone_do_it_once_too(steps):
     with telescope(alone="cross") as world:
         play(world, steps)
+
+
+LOSSES = ["lose up", "lose down", "double up", "double down", "connect", "restart relay"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(LOSSES), st.integers(0, 1)), max_size=40))
+def test_a_lossy_network_alone_costs_no_visit(steps):
+    with telescope() as world:
+        world.announce()
+        world.announce("images")
+        for what, number in steps:
+            if what in OF_ALL:
+                OF_ALL[what](world)
+            else:
+                OF_NODES[what](world, world.nodes[number])
+            run(world, 0.5)
+            world.take_image()
+        world.calm_down()
+        world.check_in_the_end()
+        outcomes = [row.outcome for group in "ab" for row in world.ledger.find(group)[0].outcomes]
+        assert outcomes == [Outcome.SUCCEEDED] * 4
 
 
 def test_a_calm_night_needs_each_node_once():
