@@ -5,6 +5,7 @@ A node is registered from its Hello until it sends nothing for too long or its
 connection closes; then it must send Hello again. Does not cover visits.
 """
 
+import math
 from dataclasses import dataclass
 
 from ppdaemon.messages import Hello
@@ -40,7 +41,7 @@ class NodeRegistry:
         self._names: dict[bytes, str] = {}
         self._departed: dict[str, float] = {}
         """By name of a node that is not connected now: time of its last message."""
-        self.started_at = 0.0
+        self.started_at = math.inf
         """Counts as the last message of nodes that have not connected yet; monotonic seconds."""
         self.routes = RouteTable()
 
