@@ -25,7 +25,7 @@ RELAY = "relay"
 PORT = 5571
 """Of the relay's node socket on its own host, where no other program has it."""
 LINK = {"heartbeat_s": 0.2, "silence_s": 1.0}
-"""Waits of both ends of the link: short, so that a test of a dead host is short."""
+"""Four heartbeats within the limit of silence, and some to spare on a busy machine."""
 LOG_TAIL = 3000
 
 
@@ -50,6 +50,9 @@ class Telescope:
         Hosts of these names, and of `RELAY`; by default all run on this machine.
     relay : `~collections.abc.Mapping`, optional
         Keys of the relay's configuration.
+    link : `~collections.abc.Mapping`, optional
+        Heartbeats and limits of silence at both ends, short by default so that a test of a dead host
+        is short.
     make_node : `~collections.abc.Callable`, optional
         Called as `~ppdaemon.testing.node.NodeProcess`.
     **parts
@@ -75,6 +78,7 @@ class Telescope:
         *,
         hosts: Hosts | None = None,
         relay: Mapping[str, Any] | None = None,
+        link: Mapping[str, float] = LINK,
         make_node: Callable[..., NodeProcess] = NodeProcess,
         **parts: Mapping[str, Any],
     ):
@@ -83,7 +87,7 @@ class Telescope:
         address = f"tcp://{address}"
         (sockets / RELAY).mkdir()
         self.relay = RelayProcess(
-            sockets / RELAY, launcher=self._launcher(RELAY), nodes=address, **(LINK | dict(relay or {}))
+            sockets / RELAY, launcher=self._launcher(RELAY), nodes=address, **{**link, **(relay or {})}
         )
         (folder / "raw").mkdir(exist_ok=True)
         self.nodes: dict[str, NodeProcess] = {}
@@ -93,7 +97,7 @@ class Telescope:
             short.mkdir()
             config = node_config(own, short, **parts)
             config["node"]["name"] = name
-            config["relay"] |= {"address": address, **LINK} | dict(parts.get("relay", {}))
+            config["relay"] |= {"address": address, **link, **parts.get("relay", {})}
             config["arrivals"]["roots"] = [str(folder / "raw")]
             self.nodes[name] = make_node(own, config, launcher=self._launcher(name))
         self.camera = next(iter(config["node"]["instruments"]))
@@ -171,7 +175,7 @@ class Telescope:
 
 @contextmanager
 def running_telescope(
-    folder: Path, sockets: Path, nodes: Iterable[str], **options: Any
+    folder: Path, sockets: Path, nodes: Iterable[str], *, start_s: float = TIMEOUT_S, **options: Any
 ) -> Iterator[tuple[Telescope, SubmitClient]]:
     """Run a telescope, and stop it.
 
@@ -179,6 +183,8 @@ def running_telescope(
     ----------
     folder, sockets, nodes, **options
         As `Telescope` takes them.
+    start_s : `float`, optional
+        How long the start may take.
 
     Yields
     ------
@@ -195,7 +201,7 @@ def running_telescope(
     telescope = Telescope(folder, sockets, nodes, **options)
     try:
         with ClientSockets() as wires:
-            telescope.start()
+            telescope.start(start_s)
             yield telescope, SubmitClient(wires, telescope.relay.submit, telescope.camera)
     finally:
         problems = telescope.stop()
