@@ -70,18 +70,27 @@ class RelayProcess:
             raise AssertionError("the relay was never started")
         return self._process
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended (`bool`)."""
+        return self._process is not None and self._process.poll() is None
+
     def command(self, *arguments: str) -> list[str]:
         """Return the command that starts the program."""
         program = (sys.executable, "-m", "ppdaemon.relay.app")
         return [*self._launcher, *program, *arguments, "--config", str(self.config)]
 
-    def start(self, **environment: str) -> Self:
-        """Start it and wait until it listens on both sockets."""
-        before = len(self.events("listening"))
+    def launch(self, **environment: str) -> None:
+        """Start it; return at once."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command("run"), stderr=log, env={**os.environ, **environment}
             )
+
+    def start(self, **environment: str) -> Self:
+        """Start it and wait until it listens on both sockets."""
+        before = len(self.events("listening"))
+        self.launch(**environment)
         wait_until(lambda: len(self.events("listening")) == before + 2, TIMEOUT_S, self.log.read_text)
         return self
 

@@ -131,9 +131,17 @@ class Telescope:
             if status != 0:
                 problems.append(f"{name} {'had to be killed' if status is None else f'ended with {status}'}")
             problems += [f"{name} left {path}" for path in node.ramdisk.glob("ppdaemon-*")]
-        if self.relay.process.poll() is None and (status := self.relay.stop()) != 0:
+        if self.relay.running and (status := self.relay.stop()) != 0:
             problems.append(f"the relay ended with {status}")
         return problems
+
+    def kill(self) -> None:
+        """Kill the relay and all supervisors that are running, stopped ones too."""
+        for node in self.nodes.values():
+            if node.running:
+                node.kill()
+        if self.relay.running:
+            self.relay.kill()
 
     def wait[T](self, condition: Callable[[], T], deadline_s: float = TIMEOUT_S) -> T:
         """Wait for a condition; a failure has the end of all logs."""
