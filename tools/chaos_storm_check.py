@@ -14,6 +14,8 @@ __all__ = ("LedgerEntry", "StormRecords", "find_storm_violations")
 
 OF_THE_RELAY = frozenset({Outcome.CANCELLED, Outcome.EXPIRED, Outcome.INTERRUPTED})
 """Outcomes that the relay may decide for a visit-detector that no node has processed."""
+GIVEN_AWAY = ("withdrawn", "handed back")
+"""Beginnings of reasons with which a journal ends what the relay has ended or given to another node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ def find_storm_violations(records: StormRecords) -> list[Violation]:
     for node, rows in records.journals.items():
         for row in rows:
             known.add(row.key)
-            if row.final:  # the last one: an operator or a relay may ask for another attempt
-                finals.setdefault(row.key, {})[node] = row
+            if row.final and not row.reason.startswith(GIVEN_AWAY):
+                finals.setdefault(row.key, {})[node] = row  # the last one: it may have come back
     found: list[Violation] = []
     for key in sorted(known):
         found += [

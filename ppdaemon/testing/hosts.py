@@ -95,6 +95,12 @@ class Hosts:
                 self._cuts.discard((source, target))
                 self._set_neighbor(source, target, self._link_address(target))
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to all processes of a host: SIGSTOP suspends it, SIGCONT wakes it."""
+        for pid in _ip("netns", "pids", self._namespace(name)).split():
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(int(pid), number)
+
     def close(self) -> None:
         """Remove all hosts."""
         for name in (*self._numbers, SWITCH):
@@ -146,7 +152,8 @@ def _remove(namespace: str) -> None:
         subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
 
 
-def _ip(*arguments: str) -> None:
+def _ip(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout

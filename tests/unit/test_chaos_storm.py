@@ -55,9 +55,11 @@ def test_a_visit_that_was_moved_and_done_once_has_no_violation(check, valid):
 
 
 @pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.EXPIRED, Outcome.INTERRUPTED])
-def test_the_relay_may_end_what_no_node_has(check, valid, outcome):
-    entry = check.LedgerEntry(None, outcome, "no node", 1)
-    records = replace(valid, ledger={KEY: entry}, journals={}, writes={}, exports={})
+@pytest.mark.parametrize("node", [None, "n1"])
+def test_the_relay_may_end_what_no_node_has_or_what_it_has_withdrawn(check, valid, node, outcome):
+    journals = {"n1": valid.journals["n1"]}
+    entry = check.LedgerEntry(node, outcome, "no node", 1)
+    records = replace(valid, ledger={KEY: entry}, journals=journals, writes={}, exports={})
     assert check.find_storm_violations(records) == []
 
 
