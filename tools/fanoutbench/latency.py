@@ -28,6 +28,10 @@ class Latencies:
     first_ms: list[float] = field(default_factory=list)
     half_ms: list[float] = field(default_factory=list)
     cancel_ms: list[float] = field(default_factory=list)
+    fanout_cpu_ms: list[tuple[float, ...]] = field(default_factory=list)
+    """CPU time of relay, supervisors and workers until all workers wait for raws; other load of the
+    machine does not change it."""
+    cancel_cpu_ms: list[tuple[float, ...]] = field(default_factory=list)
 
     def results(self, floor: Floor) -> dict[str, Scalar]:
         """Return percentiles."""
@@ -39,10 +43,18 @@ class Latencies:
             "fanout_half_p50_ms": percentile(self.half_ms, 50),
             "cancel_p50_ms": percentile(self.cancel_ms, 50),
             "cancel_p99_ms": percentile(self.cancel_ms, 99),
+            **_cpu_results("fanout", self.fanout_cpu_ms),
+            **_cpu_results("cancel", self.cancel_cpu_ms),
             "floor_p50_ms": floor_ms,
             "floor_p99_ms": percentile(floor.samples_ms, 99),
             "fanout_over_floor": percentile(self.fanout_ms, 50) / floor_ms,
         }
+
+
+def _cpu_results(name: str, samples: list[tuple[float, ...]]) -> dict[str, Scalar]:
+    medians = (percentile(column, 50) for column in zip(*samples, strict=True))
+    names = (f"{name}_relay_cpu_ms", f"{name}_nodes_cpu_ms", f"{name}_workers_cpu_ms")
+    return dict(zip(names, medians, strict=True))
 
 
 def measure_latencies(
@@ -61,6 +73,7 @@ def measure_latencies(
 
 
 def _measure_visit(observatory: Observatory, group: str, latencies: Latencies) -> None:
+    before = observatory.cpu_s()
     announced = observatory.announce(group, "idle")
     observatory.wait_for_all(observatory.prepared, group)
     times = sorted(observatory.prepared.times[group])
@@ -71,6 +84,14 @@ def _measure_visit(observatory: Observatory, group: str, latencies: Latencies) -
     ):
         found.append((at - announced) * 1e3)
     observatory.wait(lambda: observatory.slots_in(SlotState.WAITING) == observatory.detectors)
+    between = observatory.cpu_s()
     canceled = observatory.cancel(group)
     latencies.cancel_ms.append((observatory.wait_for_all(observatory.released, group) - canceled) * 1e3)
     observatory.wait_until_idle()
+    after = observatory.cpu_s()
+    latencies.fanout_cpu_ms.append(_passed_ms(before, between))
+    latencies.cancel_cpu_ms.append(_passed_ms(between, after))
+
+
+def _passed_ms(begin: tuple[float, ...], end: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple((later - earlier) * 1e3 for earlier, later in zip(begin, end, strict=True))

@@ -40,6 +40,7 @@ class Observatory:
         self.telescope = telescope
         self.client = client
         self.detectors = detectors
+        self._workers: list[int] = []
         states = [node.state for node in telescope.nodes.values()]
         self.prepared = Records(state / "prepared" for state in states)
         self.released = Records(state / "released" for state in states)
@@ -104,6 +105,17 @@ class Observatory:
         """Return the CPU time of all supervisors until now."""
         return sum(_cpu_s(node.pid) for node in self.telescope.nodes.values())
 
+    def workers_cpu_s(self) -> float:
+        """Return the CPU time of the workers that were running at the start."""
+        if not self._workers:
+            rows = (row for node in self.telescope.nodes.values() for row in node.workers())
+            self._workers = [row.pid for row in rows if row.pid is not None]
+        return sum(map(_cpu_s, self._workers))
+
+    def cpu_s(self) -> tuple[float, float, float]:
+        """Return the CPU time of relay, supervisors and workers until now."""
+        return self.relay_cpu_s(), self.nodes_cpu_s(), self.workers_cpu_s()
+
     def relay_mb(self) -> float:
         """Return the memory of the relay."""
         return pss_mb(Path(f"/proc/{self.relay_pid}/smaps_rollup").read_text())
@@ -111,8 +123,11 @@ class Observatory:
 
 def _cpu_s(pid: int) -> float:
     """Return the CPU time of a process until now, finer than the ticks of 10 ms that psutil has."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    except (FileNotFoundError, ProcessLookupError):  # a worker was replaced because of its age
+        return 0.0
 
 
 @contextmanager
