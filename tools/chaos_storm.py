@@ -52,6 +52,8 @@ TIMES = {"boot_s": 10, "prepare_s": 5, "ingest_s": 5, "run_s": 15, "export_s": 5
 MORE_FAULTS = (Fault.KILL_WORKER, Fault.KILL_WORKER, Fault.STOP_WORKER, Fault.KILL_SUPERVISOR)
 """The most frequent faults after the first round; all cuts are added where they are possible."""
 TAIL = 15
+MOST_LINES = 40
+"""Of the relay in a story: it logs each detector for itself."""
 MAX_RESTARTS = 3
 """Number of times that a program which ends by itself is started again."""
 
@@ -475,7 +477,7 @@ class Storm:
         for name, node in self.nodes.items():
             story += [f"{name}: {line}" for line in node.log_of(group)]
         relay = self.telescope.relay.log.read_text(errors="replace").splitlines()
-        return story + [f"{RELAY}: {line}" for line in relay if group in line]
+        return story + [f"{RELAY}: {line}" for line in relay if group in line][:MOST_LINES]
 
 
 def run_storm(
