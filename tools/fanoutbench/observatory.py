@@ -10,6 +10,7 @@ from typing import Any
 from benching.folders import BenchFolders
 
 from fanoutbench.results import Records, pss_mb
+from ppdaemon.config import WorkersConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import SlotState
 from ppdaemon.testing.relay import SubmitClient
@@ -136,7 +137,13 @@ def running(folders: BenchFolders, nodes: int, detectors: int, **options: Any) -
     slots = round(detectors / nodes * MARGIN) + 1
     parts = {
         "node": {"instruments": {CAMERA: f"0-{detectors - 1}"}},
-        "workers": {"min": slots, "max": slots, "spare": 0, "times": {"boot_s": START_S, "prepare_s": 3600}},
+        "workers": {
+            "min": slots,
+            "max": slots,
+            "spare": 0,
+            "nice": WorkersConfig().nice,  # supervisors go first, as at a site
+            "times": {"boot_s": START_S, "prepare_s": 3600},
+        },
         "arrivals": {"image_timeout_s": 3600},
     }
     relay = LINK | {"instruments": {CAMERA: {"detectors": f"0-{detectors - 1}"}}} | options.pop("relay", {})
