@@ -95,6 +95,17 @@ def test_a_visit_that_the_journal_cannot_write_is_refused_and_may_be_sent_again(
     assert list(world.queue) == [KEY]
 
 
+@pytest.mark.parametrize("relay_ahead_s", [-36_000.0, 0.0, 36_000.0])
+def test_the_deadlines_of_a_visit_do_not_follow_the_wall_clock(world, relay_ahead_s):
+    """Fault 55: a node's clock that differs from the relay's, or jumps, moves no deadline."""
+    accepted(world, age_s=20.0, relay_ahead_s=relay_ahead_s)
+    assignment = world.queue[KEY]
+    announced = world.mono - 20.0
+    wait_s = world.config.arrivals.image_deadline_s(assignment.visit)
+    assert assignment.image_deadline == pytest.approx(announced + wait_s)
+    assert assignment.expires_at == pytest.approx(announced + world.config.node.expiry_s)
+
+
 def test_a_repeated_message_gets_an_acknowledgement_and_no_second_run(world):
     world.reserve()
     world.reserve()
