@@ -2,6 +2,7 @@
 """The ``direct`` engine has the outputs of ``separable``, whatever tasks do with their Butler."""
 
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import astropy.units as u
 import pytest
 from directtasks import write_many
-from enginecompare import compare_engines, process_visit
+from enginecompare import PAIR, compare_engines, process_visit
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan  # type: ignore[attr-defined]
 from lsst.daf.butler.logging import ButlerMDC
 from pandas import DataFrame
-from toycam import DAY, EPOCH, MakeRig, Rig, make_central
+from toycam import DAY, EPOCH, MakeRig, Rig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
@@ -24,8 +25,6 @@ from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
-
-PAIR = ("separable", "direct")
 
 
 @pytest.fixture(autouse=True)
@@ -159,10 +158,12 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_at_the_reset(
     assert all(thread.name != "background-writer" for thread in threading.enumerate())
 
 
-def test_the_repo_defines_a_dataset_type_as_soon_as_it_has_it(rigs: MakeRig, tmp_path: Path) -> None:
+def test_the_repo_defines_a_dataset_type_as_soon_as_it_has_it(
+    rigs: MakeRig, tmp_path: Path, toy_central: Path
+) -> None:
     reported = []
     for kind in PAIR:
-        central = make_central(tmp_path / kind)
+        central = Path(shutil.copytree(toy_central, tmp_path / kind))
         rig, worker = rigs(central, engine={"kind": kind, "no_return": []}, export={"types": [".*"]})
         write_many(rig)
         for snap in (1, 2):
@@ -199,11 +200,13 @@ def why_not_direct(rig: Rig) -> list[str | None]:
     ]
 
 
-def test_ambiguous_calibrations_are_reported_by_separable(rigs: MakeRig, tmp_path: Path) -> None:
+def test_ambiguous_calibrations_are_reported_by_separable(
+    rigs: MakeRig, tmp_path: Path, toy_central: Path
+) -> None:
     """Two biases are valid at the time: the error is that of ``separable``."""
     result = []
     for kind in PAIR:
-        central = make_central(tmp_path / kind)
+        central = Path(shutil.copytree(toy_central, tmp_path / kind))
         with Butler.from_config(str(central), writeable=True) as butler:
             collection = "ToyCam/calib/doubtful"
             butler.collections.register(collection, CollectionType.CALIBRATION)

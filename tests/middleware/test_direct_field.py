@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from dimensiontasks import make_tracts
-from enginecompare import VisitResult, assert_equal, compare_engines, process_visit
+from enginecompare import COMPARED, PAIR, VisitResult, assert_equal, compare_engines, process_visit
 from fieldtasks import PREPROCESSING, PROMPT, make_field, write_field
 from lsst.daf.butler.logging import ButlerMDC
 from once import made_once
@@ -57,16 +57,16 @@ def visit(field: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-PAIR = ("separable", "direct")
 PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 PIPELINES = {"main": "FieldPrompt", "before": "FieldPreload"}
 
 
+@COMPARED
 def test_the_fields_pipeline_is_run_by_direct_with_the_outputs_of_the_other_engines(
-    rigs: MakeRig, visit: dict[str, Any]
+    rigs: MakeRig, visit: dict[str, Any], engines: tuple[str, str]
 ) -> None:
     """That `direct` itself has run it is checked with each visit."""
-    result = compare_engines(rigs, **visit, **PIPELINES)
+    result = compare_engines(rigs, engines, **visit, **PIPELINES)
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "")
     assert {f"{label}_metadata" for label in (*PREPROCESSING, *PROMPT)} <= result.types
     assert {"template_detector", "dia_source_apdb", "apdb_marker", "alerts"} <= result.types

@@ -19,9 +19,9 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 @pytest.fixture(scope="session", autouse=True)
 def installed_packages() -> Iterator[None]:
-    """Read the list of installed packages once: it takes 0.2 s, and each output run has it."""
+    """List the imported packages once: it takes 0.2 s, then 0.03 s, and each output run has it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "packages_distributions", cache(packages.packages_distributions))
+        patch.setattr(packages, "getPythonPackages", cache(packages.getPythonPackages))
         yield
 
 
