@@ -61,6 +61,7 @@ PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).paren
 PIPELINES = {"main": "FieldPrompt", "before": "FieldPreload"}
 
 
+@pytest.mark.slow
 @COMPARED
 def test_the_fields_pipeline_is_run_by_direct_with_the_outputs_of_the_other_engines(
     rigs: MakeRig, visit: dict[str, Any], engines: tuple[str, str]

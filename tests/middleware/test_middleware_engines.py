@@ -59,6 +59,7 @@ def test_a_visit_with_preprocessing_is_the_same_in_each_engine(rigs: MakeRig) ->
     assert context == {"INSTRUMENT": NAME, "GROUP": GROUP, "DETECTOR": "1", "EXPOSURE": str(EXPOSURE)}
 
 
+@pytest.mark.slow
 @COMPARED
 def test_two_snaps_are_the_same_in_each_engine(rigs: MakeRig, engines: tuple[str, str]) -> None:
     result = compare_engines(rigs, engines, main="Full", before="Known", snaps=(1, 2))

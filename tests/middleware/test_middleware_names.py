@@ -409,6 +409,7 @@ def errors_of(text: str) -> list[str]:
     return [line for line in lines if line.startswith("/") and ("engine." in line or "overrides." in line)]
 
 
+@pytest.mark.slow
 def test_check_config_start_and_reload_report_the_same(
     node: Callable[[], NodeProcess], document: Document
 ) -> None:
@@ -477,6 +478,7 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
         assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_a_database_back_again_does_not_have_is_a_problem_or_an_exit(
     node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
 ) -> None:

@@ -402,7 +402,9 @@ def test_a_missing_archive_fails_the_preload_until_it_is_back(
     assert context.repo.butler.query_datasets("bias", "*", find_first=False)
 
 
-@pytest.mark.parametrize(("zipped", "kind"), [("copy", "direct"), ("direct", "separable")], indirect=["zipped"])
+@pytest.mark.parametrize(
+    ("zipped", "kind"), [("copy", "direct"), ("direct", "separable")], indirect=["zipped"]
+)
 def test_a_visit_is_processed_with_inputs_in_an_archive(
     rigs: MakeRig, own_central: Path, zipped: Path, kind: str
 ) -> None:
