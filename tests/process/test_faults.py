@@ -90,7 +90,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
                 frozen = alive(row.pid)
                 if frozen:
                     assert entry.outcome == Outcome.RUN_TIMEOUT
-                    assert node.workers()[row.slot].state == SlotState.UNKILLABLE
+                    node.wait(lambda: node.workers()[row.slot].state == SlotState.UNKILLABLE)
                     assert f"slot {row.slot} is unkillable" in " ".join(node.status().problems)
                 node.relay.reserve("g2")
                 node.land("g2", number=2)

@@ -244,5 +244,5 @@ def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, 
 def test_without_a_delegated_group_the_status_names_the_limits_that_are_not_enforced(node):
     limits = node.status().limits
     assert limits["memory"].startswith("0.3 GB, supervisor every 0.1 s; not by the kernel: ")
-    assert limits["RAM disk"] == "10 MB, supervisor every 0.5 s"
+    assert limits["RAM disk"] == "0.01 GB, supervisor every 0.5 s"
     assert limits["all workers"] == "8 GB, supervisor before each fork"

@@ -318,11 +318,9 @@ def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, sock
     node.state.mkdir()
     (node.state / "template-unavailable").touch()
     with running(tmp_path, socket_dir, ready=False) as node:
-        node.wait(lambda: node.status().state == "degraded")
-        assert any(
-            text == "no worker can start: the central repo is not available by order of the test"
-            for text in node.status().problems
-        )
+        text = "no worker can start: the central repo is not available by order of the test"
+        node.wait(lambda: text in node.status().problems)
+        assert node.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             reload(node)
         (node.state / "template-unavailable").unlink()

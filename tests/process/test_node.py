@@ -321,7 +321,7 @@ def test_workers_of_a_killed_supervisor_end_and_the_next_run_recovers_their_visi
         family = descendants(node.process.pid)
         assert len(family) >= 4
         node.kill()
-        wait_until(lambda: not any(map(alive, family)), TIMEOUT_S, "workers outlive their supervisor")
+        wait_until(lambda: not any(map(alive, family)), story="workers outlive their supervisor")
         node.start()
         assert node.status().leftovers_removed >= 2
         permanent = relay.outcome("g1")
@@ -361,7 +361,7 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         assert log.read_text().count("Traceback") == 1
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
-        assert node.status().state == "running"
+        node.wait(lambda: node.status().state == "running")
 
 
 def test_a_stop_interrupts_running_visits_and_reports_to_the_relay(tmp_path, socket_dir):

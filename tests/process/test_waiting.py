@@ -311,12 +311,12 @@ def test_a_visit_that_another_node_may_have_is_not_requeued(node, group):
 def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, image_timeout_s=0.3, max=9) as (relay, node, client):
         client.announce("g1", nimages=1)
-        wait_until(lambda: set(client.outcomes("g1").values()) == {"no_image"}, 30)
+        wait_until(lambda: set(client.outcomes("g1").values()) == {"no_image"})
         node.land("g1", 4)
         node.wait(lambda: late(node))
         (row,) = node.daemon.requeue("g1", (4,), force=False)
         assert row.attempt == 2
-        wait_until(lambda: client.outcomes("g1")[4] == "succeeded", 30, lambda: client.outcomes("g1"))
+        wait_until(lambda: client.outcomes("g1")[4] == "succeeded", story=lambda: client.outcomes("g1"))
         relay.process.kill()
         relay.process.wait()
         relay.start()
@@ -324,5 +324,5 @@ def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tm
         assert client.announce("g1", nimages=1)["status"] == "duplicate"
         outcomes = client.outcomes("g1")
         assert [outcomes[detector] for detector in (3, 4, 5)] == ["no_image", "succeeded", "no_image"]
-        assert node.status().open_visits == 0
+        node.wait(lambda: node.status().open_visits == 0)
         assert node.marks() == {"g1~4": 1}
