@@ -69,6 +69,7 @@ def test_the_quanta_are_those_of_the_graph_builder(
     assert {label: outputs.count(label) for label in made} == made
 
 
+@pytest.mark.slow
 def test_a_tract_across_ra_0_is_found(rigs: MakeRig, tracts: Path) -> None:
     for ra in (0.05, 359.95):
         sal, header = {"position": [ra, DEC]}, {"RA": ra}
@@ -98,6 +99,7 @@ def test_a_quantum_without_work_leaves_its_output_out(rigs: MakeRig, tracts: Pat
     assert "tract: 1" not in listed
 
 
+@pytest.mark.slow
 def test_two_snaps_in_two_processes_have_the_quanta_of_the_graph_builder(rigs: MakeRig, tracts: Path) -> None:
     result = compare_engines(
         rigs,
@@ -119,7 +121,7 @@ NOWHERE = {"sal": {"coordinateSystem": 1}, "header": {"RA": None, "DEC": None, "
     ("name", "reason", "position"),
     [
         ("findsTwo", "cannot be built: InvalidQueryError", {}),
-        ("shardPatches", "cannot be built: InvalidQueryError", {}),
+        pytest.param("shardPatches", "cannot be built: InvalidQueryError", {}, marks=pytest.mark.slow),
         ("rawPixels", "cannot be built: LookupError", NOWHERE),
         ("edgeTracts", "its graph is empty", NOWHERE),
     ],
@@ -135,6 +137,7 @@ def test_what_the_graph_builder_refuses_is_refused_with_the_same_error(
     assert errors[0] == errors[1]
 
 
+@pytest.mark.slow
 def test_pixels_of_two_sizes_are_left_to_separable(
     rigs: MakeRig, tracts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

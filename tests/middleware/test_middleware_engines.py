@@ -66,8 +66,9 @@ def test_two_snaps_are_the_same_in_each_engine(rigs: MakeRig, engines: tuple[str
     assert len([name for name, *_ in result.contents if name == "toy_association"]) == 2
 
 
-def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, action="fail", main="Scripted,Short")
+@COMPARED
+def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig, engines: tuple[str, str]) -> None:
+    result = compare_engines(rigs, engines, action="fail", main="Scripted,Short")
     assert (result.outcome, result.retriable, result.pipeline) == (Outcome.FAILED, True, "Scripted")
     assert result.reason == result.failed == "task scripted: RuntimeError: no stars"
     assert {"toy_isr", "toy_aside", "scripted_log"} <= result.types

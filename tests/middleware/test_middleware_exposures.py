@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import toycam
-from centrals import Central
+from centrals import ON_SQLITE, Central
 from lsst.daf.butler import Butler, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
@@ -203,6 +203,7 @@ def test_a_supplement_finds_the_datasets_made_before_the_image(rigs: MakeRig, ki
     assert (done.outcome, done.pipeline, done.engine) == (Outcome.SUCCEEDED, "Full", kind)
 
 
+@ON_SQLITE
 @pytest.mark.parametrize(("kind", "pipeline"), [("direct", "Frame"), ("separable", "Full")])
 def test_a_supplement_stays_in_its_own_group_in_the_central_repo(
     rigs: MakeRig, tmp_path: Path, central: Central, kind: str, pipeline: str

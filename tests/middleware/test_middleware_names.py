@@ -13,11 +13,12 @@ import pytest
 import yaml
 from centrals import make_few
 from postgres import PostgresServer, running_server
-from toycam import DETECTORS, NAME, write_pipelines
+from toycam import DETECTORS, NAME, Rig, write_pipelines
 
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.errors import ConfigError, Refused, Unavailable
 from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
+from ppdaemon.middleware.work import build_template
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, SlotState
@@ -446,6 +447,23 @@ def stoppable() -> Iterator[PostgresServer]:
         yield server
 
 
+def test_names_in_a_stopped_database_and_the_template_are_unavailable(
+    tmp_path: Path, document: Document, stoppable: PostgresServer
+) -> None:
+    """Faults 77, 78: what the start then does is tested with scripted names and templates."""
+    document["butler"]["central"] = str(make_few(tmp_path / "few", stoppable).root)
+    stoppable.stop()
+    found = resolved(tmp_path, document)
+    assert found.errors == ()
+    (line,) = found.unavailable
+    assert "butler.central: " in line
+    assert "cannot be read now: OperationalError" in line
+    rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", Path(document["butler"]["central"]))
+    with pytest.raises(Unavailable, match="OperationalError"):
+        build_template(rig.context)
+
+
+@pytest.mark.slow
 def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
     node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
 ) -> None:

@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_written_is_a_caveat(rigs: MakeRig) -> None:
     assert "breaks_log" not in types(manifest)
 
 
-@pytest.mark.parametrize("kind", ["separable", "pipetask"])
+@pytest.mark.parametrize("kind", ["separable", pytest.param("pipetask", marks=pytest.mark.slow)])
 def test_a_log_that_cannot_be_written_fails_its_task_with_the_other_engines(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "no log", no_return=True)
     assert done.outcome == Outcome.FAILED

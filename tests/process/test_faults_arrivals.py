@@ -429,7 +429,7 @@ def hanging(path: Path) -> Iterator[None]:
 
 @needs_mount
 @pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
-@pytest.mark.parametrize("watch", ["inotify", "poll"])
+@pytest.mark.parametrize("watch", ["inotify", pytest.param("poll", marks=pytest.mark.slow)])
 def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path, socket_dir, watch):
     """Fault 27: the filesystem hangs."""
     other = tmp_path / "other"
