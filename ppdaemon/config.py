@@ -212,7 +212,7 @@ class TimesConfig(ConfigPart):
     cpu_s: Seconds = 3600.0
     """CPU time of one visit, over all states and threads."""
     grace_s: Seconds = 5.0
-    """From SIGTERM to SIGKILL."""
+    """From the order or signal to end until SIGKILL."""
     kill_s: Seconds = 10.0
     """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
     stop_s: Seconds = 60.0

@@ -66,6 +66,7 @@ from ppdaemon.messages import (
     StageReached,
     TaskNamesResolved,
 )
+from ppdaemon.processes import STOP_SIGNAL
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import encode
 from ppdaemon.work import WorkerContext
@@ -319,14 +320,14 @@ LEAKED: list[bytes] = []
 
 
 def _hang(work: ScriptedWork) -> None:
-    """Never return; TERM ends it."""
+    """Never return; the stop signal of the supervisor ends it."""
     while True:
         time.sleep(60)
 
 
 def _deaf(work: ScriptedWork) -> None:
     """Never return; only KILL ends it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)
     _hang(work)
 
 
@@ -404,10 +405,10 @@ def _send_twice(work: ScriptedWork) -> None:
 
 
 def _leave_child(work: ScriptedWork) -> None:
-    """Leave a child that ignores TERM; its process id is in ``grandchild``."""
+    """Leave a child that only KILL ends; its process id is in ``grandchild``."""
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
         time.sleep(600)
         os._exit(0)
     (work.state / "grandchild").write_text(str(pid))

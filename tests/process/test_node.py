@@ -150,7 +150,7 @@ def test_a_worker_that_dies_after_spooling_has_succeeded(node, group):
 
 @pytest.mark.parametrize("fault", ["hang", "deaf"])
 def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir, fault):
-    """Fault 32: an endless sleep, one that ignores TERM."""
+    """Fault 32: an endless sleep, one that ignores the stop signal."""
     with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
         node.relay.reserve("g1", survey=f"process:{fault}")
         node.land("g1")

@@ -53,6 +53,7 @@ from ppdaemon.node.slots.events import (
     WorkerNotForked,
 )
 from ppdaemon.node.slots.slot import InvalidTransition, Slot
+from ppdaemon.processes import STOP_SIGNAL
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
 
@@ -438,7 +439,7 @@ def test_an_ingest_that_hangs_is_stopped(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)), 499.9)
     slot(DeadlinePassed(), 500.0)
-    assert without_notes(slot(DeadlinePassed(), 530.0)) == [Signal(signal.SIGTERM), SetDeadline(535.0)]
+    assert without_notes(slot(DeadlinePassed(), 530.0)) == [Signal(STOP_SIGNAL), SetDeadline(535.0)]
     assert finished(slot(WorkerDied(-15), 531.0)) == [(Outcome.RUN_TIMEOUT, True)]
 
 
@@ -519,7 +520,7 @@ def test_another_file_that_arrives_while_preparing_is_the_one_to_ingest(slot):
 
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
     slot.to(S.PREPARING)
-    assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(signal.SIGTERM), SetDeadline(7.0)]
+    assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(STOP_SIGNAL), SetDeadline(7.0)]
     actions = slot(WorkerDied(-15), 2.1)
     assert finished(actions) == [(Outcome.CANCELLED, False)]
     assert SetDeadline(2.1) in actions
@@ -552,7 +553,7 @@ def test_late_messages_about_an_earlier_visit_are_dropped(slot):
 def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, outcome):
     """Fault 33: a process that survives KILL is fenced, its messages are refused."""
     slot.to(state)
-    assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(STOP_SIGNAL), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
     actions = slot(DeadlinePassed(), 25.0)
     assert finished(actions) == [(outcome, False)]
@@ -563,7 +564,7 @@ def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, ou
 
 def test_a_worker_over_the_hard_limit_is_terminated_then_killed(slot):
     slot.to(S.PROCESSING)
-    assert without_notes(slot(MemorySampled(HARD + 1), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(MemorySampled(HARD + 1), 10.0)) == [Signal(STOP_SIGNAL), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
     assert finished(slot(WorkerDied(-9), 15.1)) == [(Outcome.OUT_OF_MEMORY, False)]
 
@@ -721,7 +722,7 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
 def test_an_invalid_message_ends_the_worker_and_not_the_visit(slot, message):
     """Fault 36: invalid messages, another visit's result."""
     slot.to(S.WAITING)
-    assert Signal(signal.SIGTERM) in slot(message)
+    assert Signal(STOP_SIGNAL) in slot(message)
     assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
 
 

@@ -17,7 +17,7 @@ from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.budget import RestartBudget
-from ppdaemon.processes import signal_name
+from ppdaemon.processes import STOP_SIGNAL, signal_name
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
 __all__ = ("InvalidTransition", "Slot", "TABLE")
@@ -564,10 +564,10 @@ class Slot:
         ]
 
     def _stop(self, pending: PendingOutcome | None, note: str, now: float) -> Actions:
-        """Send TERM now, and KILL after the grace period."""
+        """Send the stop signal now, and KILL after the grace period."""
         self.note = note
         self._pending = pending if self.assignment else None
-        return [events.Signal(signal.SIGTERM), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
+        return [events.Signal(STOP_SIGNAL), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
 
     def _kill(self, now: float) -> Actions:
         return [events.Signal(signal.SIGKILL), *self._enter(S.KILLING, now, now + self.config.times.kill_s)]
