@@ -215,6 +215,8 @@ class TimesConfig(ConfigPart):
     """From the order or signal to end until SIGKILL."""
     kill_s: Seconds = 10.0
     """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
+    probe_s: Seconds = 60.0
+    """A quarantined slot starts a worker again after this time."""
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 

@@ -38,6 +38,7 @@ from ppdaemon.node.slots.events import (
     NoteRecycled,
     ProtocolViolation,
     RawArrived,
+    RecycleRequested,
     RescanDone,
     RescanRaws,
     RestartRequested,
@@ -685,17 +686,78 @@ def test_a_result_that_crosses_term_is_accepted(slot):
     assert (finish.outcome, finish.spool) == (Outcome.SUCCEEDED, "/s")
 
 
-def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
+def fail_to_start(slot, times, status=1, now=0.0):
+    """Let workers die while starting; return the pauses that follow."""
     pauses = []
-    for k in range(5):
-        slot(WorkerForked(100 + k), k)
-        actions = slot(WorkerDied(1), k)
-        pauses += [action.at - k for action in actions if isinstance(action, SetDeadline)]
-        if slot.slot.state == S.BACKOFF:
-            slot(DeadlinePassed(), k)
-    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    for k in range(times):
+        slot(WorkerForked(100 + k), now)
+        actions = slot(WorkerDied(status), now)
+        pauses += [action.at - now for action in actions if isinstance(action, SetDeadline)]
+        if k < times - 1:
+            slot(DeadlinePassed(), now)
+    return pauses
+
+
+def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
+    assert fail_to_start(slot, 5) == pytest.approx([0.2, 0.4, 0.8, 1.6, 60.0])
     assert slot.slot.state == S.QUARANTINED
     assert Fork(6) in slot(RestartRequested())
+    assert not slot.slot.quarantined
+    assert fail_to_start(slot, 4) == pytest.approx([0.2, 0.4, 0.8, 1.6])
+
+
+def test_a_quarantined_slot_tries_a_worker_once_a_minute_and_is_back_when_one_is_ready(slot):
+    fail_to_start(slot, 5)
+    for now in (60.0, 500.0):  # the failures before the second try are forgotten, the quarantine is not
+        assert Fork(slot.slot.epoch + 1) in slot(DeadlinePassed(), now)
+        assert slot.slot.quarantined
+        assert fail_to_start(slot, 1, now=now) == [60.0]
+        assert slot.slot.state == S.QUARANTINED
+    slot(DeadlinePassed(), 560.0)
+    slot(WorkerForked(1), 560.0)
+    slot(Ready(pid=1), 560.0)
+    assert (slot.slot.state, slot.slot.quarantined) == (S.IDLE, False)
+
+
+def test_a_worker_that_dies_again_soon_after_a_quarantine_is_quarantined_at_once(slot):
+    fail_to_start(slot, 5)
+    slot(DeadlinePassed(), 60.0)
+    slot(WorkerForked(1), 60.0)
+    slot(Ready(pid=1), 60.0)
+    assert SetDeadline(121.0) in slot(WorkerDied(1), 61.0)
+    assert slot.slot.state == S.QUARANTINED
+
+
+@pytest.mark.parametrize("status", [-signal.SIGSEGV, 1, -signal.SIGKILL])
+@pytest.mark.parametrize("state", [S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING])
+def test_deaths_within_visits_do_not_count_against_the_slot(slot, state, status):
+    for k in range(20):
+        slot.to(state)
+        slot(WorkerDied(status), k)
+        assert (slot.slot.state, slot.slot.quarantined) == (S.BACKOFF, False)
+        slot(DeadlinePassed(), k + 0.2)
+
+
+@pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGTERM, -STOP_SIGNAL, None])
+@pytest.mark.parametrize("state", [S.STARTING, S.IDLE])
+def test_workers_that_are_killed_from_outside_do_not_count_against_the_slot(slot, state, status):
+    for k in range(20):
+        slot.to(state)
+        slot(WorkerDied(status), k)
+        assert (slot.slot.state, slot.slot.quarantined) == (S.BACKOFF, False)
+        slot(DeadlinePassed(), k + 2.0)
+
+
+@pytest.mark.parametrize(
+    "death", [WorkerDied(0), WorkerDied(-signal.SIGSEGV), WorkerDied(-9, out_of_memory=True)]
+)
+def test_workers_that_end_by_themselves_while_idle_count_against_the_slot(slot, death):
+    for k in range(5):
+        slot.to(S.IDLE)
+        slot(death, k)
+        if k < 4:
+            slot(DeadlinePassed(), k)
+    assert slot.slot.state == S.QUARANTINED
 
 
 def test_a_failed_fork_backs_off(slot):
@@ -706,8 +768,10 @@ def test_a_failed_fork_backs_off(slot):
 
 def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
     slot(WorkerForked(1))
-    slot(WorkerDied(78))
-    assert slot.slot.state == S.QUARANTINED
+    assert not any(isinstance(action, SetDeadline) for action in slot(WorkerDied(78)))
+    assert (slot.slot.state, slot.slot.quarantined) == (S.QUARANTINED, True)
+    assert Fork(2) in slot(RecycleRequested())  # a reload
+    assert not slot.slot.quarantined
 
 
 @pytest.mark.parametrize(

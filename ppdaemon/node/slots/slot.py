@@ -83,6 +83,11 @@ class Slot:
         self._cpu_start = (0, 0.0)
         """A visit's number, and the CPU time at its first sample."""
 
+    @property
+    def quarantined(self) -> bool:
+        """Whether no worker can start here as far as is known, also while one is tried."""
+        return self._budget.exhausted
+
     def open(self, now: float) -> Actions:
         """Fork the first worker."""
         return self._fork(now)
@@ -120,7 +125,6 @@ class Slot:
 
     def _set_pid(self, event: events.WorkerForked, now: float) -> Actions:
         self.pid = event.pid
-        self._budget.forked()
         return []
 
     def _retry_fork(self, event: events.WorkerNotForked, now: float) -> Actions:
@@ -135,6 +139,7 @@ class Slot:
 
     def _mark_ready(self, event: messages.Ready, now: float) -> Actions:
         self.was_ready = True
+        self._budget.ready()
         return self._idle_or_recycle(now)
 
     def _kill_slow_start(self, event: events.DeadlinePassed, now: float) -> Actions:
@@ -419,12 +424,19 @@ class Slot:
             finish = self._finish(outcome, self.note, retriable=retriable, may_have_leftovers=True)
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = (
-                "quarantined: the worker reported a wrong configuration; see its log, then restart the slot"
+                "quarantined: the worker reported a wrong configuration; see its log, then correct it and"
+                " reload, or restart the slot"
             )
+            self._budget.exhaust()
             return [*finish, events.WipeRepo(), *self._enter(S.QUARANTINED, now, None)]
         if self.after_exit == S.STOPPED:
             return [*finish, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
         # Wiped before the pause: the next fork waits for the deletion.
+        if state in BUSY_STATES:  # whatever the cause, it is not the slot
+            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + self._budget.pause_s())]
+        if event.by_others:
+            pause_s = self._budget.fork_failed(now)
+            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + pause_s)]
         return [*finish, events.WipeRepo(), *self._back_off(now)]
 
     def _handle_stop(self, event: events.WorkerDied, now: float) -> Actions:
@@ -587,9 +599,10 @@ class Slot:
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)
         if pause is None:
-            advice = "remove the cause, then restart the slot"
+            probe_s = self.config.times.probe_s
+            advice = f"a worker is tried every {probe_s:g} s"
             self.note = f"quarantined after repeated failures, last: {self.note}; {advice}"
-            return self._enter(S.QUARANTINED, now, None)
+            return self._enter(S.QUARANTINED, now, now + probe_s)
         return self._enter(S.BACKOFF, now, now + pause)
 
 
@@ -656,6 +669,7 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.BACKOFF, events.RestartRequested): Slot._restart_now,
     (S.BACKOFF, events.KillRequested): Slot._ignore,
     (S.BACKOFF, events.RetireRequested): Slot._close,
+    (S.QUARANTINED, events.DeadlinePassed): Slot._fork_again,
     (S.QUARANTINED, events.RestartRequested): Slot._restart_now,
     (S.QUARANTINED, events.KillRequested): Slot._ignore,
     (S.QUARANTINED, events.RetireRequested): Slot._close,
