@@ -125,6 +125,9 @@ class VisitRefused(_Envelope):
     reason: str
     final: bool
     """Whether sending it again, to this or another node, is useless."""
+    handed_back: bool = False
+    """Whether the node had accepted them and has ended this attempt; sent again until the relay
+    confirms it with `ResultsSeen`."""
 
 
 class ResultEntry(Model):

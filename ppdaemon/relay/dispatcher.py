@@ -10,7 +10,7 @@ A detector is sent to one node. If that node refuses it, or disconnects before i
 has acknowledged, the detector is sent to another node with the next attempt
 number, and it is canceled at the first node as soon as that one connects again.
 An acknowledged detector stays with its node, because only that node has the
-record of what was done. The node may process a detector again that has an
+record of what was done, unless that node hands it back. The node may process a detector again that has an
 outcome: this opens no visit here, the ledger records the new outcome.
 """
 
@@ -147,6 +147,8 @@ class Dispatcher:
         match message:
             case VisitAccepted():
                 self._accepted_visit(node, peer, message, now, effects)
+            case VisitRefused(handed_back=True):
+                self._handed_back_visit(node, peer, message, now, effects)
             case VisitRefused():
                 self._refused_visit(node, message, now, effects)
             case Results():
@@ -268,6 +270,32 @@ class Dispatcher:
             extra={"node": node, "group": nak.group, "detectors": len(nak.detectors), "reason": nak.reason},
         )
         self._serve(visit, now, effects)
+
+    def _handed_back_visit(
+        self, node: str, peer: bytes, nak: VisitRefused, now: float, effects: orders.Effects
+    ) -> None:
+        """Route detectors again that their node had acknowledged and has given up."""
+        visit = self._visits.get((nak.instrument, nak.group))
+        returned = []
+        for detector in nak.detectors:
+            reservation = None if visit is None else visit.reservations.get(detector)
+            # The node counts its own attempts, so that it may have made more. A repeated message
+            # concerns an earlier one.
+            if reservation is None or reservation.node != node or nak.attempt < reservation.attempt:
+                continue
+            # The next attempt also for this node, which has ended this one.
+            reservation.state, reservation.node, reservation.attempt = UNASSIGNED, "", nak.attempt + 1
+            reservation.refused_until[node] = now + REFUSAL_S
+            returned.append(detector)
+        keys = tuple((nak.instrument, nak.group, detector, nak.attempt) for detector in nak.detectors)
+        effects.sends.append(orders.ConfirmResults(peer, keys))
+        if visit is not None and returned:
+            effects.writes.append(orders.SetRoute(visit.number, "", nak.attempt + 1, tuple(returned)))
+            _LOG.info(
+                "node handed a visit back; it is sent to another node",
+                extra={"node": node, "group": nak.group, "detectors": len(returned), "reason": nak.reason},
+            )
+            self._serve(visit, now, effects)
 
     def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> None:
         """Record an outcome; that of a previous node counts only if it succeeded."""

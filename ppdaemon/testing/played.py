@@ -230,6 +230,12 @@ class PlayedRelay(_LinkEnd):
                 self.acked |= {(group, detector) for detector in detectors}
             case VisitRefused():
                 self.naks.append(message)
+                if message.handed_back:
+                    names = message.instrument, message.group
+                    self.acked -= {(message.group, detector) for detector in message.detectors}
+                    self.open -= {(message.group, detector) for detector in message.detectors}
+                    ended = tuple((*names, detector, message.attempt) for detector in message.detectors)
+                    self.send(ResultsSeen, entries=ended)
             case Results(entries=entries):
                 for entry in entries:
                     key = (entry.group, entry.detector)

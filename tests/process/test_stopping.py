@@ -3,12 +3,14 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 from node import running
 
+from ppdaemon.messages import VisitRefused
 from ppdaemon.processes import GROUP_SIGNALS
-from ppdaemon.states import Outcome
+from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S
 
@@ -36,3 +38,52 @@ def test_a_signal_to_all_processes_ends_only_the_daemon_and_its_running_visit_su
         assert node.process.wait(TIMEOUT_S) == 0
         assert [name.partition("~")[0] for name in node.exported()] == ["DemoCam"], node.story()
         assert "killed by" not in node.log.read_text(), node.story()
+
+
+def test_a_stop_hands_back_what_waits_and_lets_what_runs_end(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=3, max=3, times={"stop_s": TIMEOUT_S}) as node:
+        node.relay.reserve("runs", survey="process:gate")
+        node.land("runs")
+        node.wait(lambda: node.at_gate("runs"))
+        node.relay.reserve("prepares", survey="prepare:gate")
+        node.wait(lambda: node.at_gate("prepares"))
+        node.relay.reserve("waits", (0, 1))  # one of them is queued
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        node.relay.wait(lambda: ("waits", 1) in node.relay.acked)
+        node.process.send_signal(signal.SIGTERM)
+        node.relay.wait(lambda: node.relay.acked == {("runs", 0)})
+        assert all(nak.handed_back and not nak.final for nak in node.relay.naks)
+        assert {(nak.group, detector) for nak in node.relay.naks for detector in nak.detectors} == {
+            ("prepares", 0),
+            ("waits", 0),
+            ("waits", 1),
+        }
+        node.open_gate("runs")
+        assert node.relay.outcome("runs").outcome == Outcome.SUCCEEDED
+        assert node.process.wait(TIMEOUT_S) == 0
+        assert node.relay.results.keys() == {("runs", 0)}
+
+
+def store_refusals(relay, message):
+    """Play a relay that does not receive refusals."""
+    if isinstance(message, VisitRefused):
+        relay.naks.append(message)
+    else:
+        type(relay).on_message(relay, message)
+
+
+def test_what_was_handed_back_is_sent_until_the_relay_has_confirmed_it(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        node.relay.reserve("g1")
+        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        answer, node.relay.on_message = node.relay.on_message, partial(store_refusals, node.relay)
+        node.process.send_signal(signal.SIGTERM)
+        node.relay.wait(lambda: node.relay.naks)
+        assert node.process.wait(TIMEOUT_S) == 0
+        node.relay.naks.clear()
+        node.start()
+        node.relay.wait(lambda: len(node.relay.naks) > 1)
+        node.relay.on_message = answer
+        node.relay.wait(lambda: not node.relay.acked)
+        assert node.relay.results == {}
+        assert node.marks() == {}

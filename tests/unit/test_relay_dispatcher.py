@@ -54,10 +54,9 @@ def ack(name, *detectors, attempt=1):
     return VisitAccepted(origin=name, detectors=detectors, attempt=attempt, **NAMES, **ENVELOPE)
 
 
-def nak(name, *detectors, reason="full", final=False, attempt=1):
-    return VisitRefused(
-        origin=name, detectors=detectors, attempt=attempt, reason=reason, final=final, **NAMES, **ENVELOPE
-    )
+def nak(name, *detectors, reason="full", final=False, attempt=1, handed_back=False):
+    fields = {"attempt": attempt, "reason": reason, "final": final, "handed_back": handed_back}
+    return VisitRefused(origin=name, detectors=detectors, **fields, **NAMES, **ENVELOPE)
 
 
 def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1):
@@ -297,6 +296,44 @@ def test_a_refusal_of_what_was_acknowledged_or_unknown_is_not_heeded(dispatcher)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
     assert dispatcher.receive(b"a", nak("a", 0, 7, final=True), 0.2) == Effects()
     assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
+
+
+def test_what_a_node_hands_back_goes_to_another_as_the_next_attempt(dispatcher):
+    first, other = two_nodes_and_a_visit(dispatcher)
+    dispatcher.receive(first, ack(first.decode(), 0), 0.1)
+    # The node has tried it a second time by itself.
+    message = nak(first.decode(), 0, attempt=2, handed_back=True)
+    assert dispatcher.receive(first, message, 0.2) == Effects.of(
+        confirm(first, 0, attempt=2),
+        reserve(other, 0, attempt=3),
+        writes=[SetRoute(1, "", 3, (0,)), SetRoute(1, other.decode(), 3, (0,))],
+    )
+    # The confirmation was lost.
+    assert dispatcher.receive(first, message, 0.3) == Effects.of(confirm(first, 0, attempt=2))
+    assert dispatcher.open_detectors(KEY) == {0: SENT}
+
+
+def test_what_is_handed_back_and_served_by_no_other_node_waits_for_the_same_one(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    effects = dispatcher.receive(b"a", nak("a", 0, handed_back=True), 0.2)
+    assert effects == Effects.of(confirm(b"a", 0), writes=[SetRoute(1, "", 2, (0,))])
+    alive(dispatcher, 3.0, "a")
+    dispatcher.tick(5.0)
+    assert dispatcher.tick(5.3).sends == [reserve(b"a", 0, attempt=2)]
+
+
+def test_what_is_handed_back_of_a_canceled_or_ended_visit_is_not_sent_again(dispatcher):
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    assert dispatcher.receive(b"a", nak("a", 0, handed_back=True), 0.0) == Effects.of(confirm(b"a", 0))
+    [first] = {send.peer for send in dispatcher.add(open_visit(0), 0.0).sends}
+    dispatcher.receive(first, ack(first.decode(), 0), 0.1)
+    dispatcher.cancel(KEY, 0.1)
+    effects = dispatcher.receive(first, nak(first.decode(), 0, handed_back=True), 0.2)
+    assert effects.sends == [confirm(first, 0)]
+    assert effects.writes[-1] == CloseVisit(1)
 
 
 # --- nodes connect and disconnect --------------------------------------------------------

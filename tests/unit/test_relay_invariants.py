@@ -33,6 +33,7 @@ OFFERS = {"a": (0, 1, 2), "b": (1, 2, 3), "c": (4,)}
 DETECTORS = range(5)
 EXPIRY_S = 60.0
 STEP_S = 0.25
+HANDED_BACK = "handed back"
 
 
 class SimulatedNode:
@@ -84,13 +85,25 @@ class SimulatedNode:
                 self.runs.append(key)
                 return
 
+    def hand_back(self):
+        """Give up one visit-detector, if there is one."""
+        for key, outcome in self.journal.items():
+            if key and outcome is None:
+                self.journal[key] = HANDED_BACK
+                return
+
     def beat(self):
         self._send(Heartbeat)
+        unconfirmed = {k: outcome for k, outcome in self.journal.items() if k and k not in self.confirmed}
         entries = [
             ResultEntry(instrument=k[0], group=k[1], detector=k[2], attempt=k[3], outcome=outcome)
-            for k, outcome in self.journal.items()
-            if k and outcome and k not in self.confirmed
+            for k, outcome in unconfirmed.items()
+            if outcome not in (None, HANDED_BACK)
         ]
+        for k, outcome in unconfirmed.items():
+            if outcome == HANDED_BACK:
+                names = {"instrument": k[0], "group": k[1], "detectors": k[2:3], "attempt": k[3]}
+                self._send(VisitRefused, **names, reason=outcome, final=False, handed_back=True)
         if entries:
             self._send(Results, entries=tuple(entries))
 
@@ -139,13 +152,12 @@ class World:
             case SetRoute(number, node, attempt, detectors):
                 for d in detectors:
                     row = self.rows[number, d]
-                    assert row.state is not ReservationState.ACKNOWLEDGED, (
+                    assert not node or row.state is not ReservationState.ACKNOWLEDGED, (
                         "moved although it was acknowledged"
                     )
                     former = row.previous_nodes | {row.node} if attempt > row.attempt else row.previous_nodes
-                    self.rows[number, d] = Reservation(
-                        d, ReservationState.SENT, node, attempt, previous_nodes=former
-                    )
+                    state = ReservationState.SENT if node else ReservationState.UNASSIGNED
+                    self.rows[number, d] = Reservation(d, state, node, attempt, previous_nodes=former)
             case SetAcknowledged(number, detectors):
                 for d in detectors:
                     self.rows[number, d].state = ReservationState.ACKNOWLEDGED
@@ -213,6 +225,8 @@ class World:
                 self.nodes[name].restart()
             case "work":
                 self.nodes[name].work()
+            case "hand back":
+                self.nodes[name].hand_back()
             case "relay restarts":
                 for each in self.nodes:
                     self.disconnect(each)
@@ -221,7 +235,16 @@ class World:
                 self.tick()
 
 
-ACTIONS = ["announce", "cancel", "hang up", "node restarts", "work", "relay restarts", "disconnect"]
+ACTIONS = [
+    "announce",
+    "cancel",
+    "hang up",
+    "node restarts",
+    "work",
+    "hand back",
+    "relay restarts",
+    "disconnect",
+]
 STEPS = st.lists(
     st.tuples(st.sampled_from(ACTIONS + ["tick"] * 7 + ["deliver"] * 7), st.sampled_from(sorted(OFFERS))),
     max_size=80,

@@ -46,7 +46,7 @@ from ppdaemon.node.visits.model import (
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import WITHDRAWN
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_handed_back
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -535,12 +535,67 @@ def test_a_stop_interrupts_queued_visits_and_retries_none(world):
     accepted(world, detectors=(0, 1))
     world.assign()
     world.reserve(group="late")
-    world.handle(StopStarted())
+    world.handle(StopStarted(hand_back=False))
     world.finish(outcome=Outcome.CRASHED, retriable=True)
     world.commit_all()
     assert world.outcomes() == [Outcome.CRASHED, Outcome.INTERRUPTED]
     assert world.outcomes("late") == [Outcome.INTERRUPTED]
     assert all(row.retriable for row in world.rows())
+
+
+def test_a_stop_hands_back_what_is_not_processed_yet(world):
+    accepted(world, detectors=(0, 1))
+    world.assign()
+    world.reserve(group="late")
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    reason = f"{HANDED_BACK}: the node stops"
+    # The slot gives the visit up, unless it processes it.
+    assert world.of(SendToSlot)[-1] == SendToSlot(0, KEY, CancelReceived(reason))
+    world.finish(outcome=Outcome.CANCELLED, reason=reason)
+    world.commit_all()
+    assert not world.queue
+    for group, detectors in (("g", (0, 1)), ("late", (0,))):
+        assert [(row.outcome, row.reason) for row in world.rows(group)] == [
+            (Outcome.CANCELLED, reason) for _ in detectors
+        ]
+    assert all(is_handed_back(entry) for entry in world.journal.unreported(9))
+
+
+def test_what_may_have_written_something_permanent_is_not_handed_back(world):
+    assigned(world)
+    world.handle(StopStarted(hand_back=True))
+    reason = f"{HANDED_BACK}: the node stops"
+    world.finish(outcome=Outcome.CANCELLED, reason=reason, may_have_leftovers=True)
+    world.handle(LeftoversRead(world.reading.pop(), Leftovers(no_return="alerts")))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.INTERRUPTED]
+    assert not any(row.retriable for row in world.rows())
+
+
+def test_what_was_handed_back_is_accepted_again_as_a_later_attempt_and_not_as_the_same(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, retriable=True)  # the next attempt is of the node's own count
+    world.commit_all()
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    assert [entry.attempt for entry in world.journal.unreported(9)] == [2]
+    world.crash()
+    world.reserve(attempt=2)
+    world.commit_all()
+    assert (len(world.rows()), world.queue) == (2, {})
+    assert [is_handed_back(entry) for entry in world.journal.unreported(9)] == [True]
+    world.reserve(attempt=3)
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=3)]
+
+
+def test_raws_of_what_was_handed_back_are_not_late(world):
+    accepted(world)
+    world.handle(StopStarted(hand_back=True))
+    world.handle(RawArrived(a_raw()))
+    world.commit_all()
+    assert world.journal.late(9) == []
 
 
 def test_stages_and_figures_are_written_with_the_next_batch(world):

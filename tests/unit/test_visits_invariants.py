@@ -246,9 +246,9 @@ class VisitsMachine(RuleBasedStateMachine):
         chosen = {entry.key: CHOSEN for entry in before}
         self.world.handle(RequeueRequested(number, before, chosen, {}, frozenset(), force=force))
 
-    @rule()
-    def stop(self):
-        self.world.handle(StopStarted())
+    @rule(hand_back=st.booleans())
+    def stop(self, hand_back):
+        self.world.handle(StopStarted(hand_back))
         self.stopped = True
 
     # --- the disk ----------------------------------------------------------

@@ -32,7 +32,13 @@ from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
-from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason, requeue_row, requeue_warning
+from ppdaemon.node.visits.requeue import (
+    HANDED_BACK,
+    WITHDRAWN,
+    refusal_reason,
+    requeue_row,
+    requeue_warning,
+)
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
@@ -75,6 +81,8 @@ class Visits:
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._stopping = False
+        self._handing_back = ""
+        """Why detectors that no worker can process are handed back to the relay; blank if they are not."""
         self._now = model.Now(0.0, 0.0)
         self._arrived = ArrivalIndex(config.arrivals.remember_s, lambda: self._now.mono)
         self._announced: Recent[model.VisitKey] = Recent(ANNOUNCED_S, MAX_ANNOUNCED)
@@ -219,6 +227,8 @@ class Visits:
             self._end(visit, Outcome.IGNORED, visit.ignored, effects)
         elif visit.cancelled:
             self._end(visit, Outcome.CANCELLED, visit.cancelled, effects)
+        elif self._handing_back:
+            self._end(visit, Outcome.CANCELLED, self._handing_back, effects)
         elif self._stopping:
             self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
         else:
@@ -455,6 +465,8 @@ class Visits:
         if again and visit.cancelled:
             outcome, reason, again = Outcome.CANCELLED, visit.cancelled, False
             entry.retriable = False
+        if entry.no_return and reason.startswith(HANDED_BACK):  # another node would write it again
+            outcome, reason = Outcome.INTERRUPTED, "the daemon stopped"
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
         _LOG.log(
@@ -601,10 +613,13 @@ class Visits:
 
     def _stop(self, event: model.StopStarted, effects: model.Effects) -> None:
         self.accepting, self._stopping = False, True
+        self._handing_back = f"{HANDED_BACK}: the node stops" if event.hand_back else ""
         for visit in self.open:
             if visit.phase is Phase.QUEUED:
                 effects.actions.append(model.Dequeue(visit.key))
-                self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
+                self._queue(visit, effects)
+            elif self._handing_back:  # a slot that processes the visit disregards this
+                self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
 
     def _write(self, event: model.WriteDue | model.FlushRequested, effects: model.Effects) -> None:
         if entries := self.open.take_changes():

@@ -16,6 +16,7 @@ from typing import Any, assert_never
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.requeue import HANDED_BACK
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -159,13 +160,15 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> bool:
         """Insert a visit-detector and return `True`, or return `False` if the
-        journal has it. A canceled one is inserted again if the relay requests a
-        later attempt than any before: a repeated message must not be a second visit.
+        journal has it. A canceled one, or one that was handed back, is inserted again
+        if the relay requests a later attempt than any before: a repeated message must
+        not be a second visit.
         """
         *visit_detector, attempt = entry.key
         known = self._db.execute(
             f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
-            " AND (max(attempt, asked) >= ? OR outcome IS NOT ?)",
+            # Not of an attempt that was followed by another one here: that one decides.
+            " AND (max(attempt, asked) >= ? OR outcome IS NULL OR final = 1 AND outcome != ?)",
             (*visit_detector, attempt, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
@@ -209,16 +212,16 @@ class Journal(SqliteFile):
 
     def _record_late_raws(self, raws: Sequence[Raw]) -> tuple[int, int]:
         """List those raws as late whose visit-detector has ended without them,
-        unless it was ignored; return their number and that of the raws without
+        unless it was ignored or handed back; return their number and that of the raws without
         a visit-detector in the journal.
         """
         late = unmatched = 0
         for raw in raws:
             group = parent_group(raw.group)
             last = self._db.execute(
-                "SELECT final AND outcome != ?, exposures, seen, outcome FROM attempt"
+                "SELECT final AND outcome != ? AND reason NOT LIKE ?, exposures, seen, outcome FROM attempt"
                 f" WHERE {_IS_VISIT_DETECTOR} ORDER BY attempt DESC LIMIT 1",
-                (Outcome.IGNORED, raw.instrument, group, raw.detector),
+                (Outcome.IGNORED, f"{HANDED_BACK}%", raw.instrument, group, raw.detector),
             ).fetchone()
             if last is None:
                 unmatched += 1

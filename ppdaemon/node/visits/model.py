@@ -152,6 +152,9 @@ class AcceptanceChanged:
 class StopStarted:
     """The daemon is stopping: nothing is retried."""
 
+    hand_back: bool
+    """Whether a relay takes back what is not processed yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriteDue:

@@ -8,7 +8,7 @@ and its messages to them are lost without an error.
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +21,7 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.visits.requeue import is_handed_back
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
@@ -128,10 +129,26 @@ class RelayClient:
         self._send(messages.VisitRefused, **_names(visit, detectors), reason=reason, final=final)
 
     def send_results(self, entries: Sequence[messages.ResultEntry]) -> None:
-        """Send outcomes that are in the journal."""
-        if self.connected:
-            for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
-                self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
+        """Send outcomes that are in the journal; an attempt that was handed back has none, and is refused."""
+        if not self.connected:
+            return
+        returned: defaultdict[tuple[str, str, int, str], list[int]] = defaultdict(list)
+        for entry in entries:
+            if is_handed_back(entry):
+                returned[entry.instrument, entry.group, entry.attempt, entry.reason].append(entry.detector)
+        for (instrument, group, attempt, reason), detectors in returned.items():
+            names = {"instrument": instrument, "group": group, "detectors": tuple(detectors)}
+            self._send(
+                messages.VisitRefused,
+                **names,
+                attempt=attempt,
+                reason=reason,
+                final=False,
+                handed_back=True,
+            )
+        ended = tuple(entry for entry in entries if not is_handed_back(entry))
+        for first in range(0, len(ended), MAX_RESULTS_PER_MESSAGE):
+            self._send(messages.Results, entries=ended[first : first + MAX_RESULTS_PER_MESSAGE])
 
     async def _connect_with_pauses(self, address: str) -> None:
         """Open a new connection, with growing pauses while that is not possible."""
