@@ -37,6 +37,7 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
@@ -130,6 +131,9 @@ class NodeParts:
             folders.canaries,
             self.reader,
         )
+        self.offer = CapacityOffer(
+            config.workers, self.pool, self.generations, self.journal, self.relay, inbox.post
+        )
         self.pump = VisitPump(
             inbox,
             self.visits,
@@ -162,6 +166,7 @@ class NodeParts:
             self.arrivals,
             meters,
             self.generations,
+            self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
@@ -178,6 +183,7 @@ class NodeParts:
             self.exporter,
             self.reader,
             self.names,
+            self.offer,
             folders,
             watchdog_s,
         )
@@ -241,5 +247,5 @@ class NodeParts:
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
         self.exporter.replace(config.export)
-        self.relay.set_capacity(config.workers.max)
+        self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

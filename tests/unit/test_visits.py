@@ -42,6 +42,7 @@ from ppdaemon.node.visits.model import (
     ResendResults,
     SendResults,
     SendToSlot,
+    SlotsChanged,
     StopStarted,
     WriteDue,
 )
@@ -562,6 +563,35 @@ def test_a_stop_hands_back_what_is_not_processed_yet(world):
     assert all(is_handed_back(entry) for entry in world.journal.unreported(9))
 
 
+def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
+    accepted(world, detectors=(0, 1))
+    world.assign()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.commit_all()
+    assert world.outcomes() == [None, Outcome.CANCELLED]
+    assert [(e.detector, e.reason) for e in world.journal.unreported(9)] == [(1, f"{HANDED_BACK}: no memory")]
+    world.reserve(group="next")
+    (refused,) = world.of(Refuse)
+    assert (refused.reason, refused.final) == ("no memory", False)
+    world.finish(outcome=Outcome.CRASHED, retriable=True)  # its second attempt has no slot either
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CRASHED, Outcome.CANCELLED, Outcome.CANCELLED]
+    world.handle(SlotsChanged("", hand_back=False))
+    world.reserve(group="next")
+    world.commit_all()
+    assert [key.group for key in world.queue] == ["next"]
+
+
+def test_without_a_relay_queued_visits_wait_for_a_slot(world):
+    accepted(world)
+    world.handle(SlotsChanged("no memory", hand_back=False))
+    world.commit_all()
+    assert list(world.queue) == [KEY]
+    world.handle(SlotsChanged("no memory", hand_back=True))  # it has connected
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CANCELLED]
+
+
 def test_what_may_have_written_something_permanent_is_not_handed_back(world):
     assigned(world)
     world.handle(StopStarted(hand_back=True))
@@ -715,6 +745,18 @@ def test_a_failed_visit_is_requeued_after_the_commit(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
     assert world.of(Export) == []
     assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
+
+
+def test_what_an_operator_has_requested_again_is_not_handed_back(world):
+    ended(world)
+    ask(world)
+    world.commit_all()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.FAILED, Outcome.INTERRUPTED]
 
 
 def test_an_open_visit_is_not_requeued(world):

@@ -81,6 +81,8 @@ class Visits:
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._stopping = False
+        self._no_slot = ""
+        """Why no slot can take a visit-detector; blank if some can."""
         self._handing_back = ""
         """Why detectors that no worker can process are handed back to the relay; blank if they are not."""
         self._now = model.Now(0.0, 0.0)
@@ -103,10 +105,9 @@ class Visits:
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
-        if not self.accepting:
-            effects.actions.append(
-                model.Refuse(message, message.detectors, "the node takes no visits now", final=False)
-            )
+        if not self.accepting or self._no_slot:
+            text = self._no_slot if self.accepting else "the node takes no visits now"
+            effects.actions.append(model.Refuse(message, message.detectors, text, final=False))
             return
         if age_s > self.config.node.expiry_s:
             text = f"expired: announced {age_s:.0f} s ago"
@@ -227,7 +228,7 @@ class Visits:
             self._end(visit, Outcome.IGNORED, visit.ignored, effects)
         elif visit.cancelled:
             self._end(visit, Outcome.CANCELLED, visit.cancelled, effects)
-        elif self._handing_back:
+        elif self._handing_back and not visit.requeued:
             self._end(visit, Outcome.CANCELLED, self._handing_back, effects)
         elif self._stopping:
             self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
@@ -509,10 +510,11 @@ class Visits:
         assignment = replace(assignment, image_deadline=max(assignment.image_deadline, earliest))
         entry = self._next(before.entry)
         effects.writes.append(model.Retry(self.open.take_change(before.entry), snapshot(entry)))
-        self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws))
+        visit = VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws, requeued=before.requeued)
+        self.open.add(visit)
         if not before.raws:  # they may have arrived in a previous run
             self._request_rescan(entry.key, effects)
-        effects.actions.append(model.Enqueue(assignment))
+        self._queue(visit, effects)
 
     # --- a previous run --------------------------------------------------
 
@@ -559,7 +561,7 @@ class Visits:
             return
         again = tuple(self._next(entry) for entry in before)
         for entry, old in zip(again, before, strict=True):
-            self._open_reserved(entry, 0.0, event.chosen[old.key])
+            self._open_reserved(entry, 0.0, event.chosen[old.key]).requeued = True
         spools = tuple(spool for entry in before if (spool := event.spools.get(entry.key)))
         effects.writes.append(model.Requeue(event.request, tuple(before), again, spools, tuple(rows)))
 
@@ -614,12 +616,25 @@ class Visits:
     def _stop(self, event: model.StopStarted, effects: model.Effects) -> None:
         self.accepting, self._stopping = False, True
         self._handing_back = f"{HANDED_BACK}: the node stops" if event.hand_back else ""
+        self._queue_again(effects)
+        if self._handing_back:
+            for visit in self.open:
+                if not visit.requeued:  # a slot that processes the visit disregards this
+                    self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
+
+    def _slots_changed(self, event: model.SlotsChanged, effects: model.Effects) -> None:
+        self._no_slot = event.problem
+        if not self._stopping:
+            self._handing_back = f"{HANDED_BACK}: {event.problem}" if event.hand_back else ""
+            if self._handing_back:
+                self._queue_again(effects)
+
+    def _queue_again(self, effects: model.Effects) -> None:
+        """End those queued visit-detectors that are to be queued no longer."""
         for visit in self.open:
             if visit.phase is Phase.QUEUED:
                 effects.actions.append(model.Dequeue(visit.key))
                 self._queue(visit, effects)
-            elif self._handing_back:  # a slot that processes the visit disregards this
-                self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
 
     def _write(self, event: model.WriteDue | model.FlushRequested, effects: model.Effects) -> None:
         if entries := self.open.take_changes():
@@ -674,6 +689,7 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     model.Reserved: Visits._reserve,
     ResultsSeen: Visits._mark_reported,
     events.SlotAssigned: Visits._assign,
+    model.SlotsChanged: Visits._slots_changed,
     model.StopStarted: Visits._stop,
     Welcome: Visits._welcome,
     model.WriteDue: Visits._write,

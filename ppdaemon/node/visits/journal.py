@@ -110,6 +110,11 @@ class Journal(SqliteFile):
 
     # --- writing -----------------------------------------------------------
 
+    def probe(self) -> None:
+        """Write a value that the file has already; raise `sqlite3.Error` if that is not possible."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        self._db.execute(f"PRAGMA user_version = {version}")
+
     def write(self, write: model.Write) -> object:
         """Perform one write of a decision and return its result, if it has one.
 

@@ -157,6 +157,16 @@ class StopStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotsChanged:
+    """Some slot can take a visit-detector again, or none can any more."""
+
+    problem: str
+    """Why none can, or blank."""
+    hand_back: bool
+    """Whether the relay takes back what is queued."""
+
+
+@dataclass(frozen=True, slots=True)
 class WriteDue:
     """Changes that need no immediate commit were collected long enough."""
 

@@ -42,6 +42,8 @@ class VisitDetector:
     """Why it must not be retried; blank if it may be."""
     ignored: str = ""
     """Why no pipeline is configured for it; blank if there is one."""
+    requeued: bool = False
+    """Whether an operator has requested this attempt: the relay has an outcome already."""
     finish: Finish | None = None
     """The slot's report of the end, in phase RECOVERING."""
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A node offers what its slots can have, and no fault of a visit costs a slot."""
+
+import os
+import signal
+
+from node import running
+
+from ppdaemon.states import Outcome, SlotState
+
+PROBES = {"probe_s": 0.5}
+
+
+def offered(node):
+    return node.relay.hellos[-1].capacity
+
+
+def kill_idle(node):
+    for row in node.workers():
+        if row.state == SlotState.IDLE:
+            os.kill(row.pid, signal.SIGKILL)
+
+
+def test_twelve_visits_that_end_their_workers_cost_no_slot(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=2, max=2, attempts=1) as node:
+        for number in range(12):
+            node.relay.reserve(f"bad{number}", survey="process:segv")
+            node.land(f"bad{number}", number=number + 1)
+        for number in range(12):
+            assert node.relay.outcome(f"bad{number}").outcome == Outcome.CRASHED
+        node.relay.reserve("good", (0, 1))
+        for detector in (0, 1):
+            node.land("good", detector, number=20)
+            assert node.relay.outcome("good", detector).outcome == Outcome.SUCCEEDED
+        assert offered(node) == 2
+
+
+def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=2, max=2) as node:
+        for number in range(6):
+            kill_idle(node)
+            node.wait(lambda epoch=number + 2: all(row.epoch >= epoch for row in node.workers()))
+            node.wait(node._is_ready)
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert {hello.capacity for hello in node.relay.hellos} == {2}
+        assert node.status().state == "running"
+
+
+def test_a_node_without_a_usable_slot_offers_nothing_until_a_worker_can_start_again(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=2, max=3, times=PROBES) as node:
+        (node.state / "boot-fails").touch()
+        kill_idle(node)
+        node.wait(lambda: not node.status().slots.get(SlotState.IDLE))
+        node.relay.reserve("queued")
+        node.relay.wait(lambda: ("queued", 0) in node.relay.acked)
+        node.wait(lambda: offered(node) == 0)
+        status = node.status()
+        assert (status.state, status.capacity) == ("degraded", 0)
+        assert any("no visits are accepted: all slots are quarantined" in text for text in status.problems)
+        node.relay.wait(lambda: not node.relay.acked)
+        assert [(nak.group, nak.handed_back, nak.final) for nak in node.relay.naks] == [
+            ("queued", True, False)
+        ]
+        node.relay.reserve("refused")
+        node.relay.wait(lambda: node.relay.naks[-1].group == "refused")
+        assert not node.relay.naks[-1].final
+        (node.state / "boot-fails").unlink()
+        node.wait(lambda: offered(node) == 3)
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert node.status().state == "running"
+
+
+def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, min=2, max=3) as node:
+        (settings,) = node.ramdisk.rglob("config-1.json")
+        content = settings.read_bytes()
+        settings.write_text("{}")
+        (zygote,) = node.zygotes()
+        os.kill(zygote, signal.SIGKILL)
+        node.wait(lambda: offered(node) == len(node.workers()) == 2)
+        kill_idle(node)
+        node.wait(lambda: offered(node) == 0)
+        assert any("no visits are accepted: the zygote" in text for text in node.status().problems)
+        settings.write_bytes(content)
+        node.wait(lambda: offered(node) == 3)
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
