@@ -216,7 +216,8 @@ class TimesConfig(ConfigPart):
     kill_s: Seconds = 10.0
     """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
     probe_s: Seconds = 60.0
-    """A quarantined slot starts a worker again after this time."""
+    """After this time a quarantined slot starts a worker again, and a pipeline that is set aside
+    because it ends its workers gets one visit-detector."""
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 

@@ -32,6 +32,7 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
 from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
@@ -132,7 +133,7 @@ class NodeParts:
             self.reader,
         )
         self.offer = CapacityOffer(
-            config.workers, self.pool, self.generations, self.journal, self.relay, inbox.post
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
         )
         self.pump = VisitPump(
             inbox,
@@ -242,6 +243,7 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
+        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)

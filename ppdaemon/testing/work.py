@@ -2,7 +2,8 @@
 """Work without LSST: a visit's survey scripts the steps and faults of its workers.
 
 The configuration names it: ``workers: {work: ppdaemon.testing.work}``. The
-survey is a space-separated list of words:
+survey is a space-separated list of words; the file of the first pipeline may have
+more of them after ``# script:``.
 
 ``STEP:FAULT``
     A fault of `FAULTS` at one of `STEPS`: ``process:hang``. An attempt and a
@@ -57,6 +58,7 @@ from ppdaemon.messages import (
     Exported,
     Ingested,
     NameFinding,
+    Pipelines,
     PointOfNoReturn,
     Prepare,
     Prepared,
@@ -152,7 +154,7 @@ class ScriptedWork:
         """Read the script."""
         self.order = order
         self._append_line("prepared", f"{order.visit.group} {order.detector}")
-        words = order.visit.survey.split()
+        words = [*order.visit.survey.split(), *_script_of(order.pipelines)]
         self._settings = dict(word.partition(":")[::2] for word in words)
         self._faults = [WorkerFault.read(word) for word in words if word.partition(":")[0] in STEPS]
         if "skip" in self._settings:
@@ -285,6 +287,13 @@ class ScriptedExporter:
             spool.rename(refused / spool.name)
         names = tuple(map(str, spools))
         return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
+
+
+def _script_of(pipelines: Pipelines) -> list[str]:
+    """Return the words of the first pipeline's file, in a line that begins with ``# script:``."""
+    path = pipelines.main[0].partition("#")[0]
+    _, _, script = Path(path).read_text().partition("# script:")
+    return script.partition("\n")[0].split()
 
 
 def open_work(context: WorkerContext) -> ScriptedWork:

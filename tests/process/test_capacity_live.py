@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A node offers what its slots can have, and no fault of a visit costs a slot."""
 
+import itertools
 import os
 import signal
 
 from node import running
 
 from ppdaemon.states import Outcome, SlotState
+from ppdaemon.testing.node import TIMES, running_node
 
 PROBES = {"probe_s": 0.5}
 
@@ -28,11 +30,15 @@ def test_twelve_visits_that_end_their_workers_cost_no_slot(tmp_path, socket_dir)
             node.land(f"bad{number}", number=number + 1)
         for number in range(12):
             assert node.relay.outcome(f"bad{number}").outcome == Outcome.CRASHED
+        node.wait(lambda: offered(node) == 1)  # no worker lived: the host may be the cause
+        assert any("the host may be faulty" in text for text in node.status().problems)
         node.relay.reserve("good", (0, 1))
         for detector in (0, 1):
             node.land("good", detector, number=20)
             assert node.relay.outcome("good", detector).outcome == Outcome.SUCCEEDED
-        assert offered(node) == 2
+        node.wait(lambda: offered(node) == 2)
+        assert all(hello.capacity for hello in node.relay.hellos)
+        assert "quarantined" not in node.log.read_text()
 
 
 def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir):
@@ -90,3 +96,41 @@ def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_pat
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+
+
+def test_a_pipeline_that_ends_its_workers_is_set_aside_and_comes_back(tmp_path, socket_dir):
+    bad, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
+    bad.write_text("{}  # script: process:segv\n")
+    good.write_text("{}\n")
+    with running_node(
+        tmp_path,
+        socket_dir,
+        pipelines={
+            "main": [{"survey": "other", "pipelines": [str(good)]}, {"pipelines": [str(bad), str(good)]}]
+        },
+        workers={
+            "work": "ppdaemon.testing.work",
+            "max": 3,
+            "min": 3,
+            "attempts": 1,
+            "times": TIMES | {"probe_s": 5},
+        },
+    ) as node:
+
+        def outcome(group, number, survey=""):
+            node.relay.reserve(group, survey=survey)
+            node.land(group, number=number)
+            return node.relay.outcome(group).outcome
+
+        crashed = 0
+        while not any("pipeline bad is set aside" in text for text in node.status().problems):
+            assert outcome(f"bad{crashed}", crashed + 1) == Outcome.CRASHED
+            crashed += 1
+            assert outcome(f"other{crashed}", 100 + crashed, "other") == Outcome.SUCCEEDED
+        assert crashed >= 3
+        assert node.status().state == "degraded"
+        assert outcome("next", 200) == Outcome.SUCCEEDED
+        bad.write_text("{}\n")
+        groups = itertools.count(300)
+        node.wait(lambda: outcome(f"try{(number := next(groups))}", number) and not node.status().problems)
+        assert offered(node) == 3

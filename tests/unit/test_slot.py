@@ -790,6 +790,42 @@ def test_an_invalid_message_ends_the_worker_and_not_the_visit(slot, message):
     assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
 
 
+@pytest.mark.parametrize(
+    ("death", "worker_died"),
+    [
+        (WorkerDied(-signal.SIGSEGV), True),
+        (WorkerDied(0), True),
+        (WorkerDied(-signal.SIGKILL), None),
+        (WorkerDied(-signal.SIGTERM), None),
+        (WorkerDied(None), None),
+        (WorkerDied(-signal.SIGKILL, out_of_memory=True), None),
+    ],
+)
+def test_only_a_worker_that_ended_by_itself_has_died_of_its_pipeline(slot, death, worker_died):
+    slot.to(S.IDLE)
+    slot(VisitAssigned(an_assignment()))
+    slot(Prepared(visit_number=1, pipeline="a"))
+    (finish,) = (action for action in slot(death) if isinstance(action, Finish))
+    assert (finish.worker_died, finish.assignment.pipeline) == (worker_died, "a")
+
+
+def test_a_worker_that_is_stopped_has_not_died_of_its_pipeline(slot):
+    slot.to(S.STOPPING)
+    (finish,) = (action for action in slot(WorkerDied(-signal.SIGSEGV)) if isinstance(action, Finish))
+    assert finish.worker_died is None
+
+
+@pytest.mark.parametrize(
+    ("state", "worker_died"), [(S.PREPARING, None), (S.PROCESSING, False), (S.EXPORTING, False)]
+)
+def test_a_worker_has_outlived_its_pipeline_if_that_has_run(slot, state, worker_died):
+    slot.to(state)
+    (finish,) = (
+        action for action in slot(Done(visit_number=1, outcome=Outcome.FAILED)) if isinstance(action, Finish)
+    )
+    assert finish.worker_died is worker_died
+
+
 def test_a_second_result_is_refused(slot):
     """Fault 36: a result twice."""
     slot.to(S.EXPORTING)

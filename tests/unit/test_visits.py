@@ -516,6 +516,29 @@ def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
+def test_a_pipeline_that_ends_its_workers_is_set_aside_when_visits_are_assigned(world):
+    """Fault 61: the visits that are queued already get the next pipeline of their rule."""
+    choice = PipelineChoice(Pipelines(main=("/p/Bad.yaml", "/p/Good.yaml")))
+    for group in ("g1", "g2", "g3", "g4"):
+        world.reserve(group=group, chosen=choice)
+    world.commit_all()
+    for slot in range(3):
+        world.assign(slot)
+        assert world.slots[slot].pipelines == choice.pipelines
+        world.finish(slot, outcome=Outcome.CRASHED, reason="SIGSEGV", worker_died=True)
+    world.commit_all()
+    world.assign()
+    assert world.slots[0].pipelines.main == ("/p/Good.yaml",)
+    world.finish(worker_died=False)
+    world.mono += world.config.workers.times.probe_s
+    world.reserve(group="try", chosen=choice)
+    world.commit_all()
+    world.assign()
+    assert world.slots[0].pipelines == choice.pipelines
+    world.finish(worker_died=False)
+    assert world.visits.health.problems == ()
+
+
 def test_a_visit_dropped_by_the_scheduler_is_expired_unless_it_has_ended(world):
     accepted(world)
     assignment = world.queue.pop(KEY)

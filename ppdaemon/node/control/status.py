@@ -161,6 +161,7 @@ class Status:
             problems.append(journal_problem)
         if self.offer.problem:
             problems.append(f"no visits are accepted: {self.offer.problem}")
+        problems += self.visits.health.problems
         if self.exporter.problem:
             problems.append(f"export: {self.exporter.problem}")
         if self.spools_refused:

@@ -235,6 +235,8 @@ class Finish:
     datasets: int = 0
     may_have_leftovers: bool = False
     """Whether a mark or a spool may be on disk that the worker did not report: it died or failed."""
+    worker_died: bool | None = None
+    """Whether the worker has ended by itself, or has outlived its pipeline; `None` if neither."""
 
 
 @dataclass(frozen=True, slots=True)

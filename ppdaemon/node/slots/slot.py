@@ -196,7 +196,8 @@ class Slot:
         return self._current.has(raw.exposure) or len(self._current.raws) >= MAX_RAWS
 
     def _wait_for_raws(self, event: messages.Prepared, now: float) -> Actions:
-        current, self._tainted = self._current, event.tainted
+        current, self._tainted = replace(self._current, pipeline=event.pipeline), event.tainted
+        self.assignment = current
         # Entered first: `_process_or_give_up` may leave the state again.
         waiting = self._enter(S.WAITING, now, max(current.wait_deadline, now))
         ingest = [events.Send(messages.Ingest(raw=raw)) for raw in current.raws]
@@ -332,7 +333,8 @@ class Slot:
         return []
 
     def _finish_visit(self, event: messages.Done, now: float) -> Actions:
-        done = self._finish_done(event)
+        # A visit that ends before it is processed shows nothing of its pipeline.
+        done = self._finish_done(event, worker_died=None if self.state == S.PREPARING else False)
         self._tainted = event.tainted
         return [*done, *self._idle_or_recycle(now)]
 
@@ -421,7 +423,10 @@ class Slot:
         if self.assignment is not None:
             # Not where memory was exceeded: the second attempt would exceed it, too.
             retriable = outcome == Outcome.CRASHED
-            finish = self._finish(outcome, self.note, retriable=retriable, may_have_leftovers=True)
+            worker_died = None if event.by_others or event.out_of_memory else True
+            finish = self._finish(
+                outcome, self.note, retriable=retriable, may_have_leftovers=True, worker_died=worker_died
+            )
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = (
                 "quarantined: the worker reported a wrong configuration; see its log, then correct it and"
@@ -520,15 +525,30 @@ class Slot:
         return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
-        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_leftovers: bool = False
+        self,
+        outcome: Outcome,
+        reason: str = "",
+        *,
+        retriable: bool = False,
+        may_have_leftovers: bool = False,
+        worker_died: bool | None = None,
     ) -> Actions:
         assignment, self.assignment = self._current, None
         # Past the point of no return a second attempt would write twice.
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
-        return [events.Finish(assignment, outcome, reason, retriable, may_have_leftovers=may_have_leftovers)]
+        return [
+            events.Finish(
+                assignment,
+                outcome,
+                reason,
+                retriable,
+                may_have_leftovers=may_have_leftovers,
+                worker_died=worker_died,
+            )
+        ]
 
-    def _finish_done(self, done: messages.Done) -> Actions:
+    def _finish_done(self, done: messages.Done, *, worker_died: bool | None = None) -> Actions:
         assignment, self.assignment = self._current, None
         if done.nothing_permanent:
             assignment = replace(assignment, no_return="")
@@ -543,6 +563,7 @@ class Slot:
                 done.spool,
                 done.datasets,
                 may_have_leftovers=done.spool is None and done.outcome != Outcome.SUCCEEDED,
+                worker_died=worker_died,
             )
         ]
 

@@ -29,6 +29,7 @@ from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
@@ -75,6 +76,7 @@ class Visits:
         self.open = OpenVisits()
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
+        self.health = PipelineHealth()
         self.accepting = False
         self.config = config
         self._count = count
@@ -99,6 +101,11 @@ class Visits:
         _RULES[type(event)](self, event, effects)
         effects.write_soon = self.open.changed
         return effects
+
+    @property
+    def _retry_s(self) -> float:
+        """The time after which a pipeline that is set aside gets a visit-detector again."""
+        return self.config.workers.times.probe_s
 
     # --- reservations ----------------------------------------------------
 
@@ -352,7 +359,10 @@ class Visits:
             return
         visit.phase = Phase.ASSIGNED
         visit.entry.slot, visit.entry.pid = event.slot, event.pid
-        self._to_slot(visit, events.VisitAssigned(visit.assignment), effects)
+        chosen = self.health.choose(visit.assignment.pipelines, self._now.mono, self._retry_s)
+        # The next attempt chooses again, from all of them.
+        assignment = replace(visit.assignment, pipelines=chosen)
+        self._to_slot(visit, events.VisitAssigned(assignment), effects)
         for listed in self._arrived.lists_of(*visit.key[:2]):
             self._to_slot(visit, _listed(listed, visit.key), effects)
         for raw in visit.raws.values():
@@ -399,6 +409,11 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
+        if event.worker_died:
+            assert visit.entry.slot is not None, visit.key
+            self.health.died(event.assignment, visit.entry.slot, event.reason, self._now.mono, self._retry_s)
+        elif event.worker_died is False:
+            self.health.lived(event.assignment, self._now.mono)
         if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.

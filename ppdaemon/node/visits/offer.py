@@ -11,6 +11,7 @@ from ppdaemon.node.slots.capacity import Capacity, capacity_of
 from ppdaemon.node.slots.events import SlotChanged
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
+from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import SlotsChanged
 from ppdaemon.node.visits.relayclient import RelayClient
@@ -25,6 +26,8 @@ GATHER_S = 0.1
 """Slots often fail together: one message for all."""
 PROBE_S = 10.0
 """Interval of writes to the journal, without which an idle node would not find that it cannot."""
+FAULTY_SHARE = 4
+"""A host that may be faulty offers a quarter."""
 HANGS_S = 10.0
 """A write takes milliseconds, and seconds on a busy disk."""
 
@@ -37,6 +40,7 @@ class CapacityOffer:
         config: WorkersConfig,
         pool: Pool,
         generations: Generations,
+        visits: Visits,
         journal: BatchWriter[Journal],
         relay: RelayClient,
         post: Callable[[object], None],
@@ -48,6 +52,7 @@ class CapacityOffer:
         self._config = config
         self._pool = pool
         self._generations = generations
+        self._visits = visits
         self._journal = journal
         self._relay = relay
         self._post = post
@@ -77,6 +82,9 @@ class CapacityOffer:
         capacity = capacity_of(self._config, slots, self._generations.fork_problem)
         self._notify(capacity)
         offered = 0 if self.journal_problem else capacity.number
+        if self._visits.health.host_problem and offered:
+            # Not 0: a visit whose worker lives shows that the host is not the cause.
+            offered = max(1, offered // FAULTY_SHARE)
         if offered != self.offered:
             self.offered = offered
             _LOG.info("the node offers the relay %d visit-detectors at once", offered)
