@@ -7,7 +7,8 @@ outcome arrives, as the real relay does. It evaluates nothing.
 
 import random
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 from ppdaemon.clock import Clock
@@ -40,6 +41,8 @@ class Reservation:
     detectors: set[int]
     unacknowledged: set[int]
     """Detectors that are not acknowledged yet."""
+    attempts: dict[int, int] = field(default_factory=dict)
+    """Attempts of the detectors that the node has handed back; 1 for all others."""
     canceled: bool = False
     sent: float = 0.0
 
@@ -116,6 +119,12 @@ class ChaosRelay(PlayedRelay):
             case VisitRefused(group=group, final=True):
                 self._reservations[group].unacknowledged -= set(message.detectors)
                 self.refused |= {(group, detector): message.reason for detector in message.detectors}
+            case VisitRefused(group=group, handed_back=True, attempt=attempt):
+                reservation = self._reservations[group]
+                for detector in message.detectors:
+                    if attempt >= reservation.attempts.get(detector, 1):  # else it is repeated
+                        reservation.attempts[detector] = attempt + 1
+                        reservation.unacknowledged.add(detector)
             case Results(entries=entries):
                 for entry in entries:
                     self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
@@ -145,4 +154,8 @@ class ChaosRelay(PlayedRelay):
 
     def _reserve(self, reservation: Reservation, detectors: set[int]) -> None:
         reservation.sent = time.monotonic()
-        self.reserve_visit(reservation.visit, sorted(detectors), reservation.received_tai)
+        by_attempt = defaultdict(list)
+        for detector in sorted(detectors):
+            by_attempt[reservation.attempts.get(detector, 1)].append(detector)
+        for attempt, chosen in by_attempt.items():
+            self.reserve_visit(reservation.visit, chosen, reservation.received_tai, attempt)

@@ -179,13 +179,17 @@ class PlayedRelay(_LinkEnd):
         return self.reserve_visit(visit, detectors)
 
     def reserve_visit(
-        self, visit: NextVisit, detectors: Iterable[int], received_tai: float | None = None
+        self,
+        visit: NextVisit,
+        detectors: Iterable[int],
+        received_tai: float | None = None,
+        attempt: int = 1,
     ) -> float:
         """Reserve detectors for a visit that was read before; see `reserve`."""
         chosen = tuple(detectors)
         self.open |= {(visit.group, detector) for detector in chosen} - self.results.keys()
         tai = Clock().tai() if received_tai is None else received_tai
-        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai)
+        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai, attempt=attempt)
         sent = time.monotonic()
         self.send_raw(data)
         return sent
