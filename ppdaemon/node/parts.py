@@ -32,11 +32,13 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
 from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
@@ -131,6 +133,9 @@ class NodeParts:
             folders.canaries,
             self.reader,
         )
+        self.offer = CapacityOffer(
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
+        )
         self.pump = VisitPump(
             inbox,
             self.visits,
@@ -163,6 +168,7 @@ class NodeParts:
             self.arrivals,
             meters,
             self.generations,
+            self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
@@ -179,6 +185,7 @@ class NodeParts:
             self.exporter,
             self.reader,
             self.names,
+            self.offer,
             folders,
             watchdog_s,
         )
@@ -237,10 +244,11 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
+        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
         self.exporter.replace(config.export)
-        self.relay.set_capacity(config.workers.max)
+        self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()
