@@ -616,6 +616,16 @@ def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(wo
     assert [key.group for key in world.queue] == ["next"]
 
 
+def test_what_a_node_has_already_is_acknowledged_again_although_it_accepts_no_more(world):
+    accepted(world)
+    world.assign()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.reserve(detectors=(0, 1))
+    world.commit_all()
+    assert [action.detectors for action in world.of(Refuse)] == [(1,)]
+    assert [action.detectors for action in world.of(Acknowledge)] == [(0,), (0,)]
+
+
 def test_without_a_relay_queued_visits_wait_for_a_slot(world):
     accepted(world)
     world.handle(SlotsChanged("no memory", hand_back=False))

@@ -130,26 +130,33 @@ class Visits:
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
+        requested = message.detectors
         if not self.accepting or self._no_slot:
             text = self._no_slot if self.accepting else "the node takes no visits now"
-            effects.actions.append(model.Refuse(message, message.detectors, text, final=False))
+            found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
+            refused = tuple(detector for detector in requested if detector not in found)
+            if refused:
+                effects.actions.append(model.Refuse(message, refused, text, final=False))
+            # Of these the acknowledgement was lost: refused, they would run on two nodes.
+            requested = tuple(detector for detector in requested if detector in found)
+        if not requested:
             return
         if age_s > self.config.node.expiry_s:
             text = f"expired: announced {age_s:.0f} s ago"
-            effects.actions.append(model.Refuse(message, message.detectors, text, final=True))
+            effects.actions.append(model.Refuse(message, requested, text, final=True))
             return
         served = self._served.get(visit.instrument, frozenset())
         withdrawn = tuple(
             detector
-            for detector in message.detectors
+            for detector in requested
             if (visit_detector := self.open.find(visit.instrument, visit.group, detector)) is not None
             and visit_detector.withdrawn
         )
         if withdrawn:
             text = "the previous attempt is being withdrawn"
             effects.actions.append(model.Refuse(message, withdrawn, text, final=False))
-        detectors = tuple(d for d in message.detectors if d in served and d not in withdrawn)
-        unserved = tuple(detector for detector in message.detectors if detector not in served)
+        detectors = tuple(d for d in requested if d in served and d not in withdrawn)
+        unserved = tuple(detector for detector in requested if detector not in served)
         if unserved:
             text = f"{visit.instrument} {list(unserved)} are not served here"
             effects.actions.append(model.Refuse(message, unserved, text, final=True))

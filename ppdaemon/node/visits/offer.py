@@ -56,7 +56,7 @@ class CapacityOffer:
         self._journal = journal
         self._relay = relay
         self._post = post
-        self._slots_changed = SlotsChanged("", hand_back=False)
+        self._notified = (False, False)
         self._loop = asyncio.get_running_loop()
         self._update_due = False
         self._probed_at = self._loop.time()
@@ -107,10 +107,10 @@ class CapacityOffer:
             _LOG.error("no slot can take a visit: %s; the relay sends them to other nodes", capacity.problem)
         self.problem = capacity.problem
         # Also when the relay has come back: it takes back what is queued.
-        changed = SlotsChanged(capacity.problem, hand_back=bool(capacity.problem) and self._relay.connected)
-        if changed != self._slots_changed:
-            self._slots_changed = changed
-            self._post(changed)
+        changed = bool(capacity.problem), bool(capacity.problem) and self._relay.connected
+        if changed != self._notified:  # not when only the text is another one: it has times
+            self._notified = changed
+            self._post(SlotsChanged(capacity.problem, hand_back=changed[1]))
 
     def _slot_changed(self, slot: Slot, change: SlotChanged) -> None:
         # Other changes leave the number as it is, and there are many in each visit.
