@@ -15,13 +15,13 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
+from ppdaemon.controlserver import ControlServer
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.control.reloader import Reloader
-from ppdaemon.node.control.server import ControlServer
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
@@ -41,6 +41,7 @@ from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.notify import Notifier
+from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
 
 __all__ = ("NodeParts",)
@@ -166,7 +167,7 @@ class NodeParts:
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
-        self.control = ControlServer(config.node.control, handler.handle, self.status.report)
+        self.control = ControlServer(config.node.control, REQUESTS, handler.handle, self.status.report)
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
