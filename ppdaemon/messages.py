@@ -89,7 +89,8 @@ class _Envelope(Model):
     """Name of the node or relay that sends it."""
     sent_tai: float
     sequence: int
-    """Number of the message, counted by the sender from 1 since its start."""
+    """Number of the message, counted by the sender for each receiver; 0 if it is not
+    counted. A gap means that messages were lost."""
 
 
 class Hello(_Envelope):
@@ -102,6 +103,8 @@ class Hello(_Envelope):
     """Detectors that the node may process, by instrument."""
     capacity: Annotated[int, pydantic.Field(ge=0)]
     """Number of visit-detectors that it can have at once; with 0 it gets none."""
+    spare: bool = False
+    """Whether it only gets what no other node can get."""
 
 
 class VisitAccepted(_Envelope):
@@ -170,6 +173,12 @@ class HelloRefused(_Envelope):
     reason: str
 
 
+class SendHello(_Envelope):
+    """The node must send `Hello` again: messages of it were lost."""
+
+    type: Literal["send_hello"] = "send_hello"
+
+
 class ReserveVisit(_Envelope):
     """A visit and the node's detectors of it; sent again until acknowledged."""
 
@@ -202,7 +211,7 @@ class ResultsSeen(_Envelope):
 
 type NodeMessage = Annotated[Hello | VisitAccepted | VisitRefused | Results | Heartbeat, _BY_TYPE]
 type RelayMessage = Annotated[
-    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
+    Welcome | HelloRefused | SendHello | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
 ]
 FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)
 FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)

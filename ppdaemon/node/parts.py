@@ -37,6 +37,7 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
@@ -116,6 +117,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            config.node.spare,
         )
         self.reader = None
         if config.arrivals.remote:
@@ -183,12 +185,16 @@ class NodeParts:
             watchdog_s,
         )
         self._meters = meters
+        self._pruner = JournalPruner(
+            self.journal, clock, config.node.keep_days, reporting=config.relay.address is not None
+        )
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.relay.run,
             partial(meters.run, self.pool, count),
             ticker.run,
             ticker.run_slowly,
+            self._pruner.run,
             reloader.run,
             self.names.run,
         )
@@ -241,6 +247,7 @@ class NodeParts:
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
+        self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
         self.relay.set_capacity(config.workers.max)
         self.reprocessor.export_moved_back()

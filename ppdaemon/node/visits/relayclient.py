@@ -21,6 +21,7 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
+from ppdaemon.sequence import SequenceCheck
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
@@ -63,12 +64,14 @@ class RelayClient:
     context: zmq.asyncio.Context
     on_message: OnMessage
     count: Counter[str]
+    spare: bool = False
 
     def __post_init__(self) -> None:
         self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: ConnectionMonitor | None = None
         self._sequence = 0
+        self._received = SequenceCheck()
         self._relay: str | None = None
         self._problem = ""
         self._last_received = 0.0
@@ -216,10 +219,15 @@ class RelayClient:
             self._warn(f"bad_message.{error.kind}", text, frames[-1])
             return
         self._last_received = self.clock.mono()
+        if self.connected and not isinstance(message, messages.Welcome):
+            self._check_sequence(message.sequence)
         match message:
             case messages.Heartbeat():
                 return
+            case messages.SendHello():
+                self._hello()
             case messages.Welcome(origin=origin, incarnation=incarnation):
+                self._received.restart(message.sequence)
                 if self._relay is None:
                     _LOG.info("connected to relay %s, incarnation %s", origin, incarnation)
                 self._relay, self._problem = origin, ""
@@ -235,6 +243,14 @@ class RelayClient:
             case _:
                 self.on_message(message)
 
+    def _check_sequence(self, number: int) -> None:
+        """Count lost messages of the relay; request its state, which it sends after a hello."""
+        lost = self._received.lost
+        if self._received.received(number, self.clock.mono()):
+            self._hello()
+        if lost := self._received.lost - lost:
+            self.count["relay_messages_lost"] += lost
+
     def _warn(self, kind: str, text: str, sample: bytes | None = None) -> None:
         """Count an event; log it unless its kind was logged recently."""
         self.count[kind] += 1
@@ -247,6 +263,7 @@ class RelayClient:
             incarnation=self.incarnation,
             instruments=self._instruments,
             capacity=self.capacity if self._accepting else 0,
+            spare=self.spare,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:
