@@ -40,6 +40,13 @@ class RefuseHello:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestHello:
+    """Request a node's state again, because messages of it were lost."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Send a visit and the node's detectors of it."""
 
@@ -129,7 +136,7 @@ class CloseVisit:
     number: int
 
 
-type Send = SendHeartbeat | SendWelcome | RefuseHello | Reserve | Withdraw | ConfirmResults
+type Send = SendHeartbeat | SendWelcome | RefuseHello | RequestHello | Reserve | Withdraw | ConfirmResults
 type Write = SetRoute | SetAcknowledged | SetOutcome | UpdateOutcome | SetCancelled | CloseVisit
 
 

@@ -269,7 +269,7 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
         if visits:
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
 
@@ -280,6 +280,7 @@ class Relay:
         reservations: Sequence[Reservation],
         received_tai: float,
         cancelled: bool,
+        age_s: float = 0.0,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -287,9 +288,9 @@ class Relay:
             visit,
             reservations,
             received_tai=received_tai,
+            age_s=age_s,
             expiry_s=self._config.expiry_s,
             now=now,
-            now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
         self._apply(self._dispatcher.add(open_visit, now))

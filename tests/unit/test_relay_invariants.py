@@ -123,7 +123,12 @@ class World:
                 self.open(number, visit, rows, received, cancelled)
 
     def open(self, number, visit, rows, received, cancelled=False):
-        times = {"received_tai": received, "expiry_s": EXPIRY_S, "now": self.now, "now_tai": self.now}
+        times = {
+            "received_tai": received,
+            "expiry_s": EXPIRY_S,
+            "now": self.now,
+            "age_s": self.now - received,
+        }
         self.perform(
             self.dispatcher.add(make_open_visit(number, visit, rows, cancelled=cancelled, **times), self.now)
         )
