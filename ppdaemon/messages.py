@@ -60,6 +60,8 @@ class Accepted(Model):
     reason: str = ""
     outcomes: tuple[DetectorOutcome, ...] | None = None
     """Only in the answer to ``visit_status``."""
+    unserved: tuple[int, ...] | None = None
+    """Detectors of an announced visit that no connected node serves now: they wait for one."""
 
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 
