@@ -24,6 +24,7 @@ __all__ = (
     "ConnectAddress",
     "Detectors",
     "IngestKind",
+    "SOCKET_PATH_MAX",
     "Seconds",
     "Size",
     "SocketPath",

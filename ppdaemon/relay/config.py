@@ -14,6 +14,7 @@ import pydantic
 
 from ppdaemon.config import LogConfig, silence_conflicts
 from ppdaemon.configtypes import (
+    SOCKET_PATH_MAX,
     Address,
     ConfigPart,
     Detectors,
@@ -23,6 +24,7 @@ from ppdaemon.configtypes import (
     ranges,
     valid_values,
 )
+from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
@@ -31,9 +33,6 @@ __all__ = ("RelayConfig", "RelayInstrument", "SwitchedOff", "load_relay", "needs
 
 FIXED_KEYS = ("name", "submit", "nodes", "control", "state_dir", "heartbeat_s", "silence_s", "resend_s")
 """Sockets and folder are opened once, at the start, and the times are agreed with the nodes."""
-
-CONTROL_NAME = "control.sock"
-"""Default name of the unix socket in the state directory."""
 
 
 class RelayInstrument(ConfigPart):
@@ -112,6 +111,10 @@ class RelayConfig(ConfigPart):
         # With * or 0 the system chooses two ports.
         if values and values[0] == values[1] and not values[0].endswith((":*", ":0")):
             yield ("nodes",), f"{values[1]} is the address of submit, too"
+        if (values := valid_values(keys, "control", "state_dir")) and values[0] is None:
+            length = len(bytes(values[1] / RELAY_SOCKET))
+            if length > SOCKET_PATH_MAX:
+                yield ("state_dir",), f"too long for {RELAY_SOCKET} in it; set control to a shorter path"
         if values := valid_values(keys, "instruments", "switched_off"):
             instruments, off = values
             for key in ("instruments", "detectors"):
@@ -125,7 +128,7 @@ class RelayConfig(ConfigPart):
     @property
     def control_socket(self) -> Path:
         """The path of the unix socket."""
-        return self.control or self.state_dir / CONTROL_NAME
+        return self.control or self.state_dir / RELAY_SOCKET
 
     @cached_property
     def active_detectors(self) -> Mapping[str, tuple[int, ...]]:

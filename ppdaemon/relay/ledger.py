@@ -13,6 +13,7 @@ from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.ledgerfile import FORMER_SEPARATOR, LEDGER_NAME
 from ppdaemon.messages import DetectorOutcome
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
@@ -66,9 +67,6 @@ STEPS: tuple[SchemaStep, ...] = (
     lambda db: db.executescript(SCHEMA),
     lambda db: db.executescript(AGES),
 )
-
-FORMER_SEPARATOR = "\n"
-"""Separates the names of previous nodes; names have no control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class Ledger(SqliteFile):
 
     def __init__(self, folder: Path, clock: Clock):
         self._clock = clock
-        super().__init__(folder / "ledger.sqlite", "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        super().__init__(folder / LEDGER_NAME, "pprelay", STEPS, busy_s=LOCK_WAIT_S)
 
     def accept(
         self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float

@@ -14,6 +14,7 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -39,6 +40,8 @@ class RelayProcess:
         Addresses of its sockets, below `folder`.
     state_dir, config, log : `pathlib.Path`
         Its state folder, configuration file and log file.
+    control : `pathlib.Path`
+        Its control socket.
     """
 
     def __init__(self, folder: Path, **changes: Any):
@@ -47,6 +50,7 @@ class RelayProcess:
         self.nodes = f"ipc://{folder}/nodes"
         self.config = folder / "pprelay.yaml"
         self.log = folder / "log"
+        self.control = self.state_dir / RELAY_SOCKET
         fields = {
             "submit": self.submit,
             "nodes": self.nodes,
@@ -56,7 +60,8 @@ class RelayProcess:
             "silence_s": SILENCE_S,
             "resend_s": 0.2,
         }
-        self.config.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
+        self._fields = fields | changes
+        self.configure()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,6 +70,11 @@ class RelayProcess:
         if self._process is None:
             raise AssertionError("the relay was never started")
         return self._process
+
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration file with further changes; a running relay must reload it."""
+        self._fields |= changes
+        self.config.write_text(yaml.safe_dump(self._fields), encoding="utf-8")
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command that starts the program."""
