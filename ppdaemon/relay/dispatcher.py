@@ -263,6 +263,8 @@ class Dispatcher:
                 if reservation.node == hello.origin:
                     # A message to the previous connection may be lost: send at once.
                     reservation.sent_at = -math.inf
+                    # Before other visits are routed: it may be full already.
+                    self._place(visit, reservation)
                 elif hello.origin in reservation.previous_nodes:
                     moved.append(reservation.detector)
             if moved:
@@ -420,6 +422,11 @@ class Dispatcher:
         for (node, attempt), detectors in routed.items():
             effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors)))
 
+    def _place(self, visit: OpenVisit, reservation: Reservation) -> None:
+        """Count a reservation where it is now."""
+        place = WAITING if self._needs_node(reservation) else reservation.node
+        self.assignments.place(visit, reservation, place)
+
     def _needs_node(self, reservation: Reservation) -> bool:
         """Return whether a detector may be sent to another node."""
         return reservation.state is UNASSIGNED or (
@@ -450,8 +457,7 @@ class Dispatcher:
     def _schedule(self, visit: OpenVisit, now: float) -> None:
         """Set when the visit must be checked again if no event comes before."""
         for reservation in visit.reservations.values():
-            place = WAITING if self._needs_node(reservation) else reservation.node
-            self.assignments.place(visit, reservation, place)
+            self._place(visit, reservation)
         if visit.cancelled:
             visit.due = now + self._resend_s
             return

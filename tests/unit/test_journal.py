@@ -453,6 +453,19 @@ def test_all_attempts_of_a_visit_detector_are_pruned_together(journal, monkeypat
     assert [entry.key.group for entry in journal.unfinished()] == ["between"] * 3
 
 
+def test_a_canceled_attempt_stays_while_a_later_one_is_open(journal):
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.CANCELLED)])
+    again = an_entry(attempt=2)
+    again.asked = 2
+    assert accept(journal, [again]) == [True]
+    prune(journal, reporting=False)
+    assert [row.attempt for row in journal.visit("g")] == [1, 2]
+    update(journal, [ended(again)])
+    prune(journal, reporting=False)
+    assert journal.visit("g") == []
+
+
 def test_pruning_ends_at_the_first_rows_that_are_young(journal, monkeypatch):
     monkeypatch.setattr(module, "PRUNE_BATCH", 2)
     accept(journal, [an_entry(f"g{number}") for number in range(5)])

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the relay decides: exact effects for each event, with a clock made of numbers."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.relay import dispatcher as dispatcher_module
@@ -208,6 +212,17 @@ def test_what_waits_goes_to_a_node_that_serves_it(dispatcher):
     assert sent_to(dispatcher.tick(0.3).sends) == {"a": [("g3", 0)]}
 
 
+def test_of_several_detectors_that_wait_the_one_of_the_newest_visit_is_next(dispatcher):
+    join(dispatcher, "a", (0, 1), capacity=1)
+    for number, detector in ((1, 0), (2, 0), (3, 1), (4, 0)):
+        add_visits(dispatcher, [number], (detector,))
+    order = []
+    for group, detector in (("g1", 0), ("g4", 0), ("g3", 1)):
+        finish(dispatcher, "a", group, detector, now=0.1)
+        order += sent_to(dispatcher.tick(0.2).sends)["a"]
+    assert order == [("g4", 0), ("g3", 1), ("g2", 0)]
+
+
 def test_what_waits_too_long_expires(dispatcher):
     join(dispatcher, "a", capacity=1)
     add_visits(dispatcher, [1, 2])
@@ -275,6 +290,80 @@ def test_the_table_of_the_configuration_comes_before_the_hash(dispatcher):
     dispatcher.set_preferences({"DemoCam": {0: ("a", "b")}}, 0.0)
     dispatcher.set_drained({"a"}, 0.0)
     assert list(sent_to(add_visits(dispatcher, [9]))) == ["b"]
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "finish", "refuse", "join", "disconnect", "drain", "resume", "tick"]),
+            st.sampled_from("abc"),
+        ),
+        max_size=60,
+    )
+)
+def test_counts_agree_with_the_reservations_and_no_node_gets_more_than_it_offers(steps):
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=0.0)
+    offers = {"a": ((0, 1), 1), "b": ((0, 1, 2), 3), "c": ((2,), 2)}
+    now, opened, at_node = 0.0, [], {}
+    for what, name in steps:
+        now += 0.1
+        peer, effects = name.encode(), Effects()
+        match what:
+            case "add":
+                visit = read_next_visit({"groupId": f"g{len(opened)}", "instrument": "DemoCam"})
+                times = {"received_tai": 0.0, "expiry_s": EXPIRY_S, "age_s": 0.0, "now": now}
+                opened.append(make_open_visit(len(opened), visit, map(Reservation, range(3)), **times))
+                effects = dispatcher.add(opened[-1], now)
+            case "finish" | "refuse" if at_node.get(name):
+                group, detector, attempt = at_node[name].pop()
+                if what == "finish":
+                    entry = ResultEntry(
+                        instrument="DemoCam",
+                        group=group,
+                        detector=detector,
+                        attempt=attempt,
+                        outcome="failed",
+                    )
+                    message = Results(origin=name, entries=(entry,), **ENVELOPE)
+                else:
+                    message = nak(name, detector, attempt=attempt).model_copy(update={"group": group})
+                effects = dispatcher.receive(peer, message, now)
+            case "join":
+                detectors, capacity = offers[name]
+                effects = dispatcher.receive(peer, hello(name, detectors, capacity=capacity), now)
+            case "disconnect":
+                dispatcher.disconnect(peer, now)
+            case "drain":
+                dispatcher.set_drained({name}, now)
+            case "resume":
+                dispatcher.set_drained((), now)
+        before = {node: dispatcher.assignments.load(node) for node in "abc"}
+        for node in "abc":
+            if node in dispatcher.registry:
+                dispatcher.receive(node.encode(), Heartbeat(origin=node, **ENVELOPE), now)
+        ticked = dispatcher.tick(now)
+        for send in effects.sends + ticked.sends:
+            if isinstance(send, Reserve):
+                node = send.peer.decode()
+                keys = {(send.visit.group, d, send.attempt) for d in send.detectors}
+                at_node.setdefault(node, [])
+                at_node[node] += [key for key in keys if key not in at_node[node]]
+        loads = Counter(
+            r.node
+            for visit in opened
+            for r in visit.reservations.values()
+            if r.state is not UNASSIGNED and r.node in dispatcher.registry
+        )
+        for node in dispatcher.registry.nodes:
+            name, capacity = node.offer.node, node.offer.capacity
+            assert dispatcher.assignments.load(name) == loads[name]
+            assert loads[name] <= max(capacity, before[name])
+        # What waits although a node has room was refused by it a moment ago.
+        for instrument, detector, _, oldest in dispatcher.assignments.waiting():
+            for offer in dispatcher.registry.routes.ranking(instrument, detector):
+                if not dispatcher.assignments.is_full(offer):
+                    assert offer.node in oldest.reservations[detector].refused_until
 
 
 # --- lost messages -----------------------------------------------------------

@@ -30,6 +30,7 @@ from ppdaemon.visit import read_next_visit
 
 ENVELOPE = {"sent_tai": 0.0, "sequence": 1}
 OFFERS = {"a": (0, 1, 2), "b": (1, 2, 3), "c": (4,)}
+CAPACITY = {"a": 9, "b": 2, "c": 1}
 DETECTORS = range(5)
 EXPIRY_S = 60.0
 STEP_S = 0.25
@@ -48,7 +49,7 @@ class SimulatedNode:
 
     def hello(self):
         offer = {"DemoCam": OFFERS[self.name]}
-        self._send(Hello, incarnation=str(self.incarnation), instruments=offer, capacity=9)
+        self._send(Hello, incarnation=str(self.incarnation), instruments=offer, capacity=CAPACITY[self.name])
 
     def _send(self, kind, **fields):
         self.words.append(kind(origin=self.name, **fields, **ENVELOPE))
@@ -248,6 +249,7 @@ def test_whatever_happened_each_detector_has_exactly_one_outcome_in_the_end(step
         if len(world.closed) == len(world.visits):
             break
     assert len(world.dispatcher) == 0
+    assert (world.dispatcher.assignments.nodes, list(world.dispatcher.assignments.waiting())) == ((), [])
     assert set(world.outcomes) == {(number, d) for number in world.visits for d in DETECTORS}
     assert sorted(world.closed) == sorted(world.visits)
 
