@@ -33,6 +33,8 @@ __all__ = ("RelayControl",)
 
 MAX_VISITS = 1000
 """Visits in one answer: some 200,000 rows of the ledger."""
+LONG_WAIT_S = 5.0
+"""A detector that waits longer for a node is a problem; while nodes connect again it is none."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -111,7 +113,7 @@ class RelayControl:
             if (missing := routes.unserved(name, detectors))
         }
         waits = tuple(self._waits())
-        problems = tuple(self._problems(nodes, unserved))
+        problems = tuple(self._problems(nodes, unserved, waits))
         off = self.config.switched_off
         state: Literal["running", "degraded", "stopping"] = "degraded" if problems else "running"
         if self.stopping:
@@ -217,7 +219,10 @@ class RelayControl:
         }
 
     def _problems(
-        self, nodes: Sequence[reports.RelayNodeRow], unserved: dict[str, tuple[int, ...]]
+        self,
+        nodes: Sequence[reports.RelayNodeRow],
+        unserved: dict[str, tuple[int, ...]],
+        waits: Sequence[reports.RelayWaitRow],
     ) -> Iterator[str]:
         if self.writer.problem:
             yield self.writer.problem
@@ -228,7 +233,8 @@ class RelayControl:
                 yield f"node {row.node} is not connected and has {row.open} open visit-detectors"
         for instrument, detectors in unserved.items():
             yield f"no node serves {instrument} {ranges(detectors)} now"
-        if oldest := min(self._waits(), key=lambda wait: wait.since_tai, default=None):
+        oldest = min(waits, key=lambda wait: wait.since_tai, default=None)
+        if oldest is not None and self.clock.tai() - oldest.since_tai > LONG_WAIT_S:
             yield (
                 f"visit {oldest.oldest_group} waits for a node since {tai_iso(oldest.since_tai)} TAI:"
                 f" detector {oldest.detector}, {oldest.reason}"
