@@ -14,20 +14,17 @@ from ppdaemon.errors import Unavailable
 from ppdaemon.reports import RelayDetectorRow, RelayVisitRow
 from ppdaemon.states import Outcome
 
-__all__ = ("LEDGER_NAME", "FORMER_SEPARATOR", "read_visit", "read_visits")
+__all__ = ("LEDGER_NAME", "read_visit", "read_visits")
 
 LEDGER_NAME = "ledger.sqlite"
 """The file in the relay's state directory."""
-
-FORMER_SEPARATOR = "\n"
-"""Separates the names of previous nodes; names have no control characters."""
 
 BUSY_S = 2.0
 """How long a query waits for a lock; a relay that starts holds one while it upgrades the file."""
 
 _STATE = (
-    "CASE WHEN outcome IS NOT NULL THEN 'ended' WHEN acked_tai IS NOT NULL THEN 'acknowledged'"
-    " WHEN node IS NOT NULL THEN 'sent' ELSE 'waiting' END"
+    "CASE WHEN outcome IS NOT NULL THEN 'ended' WHEN permit IS NOT NULL THEN 'permitted'"
+    " WHEN acked_tai IS NOT NULL THEN 'acknowledged' WHEN node IS NOT NULL THEN 'sent' ELSE 'waiting' END"
 )
 
 
@@ -93,7 +90,7 @@ def read_visit(path: Path, group: str) -> list[RelayDetectorRow]:
     """
     with _reading(path) as db:
         found = db.execute(
-            f"SELECT instrument, detector, {_STATE}, node, former, attempt, received_tai, acked_tai, outcome,"
+            f"SELECT instrument, detector, {_STATE}, node, attempt, received_tai, acked_tai, outcome,"
             " reason FROM visits JOIN detectors ON visit = number WHERE group_id = ?"
             " ORDER BY instrument, detector",
             (group,),
@@ -105,12 +102,11 @@ def read_visit(path: Path, group: str) -> list[RelayDetectorRow]:
             detector=detector,
             state=state,
             node=node,
-            previous_nodes=tuple(name for name in former.split(FORMER_SEPARATOR) if name),
             attempt=attempt,
             received_tai=received,
             acknowledged_tai=acked,
             outcome=outcome,
             reason=reason,
         )
-        for instrument, detector, state, node, former, attempt, received, acked, outcome, reason in found
+        for instrument, detector, state, node, attempt, received, acked, outcome, reason in found
     ]

@@ -454,7 +454,7 @@ class RelayVisitRow(Model):
     detectors: int
     open: dict[str, int]
     """Number of detectors without an outcome in each state: ``waiting`` for a node, ``sent`` to
-    one, ``acknowledged``."""
+    one, ``acknowledged`` by it, ``permitted`` to write permanently."""
     outcomes: dict[Outcome, int]
     """Number of detectors with each outcome."""
 
@@ -466,11 +466,9 @@ class RelayDetectorRow(Model):
     group: str
     detector: int
     state: str
-    """``waiting``, ``sent``, ``acknowledged``, or ``ended``."""
+    """``waiting``, ``sent``, ``acknowledged``, ``permitted``, or ``ended``."""
     node: str | None
     """The node that has it or had it last."""
-    previous_nodes: tuple[str, ...]
-    """Nodes that it was sent to before."""
     attempt: int
     received_tai: float
     """When the relay received the visit."""

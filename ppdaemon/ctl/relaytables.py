@@ -115,7 +115,7 @@ def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:
 
 def relay_visit_view(rows: Sequence[RelayDetectorRow]) -> RenderableType:
     """Show the detectors of the visits of one group; `rows` must not be empty."""
-    table = new_table("det>", "state", "node", "try>", "before", "reason~")
+    table = new_table("det>", "state", "node", "try>", "reason~")
     for row in rows:
         style = "yellow" if row.outcome is None else "green" if row.outcome == Outcome.SUCCEEDED else "red"
         table.add_row(
@@ -123,7 +123,6 @@ def relay_visit_view(rows: Sequence[RelayDetectorRow]) -> RenderableType:
             Text(row.outcome or row.state, style=style),
             plain(row.node),
             str(row.attempt),
-            plain(" ".join(row.previous_nodes)),
             plain(row.reason),
         )
     first = rows[0]

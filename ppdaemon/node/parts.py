@@ -117,6 +117,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            self.visits.open.held,
             config.node.spare,
         )
         self.reader = None

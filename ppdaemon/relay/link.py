@@ -20,6 +20,9 @@ from ppdaemon.messages import (
     CancelVisit,
     Heartbeat,
     HelloRefused,
+    PermitRefused,
+    Permitted,
+    RelayMessage,
     ReserveVisit,
     ResultsSeen,
     SendHello,
@@ -27,7 +30,9 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay.orders import (
     ConfirmResults,
+    Permit,
     RefuseHello,
+    RefusePermit,
     RequestHello,
     Reserve,
     Send,
@@ -151,6 +156,7 @@ class NodeLink:
     socket: zmq.asyncio.Socket
     name: str
     incarnation: str
+    epoch: int
     clock: Clock
 
     def __post_init__(self) -> None:
@@ -178,9 +184,7 @@ class NodeLink:
         self._sequences[order.peer] += 1
         return self._sequences[order.peer]
 
-    def _message(
-        self, order: Send
-    ) -> Heartbeat | Welcome | HelloRefused | SendHello | ReserveVisit | CancelVisit | ResultsSeen:
+    def _message(self, order: Send) -> RelayMessage:
         common: dict[str, Any] = {
             "origin": self.name,
             "sent_tai": self.clock.tai(),
@@ -190,7 +194,7 @@ class NodeLink:
             case SendHeartbeat():
                 return Heartbeat(**common)
             case SendWelcome():
-                return Welcome(**common, incarnation=self.incarnation)
+                return Welcome(**common, incarnation=self.incarnation, epoch=self.epoch)
             case RefuseHello(_, code, reason):
                 return HelloRefused(**common, code=code, reason=reason)
             case RequestHello():
@@ -199,7 +203,13 @@ class NodeLink:
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai
                 )
-            case Withdraw(_, instrument, group, detectors):
-                return CancelVisit(**common, instrument=instrument, group=group, detectors=detectors)
+            case Withdraw(_, instrument, group, detectors, attempt):
+                return CancelVisit(
+                    **common, instrument=instrument, group=group, detectors=detectors, attempt=attempt
+                )
+            case Permit(_, incarnation, visits):
+                return Permitted(**common, epoch=self.epoch, incarnation=incarnation, visits=visits)
+            case RefusePermit(_, visits, reason):
+                return PermitRefused(**common, visits=visits, reason=reason)
             case ConfirmResults(_, keys):
                 return ResultsSeen(**common, entries=keys)

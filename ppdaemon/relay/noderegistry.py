@@ -30,6 +30,8 @@ class RegisteredNode:
     offer: NodeOffer
     last_message_at: float
     """Monotonic seconds of its last message."""
+    alone: bool
+    """Whether it may write without a permit."""
     sequence: SequenceCheck = field(default_factory=SequenceCheck)
 
 
@@ -46,6 +48,8 @@ class NodeRegistry:
         self._preferences: Preferences = {}
         self.departed: dict[str, RegisteredNode] = {}
         """Nodes that were connected to this run of the relay and are not now."""
+        self.started_at = 0.0
+        """Counts as the last message of nodes that have not connected yet; monotonic seconds."""
         self.drained: frozenset[str] = frozenset()
         """Nodes that get no detectors until an operator resumes them."""
         self.routes = RouteTable()
@@ -84,6 +88,23 @@ class NodeRegistry:
         self._preferences = preferences
         self._rebuild_routes()
 
+    def incarnation_of(self, name: str) -> str:
+        """Return the run of a registered node."""
+        return self._nodes[name].incarnation
+
+    def is_alone(self, name: str) -> bool:
+        """Return whether a registered node may write without a permit."""
+        return self._nodes[name].alone
+
+    def last_message_at(self, name: str) -> float:
+        """Return when a node has sent its last message, monotonic seconds."""
+        node = self._nodes.get(name) or self.departed.get(name)
+        return self.started_at if node is None else node.last_message_at
+
+    def silent_at(self, name: str) -> float:
+        """Return when a node counts as silent if it sends nothing more, monotonic seconds."""
+        return self.last_message_at(name) + self._silence_s
+
     def conflicting_peer(self, hello: Hello, peer: bytes) -> bytes | None:
         """Return the connection of another node with the same name.
 
@@ -111,7 +132,7 @@ class NodeRegistry:
         )
         # A Hello has the whole state: what was lost before it needs no repair.
         sequence.restart(hello.sequence)
-        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, sequence)
+        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone, sequence)
         self._names[peer] = hello.origin
         self._rebuild_routes()
 
@@ -146,6 +167,8 @@ class NodeRegistry:
     def extend_silence(self, pause_s: float) -> None:
         """Allow all nodes `pause_s` more seconds, because this process did not receive."""
         for node in self._nodes.values():
+            node.last_message_at += pause_s
+        for node in self.departed.values():
             node.last_message_at += pause_s
 
     def _sequence_of(self, name: str) -> SequenceCheck:
