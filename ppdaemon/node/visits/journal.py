@@ -30,6 +30,9 @@ BUSY_S = 5.0
 MAX_LATE_RAWS = 10_000
 """Only the newest late raws are stored: fifty exposures of 205 detectors."""
 
+PRUNE_BATCH = 500
+"""Rows that one call of `Journal.prune` looks at: some 10 ms in which nothing else can be written."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
     instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -252,6 +255,41 @@ class Journal(SqliteFile):
             "DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MAX_LATE_RAWS,)
         )
         return late, unmatched
+
+    def prune(self, before_tai: float, after: int, *, reporting: bool) -> int | None:
+        """Delete visit-detectors that ended before a time, among the next rows; return where the next
+        call must continue (`after`, first 0), `None` if no older rows are left.
+
+        Those are kept whose last attempt is open, or whose outputs are not exported. With `reporting`
+        also those whose outcome the relay has not confirmed.
+        """
+        with self.transaction():
+            # By row number, which is the order of acceptance: no index by time, which each write
+            # would have to maintain.
+            rows = self._db.execute(
+                "SELECT rowid, received_tai FROM attempt WHERE rowid > ? ORDER BY rowid LIMIT ?",
+                (after, PRUNE_BATCH),
+            ).fetchall()
+            if not any(received_tai < before_tai for _, received_tai in rows):
+                return None
+            upto = rows[-1][0]
+            ended = self._db.execute(
+                "SELECT instrument, grp, detector FROM attempt AS this WHERE rowid > ? AND rowid <= ?"
+                " AND final = 1 AND ended_tai < ? AND (reported = 1 OR NOT ?)"
+                " AND (datasets = 0 OR json_extract(stages, '$.central') IS NOT NULL)"
+                " AND NOT EXISTS (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument"
+                " AND next.grp = this.grp AND next.detector = this.detector"
+                " AND next.attempt > this.attempt)",
+                (after, upto, before_tai, reporting),
+            ).fetchall()
+            # All attempts together: an earlier one alone would count as unfinished.
+            self._db.executemany(f"DELETE FROM attempt WHERE {_IS_VISIT_DETECTOR}", ended)
+            if ended:
+                self._db.execute(
+                    "DELETE FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.instrument ="
+                    " late.instrument AND attempt.grp = late.grp AND attempt.detector = late.detector)"
+                )
+            return int(upto)
 
     # --- reading -----------------------------------------------------------
 
