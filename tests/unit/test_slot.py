@@ -550,7 +550,7 @@ def test_late_messages_about_an_earlier_visit_are_dropped(slot):
 @pytest.mark.parametrize("state", [S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING])
 @pytest.mark.parametrize(
     "fact",
-    [Prepared(), Ingested(exposure=1), PointOfNoReturn(what="alerts"), Done(outcome=Outcome.SUCCEEDED)],
+    [Prepared(), Ingested(exposure=1), MayCross(what="alerts"), Done(outcome=Outcome.SUCCEEDED)],
 )
 def test_a_message_about_a_later_visit_changes_nothing_and_stops_the_worker(slot, state, fact):
     """Fault 36: a worker that mixes up its visits cannot be trusted with the present one."""
