@@ -48,6 +48,8 @@ QUIET_S = 1.0
 ANSWER_S = 1.0
 """A request without an answer is sent again after this time."""
 RAWS_WITHIN_S = 8.0
+GIVE_UP_S = 6.0
+"""Longer than most faults, so that the relay gives up some nodes that return."""
 TIMES = {"boot_s": 10, "prepare_s": 5, "ingest_s": 5, "run_s": 15, "export_s": 5, "grace_s": 0.3, "stop_s": 3}
 MORE_FAULTS = (Fault.KILL_WORKER, Fault.KILL_WORKER, Fault.STOP_WORKER, Fault.KILL_SUPERVISOR)
 """The most frequent faults after the first round; all cuts are added where they are possible."""
@@ -513,6 +515,7 @@ def run_storm(
             folders.ramdisk,
             names,
             hosts=hosts,
+            relay={"give_up_s": GIVE_UP_S},
             make_node=lambda folder, config, launcher: ChaosNode(folder, config, mark, launcher=launcher),
             arrivals={"image_timeout_s": RAWS_WITHIN_S},
             workers={"max": workers, "times": TIMES},

@@ -68,15 +68,15 @@ def _check_ledger(entry: LedgerEntry | None, finals: Mapping[str, Row]) -> list[
     """Compare the relay's outcome with the journals."""
     if entry is None:
         return [("lost", "the ledger does not have it")]
+    if entry.outcome is None:
+        return [("open", f"no outcome in the ledger; the journals have {_texts(finals)}")]
     found = [
         ("wrong", f"{node} has succeeded, the ledger has {entry}")
         for node, row in finals.items()
         if row.outcome is Outcome.SUCCEEDED and (entry.node, entry.outcome) != (node, row.outcome)
     ]
     final = finals.get(entry.node or "")
-    if entry.outcome is None:
-        found.append(("open", f"no outcome in the ledger; the journals have {_texts(finals)}"))
-    elif final is not None and final.outcome != entry.outcome:
+    if final is not None and final.outcome != entry.outcome:
         found.append(("wrong", f"the ledger has {entry}, the journal of {entry.node} {final}"))
     elif final is None and entry.outcome not in OF_THE_RELAY:
         found.append(("wrong", f"the ledger has {entry}, the journals {_texts(finals)}"))

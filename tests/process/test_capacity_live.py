@@ -46,7 +46,7 @@ def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir)
         for number in range(6):
             kill_idle(node)
             node.wait(lambda epoch=number + 2: all(row.epoch >= epoch for row in node.workers()))
-            node.wait(node._is_ready)
+            node.wait(node.is_ready)
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED

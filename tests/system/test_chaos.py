@@ -49,7 +49,6 @@ def test_under_all_faults_each_accepted_detector_gets_one_outcome_and_nothing_is
             id="hosts",
             marks=[
                 pytest.mark.skipif(bool(REASON), reason=REASON),
-                pytest.mark.xfail(strict=True, reason="alerts are doubled by cuts in one direction"),
             ],
         ),
     ],

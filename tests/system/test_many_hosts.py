@@ -27,7 +27,6 @@ from ppdaemon.testing.telescope import RELAY, Telescope, running_telescope
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 
-PERMITS = pytest.mark.xfail(run=False, reason="a node writes permanently without a permit of the relay")
 SLOTS = pytest.mark.xfail(run=False, reason="deaths within visits and from outside quarantine slots")
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -161,7 +160,6 @@ def test_a_visit_is_done_once_on_four_hosts(site):
     assert site.contradictions(group) == []
 
 
-@PERMITS
 def test_alerts_are_not_doubled_when_the_acknowledgements_of_a_node_are_lost(site):
     probe = site.announce("skip")
     site.wait_for(probe, Outcome.SUCCEEDED)
@@ -180,7 +178,6 @@ def test_alerts_are_not_doubled_when_the_acknowledgements_of_a_node_are_lost(sit
     assert site.contradictions(group) == []
 
 
-@PERMITS
 def test_a_host_that_wakes_after_its_visit_was_moved_writes_nothing(site):
     group = site.announce("ingest:gate")
     site.land(group)
@@ -199,7 +196,6 @@ def test_a_host_that_wakes_after_its_visit_was_moved_writes_nothing(site):
     assert site.contradictions(group) == []
 
 
-@PERMITS
 def test_a_visit_stays_with_its_node_when_the_answers_of_the_relay_are_lost(site):
     group = site.announce("ingest:gate")
     site.land(group)
@@ -218,7 +214,6 @@ def test_a_visit_stays_with_its_node_when_the_answers_of_the_relay_are_lost(site
     assert site.contradictions(group) == []
 
 
-@PERMITS
 def test_a_first_outcome_after_a_cancellation_leaves_no_contradiction(site):
     for name in NODES:
         site.hosts.cut(name, RELAY)
@@ -238,7 +233,6 @@ def test_a_first_outcome_after_a_cancellation_leaves_no_contradiction(site):
     assert succeeded == site.writes(group).keys() == site.exports(group).keys()
 
 
-@PERMITS
 def test_a_stranger_ends_no_visit(site):
     group = site.announce("process:gate")
     site.land(group)
@@ -253,7 +247,6 @@ def test_a_stranger_ends_no_visit(site):
     assert site.contradictions(group) == []
 
 
-@PERMITS
 @pytest.mark.slow
 def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_write_does_not(folder):
     with running_site(folder, relay={"give_up_s": 3.0}) as site:
@@ -283,7 +276,6 @@ def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_
             assert site.contradictions(group) == []
 
 
-@PERMITS
 @pytest.mark.slow
 def test_a_first_outcome_after_the_relay_gave_up_amends_the_ledger(folder):
     with running_site(folder, nodes=("n1",), relay={"give_up_s": 2.0}) as site:
