@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.messages import Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.testing.played import PlayedRelay, VisitDetector
 from ppdaemon.visit import NextVisit
 
@@ -119,15 +119,20 @@ class ChaosRelay(PlayedRelay):
             case VisitRefused(group=group, final=True):
                 self._reservations[group].unacknowledged -= set(message.detectors)
                 self.refused |= {(group, detector): message.reason for detector in message.detectors}
-            case VisitRefused(group=group, handed_back=True, attempt=attempt):
-                reservation = self._reservations[group]
-                for detector in message.detectors:
-                    if attempt >= reservation.attempts.get(detector, 1):  # else it is repeated
-                        reservation.attempts[detector] = attempt + 1
-                        reservation.unacknowledged.add(detector)
             case Results(entries=entries):
                 for entry in entries:
+                    if entry.returned:
+                        self._reserve_next(entry)
+                        continue
                     self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
+
+    def _reserve_next(self, entry: ResultEntry) -> None:
+        """Reserve a detector again that the node has handed back, as the next attempt."""
+        reservation = self._reservations[entry.group]
+        asked = entry.attempt if entry.asked is None else entry.asked
+        if asked >= reservation.attempts.get(entry.detector, 1):  # else it is repeated
+            reservation.attempts[entry.detector] = asked + 1
+            reservation.unacknowledged.add(entry.detector)
 
     def send_raw(self, data: bytes) -> None:
         """Send a message, unless the relay is silent."""

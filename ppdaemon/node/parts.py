@@ -117,6 +117,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            self.visits.open.held,
         )
         self.reader = None
         if config.arrivals.remote:

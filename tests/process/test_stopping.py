@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from node import running
 
-from ppdaemon.messages import VisitRefused
+from ppdaemon.messages import Results
 from ppdaemon.processes import GROUP_SIGNALS
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.processes import descendants, title
@@ -52,8 +52,7 @@ def test_a_stop_hands_back_what_waits_and_lets_what_runs_end(tmp_path, socket_di
         node.relay.wait(lambda: ("waits", 1) in node.relay.acked)
         node.process.send_signal(signal.SIGTERM)
         node.relay.wait(lambda: node.relay.acked == {("runs", 0)})
-        assert all(nak.handed_back and not nak.final for nak in node.relay.naks)
-        assert {(nak.group, detector) for nak in node.relay.naks for detector in nak.detectors} == {
+        assert {(entry.group, entry.detector) for entry in node.relay.returned} == {
             ("prepares", 0),
             ("waits", 0),
             ("waits", 1),
@@ -64,10 +63,10 @@ def test_a_stop_hands_back_what_waits_and_lets_what_runs_end(tmp_path, socket_di
         assert node.relay.results.keys() == {("runs", 0)}
 
 
-def store_refusals(relay, message):
-    """Play a relay that does not receive refusals."""
-    if isinstance(message, VisitRefused):
-        relay.naks.append(message)
+def store_results(relay, message):
+    """Play a relay that does not confirm results."""
+    if isinstance(message, Results):
+        relay.returned += message.entries
     else:
         type(relay).on_message(relay, message)
 
@@ -76,13 +75,14 @@ def test_what_was_handed_back_is_sent_until_the_relay_has_confirmed_it(tmp_path,
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
-        answer, node.relay.on_message = node.relay.on_message, partial(store_refusals, node.relay)
+        answer, node.relay.on_message = node.relay.on_message, partial(store_results, node.relay)
         node.process.send_signal(signal.SIGTERM)
-        node.relay.wait(lambda: node.relay.naks)
+        node.relay.wait(lambda: node.relay.returned)
         assert node.process.wait(TIMEOUT_S) == 0
-        node.relay.naks.clear()
+        node.relay.returned.clear()
         node.start()
-        node.relay.wait(lambda: len(node.relay.naks) > 1)
+        node.relay.wait(lambda: len(node.relay.returned) > 1)
+        assert all(entry.returned for entry in node.relay.returned)
         node.relay.on_message = answer
         node.relay.wait(lambda: not node.relay.acked)
         assert node.relay.results == {}

@@ -47,7 +47,7 @@ from ppdaemon.node.visits.model import (
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_handed_back
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -583,7 +583,7 @@ def test_a_stop_hands_back_what_is_not_processed_yet(world):
         assert [(row.outcome, row.reason) for row in world.rows(group)] == [
             (Outcome.CANCELLED, reason) for _ in detectors
         ]
-    assert all(is_handed_back(entry) for entry in world.journal.unreported(9))
+    assert all(entry.returned for entry in world.journal.unreported(9))
 
 
 def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
@@ -642,13 +642,13 @@ def test_what_was_handed_back_is_accepted_again_as_a_later_attempt_and_not_as_th
     world.commit_all()
     world.handle(StopStarted(hand_back=True))
     world.commit_all()
-    assert [entry.attempt for entry in world.journal.unreported(9)] == [2]
+    assert [(entry.attempt, entry.asked) for entry in world.journal.unreported(9)] == [(2, 1)]
     world.crash()
-    world.reserve(attempt=2)
+    world.reserve(attempt=1)
     world.commit_all()
     assert (len(world.rows()), world.queue) == (2, {})
-    assert [is_handed_back(entry) for entry in world.journal.unreported(9)] == [True]
-    world.reserve(attempt=3)
+    assert [entry.returned for entry in world.journal.unreported(9)] == [True]
+    world.reserve(attempt=2)
     world.commit_all()
     assert list(world.queue) == [KEY._replace(attempt=3)]
 
@@ -689,7 +689,7 @@ def test_exports_of_unknown_attempts_are_ignored(world):
 
 
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):
-    world.handle(Welcome(life="x", origin="relay", sent_tai=1.0, sequence=1))
+    world.handle(Welcome(life="x", epoch=1, origin="relay", sent_tai=1.0, sequence=1))
     assert world.of(ResendResults) == [ResendResults()]
 
 

@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which visit-detectors with an outcome may be retried by an operator. Pure."""
 
-from ppdaemon.messages import ResultEntry
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 
 __all__ = (
     "HANDED_BACK",
+    "REQUEUED",
     "WITHDRAWN",
-    "is_handed_back",
+    "is_returned",
     "refusal_reason",
     "requeue_row",
     "requeue_warning",
 )
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
-HANDED_BACK = "handed back"
-"""Beginning of the reason of a visit-detector that the relay gives to another node."""
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
+HANDED_BACK = "handed back"
+"""Beginning of the reason of one that this node could not process."""
+REQUEUED = "requeued"
+"""Key in `JournalEntry.figures` of attempts that an operator has requested."""
 
 
-def is_handed_back(ended: JournalEntry | ResultEntry) -> bool:
-    """Return whether an attempt has ended without an outcome, because the relay gives it to another node."""
-    return ended.outcome == Outcome.CANCELLED and ended.reason.startswith(HANDED_BACK)
+def is_returned(reason: str) -> bool:
+    """Return whether a visit-detector was ended here without an outcome, because another node may have it."""
+    return reason.startswith((WITHDRAWN, HANDED_BACK))  # reasons of refused raws may follow
 
 
 def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
@@ -44,7 +46,7 @@ def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
             f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
             " its writes to the alert database or stream would be there twice; --force accepts that"
         )
-    if entry.reason == WITHDRAWN or is_handed_back(entry):
+    if is_returned(entry.reason):
         return f"{entry.reason}: two nodes would process it; --force accepts that"
     return ""
 
