@@ -76,6 +76,13 @@ class NodePart(ConfigPart):
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
     """Visits announced longer ago are not started; their detectors end as ``expired``."""
+    spare: bool = False
+    """Whether this node only gets detectors when the nodes that are not spare are full,
+    draining or silent."""
+    keep_days: Annotated[float, pydantic.Field(ge=1)] = 30.0
+    """Days that the journal keeps visit-detectors that have ended, that the relay has the
+    outcome of, and whose outputs are exported. At least 1: a relay may send visits again
+    for a day."""
 
 
 class RelayLink(ConfigPart):

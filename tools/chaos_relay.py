@@ -122,15 +122,15 @@ class ChaosRelay(PlayedRelay):
             case Results(entries=entries):
                 for entry in entries:
                     if entry.returned:
-                        self._reserve_next(entry)
-                        continue
-                    self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
+                        self._reserve_again(entry)
+                    else:
+                        self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
 
-    def _reserve_next(self, entry: ResultEntry) -> None:
-        """Reserve a detector again that the node has handed back, as the next attempt."""
+    def _reserve_again(self, entry: ResultEntry) -> None:
+        """Give a visit-detector that the node has returned to it once more."""
         reservation = self._reservations[entry.group]
-        asked = entry.attempt if entry.asked is None else entry.asked
-        if asked >= reservation.attempts.get(entry.detector, 1):  # else it is repeated
+        asked = reservation.attempts.get(entry.detector, 1)
+        if entry.asked == asked:  # else it is repeated
             reservation.attempts[entry.detector] = asked + 1
             reservation.unacknowledged.add(entry.detector)
 

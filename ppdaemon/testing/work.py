@@ -27,11 +27,12 @@ more of them after ``# script:``.
 It writes records into the state directory: ``marks`` has a file per
 visit-detector, a byte longer with each permanent write; ``exported`` a file
 per exported spool; ``prepared`` and ``ingested`` a line per order with the
-time by the monotonic clock; ``faults.log`` a line per fault. The exporter
-fails while there is a file ``central-down``, and refuses spools while there is
-``central-refuses``; with a file ``boot-fails`` or ``template-fails`` workers
-or the template fail, with ``template-unavailable`` as if the central repo were not
-available. The check of names sends the findings in the file ``names``.
+time by the monotonic clock, ``released`` one when a visit has ended;
+``faults.log`` a line per fault. The exporter fails while there is a file
+``central-down``, and refuses spools while there is ``central-refuses``; with a
+file ``boot-fails`` or ``template-fails`` workers or the template fail, with
+``template-unavailable`` as if the central repo were not available. The check of
+names sends the findings in the file ``names``.
 """
 
 import ctypes
@@ -202,6 +203,7 @@ class ScriptedWork:
 
     def reset(self) -> None:
         """Empty the repo and copy the template again."""
+        self._append_line("released", f"{self.order.visit.group} {self.order.detector}")
         for path in self.context.repo.iterdir():
             if path.is_file():
                 path.unlink()

@@ -64,7 +64,7 @@ def test_a_stop_hands_back_what_waits_and_lets_what_runs_end(tmp_path, socket_di
 
 
 def store_results(relay, message):
-    """Play a relay that does not confirm results."""
+    """Play a relay that confirms nothing."""
     if isinstance(message, Results):
         relay.returned += message.entries
     else:
@@ -82,7 +82,6 @@ def test_what_was_handed_back_is_sent_until_the_relay_has_confirmed_it(tmp_path,
         node.relay.returned.clear()
         node.start()
         node.relay.wait(lambda: len(node.relay.returned) > 1)
-        assert all(entry.returned for entry in node.relay.returned)
         node.relay.on_message = answer
         node.relay.wait(lambda: not node.relay.acked)
         assert node.relay.results == {}

@@ -549,6 +549,19 @@ def test_late_messages_about_an_earlier_visit_are_dropped(slot):
     assert slot.slot.state == S.PREPARING
 
 
+@pytest.mark.parametrize("state", [S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING])
+@pytest.mark.parametrize(
+    "fact",
+    [Prepared(), Ingested(exposure=1), MayCross(what="alerts"), Done(outcome=Outcome.SUCCEEDED)],
+)
+def test_a_message_about_a_later_visit_changes_nothing_and_stops_the_worker(slot, state, fact):
+    """Fault 36: a worker that mixes up its visits cannot be trusted with the present one."""
+    slot.to(state)
+    actions = slot(fact.model_copy(update={"visit_number": 2}))
+    assert (slot.slot.state, orders(actions), finished(actions)) == (S.STOPPING, [], [])
+    assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
+
+
 @pytest.mark.parametrize(
     ("state", "outcome"),
     [

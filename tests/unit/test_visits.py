@@ -47,7 +47,7 @@ from ppdaemon.node.visits.model import (
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -94,6 +94,17 @@ def test_a_visit_that_the_journal_cannot_write_is_refused_and_may_be_sent_again(
     assert len(world.visits.open) == 0
     accepted(world)
     assert list(world.queue) == [KEY]
+
+
+@pytest.mark.parametrize("relay_ahead_s", [-36_000.0, 0.0, 36_000.0])
+def test_the_deadlines_of_a_visit_do_not_follow_the_wall_clock(world, relay_ahead_s):
+    """Fault 55: a node's clock that differs from the relay's, or jumps, moves no deadline."""
+    accepted(world, age_s=20.0, relay_ahead_s=relay_ahead_s)
+    assignment = world.queue[KEY]
+    announced = world.mono - 20.0
+    wait_s = world.config.arrivals.image_deadline_s(assignment.visit)
+    assert assignment.image_deadline == pytest.approx(announced + wait_s)
+    assert assignment.expires_at == pytest.approx(announced + world.config.node.expiry_s)
 
 
 def test_a_repeated_message_gets_an_acknowledgement_and_no_second_run(world):
@@ -583,7 +594,7 @@ def test_a_stop_hands_back_what_is_not_processed_yet(world):
         assert [(row.outcome, row.reason) for row in world.rows(group)] == [
             (Outcome.CANCELLED, reason) for _ in detectors
         ]
-    assert all(entry.returned for entry in world.journal.unreported(9))
+    assert all(is_returned(entry) for entry in world.journal.unreported(9))
 
 
 def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
@@ -642,12 +653,12 @@ def test_what_was_handed_back_is_accepted_again_as_a_later_attempt_and_not_as_th
     world.commit_all()
     world.handle(StopStarted(hand_back=True))
     world.commit_all()
-    assert [(entry.attempt, entry.asked) for entry in world.journal.unreported(9)] == [(2, 1)]
+    assert [entry.attempt for entry in world.journal.unreported(9)] == [2]
     world.crash()
     world.reserve(attempt=1)
     world.commit_all()
     assert (len(world.rows()), world.queue) == (2, {})
-    assert [entry.returned for entry in world.journal.unreported(9)] == [True]
+    assert [(entry.asked, entry.returned) for entry in world.journal.unreported(9)] == [(1, True)]
     world.reserve(attempt=2)
     world.commit_all()
     assert list(world.queue) == [KEY._replace(attempt=3)]

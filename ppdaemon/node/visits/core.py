@@ -272,7 +272,7 @@ class Visits:
             self._end(visit, Outcome.IGNORED, visit.ignored, effects)
         elif visit.cancelled:
             self._end(visit, Outcome.CANCELLED, visit.cancelled, effects)
-        elif self._handing_back and not visit.is_requeued:
+        elif self._handing_back and not visit.requeued:
             self._end(visit, Outcome.CANCELLED, self._handing_back, effects)
         elif self._stopping:
             self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
@@ -330,7 +330,7 @@ class Visits:
         """
         relay = self.config.relay
         alone = relay.alone == "cross" and not self._connected
-        return relay.address is None or alone or REQUEUED in visit.entry.figures
+        return relay.address is None or alone or visit.requeued
 
     def _permitted(self, event: Permitted, effects: model.Effects) -> None:
         for visit in self._named(event.visits):
@@ -616,6 +616,8 @@ class Visits:
             entry.retriable = False
         if entry.no_return and reason.startswith(HANDED_BACK):  # another node would write it again
             outcome, reason = Outcome.INTERRUPTED, "the daemon stopped"
+        elif self._stopping and self._handing_back and entry.retriable and not visit.requeued:
+            outcome, reason = Outcome.CANCELLED, self._handing_back
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
         _LOG.log(
@@ -735,7 +737,9 @@ class Visits:
         key = entry.key._replace(attempt=entry.key.attempt + 1)
         stages = {Stage.ACCEPTED: self._now.tai}
         figures = {REQUEUED: True} if REQUEUED in entry.figures else {}
-        return model.JournalEntry(key, entry.visit, entry.received_tai, stages, figures, asked=entry.asked)
+        return model.JournalEntry(
+            key, entry.visit, entry.received_tai, stages, figures=figures, asked=entry.asked
+        )
 
     def _requeued(self, requeue: model.Requeue, effects: model.Effects) -> None:
         # Partial outputs in the central repo would collide with the complete
@@ -775,7 +779,7 @@ class Visits:
         self._queue_again(effects)
         if self._handing_back:
             for visit in self.open:
-                if not visit.is_requeued:  # a slot that processes the visit disregards this
+                if not visit.requeued:  # a slot that processes the visit disregards this
                     self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
 
     def _slots_changed(self, event: model.SlotsChanged, effects: model.Effects) -> None:
@@ -819,7 +823,7 @@ def _result(entry: model.JournalEntry) -> ResultEntry:
         outcome=entry.outcome or Outcome.INTERRUPTED,
         reason=entry.reason,
         asked=entry.asked,
-        returned=is_returned(entry.reason) or None,
+        returned=is_returned(entry) or None,
     )
 
 

@@ -30,6 +30,9 @@ BUSY_S = 5.0
 MAX_LATE_RAWS = 10_000
 """Only the newest late raws are stored: fifty exposures of 205 detectors."""
 
+PRUNE_BATCH = 500
+"""Rows that one call of `Journal.prune` looks at: some 10 ms in which nothing else can be written."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
     instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
@@ -165,8 +168,9 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> int | None:
         """Insert a visit-detector and return the number of its attempt, or return `None` if the
-        journal has it. A canceled one is inserted again if the relay requests a
-        later attempt than any before: a repeated message must not be a second visit.
+        journal has it. A canceled one, or one that was handed back, is inserted again
+        if the relay requests a later attempt than any before: a repeated message must
+        not be a second visit.
         """
         *visit_detector, asked = entry.key
         known = self._db.execute(
@@ -252,6 +256,41 @@ class Journal(SqliteFile):
         )
         return late, unmatched
 
+    def prune(self, before_tai: float, after: int, *, reporting: bool) -> int | None:
+        """Delete visit-detectors that ended before a time, among the next rows; return where the next
+        call must continue (`after`, first 0), `None` if no older rows are left.
+
+        Those are kept whose last attempt is open, or whose outputs are not exported. With `reporting`
+        also those whose outcome the relay has not confirmed.
+        """
+        with self.transaction():
+            # By row number, which is the order of acceptance: no index by time, which each write
+            # would have to maintain.
+            rows = self._db.execute(
+                "SELECT rowid, received_tai FROM attempt WHERE rowid > ? ORDER BY rowid LIMIT ?",
+                (after, PRUNE_BATCH),
+            ).fetchall()
+            if not any(received_tai < before_tai for _, received_tai in rows):
+                return None
+            upto = rows[-1][0]
+            ended = self._db.execute(
+                "SELECT instrument, grp, detector FROM attempt AS this WHERE rowid > ? AND rowid <= ?"
+                " AND final = 1 AND ended_tai < ? AND (reported = 1 OR NOT ?)"
+                " AND (datasets = 0 OR json_extract(stages, '$.central') IS NOT NULL)"
+                " AND NOT EXISTS (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument"
+                " AND next.grp = this.grp AND next.detector = this.detector"
+                " AND next.attempt > this.attempt)",
+                (after, upto, before_tai, reporting),
+            ).fetchall()
+            # All attempts together: an earlier one alone would count as unfinished.
+            self._db.executemany(f"DELETE FROM attempt WHERE {_IS_VISIT_DETECTOR}", ended)
+            if ended:
+                self._db.execute(
+                    "DELETE FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.instrument ="
+                    " late.instrument AND attempt.grp = late.grp AND attempt.detector = late.detector)"
+                )
+            return int(upto)
+
     # --- reading -----------------------------------------------------------
 
     def _rows(self, query: str, *values: object) -> Iterator[dict[str, Any]]:
@@ -305,7 +344,8 @@ class Journal(SqliteFile):
             " asked FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
             limit,
         )
-        return [ResultEntry(**row, returned=is_returned(row["reason"]) or None) for row in rows]
+        entries = (ResultEntry(**row) for row in rows)
+        return [entry.model_copy(update={"returned": is_returned(entry) or None}) for entry in entries]
 
     def late(self, limit: int) -> list[LateRow]:
         """Return late raws that no attempt has used, the newest first."""

@@ -61,14 +61,14 @@ class VisitDetector:
     """Whether the relay has ended it, or given it to another node."""
 
     @property
-    def is_requeued(self) -> bool:
-        """Whether an operator has requested this attempt: the relay has an outcome already."""
-        return REQUEUED in self.entry.figures
-
-    @property
     def key(self) -> Key:
         """The key of the current attempt."""
         return self.entry.key
+
+    @property
+    def requeued(self) -> bool:
+        """Whether an operator has requested this attempt: the relay has an outcome already."""
+        return REQUEUED in self.entry.figures
 
     @property
     def state(self) -> Literal["held", "permitted", "crossed"]:

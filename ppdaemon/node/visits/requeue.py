@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which visit-detectors with an outcome may be retried by an operator. Pure."""
 
+from ppdaemon.messages import ResultEntry
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
@@ -16,17 +17,17 @@ __all__ = (
 )
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
+HANDED_BACK = "handed back"
+"""Beginning of the reason of a visit-detector that the relay gives to another node."""
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
-HANDED_BACK = "handed back"
-"""Beginning of the reason of one that this node could not process."""
 REQUEUED = "requeued"
 """Key in `JournalEntry.figures` of attempts that an operator has requested."""
 
 
-def is_returned(reason: str) -> bool:
-    """Return whether a visit-detector was ended here without an outcome, because another node may have it."""
-    return reason.startswith((WITHDRAWN, HANDED_BACK))  # reasons of refused raws may follow
+def is_returned(ended: JournalEntry | ResultEntry) -> bool:
+    """Return whether an attempt has ended without an outcome, so that another node may have it."""
+    return ended.outcome == Outcome.CANCELLED and ended.reason.startswith((HANDED_BACK, WITHDRAWN))
 
 
 def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
@@ -46,7 +47,7 @@ def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
             f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
             " its writes to the alert database or stream would be there twice; --force accepts that"
         )
-    if is_returned(entry.reason):
+    if is_returned(entry):
         return f"{entry.reason}: two nodes would process it; --force accepts that"
     return ""
 
