@@ -115,6 +115,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            self.visits.open.held,
         )
         self.reader = None
         if config.arrivals.remote:

@@ -124,7 +124,7 @@ def test_messages_of_a_node_survive_the_wire():
     results = Results(origin="n1", sent_tai=2.0, sequence=2, entries=(entry,))
     for message in (hello, results):
         assert decode(encode(message), FromNode, limit=10_000) == message
-    assert json.loads(encode(hello))["schema"] == 1
+    assert json.loads(encode(hello))["schema"] == 2
 
 
 def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
@@ -141,7 +141,7 @@ def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
 def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
     refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="schema"):
-        decode(json.dumps(refusal | {"schema": 2}).encode(), FromRelay, limit=1000)
+        decode(json.dumps(refusal | {"schema": 1}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
         decode(json.dumps(refusal | {"type": "farewell"}).encode(), FromRelay, limit=1000)
 
