@@ -159,8 +159,10 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_
             assert "the journal cannot be written" in node.relay.naks[0].reason
             assert not node.relay.acked
             assert any("the journal cannot be written" in problem for problem in node.status().problems)
+            node.relay.wait(lambda: node.relay.hellos[-1].capacity == 0)
         finally:
             lock.close()
+        node.relay.wait(lambda: node.relay.hellos[-1].capacity == 6)
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED

@@ -75,6 +75,7 @@ def test_all_errors_are_the_same_at_start_reload_and_check_config(tmp_path, sock
     assert f"ppdaemon: warning: {lines_of(node, WARNING)[0]}\n" in checked.stderr
     write(node)
     with running(tmp_path, socket_dir, environment={}) as node:
+        node.wait(lambda: "s after the start" in node.log.read_text())  # it has read the file
         node.rewrite(engine={"no_return": ["asociate"]})
         write(node, *ERRORS, AWAY)
         with pytest.raises(ConfigError) as refused:

@@ -137,7 +137,7 @@ def test_a_worker_that_dies_after_spooling_has_succeeded(node, group):
 
 
 def test_a_pipeline_that_hangs_is_killed_at_its_deadline(tmp_path, socket_dir):
-    """Fault 32: an endless sleep, one that ignores TERM."""
+    """Fault 32: an endless sleep, one that ignores the stop signal."""
     with running(tmp_path, socket_dir, attempts=1, times={"run_s": 0.5}) as node:
         for number, fault in enumerate(("hang", "deaf"), 1):
             node.relay.reserve(fault, survey=f"process:{fault}")
@@ -366,8 +366,9 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
 
 def test_a_stop_interrupts_running_visits_and_reports_to_the_relay(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, times={"stop_s": 0.5}) as node:
-        node.relay.reserve("g1")
-        node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
+        node.relay.reserve("g1", survey="process:hang")
+        node.land("g1")
+        node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
         node.process.send_signal(signal.SIGTERM)
         assert node.relay.outcome("g1").outcome == Outcome.INTERRUPTED
         # A second SIGTERM would end it in the midst of its last steps.

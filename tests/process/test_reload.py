@@ -186,7 +186,9 @@ def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path
         os.kill(node.workers()[0].pid, signal.SIGKILL)
         node.wait(lambda: "not forked: no zygote" in node.workers()[0].note)
         node.wait(lambda: node.status().state == "degraded")
+        node.wait(lambda: node.status().capacity == 0)
         mood.unlink()
+        node.wait(lambda: node.status().capacity == 2)
         node.relay.reserve("g2")
         node.land("g2", number=2)
         assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
