@@ -18,10 +18,12 @@ from ppdaemon.configtypes import (
     ConfigPart,
     ConnectAddress,
     Detectors,
+    GroupId,
     IngestKind,
     Seconds,
     Size,
     SocketPath,
+    UserId,
     VisitGrouping,
     WritableFolder,
     valid_values,
@@ -76,6 +78,33 @@ class NodePart(ConfigPart):
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
     """Visits announced longer ago are not started; their detectors end as ``expired``."""
+
+
+class UsersAndGroups(ConfigPart):
+    """Users of this host."""
+
+    users: tuple[UserId, ...] = ()
+    """Names or numbers of users."""
+    groups: tuple[GroupId, ...] = ()
+    """Names or numbers of groups, all members of which are included."""
+
+
+class ControlConfig(ConfigPart):
+    """Who may use the control socket. Root and the user of the daemon are operators, members of
+    the daemon's group are readers.
+    """
+
+    operators: UsersAndGroups = UsersAndGroups()
+    """Users who may use all commands."""
+    readers: UsersAndGroups = UsersAndGroups()
+    """Users who may use the commands that change nothing, such as ``ppctl status``."""
+
+    @property
+    def socket_mode(self) -> int:
+        """Mode of the socket. Users without the daemon's group can connect only if all can; the
+        others are refused by their credentials.
+        """
+        return 0o660 if self == ControlConfig() else 0o666
 
 
 class RelayLink(ConfigPart):
@@ -451,6 +480,7 @@ class NodeConfig(ConfigPart):
     """The whole configuration of ``ppdaemon``."""
 
     node: NodePart
+    control: ControlConfig = ControlConfig()
     relay: RelayLink = RelayLink()
     arrivals: ArrivalsConfig
     workers: WorkersConfig = WorkersConfig()

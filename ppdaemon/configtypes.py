@@ -3,6 +3,8 @@
 base of the parts of a configuration.
 """
 
+import grp
+import pwd
 import re
 import typing
 from collections.abc import Iterator
@@ -23,10 +25,12 @@ __all__ = (
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
+    "GroupId",
     "IngestKind",
     "Seconds",
     "Size",
     "SocketPath",
+    "UserId",
     "VisitGrouping",
     "WritableFolder",
     "valid_values",
@@ -120,6 +124,22 @@ def _template(value: str) -> str:
     return value
 
 
+def _user_id(value: Any) -> Any:
+    """Convert the name of a user to its number."""
+    try:
+        return pwd.getpwnam(value).pw_uid if isinstance(value, str) else value
+    except KeyError:
+        raise ValueError(f"this host has no user {value}") from None
+
+
+def _group_id(value: Any) -> Any:
+    """Convert the name of a group to its number."""
+    try:
+        return grp.getgrnam(value).gr_gid if isinstance(value, str) else value
+    except KeyError:
+        raise ValueError(f"this host has no group {value}") from None
+
+
 def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
     if host_context(info) is None:
         return value
@@ -141,6 +161,8 @@ _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(
 Detectors = Annotated[
     tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)
 ]
+UserId = Annotated[int, pydantic.BeforeValidator(_user_id), pydantic.Field(ge=0)]
+GroupId = Annotated[int, pydantic.BeforeValidator(_group_id), pydantic.Field(ge=0)]
 VisitGrouping = Literal["one-to-one", "by-group"]
 IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]

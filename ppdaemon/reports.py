@@ -125,6 +125,16 @@ type Request = Annotated[
 REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
+READING: frozenset[type[Model]] = frozenset(
+    {StatusRequest, WorkersRequest, VisitsRequest, VisitRequest, LateRequest, Watch}
+)
+"""Requests that change nothing: readers may send them."""
+OPERATING: frozenset[type[Model]] = frozenset(
+    {RequeueRequest, DrainRequest, ResumeRequest, ReloadRequest, RestartRequest, KillRequest}
+)
+"""Requests that only operators may send."""
+
+
 class Ok(Model):
     """The request was done; `data` is its answer."""
 
@@ -136,7 +146,7 @@ class RequestFailed(Model):
     """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
-    code: Literal["bad_request", "not_found", "refused", "config", "internal"]
+    code: Literal["bad_request", "not_found", "denied", "refused", "config", "internal"]
     text: str
 
 

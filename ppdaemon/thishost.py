@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pydantic
 
+from ppdaemon.privatefiles import UnsafePath, check_path
 from ppdaemon.skymaps import SkyMap
 from ppdaemon.yamlfile import did_you_mean
 
@@ -70,6 +71,10 @@ class HostContext:
             raise ValueError(f"{path} is relative; write an absolute path")
         if not self.writing:
             return path
+        try:
+            check_path(path)
+        except UnsafePath as error:
+            raise ValueError(str(error)) from None
         # The daemon creates missing folders, so that the nearest existing one counts.
         nearest = nearest_existing(path)
         if not nearest.is_dir():

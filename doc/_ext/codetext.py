@@ -123,6 +123,8 @@ KINDS = {
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",
     "SocketPath": "path",
+    "UserId": "name or number",
+    "GroupId": "name or number",
     "Name": "text",
     "Path": "path",
     "str": "text",

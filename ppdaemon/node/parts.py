@@ -166,7 +166,7 @@ class NodeParts:
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
-        self.control = ControlServer(config.node.control, handler.handle, self.status.report)
+        self.control = ControlServer(config.node.control, handler.handle, self.status.report, config.control)
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
@@ -236,6 +236,7 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
+        self.control.set_access(config.control)
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)

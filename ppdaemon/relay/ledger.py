@@ -14,6 +14,7 @@ from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import DetectorOutcome
+from ppdaemon.privatefiles import make_folder
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.sqlitefile import SchemaStep, SqliteFile
@@ -103,11 +104,11 @@ def lock_state(folder: Path) -> StateLock:
     """Create the state directory and lock it against a second relay.
 
     Raises `~ppdaemon.errors.Refused` if another relay uses it, and
-    `~ppdaemon.errors.StateUnusable` if it cannot be created.
+    `~ppdaemon.errors.StateUnusable` if it cannot be created, or if other users could change it.
     """
     path = folder / "lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return StateLock(path)
     except LockHeld as error:
         pid = error.holder or "unknown"
