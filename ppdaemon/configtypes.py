@@ -4,6 +4,7 @@ base of the parts of a configuration.
 """
 
 import grp
+import ipaddress
 import pwd
 import re
 import typing
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ppdaemon.keyfiles import read_allow_list, read_key_pair, read_public_key
 from ppdaemon.thishost import host_context
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import KeyPath
@@ -27,12 +29,16 @@ __all__ = (
     "Detectors",
     "GroupId",
     "IngestKind",
+    "KeyFolder",
+    "PublicKeyFile",
     "Seconds",
+    "SecretKeyFile",
     "Size",
     "SocketPath",
     "UserId",
     "VisitGrouping",
     "WritableFolder",
+    "is_local",
     "valid_values",
     "parse_detector_list",
 )
@@ -116,6 +122,18 @@ def _connectable(value: str) -> str:
     return value
 
 
+def is_local(address: str) -> bool:
+    """Return whether only this host can connect to an address, or be connected with it."""
+    if not address.startswith("tcp://"):
+        return True
+    # After a semicolon: the part before it is the address of this end.
+    host = address.removeprefix("tcp://").rpartition(";")[2].rpartition(":")[0]
+    try:
+        return host in ("localhost", "lo") or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # another name, or a pattern such as *
+
+
 def _template(value: str) -> str:
     try:
         value.format(instrument="")
@@ -150,6 +168,21 @@ def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
     return value
 
 
+def _secret_key(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_key_pair)
+
+
+def _public_key(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_public_key)
+
+
+def _key_folder(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_allow_list)
+
+
 def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
     host = host_context(info)
     return value if host is None else host.folder(value)
@@ -166,6 +199,9 @@ GroupId = Annotated[int, pydantic.BeforeValidator(_group_id), pydantic.Field(ge=
 VisitGrouping = Literal["one-to-one", "by-group"]
 IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
+SecretKeyFile = Annotated[Path, pydantic.AfterValidator(_secret_key)]
+PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
+KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[
     str,

@@ -5,7 +5,6 @@ how many of them at a time.
 
 import asyncio
 import os
-import pwd
 import socket
 import struct
 from asyncio.trsock import TransportSocket
@@ -13,7 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ppdaemon.config import ControlConfig
+from ppdaemon.config import SecurityConfig
+from ppdaemon.privatefiles import user_name
 
 __all__ = ("Connections", "PeerCredentials", "Role", "access_error", "role_of")
 
@@ -55,13 +55,10 @@ class PeerCredentials:
     @property
     def name(self) -> str:
         """The user's name; a query of the user database, which may block."""
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
+        return user_name(self.uid)
 
 
-def role_of(peer: PeerCredentials, config: ControlConfig) -> Role:
+def role_of(peer: PeerCredentials, config: SecurityConfig) -> Role:
     """Return what a user may do: root and the user of this process are operators, members of the
     group of this process are readers.
     """
@@ -76,8 +73,8 @@ def role_of(peer: PeerCredentials, config: ControlConfig) -> Role:
 def access_error(peer: PeerCredentials, role: Role, command: str) -> str:
     """Return why a user may not use a command; may block."""
     if role is Role.READER:
-        return f"user {peer.name} may read, not {command}: add it to control.operators"
-    return f"user {peer.name} may not use this socket: add it to control.readers or control.operators"
+        return f"user {peer.name} may read, not {command}: add it to security.operators"
+    return f"user {peer.name} may not use this socket: add it to security.readers or security.operators"
 
 
 @dataclass(slots=True)

@@ -14,7 +14,15 @@ from pathlib import Path
 from ppdaemon.errors import StateUnusable
 from ppdaemon.states import ExitCode
 
-__all__ = ("UnsafePath", "check_path", "check_socket_folder", "make_folder", "open_private", "write_private")
+__all__ = (
+    "UnsafePath",
+    "check_path",
+    "check_socket_folder",
+    "make_folder",
+    "open_private",
+    "user_name",
+    "write_private",
+)
 
 FOLDER_MODE = 0o750
 """The group may read, such as for backups of the state folder; others may not even list names."""
@@ -96,8 +104,8 @@ def check_socket_folder(folder: Path) -> None:
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid not in (os.geteuid(), 0):
         raise UnsafePath(
-            f"{path} belongs to user {_user(found.st_uid)}, but this program runs as user "
-            f"{_user(os.geteuid())}; move the folder away, or check who has made it and chown it"
+            f"{path} belongs to user {user_name(found.st_uid)}, but this program runs as user "
+            f"{user_name(os.geteuid())}; move the folder away, or check who has made it and chown it"
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnsafePath(
@@ -106,7 +114,8 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or its number; a query of the user database, which may block."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -7,7 +7,7 @@ reports with the line of the key.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,14 @@ class HostContext:
         if path not in self.maps:
             self.maps[path] = SkyMap(path).read()
         return self.maps[path]
+
+    def key[T](self, path: Path, read: Callable[[Path], T]) -> Path:
+        """Return the absolute path of a key, or of a folder of keys, that this program can use."""
+        if not path.is_absolute():
+            raise ValueError(f"{path} is relative; write an absolute path")
+        if self.writing:
+            read(path)
+        return path
 
     def folder(self, path: Path) -> Path:
         """Return an absolute folder in which files can be created; it may not exist yet."""

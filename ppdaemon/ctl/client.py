@@ -35,7 +35,7 @@ class NotRunning(Unavailable):
 
 
 class Denied(PPDaemonError):
-    """This user may not do this: an operator may, or allow it in ``control`` of the configuration."""
+    """This user may not do this: an operator may, or allow it in ``security`` of the configuration."""
 
     exit_code = ExitCode.PERMISSION
 
@@ -169,8 +169,8 @@ class Daemon:
                 )
             case PermissionError():
                 return Denied(
-                    f"{self._path}: permission denied; ask an operator to add this user to control.readers "
-                    "or control.operators of the daemon's configuration"
+                    f"{self._path}: permission denied; ask an operator to add this user to security.readers "
+                    "or security.operators of the daemon's configuration"
                 )
             case EOFError() | ConnectionError():
                 return Unavailable(f"{self._path}: the daemon has closed the connection")

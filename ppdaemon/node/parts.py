@@ -15,13 +15,15 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
+from ppdaemon.controlserver import ControlServer
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
+from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.control.reloader import Reloader
-from ppdaemon.node.control.server import ControlServer
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
@@ -41,6 +43,7 @@ from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.notify import Notifier
+from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
 
 __all__ = ("NodeParts",)
@@ -115,6 +118,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None
         if config.arrivals.remote:
@@ -129,6 +133,7 @@ class NodeParts:
             self.visits.open.expected,
             folders.canaries,
             self.reader,
+            config.security.key,
         )
         self.pump = VisitPump(
             inbox,
@@ -166,7 +171,9 @@ class NodeParts:
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
-        self.control = ControlServer(config.node.control, handler.handle, self.status.report, config.control)
+        self.control = ControlServer(
+            config.node.control, REQUESTS, handler.handle, self.status.report, config.security
+        )
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
@@ -236,7 +243,12 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
-        self.control.set_access(config.control)
+        self.control.set_access(config.security)
+        try:
+            # Two small files, which the reload has read a moment ago in a thread.
+            self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
+        except UnusableKey as error:
+            _LOG.error("the old keys stay in use: %s", error)
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)

@@ -11,13 +11,23 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, silence_conflicts
-from ppdaemon.configtypes import Address, ConfigPart, Detectors, Seconds, WritableFolder, valid_values
+from ppdaemon.config import LogConfig, SecurityConfig, silence_conflicts
+from ppdaemon.configtypes import (
+    Address,
+    ConfigPart,
+    Detectors,
+    KeyFolder,
+    Seconds,
+    WritableFolder,
+    is_local,
+    valid_values,
+)
+from ppdaemon.keyfiles import read_allow_list
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, load_model
 
-__all__ = ("RelayConfig", "RelayInstrument", "load_relay")
+__all__ = ("RelayConfig", "RelayInstrument", "RelaySecurity", "load_relay")
 
 
 class RelayInstrument(ConfigPart):
@@ -27,6 +37,20 @@ class RelayInstrument(ConfigPart):
     """Detectors of each visit; one reservation is made for each of them."""
     sal_indexes: tuple[int, ...] = ()
     """Script queues whose visits are accepted; empty means all."""
+
+
+class RelaySecurity(SecurityConfig):
+    """Who may connect to this relay, and its key. With a key, both folders must be set."""
+
+    submit: KeyFolder | None = None
+    """Folder with the public keys (``NAME.key``) of those who may announce visits."""
+    nodes: KeyFolder | None = None
+    """Folder with the public keys of the nodes; the name of a file is the name of its node."""
+
+    def read_allow_lists(self) -> dict[str, Mapping[str, str]]:
+        """Return the names of the admitted keys, by socket; raises `~ppdaemon.keyfiles.UnusableKey`."""
+        folders = {"submit": self.submit, "nodes": self.nodes}
+        return {name: read_allow_list(folder) for name, folder in folders.items() if folder is not None}
 
 
 class RelayConfig(ConfigPart):
@@ -54,12 +78,24 @@ class RelayConfig(ConfigPart):
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0
     """Days that the ledger keeps visits of which all detectors have an outcome."""
+    security: RelaySecurity = RelaySecurity()
     log: LogConfig = LogConfig()
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find a time limit that a single late heartbeat would exceed, and one address for two sockets."""
+        """Find a time limit that a single late heartbeat would exceed, one address for two sockets, and
+        sockets without keys that other hosts can reach.
+        """
         yield from silence_conflicts(keys)
+        if values := valid_values(getattr(keys, "security", None), "key", "insecure", "submit", "nodes"):
+            key, insecure, *folders = values
+            for name, folder in zip(("submit", "nodes"), folders, strict=True):
+                for address in valid_values(keys, name):
+                    if key is None and not insecure and not is_local(address):
+                        text = f"other hosts can connect to {address}: it needs security.key, or "
+                        yield (name,), f"{text}security.insecure: true"
+                if key is not None and folder is None:
+                    yield ("security", name), "missing key, the folder with the public keys that may connect"
         if (values := valid_values(keys, "submit", "nodes")) and values[0] == values[1]:
             if values[0].endswith((":*", ":0")):  # the system chooses two ports
                 return

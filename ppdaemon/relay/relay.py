@@ -9,22 +9,23 @@ Clients are served by `ppdaemon.relay.submitserver`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage
-from ppdaemon.messages import NODE_LIMIT, FromNode
+from ppdaemon.curve import Gatekeeper
+from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError
+from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
-from ppdaemon.relay.orders import CloseVisit, Effects, Send, SendHeartbeat, SetOutcome
+from ppdaemon.relay.orders import CloseVisit, Effects, RefuseHello, Send, SendHeartbeat, SetOutcome
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
@@ -76,8 +77,13 @@ class Relay:
         clock: Clock,
         notifier: Notifier,
         incarnation: str,
+        gatekeeper: Gatekeeper | None = None,
+        read_config: Callable[[], RelayConfig] | None = None,
     ):
         self._config = config
+        self._gatekeeper = gatekeeper
+        self._read_config = read_config
+        self._reload = asyncio.Event()
         self._sockets = sockets
         self._clock = clock
         self._notifier = notifier
@@ -112,13 +118,20 @@ class Relay:
         self._stop_requested = True
         self._submit_server.closed = True
 
+    def request_reload(self) -> None:
+        """Read the folders of public keys again; may be called by a signal handler."""
+        self._reload.set()
+
     async def run(self) -> None:
         """Serve until `request_stop` is called."""
         self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
-            self._read(self._sockets.submit, self._submit_server.serve),
-            self._read(self._sockets.nodes, self._on_node_message),
+            self._read(
+                self._sockets.submit, link.SUBMIT, lambda frames, _: self._submit_server.serve(frames)
+            ),
+            self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
+            self._reload_keys(),
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -134,12 +147,54 @@ class Relay:
 
     # --- sources of events ----------------------------------------------------
 
-    async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
+    async def _read(
+        self, socket: zmq.asyncio.Socket, domain: str, handle: Callable[[list[bytes], str | None], None]
+    ) -> None:
+        """Pass on the messages of a socket with the name that belongs to the sender's key, if there are
+        keys.
+        """
         while True:
             # Read only while the ledger keeps up, so that messages wait in the sockets,
             # which have limits, and not in memory.
             await self._writer.wait_for_room()
-            await self._events.put(partial(handle, await socket.recv_multipart()))
+            if self._gatekeeper is None:
+                await self._events.put(partial(handle, await socket.recv_multipart(), None))
+                continue
+            # Only a frame has the key of the connection.
+            received = await socket.recv_multipart(copy=False)
+            sender = self._gatekeeper.sender(domain, received[-1])
+            if sender is not None:
+                await self._events.put(partial(handle, [frame.bytes for frame in received], sender))
+                continue
+            if self._throttle.passes(f"{domain} revoked"):
+                _LOG.warning(
+                    "ignored a message: its sender's key is no longer in the folder security.%s", domain
+                )
+            await asyncio.sleep(0)  # a flood of such messages must not stop the others
+
+    async def _reload_keys(self) -> None:
+        """Use the public keys that the folders have now, whenever that is requested."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            if self._gatekeeper is None or self._read_config is None:
+                _LOG.warning("nothing is reloaded: security.key is not set; restart pprelay to change keys")
+                continue
+            try:
+                security = (await asyncio.to_thread(self._read_config)).security
+                if security.key != self._config.security.key:
+                    raise ConfigError(["security.key cannot change while pprelay runs; restart it"])
+                allowed = await asyncio.to_thread(security.read_allow_lists)
+            except PPDaemonError as error:
+                _LOG.error("reload refused, the old keys stay: %s", error)
+                continue
+            for domain, names in allowed.items():
+                revoked = self._gatekeeper.replace(domain, names)
+                _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
+                if revoked:
+                    _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
+                if domain == link.NODES:
+                    await self._events.put(partial(self._disconnect_nodes, revoked))
 
     async def _tick(self) -> None:
         while True:
@@ -231,11 +286,22 @@ class Relay:
 
     # --- nodes ----------------------------------------------------------------------
 
-    def _on_node_message(self, frames: list[bytes]) -> None:
+    def _disconnect_nodes(self, names: Iterable[str]) -> None:
+        registry = self._dispatcher.registry
+        for name in names:
+            if name in registry:
+                self._dispatcher.disconnect(registry.peer_of(name), self._clock.mono())
+
+    def _on_node_message(self, frames: list[bytes], sender: str | None) -> None:
         try:
             if len(frames) != 2:
                 raise BadMessage(f"{len(frames) - 1} frames, expected one", "frames")
             message = decode(frames[1], FromNode, limit=NODE_LIMIT)
+            if sender is not None and message.origin != sender:
+                reason = f"the key is that of node {sender}, not of {message.origin[:80]}"
+                if isinstance(message, Hello):
+                    self._send([RefuseHello(frames[0], "taken", reason)])
+                raise BadMessage(reason, "origin")
         except BadMessage as error:
             if self._throttle.passes(f"node {error.kind}"):
                 total = self._throttle.by_kind[f"node {error.kind}"]

@@ -10,6 +10,7 @@ from typing import Any, Self
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.curve import ClientKeys
 from ppdaemon.messages import (
     NODE_LIMIT,
     CancelVisit,
@@ -52,12 +53,18 @@ class ClientSockets:
     def __exit__(self, *_: object) -> None:
         self._context.destroy(linger=0)
 
-    def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; receiving waits ``TIMEOUT_S`` at most."""
+    def connect(
+        self, kind: zmq.SocketType, address: str, keys: ClientKeys | None = None
+    ) -> zmq.Socket[bytes]:
+        """Return a connected socket, encrypted if there are keys; receiving waits ``TIMEOUT_S`` at
+        most.
+        """
         made = self._context.socket(kind)
         self._made.append(made)  # a socket that is collected before it is closed causes a warning
         made.rcvtimeo = round(TIMEOUT_S * 1000)
         made.set(zmq.RECONNECT_IVL, 20)
+        if keys is not None:
+            keys.apply(made)
         made.connect(address)
         return made
 
@@ -301,6 +308,8 @@ class PlayedNode(_LinkEnd):
         Detectors of the instrument that it offers.
     instrument : `str`, optional
         Short name of the camera that it serves.
+    keys : `~ppdaemon.curve.ClientKeys`, optional
+        Those of an encrypted connection.
 
     Attributes
     ----------
@@ -317,13 +326,14 @@ class PlayedNode(_LinkEnd):
         incarnation: str = "run1",
         detectors: Iterable[int] = range(9),
         instrument: str = "DemoCam",
+        keys: ClientKeys | None = None,
     ):
         super().__init__(name)
         self.received: list[Any] = []
         self._incarnation = incarnation
         self._offered = {instrument: tuple(detectors)}
         self._capacity = len(self._offered[instrument])
-        self._socket = sockets.connect(zmq.DEALER, address)
+        self._socket = sockets.connect(zmq.DEALER, address, keys)
         self.hello()
 
     def send(self, kind: type[Any], **fields: Any) -> None:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from ppdaemon import reports
-from ppdaemon.config import ControlConfig
+from ppdaemon import controlserver, reports
+from ppdaemon.config import SecurityConfig
+from ppdaemon.controlserver import MAX_CLIENTS, RESERVED_CLIENTS, ControlServer
 from ppdaemon.ctl.client import Daemon, Denied
 from ppdaemon.errors import StateUnusable
-from ppdaemon.node.control import server
-from ppdaemon.node.control.server import MAX_CLIENTS, RESERVED_CLIENTS, ControlServer
 from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.reports import OPERATING, READING, DrainRequest, Ok, StatusReport, StatusRequest
 
@@ -74,8 +73,8 @@ async def answer_all(request):
 
 @contextlib.asynccontextmanager
 async def serving(path, **access):
-    config = ControlConfig.model_validate(access)
-    control = ControlServer(path, answer_all, status_report, config)
+    config = SecurityConfig.model_validate(access)
+    control = ControlServer(path, reports.REQUESTS, answer_all, status_report, config)
     await control.start()
     try:
         yield control
@@ -130,22 +129,22 @@ def test_the_credentials_of_a_peer_are_those_of_its_process():
     ],
 )
 def test_roles(peer, lists, role):
-    assert role_of(peer, ControlConfig.model_validate(lists)) is role
+    assert role_of(peer, SecurityConfig.model_validate(lists)) is role
 
 
 def test_a_user_that_does_not_exist_is_an_error():
     with pytest.raises(ValueError, match="this host has no user jane-doe"):
-        ControlConfig.model_validate({"readers": {"users": ["jane-doe"]}})
+        SecurityConfig.model_validate({"readers": {"users": ["jane-doe"]}})
     with pytest.raises(ValueError, match="this host has no group jane-doe"):
-        ControlConfig.model_validate({"readers": {"groups": ["jane-doe"]}})
+        SecurityConfig.model_validate({"readers": {"groups": ["jane-doe"]}})
 
 
 def test_a_refusal_names_the_list_to_extend():
     assert access_error(STRANGER, Role.READER, "drain") == (
-        "user nobody may read, not drain: add it to control.operators"
+        "user nobody may read, not drain: add it to security.operators"
     )
     assert access_error(STRANGER, Role.STRANGER, "status") == (
-        "user nobody may not use this socket: add it to control.readers or control.operators"
+        "user nobody may not use this socket: add it to security.readers or security.operators"
     )
 
 
@@ -154,7 +153,7 @@ async def test_the_socket_is_open_to_all_only_if_users_are_listed(socket_dir):
     path = socket_dir / "control"
     async with serving(path) as control:
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        control.set_access(ControlConfig.model_validate({"readers": {"users": ["nobody"]}}))
+        control.set_access(SecurityConfig.model_validate({"readers": {"users": ["nobody"]}}))
         assert stat.S_IMODE(path.stat().st_mode) == 0o666
     assert not path.exists()
 
@@ -176,7 +175,7 @@ async def test_readers_operators_and_strangers_of_other_users(socket_dir):
     async with serving(path, readers={"users": ["nobody"]}, operators={"users": [1]}) as control:
         status, drain = await asyncio.to_thread(as_user, path, NOBODY, "status", "drain")
         assert (status["type"], drain["code"]) == ("ok", "denied")
-        assert "may read, not drain: add it to control.operators" in drain["text"]
+        assert "may read, not drain: add it to security.operators" in drain["text"]
         assert [reply["type"] for reply in await asyncio.to_thread(as_user, path, 1, "drain", "kill")] == [
             "ok",
             "failed",  # without the number of a slot
@@ -186,14 +185,14 @@ async def test_readers_operators_and_strangers_of_other_users(socket_dir):
         assert "may not use this socket" in status["text"]
         assert await asyncio.to_thread(ask, path, DrainRequest()) == "drain"  # root
 
-        control.set_access(ControlConfig.model_validate({"operators": {"users": [1]}}))
+        control.set_access(SecurityConfig.model_validate({"operators": {"users": [1]}}))
         (status,) = await asyncio.to_thread(as_user, path, NOBODY, "status")
         assert status["code"] == "denied"
 
 
 @in_loop
 async def test_the_client_raises_an_error_with_the_exit_code_of_permissions(socket_dir, monkeypatch):
-    monkeypatch.setattr(server, "role_of", lambda peer, config: Role.READER)
+    monkeypatch.setattr(controlserver, "role_of", lambda peer, config: Role.READER)
     async with serving(socket_dir / "control"):
         with pytest.raises(Denied, match="may read, not drain") as denied:
             await asyncio.to_thread(ask, socket_dir / "control", DrainRequest())
@@ -217,7 +216,7 @@ async def test_silent_clients_make_room(socket_dir):
 
 @in_loop
 async def test_a_client_without_a_first_request_is_disconnected(socket_dir, monkeypatch):
-    monkeypatch.setattr(server, "FIRST_REQUEST_S", 0.05)
+    monkeypatch.setattr(controlserver, "FIRST_REQUEST_S", 0.05)
     async with serving(socket_dir / "control"):
         silent, incomplete = await asyncio.to_thread(connected, socket_dir / "control", 2)
         incomplete.send(b'{"type": ')

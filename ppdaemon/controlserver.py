@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: one JSON object per line in, one per line out.
+"""The control socket of a daemon: one JSON object per line in, one per line out.
 
 A client that sends invalid requests, sends nothing or does not read its
 replies affects no other client; the number of clients is bounded. What a client
@@ -12,20 +12,21 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
-from ppdaemon.config import ControlConfig
+from ppdaemon.config import SecurityConfig
 from ppdaemon.errors import BadMessage, PPDaemonError, StateUnusable
 from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.privatefiles import check_socket_folder
-from ppdaemon.reports import CONTROL_LIMIT, READING, REQUESTS, Ok, RequestFailed, StatusReport, Watch
-from ppdaemon.wire import decode, encode
+from ppdaemon.reports import CONTROL_LIMIT, READING, Ok, RequestFailed, Watch
+from ppdaemon.wire import Model, decode, encode
 
-__all__ = ("ControlServer",)
+__all__ = ("ControlServer", "not_found", "rows_reply")
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,15 +49,16 @@ type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | RequestFailed]]
 class ControlServer:
     """Serves the control socket.
 
-    ``handle`` gets a request and returns its reply; ``status`` returns the
-    current status for clients that watch it; ``access`` has the users that may
-    do something.
+    ``requests`` are those that this daemon knows; ``handle`` gets a request and
+    returns its reply; ``status`` returns the current status for clients that watch
+    it; ``access`` has the users that may do something.
     """
 
     path: Path
+    requests: pydantic.TypeAdapter[Any]
     handle: Handle
-    status: Callable[[], StatusReport]
-    access: ControlConfig
+    status: Callable[[], Model]
+    access: SecurityConfig = field(default_factory=SecurityConfig)
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -83,7 +85,7 @@ class ControlServer:
             listener.close()
             raise
 
-    def set_access(self, access: ControlConfig) -> None:
+    def set_access(self, access: SecurityConfig) -> None:
         """Use other lists of users, also for clients that are connected."""
         self.access = access
         self.path.chmod(access.socket_mode)
@@ -141,7 +143,7 @@ class ControlServer:
             # With each request: a reload may have changed it.
             role = role_of(peer, self.access)
             try:
-                request = decode(line, REQUESTS, limit=CONTROL_LIMIT)
+                request = decode(line, self.requests, limit=CONTROL_LIMIT)
             except BadMessage as error:
                 await self._reply(writer, RequestFailed(code="bad_request", text=str(error)))
                 if role is Role.STRANGER:
@@ -183,3 +185,13 @@ class ControlServer:
     async def _reply(writer: asyncio.StreamWriter, reply: Ok | RequestFailed) -> None:
         writer.write(encode(reply) + b"\n")
         await asyncio.wait_for(writer.drain(), WRITE_S)
+
+
+def rows_reply(rows: Sequence[Model]) -> Ok:
+    """Return the reply to a request for a list."""
+    return Ok(data=[row.model_dump(mode="json") for row in rows])
+
+
+def not_found(text: str) -> RequestFailed:
+    """Return the reply to a request that names something unknown."""
+    return RequestFailed(code="not_found", text=text)
