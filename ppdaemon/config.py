@@ -130,6 +130,10 @@ class RelayLink(ConfigPart):
     silence_s: Seconds = 4.0
     """A relay that sends nothing for this long counts as disconnected: the node connects
     again. At least 2 x ``heartbeat_s``, better 4 x that of the relay."""
+    alone: Literal["wait", "cross"] = "wait"
+    """What happens without a connection to the relay to a visit-detector that would write permanently
+    next. ``wait``: it waits for the permit until the time limit of its pipeline. ``cross``: it goes on;
+    then the relay gives nothing that it has sent to this node to another one, also if this host is dead."""
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:

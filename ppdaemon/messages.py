@@ -83,25 +83,47 @@ class _Envelope(Model):
 
     model_config = pydantic.ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
 
-    schema_version: Literal[1] = pydantic.Field(1, alias="schema")
-    """Version of this protocol."""
+    schema_version: Literal[2] = pydantic.Field(2, alias="schema")
+    """Version of this protocol; 2 has permits, and all nodes of a relay must have the same."""
     origin: Name
     """Name of the node or relay that sends it."""
     sent_tai: float
-    sequence: int
+    sequence: Storable
     """Number of the message, counted by the sender from 1 since its start."""
 
 
+class DetectorsOfVisit(Model):
+    """Detectors of one visit in one attempt of the relay."""
+
+    instrument: Name
+    group: Group
+    attempt: Storable
+    """The relay's number, from the last `ReserveVisit`; retries of the node itself do not change it."""
+    detectors: tuple[Storable, ...]
+
+
+class HeldDetectors(DetectorsOfVisit):
+    """Detectors that a node has in its journal without an outcome."""
+
+    state: Literal["held", "permitted", "crossed"]
+    """``held``: nothing permanent was written and this run of the node has no permit.
+    ``permitted``: it has one. ``crossed``: something permanent may have been written."""
+
+
 class Hello(_Envelope):
-    """A node registers at the relay, after its start or a new connection."""
+    """A node registers at the relay, after its start or a new connection, or its state has changed."""
 
     type: Literal["hello"] = "hello"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Random string that differs for each start of the node."""
-    instruments: dict[Name, tuple[int, ...]]
+    instruments: dict[Name, tuple[Storable, ...]]
     """Detectors that the node may process, by instrument."""
-    capacity: Annotated[int, pydantic.Field(ge=0)]
+    capacity: Annotated[Storable, pydantic.Field(ge=0)]
     """Number of visit-detectors that it can have at once; with 0 it gets none."""
+    holds: tuple[HeldDetectors, ...] = ()
+    """All visit-detectors in its journal without an outcome."""
+    alone: bool = False
+    """Whether the node writes permanently without a permit while it has no connection to a relay."""
 
 
 class VisitAccepted(_Envelope):
@@ -110,8 +132,8 @@ class VisitAccepted(_Envelope):
     type: Literal["ack"] = "ack"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
 
 
 class VisitRefused(_Envelope):
@@ -120,8 +142,8 @@ class VisitRefused(_Envelope):
     type: Literal["nak"] = "nak"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
     reason: str
     final: bool
     """Whether sending it again, to this or another node, is useless."""
@@ -132,10 +154,15 @@ class ResultEntry(Model):
 
     instrument: Name
     group: Group
-    detector: int
-    attempt: int = 1
+    detector: Storable
+    attempt: Storable = 1
     outcome: Outcome
     reason: str = ""
+    asked: Storable | None = None
+    """The relay's number of the attempt, without retries of the node itself; `None` means `attempt`."""
+    returned: bool | None = None
+    """Whether this is no outcome: the node has ended it without writing anything permanent, so that
+    another one may have it."""
 
 
 class Results(_Envelope):
@@ -143,6 +170,13 @@ class Results(_Envelope):
 
     type: Literal["results"] = "results"
     entries: tuple[ResultEntry, ...]
+
+
+class PermitRequest(_Envelope):
+    """The node asks to write permanently for these detectors; sent again until answered."""
+
+    type: Literal["permit"] = "permit"
+    visits: tuple[DetectorsOfVisit, ...]
 
 
 class Heartbeat(_Envelope):
@@ -157,6 +191,8 @@ class Welcome(_Envelope):
     type: Literal["welcome"] = "welcome"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Random string that differs for each start of the relay."""
+    epoch: Storable
+    """Number that grows with each start of the relay."""
 
 
 class HelloRefused(_Envelope):
@@ -175,8 +211,8 @@ class ReserveVisit(_Envelope):
 
     type: Literal["visit"] = "visit"
     visit: NextVisit
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
     received_tai: float
     """When the relay accepted the visit, TAI seconds since 1970; deadlines are
     counted from here."""
@@ -188,8 +224,29 @@ class CancelVisit(_Envelope):
     type: Literal["cancel"] = "cancel"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...] | None = None
+    detectors: tuple[Storable, ...] | None = None
     """Only these detectors, because another node has them now; `None` means all."""
+    attempt: Storable | None = None
+    """Later attempts than this one stay; `None` means all attempts."""
+
+
+class Permitted(_Envelope):
+    """The node may write permanently for these detectors: no other node will get them."""
+
+    type: Literal["permitted"] = "permitted"
+    epoch: Storable
+    """Epoch of the relay; a node ignores a lower one than it has received before."""
+    incarnation: Annotated[Name, pydantic.Field(alias="life")]
+    """The run of the node that has asked."""
+    visits: tuple[DetectorsOfVisit, ...]
+
+
+class PermitRefused(_Envelope):
+    """The node must end these detectors without writing anything permanent."""
+
+    type: Literal["not_permitted"] = "not_permitted"
+    visits: tuple[DetectorsOfVisit, ...]
+    reason: str
 
 
 class ResultsSeen(_Envelope):
@@ -200,9 +257,12 @@ class ResultsSeen(_Envelope):
     """Keys: instrument, group, detector, attempt."""
 
 
-type NodeMessage = Annotated[Hello | VisitAccepted | VisitRefused | Results | Heartbeat, _BY_TYPE]
+type NodeMessage = Annotated[
+    Hello | VisitAccepted | VisitRefused | PermitRequest | Results | Heartbeat, _BY_TYPE
+]
 type RelayMessage = Annotated[
-    Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen | Heartbeat, _BY_TYPE
+    Welcome | HelloRefused | ReserveVisit | CancelVisit | Permitted | PermitRefused | ResultsSeen | Heartbeat,
+    _BY_TYPE,
 ]
 FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)
 FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
@@ -276,6 +336,12 @@ class Process(Model):
     """Whether fewer snaps have arrived than were announced."""
 
 
+class Cross(Model):
+    """Order to go on after a `MayCross`."""
+
+    type: Literal["cross"] = "cross"
+
+
 class GiveUp(Model):
     """Order to abandon the current visit; the next order is for another one."""
 
@@ -297,7 +363,7 @@ class Quit(Model):
     type: Literal["quit"] = "quit"
 
 
-type WorkerOrder = Annotated[Prepare | Ingest | Process | GiveUp | ExportSpool | Quit, _BY_TYPE]
+type WorkerOrder = Annotated[Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | Quit, _BY_TYPE]
 ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
@@ -355,11 +421,13 @@ class StageReached(Fact):
     detail: dict[str, Any] = {}
 
 
-class PointOfNoReturn(Fact):
-    """The next step must not be repeated; sent before that step."""
+class MayCross(Fact):
+    """The next step must be done on one node only; the worker waits for `Cross`."""
 
-    type: Literal["no_return"] = "no_return"
-    what: Annotated[str, pydantic.Field(min_length=1)]
+    type: Literal["may_cross"] = "may_cross"
+    what: str
+    """The task that must not be repeated, or a blank: the outputs are complete, and only they remain
+    to be written. This node may still repeat the visit-detector then."""
 
 
 class Done(Fact):
@@ -371,7 +439,7 @@ class Done(Fact):
     retriable: bool = False
     nothing_permanent: bool = False
     """Whether it was checked that nothing permanent was written, although
-    `PointOfNoReturn` was sent."""
+    the point of no return was passed."""
     pipeline: str = ""
     engine: str = ""
     spool: str | None = None
@@ -394,7 +462,7 @@ class ImportsMeasured(Fact):
 
 
 type WorkerFact = Annotated[
-    Ready | Prepared | Ingested | RawRefused | StageReached | PointOfNoReturn | Done | ImportsMeasured,
+    Ready | Prepared | Ingested | RawRefused | StageReached | MayCross | Done | ImportsMeasured,
     _BY_TYPE,
 ]
 FACTS = pydantic.TypeAdapter[WorkerFact](WorkerFact)

@@ -39,8 +39,12 @@ class WorkerContext:
     spool: Path
     """Folder of finished outputs that are not exported yet."""
     clock: Clock
-    report: Callable[[messages.StageReached | messages.PointOfNoReturn | messages.Connecting], None]
+    report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""
+    cross: Callable[[str], None]
+    """Waits until the next step may be done: a task that must not be repeated, by its label, or, with
+    a blank, the rename that completes the spool. To be called before each such step; returns at once
+    if it was allowed before."""
 
 
 class Work(Protocol):

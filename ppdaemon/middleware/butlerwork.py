@@ -397,7 +397,10 @@ class ButlerWork:
         def failed() -> str:
             return result.without(built.run.unwritten).failed
 
-        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed)
+        def may_commit() -> None:
+            self._context.cross("")
+
+        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
         return str(folder), len(outputs.refs)
 
 

@@ -118,6 +118,7 @@ class NodeParts:
             self._context,
             self.chooser.receive,
             count,
+            self.visits.open.held,
             ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None

@@ -74,6 +74,10 @@ class RelayConfig(ConfigPart):
     silence_s: Seconds = 4.0
     """A node that sends nothing for this long counts as disconnected. At least 2 x
     ``heartbeat_s``."""
+    give_up_s: Seconds = 900.0
+    """After this time without a message of a node, its detectors end as ``interrupted``; a later
+    outcome of the node replaces that. Detectors for which it has no permit to write permanently go
+    to another node after ``silence_s`` already. At least ``silence_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0
@@ -87,6 +91,8 @@ class RelayConfig(ConfigPart):
         sockets without keys that other hosts can reach.
         """
         yield from silence_conflicts(keys)
+        if (times := valid_values(keys, "silence_s", "give_up_s")) and times[1] < times[0]:
+            yield ("give_up_s",), f"{times[1]:g} is below silence_s, {times[0]:g}"
         if values := valid_values(getattr(keys, "security", None), "key", "insecure", "submit", "nodes"):
             key, insecure, *folders = values
             for name, folder in zip(("submit", "nodes"), folders, strict=True):

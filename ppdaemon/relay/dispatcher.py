@@ -6,12 +6,12 @@ to write into the ledger, and what to send when that is on disk. Covers routing,
 resending, refusals, cancellation, expiry, and nodes that connect or disconnect.
 Does not cover sockets, the ledger, or whether a visit is accepted.
 
-A detector is sent to one node. If that node refuses it, or disconnects before it
-has acknowledged, the detector is sent to another node with the next attempt
-number, and it is canceled at the first node as soon as that one connects again.
-An acknowledged detector stays with its node, because only that node has the
-record of what was done. The node may process a detector again that has an
-outcome: this opens no visit here, the ledger records the new outcome.
+A detector is sent to one node. If that node refuses it, returns it, or is silent,
+the detector is sent to another node with the next attempt number, and it is canceled
+at the first node as soon as that one connects again. A detector for which its node has
+a permit (`ppdaemon.relay.permits`) stays there: only that node knows what was written.
+The node may process a detector again that has an outcome: this opens no visit here,
+the ledger records the new outcome.
 """
 
 import itertools
@@ -20,20 +20,31 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-from ppdaemon.messages import Heartbeat, Hello, NodeMessage, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import (
+    Heartbeat,
+    Hello,
+    NodeMessage,
+    PermitRequest,
+    ResultEntry,
+    Results,
+    VisitAccepted,
+    VisitRefused,
+)
 from ppdaemon.relay import orders
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
+from ppdaemon.relay.permits import compare_held, judge_permits
 from ppdaemon.states import Outcome
 
 __all__ = ("Dispatcher",)
 
 _LOG = logging.getLogger(__name__)
 
-UNASSIGNED, SENT, ACKNOWLEDGED = (
+UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = (
     ReservationState.UNASSIGNED,
     ReservationState.SENT,
     ReservationState.ACKNOWLEDGED,
+    ReservationState.PERMITTED,
 )
 
 REFUSAL_S = 5.0
@@ -59,14 +70,16 @@ class Dispatcher:
     """All open visits, and the nodes that they can be sent to.
 
     What is not acknowledged within `resend_s` is sent again; a node that sends
-    nothing for `silence_s` is removed. Nothing is routed in the first `rejoin_s`
-    seconds, in which nodes connect again that were connected to the previous run
-    of the relay, with the detectors that they have.
+    nothing for `silence_s` is removed, and after `give_up_s` no outcome is expected
+    from it. Nothing is routed in the first `rejoin_s` seconds, in which nodes connect
+    again that were connected to the previous run of the relay, with the detectors
+    that they have.
     """
 
-    def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float):
+    def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float):
         self._resend_s = resend_s
         self._rejoin_s = rejoin_s
+        self._give_up_s = give_up_s
         self._routing_starts_at = math.inf
         self._ticked_at: float | None = None
         self._visits: dict[VisitKey, OpenVisit] = {}
@@ -149,6 +162,9 @@ class Dispatcher:
                 self._accepted_visit(node, peer, message, now, effects)
             case VisitRefused():
                 self._refused_visit(node, message, now, effects)
+            case PermitRequest():
+                incarnation = self.registry.incarnation_of(node)
+                effects = judge_permits(self._visits, node, incarnation, peer, message)
             case Results():
                 for entry in message.entries:
                     self._result(node, entry, now, effects)
@@ -165,7 +181,8 @@ class Dispatcher:
         node = self.registry.disconnect(peer)
         if node is not None:
             _LOG.warning(
-                "node disconnected; detectors that it has not acknowledged are sent to other nodes",
+                "node disconnected; what it has not acknowledged is sent to other nodes now, what it may"
+                " not write yet if it stays silent",
                 extra={"node": node},
             )
             self._schedule_all(now)
@@ -177,6 +194,7 @@ class Dispatcher:
         # time in which no node can register.
         if self._ticked_at is None:
             self._routing_starts_at = now + self._rejoin_s
+            self.registry.started_at = now
             self._schedule_all(now)
         elif now - self._ticked_at > PAUSE_S:
             pause_s = now - self._ticked_at
@@ -189,7 +207,7 @@ class Dispatcher:
         silent = self.registry.drop_silent(now)
         for node in silent:
             _LOG.warning(
-                "no message from node; detectors that it has not acknowledged are sent to other nodes",
+                "no message from node; detectors for which it has no permit are sent to other nodes",
                 extra={"node": node},
             )
         if silent:
@@ -212,17 +230,8 @@ class Dispatcher:
             )
         _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.register(hello, peer, now)
-        effects = orders.Effects.of(orders.SendWelcome(peer))
-        for visit in self._visits.values():
-            moved = []
-            for reservation in visit.reservations.values():
-                if reservation.node == hello.origin:
-                    # A message to the previous connection may be lost: send at once.
-                    reservation.sent_at = -math.inf
-                elif hello.origin in reservation.previous_nodes:
-                    moved.append(reservation.detector)
-            if moved:
-                effects.sends.append(orders.Withdraw(peer, *visit.key, tuple(moved)))
+        effects = compare_held(self._visits, hello, peer)
+        effects.sends.insert(0, orders.SendWelcome(peer))
         self._schedule_all(now)
         return effects
 
@@ -233,15 +242,15 @@ class Dispatcher:
         acked, not_reserved = [], []
         for detector in ack.detectors:
             reservation = None if visit is None else visit.reservations.get(detector)
-            if reservation is None or reservation.node != node:
+            if reservation is None or (reservation.node, reservation.attempt) != (node, ack.attempt):
                 not_reserved.append(detector)
-            elif reservation.state is not ACKNOWLEDGED and reservation.attempt == ack.attempt:
-                # It may be UNASSIGNED: the node refused one copy of the message and
-                # accepted a later one.
+            elif reservation.state is SENT:
                 reservation.state = ACKNOWLEDGED
                 acked.append(detector)
         if not_reserved:  # it has an outcome already, or another node has it
-            effects.sends.append(orders.Withdraw(peer, ack.instrument, ack.group, tuple(not_reserved)))
+            effects.sends.append(
+                orders.Withdraw(peer, ack.instrument, ack.group, tuple(not_reserved), ack.attempt)
+            )
         if visit is not None and acked:
             effects.writes.append(orders.SetAcknowledged(visit.number, tuple(acked)))
             self._schedule(visit, now)
@@ -250,19 +259,18 @@ class Dispatcher:
         visit = self._visits.get((nak.instrument, nak.group))
         if visit is None:
             return
+        released: dict[int, list[int]] = defaultdict(list)
         for detector in nak.detectors:
             reservation = visit.reservations.get(detector)
-            if (
-                reservation is None
-                or (reservation.node, reservation.attempt) != (node, nak.attempt)
-                or reservation.state is not SENT
-            ):
+            if reservation is None or (reservation.node, reservation.attempt) != (node, nak.attempt):
                 continue
-            if nak.final:
+            if nak.final and reservation.state is SENT:
                 self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects, node)
-            else:
-                reservation.state = UNASSIGNED
+            elif not nak.final and reservation.state is not PERMITTED:
                 reservation.refused_until[node] = now + REFUSAL_S
+                reservation.release()
+                released[reservation.attempt].append(detector)
+        _write_released(visit, released, effects)
         _LOG.info(
             "node refused a visit",
             extra={"node": node, "group": nak.group, "detectors": len(nak.detectors), "reason": nak.reason},
@@ -270,30 +278,32 @@ class Dispatcher:
         self._serve(visit, now, effects)
 
     def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> None:
-        """Record an outcome; that of a previous node counts only if it succeeded."""
+        """Record an outcome of the node that has the detector; what others send is confirmed and ignored."""
         visit = self._visits.get((entry.instrument, entry.group))
         reservation = None if visit is None else visit.reservations.get(entry.detector)
         if visit is None or reservation is None:
-            # Only later attempts can be news; the ledger compares the attempt. A first
-            # attempt is always a repeated message.
-            if entry.attempt > 1:
+            if not entry.returned:
                 key = (entry.instrument, entry.group, entry.detector)
                 effects.writes.append(
                     orders.UpdateOutcome(*key, node, entry.attempt, entry.outcome, entry.reason)
                 )
             return
-        holds = reservation.node == node and entry.attempt >= reservation.attempt
-        if not holds and entry.outcome is not Outcome.SUCCEEDED:
+        asked = entry.attempt if entry.asked is None else entry.asked
+        if (reservation.node, reservation.attempt) != (node, asked):
             _LOG.info(
                 "ignored an outcome: the detector was moved to another node",
                 extra={"node": node, "group": entry.group, "detector": entry.detector},
             )
-            return
-        if reservation.node != node and reservation.node in self.registry:
-            peer = self.registry.peer_of(reservation.node)
-            effects.sends.append(orders.Withdraw(peer, *visit.key, (entry.detector,)))
-        self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
-        self._close_if_ended(visit, effects)
+        elif entry.returned:
+            reservation.refused_until[node] = now + REFUSAL_S
+            reservation.release()
+            effects.writes.append(
+                orders.ClearRoute(visit.number, (reservation.detector,), reservation.attempt)
+            )
+            self._serve(visit, now, effects)
+        else:
+            self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
+            self._close_if_ended(visit, effects)
 
     # --- open visits --------------------------------------------------------
 
@@ -306,6 +316,7 @@ class Dispatcher:
         """Do everything that is due for a visit; repeating it is harmless."""
         if now >= visit.expires_at:
             self._expire(visit, now, effects)
+        self._give_up(visit, now, effects)
         # Before sending: a new route is sent in the same tick, after its write.
         if visit.cancelled:
             self._end_cancelled(visit, now, effects)
@@ -319,57 +330,77 @@ class Dispatcher:
 
     def _expire(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         outcome = Outcome.CANCELLED if visit.cancelled else Outcome.EXPIRED
-        withdrawn: dict[str, list[int]] = defaultdict(list)
+        withdrawn: dict[tuple[str, int], list[int]] = defaultdict(list)
         for reservation in visit.in_state(UNASSIGNED, SENT):
             reason = f"no node served detector {reservation.detector} in time"
             if reservation.state is SENT:
                 reason = f"{reservation.node} did not acknowledge it in time"
-                withdrawn[reservation.node].append(reservation.detector)
+                withdrawn[reservation.node, reservation.attempt].append(reservation.detector)
             self._end(visit, reservation, outcome, reason, effects)
-        for node, detectors in withdrawn.items():
+        for (node, attempt), detectors in withdrawn.items():
             if node in self.registry:
-                effects.sends.append(
-                    orders.Withdraw(self.registry.peer_of(node), *visit.key, tuple(detectors))
-                )
-        if now >= visit.abandon_at:
-            for reservation in visit.in_state(ACKNOWLEDGED):
+                peer = self.registry.peer_of(node)
+                effects.sends.append(orders.Withdraw(peer, *visit.key, tuple(detectors), attempt))
+
+    def _give_up(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
+        """End the detectors whose nodes are silent for so long that no outcome is expected."""
+        for reservation in visit.in_state(ACKNOWLEDGED, PERMITTED):
+            if now >= visit.abandon_at:
                 reason = f"{reservation.node} acknowledged it and sent no outcome"
-                self._end(visit, reservation, Outcome.INTERRUPTED, reason, effects)
+            elif now >= self.registry.last_message_at(reservation.node) + self._give_up_s:
+                reason = f"{reservation.node} is silent"
+                if reservation.state is not PERMITTED and not reservation.alone:
+                    reason = f"{reason}; it has written nothing permanent"
+            else:
+                continue
+            if reservation.state is PERMITTED or reservation.alone:
+                reason = f"may have crossed: {reason}"
+            self._end(visit, reservation, Outcome.INTERRUPTED, reason, effects)
 
     def _end_cancelled(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         """End the detectors that no connected node has; the nodes send the others' outcomes."""
-        for reservation in visit.in_state(UNASSIGNED, SENT):
-            if reservation.state is UNASSIGNED or (
-                now >= self._routing_starts_at and reservation.node not in self.registry
-            ):
+        for reservation in visit.in_state(UNASSIGNED, SENT, ACKNOWLEDGED):
+            if reservation.state is UNASSIGNED or self._may_move(reservation, now):
                 reason = "canceled before a node acknowledged it"
+                if reservation.state is ACKNOWLEDGED:
+                    reason = f"canceled while {reservation.node} is silent"
                 self._end(visit, reservation, Outcome.CANCELLED, reason, effects)
 
+    def _may_move(self, reservation: Reservation, now: float) -> bool:
+        """Return whether a detector that was sent to a node may be given to another one."""
+        if now < self._routing_starts_at or reservation.node in self.registry or reservation.alone:
+            return False
+        # What is acknowledged has cost its node work: a connection that was only
+        # interrupted is open again before the node counts as silent.
+        return reservation.state is SENT or now >= self.registry.silent_at(reservation.node)
+
     def _route(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
-        """Choose nodes for detectors without one, and for those whose node has
-        disconnected before it acknowledged.
+        """Choose nodes for detectors without one, and for those whose node is silent
+        and has no permit.
         """
-        if now < self._routing_starts_at:
+        if now < self._routing_starts_at or now >= visit.expires_at:  # a node would refuse it
             return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for reservation in visit.in_state(UNASSIGNED, SENT):
-            if reservation.state is SENT and reservation.node in self.registry:
+        released: dict[int, list[int]] = defaultdict(list)
+        for reservation in visit.in_state(UNASSIGNED, SENT, ACKNOWLEDGED):
+            if reservation.node and not self._may_move(reservation, now):
                 continue
             excluded = [node for node, until in reservation.refused_until.items() if now < until]
             node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, excluded)
             if node is None:
                 continue
-            # The attempt identifies the node in later messages. It is unchanged if the
-            # same node gets the detector again, because the node removes duplicates.
-            if reservation.node not in ("", node):
-                reservation.previous_nodes |= {reservation.node}
-                reservation.attempt += 1
+            if reservation.node:
+                reservation.release()
+                released[reservation.attempt].append(reservation.detector)
             reservation.state = SENT
             reservation.node = node
+            reservation.alone = self.registry.is_alone(node)
             reservation.sent_at = -math.inf
             routed[node, reservation.attempt].append(reservation.detector)
+        _write_released(visit, released, effects)
         for (node, attempt), detectors in routed.items():
-            effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors)))
+            alone = self.registry.is_alone(node)
+            effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors), alone))
 
     def _send(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         """Send what is not acknowledged, for the first time or again: one message per node."""
@@ -388,7 +419,8 @@ class Dispatcher:
                 )
 
     def _send_cancel(self, visit: OpenVisit, effects: orders.Effects) -> None:
-        for node in sorted({reservation.node for reservation in visit.in_state(SENT, ACKNOWLEDGED)}):
+        states = (SENT, ACKNOWLEDGED, PERMITTED)
+        for node in sorted({reservation.node for reservation in visit.in_state(*states)}):
             if node in self.registry:
                 effects.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
 
@@ -400,8 +432,13 @@ class Dispatcher:
         dues = [visit.expires_at if now < visit.expires_at else visit.abandon_at]
         if now < self._routing_starts_at:
             dues.append(self._routing_starts_at)
-        for reservation in visit.in_state(UNASSIGNED, SENT):
-            if reservation.state is SENT and reservation.node in self.registry:
+        for reservation in visit.reservations.values():
+            if reservation.state in (ACKNOWLEDGED, PERMITTED):
+                if reservation.node not in self.registry:
+                    silent_at = self.registry.silent_at(reservation.node)
+                    given_up_at = self.registry.last_message_at(reservation.node) + self._give_up_s
+                    dues.append(silent_at if now < silent_at else given_up_at)
+            elif reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
             dues.extend(until for until in reservation.refused_until.values() if now < until)
         visit.due = min(dues)
@@ -422,6 +459,11 @@ class Dispatcher:
     def _close_if_ended(self, visit: OpenVisit, effects: orders.Effects) -> None:
         if not visit.reservations and self._visits.pop(visit.key, None) is not None:
             effects.writes.append(orders.CloseVisit(visit.number))
+
+
+def _write_released(visit: OpenVisit, released: dict[int, list[int]], effects: orders.Effects) -> None:
+    for attempt, detectors in released.items():
+        effects.writes.append(orders.ClearRoute(visit.number, tuple(detectors), attempt))
 
 
 def _outcome_of(reason: str) -> Outcome:

@@ -57,10 +57,21 @@ CREATE TABLE detectors (
 ) STRICT, WITHOUT ROWID;
 """
 
-STEPS: tuple[SchemaStep, ...] = (lambda db: db.executescript(SCHEMA),)
+PERMITS = """
+ALTER TABLE detectors DROP COLUMN former;
+ALTER TABLE detectors ADD COLUMN permit TEXT;
+ALTER TABLE detectors ADD COLUMN alone INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE detectors ADD COLUMN decided INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE epoch (last INTEGER NOT NULL) STRICT;
+INSERT INTO epoch VALUES (0);
+"""
+"""The run of the node that may write permanently; whether it may without a permit; whether the
+relay decided the outcome, so that a later one of the node replaces it."""
 
-FORMER_SEPARATOR = "\n"
-"""Separates the names of previous nodes; names have no control characters."""
+STEPS: tuple[SchemaStep, ...] = (
+    lambda db: db.executescript(SCHEMA),
+    lambda db: db.executescript(PERMITS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,12 @@ class Ledger(SqliteFile):
     def __init__(self, folder: Path, clock: Clock):
         self._clock = clock
         super().__init__(folder / "ledger.sqlite", "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        with self.transaction():
+            # The time is a lower limit: the epoch grows also if the ledger is lost.
+            (self.epoch,) = self._db.execute(
+                "UPDATE epoch SET last = max(last + 1, ?) RETURNING last", (int(clock.tai()),)
+            ).fetchone()
+        """Number that grows with each start."""
 
     def accept(
         self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
@@ -202,34 +219,48 @@ class Ledger(SqliteFile):
 
     def _reserved(self, number: int) -> tuple[Reservation, ...]:
         rows = self._db.execute(
-            "SELECT detector, coalesce(node, ''), attempt, former, acked_tai IS NOT NULL FROM detectors"
+            "SELECT detector, coalesce(node, ''), attempt, acked_tai IS NOT NULL, coalesce(permit, ''),"
+            " alone FROM detectors"
             " WHERE visit = ? AND outcome IS NULL",
             (number,),
         )
         return tuple(
             Reservation(
                 detector,
-                ReservationState.ACKNOWLEDGED
+                ReservationState.PERMITTED
+                if permit
+                else ReservationState.ACKNOWLEDGED
                 if acked
                 else ReservationState.SENT
                 if node
                 else ReservationState.UNASSIGNED,
                 node,
                 attempt,
-                previous_nodes=frozenset(former.split(FORMER_SEPARATOR)) - {""},
+                bool(alone),
+                incarnation=permit,
             )
-            for detector, node, attempt, former, acked in rows
+            for detector, node, attempt, acked, permit, alone in rows
         )
 
     def write(self, write: orders.Write) -> None:
         """Perform one write of an `Effects`."""
         match write:
-            case orders.SetRoute(number, node, attempt, detectors):
+            case orders.SetRoute(number, node, attempt, detectors, alone):
                 self._db.executemany(
-                    "UPDATE detectors SET node = ?1, attempt = ?2, acked_tai = NULL,"
-                    " former = CASE WHEN attempt < ?2 THEN former || ?3 || node ELSE former END"
-                    " WHERE visit = ?4 AND detector = ?5",
-                    [(node, attempt, FORMER_SEPARATOR, number, detector) for detector in detectors],
+                    "UPDATE detectors SET node = ?, attempt = ?, acked_tai = NULL, permit = NULL, alone = ?"
+                    " WHERE visit = ? AND detector = ?",
+                    [(node, attempt, alone, number, detector) for detector in detectors],
+                )
+            case orders.ClearRoute(number, detectors, attempt):
+                self._db.executemany(
+                    "UPDATE detectors SET node = NULL, attempt = ?, acked_tai = NULL, permit = NULL,"
+                    " alone = 0 WHERE visit = ? AND detector = ?",
+                    [(attempt, number, detector) for detector in detectors],
+                )
+            case orders.SetPermitted(number, detectors, incarnation):
+                self._db.executemany(
+                    "UPDATE detectors SET permit = ? WHERE visit = ? AND detector = ?",
+                    [(incarnation or None, number, detector) for detector in detectors],
                 )
             case orders.SetAcknowledged(number, detectors):
                 now_tai = self._clock.tai()
@@ -240,15 +271,16 @@ class Ledger(SqliteFile):
             case orders.SetOutcome(number, detector, outcome, reason, node):
                 # "outcome IS NULL": the first outcome of an attempt is final.
                 self._db.execute(
-                    "UPDATE detectors SET outcome = ?, reason = ?, node = coalesce(?, node)"
-                    " WHERE visit = ? AND detector = ? AND outcome IS NULL",
+                    "UPDATE detectors SET outcome = ?1, reason = ?2, node = coalesce(?3, node),"
+                    " decided = ?3 IS NULL WHERE visit = ?4 AND detector = ?5 AND outcome IS NULL",
                     (outcome, _valid_unicode(reason), node, number, detector),
                 )
             case orders.UpdateOutcome(instrument, group, detector, node, attempt, outcome, reason):
                 self._db.execute(
-                    "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3 WHERE outcome IS NOT NULL"
+                    "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3, decided = 0"
+                    " WHERE outcome IS NOT NULL"
                     " AND visit = (SELECT number FROM visits WHERE group_id = ?4 AND instrument = ?5)"
-                    " AND detector = ?6 AND node = ?7 AND attempt < ?3",
+                    " AND detector = ?6 AND node = ?7 AND (attempt < ?3 OR decided)",
                     (outcome, _valid_unicode(reason), attempt, group, instrument, detector, node),
                 )
             case orders.SetCancelled(number):

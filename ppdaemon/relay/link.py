@@ -21,13 +21,18 @@ from ppdaemon.messages import (
     CancelVisit,
     Heartbeat,
     HelloRefused,
+    PermitRefused,
+    Permitted,
+    RelayMessage,
     ReserveVisit,
     ResultsSeen,
     Welcome,
 )
 from ppdaemon.relay.orders import (
     ConfirmResults,
+    Permit,
     RefuseHello,
+    RefusePermit,
     Reserve,
     Send,
     SendHeartbeat,
@@ -164,6 +169,7 @@ class NodeLink:
     socket: zmq.asyncio.Socket
     name: str
     incarnation: str
+    epoch: int
     clock: Clock
 
     def __post_init__(self) -> None:
@@ -177,9 +183,7 @@ class NodeLink:
         error = _send(self.socket, [order.peer, encode(self._message(order))])
         return error is None or error.errno != errno.EHOSTUNREACH
 
-    def _message(
-        self, order: Send
-    ) -> Heartbeat | Welcome | HelloRefused | ReserveVisit | CancelVisit | ResultsSeen:
+    def _message(self, order: Send) -> RelayMessage:
         self._sequence += 1
         common: dict[str, Any] = {
             "origin": self.name,
@@ -190,14 +194,20 @@ class NodeLink:
             case SendHeartbeat():
                 return Heartbeat(**common)
             case SendWelcome():
-                return Welcome(**common, incarnation=self.incarnation)
+                return Welcome(**common, incarnation=self.incarnation, epoch=self.epoch)
             case RefuseHello(_, code, reason):
                 return HelloRefused(**common, code=code, reason=reason)
             case Reserve(_, visit, detectors, attempt, received_tai):
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai
                 )
-            case Withdraw(_, instrument, group, detectors):
-                return CancelVisit(**common, instrument=instrument, group=group, detectors=detectors)
+            case Withdraw(_, instrument, group, detectors, attempt):
+                return CancelVisit(
+                    **common, instrument=instrument, group=group, detectors=detectors, attempt=attempt
+                )
+            case Permit(_, incarnation, visits):
+                return Permitted(**common, epoch=self.epoch, incarnation=incarnation, visits=visits)
+            case RefusePermit(_, visits, reason):
+                return PermitRefused(**common, visits=visits, reason=reason)
             case ConfirmResults(_, keys):
                 return ResultsSeen(**common, entries=keys)

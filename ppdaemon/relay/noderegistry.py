@@ -5,6 +5,7 @@ A node is registered from its Hello until it sends nothing for too long or its
 connection closes; then it must send Hello again. Does not cover visits.
 """
 
+import math
 from dataclasses import dataclass
 
 from ppdaemon.messages import Hello
@@ -24,6 +25,8 @@ class RegisteredNode:
     offer: NodeOffer
     last_message_at: float
     """Monotonic seconds of its last message."""
+    alone: bool
+    """Whether it may write without a permit."""
 
 
 class NodeRegistry:
@@ -36,6 +39,10 @@ class NodeRegistry:
         self._silence_s = silence_s
         self._nodes: dict[str, RegisteredNode] = {}
         self._names: dict[bytes, str] = {}
+        self._departed: dict[str, float] = {}
+        """By name of a node that is not connected now: time of its last message."""
+        self.started_at = math.inf
+        """Counts as the last message of nodes that have not connected yet; monotonic seconds."""
         self.routes = RouteTable()
 
     def __contains__(self, name: str) -> bool:
@@ -52,6 +59,23 @@ class NodeRegistry:
     def peer_of(self, name: str) -> bytes:
         """Return the connection of a registered node."""
         return self._nodes[name].peer
+
+    def incarnation_of(self, name: str) -> str:
+        """Return the run of a registered node."""
+        return self._nodes[name].incarnation
+
+    def is_alone(self, name: str) -> bool:
+        """Return whether a registered node may write without a permit."""
+        return self._nodes[name].alone
+
+    def last_message_at(self, name: str) -> float:
+        """Return when a node has sent its last message, monotonic seconds."""
+        node = self._nodes.get(name)
+        return self._departed.get(name, self.started_at) if node is None else node.last_message_at
+
+    def silent_at(self, name: str) -> float:
+        """Return when a node counts as silent if it sends nothing more, monotonic seconds."""
+        return self.last_message_at(name) + self._silence_s
 
     def conflicting_peer(self, hello: Hello, peer: bytes) -> bytes | None:
         """Return the connection of another node with the same name.
@@ -75,7 +99,8 @@ class NodeRegistry:
             {instrument: frozenset(ids) for instrument, ids in hello.instruments.items()},
             hello.capacity,
         )
-        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now)
+        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone)
+        self._departed.pop(hello.origin, None)
         self._names[peer] = hello.origin
         self._rebuild_routes()
 
@@ -107,11 +132,14 @@ class NodeRegistry:
         """Allow all nodes `pause_s` more seconds, because this process did not receive."""
         for node in self._nodes.values():
             node.last_message_at += pause_s
+        for name in self._departed:
+            self._departed[name] += pause_s
 
     def _remove(self, name: str) -> None:
         node = self._nodes.pop(name, None)
         if node is not None:
             del self._names[node.peer]
+            self._departed[name] = node.last_message_at
 
     def _rebuild_routes(self) -> None:
         self.routes = RouteTable(node.offer for node in self._nodes.values())

@@ -26,7 +26,9 @@ class ReservationState(StrEnum):
     SENT = "sent"
     """It was sent to a node, which may have it."""
     ACKNOWLEDGED = "acknowledged"
-    """The node's journal has it: the outcome must come from that node."""
+    """The node's journal has it. It has written nothing permanent: another node may get it."""
+    PERMITTED = "permitted"
+    """The node may have written something permanent: the outcome must come from that node."""
 
 
 @dataclass(slots=True)
@@ -36,16 +38,25 @@ class Reservation:
     detector: int
     state: ReservationState = ReservationState.UNASSIGNED
     node: str = ""
-    """The last node that it was sent to; empty if there is none."""
+    """The node that it was sent to; empty if there is none."""
     attempt: int = 1
-    """Increased when it goes to another node, so that messages from and to the
-    previous node concern the previous attempt only."""
+    """Increased whenever a node loses it, so that late messages from and to that
+    node concern the previous attempt only."""
+    alone: bool = False
+    """Whether its node may write permanently without a permit: it never moves."""
     sent_at: float = -math.inf
     """Monotonic seconds."""
-    previous_nodes: frozenset[str] = frozenset()
-    """Nodes that may still have an earlier attempt."""
+    incarnation: str = ""
+    """The run of the node that has the permit; blank without one."""
     refused_until: dict[str, float] = field(default_factory=dict)
     """For each node that refused it: when it may be sent there again, monotonic seconds."""
+
+    def release(self) -> None:
+        """Take it from its node."""
+        self.state = ReservationState.UNASSIGNED
+        self.node = self.incarnation = ""
+        self.attempt += 1
+        self.alone = False
 
 
 @dataclass(slots=True)

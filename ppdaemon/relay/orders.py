@@ -9,6 +9,7 @@ messages, so that no node and no client gets anything that a crash could lose.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ppdaemon.messages import DetectorsOfVisit
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
@@ -58,6 +59,26 @@ class Withdraw:
     instrument: str
     group: str
     detectors: tuple[int, ...] | None = None
+    attempt: int | None = None
+    """Later attempts stay at the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Permit a run of a node to write permanently for these detectors."""
+
+    peer: bytes
+    incarnation: str
+    visits: tuple[DetectorsOfVisit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusePermit:
+    """Refuse a permit: the node ends these detectors."""
+
+    peer: bytes
+    visits: tuple[DetectorsOfVisit, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,7 @@ class SetRoute:
     node: str
     attempt: int
     detectors: tuple[int, ...]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +107,24 @@ class SetAcknowledged:
 
     number: int
     detectors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetPermitted:
+    """Record which run of their node may write permanently; blank if none may."""
+
+    number: int
+    detectors: tuple[int, ...]
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClearRoute:
+    """Record that these detectors have no node; `attempt` is that of the next one."""
+
+    number: int
+    detectors: tuple[int, ...]
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +141,11 @@ class SetOutcome:
 
 @dataclass(frozen=True, slots=True)
 class UpdateOutcome:
-    """Replace the outcome of a detector that the same node has processed again.
+    """Replace the outcome of a detector that the same node has processed again, or
+    one that the relay decided because the node was silent.
 
-    Has no effect unless the attempt is later than the one in the ledger.
+    In the first case it has no effect unless the attempt is later than the one in
+    the ledger.
     """
 
     instrument: str
@@ -129,8 +171,19 @@ class CloseVisit:
     number: int
 
 
-type Send = SendHeartbeat | SendWelcome | RefuseHello | Reserve | Withdraw | ConfirmResults
-type Write = SetRoute | SetAcknowledged | SetOutcome | UpdateOutcome | SetCancelled | CloseVisit
+type Send = (
+    SendHeartbeat | SendWelcome | RefuseHello | Reserve | Withdraw | Permit | RefusePermit | ConfirmResults
+)
+type Write = (
+    SetRoute
+    | ClearRoute
+    | SetAcknowledged
+    | SetPermitted
+    | SetOutcome
+    | UpdateOutcome
+    | SetCancelled
+    | CloseVisit
+)
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ class Relay:
             resend_s=config.resend_s,
             silence_s=config.silence_s,
             rejoin_s=REJOIN_HEARTBEATS * config.heartbeat_s,
+            give_up_s=config.give_up_s,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
         self._writer = BatchWriter(ledger, "ledger", self._log_write_error)
@@ -105,7 +106,7 @@ class Relay:
             apply_effects=self._apply,
             open_visit=self._open,
         )
-        self._link = link.NodeLink(sockets.nodes, config.name, incarnation, clock)
+        self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._tick_effects_done = True
         self._beat_at = now

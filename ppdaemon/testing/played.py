@@ -5,7 +5,7 @@ for a real node, `PlayedNode` for a real relay.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import zmq
 
@@ -19,6 +19,9 @@ from ppdaemon.messages import (
     Heartbeat,
     Hello,
     HelloRefused,
+    PermitRefused,
+    PermitRequest,
+    Permitted,
     ReserveVisit,
     ResultEntry,
     Results,
@@ -116,6 +119,12 @@ class PlayedRelay(_LinkEnd):
         By visit-detector, all outcomes that were received, repetitions included.
     open : `set` [`tuple` [`str`, `int`]]
         Visit-detectors that were reserved and have no outcome yet.
+    asked : `list` [`tuple` [`str`, `int`]]
+        Visit-detectors for which the node has asked for permits, repetitions included.
+    permits : {``"granted"``, ``"refused"``, ``"unanswered"``}
+        How such requests are answered from now on.
+    epoch : `int`
+        Epoch in its messages.
     """
 
     def __init__(self, address: str = "tcp://127.0.0.1:*", *, heartbeat_s: float = HEARTBEAT_S):
@@ -125,6 +134,9 @@ class PlayedRelay(_LinkEnd):
         self.naks: list[VisitRefused] = []
         self.results: dict[VisitDetector, list[ResultEntry]] = {}
         self.open: set[VisitDetector] = set()
+        self.asked: list[VisitDetector] = []
+        self.permits: Literal["granted", "refused", "unanswered"] = "granted"
+        self.epoch = 1
         self._heartbeat_s = heartbeat_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -232,7 +244,14 @@ class PlayedRelay(_LinkEnd):
         match message:
             case Hello():
                 self.hellos.append(message)
-                self.send(Welcome, incarnation="played")
+                self.send(Welcome, incarnation="played", epoch=self.epoch)
+            case PermitRequest(visits=visits):
+                self.asked += [(visit.group, detector) for visit in visits for detector in visit.detectors]
+                if self.permits == "granted":
+                    run = self.hellos[-1].incarnation
+                    self.send(Permitted, epoch=self.epoch, incarnation=run, visits=visits)
+                elif self.permits == "refused":
+                    self.send(PermitRefused, visits=visits, reason="by order of the test")
             case VisitAccepted(group=group, detectors=detectors):
                 self.acked |= {(group, detector) for detector in detectors}
             case VisitRefused():

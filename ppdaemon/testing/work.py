@@ -57,7 +57,6 @@ from ppdaemon.messages import (
     Exported,
     Ingested,
     NameFinding,
-    PointOfNoReturn,
     Prepare,
     Prepared,
     Process,
@@ -179,7 +178,7 @@ class ScriptedWork:
             module, _, function = self._settings["call"].rpartition(".")
             getattr(importlib.import_module(module), function)()
         if self._settings.get("undone") == str(self.order.attempt):
-            self.context.report(PointOfNoReturn(what="marker"))
+            self.context.cross("marker")
             return Done(outcome=Outcome.FAILED, reason="undone", retriable=True, nothing_permanent=True)
         if not early:
             self._write_permanently()
@@ -229,8 +228,8 @@ class ScriptedWork:
                 FAULTS[fault.name](self)
 
     def _write_permanently(self) -> None:
-        """Report the point of no return, then write irrevocably."""
-        self.context.report(PointOfNoReturn(what="marker"))
+        """Wait at the point of no return, then write irrevocably."""
+        self.context.cross("marker")
         marks = self.state / "marks"
         marks.mkdir(exist_ok=True)
         with (marks / f"{self.order.visit.group}~{self.order.detector}").open("a") as stream:
@@ -246,6 +245,7 @@ class ScriptedWork:
         (partial / "dataset").write_text("pixels")
         self._step("spooling")
         (partial / "manifest.json").write_text(json.dumps({"failed": self._settings.get("failed", "")}))
+        self.context.cross("")
         partial.rename(folder)
         return folder
 

@@ -68,6 +68,7 @@ def run_role(
         spool=folders.spool,
         clock=Clock(),
         report=visit_loop.report,
+        cross=visit_loop.cross,
     )
     if order.role == "template":
         return _build_template(channel, context, work)
@@ -162,17 +163,34 @@ class VisitLoop:
         """Within it the imports of the first visit are measured."""
         self._visit_number = 0
         self._order: messages.Prepare | None = None
+        self._crossed: str | None = None
+        """What the supervisor has allowed in the present visit: a task, a blank for the spool only,
+        or nothing (`None`)."""
 
     def report(self, fact: messages.Fact) -> None:
         """Send a fact of the present visit to the supervisor at once."""
-        if isinstance(fact, messages.PointOfNoReturn) and self._order is not None:
-            mark = self._mark(self._order)
-            # On disk before it is sent: after a crash of both processes the mark decides.
-            if not mark.exists():
-                write_durably(mark, fact.what)
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
         self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
+
+    def cross(self, what: str) -> None:
+        """Wait until the supervisor allows a step that must be done on one node only; see
+        `~ppdaemon.work.WorkerContext.cross`.
+        """
+        # Once for all tasks that must not be repeated, which includes the spool.
+        if self._order is None or self._crossed or self._crossed == what:
+            return
+        self.report(messages.MayCross(what=what))
+        match self._channel.receive():
+            case messages.Cross():
+                self._crossed = what
+            case None:
+                raise SystemExit(ExitCode.OK)
+            case unexpected:
+                raise AssertionError(unexpected)
+        # On disk before the step: if the journal is lost, the mark tells that the step was allowed.
+        if what:
+            write_durably(self._mark(self._order), what)
 
     def _mark(self, order: messages.Prepare) -> Path:
         visit = order.visit
@@ -196,7 +214,7 @@ class VisitLoop:
         while True:
             match self._channel.receive():
                 case messages.Prepare() as order:
-                    self._visit_number, self._order = order.visit_number, order
+                    self._visit_number, self._order, self._crossed = order.visit_number, order, None
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
                 case messages.Ingest(raw=raw):

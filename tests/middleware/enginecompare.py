@@ -151,7 +151,9 @@ def run_worker(
     elements = [record.definition for record in manifest.records]
     records = {name: elements.count(name) for name in sorted(set(elements))}
     reports = [
-        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.reports
+        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}"
+        for fact in rig.reports
+        if isinstance(fact, StageReached) or fact.what
     ]
     return VisitResult(
         done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, reports

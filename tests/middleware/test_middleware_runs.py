@@ -32,7 +32,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import EngineConfig, NodeConfig
 from ppdaemon.demo import central
 from ppdaemon.errors import ConfigError
-from ppdaemon.messages import Done, PointOfNoReturn, Process
+from ppdaemon.messages import Done, MayCross, Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
@@ -246,7 +246,7 @@ def test_runs_have_the_day_of_the_exposure(everything: tuple[Rig, ButlerWork]) -
 def test_tasks_that_cannot_be_repeated_are_named_by_label_or_class(rigs: MakeRig, name: str) -> None:
     rig, worker = rigs(engine={"no_return": [name]})
     run_visit(rig, worker)
-    reported = {fact.what for fact in rig.reports if isinstance(fact, PointOfNoReturn)}
+    reported = {fact.what for fact in rig.reports if isinstance(fact, MayCross) and fact.what}
     everyone = {"known", "isr", "calibrate", "subtract", "associate"}
     assert reported == (everyone if name.startswith("lsst") else {"associate"})
 
@@ -297,7 +297,7 @@ def test_raws_are_defined_by_the_central_repo_or_else_by_the_instrument(
 def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"no_return": ["known"]})
     worker.prepare(rig.order())
-    assert rig.reports == [PointOfNoReturn(what="known")]
+    assert rig.reports == [MayCross(what="known")]
 
 
 # --- the alert database ------------------------------------------------------

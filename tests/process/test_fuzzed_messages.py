@@ -11,7 +11,16 @@ import pytest
 import zmq
 
 from ppdaemon.clock import Clock
-from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import (
+    DetectorsOfVisit,
+    Heartbeat,
+    Hello,
+    PermitRequest,
+    ResultEntry,
+    Results,
+    VisitAccepted,
+    VisitRefused,
+)
 from ppdaemon.states import Outcome
 from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
@@ -122,6 +131,7 @@ def test_nodes(relay, wires, number):
         node.message(VisitAccepted, **names, detectors=(0,), attempt=1),
         node.message(VisitRefused, **names, detectors=(0,), attempt=1, reason="full", final=False),
         node.message(Results, entries=(entry,)),
+        node.message(PermitRequest, visits=(DetectorsOfVisit(**names, detectors=(0,), attempt=1),)),
         node.message(Heartbeat),
     ]
 
@@ -133,6 +143,7 @@ def test_nodes(relay, wires, number):
         node.received.clear()
 
         def confirmed():
+            assert relay.process.poll() is None, relay.log.read_text()[-3000:]
             node.hello()
             node.send(Results, entries=(marked,))
             node.listen()

@@ -50,7 +50,7 @@ def journal(path):
 def an_entry(group="g", detector=0, attempt=1):
     visit = read_next_visit({"groupId": group, "instrument": "DemoCam", "survey": "S", "unknown": 7})
     key = Key("DemoCam", group, detector, attempt)
-    return JournalEntry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0})
+    return JournalEntry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0}, asked=attempt)
 
 
 def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
@@ -75,14 +75,14 @@ def requeue(journal, before, entries):
 
 
 def test_a_visit_detector_is_accepted_once(journal):
-    assert accept(journal, [an_entry(), an_entry(detector=1)]) == [True, True]
-    assert accept(journal, [an_entry(), an_entry(detector=2)]) == [False, True]
+    assert accept(journal, [an_entry(), an_entry(detector=1)]) == [1, 1]
+    assert accept(journal, [an_entry(), an_entry(detector=2)]) == [None, 1]
 
 
 def test_a_later_attempt_is_new_only_after_a_cancellation(journal):
     accept(journal, [an_entry("a"), an_entry("b")])
     update(journal, [ended(an_entry("a"), Outcome.CANCELLED), ended(an_entry("b"))])
-    assert accept(journal, [an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [True, False]
+    assert accept(journal, [an_entry("a", attempt=2), an_entry("b", attempt=2)]) == [2, None]
 
 
 def test_written_rows_are_returned(journal):
@@ -140,7 +140,9 @@ def test_results_are_unreported_until_the_relay_confirms_them(journal):
     accept(journal, [an_entry()])
     assert journal.unreported(10) == []
     update(journal, [ended(an_entry())])
-    result = ResultEntry(instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why")
+    result = ResultEntry(
+        instrument="DemoCam", group="g", detector=0, outcome=Outcome.SUCCEEDED, reason="why", asked=1
+    )
     assert journal.unreported(10) == [result]
     journal.write(MarkReported([("DemoCam", "g", 0, 1)]))
     assert journal.unreported(10) == []
@@ -168,7 +170,7 @@ def test_only_the_last_attempt_is_reported_again(journal):
 
 def test_a_later_attempt_requested_during_a_run_is_recorded(journal):
     accept(journal, [an_entry()])
-    assert accept(journal, [an_entry(attempt=4)]) == [False]
+    assert accept(journal, [an_entry(attempt=4)]) == [None]
     assert journal.unfinished()[0].asked == 4
 
 
@@ -177,10 +179,10 @@ def test_a_later_attempt_that_was_canceled_is_not_accepted_again(journal):
     accept(journal, [an_entry(attempt=3)])
     (entry,) = journal.unfinished()
     update(journal, [ended(entry, Outcome.CANCELLED)])
-    assert accept(journal, [an_entry(attempt=3)]) == [False]
+    assert accept(journal, [an_entry(attempt=3)]) == [None]
     journal.write(MarkUnreported([Key("DemoCam", "g", 0, 1)]))  # an older reservation is repeated
-    assert accept(journal, [an_entry(attempt=3)]) == [False]
-    assert accept(journal, [an_entry(attempt=4)]) == [True]
+    assert accept(journal, [an_entry(attempt=3)]) == [None]
+    assert accept(journal, [an_entry(attempt=4)]) == [4]
 
 
 def test_unfinished_attempts_of_the_previous_run_are_returned(path):
@@ -299,7 +301,7 @@ def test_a_requeued_attempt_replaces_the_previous_outcome(journal):
     assert [entry.detector for entry in journal.unreported(10)] == [1]
     assert [entry.key for entry in journal.unfinished()] == [again.key]
     assert journal.visits(10, bad_only=True) == []
-    assert accept(journal, [an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [False] * 3
+    assert accept(journal, [an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [None] * 3
 
 
 def test_the_same_attempt_is_not_requeued_twice(journal):

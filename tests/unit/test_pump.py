@@ -133,7 +133,7 @@ def test_a_burst_of_messages_does_not_block_the_loop(config):
 
     async def run():
         chooser = PipelineChooser(config, posted.append, Counter())
-        message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x")
+        message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x", epoch=1)
         for _ in range(10_000):
             chooser.receive(message)
         task = asyncio.create_task(chooser.run())

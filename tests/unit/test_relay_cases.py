@@ -41,7 +41,7 @@ class World:
 
     def __init__(self, ledger, config, clock):
         self.ledger, self.config, self.clock = ledger, config, clock
-        self.dispatcher = Dispatcher(resend_s=1.0, silence_s=5.0, rejoin_s=0.0)
+        self.dispatcher = Dispatcher(resend_s=1.0, silence_s=5.0, rejoin_s=0.0, give_up_s=900.0)
         self.answers = []
         self.opened = []
         self.server = SubmitServer(

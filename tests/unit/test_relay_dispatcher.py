@@ -3,25 +3,40 @@
 
 import pytest
 
-from ppdaemon.messages import Heartbeat, Hello, ResultEntry, Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import (
+    DetectorsOfVisit,
+    Heartbeat,
+    HeldDetectors,
+    Hello,
+    PermitRequest,
+    ResultEntry,
+    Results,
+    VisitAccepted,
+    VisitRefused,
+)
 from ppdaemon.relay import dispatcher as dispatcher_module
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
+    ClearRoute,
     CloseVisit,
     ConfirmResults,
     Effects,
+    Permit,
     RefuseHello,
+    RefusePermit,
     Reserve,
     SendHeartbeat,
     SendWelcome,
     SetAcknowledged,
     SetCancelled,
     SetOutcome,
+    SetPermitted,
     SetRoute,
     UpdateOutcome,
     Withdraw,
 )
+from ppdaemon.relay.permits import REFUSED
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
 
@@ -29,25 +44,41 @@ VISIT = read_next_visit({"groupId": "g", "instrument": "DemoCam"})
 KEY = ("DemoCam", "g")
 ENVELOPE = {"sent_tai": 0.0, "sequence": 1}
 NAMES = {"instrument": "DemoCam", "group": "g"}
-UNASSIGNED, SENT, ACKNOWLEDGED = (
+UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = (
     ReservationState.UNASSIGNED,
     ReservationState.SENT,
     ReservationState.ACKNOWLEDGED,
+    ReservationState.PERMITTED,
 )
 
 RESEND_S = 0.5
 SILENCE_S = 4.0
+GIVE_UP_S = 900.0
 EXPIRY_S = 3600.0
 
 
-def hello(name, detectors=(0, 1), incarnation="run1", capacity=9):
+def hello(name, detectors=(0, 1), incarnation="run1", capacity=9, holds=(), alone=False):
     return Hello(
         origin=name,
         incarnation=incarnation,
         instruments={"DemoCam": detectors},
         capacity=capacity,
+        holds=holds,
+        alone=alone,
         **ENVELOPE,
     )
+
+
+def of_visit(*detectors, attempt=1):
+    return DetectorsOfVisit(detectors=detectors, attempt=attempt, **NAMES)
+
+
+def holds(state, *detectors, attempt=1):
+    return HeldDetectors(detectors=detectors, attempt=attempt, state=state, **NAMES)
+
+
+def ask(name, *visits):
+    return PermitRequest(origin=name, visits=visits, **ENVELOPE)
 
 
 def ack(name, *detectors, attempt=1):
@@ -60,8 +91,10 @@ def nak(name, *detectors, reason="full", final=False, attempt=1):
     )
 
 
-def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1):
-    entries = tuple(ResultEntry(detector=d, attempt=attempt, outcome=outcome, **NAMES) for d in detectors)
+def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1, **fields):
+    entries = tuple(
+        ResultEntry(detector=d, attempt=attempt, outcome=outcome, **fields, **NAMES) for d in detectors
+    )
     return Results(origin=name, entries=entries, **ENVELOPE)
 
 
@@ -79,7 +112,7 @@ def ended(detector, outcome, reason="", node=None):
 
 @pytest.fixture
 def dispatcher():
-    return Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=0.0)
+    return Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=0.0, give_up_s=GIVE_UP_S)
 
 
 def open_visit(*detectors, now=0.0, **fields):
@@ -128,7 +161,7 @@ def test_a_visit_is_held_until_a_node_sends_hello(dispatcher):
 
 
 def test_after_the_start_nothing_is_routed_until_nodes_had_time_to_come_back():
-    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0)
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0, give_up_s=GIVE_UP_S)
     dispatcher.tick(0.0)
     join(dispatcher, "a", now=0.1)
     assert dispatcher.add(open_visit(), 0.2) == Effects()
@@ -208,7 +241,8 @@ def test_a_repeated_result_is_confirmed_again_and_nothing_else(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", results("a", 0, 1), 1.0)
-    assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Effects.of(confirm(b"a", 0, 1))
+    again = [UpdateOutcome(*KEY, d, "a", 1, Outcome.SUCCEEDED, "") for d in (0, 1)]  # refused by the ledger
+    assert dispatcher.receive(b"a", results("a", 0, 1), 2.0) == Effects.of(confirm(b"a", 0, 1), writes=again)
 
 
 def test_a_detector_that_its_node_tries_again_is_not_sent_and_its_outcome_noted(dispatcher):
@@ -233,7 +267,8 @@ def test_a_result_without_an_acknowledgement_counts(dispatcher):
 
 def test_a_result_of_an_unknown_visit_is_confirmed(dispatcher):
     join(dispatcher, "a")
-    assert dispatcher.receive(b"a", results("a", 0), 1.0) == Effects.of(confirm(b"a", 0))
+    again = UpdateOutcome(*KEY, 0, "a", 1, Outcome.SUCCEEDED, "")
+    assert dispatcher.receive(b"a", results("a", 0), 1.0) == Effects.of(confirm(b"a", 0), writes=[again])
 
 
 def test_what_was_acknowledged_and_never_answered_is_given_up_after_a_day(dispatcher):
@@ -255,24 +290,24 @@ def test_a_refused_detector_goes_elsewhere_as_the_next_attempt(dispatcher):
     [first] = {send.peer for send in dispatcher.add(open_visit(0), 0.0).sends}
     other = {b"a": b"b", b"b": b"a"}[first]
     effects = dispatcher.receive(first, nak(first.decode(), 0), 0.1)
-    assert effects == Effects.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+    assert effects == moved(other)
 
 
-def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_has_it(dispatcher):
+def test_a_node_that_refuses_one_copy_of_a_message_and_takes_the_next_must_return_it(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", nak("a", 0), 0.1)
-    assert dispatcher.receive(b"a", ack("a", 0), 0.2) == Effects.of(writes=[SetAcknowledged(1, (0,))])
-    assert dispatcher.tick(6.0) == Effects()
+    assert dispatcher.receive(b"a", ack("a", 0), 0.2) == Effects.of(Withdraw(b"a", *KEY, (0,), 1))
+    assert dispatcher.tick(5.2).sends == [reserve(b"a", 0, attempt=2)]
 
 
 def test_a_refused_detector_that_no_other_node_serves_is_offered_again_later(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
-    assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Effects()
+    assert dispatcher.receive(b"a", nak("a", 0), 0.1) == Effects.of(writes=[ClearRoute(1, (0,), 2)])
     alive(dispatcher, 3.0, "a")
     assert dispatcher.tick(5.0) == Effects()
-    assert dispatcher.tick(5.2).sends == [reserve(b"a", 0)]
+    assert dispatcher.tick(5.2).sends == [reserve(b"a", 0, attempt=2)]
 
 
 @pytest.mark.parametrize(
@@ -291,12 +326,28 @@ def test_a_final_refusal_is_the_outcome(dispatcher, reason, outcome):
     assert effects.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
 
 
-def test_a_refusal_of_what_was_acknowledged_or_unknown_is_not_heeded(dispatcher):
+def test_a_final_refusal_of_what_was_acknowledged_or_is_unknown_is_not_heeded(dispatcher):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     dispatcher.receive(b"a", ack("a", 0), 0.1)
     assert dispatcher.receive(b"a", nak("a", 0, 7, final=True), 0.2) == Effects()
     assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
+
+
+def pass_time(dispatcher, start, end):
+    """Let time pass; return the writes."""
+    return [write for k in range(int(start * 2), int(end * 2)) for write in dispatcher.tick(k / 2).writes]
+
+
+def moved(peer):
+    """Return the effects of a move of detector 0 to another node."""
+    return Effects.of(
+        reserve(peer, 0, attempt=2), writes=[ClearRoute(1, (0,), 2), SetRoute(1, peer.decode(), 2, (0,))]
+    )
+
+
+def refused(peer, *visits):
+    return RefusePermit(peer, visits, REFUSED)
 
 
 # --- nodes connect and disconnect --------------------------------------------------------
@@ -320,15 +371,14 @@ def stop_messages(dispatcher, silent, other):
 
 def test_what_a_silent_node_did_not_acknowledge_goes_to_another_as_the_next_attempt(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
-    effects = stop_messages(dispatcher, silent, other)
-    assert effects == Effects.of(reserve(other, 0, attempt=2), writes=[SetRoute(1, other.decode(), 2, (0,))])
+    assert stop_messages(dispatcher, silent, other) == moved(other)
 
 
 def test_a_node_that_reconnects_receives_the_list_of_what_it_lost(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     stop_messages(dispatcher, silent, other)
-    effects = dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    assert effects.sends == [SendWelcome(silent), Withdraw(silent, *KEY, (0,))]
+    effects = dispatcher.receive(silent, hello(silent.decode(), holds=[holds("held", 0, 7)]), 6.0)
+    assert effects.sends == [SendWelcome(silent), Withdraw(silent, *KEY, (0, 7), 1)]
 
 
 def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal(dispatcher):
@@ -336,38 +386,137 @@ def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal
     stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
     assert dispatcher.receive(silent, ack(silent.decode(), 0), 6.1) == Effects.of(
-        Withdraw(silent, *KEY, (0,))
+        Withdraw(silent, *KEY, (0,), 1)
     )
 
 
-def test_a_success_of_the_former_node_counts_and_the_present_one_is_called_off(dispatcher):
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.CANCELLED])
+def test_a_result_of_a_node_that_does_not_have_the_detector_is_confirmed_and_not_counted(dispatcher, outcome):
     silent, other = two_nodes_and_a_visit(dispatcher)
     stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    effects = dispatcher.receive(silent, results(silent.decode(), 0), 6.1)
-    assert effects.writes == [ended(0, Outcome.SUCCEEDED, node=silent.decode()), CloseVisit(1)]
-    assert effects.sends == [Withdraw(other, *KEY, (0,)), confirm(silent, 0)]
-
-
-def test_any_other_result_of_the_former_node_is_confirmed_and_not_counted(dispatcher):
-    silent, other = two_nodes_and_a_visit(dispatcher)
-    stop_messages(dispatcher, silent, other)
-    dispatcher.receive(silent, hello(silent.decode()), 6.0)
-    effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.CANCELLED), 6.1)
+    effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=outcome), 6.1)
     assert effects == Effects.of(confirm(silent, 0))
     assert dispatcher.open_detectors(KEY) == {0: SENT}
 
 
-def test_what_a_silent_node_acknowledged_stays_with_it(dispatcher):
+# --- permits -------------------------------------------------------------------
+
+
+def test_what_a_silent_node_has_only_acknowledged_goes_to_another_and_is_refused_a_permit(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     dispatcher.receive(silent, ack(silent.decode(), 0), 0.1)
+    assert stop_messages(dispatcher, silent, other) == moved(other)
+    listed = hello(silent.decode(), holds=[holds("held", 0)])
+    assert Withdraw(silent, *KEY, (0,), 1) in dispatcher.receive(silent, listed, 6.0).sends
+    effects = dispatcher.receive(silent, ask(silent.decode(), of_visit(0)), 6.1)
+    assert effects == Effects.of(refused(silent, of_visit(0)))
+
+
+def test_what_was_permitted_stays_with_its_node(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    name = silent.decode()
+    dispatcher.receive(silent, ack(name, 0), 0.1)
+    effects = dispatcher.receive(silent, ask(name, of_visit(0)), 0.2)
+    permit = Permit(silent, "run1", (of_visit(0),))
+    assert effects == Effects.of(permit, writes=[SetPermitted(1, (0,), "run1")])
+    assert dispatcher.receive(silent, ask(name, of_visit(0)), 0.3) == Effects.of(permit)
+    assert dispatcher.receive(silent, nak(name, 0), 0.4) == Effects()  # a late message
+    assert stop_messages(dispatcher, silent, other) == Effects()
+    assert dispatcher.open_detectors(KEY) == {0: PERMITTED}
+    assert pass_time(dispatcher, 5.0, GIVE_UP_S) == []
+    assert pass_time(dispatcher, GIVE_UP_S, GIVE_UP_S + 1.0) == [
+        ended(0, Outcome.INTERRUPTED, f"may have crossed: {name} is silent"),
+        CloseVisit(1),
+    ]
+
+
+def test_a_permit_is_for_the_node_and_attempt_that_have_the_detector(dispatcher):
+    first, other = two_nodes_and_a_visit(dispatcher)
+    dispatcher.receive(first, ack(first.decode(), 0), 0.1)
+    asked = (
+        of_visit(0, 7),
+        of_visit(0, attempt=2),
+        DetectorsOfVisit(instrument="DemoCam", group="other", attempt=1, detectors=(0,)),
+    )
+    effects = dispatcher.receive(first, ask(first.decode(), *asked), 0.2)
+    assert effects.sends == [
+        Permit(first, "run1", (of_visit(0),)),
+        refused(first, of_visit(7), *asked[1:]),
+    ]
+    assert dispatcher.receive(other, ask(other.decode(), of_visit(0)), 0.3).sends == [
+        refused(other, of_visit(0))
+    ]
+
+
+def test_a_permit_of_an_earlier_run_is_void(dispatcher):
+    """Its process has ended, and its journal has the visit-detector as held: it did not cross."""
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    name = silent.decode()
+    dispatcher.receive(silent, ask(name, of_visit(0)), 0.2)
+    dispatcher.disconnect(silent, 0.3)
+    again = hello(name, incarnation="run2", holds=[holds("held", 0)])
+    effects = dispatcher.receive(silent, again, 0.4)
+    assert effects.writes == [SetAcknowledged(1, (0,)), SetPermitted(1, (0,), "")]
     alive(dispatcher, 4.0, other.decode())
-    for k in range(45):
-        assert dispatcher.tick(k / 10) == Effects()
-    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
-    dispatcher.receive(silent, hello(silent.decode(), incarnation="run2"), 10.0)
-    effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=Outcome.INTERRUPTED), 10.1)
-    assert ended(0, Outcome.INTERRUPTED, node=silent.decode()) in effects.writes
+    assert pass_time(dispatcher, 0.5, 5.0) == moved(other).writes
+
+
+def test_a_permit_whose_answer_was_lost_is_not_void(dispatcher):
+    silent, _ = two_nodes_and_a_visit(dispatcher)
+    name = silent.decode()
+    dispatcher.receive(silent, ask(name, of_visit(0)), 0.2)
+    assert dispatcher.receive(silent, hello(name, holds=[holds("held", 0)]), 0.3).writes == []
+    assert dispatcher.open_detectors(KEY) == {0: PERMITTED}
+
+
+def test_what_a_node_no_longer_has_is_sent_again_unless_it_was_permitted(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0, 1), 0.0)
+    dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
+    dispatcher.receive(b"a", ask("a", of_visit(1)), 0.2)
+    assert join(dispatcher, "a", now=0.3, incarnation="run2").sends == [SendWelcome(b"a"), reserve(b"a", 0)]
+    assert dispatcher.open_detectors(KEY) == {0: SENT, 1: PERMITTED}
+
+
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_a_node_that_crosses_alone_loses_nothing(dispatcher, acknowledged):
+    join(dispatcher, "a", alone=True)
+    join(dispatcher, "b", (1,))
+    effects = dispatcher.add(open_visit(0), 0.0)
+    assert effects.writes == [SetRoute(1, "a", 1, (0,), alone=True)]
+    join(dispatcher, "b", (0, 1))
+    if acknowledged:
+        dispatcher.receive(b"a", ack("a", 0), 0.1)
+    alive(dispatcher, 4.0, "b")
+    for k in range(60):
+        assert not dispatcher.tick(k / 10).writes
+    dispatcher.receive(b"a", hello("a", alone=True, holds=[holds("crossed", 0)]), 6.0)
+    assert dispatcher.open_detectors(KEY) == {0: PERMITTED}
+
+
+def test_what_a_node_returns_goes_to_another(dispatcher):
+    first, other = two_nodes_and_a_visit(dispatcher)
+    name = first.decode()
+    dispatcher.receive(first, ask(name, of_visit(0)), 0.2)
+    returned = results(name, 0, outcome=Outcome.CANCELLED, attempt=2, asked=1, returned=True)
+    effects = dispatcher.receive(first, returned, 0.3)
+    assert effects == Effects.of(
+        *moved(other).sends, confirm(first, 0, attempt=2), writes=moved(other).writes
+    )
+    assert dispatcher.receive(first, returned, 0.4) == Effects.of(confirm(first, 0, attempt=2))
+
+
+def test_a_held_detector_of_a_dead_node_that_no_other_serves_ends_in_the_end(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    dispatcher.receive(b"a", ack("a", 0), 0.1)
+    assert pass_time(dispatcher, 0.2, GIVE_UP_S) == []
+    reason = "a is silent; it has written nothing permanent"
+    assert pass_time(dispatcher, GIVE_UP_S, GIVE_UP_S + 1.0) == [
+        ended(0, Outcome.INTERRUPTED, reason),
+        CloseVisit(1),
+    ]
 
 
 def test_what_only_a_silent_node_serves_waits_for_it_in_the_same_attempt(dispatcher):
@@ -487,7 +636,8 @@ def test_a_cancellation_reaches_a_node_that_comes_back(dispatcher):
     dispatcher.receive(b"a", ack("a", 0), 0.1)
     dispatcher.disconnect(b"a", 0.2)
     assert dispatcher.cancel(KEY, 0.3).sends == []
-    assert join(dispatcher, "a", now=0.4).sends == [SendWelcome(b"a"), Withdraw(b"a", *KEY)]
+    again = join(dispatcher, "a", now=0.4, holds=[holds("held", 0)])
+    assert again.sends == [SendWelcome(b"a"), Withdraw(b"a", *KEY)]
 
 
 def test_cancelling_twice_or_what_is_not_open_does_nothing(dispatcher):
@@ -505,7 +655,7 @@ def test_what_a_live_node_never_acknowledged_expires_and_is_withdrawn(dispatcher
     alive(dispatcher, EXPIRY_S, "a")
     effects = dispatcher.tick(EXPIRY_S)
     assert effects.writes == [ended(0, Outcome.EXPIRED, "a did not acknowledge it in time"), CloseVisit(1)]
-    assert effects.sends == [Withdraw(b"a", *KEY, (0,))]
+    assert effects.sends == [Withdraw(b"a", *KEY, (0,), 1)]
 
 
 def test_expiry_counts_from_publication_if_that_is_known():
@@ -516,17 +666,23 @@ def test_expiry_counts_from_publication_if_that_is_known():
 
 
 def test_a_restored_visit_continues_where_it_was():
-    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0)
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0, give_up_s=GIVE_UP_S)
     dispatcher.tick(0.0)
     visit = open_visit(0)
     visit.reservations = {
         0: Reservation(0, ACKNOWLEDGED, "a"),
-        1: Reservation(1, SENT, "a", previous_nodes=frozenset({"b"}), attempt=2),
+        1: Reservation(1, SENT, "a", attempt=2),
         2: Reservation(2),
+        3: Reservation(3, PERMITTED, "a", incarnation="run0"),
     }
     assert dispatcher.add(visit, 0.0) == Effects()
-    assert join(dispatcher, "b", now=0.1).sends == [SendWelcome(b"b"), Withdraw(b"b", *KEY, (1,))]
-    assert join(dispatcher, "a", now=0.2).sends == [SendWelcome(b"a"), reserve(b"a", 1, attempt=2)]
+    theirs = holds("held", 1)
+    assert join(dispatcher, "b", now=0.1, holds=[theirs]).sends == [
+        SendWelcome(b"b"),
+        Withdraw(b"b", *KEY, (1,), 1),
+    ]
+    again = join(dispatcher, "a", now=0.2, holds=[holds("held", 0)])
+    assert again.sends == [SendWelcome(b"a"), reserve(b"a", 1, attempt=2)]
     dispatcher.receive(b"a", ack("a", 1, attempt=2), 0.3)
     assert dispatcher.tick(2.1).sends == []
     assert join(dispatcher, "c", (2,), now=2.2).sends[1:] == [reserve(b"c", 2)]

@@ -11,10 +11,12 @@ from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.relay.orders import (
+    ClearRoute,
     CloseVisit,
     SetAcknowledged,
     SetCancelled,
     SetOutcome,
+    SetPermitted,
     SetRoute,
     UpdateOutcome,
 )
@@ -88,7 +90,10 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
             ledger,
             SetRoute(number, "n1", 1, (0, 1, 2)),
             SetAcknowledged(number, (0,)),
-            SetRoute(number, "n2", 2, (1,)),
+            ClearRoute(number, (1,), 2),
+            SetRoute(number, "n2", 2, (1,), alone=True),
+            SetAcknowledged(number, (1,)),
+            SetPermitted(number, (1,), "run3"),
             SetOutcome(number, 2, Outcome.EXPIRED, "late", None),
             SetCancelled(number),
         )
@@ -98,8 +103,31 @@ def test_what_was_written_is_there_after_opening_again(tmp_path, clock):
         assert unended.cancelled
         assert unended.reservations == (
             Reservation(0, ReservationState.ACKNOWLEDGED, "n1"),
-            Reservation(1, ReservationState.SENT, "n2", 2, previous_nodes=frozenset({"n1"})),
+            Reservation(1, ReservationState.PERMITTED, "n2", 2, alone=True, incarnation="run3"),
         )
+
+
+def test_a_later_outcome_replaces_one_that_the_relay_has_decided(ledger):
+    number = accept(ledger, (0,)).number
+    write(ledger, SetRoute(number, "n1", 1, (0,)), SetOutcome(number, 0, Outcome.INTERRUPTED, "", None))
+
+    def replaced(node, outcome):
+        write(ledger, UpdateOutcome("DemoCam", "g", 0, node, 1, outcome, "why"))
+        [[visit]] = transact(ledger, [lambda ledger: ledger.find("g")])
+        return visit.outcomes[0].outcome
+
+    assert replaced("n2", Outcome.SUCCEEDED) is Outcome.INTERRUPTED
+    assert replaced("n1", Outcome.SUCCEEDED) is Outcome.SUCCEEDED
+    assert replaced("n1", Outcome.FAILED) is Outcome.SUCCEEDED
+
+
+def test_the_epoch_grows_with_each_start_whatever_the_clock_is(tmp_path, clock):
+    epochs, start = [], int(clock.tai())
+    for _ in range(3):
+        with closing(Ledger(tmp_path, clock)) as ledger:
+            epochs.append(ledger.epoch)
+        clock.advance(-1e6)
+    assert epochs == [start, start + 1, start + 2]
 
 
 def test_a_later_attempt_of_the_same_node_amends_an_outcome(ledger):

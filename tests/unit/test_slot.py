@@ -7,13 +7,14 @@ import pytest
 
 from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
 from ppdaemon.messages import (
+    Cross,
     Done,
     GiveUp,
     ImportsMeasured,
     Ingest,
     Ingested,
+    MayCross,
     Pipelines,
-    PointOfNoReturn,
     Prepare,
     Prepared,
     Process,
@@ -25,8 +26,10 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import (
+    AskToCross,
     CancelReceived,
     ClearDeadline,
+    CrossingAllowed,
     DeadlinePassed,
     ExposureListed,
     Finish,
@@ -48,6 +51,7 @@ from ppdaemon.node.slots.events import (
     SlotChanged,
     VisitAssigned,
     WipeRepo,
+    Withdrawn,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -65,11 +69,13 @@ CONFIG = WorkersConfig(
 )
 
 
+KEY = Key("DemoCam", "g", 3)
+
+
 def an_assignment(nimages=1, image_deadline=500.0):
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "nimages": nimages})
-    key = Key("DemoCam", "g", 3)
     pipelines = Pipelines(main=("a.yaml",))
-    return Assignment(key, visit, pipelines, image_deadline=image_deadline, expires_at=9999.0, quiet_s=10.0)
+    return Assignment(KEY, visit, pipelines, image_deadline=image_deadline, expires_at=9999.0, quiet_s=10.0)
 
 
 def a_raw(exposure=1, snaps=None):
@@ -596,27 +602,72 @@ def test_a_crash_may_be_retried_before_the_point_of_no_return(slot, state):
     assert "SIGSEGV" in slot.slot.note
 
 
-def test_a_crash_after_the_point_of_no_return_is_final(slot):
+def cross(slot, what="apdb"):
+    slot(MayCross(visit_number=1, what=what))
+    return slot(CrossingAllowed(what))
+
+
+@pytest.mark.parametrize("state", [S.PREPARING, S.PROCESSING, S.EXPORTING])
+def test_a_worker_waits_until_it_may_cross(slot, state):
+    slot.to(state)
+    assert AskToCross(KEY, "apdb") in slot(MayCross(visit_number=1, what="apdb"))
+    assert Send(Cross()) in slot(CrossingAllowed("apdb"))
+    assert slot(MayCross(visit_number=1, what="apdb2")) == [Send(Cross())]
+    assert slot(MayCross(visit_number=1, what="")) == [Send(Cross())]
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+
+
+def test_a_worker_that_may_complete_its_spool_asks_again_for_a_task(slot):
     slot.to(S.PROCESSING)
-    slot(PointOfNoReturn(visit_number=1, what="apdb"))
-    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+    assert cross(slot, "") == [Send(Cross())]
+    assert slot(MayCross(visit_number=1, what="apdb")) == [AskToCross(KEY, "apdb")]
+    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, True)]
 
 
-def test_a_point_of_no_return_that_is_sent_after_term_counts(slot):
-    slot.to(S.STOPPING)
-    slot(PointOfNoReturn(visit_number=1, what="apdb"))
-    assert finished(slot(WorkerDied(-9))) == [(Outcome.RUN_TIMEOUT, False)]
+def test_a_permit_that_comes_after_the_stop_lets_nothing_cross(slot):
+    slot.to(S.PROCESSING)
+    slot(MayCross(visit_number=1, what="apdb"))
+    slot(DeadlinePassed(), 9e9)
+    assert slot.slot.state == S.STOPPING
+    assert slot(CrossingAllowed("apdb")) == []
+    assert slot(MayCross(visit_number=1, what="apdb")) == []
+    assert finished(slot(WorkerDied(-15))) == [(Outcome.INTERRUPTED, True)]
 
 
-def test_a_point_of_no_return_is_accepted_in_every_state(slot):
-    slot.to(S.EXPORTING)
-    assert slot(PointOfNoReturn(visit_number=1, what="apdb")) == []
-    assert finished(slot(WorkerDied(-9))) == [(Outcome.CRASHED, False)]
+@pytest.mark.parametrize("state", [S.PROCESSING, S.EXPORTING])
+def test_a_worker_without_a_permit_waits_for_it_until_the_deadline_of_its_pipeline(slot, state):
+    """Fault 47: the relay is away."""
+    slot.to(state)
+    asked = slot(MayCross(visit_number=1, what=""), 5.0)
+    if state == S.EXPORTING:
+        (deadline,) = (action for action in asked if isinstance(action, SetDeadline))
+        assert deadline.at == slot.slot.assignment.run_until > 5.0 + slot.slot.config.times.export_s
+    slot(DeadlinePassed(), 9e9)
+    assert "the relay did not answer" in slot.slot.note
+    assert finished(slot(WorkerDied(-15))) == [(Outcome.INTERRUPTED, True)]
+
+
+@pytest.mark.parametrize("state", sorted({S.PREPARING, S.WAITING, S.RESCANNING, S.PROCESSING, S.EXPORTING}))
+def test_a_visit_that_was_given_to_another_node_ends_at_once(slot, state):
+    slot.to(state)
+    ended = slot(Withdrawn("moved"))
+    if state in (S.WAITING, S.RESCANNING):
+        assert finished(ended) == [(Outcome.CANCELLED, False)]
+        return
+    assert finished(slot(WorkerDied(-15))) == [(Outcome.CANCELLED, False)]
+
+
+@pytest.mark.parametrize("what", ["", "apdb"])
+def test_a_visit_that_has_crossed_is_not_withdrawn(slot, what):
+    slot.to(S.PROCESSING)
+    cross(slot, what)
+    assert slot(Withdrawn("moved")) == []
+    assert slot.slot.state == S.PROCESSING
 
 
 def test_a_failure_without_permanent_writes_may_be_retried(slot):
     slot.to(S.PROCESSING)
-    slot(PointOfNoReturn(visit_number=1, what="apdb"))
+    cross(slot)
     done = Done(visit_number=1, outcome=Outcome.FAILED, retriable=True, nothing_permanent=True)
     (finish,) = [action for action in slot(done) if isinstance(action, Finish)]
     assert (finish.retriable, finish.assignment.no_return) == (True, "")

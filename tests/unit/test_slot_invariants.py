@@ -10,7 +10,7 @@ from test_slot import CONFIG, a_raw, an_assignment
 from ppdaemon.messages import (
     Done,
     Ingested,
-    PointOfNoReturn,
+    MayCross,
     Prepared,
     RawRefused,
     Ready,
@@ -18,6 +18,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.slots.events import (
     CancelReceived,
+    CrossingAllowed,
     DeadlinePassed,
     ExposureListed,
     Finish,
@@ -34,6 +35,7 @@ from ppdaemon.node.slots.events import (
     Signal,
     VisitAssigned,
     WipeRepo,
+    Withdrawn,
     WorkerDied,
     WorkerForked,
     WorkerNotForked,
@@ -56,7 +58,8 @@ def events(visit_number):
             RawRefused(visit_number=visit_number, exposure=1, outcome=Outcome.BAD_RAW, reason="r"),
             StageReached(visit_number=visit_number, stage=Stage.PROCESSED, tai=1.0),
             StageReached(visit_number=visit_number, stage=Stage.FIRST_TASK, tai=1.0),
-            PointOfNoReturn(visit_number=visit_number, what="w"),
+            MayCross(visit_number=visit_number, what="w"),
+            MayCross(visit_number=visit_number, what=""),
             Done(visit_number=visit_number, outcome=Outcome.SUCCEEDED, spool="/s"),
             Done(visit_number=visit_number, outcome=Outcome.FAILED, retriable=True),
         ]
@@ -70,6 +73,9 @@ def events(visit_number):
             ExposureListed(2, included=False),
             RescanDone(),
             CancelReceived(),
+            Withdrawn("moved"),
+            CrossingAllowed("w"),
+            CrossingAllowed(""),
             DeadlinePassed(),
             MemorySampled(10),
             MemorySampled(1500),

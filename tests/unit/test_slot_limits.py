@@ -7,8 +7,9 @@ import pytest
 from test_slot import HARD, Driver, an_assignment, finished, without_notes
 
 from ppdaemon.config import MemoryConfig, TimesConfig, WorkersConfig
-from ppdaemon.messages import Done, PointOfNoReturn
+from ppdaemon.messages import Done, MayCross
 from ppdaemon.node.slots.events import (
+    CrossingAllowed,
     DeadlinePassed,
     MemorySampled,
     SetDeadline,
@@ -75,7 +76,8 @@ def test_the_cpu_time_of_an_idle_worker_is_not_counted(slot):
 def test_too_much_cpu_time_after_the_point_of_no_return_is_not_tried_again(slot):
     slot.to(S.PROCESSING)
     slot(MemorySampled(1, cpu_s=0.0))
-    slot(PointOfNoReturn(visit_number=1, what="apdb"))
+    slot(MayCross(visit_number=1, what="apdb"))
+    slot(CrossingAllowed("apdb"))
     slot(MemorySampled(1, cpu_s=61.0), 10.0)
     assert finished(slot(WorkerDied(-15), 11.0)) == [(Outcome.RUN_TIMEOUT, False)]
 

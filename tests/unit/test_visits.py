@@ -571,7 +571,7 @@ def test_exports_of_unknown_attempts_are_ignored(world):
 
 
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):
-    world.handle(Welcome(life="x", origin="relay", sent_tai=1.0, sequence=1))
+    world.handle(Welcome(life="x", epoch=1, origin="relay", sent_tai=1.0, sequence=1))
     assert world.of(ResendResults) == [ResendResults()]
 
 

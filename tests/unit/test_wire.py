@@ -124,7 +124,7 @@ def test_messages_of_a_node_survive_the_wire():
     results = Results(origin="n1", sent_tai=2.0, sequence=2, entries=(entry,))
     for message in (hello, results):
         assert decode(encode(message), FromNode, limit=10_000) == message
-    assert json.loads(encode(hello))["schema"] == 1
+    assert json.loads(encode(hello))["schema"] == 2
 
 
 def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
@@ -141,7 +141,7 @@ def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
 def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():
     refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     with pytest.raises(BadMessage, match="schema"):
-        decode(json.dumps(refusal | {"schema": 2}).encode(), FromRelay, limit=1000)
+        decode(json.dumps(refusal | {"schema": 1}).encode(), FromRelay, limit=1000)
     with pytest.raises(BadMessage, match="farewell"):
         decode(json.dumps(refusal | {"type": "farewell"}).encode(), FromRelay, limit=1000)
 
@@ -168,6 +168,31 @@ def test_numbers_that_no_database_takes_are_refused():
     seen = {"type": "results_seen", "origin": "r", "sent_tai": 1.0, "sequence": 1}
     with pytest.raises(BadMessage, match="entries"):
         decode(json.dumps(seen | {"entries": [["C", "g", 0, 1 << 63]]}).encode(), FromRelay, limit=1000)
+
+
+@pytest.mark.parametrize("adapter", [FromNode, FromRelay])
+def test_every_number_on_the_link_has_64_bits(adapter):
+    """One that SQLite does not take would end the relay or the node that writes it."""
+    schema = adapter.json_schema()
+    # A field with a validator has the names of pydantic in its schema.
+    without = [
+        name
+        for model in schema["$defs"].values()
+        for name, field in model.get("properties", {}).items()
+        for number in integers(field)
+        if not ({"minimum", "ge"} & set(number) and {"maximum", "exclusiveMaximum", "lt"} & set(number))
+    ]
+    assert without == []
+
+
+def integers(field):
+    """Return the integers in the schema of a field."""
+    if isinstance(field, list):
+        return [found for each in field for found in integers(each)]
+    if not isinstance(field, dict):
+        return []
+    free = field.get("type") == "integer" and not {"const", "enum"} & set(field)
+    return [field] * free + integers(list(field.values()))
 
 
 def test_a_newer_peer_may_add_fields():

@@ -19,7 +19,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.messages import Pipelines, PointOfNoReturn, Prepare, Process, Raw, StageReached
+from ppdaemon.messages import Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
@@ -56,7 +56,7 @@ class _StageTimes:
     def __init__(self) -> None:
         self.at_s: dict[Stage, float] = {}
 
-    def __call__(self, fact: StageReached | PointOfNoReturn) -> None:
+    def __call__(self, fact: StageReached) -> None:
         if isinstance(fact, StageReached):
             self.at_s[fact.stage] = time.perf_counter()
 

@@ -77,13 +77,15 @@ def write_spool(
     records: Iterable[DimensionRecord],
     chains: Mapping[str, tuple[str, ...]],
     failed: Callable[[], str] = str,
+    may_commit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write datasets and their manifest to the disk; return the spool folder, which appears complete.
 
     `fill` writes the files into the folder that it gets, and returns them; then
-    `failed` returns why others are missing. `records` are the dimension records
-    of the datasets. Of `chains`, runs without a file are left out. Raises
-    `OSError` if the folder cannot be written; then nothing of it is left.
+    `failed` returns why others are missing. `may_commit` is called before the
+    rename that completes it. `records` are the dimension records of the datasets.
+    Of `chains`, runs without a file are left out. Raises `OSError` if the folder
+    cannot be written; then nothing of it is left.
     """
     folder = spool / key.folder
     partial = spool / f"{key.folder}.part"  # not a valid name of a spool
@@ -104,6 +106,7 @@ def write_spool(
         # On the disk before the rename: a spool folder is complete, even after a power failure.
         for path in (*partial.iterdir(), partial):
             sync(path)
+        may_commit()
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # the disk is probably full: free the space

@@ -17,7 +17,7 @@ from lsst.sphgeom import Angle, Region
 
 from ppdaemon.config import EngineConfig
 from ppdaemon.errors import VisitFailed
-from ppdaemon.messages import PointOfNoReturn, StageReached
+from ppdaemon.messages import StageReached
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline, labels_named
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -45,7 +45,7 @@ _ROUNDING_DAYS = 1e-6
 
 
 class NoReturnReporter:
-    """Reports the first task and points of no return to the supervisor, before they are passed."""
+    """Reports the first task to the supervisor; waits at a point of no return until it may be passed."""
 
     def __init__(self, context: WorkerContext):
         self._context = context
@@ -69,8 +69,8 @@ class NoReturnReporter:
                     StageReached(stage=Stage.FIRST_TASK, tai=self._context.clock.tai(), detail=pending.pop())
                 )
             if label in permanent and label not in self.passed:
+                self._context.cross(label)
                 self.passed.add(label)
-                self._context.report(PointOfNoReturn(what=label))
 
         return before_task
 

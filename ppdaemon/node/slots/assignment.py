@@ -54,8 +54,15 @@ class Assignment:
     """Exposures whose file was replaced after the worker was ordered to ingest the former one."""
     avoid: int | None = None
     """The slot of the previous attempt: another one is preferred."""
+    at_door: str | None = None
+    """What the worker waits for: a task that must not be repeated, or a blank, the completion of its
+    spool; `None` if it does not wait."""
     no_return: str = ""
-    """The name that the worker reported before its first irrevocable write; blank before that."""
+    """The task before which the worker was allowed to write what must not be repeated; blank before that."""
+    may_spool: bool = False
+    """Whether the worker was allowed to complete its spool; always with `no_return`."""
+    run_until: float = -math.inf
+    """Monotonic seconds: the time limit of the pipeline, once it runs."""
 
     @property
     def snaps(self) -> int | None:

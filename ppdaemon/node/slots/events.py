@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppdaemon.messages import GiveUp, Ingest, Prepare, Process, Quit, Raw
+from ppdaemon.messages import Cross, GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.states import Outcome, SlotState, Stage
 
@@ -76,6 +76,20 @@ class CancelReceived:
     """The slot's visit will not be taken, or not by this node."""
 
     reason: str = "canceled by the telescope"
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The relay has ended the slot's visit-detector, or given it to another node."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CrossingAllowed:
+    """The worker may do the step that it waits for."""
+
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,7 @@ class Fork:
 class Send:
     """Send the worker an order."""
 
-    order: Prepare | Ingest | Process | GiveUp | Quit
+    order: Prepare | Ingest | Process | Cross | GiveUp | Quit
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +187,15 @@ class ClearDeadline:
 @dataclass(frozen=True, slots=True)
 class WipeRepo:
     """Close the dead worker's channel, kill its remaining descendants, delete its repo."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskToCross:
+    """Ask whether the worker may do a step that must be done on one node only."""
+
+    key: Key
+    what: str
+    """A task, or a blank: the completion of the spool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +282,7 @@ Action = (
     | SetDeadline
     | ClearDeadline
     | WipeRepo
+    | AskToCross
     | RescanRaws
     | NoteStage
     | NoteMeasurements

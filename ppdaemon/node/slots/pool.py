@@ -36,7 +36,14 @@ REAPED_WAIT_S = 0.2
 AVOIDABLE = frozenset({"leftovers", "memory"})
 """Causes of a new worker that depend on tasks and configuration."""
 
-VisitAction = events.Finish | events.NoteStage | events.NoteMeasurements | events.NoteRaw | events.RescanRaws
+VisitAction = (
+    events.Finish
+    | events.AskToCross
+    | events.NoteStage
+    | events.NoteMeasurements
+    | events.NoteRaw
+    | events.RescanRaws
+)
 
 
 @dataclass(eq=False)
@@ -253,6 +260,7 @@ class Pool:
                     | events.NoteMeasurements()
                     | events.NoteRaw()
                     | events.RescanRaws()
+                    | events.AskToCross()
                 ):
                     self.post(action)
                 case events.SlotChanged():

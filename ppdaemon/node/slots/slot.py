@@ -266,10 +266,11 @@ class Slot:
 
     def _process(self, now: float) -> Actions:
         current = self._current
+        self.assignment = replace(current, run_until=now + self.config.times.run_s)
         return [
             events.NoteStage(current.key, Stage.INGESTED),
             events.Send(messages.Process(exposures=current.ingested, partial=current.partial)),
-            *self._enter(S.PROCESSING, now, now + self.config.times.run_s),
+            *self._enter(S.PROCESSING, now, self._current.run_until),
         ]
 
     def _rescan(self, event: events.DeadlinePassed, now: float) -> Actions:
@@ -321,10 +322,35 @@ class Slot:
             return [*notes, *self._enter(S.EXPORTING, now, now + self.config.times.export_s)]
         return notes
 
-    def _record_no_return(self, event: messages.PointOfNoReturn, now: float) -> Actions:
-        if self.assignment is not None and not self.assignment.no_return:
-            self.assignment = replace(self.assignment, no_return=event.what)
-        return []
+    def _ask_to_cross(self, event: messages.MayCross, now: float) -> Actions:
+        current = self._current
+        if current.no_return or (current.may_spool and not event.what):
+            return [events.Send(messages.Cross())]
+        self.assignment = replace(current, at_door=event.what)
+        asked: Actions = [events.AskToCross(current.key, event.what)]
+        if self.state == S.EXPORTING:  # a spool waits no less than a task
+            asked.append(events.SetDeadline(max(current.run_until, now + self.config.times.export_s)))
+        return asked
+
+    def _cross(self, event: events.CrossingAllowed, now: float) -> Actions:
+        current = self._current
+        if current.at_door != event.what:
+            return []
+        self.assignment = replace(current, at_door=None, no_return=event.what, may_spool=True)
+        crossing: Actions = [events.Send(messages.Cross())]
+        if self.state == S.EXPORTING:
+            crossing.append(events.SetDeadline(now + self.config.times.export_s))
+        return crossing
+
+    def _withdraw(self, event: events.Withdrawn, now: float) -> Actions:
+        """End a visit that this node may not finish, unless it has written something already."""
+        if self._current.may_spool:
+            return []
+        pending = PendingOutcome(Outcome.CANCELLED, event.reason, retriable=False)
+        return self._stop(pending, "its visit was withdrawn by the relay", now)
+
+    def _withdraw_waiting(self, event: events.Withdrawn, now: float) -> Actions:
+        return self._cancel(events.CancelReceived(event.reason), now)
 
     def _finish_visit(self, event: messages.Done, now: float) -> Actions:
         done = self._finish_done(event)
@@ -359,10 +385,18 @@ class Slot:
         return self._stop_overdue(Outcome.PREPARE_TIMEOUT, "preparation", self.config.times.prepare_s, now)
 
     def _stop_slow_run(self, event: events.DeadlinePassed, now: float) -> Actions:
+        if self._current.at_door is not None:
+            return self._stop_without_permit(now)
         return self._stop_overdue(Outcome.RUN_TIMEOUT, "the pipeline", self.config.times.run_s, now)
 
     def _stop_slow_export(self, event: events.DeadlinePassed, now: float) -> Actions:
+        if self._current.at_door is not None:
+            return self._stop_without_permit(now)
         return self._stop_overdue(Outcome.EXPORT_TIMEOUT, "spooling", self.config.times.export_s, now)
+
+    def _stop_without_permit(self, now: float) -> Actions:
+        text = f"no permit for {self._current.at_door or 'its outputs'} in time: the relay did not answer"
+        return self._stop(PendingOutcome(Outcome.INTERRUPTED, text, retriable=True), text, now)
 
     def _kill_after_grace(self, event: events.DeadlinePassed, now: float) -> Actions:
         return self._kill(now)
@@ -630,6 +664,8 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.PREPARING, messages.StageReached): Slot._record_stage,
     (S.PREPARING, messages.Done): Slot._finish_visit,
     (S.PREPARING, events.CancelReceived): Slot._cancel_preparing,
+    (S.WAITING, events.Withdrawn): Slot._withdraw_waiting,
+    (S.RESCANNING, events.Withdrawn): Slot._withdraw_waiting,
     (S.PREPARING, events.DeadlinePassed): Slot._stop_slow_prepare,
     (S.WAITING, events.DeadlinePassed): Slot._rescan,
     (S.RESCANNING, events.RescanDone): Slot._end_rescan,
@@ -688,8 +724,17 @@ _ALIVE = {
         (events.MemorySampled, Slot._check_limits),
     )
 }
+_RUNNING = {
+    (state, event): rule
+    for state in (S.PREPARING, S.PROCESSING, S.EXPORTING)
+    for event, rule in (
+        (messages.MayCross, Slot._ask_to_cross),
+        (events.CrossingAllowed, Slot._cross),
+        (events.Withdrawn, Slot._withdraw),
+    )
+}
 # `TABLE` last: the rows of a single state take precedence.
-TABLE = _ALIVE | _WAITING | TABLE
+TABLE = _ALIVE | _WAITING | _RUNNING | TABLE
 
 ANY_STATE: dict[type, Handler] = {
     # A raw, a list, a cancellation or a sample may arrive after the end of its
@@ -701,7 +746,8 @@ ANY_STATE: dict[type, Handler] = {
     events.DeadlinePassed: Slot._ignore,
     events.MemorySampled: Slot._record_usage,
     events.ProtocolViolation: Slot._stop_faulty,
-    messages.PointOfNoReturn: Slot._record_no_return,
+    events.CrossingAllowed: Slot._ignore,
+    events.Withdrawn: Slot._ignore,
     messages.ImportsMeasured: Slot._note_imports,
     events.RetireRequested: Slot._retire_later,
     events.KillRequested: Slot._kill_now,

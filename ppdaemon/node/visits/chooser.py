@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.messages import CancelVisit, ReserveVisit, ResultsSeen, Welcome
-from ppdaemon.node.visits.model import Reserved
+from ppdaemon.messages import ReserveVisit
+from ppdaemon.node.visits.model import FromLink, Reserved
 from ppdaemon.selection import PipelineChoice, Selector
 from ppdaemon.visit import NextVisit
 
@@ -28,7 +28,7 @@ class PipelineChooser:
     def __init__(self, config: NodeConfig, post: Callable[[object], None], count: Counter[str]):
         self._post = post
         self._count = count
-        self._messages: asyncio.Queue[ReserveVisit | CancelVisit | ResultsSeen | Welcome] = asyncio.Queue()
+        self._messages: asyncio.Queue[FromLink] = asyncio.Queue()
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self.reconfigure(config)
 
@@ -36,7 +36,7 @@ class PipelineChooser:
         """Use the rules of another configuration from now on."""
         self._selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
 
-    def receive(self, message: ReserveVisit | CancelVisit | ResultsSeen | Welcome) -> None:
+    def receive(self, message: FromLink) -> None:
         """Queue a message of the relay."""
         self._messages.put_nowait(message)
 

@@ -24,15 +24,33 @@ from typing import Any
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import CancelVisit, Exported, Raw, ReserveVisit, ResultEntry, ResultsSeen, Welcome
+from ppdaemon.messages import (
+    CancelVisit,
+    DetectorsOfVisit,
+    Exported,
+    PermitRefused,
+    Permitted,
+    Raw,
+    ReserveVisit,
+    ResultEntry,
+    ResultsSeen,
+    Welcome,
+)
 from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector, snapshot
-from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason, requeue_row, requeue_warning
+from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
+from ppdaemon.node.visits.requeue import (
+    REQUEUED,
+    RETURNED,
+    WITHDRAWN,
+    refusal_reason,
+    requeue_row,
+    requeue_warning,
+)
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
@@ -81,6 +99,10 @@ class Visits:
         self._unmatched: deque[Raw] = deque(maxlen=MAX_UNMATCHED)
         self._recording_raws = False
         self._rescans: dict[model.VisitKey, list[Key]] = {}
+        self._connected = False
+        """Whether a relay answers."""
+        self._asked: dict[Key, VisitDetector] = {}
+        """Those whose permits were asked for and not answered."""
 
     def handle(self, event: object, now: model.Now) -> model.Effects:
         """Return the effects of an event."""
@@ -88,6 +110,7 @@ class Visits:
         effects = model.Effects()
         _RULES[type(event)](self, event, effects)
         effects.write_soon = self.open.changed
+        effects.ask_again = bool(self._asked)
         return effects
 
     # --- reservations ----------------------------------------------------
@@ -105,7 +128,16 @@ class Visits:
             effects.actions.append(model.Refuse(message, message.detectors, text, final=True))
             return
         served = self._served.get(visit.instrument, frozenset())
-        detectors = tuple(detector for detector in message.detectors if detector in served)
+        withdrawn = tuple(
+            detector
+            for detector in message.detectors
+            if (visit_detector := self.open.find(visit.instrument, visit.group, detector)) is not None
+            and visit_detector.withdrawn
+        )
+        if withdrawn:
+            text = "the previous attempt is being withdrawn"
+            effects.actions.append(model.Refuse(message, withdrawn, text, final=False))
+        detectors = tuple(d for d in message.detectors if d in served and d not in withdrawn)
         unserved = tuple(detector for detector in message.detectors if detector not in served)
         if unserved:
             text = f"{visit.instrument} {list(unserved)} are not served here"
@@ -151,8 +183,8 @@ class Visits:
 
     def _write_committed(self, event: model.WriteCommitted, effects: model.Effects) -> None:
         match event.write, event.result:
-            case model.Accept() as accept, list() as new:
-                self._accept(accept, new, effects)
+            case model.Accept() as accept, list() as attempts:
+                self._accept(accept, attempts, effects)
             case model.Requeue() as requeue, _:
                 self._requeued(requeue, effects)
             case model.RecordLateRaws(), (int() as late, int() as unmatched):
@@ -177,26 +209,29 @@ class Visits:
                 effects.actions += [model.Export(spool) for spool in spools]
                 effects.actions.append(model.Reply(request, (), refused=event.reason))
 
-    def _accept(self, accept: model.Accept, new: list[bool], effects: model.Effects) -> None:
+    def _accept(self, accept: model.Accept, attempts: list[int | None], effects: model.Effects) -> None:
         detectors = tuple(entry.key.detector for entry in accept.entries)
         message, chosen = accept.reserved.message, accept.reserved.chosen
         effects.actions.append(model.Acknowledge(message, detectors))
         ended = []
-        for entry, fresh in zip(accept.entries, new, strict=True):
+        for entry, attempt in zip(accept.entries, attempts, strict=True):
             visit = self.open.find(*entry.key[:3])
-            if fresh:
+            if attempt is not None:
                 if visit is None or visit.entry is not entry:
                     # It was open because of an earlier message, whose write
                     # has failed in the meantime.
                     visit = self._open_reserved(entry, _age_s(message), chosen[entry.key.detector])
+                entry.key = entry.key._replace(attempt=attempt)
+                visit.assignment = replace(visit.assignment, key=entry.key)
                 self._admit(visit, effects)
             elif visit is None:
                 ended.append(entry.key)
             elif visit.phase is Phase.RESERVED and visit.entry is entry:
                 self._close_reserved(visit, effects)
                 ended.append(entry.key)
-            else:
-                visit.entry.asked = max(visit.entry.asked, entry.key.attempt)
+            elif entry.key.attempt > visit.entry.asked:
+                visit.entry.asked = entry.key.attempt
+                self._forget_permit(visit, effects)
         if ended:  # the relay has not received their outcomes
             effects.writes.append(model.MarkUnreported(tuple(ended)))
             effects.actions.append(model.ResendResults())
@@ -225,10 +260,14 @@ class Visits:
             effects.actions.append(model.Enqueue(visit.assignment))
 
     def _cancel(self, event: CancelVisit, effects: model.Effects) -> None:
-        reason = events.CancelReceived().reason if event.detectors is None else WITHDRAWN
         for visit in self.open.in_group(event.instrument, event.group):
-            if event.detectors is not None and visit.key.detector not in event.detectors:
+            if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
+            if event.detectors is not None:
+                if visit.key.detector in event.detectors:
+                    self._withdraw(visit, effects)
+                continue
+            reason = events.CancelReceived().reason
             match visit.phase:
                 case Phase.RESERVED:
                     visit.cancelled = reason
@@ -236,11 +275,101 @@ class Visits:
                     effects.actions.append(model.Dequeue(visit.key))
                     self._end(visit, Outcome.CANCELLED, reason, effects)
                 case Phase.ASSIGNED | Phase.RECOVERING:
-                    # A canceled visit with raws was observed nevertheless and
-                    # may be retried; a withdrawn one may run on another node.
-                    if event.detectors is not None or not visit.raws:
+                    # A canceled visit with raws was observed nevertheless and may be retried.
+                    if not visit.raws:
                         visit.cancelled = reason
                     self._to_slot(visit, events.CancelReceived(reason), effects)
+
+    def _withdraw(self, visit: VisitDetector, effects: model.Effects) -> None:
+        """End a visit-detector that this node may not finish, unless it has crossed."""
+        self._asked.pop(visit.key, None)
+        visit.withdrawn, visit.cancelled, visit.permit = True, WITHDRAWN, Permit.NONE
+        match visit.phase:
+            case Phase.QUEUED:
+                effects.actions.append(model.Dequeue(visit.key))
+                self._end(visit, Outcome.CANCELLED, WITHDRAWN, effects)
+            case Phase.ASSIGNED:
+                self._to_slot(visit, events.Withdrawn(WITHDRAWN), effects)
+
+    # --- permits ---------------------------------------------------------
+
+    def _ask_permit(self, visit: VisitDetector, effects: model.Effects) -> None:
+        """Ask for a permit, unless it was asked for, or none is needed."""
+        if visit.permit is not Permit.NONE or visit.withdrawn:
+            return
+        if self._needs_no_permit(visit):
+            visit.permit = Permit.GRANTED
+            return
+        visit.permit = Permit.ASKED
+        self._asked[visit.key] = visit
+        effects.actions.append(model.AskPermits((visit.of_relay,)))
+
+    def _needs_no_permit(self, visit: VisitDetector) -> bool:
+        """Return whether no other node can have a visit-detector: there is no relay, or it gives what it
+        has sent here to nobody, or it has closed the visit, and an operator repeats it here.
+        """
+        relay = self.config.relay
+        alone = relay.alone == "cross" and not self._connected
+        return relay.address is None or alone or REQUEUED in visit.entry.figures
+
+    def _permitted(self, event: Permitted, effects: model.Effects) -> None:
+        for visit in self._named(event.visits):
+            if not visit.withdrawn:
+                self._grant(visit, effects)
+
+    def _grant(self, visit: VisitDetector, effects: model.Effects) -> None:
+        self._asked.pop(visit.key, None)
+        visit.permit = Permit.GRANTED
+        self._let_cross(visit, effects)
+
+    def _permit_refused(self, event: PermitRefused, effects: model.Effects) -> None:
+        for visit in self._named(event.visits):
+            if not visit.entry.no_return:
+                self._withdraw(visit, effects)
+
+    def _named(self, visits: Iterable[DetectorsOfVisit]) -> list[VisitDetector]:
+        """Return the open visit-detectors that a message of the relay names, in these attempts."""
+        found = (
+            (self.open.find(named.instrument, named.group, detector), named.attempt)
+            for named in visits
+            for detector in named.detectors
+        )
+        return [visit for visit, asked in found if visit is not None and visit.entry.asked == asked]
+
+    def _forget_permit(self, visit: VisitDetector, effects: model.Effects) -> None:
+        """Ask again: the relay has reserved a visit-detector once more, as another attempt."""
+        self._asked.pop(visit.key, None)
+        if not visit.entry.no_return and visit.permit is not Permit.NONE:
+            visit.permit = Permit.NONE
+            self._ask_permit(visit, effects)
+
+    def _crossing_asked(self, event: events.AskToCross, effects: model.Effects) -> None:
+        visit = self.open.get(event.key)
+        if visit is None or visit.phase is not Phase.ASSIGNED:
+            return
+        visit.at_door = event.what
+        self._ask_permit(visit, effects)
+        self._let_cross(visit, effects)
+
+    def _let_cross(self, visit: VisitDetector, effects: model.Effects) -> None:
+        """Let the worker of a visit-detector cross when that is in the journal."""
+        if visit.at_door is None or visit.permit is not Permit.GRANTED:
+            return
+        what, visit.at_door = visit.at_door, None
+        if what:  # a spool on disk is itself the record
+            visit.entry.no_return = what
+            effects.writes.append(model.Update((self.open.take_change(visit.entry),)))
+        self._to_slot(visit, events.CrossingAllowed(what), effects)
+
+    def _relay_lost(self, event: model.RelayLost, effects: model.Effects) -> None:
+        self._connected = False
+        for visit in list(self._asked.values()):
+            if self._needs_no_permit(visit):
+                self._grant(visit, effects)
+
+    def _repeat_asking(self, event: object, effects: model.Effects) -> None:
+        if self._asked:
+            effects.actions.append(model.AskPermits(tuple(visit.of_relay for visit in self._asked.values())))
 
     # --- raws ------------------------------------------------------------
 
@@ -363,6 +492,8 @@ class Visits:
         if visit := self.open.get(event.key):
             assert event.tai is not None, event
             self._reached(visit, event.stage, event.tai)
+            if event.stage is Stage.INGESTED:  # long before the permit is needed
+                self._ask_permit(visit, effects)
 
     def _note_figures(self, event: events.NoteMeasurements, effects: model.Effects) -> None:
         if visit := self.open.get(event.key):
@@ -466,6 +597,7 @@ class Visits:
             ", retrying" if again else "",
         )
         self.open.remove(visit)
+        self._asked.pop(entry.key, None)
         if again:
             self._retry(visit, effects)
         else:
@@ -474,7 +606,8 @@ class Visits:
 
     def _may_retry(self, visit: VisitDetector) -> bool:
         in_time = self._now.mono < visit.assignment.expires_at
-        more = visit.key.attempt < self.config.workers.attempts
+        # The relay's numbers are not attempts of this node.
+        more = visit.key.attempt - visit.entry.asked + 1 < self.config.workers.attempts
         return visit.entry.retriable and in_time and more and not self._stopping
 
     def _close(self, entry: model.JournalEntry, missed: Iterable[Raw], effects: model.Effects) -> None:
@@ -497,7 +630,8 @@ class Visits:
         assignment = replace(assignment, image_deadline=max(assignment.image_deadline, earliest))
         entry = self._next(before.entry)
         effects.writes.append(model.Retry(self.open.take_change(before.entry), snapshot(entry)))
-        self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws))
+        permit = Permit.GRANTED if before.permit is Permit.GRANTED else Permit.NONE
+        self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws, permit=permit))
         if not before.raws:  # they may have arrived in a previous run
             self._request_rescan(entry.key, effects)
         effects.actions.append(model.Enqueue(assignment))
@@ -546,6 +680,8 @@ class Visits:
             effects.actions.append(model.Reply(event.request, tuple(rows)))
             return
         again = tuple(self._next(entry) for entry in before)
+        for entry in again:
+            entry.figures[REQUEUED] = True
         for entry, old in zip(again, before, strict=True):
             self._open_reserved(entry, 0.0, event.chosen[old.key])
         spools = tuple(spool for entry in before if (spool := event.spools.get(entry.key)))
@@ -586,7 +722,9 @@ class Visits:
         effects.writes.append(model.MarkReported(event.entries))
 
     def _welcome(self, event: Welcome, effects: model.Effects) -> None:
+        self._connected = True
         effects.actions.append(model.ResendResults())
+        self._repeat_asking(event, effects)
 
     def _mark_exported(self, event: Exported, effects: model.Effects) -> None:
         names = {spool: self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.spools}
@@ -632,6 +770,8 @@ def _result(entry: model.JournalEntry) -> ResultEntry:
         attempt=max(entry.key.attempt, entry.asked),
         outcome=entry.outcome or Outcome.INTERRUPTED,
         reason=entry.reason,
+        asked=entry.asked,
+        returned=entry.reason in RETURNED or None,
     )
 
 
@@ -640,6 +780,11 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     model.AssignmentRefused: Visits._assignment_refused,
     model.AttemptRecovered: Visits._recover,
     CancelVisit: Visits._cancel,
+    events.AskToCross: Visits._crossing_asked,
+    model.PermitsDue: Visits._repeat_asking,
+    Permitted: Visits._permitted,
+    PermitRefused: Visits._permit_refused,
+    model.RelayLost: Visits._relay_lost,
     Drop: Visits._drop,
     ExpectedSensors: Visits._exposure_listed,
     Exported: Visits._mark_exported,

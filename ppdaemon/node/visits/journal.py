@@ -9,13 +9,14 @@ thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, assert_never
 
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.requeue import RETURNED
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -157,25 +158,31 @@ class Journal(SqliteFile):
                     assert_never(write)
         return None
 
-    def _accept(self, entry: model.JournalEntry) -> bool:
-        """Insert a visit-detector and return `True`, or return `False` if the
+    def _accept(self, entry: model.JournalEntry) -> int | None:
+        """Insert a visit-detector and return the number of its attempt, or return `None` if the
         journal has it. A canceled one is inserted again if the relay requests a
         later attempt than any before: a repeated message must not be a second visit.
         """
-        *visit_detector, attempt = entry.key
+        *visit_detector, asked = entry.key
         known = self._db.execute(
             f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
-            " AND (max(attempt, asked) >= ? OR outcome IS NOT ?)",
-            (*visit_detector, attempt, Outcome.CANCELLED),
+            # Neither final nor open: a retry followed.
+            " AND (asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))",
+            (*visit_detector, asked, Outcome.CANCELLED),
         ).fetchone()
         if known is None:
-            self._insert(entry)
-        else:
-            self._db.execute(
-                f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_VISIT_DETECTOR}",
-                (attempt, *visit_detector),
-            )
-        return known is None
+            # The node's own retries have numbers, too.
+            (last,) = self._db.execute(
+                f"SELECT coalesce(max(attempt), 0) FROM attempt WHERE {_IS_VISIT_DETECTOR}", visit_detector
+            ).fetchone()
+            attempt: int = max(asked, last + 1)
+            self._insert(replace(entry, key=entry.key._replace(attempt=attempt)))
+            return attempt
+        self._db.execute(
+            f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_VISIT_DETECTOR}",
+            (asked, *visit_detector),
+        )
+        return None
 
     def _requeue(self, before: model.JournalEntry, entry: model.JournalEntry) -> None:
         """Insert one more attempt at a visit-detector whose outcome was final,
@@ -193,8 +200,12 @@ class Journal(SqliteFile):
         visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
         self._db.execute(
             "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
-            " asked) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*entry.key, visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
+            " asked, figures) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *entry.key,
+                *(visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
+                json.dumps(entry.figures),
+            ),
         )
 
     def _update(self, *entries: model.JournalEntry) -> None:
@@ -271,7 +282,7 @@ class Journal(SqliteFile):
         """
         return self._entries(
             "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid, asked FROM attempt AS this"
+            " shutter_close_tai, no_return, slot, pid, asked, figures FROM attempt AS this"
             " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
             " WHERE next.instrument = this.instrument AND next.grp = this.grp"
             " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
@@ -285,11 +296,11 @@ class Journal(SqliteFile):
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
         rows = self._rows(
-            'SELECT instrument, grp AS "group", detector, max(attempt, asked) AS attempt, outcome, reason'
-            " FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
+            'SELECT instrument, grp AS "group", detector, max(attempt, asked) AS attempt, outcome, reason,'
+            " asked FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
             limit,
         )
-        return [ResultEntry(**row) for row in rows]
+        return [ResultEntry(**row, returned=row["reason"] in RETURNED or None) for row in rows]
 
     def late(self, limit: int) -> list[LateRow]:
         """Return late raws that no attempt has used, the newest first."""

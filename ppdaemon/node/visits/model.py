@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppdaemon.messages import Raw, ReserveVisit, ResultEntry
+from ppdaemon.messages import (
+    CancelVisit,
+    DetectorsOfVisit,
+    PermitRefused,
+    Permitted,
+    Raw,
+    ReserveVisit,
+    ResultEntry,
+    ResultsSeen,
+    Welcome,
+)
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.reports import RequeueRow
@@ -60,7 +70,7 @@ class JournalEntry:
 
 
 # --- events ------------------------------------------------------------------
-# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome` and `Exported` of
+# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome`, `Permitted`, `PermitRefused` and `Exported` of
 # `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the
 # scheduler, and the actions of slots that concern their visit
 # (`ppdaemon.node.slots.events`).
@@ -154,6 +164,20 @@ class StopStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PermitsDue:
+    """Permits that were not answered are asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLost:
+    """The relay does not answer any more."""
+
+
+type FromLink = ReserveVisit | CancelVisit | Permitted | PermitRefused | ResultsSeen | Welcome | RelayLost
+"""Messages of the relay about visits, and its loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class WriteDue:
     """Changes that need no immediate commit were collected long enough."""
 
@@ -186,7 +210,7 @@ class WriteFailed:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Insert attempts; the result is which of them are new (`list` [`bool`])."""
+    """Insert attempts; the result is the number of each new one (`list` [`int` or `None`])."""
 
     reserved: Reserved
     entries: tuple[JournalEntry, ...]
@@ -293,6 +317,13 @@ class ResendResults:
 
 
 @dataclass(frozen=True, slots=True)
+class AskPermits:
+    """Ask the relay for permits; `Permitted` or `PermitRefused` follows."""
+
+    visits: tuple[DetectorsOfVisit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SendToSlot:
     """Send a slot an event of its visit, if it still has that attempt."""
 
@@ -381,6 +412,7 @@ type Action = (
     | Refuse
     | SendResults
     | ResendResults
+    | AskPermits
     | SendToSlot
     | Enqueue
     | Dequeue
@@ -403,6 +435,8 @@ class Effects:
     actions: list[Action] = field(default_factory=list)
     write_soon: bool = False
     """Whether rows have changed that may be committed later with others."""
+    ask_again: bool = False
+    """Whether permits were asked for that have no answer."""
 
 
 class Now(NamedTuple):

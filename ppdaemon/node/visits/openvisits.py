@@ -5,15 +5,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Literal
 
-from ppdaemon.messages import Raw
+from ppdaemon.messages import DetectorsOfVisit, HeldDetectors, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
 from ppdaemon.node.visits.model import JournalEntry, VisitKey
 from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.states import Stage
 
-__all__ = ("OpenVisits", "Phase", "VisitDetector", "snapshot")
+__all__ = ("OpenVisits", "Permit", "Phase", "VisitDetector", "snapshot")
 
 
 class Phase(Enum):
@@ -27,6 +28,14 @@ class Phase(Enum):
     """A slot has it: ``entry.slot``."""
     RECOVERING = auto()
     """Its worker has ended; its leftovers on disk are being read."""
+
+
+class Permit(Enum):
+    """Whether something permanent may be written for a visit-detector."""
+
+    NONE = auto()
+    ASKED = auto()
+    GRANTED = auto()
 
 
 @dataclass(slots=True)
@@ -44,11 +53,31 @@ class VisitDetector:
     """Why no pipeline is configured for it; blank if there is one."""
     finish: Finish | None = None
     """The slot's report of the end, in phase RECOVERING."""
+    permit: Permit = Permit.NONE
+    at_door: str | None = None
+    """What its worker waits for, see `~ppdaemon.node.slots.events.AskToCross`."""
+    withdrawn: bool = False
+    """Whether the relay has ended it, or given it to another node."""
 
     @property
     def key(self) -> Key:
         """The key of the current attempt."""
         return self.entry.key
+
+    @property
+    def state(self) -> Literal["held", "permitted", "crossed"]:
+        """What the relay must know: what may have been written."""
+        if self.entry.no_return:
+            return "crossed"
+        return "permitted" if self.permit is Permit.GRANTED else "held"
+
+    @property
+    def of_relay(self) -> DetectorsOfVisit:
+        """Its name in messages to and from the relay."""
+        instrument, group, detector, _ = self.key
+        return DetectorsOfVisit(
+            instrument=instrument, group=group, attempt=self.entry.asked, detectors=(detector,)
+        )
 
 
 class OpenVisits:
@@ -93,6 +122,20 @@ class OpenVisits:
         """Return the open detectors of a visit, sorted."""
         detectors = self._groups.get((instrument, group), ())
         return [self._open[instrument, group, detector] for detector in sorted(detectors)]
+
+    def held(self) -> tuple[HeldDetectors, ...]:
+        """Return what the journal has, for the relay."""
+        found: dict[tuple[str, str, int, str], list[int]] = defaultdict(list)
+        for visit in self._open.values():
+            if visit.phase is not Phase.RESERVED:
+                instrument, group, detector, _ = visit.key
+                found[instrument, group, visit.entry.asked, visit.state].append(detector)
+        return tuple(
+            HeldDetectors(
+                instrument=instrument, group=group, attempt=asked, detectors=tuple(detectors), state=state
+            )
+            for (instrument, group, asked, state), detectors in found.items()
+        )
 
     def expected(self) -> list[ExpectedRaws]:
         """Return one item for each visit with detectors that wait for raws."""

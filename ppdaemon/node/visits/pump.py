@@ -19,7 +19,7 @@ from typing import Any, assert_never
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import ResultEntry
+from ppdaemon.messages import DetectorsOfVisit, ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.processes.exporter import ExporterProcess
@@ -39,6 +39,8 @@ __all__ = ("Inbox", "VisitPump")
 
 _LOG = logging.getLogger(__name__)
 
+ASK_AGAIN_S = 1.0
+"""A permit that was not answered is asked for again."""
 BATCH_S = 0.05
 """Changes that need no immediate commit are collected this long: the stages of
 many detectors come in bursts."""
@@ -101,7 +103,9 @@ class VisitPump:
         self._numbers = itertools.count()
         self._replies: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
         self._results: list[ResultEntry] = []
+        self._asking: list[DetectorsOfVisit] = []
         self._write_timer: asyncio.TimerHandle | None = None
+        self._ask_timer: asyncio.TimerHandle | None = None
         self._uncommitted_outcomes = 0
 
     @property
@@ -186,6 +190,12 @@ class VisitPump:
             self._perform(effects)
         if effects.write_soon and self._write_timer is None:
             self._write_timer = self._loop.call_later(BATCH_S, self._write_due)
+        if effects.ask_again and self._ask_timer is None:
+            self._ask_timer = self._loop.call_later(ASK_AGAIN_S, self._ask_due)
+
+    def _ask_due(self) -> None:
+        self._ask_timer = None
+        self.inbox.post(model.PermitsDue())
 
     def _write_due(self) -> None:
         self._write_timer = None
@@ -273,6 +283,8 @@ class VisitPump:
                 self.relay.send_refused(message, detectors, reason, final=final)
             case model.SendResults(entries=entries):
                 self._report(entries)
+            case model.AskPermits(visits=visits):
+                self._ask(visits)
             case model.ResendResults():
                 self.run_in_background(self.resend_results())
             case model.Enqueue(assignment=assignment):
@@ -315,6 +327,16 @@ class VisitPump:
         if not self._results:
             self._loop.call_soon(self._send_results)
         self._results += entries
+
+    def _ask(self, visits: Sequence[DetectorsOfVisit]) -> None:
+        """Ask for permits in one message with others of the same moment."""
+        if not self._asking:
+            self._loop.call_soon(self._send_asking)
+        self._asking += visits
+
+    def _send_asking(self) -> None:
+        self.relay.ask_permits(self._asking)
+        self._asking = []
 
     def _send_results(self) -> None:
         self.relay.send_results(self._results)

@@ -8,7 +8,7 @@ and its messages to them are lost without an error.
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +22,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.visits.model import FromLink, RelayLost
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
@@ -42,9 +43,8 @@ closed first."""
 LONGEST_PAUSE_S = 30.0
 """Limit of the growing pauses between further attempts."""
 
-type OnMessage = Callable[
-    [messages.ReserveVisit | messages.CancelVisit | messages.ResultsSeen | messages.Welcome], None
-]
+MAX_PERMITS_PER_MESSAGE = 2000
+"""Visit-detectors in one message, whose answer is far below the size limit of a node."""
 
 
 @dataclass(eq=False)
@@ -52,8 +52,8 @@ class RelayClient:
     """Keeps the connection to one relay.
 
     ``incarnation`` is the nonce of this run; ``on_message`` is called in the
-    event loop with messages about visits; ``count`` counts invalid messages;
-    ``keys`` are those of an encrypted connection.
+    event loop with messages about visits, and when the relay does not answer any
+    more; ``count`` counts invalid messages; ``keys`` are those of an encrypted connection.
     """
 
     link: RelayLink
@@ -63,8 +63,10 @@ class RelayClient:
     capacity: int
     clock: Clock
     context: zmq.asyncio.Context
-    on_message: OnMessage
+    on_message: Callable[[FromLink], None]
     count: Counter[str]
+    held: Callable[[], tuple[messages.HeldDetectors, ...]] = tuple
+    """Returns what the node holds."""
     keys: ClientKeys | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class RelayClient:
         self._monitor: ConnectionMonitor | None = None
         self._sequence = 0
         self._relay: str | None = None
+        self._epoch = 0
+        """The highest epoch of a relay so far."""
         self._problem = ""
         self._last_received = 0.0
         self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
@@ -142,6 +146,20 @@ class RelayClient:
             for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
                 self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
 
+    def ask_permits(self, visits: Sequence[messages.DetectorsOfVisit]) -> None:
+        """Ask to write permanently for visit-detectors."""
+        if not self.connected:
+            return
+        detectors: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+        for visit in visits:
+            detectors[visit.instrument, visit.group, visit.attempt] += visit.detectors
+        merged = [
+            messages.DetectorsOfVisit(instrument=name, group=group, attempt=attempt, detectors=tuple(found))
+            for (name, group, attempt), found in detectors.items()
+        ]
+        for first in range(0, len(merged), MAX_PERMITS_PER_MESSAGE):
+            self._send(messages.PermitRequest, visits=tuple(merged[first : first + MAX_PERMITS_PER_MESSAGE]))
+
     async def _connect_with_pauses(self, address: str) -> None:
         """Open a new connection, with growing pauses while that is not possible."""
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -186,7 +204,7 @@ class RelayClient:
         self._last_received = self.clock.mono()
 
     def _disconnect(self) -> None:
-        self._relay = None
+        self._lose_relay()
         if self._monitor is not None:
             self._monitor.close()
             self._socket = self._monitor = None
@@ -236,21 +254,43 @@ class RelayClient:
         match message:
             case messages.Heartbeat():
                 return
-            case messages.Welcome(origin=origin, incarnation=incarnation):
+            case messages.Welcome(origin=origin, incarnation=incarnation, epoch=epoch):
+                if epoch < self._epoch:
+                    self._refuse_relay(message)
+                    return
                 if self._relay is None:
-                    _LOG.info("connected to relay %s, incarnation %s", origin, incarnation)
-                self._relay, self._problem = origin, ""
+                    _LOG.info("connected to relay %s, incarnation %s, epoch %d", origin, incarnation, epoch)
+                self._relay, self._problem, self._epoch = origin, "", epoch
                 self.on_message(message)
+            case messages.Permitted(epoch=epoch, incarnation=incarnation):
+                # A permit of a relay that was replaced, or for an earlier run of this node, is void.
+                if epoch >= self._epoch and incarnation == self.incarnation:
+                    self.on_message(message)
             case messages.HelloRefused(code="stranger"):
-                self._relay = None
+                self._lose_relay()
                 self._hello()
             case messages.HelloRefused(reason=reason):
                 problem = f"refused by {message.origin}: {reason}"
                 if self._problem != problem:
                     _LOG.error("relay %s refuses this node: %s; trying again", message.origin, reason)
-                self._relay, self._problem = None, problem
+                self._lose_relay()
+                self._problem = problem
             case _:
                 self.on_message(message)
+
+    def _refuse_relay(self, welcome: messages.Welcome) -> None:
+        """Do not serve a relay that another one has replaced, or whose ledger is an old copy."""
+        self._lose_relay()
+        self._problem = (
+            f"relay {welcome.origin} has epoch {welcome.epoch}, lower than {self._epoch} before: it was"
+            " replaced or has an old ledger; stop it, or restart this node if it is the right one"
+        )
+        self._warn("relay_of_lower_epoch", self._problem)
+
+    def _lose_relay(self) -> None:
+        if self._relay is not None:
+            self._relay = None
+            self.on_message(RelayLost())
 
     def _warn(self, kind: str, text: str, sample: bytes | None = None) -> None:
         """Count an event; log it unless its kind was logged recently."""
@@ -264,6 +304,8 @@ class RelayClient:
             incarnation=self.incarnation,
             instruments=self._instruments,
             capacity=self.capacity if self._accepting else 0,
+            holds=self.held(),
+            alone=self.link.alone == "cross",
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:

@@ -5,11 +5,15 @@ from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("WITHDRAWN", "refusal_reason", "requeue_row", "requeue_warning")
+__all__ = ("REQUEUED", "RETURNED", "WITHDRAWN", "refusal_reason", "requeue_row", "requeue_warning")
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
+RETURNED = frozenset({WITHDRAWN})
+"""Reasons of those that this node has ended without an outcome: another one may have them."""
+REQUEUED = "requeued"
+"""Key in `JournalEntry.figures` of attempts that an operator has requested."""
 
 
 def refusal_reason(entry: JournalEntry, *, force: bool) -> str:

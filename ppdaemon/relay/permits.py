@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a node may write permanently, and what it has: the relay's part of the permits. Pure code.
+
+A node that holds a visit-detector does everything but cross the point of no return.
+For that it needs a permit: the relay records that the visit-detector is bound to this
+run of the node, and only then answers. A permit has no time in it: what is bound does
+not move, however long its node is silent, and what is not bound can move at once,
+because its node will not get a permit any more.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from ppdaemon.messages import DetectorsOfVisit, Hello, PermitRequest
+from ppdaemon.relay import orders
+from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
+
+__all__ = ("compare_held", "judge_permits")
+
+SENT, ACKNOWLEDGED, PERMITTED = (
+    ReservationState.SENT,
+    ReservationState.ACKNOWLEDGED,
+    ReservationState.PERMITTED,
+)
+
+REFUSED = "the relay has ended it, or given it to another node"
+
+
+def judge_permits(
+    visits: Mapping[VisitKey, OpenVisit], node: str, incarnation: str, peer: bytes, request: PermitRequest
+) -> orders.Effects:
+    """Permit what the node holds in the attempt that it names; refuse all else. Repeating it is harmless."""
+    effects = orders.Effects()
+    permitted: list[DetectorsOfVisit] = []
+    refused: list[DetectorsOfVisit] = []
+    for asked in request.visits:
+        visit = visits.get((asked.instrument, asked.group))
+        held: list[int] = []
+        new: list[int] = []
+        for detector in asked.detectors:
+            reservation = None if visit is None else visit.reservations.get(detector)
+            if reservation is None or (reservation.node, reservation.attempt) != (node, asked.attempt):
+                continue
+            held.append(detector)
+            if (reservation.state, reservation.incarnation) != (PERMITTED, incarnation):
+                reservation.state, reservation.incarnation = PERMITTED, incarnation
+                new.append(detector)
+        if visit is not None and new:
+            effects.writes.append(orders.SetPermitted(visit.number, tuple(new), incarnation))
+        others = tuple(detector for detector in asked.detectors if detector not in held)
+        if held:
+            permitted.append(asked.model_copy(update={"detectors": tuple(held)}))
+        if others:
+            refused.append(asked.model_copy(update={"detectors": others}))
+    if permitted:
+        effects.sends.append(orders.Permit(peer, incarnation, tuple(permitted)))
+    if refused:
+        effects.sends.append(orders.RefusePermit(peer, tuple(refused), REFUSED))
+    return effects
+
+
+def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes) -> orders.Effects:
+    """Correct the reservations of a node by what it holds, and withdraw what it no longer should have."""
+    effects = orders.Effects()
+    listed = {
+        (held.instrument, held.group, detector): (held.attempt, held.state)
+        for held in hello.holds
+        for detector in held.detectors
+    }
+    for visit in visits.values():
+        changes: dict[ReservationState, list[int]] = defaultdict(list)
+        for reservation in visit.reservations.values():
+            if reservation.node == hello.origin:
+                attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
+                known = state if attempt == reservation.attempt else ""
+                if (change := _correct(reservation, known, hello.incarnation)) is not None:
+                    changes[change].append(reservation.detector)
+        for change, detectors in changes.items():
+            if change == ACKNOWLEDGED:
+                effects.writes.append(orders.SetAcknowledged(visit.number, tuple(detectors)))
+            effects.writes.append(
+                orders.SetPermitted(
+                    visit.number, tuple(detectors), hello.incarnation if change == PERMITTED else ""
+                )
+            )
+    withdrawn: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for (instrument, group, detector), (attempt, _) in listed.items():
+        withdrawn[instrument, group, attempt].append(detector)
+    for (instrument, group, attempt), detectors in withdrawn.items():
+        effects.sends.append(orders.Withdraw(peer, instrument, group, tuple(detectors), attempt))
+    return effects
+
+
+def _correct(reservation: Reservation, held: str, incarnation: str) -> ReservationState | None:
+    """Correct one reservation; return its new state if the ledger needs it.
+
+    ``held`` is the state at its node, blank if the node does not have this attempt.
+    """
+    match held, reservation.state:
+        case "", state if state in (SENT, ACKNOWLEDGED):
+            # Never accepted, or ended: sent again, the node answers with its acknowledgement or outcome.
+            reservation.state, reservation.sent_at = SENT, -math.inf
+        case "", _:
+            # Its outcome follows. If the node has lost its journal none does: what it
+            # has written is unknown.
+            pass
+        case "held", state if state is SENT or (
+            state is PERMITTED and reservation.incarnation != incarnation
+        ):
+            # A permit of an earlier run of the node is void: that process has ended, and
+            # its journal says that it did not cross.
+            reservation.state, reservation.incarnation = ACKNOWLEDGED, ""
+            return ACKNOWLEDGED
+        case "permitted" | "crossed", _ if (reservation.state, reservation.incarnation) != (
+            PERMITTED,
+            incarnation,
+        ):
+            reservation.state, reservation.incarnation = PERMITTED, incarnation
+            return PERMITTED
+    return None

@@ -1,0 +1,549 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A whole telescope without a process: one relay, several nodes with workers, a bad network.
+
+All decisions are those of the product: dispatcher and ledger of the relay, visits,
+journal and slots of the nodes. Modeled are the network (messages are lost, doubled,
+delayed, one way only), time, disks, and workers that do one small step at a time.
+"""
+
+from collections import Counter, deque
+from dataclasses import replace
+from pathlib import Path
+
+from visitworld import CAMERA, CHOSEN, World, a_raw
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import (
+    CancelVisit,
+    Cross,
+    Done,
+    GiveUp,
+    Heartbeat,
+    Hello,
+    HelloRefused,
+    Ingest,
+    Ingested,
+    MayCross,
+    PermitRefused,
+    PermitRequest,
+    Permitted,
+    Prepare,
+    Prepared,
+    Process,
+    Quit,
+    Ready,
+    ReserveVisit,
+    Results,
+    ResultsSeen,
+    StageReached,
+    VisitAccepted,
+    VisitRefused,
+    Welcome,
+)
+from ppdaemon.node.slots import events
+from ppdaemon.node.slots.slot import Slot
+from ppdaemon.node.visits import model
+from ppdaemon.node.visits.requeue import RETURNED
+from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.ledger import Ledger
+from ppdaemon.relay.link import NodeLink
+from ppdaemon.relay.openvisit import make_open_visit
+from ppdaemon.relay.orders import Effects, SendHeartbeat, SetOutcome
+from ppdaemon.relay.requests import visit_json
+from ppdaemon.states import Outcome, SlotState, Stage
+from ppdaemon.visit import read_next_visit
+
+SILENCE_S = 4.0
+GIVE_UP_S = 60.0
+EXPIRY_S = 7200.0
+DETECTORS = (0, 1)
+SLOTS = 2
+
+PERMANENT = ("mark", "write", "spool", "done")
+"""Steps after the first task; those before ``write`` can be repeated."""
+SPOOL_ONLY = ("may spool", "spool", "done")
+
+
+class Clock:
+    """The time of all hosts."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def mono(self):
+        return 1000.0 + self.now
+
+    def tai(self):
+        return 2e9 + self.now
+
+
+class Worker:
+    """One process: handles orders, and does the steps of its visit one by one."""
+
+    def __init__(self, node, slot):
+        self.node, self.slot = node, slot
+        self.orders = deque()
+        self.order = None
+        self.steps = deque()
+        self.asking = False
+        self.doomed = False
+
+    def tell(self, fact):
+        number = 0 if self.order is None else self.order.visit_number
+        self.node.to_slot(self.slot, fact.model_copy(update={"visit_number": number}))
+
+    @property
+    def key(self):
+        visit = self.order.visit
+        return model.Key(visit.instrument, visit.group, self.order.detector, self.order.attempt)
+
+    def step(self):
+        """Do one step; return whether there was one."""
+        if self.doomed:
+            self.node.worker_died(self.slot)
+        elif self.orders:
+            self.handle(self.orders.popleft())
+        elif self.steps and not self.asking:
+            self.do(self.steps.popleft())
+        else:
+            return False
+        return True
+
+    def handle(self, order):
+        match order:
+            case Prepare():
+                self.order, self.asking = order, False
+                self.steps.clear()
+                self.tell(Prepared(pipeline="p"))
+            case Ingest(raw=raw):
+                self.tell(Ingested(exposure=raw.exposure))
+            case Process():
+                self.steps.extend(PERMANENT if "alerts" in self.order.visit.survey else SPOOL_ONLY)
+            case Cross():
+                self.asking = False
+            case GiveUp():
+                self.steps.clear()
+            case Quit():
+                self.doomed = True
+
+    def do(self, step):
+        disk, key = self.node.disk, self.key
+        match step:
+            case "mark" | "may spool":
+                self.tell(MayCross(what="alerts" if step == "mark" else ""))
+                self.asking = True
+                if step == "mark":
+                    self.steps.appendleft("crossed")
+            case "crossed":
+                disk.marks[key] = "alerts"
+            case "write":
+                self.node.telescope.written[key[1:3]] += 1
+            case "spool":
+                self.tell(StageReached(stage=Stage.PROCESSED, tai=0.0))
+                disk.spools.add(str(self.node.folders.spooled(*key)))
+            case "done":
+                spool = str(self.node.folders.spooled(*key))
+                self.tell(Done(outcome=Outcome.SUCCEEDED, pipeline="p", spool=spool, datasets=1))
+
+
+class Disk:
+    """What survives a node's death, besides its journal."""
+
+    def __init__(self):
+        self.marks, self.spools = {}, set()
+
+
+class Node(World):
+    """A node: its visits and slots, and its end of the link."""
+
+    def __init__(self, telescope, name, folder):
+        self.telescope, self.name = telescope, name
+        self.runs = 0
+        self.connections = 0
+        self.disk = Disk()
+        self.up, self.down = deque(), deque()
+        self.cut_up = self.cut_down = False
+        config = NodeConfig.model_validate(
+            {
+                "node": {
+                    "name": name,
+                    "state_dir": folder,
+                    "ramdisk": folder,
+                    "control": folder / "control",
+                    "instruments": {CAMERA: "0-1"},
+                    "expiry_s": EXPIRY_S,
+                },
+                "relay": {"address": "tcp://127.0.0.1:1", "alone": telescope.alone},
+                "arrivals": {"roots": [folder]},
+                "workers": {"work": "scripted", "max": SLOTS, "min": 1, "spare": 1},
+                "pipelines": {"main": [{"pipelines": ["/p/Any.yaml"]}]},
+            }
+        )
+        self.folders = NodeFolders.of(config)
+        super().__init__(config, folder / f"{name}.sqlite")
+
+    def start(self):
+        self.runs += 1
+        self.incarnation = f"{self.name}-{self.runs}"
+        self.mono, self.tai = self.telescope.clock.mono(), self.telescope.clock.tai()
+        self.workers, self.deadlines, self.seats = {}, {}, {}
+        self.epoch, self.connected = 0, False
+        super().start()
+        for number in range(SLOTS):
+            slot = self.seats[number] = Slot(number, self.config.workers, lambda: 0.5)
+            self.perform_slot(slot, slot.open(self.mono))
+        self.recover(self.leftovers)
+        self.deliver_raws()
+        self.connect()
+
+    def restart(self):
+        """Die with all workers, and start again with the same disk."""
+        self.journal.close()
+        self.start()
+
+    def leftovers(self, key):
+        spool = str(self.folders.spooled(*key))
+        return model.Leftovers(self.disk.marks.get(key, ""), spool if spool in self.disk.spools else None)
+
+    def deliver_raws(self):
+        for raw in self.telescope.raws:
+            self.handle(events.RawArrived(raw))
+
+    # --- slots ---------------------------------------------------------------
+
+    def to_slot(self, number, event):
+        slot = self.seats[number]
+        self.perform_slot(slot, slot.handle(event, self.mono))
+
+    def perform_slot(self, slot, actions):
+        for action in actions:
+            match action:
+                case events.SetDeadline(at=at):
+                    self.deadlines[slot.number] = at
+                case events.ClearDeadline():
+                    self.deadlines.pop(slot.number, None)
+                case events.Fork():
+                    self.workers[slot.number] = Worker(self, slot.number)
+                    self.to_slot(slot.number, events.WorkerForked(1))
+                    self.to_slot(slot.number, Ready(pid=1))
+                case events.Send(order=order):
+                    self.workers[slot.number].orders.append(order)
+                case events.Signal():
+                    self.workers[slot.number].doomed = True
+                case events.NoteStage(key=key, stage=stage, tai=None):
+                    self.handle(events.NoteStage(key, stage, self.tai))
+                case events.SlotChanged() | events.WipeRepo() | events.NoteRecycled():
+                    pass
+                case _:
+                    self.handle(action)
+
+    def worker_died(self, number):
+        if self.workers.pop(number, None) is not None:
+            self.to_slot(number, events.WorkerDied(-9))
+
+    def pass_deadlines(self):
+        for number, at in list(self.deadlines.items()):
+            if at <= self.mono:
+                self.deadlines.pop(number)
+                self.to_slot(number, events.DeadlinePassed())
+
+    def assign_all(self):
+        for number, slot in self.seats.items():
+            if self.queue and slot.state == SlotState.IDLE:
+                key = next(iter(self.queue))
+                self.handle(events.SlotAssigned(self.queue.pop(key), number, 1))
+
+    @property
+    def can_assign(self):
+        return bool(self.queue) and any(slot.state == SlotState.IDLE for slot in self.seats.values())
+
+    # --- effects ---------------------------------------------------------------
+
+    def act(self, action):
+        match action:
+            case model.SendToSlot(slot=number, key=key, event=event):
+                slot = self.seats[number]
+                if isinstance(event, events.VisitAssigned):
+                    if slot.state == SlotState.IDLE:
+                        self.to_slot(number, event)
+                    else:
+                        self.handle(model.AssignmentRefused(key))
+                elif slot.assignment is not None and slot.assignment.key == key:
+                    self.to_slot(number, event)
+            case model.Acknowledge(message=message, detectors=detectors):
+                self.send(VisitAccepted, **self.names(message), detectors=detectors)
+            case model.Refuse(message=message, detectors=detectors, reason=reason, final=final):
+                self.send(
+                    VisitRefused, **self.names(message), detectors=detectors, reason=reason, final=final
+                )
+            case model.SendResults(entries=entries):
+                self.send(Results, entries=entries)
+            case model.ResendResults():
+                if entries := self.journal.unreported(100):
+                    self.send(Results, entries=tuple(entries))
+            case model.AskPermits(visits=visits):
+                self.send(PermitRequest, visits=visits)
+            case model.Export(spool=spool):
+                if spool in self.disk.spools:
+                    place = self.folders.parse_spool_name(Path(spool).name)
+                    self.telescope.exported[place[1:3]].add((self.name, spool))
+            case model.Discard(folders=folders):
+                self.disk.spools -= set(map(str, folders))
+            case model.RemoveMark(key=key):
+                self.disk.marks.pop(key, None)
+            case model.Rescan(keys=keys):
+                self.handle(model.RescanFinished(keys))
+            case _:
+                super().act(action)
+
+    def names(self, message):
+        visit = message.visit
+        return {"instrument": visit.instrument, "group": visit.group, "attempt": message.attempt}
+
+    # --- link -----------------------------------------------------------------
+
+    @property
+    def peer(self):
+        return f"{self.name}/{self.connections}".encode()
+
+    def connect(self):
+        """Open a new connection: what was under way is lost."""
+        self.connections += 1
+        self.up.clear()
+        self.down.clear()
+        self.received_at = self.mono
+        if self.connected:
+            self.connected = False
+            self.handle(model.RelayLost())
+        self.hello()
+
+    def hello(self):
+        self.send(
+            Hello,
+            incarnation=self.incarnation,
+            instruments={CAMERA: DETECTORS},
+            capacity=SLOTS,
+            holds=self.visits.open.held(),
+            alone=self.config.relay.alone == "cross",
+        )
+
+    def send(self, kind, **fields):
+        if not self.cut_up:
+            self.sequence += 1
+            self.up.append(kind(origin=self.name, sent_tai=self.tai, sequence=self.sequence, **fields))
+
+    def tick(self):
+        self.mono, self.tai = self.telescope.clock.mono(), self.telescope.clock.tai()
+        if self.mono - self.received_at > SILENCE_S:
+            self.connect()
+        elif self.connected:
+            self.send(Heartbeat)
+            self.act(model.ResendResults())
+        else:
+            self.hello()
+        self.handle(model.PermitsDue())
+        self.pass_deadlines()
+
+    def receive(self, message):
+        self.received_at = self.mono
+        match message:
+            case Heartbeat():
+                pass
+            case Welcome(epoch=epoch):
+                if epoch >= self.epoch:
+                    self.epoch, self.connected = epoch, True
+                    self.handle(message)
+            case HelloRefused():
+                self.connected = False
+                self.handle(model.RelayLost())
+                self.hello()
+            case Permitted(epoch=epoch, incarnation=incarnation):
+                if epoch >= self.epoch and incarnation == self.incarnation:
+                    self.handle(message)
+            case ReserveVisit():
+                self.handle(model.Reserved(message, dict.fromkeys(message.detectors, CHOSEN)))
+            case CancelVisit() | PermitRefused() | ResultsSeen():
+                self.handle(message)
+
+    def work(self):
+        """Let each worker do one step; return whether there was one."""
+        return any([worker.step() for worker in list(self.workers.values())])
+
+
+class Telescope:
+    """Relay, ledger, nodes, network."""
+
+    def __init__(self, folder, *, nodes=2, alone="wait"):
+        self.folder, self.alone = folder, alone
+        self.clock = Clock()
+        self.written = Counter()
+        """Permanent writes, by group and detector."""
+        self.exported = {(group, d): set() for group in "abcdef" for d in DETECTORS}
+        self.raws = []
+        self.groups = []
+        self.decided = []
+        """Outcomes that the relay has decided by itself."""
+        self.boot_relay()
+        self.nodes = [Node(self, f"n{k}", folder) for k in range(nodes)]
+
+    # --- relay ------------------------------------------------------------------
+
+    def boot_relay(self):
+        self.ledger = Ledger(self.folder, self.clock)
+        self.dispatcher = Dispatcher(resend_s=0.5, silence_s=SILENCE_S, rejoin_s=1.0, give_up_s=GIVE_UP_S)
+        self.uncommitted = deque()
+        self.link = NodeLink(None, "relay", "r", self.ledger.epoch, self.clock)
+        for row in self.ledger.unfinished_visits():
+            self.open(
+                row.number, read_next_visit(row.fields), row.reservations, row.received_tai, row.cancelled
+            )
+
+    def open(self, number, visit, reservations, received_tai, cancelled=False):
+        opened = make_open_visit(
+            number,
+            visit,
+            [replace(reservation) for reservation in reservations],
+            received_tai=received_tai,
+            expiry_s=EXPIRY_S,
+            now=self.clock.mono(),
+            now_tai=self.clock.tai(),
+            cancelled=cancelled,
+        )
+        self.uncommitted.append(self.dispatcher.add(opened, self.clock.mono()))
+
+    def restart_relay(self):
+        self.ledger.close()
+        for node in self.nodes:
+            node.up.clear()
+            node.down.clear()
+        self.boot_relay()
+
+    def commit(self):
+        if self.uncommitted:
+            effects = self.uncommitted.popleft()
+            with self.ledger.transaction():
+                for write in effects.writes:
+                    self.ledger.write(write)
+                    if isinstance(write, SetOutcome) and write.node is None:
+                        self.decided.append(write)
+            for send in effects.sends:
+                for node in self.nodes:
+                    if node.peer == send.peer and not node.cut_down:
+                        node.down.append(self.link._message(send))
+
+    def announce(self, survey="alerts"):
+        group = "abcdef"[len(self.groups)]
+        self.groups.append(group)
+        visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": survey, "nimages": 1})
+        with self.ledger.transaction():
+            accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, self.clock.tai())
+        rows = {row.number: row for row in self.ledger.unfinished_visits()}
+        self.open(accepted.number, visit, rows[accepted.number].reservations, self.clock.tai())
+
+    def cancel(self):
+        if self.groups:
+            self.uncommitted.append(self.dispatcher.cancel((CAMERA, self.groups[-1]), self.clock.mono()))
+
+    def take_image(self):
+        """The raws of the oldest visit without them arrive."""
+        done = {raw.group for raw in self.raws}
+        if group := next((group for group in self.groups if group not in done), None):
+            new = [a_raw(group, d, exposure=self.groups.index(group) + 1) for d in DETECTORS]
+            self.raws += new
+            for node in self.nodes:
+                for raw in new:
+                    node.handle(events.RawArrived(raw))
+
+    def tick(self, seconds=0.5):
+        self.clock.now += seconds
+        for node in self.nodes:
+            node.tick()
+        self.uncommitted.append(self.dispatcher.tick(self.clock.mono()))
+        beats = (SendHeartbeat(peer) for peer in self.dispatcher.registry.peers)
+        self.uncommitted.append(Effects.of(*beats))
+
+    def deliver_up(self, node):
+        if node.up:
+            self.uncommitted.append(self.dispatcher.receive(node.peer, node.up.popleft(), self.clock.mono()))
+
+    def deliver_down(self, node):
+        if node.down:
+            node.receive(node.down.popleft())
+
+    def flow(self, node):
+        """Deliver and commit all that is under way, then let the workers do one step."""
+        for _ in range(len(node.up)):
+            self.deliver_up(node)
+        while self.uncommitted:
+            self.commit()
+        for _ in range(len(node.down)):
+            self.deliver_down(node)
+        self.settle(node)
+        node.work()
+        self.settle(node)
+
+    def settle(self, node):
+        """Do what a node does by itself, until nothing is left to do."""
+        while node.uncommitted or node.reading or node.rescans or node.can_assign:
+            node.commit_all()
+            while node.reading:
+                key = node.reading.pop(0)
+                node.handle(model.LeftoversRead(key, node.leftovers(key)))
+            node.begin_rescans()
+            node.assign_all()
+
+    def calm_down(self, seconds=150.0):
+        """Mend the network, and let everything come to its end."""
+        for node in self.nodes:
+            node.cut_up = node.cut_down = False
+        while {raw.group for raw in self.raws} != set(self.groups):
+            self.take_image()
+        for _ in range(round(seconds / 0.5)):
+            self.tick()
+            for node in self.nodes:
+                for _ in range(4):
+                    self.flow(node)
+            if self.quiet():
+                break
+
+    def quiet(self):
+        return not (
+            len(self.dispatcher)
+            or self.uncommitted
+            or any(
+                len(node.visits.open) or node.uncommitted or node.journal.unreported(1) for node in self.nodes
+            )
+        )
+
+    # --- what must be true ---------------------------------------------------------
+
+    def check_always(self):
+        assert all(times <= 1 for times in self.written.values()), f"written twice: {self.written}"
+        for place, spools in self.exported.items():
+            assert len(spools) <= 1, f"exported twice: {place} {spools}"
+
+    def check_in_the_end(self):
+        self.check_always()
+        waiting = [r for v in self.dispatcher._visits.values() for r in v.reservations.values()]
+        assert waiting == [], "the relay waits"
+        for node in self.nodes:
+            assert len(node.visits.open) == 0, f"{node.name} waits for ever"
+        for group in self.groups:
+            (visit,) = self.ledger.find(group)
+            assert len(visit.outcomes) == len(DETECTORS)
+            for row in visit.outcomes:
+                assert row.outcome is not None, (group, row)
+                self.compare(group, row)
+
+    def compare(self, group, row):
+        """The ledger has what the journal of the node has, and a success was exported."""
+        for node in self.nodes:
+            last = [
+                entry for entry in node.journal.last_attempts(group) if entry.key.detector == row.detector
+            ]
+            if node.name == row.node and last and last[0].reason not in RETURNED:
+                assert last[0].outcome == row.outcome, (group, row, last[0])
+        exported = self.exported[group, row.detector]
+        if row.outcome is Outcome.SUCCEEDED:
+            assert {name for name, _ in exported} == {row.node}, (group, row, exported)

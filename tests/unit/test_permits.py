@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Over the whole telescope: one permanent write, one export and one outcome at the most, whatever is
+lost, doubled, delayed, stopped or restarted; and nothing waits for ever.
+"""
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from telescope import Telescope
+
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.states import Outcome
+
+
+@contextmanager
+def telescope(**options):
+    folder = Path(tempfile.mkdtemp(prefix="telescope-", dir="/dev/shm"))
+    world = Telescope(folder, **options)
+    try:
+        yield world
+    finally:
+        world.ledger.close()
+        for node in world.nodes:
+            node.journal.close()
+        shutil.rmtree(folder)
+
+
+OF_NODES = {
+    "up": lambda world, node: world.deliver_up(node),
+    "down": lambda world, node: world.deliver_down(node),
+    "commit": lambda world, node: node.uncommitted and node.commit(),
+    "settle": lambda world, node: world.settle(node),
+    "work": lambda world, node: node.work(),
+    "flow": lambda world, node: world.flow(node),
+    "lose up": lambda world, node: node.up and node.up.popleft(),
+    "lose down": lambda world, node: node.down and node.down.popleft(),
+    "double up": lambda world, node: node.up and node.up.append(node.up[0]),
+    "double down": lambda world, node: node.down and node.down.append(node.down[0]),
+    "cut up": lambda world, node: setattr(node, "cut_up", True),
+    "cut down": lambda world, node: setattr(node, "cut_down", True),
+    "mend": lambda world, node: (setattr(node, "cut_up", False), setattr(node, "cut_down", False)),
+    "connect": lambda world, node: node.connect(),
+    "restart": lambda world, node: node.restart(),
+    "kill worker": lambda world, node: node.workers and node.worker_died(next(iter(node.workers))),
+}
+OF_ALL = {
+    "announce": lambda world: len(world.groups) < 4 and world.announce(),
+    "announce without alerts": lambda world: len(world.groups) < 4 and world.announce("images"),
+    "cancel": lambda world: world.cancel(),
+    "image": lambda world: world.take_image(),
+    "relay commits": lambda world: world.commit(),
+    "tick": lambda world: world.tick(),
+    "pause": lambda world: world.tick(10.0),
+    "long pause": lambda world: world.tick(3600.0),
+    "restart relay": lambda world: world.restart_relay(),
+}
+OFTEN = ["flow"] * 30 + ["tick"] * 12 + ["image"] * 3 + ["up", "down", "work", "relay commits"] * 4
+STEPS = st.lists(
+    st.tuples(st.sampled_from([*OF_NODES, *OF_ALL, *OFTEN]), st.integers(0, 1)), min_size=10, max_size=150
+)
+
+
+def play(world, steps):
+    world.announce()
+    for what, number in steps:
+        if what in OF_ALL:
+            OF_ALL[what](world)
+        else:
+            OF_NODES[what](world, world.nodes[number])
+        world.check_always()
+    world.calm_down()
+    world.check_in_the_end()
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_whatever_happens_each_visit_detector_is_done_once(steps):
+    with telescope() as world:
+        play(world, steps)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_nodes_that_cross_alone_do_it_once_too(steps):
+    with telescope(alone="cross") as world:
+        play(world, steps)
+
+
+LOSSES = ["lose up", "lose down", "double up", "double down", "connect", "restart relay"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(LOSSES), st.integers(0, 1)), max_size=40))
+def test_a_lossy_network_alone_costs_no_visit(steps):
+    with telescope() as world:
+        world.announce()
+        world.announce("images")
+        for what, number in steps:
+            if what in OF_ALL:
+                OF_ALL[what](world)
+            else:
+                OF_NODES[what](world, world.nodes[number])
+            run(world, 0.5)
+            world.take_image()
+        world.calm_down()
+        world.check_in_the_end()
+        outcomes = [row.outcome for group in "ab" for row in world.ledger.find(group)[0].outcomes]
+        assert outcomes == [Outcome.SUCCEEDED] * 4
+        assert world.decided == []
+
+
+def test_a_calm_night_needs_each_node_once():
+    with telescope() as world:
+        world.announce()
+        world.announce("images")
+        world.calm_down()
+        world.check_in_the_end()
+        assert [row.outcome for group in "ab" for row in world.ledger.find(group)[0].outcomes] == [
+            Outcome.SUCCEEDED
+        ] * 4
+        assert world.written == {("a", 0): 1, ("a", 1): 1}
+
+
+# --- single scenes -----------------------------------------------------------------
+
+
+def holder(world, group="a", detector=0):
+    """Return the node that has a visit-detector, and another one."""
+    (visit,) = world.ledger.find(group)
+    nodes = {node.name: node for node in world.nodes}
+    node = nodes.pop(visit.outcomes[detector].node)
+    return node, next(iter(nodes.values()))
+
+
+def run(world, seconds, nodes=None):
+    for _ in range(round(seconds / 0.5)):
+        world.tick()
+        for node in nodes or world.nodes:
+            for _ in range(3):
+                world.flow(node)
+        world.check_always()
+
+
+def acknowledgements_lost(world):
+    """What a node sends is lost, from before its acknowledgement on."""
+    run(world, 2.0)
+    for node in world.nodes:
+        node.cut_up = True
+    world.announce()
+    run(world, 1.0)
+    node, other = holder(world)
+    other.cut_up = False
+    world.take_image()
+    run(world, 30.0)
+    return node, other
+
+
+@pytest.mark.parametrize("permits", [True, False])
+def test_one_of_two_nodes_writes_though_both_have_the_visit(monkeypatch, permits):
+    """Fault 58: nothing that a node sends arrives, so that its detectors go to another one."""
+    if not permits:
+        monkeypatch.setattr(Visits, "_needs_no_permit", lambda visits, visit: True)
+    with telescope() as world:
+        if not permits:
+            with pytest.raises(AssertionError, match="written twice"):
+                acknowledgements_lost(world)
+            return
+        node, other = acknowledgements_lost(world)
+        assert len(node.visits.open) > 0
+        assert world.ledger.find("a")[0].outcomes[0].node == other.name
+        world.calm_down()
+        world.check_in_the_end()
+        assert set(world.written.values()) == {1}
+
+
+def test_an_answer_that_is_lost_binds_nevertheless():
+    """Fault 58: the cut begins between the permit and its answer."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, other = holder(world)
+        node.cut_down = True
+        world.take_image()
+        run(world, 30.0)
+        assert not world.exported["a", 0]
+        assert len(other.visits.open) == 0
+        world.calm_down()
+        world.check_in_the_end()
+        assert world.ledger.find("a")[0].outcomes[0].node == node.name
+
+
+@pytest.mark.parametrize("image_first", [False, True])
+def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_not(image_first):
+    """Fault 62: a host dies for good."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, other = holder(world)
+        if image_first:
+            node.cut_down = True  # its permits do not arrive
+            world.take_image()
+            run(world, 1.0)
+        node.cut_up = node.cut_down = True
+        if not image_first:
+            world.take_image()
+        run(world, 90.0, [other])
+        rows = [row for row in world.ledger.find("a")[0].outcomes if row.node == node.name]
+        if image_first:
+            assert {(row.outcome, row.reason) for row in rows} == {
+                (Outcome.INTERRUPTED, f"may have crossed: {node.name} is silent")
+            }
+        else:
+            assert rows == []
+            assert world.written == {("a", 0): 1, ("a", 1): 1}
+
+
+def test_a_restarted_relay_has_its_permits():
+    """Faults 47 and 58: the relay dies when the node has just written, and the node is silent."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        world.take_image()
+        node, other = holder(world)
+        while ("a", 0) not in world.written:
+            world.tick()
+            for each in world.nodes:
+                world.flow(each)
+        node.cut_up = node.cut_down = True
+        world.restart_relay()
+        run(world, 30.0, [other])
+        world.calm_down()
+        world.check_in_the_end()
+
+
+def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
+    """Fault 63: the relay has given up the node, whose outcome comes later."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        world.take_image()
+        node, _ = holder(world)
+        while ("a", 0) not in world.written:
+            world.tick()
+            for each in world.nodes:
+                world.flow(each)
+        node.cut_up = True
+        run(world, 90.0)
+        assert world.ledger.find("a")[0].outcomes[0].outcome is Outcome.INTERRUPTED
+        world.calm_down()
+        world.check_in_the_end()
+        assert world.ledger.find("a")[0].outcomes[0].outcome is Outcome.SUCCEEDED
