@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -55,8 +56,17 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
     log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+    _allow_many_connections()
     notifier = Notifier(environment.get("NOTIFY_SOCKET"))
     asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as allowed: silent connections, which are closed after
+    the time of a handshake, must not use up all of them. Nothing here calls select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], notifier: Notifier) -> None:

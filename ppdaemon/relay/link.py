@@ -3,9 +3,11 @@
 
 import errno
 import logging
+import os
 from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import zmq
@@ -28,6 +30,7 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
+from ppdaemon.privatefiles import check_socket_folder
 from ppdaemon.relay.orders import (
     ConfirmResults,
     Permit,
@@ -118,11 +121,17 @@ def _bind(
         socket.setsockopt(option, value)
     if gatekeeper is not None:
         gatekeeper.apply(socket, key)
+    if address.startswith("ipc:///"):
+        check_socket_folder(Path(address.removeprefix("ipc://")).parent)
+    # The file of an ipc socket gets its mode from here: for other users of the host there are keys.
+    before = os.umask(0o177)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close(linger=0)
         raise CannotBind(key, address, error) from None
+    finally:
+        os.umask(before)
     _LOG.info("listening", extra={"socket": key, "address": socket.getsockopt_string(zmq.LAST_ENDPOINT)})
     return socket
 

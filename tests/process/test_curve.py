@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.testing.node import NodeProcess, node_config
 from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -338,6 +340,16 @@ def test_silent_clients_of_both_sockets_keep_nobody_out(relay):
         pass
     for each in silent:
         each.close()
+
+
+def test_a_unix_socket_is_open_to_this_user_only(socket_dir):
+    before = os.umask(0)
+    try:
+        relay = RelayProcess(socket_dir).start()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((socket_dir / name).stat().st_mode) for name in ("submit", "nodes")] == [0o600] * 2
+    assert relay.stop() == 0
 
 
 def test_a_client_that_floods_the_relay_keeps_nobody_out(relay):
