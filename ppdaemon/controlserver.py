@@ -88,7 +88,8 @@ class ControlServer:
     def set_access(self, access: SecurityConfig) -> None:
         """Use other lists of users, also for clients that are connected."""
         self.access = access
-        self.path.chmod(access.socket_mode)
+        with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+            self.path.chmod(access.socket_mode)
 
     async def stop(self) -> None:
         """Disconnect all clients and remove the socket."""

@@ -167,24 +167,41 @@ async def test_a_file_in_the_place_of_the_socket_is_not_deleted(socket_dir):
     assert (socket_dir / "control").read_text() == "precious"
 
 
+LISTS = {"readers": {"users": ["nobody"]}, "operators": {"users": [1]}}
+MATRIX = {
+    "owner": (os.geteuid(), ["ok", "ok"]),
+    "operator": (1, ["ok", "ok"]),
+    "reader": (NOBODY, ["ok", "denied"]),
+    "stranger": (2, ["denied"]),
+}
+"""A user, and the replies to a status request and a drain."""
+
+
+@ONLY_ROOT
+@pytest.mark.parametrize("cell", MATRIX)
+def test_control(cell, socket_dir):
+    """Fault 15."""
+    uid, expected = MATRIX[cell]
+    socket_dir.chmod(0o755)
+
+    async def body():
+        async with serving(socket_dir / "control", **LISTS):
+            requests = ["status", "drain"][: len(expected)]
+            return await asyncio.to_thread(as_user, socket_dir / "control", uid, *requests)
+
+    replies = asyncio.run(body())
+    assert [reply.get("code", reply["type"]) for reply in replies] == expected
+    for reply in replies:
+        if reply["type"] == "failed":
+            assert ("may read, not drain" if cell == "reader" else "may not use") in reply["text"]
+
+
 @ONLY_ROOT
 @in_loop
-async def test_readers_operators_and_strangers_of_other_users(socket_dir):
+async def test_other_lists_apply_at_once(socket_dir):
     socket_dir.chmod(0o755)
     path = socket_dir / "control"
-    async with serving(path, readers={"users": ["nobody"]}, operators={"users": [1]}) as control:
-        status, drain = await asyncio.to_thread(as_user, path, NOBODY, "status", "drain")
-        assert (status["type"], drain["code"]) == ("ok", "denied")
-        assert "may read, not drain: add it to security.operators" in drain["text"]
-        assert [reply["type"] for reply in await asyncio.to_thread(as_user, path, 1, "drain", "kill")] == [
-            "ok",
-            "failed",  # without the number of a slot
-        ]
-        (status,) = await asyncio.to_thread(as_user, path, 2, "status")
-        assert status["code"] == "denied"
-        assert "may not use this socket" in status["text"]
-        assert await asyncio.to_thread(ask, path, DrainRequest()) == "drain"  # root
-
+    async with serving(path, **LISTS) as control:
         control.set_access(SecurityConfig.model_validate({"operators": {"users": [1]}}))
         (status,) = await asyncio.to_thread(as_user, path, NOBODY, "status")
         assert status["code"] == "denied"

@@ -404,9 +404,11 @@ def test_a_whole_node_with_keys_and_a_reload_of_them(relay, submitter, tmp_path,
     node = NodeProcess(tmp_path, config).start()
     try:
         node.wait(lambda: "does not admit this key" in node.status().relay)
-        node.rewrite(security={"key": str(relay.keys / "node1.key_secret")})
+        readers = {"users": ["nobody"]}
+        node.rewrite(security={"key": str(relay.keys / "node1.key_secret"), "readers": readers})
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         node.wait(lambda: node.status().relay.startswith("connected"))
+        assert stat.S_IMODE(node.control.stat().st_mode) == 0o666
         settings = next((node.ramdisk / "ppdaemon-node1").glob("config-*.json"))
         assert settings.stat().st_mode & 0o077 == 0
         assert "secret-key" not in json.dumps(settings.read_text())
