@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
+from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import (
     NODE_LIMIT,
@@ -43,9 +44,12 @@ from ppdaemon.relay.orders import (
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 
-__all__ = ("CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
+__all__ = ("NODES", "SUBMIT", "CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
 
 _LOG = logging.getLogger(__name__)
+
+SUBMIT, NODES = "submit", "nodes"
+"""The sockets, by their keys in the configuration; also the domains of their allow-lists."""
 
 COMMON_OPTIONS = {
     # Milliseconds that a closed socket may still send. Short, so that a stop takes
@@ -53,9 +57,10 @@ COMMON_OPTIONS = {
     zmq.LINGER: 100,
     # The default is 30 s, in which each half-open connection of a port scanner
     # would use resources.
-    zmq.HANDSHAKE_IVL: 5000,
-    # A peer that connects again with the same identity replaces its old connection.
-    zmq.ROUTER_HANDOVER: 1,
+    zmq.HANDSHAKE_IVL: 3000,
+    # Connections that may wait for the I/O thread, such as of all nodes after a restart; the default
+    # is 100.
+    zmq.BACKLOG: 1024,
     # Closes connections whose other end has disappeared (host down, cable), and
     # drops their queues.
     zmq.HEARTBEAT_IVL: 5000,
@@ -69,6 +74,8 @@ SUBMIT_OPTIONS = COMMON_OPTIONS | {
     # Messages per client; more wait at the sender.
     zmq.RCVHWM: 500,
     zmq.SNDHWM: 500,
+    # A client that connects again with the same identity replaces its old connection.
+    zmq.ROUTER_HANDOVER: 1,
     # A client that disconnects before its answer is not an error.
     zmq.ROUTER_MANDATORY: 0,
 }
@@ -77,6 +84,8 @@ NODE_OPTIONS = COMMON_OPTIONS | {
     zmq.MAXMSGSIZE: NODE_LIMIT,
     zmq.RCVHWM: 1000,
     zmq.SNDHWM: 1000,
+    # No node can take over the connection of another by using its identity; ours have none.
+    zmq.ROUTER_HANDOVER: 0,
     # Sending to a closed connection raises an error instead of losing the message.
     zmq.ROUTER_MANDATORY: 1,
 }
@@ -104,11 +113,17 @@ class CannotBind(PPDaemonError):
 
 
 def _bind(
-    context: zmq.asyncio.Context, key: str, address: str, options: Mapping[zmq.SocketOption, int]
+    context: zmq.asyncio.Context,
+    key: str,
+    address: str,
+    options: Mapping[zmq.SocketOption, int],
+    gatekeeper: Gatekeeper | None,
 ) -> zmq.asyncio.Socket:
     socket = context.socket(zmq.ROUTER)
     for option, value in options.items():
         socket.setsockopt(option, value)
+    if gatekeeper is not None:
+        gatekeeper.apply(socket, key)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -118,14 +133,18 @@ def _bind(
     return socket
 
 
-def bind_submit(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+def bind_submit(
+    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
+) -> zmq.asyncio.Socket:
     """Open the submit socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, "submit", address, SUBMIT_OPTIONS)
+    return _bind(context, SUBMIT, address, SUBMIT_OPTIONS, gatekeeper)
 
 
-def bind_nodes(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+def bind_nodes(
+    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
+) -> zmq.asyncio.Socket:
     """Open the node socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, "nodes", address, NODE_OPTIONS)
+    return _bind(context, NODES, address, NODE_OPTIONS, gatekeeper)
 
 
 def _send(socket: zmq.asyncio.Socket, frames: Sequence[bytes]) -> zmq.ZMQError | None:
