@@ -6,6 +6,7 @@ connection closes; then it must send Hello again. A drained node stays registere
 gets no detectors. Does not cover visits.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -48,7 +49,7 @@ class NodeRegistry:
         self._preferences: Preferences = {}
         self.departed: dict[str, RegisteredNode] = {}
         """Nodes that were connected to this run of the relay and are not now."""
-        self.started_at = 0.0
+        self.started_at = math.inf
         """Counts as the last message of nodes that have not connected yet; monotonic seconds."""
         self.drained: frozenset[str] = frozenset()
         """Nodes that get no detectors until an operator resumes them."""

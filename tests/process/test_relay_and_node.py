@@ -5,8 +5,11 @@ import os
 import signal
 from contextlib import contextmanager
 
+import pytest
 from node import make_node
 
+from ppdaemon.states import SlotState
+from ppdaemon.testing.node import TIMES
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import wait_until
@@ -15,11 +18,11 @@ TIMEOUT_S = 30.0
 
 
 @contextmanager
-def observatory(folder, sockets, **workers):
+def observatory(folder, sockets, alone="wait", **workers):
     """Run a relay and a node, and give a client of the relay."""
     relay = RelayProcess(sockets).start()
     node = make_node(folder, sockets, None, **workers)
-    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0}
+    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0, "alone": alone}
     try:
         with ClientSockets() as wires:
             node.start()
@@ -55,15 +58,23 @@ def test_a_visit_passes_relay_and_node_and_its_status_is_requested(tmp_path, soc
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
 
 
-def test_a_restarted_relay_receives_the_outcomes(tmp_path, socket_dir):
-    with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
+@pytest.mark.parametrize("alone", ["wait", "cross"])
+def test_a_restarted_relay_receives_the_outcomes(tmp_path, socket_dir, alone):
+    """Fault 47: the relay dies before the node has permits."""
+    with observatory(tmp_path, socket_dir, alone, max=9, times=TIMES | {"run_s": 60}) as (
+        relay,
+        node,
+        client,
+    ):
         assert client.announce("g1", nimages=1)["status"] == "accepted"
         node.wait(lambda: node.status().open_visits == 9)
         relay.process.send_signal(signal.SIGKILL)
         relay.process.wait()
         for detector in range(9):
             node.land("g1", detector)
-        node.wait(lambda: node.status().open_visits == 0)
+        waiting = 0 if alone == "cross" else 9
+        node.wait(lambda: node.status().slots.get(SlotState.PROCESSING, 0) == waiting)
+        node.wait(lambda: node.status().open_visits == waiting)
         relay.start()
         all_ended(client, "g1", detectors=9)
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}

@@ -50,7 +50,7 @@ from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NodeLink
 from ppdaemon.relay.openvisit import make_open_visit
-from ppdaemon.relay.orders import Effects, SendHeartbeat
+from ppdaemon.relay.orders import Effects, SendHeartbeat, SetOutcome
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
@@ -388,6 +388,8 @@ class Telescope:
         self.exported = {(group, d): set() for group in "abcdef" for d in DETECTORS}
         self.raws = []
         self.groups = []
+        self.decided = []
+        """Outcomes that the relay has decided by itself."""
         self.boot_relay()
         self.nodes = [Node(self, f"n{k}", folder) for k in range(nodes)]
 
@@ -428,6 +430,8 @@ class Telescope:
             with self.ledger.transaction():
                 for write in effects.writes:
                     self.ledger.write(write)
+                    if isinstance(write, SetOutcome) and write.node is None:
+                        self.decided.append(write)
             for send in effects.sends:
                 for node in self.nodes:
                     if node.peer == send.peer and not node.cut_down:

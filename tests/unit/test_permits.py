@@ -111,6 +111,7 @@ def test_a_lossy_network_alone_costs_no_visit(steps):
         world.check_in_the_end()
         outcomes = [row.outcome for group in "ab" for row in world.ledger.find(group)[0].outcomes]
         assert outcomes == [Outcome.SUCCEEDED] * 4
+        assert world.decided == []
 
 
 def test_a_calm_night_needs_each_node_once():
@@ -218,6 +219,25 @@ def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_n
         else:
             assert rows == []
             assert world.written == {("a", 0): 1, ("a", 1): 1}
+
+
+def test_a_restarted_relay_has_its_permits():
+    """Faults 47 and 58: the relay dies when the node has just written, and the node is silent."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        world.take_image()
+        node, other = holder(world)
+        while ("a", 0) not in world.written:
+            world.tick()
+            for each in world.nodes:
+                world.flow(each)
+        node.cut_up = node.cut_down = True
+        world.restart_relay()
+        run(world, 30.0, [other])
+        world.calm_down()
+        world.check_in_the_end()
 
 
 def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
