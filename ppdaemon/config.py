@@ -280,9 +280,12 @@ class TimesConfig(ConfigPart):
     cpu_s: Seconds = 3600.0
     """CPU time of one visit, over all states and threads."""
     grace_s: Seconds = 5.0
-    """From SIGTERM to SIGKILL."""
+    """From the order or signal to end until SIGKILL."""
     kill_s: Seconds = 10.0
     """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
+    probe_s: Seconds = 60.0
+    """After this time a quarantined slot starts a worker again, and a pipeline that is set aside
+    because it ends its workers gets one visit-detector."""
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 

@@ -248,6 +248,9 @@ class StatusReport(Model):
     """Number of slots in each state."""
     workers_max: int
     """``workers.max`` of the configuration."""
+    capacity: int | None = None
+    """Visit-detectors that the node offers the relay to have at once, unless it drains;
+    `None` from an older daemon."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int

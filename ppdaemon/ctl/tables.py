@@ -96,7 +96,10 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     )
     yield "relay", plain(report.relay)
     slots = sum(report.slots.values())
-    yield "workers", f"{slots} of {report.workers_max} slots: {counted(sorted(report.slots.items()))}"
+    less = (
+        "" if report.capacity in (None, report.workers_max) else f", {report.capacity} offered to the relay"
+    )
+    yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:

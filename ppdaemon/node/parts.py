@@ -34,11 +34,13 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
 from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
@@ -138,6 +140,9 @@ class NodeParts:
             self.reader,
             config.security.key,
         )
+        self.offer = CapacityOffer(
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
+        )
         self.pump = VisitPump(
             inbox,
             self.visits,
@@ -170,6 +175,7 @@ class NodeParts:
             self.arrivals,
             meters,
             self.generations,
+            self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
@@ -188,6 +194,7 @@ class NodeParts:
             self.exporter,
             self.reader,
             self.names,
+            self.offer,
             folders,
             watchdog_s,
         )
@@ -256,11 +263,12 @@ class NodeParts:
             self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
         except UnusableKey as error:
             _LOG.error("the old keys stay in use: %s", error)
+        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
-        self.relay.set_capacity(config.workers.max)
+        self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

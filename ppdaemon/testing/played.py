@@ -116,6 +116,8 @@ class PlayedRelay(_LinkEnd):
         Visit-detectors that the node has accepted.
     naks : `list` [`~ppdaemon.messages.VisitRefused`]
         Refusals of the node, in order of arrival.
+    returned : `list` [`~ppdaemon.messages.ResultEntry`]
+        Visit-detectors that the node had accepted and has given back, repetitions included.
     results : `dict`
         By visit-detector, all outcomes that were received, repetitions included.
     open : `set` [`tuple` [`str`, `int`]]
@@ -133,6 +135,7 @@ class PlayedRelay(_LinkEnd):
         self.hellos: list[Hello] = []
         self.acked: set[VisitDetector] = set()
         self.naks: list[VisitRefused] = []
+        self.returned: list[ResultEntry] = []
         self.results: dict[VisitDetector, list[ResultEntry]] = {}
         self.open: set[VisitDetector] = set()
         self.asked: list[VisitDetector] = []
@@ -199,13 +202,17 @@ class PlayedRelay(_LinkEnd):
         return self.reserve_visit(visit, detectors)
 
     def reserve_visit(
-        self, visit: NextVisit, detectors: Iterable[int], received_tai: float | None = None
+        self,
+        visit: NextVisit,
+        detectors: Iterable[int],
+        received_tai: float | None = None,
+        attempt: int = 1,
     ) -> float:
         """Reserve detectors for a visit that was read before; see `reserve`."""
         chosen = tuple(detectors)
         self.open |= {(visit.group, detector) for detector in chosen} - self.results.keys()
         tai = Clock().tai() if received_tai is None else received_tai
-        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai)
+        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai, attempt=attempt)
         sent = time.monotonic()
         self.send_raw(data)
         return sent
@@ -260,8 +267,12 @@ class PlayedRelay(_LinkEnd):
             case Results(entries=entries):
                 for entry in entries:
                     key = (entry.group, entry.detector)
-                    self.results.setdefault(key, []).append(entry)
                     self.open.discard(key)
+                    if entry.returned:
+                        self.returned.append(entry)
+                        self.acked.discard(key)
+                    else:
+                        self.results.setdefault(key, []).append(entry)
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in entries)
                 self.send(ResultsSeen, entries=keys)
 

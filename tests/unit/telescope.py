@@ -45,7 +45,7 @@ from ppdaemon.messages import (
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import RETURNED
+from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NodeLink
@@ -547,7 +547,7 @@ class Telescope:
             last = [
                 entry for entry in node.journal.last_attempts(group) if entry.key.detector == row.detector
             ]
-            if node.name == row.node and last and last[0].reason not in RETURNED:
+            if node.name == row.node and last and not is_returned(last[0]):
                 assert last[0].outcome == row.outcome, (group, row, last[0])
         exported = self.exported[group, row.detector]
         if row.outcome is Outcome.SUCCEEDED:

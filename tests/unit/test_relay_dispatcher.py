@@ -88,10 +88,9 @@ def ack(name, *detectors, attempt=1):
     return VisitAccepted(origin=name, detectors=detectors, attempt=attempt, **NAMES, **ENVELOPE)
 
 
-def nak(name, *detectors, reason="full", final=False, attempt=1):
-    return VisitRefused(
-        origin=name, detectors=detectors, attempt=attempt, reason=reason, final=final, **NAMES, **ENVELOPE
-    )
+def nak(name, *detectors, reason="full", final=False, attempt=1, handed_back=False):
+    fields = {"attempt": attempt, "reason": reason, "final": final, "handed_back": handed_back}
+    return VisitRefused(origin=name, detectors=detectors, **fields, **NAMES, **ENVELOPE)
 
 
 def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1, **fields):

@@ -116,6 +116,11 @@ class Generations:
         own = (self.unavailable, self._current.problem, self.refusal)
         return (*filter(None, own), *self._names.problems)
 
+    @property
+    def fork_problem(self) -> str:
+        """Why no process has started for a while, or blank."""
+        return self._current.fork_problem
+
     async def start(self) -> None:
         """Create the first generation, and again after growing pauses while the central repo is not
         available. Raise the errors of `Generation.make`, or `~ppdaemon.errors.ConfigError` with all

@@ -16,7 +16,7 @@ from typing import Any, assert_never
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import RETURNED
+from ppdaemon.node.visits.requeue import HANDED_BACK, is_returned
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -113,6 +113,11 @@ class Journal(SqliteFile):
 
     # --- writing -----------------------------------------------------------
 
+    def probe(self) -> None:
+        """Write a value that the file has already; raise `sqlite3.Error` if that is not possible."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        self._db.execute(f"PRAGMA user_version = {version}")
+
     def write(self, write: model.Write) -> object:
         """Perform one write of a decision and return its result, if it has one.
 
@@ -163,8 +168,9 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> int | None:
         """Insert a visit-detector and return the number of its attempt, or return `None` if the
-        journal has it. A canceled one is inserted again if the relay requests a
-        later attempt than any before: a repeated message must not be a second visit.
+        journal has it. A canceled one, or one that was handed back, is inserted again
+        if the relay requests a later attempt than any before: a repeated message must
+        not be a second visit.
         """
         *visit_detector, asked = entry.key
         known = self._db.execute(
@@ -223,16 +229,16 @@ class Journal(SqliteFile):
 
     def _record_late_raws(self, raws: Sequence[Raw]) -> tuple[int, int]:
         """List those raws as late whose visit-detector has ended without them,
-        unless it was ignored; return their number and that of the raws without
+        unless it was ignored or handed back; return their number and that of the raws without
         a visit-detector in the journal.
         """
         late = unmatched = 0
         for raw in raws:
             group = parent_group(raw.group)
             last = self._db.execute(
-                "SELECT final AND outcome != ?, exposures, seen, outcome FROM attempt"
+                "SELECT final AND outcome != ? AND reason NOT LIKE ?, exposures, seen, outcome FROM attempt"
                 f" WHERE {_IS_VISIT_DETECTOR} ORDER BY attempt DESC LIMIT 1",
-                (Outcome.IGNORED, raw.instrument, group, raw.detector),
+                (Outcome.IGNORED, f"{HANDED_BACK}%", raw.instrument, group, raw.detector),
             ).fetchone()
             if last is None:
                 unmatched += 1
@@ -338,7 +344,8 @@ class Journal(SqliteFile):
             " asked FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
             limit,
         )
-        return [ResultEntry(**row, returned=row["reason"] in RETURNED or None) for row in rows]
+        entries = (ResultEntry(**row) for row in rows)
+        return [entry.model_copy(update={"returned": is_returned(entry) or None}) for entry in entries]
 
     def late(self, limit: int) -> list[LateRow]:
         """Return late raws that no attempt has used, the newest first."""

@@ -144,7 +144,7 @@ class RelayClient:
         self._send(messages.VisitRefused, **_names(visit, detectors), reason=reason, final=final)
 
     def send_results(self, entries: Sequence[messages.ResultEntry]) -> None:
-        """Send outcomes that are in the journal."""
+        """Send outcomes that are in the journal, and what was returned."""
         if self.connected:
             for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
                 self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
