@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Run the real daemon under random faults, then check every visit.
 
-Exit status 0 if every accepted visit-detector got exactly one outcome, no
-permanent write happened twice and nothing was left over; 1 if not.
+With ``--nodes`` it is the real relay with several daemons. Exit status 0 if
+every accepted visit-detector got exactly one outcome, no permanent write
+happened twice and nothing was left over; 1 if not.
 """
 
 import dataclasses
@@ -22,14 +23,18 @@ from chaos_plan import make_plan
 from chaos_relay import ChaosRelay
 from chaos_run import ChaosRun, Report
 from chaos_scene import RunFolders, Scene, ScriptedScene
+from chaos_storm import StormReport, run_storm
 from rich.console import Console
 from rich.table import Table
 
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
+from ppdaemon.testing.hosts import why_not
 
 KINDS = ("lost", "doubled", "leaked", "wrong")
 """Kinds of violations; ``wrong`` is a result that no fault explains."""
+STORM_KINDS = (*KINDS, "open")
+"""With several nodes; ``open`` has no outcome 30 s after the last fault."""
 
 
 def make_scene(folders: RunFolders, *, demo: bool) -> Scene:
@@ -39,6 +44,11 @@ def make_scene(folders: RunFolders, *, demo: bool) -> Scene:
     from chaos_demo import DemoScene  # imports LSST code
 
     return DemoScene(folders)
+
+
+def print_progress(line: str) -> None:
+    """Print a line of progress to stderr."""
+    click.echo(line, err=True)
 
 
 def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
@@ -57,7 +67,7 @@ def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: b
     node = ChaosNode(folders.scratch, scene.settings(workers), uuid.uuid4().hex)
     relay = ChaosRelay(folders.relay, draw)
     try:
-        return ChaosRun(plan, scene, node, relay, draw, lambda line: click.echo(line, err=True)).run()
+        return ChaosRun(plan, scene, node, relay, draw, print_progress).run()
     finally:
         relay.close()
         scene.close()
@@ -81,16 +91,38 @@ def summary(report: Report, seconds: float, seed: int) -> dict[str, Any]:
         "supervisor": {
             name: dataclasses.asdict(used) for name, used in (("begin", report.begin), ("end", report.end))
         },
-        "violations": [
-            {
-                "kind": violation.kind,
-                "what": violation.description,
-                "visit": violation.key,
-                "story": report.stories.get(violation.key[0], []) if violation.key else [],
-            }
-            for violation in report.violations
-        ],
+        "violations": violations_of(report),
     }
+
+
+def storm_summary(report: StormReport, seconds: float, seed: int, nodes: int) -> dict[str, Any]:
+    """Return a report of several nodes as plain values, for JSON."""
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "nodes": nodes,
+        "accepted": report.accepted,
+        **{kind: report.count(kind) for kind in STORM_KINDS},
+        "moved": report.moved,
+        "outcomes": dict(report.outcomes.most_common()),
+        "faults": dict(sorted(report.faults.items())),
+        "lives": report.incarnations,
+        "calm_s": round(report.calm_s, 3),
+        "violations": violations_of(report),
+    }
+
+
+def violations_of(report: Report | StormReport) -> list[dict[str, Any]]:
+    """Return the violations as plain values."""
+    return [
+        {
+            "kind": violation.kind,
+            "what": violation.description,
+            "visit": violation.key,
+            "story": report.stories.get(violation.key[0], []) if violation.key else [],
+        }
+        for violation in report.violations
+    ]
 
 
 def show(report_values: dict[str, Any], console: Console) -> None:
@@ -98,14 +130,15 @@ def show(report_values: dict[str, Any], console: Console) -> None:
     table = Table(title=f"chaos, seed {report_values['seed']}, {report_values['seconds']:g} s")
     table.add_column("event")
     table.add_column("count", justify="right")
-    for name in ("accepted", "attempts", *KINDS):
-        table.add_row(name, str(report_values[name]))
+    for name in ("accepted", "attempts", "moved", *STORM_KINDS):
+        if name in report_values:
+            table.add_row(name, str(report_values[name]))
     table.add_section()
     for group in ("outcomes", "faults"):
         for name, count in report_values[group].items():
             table.add_row(name, str(count))
         table.add_section()
-    for state, count in report_values["killed_while"].items():
+    for state, count in report_values.get("killed_while", {}).items():
         table.add_row(f"killed while {state}", str(count))
     console.print(table)
     stories = {each["visit"][0]: each["story"] for each in report_values["violations"] if each["visit"]}
@@ -124,7 +157,7 @@ def result_lines(report_values: dict[str, Any]) -> list[str]:
         where = "{} detector {}: ".format(*violation["visit"]) if violation["visit"] else ""
         lines.append(f"{violation['kind']}: {where}{violation['what']}")
     first = f"; the first: {lines[0].splitlines()[0]}" if lines else ""
-    counts = ", ".join(f"{report_values[kind]} {kind}" for kind in KINDS)
+    counts = ", ".join(f"{report_values[kind]} {kind}" for kind in STORM_KINDS if kind in report_values)
     return [*lines, f"seed {report_values['seed']}: {counts}{first}"]
 
 
@@ -138,18 +171,40 @@ def result_lines(report_values: dict[str, Any]) -> list[str]:
 )
 @click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
 @click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Slots at the most.")
+@click.option(
+    "--nodes", type=click.IntRange(1), help="Run the real relay with this number of daemons, not one alone."
+)
+@click.option(
+    "--namespaces", is_flag=True, help="With --nodes, as root: hosts whose connections are cut, too."
+)
 @click.option("--demo", is_flag=True, help="Use the demo camera's pipelines instead of scripted workers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--keep", is_flag=True, help="Keep journal, logs and raws, and print their folder.")
-def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, keep: bool) -> None:
+def main(
+    seconds: float,
+    seed: int,
+    workers: int,
+    nodes: int | None,
+    namespaces: bool,
+    demo: bool,
+    as_json: bool,
+    keep: bool,
+) -> None:
     """Run the real daemon under random faults, then check every visit."""
+    if namespaces and (reason := "--namespaces needs --nodes" if nodes is None else why_not()):
+        raise click.UsageError(reason)
+    if nodes is not None and demo:
+        raise click.UsageError("--demo runs one daemon only")
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     shm = Path("/dev/shm")
     ramdisk = Path(tempfile.mkdtemp(prefix="chaos-", dir=shm if shm.is_dir() else None))
     try:
-        report_values = summary(
-            run(RunFolders(scratch, ramdisk), seconds, seed, workers, demo=demo), seconds, seed
-        )
+        folders = RunFolders(scratch, ramdisk)
+        if nodes is None:
+            report_values = summary(run(folders, seconds, seed, workers, demo=demo), seconds, seed)
+        else:
+            report = run_storm(folders, seconds, seed, nodes, workers, print_progress, namespaces=namespaces)
+            report_values = storm_summary(report, seconds, seed, nodes)
     except PPDaemonError as error:
         click.echo(f"chaos: {error}", err=True)
         sys.exit(error.exit_code)
@@ -164,7 +219,7 @@ def main(seconds: float, seed: int, workers: int, demo: bool, as_json: bool, kee
         click.echo("\n".join(result_lines(report_values)), err=True)
     else:
         show(report_values, Console())
-    sys.exit(ExitCode.FAILED if any(report_values[kind] for kind in KINDS) else ExitCode.OK)
+    sys.exit(ExitCode.FAILED if any(report_values.get(kind) for kind in STORM_KINDS) else ExitCode.OK)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ class ChaosNode(NodeProcess):
     `mark` identifies its processes.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], mark: str):
+    def __init__(self, folder: Path, settings: dict[str, Any], mark: str, *, launcher: Sequence[str] = ()):
         # Without SPT_NOENV a process that changes its title overwrites its environment.
         environment = {MARK: mark, "SPT_NOENV": "1"}
-        super().__init__(folder, settings, program=(str(DAEMON),), environment=environment)
+        program = (str(DAEMON),)
+        super().__init__(folder, settings, program=program, launcher=launcher, environment=environment)
         self.folders = NodeFolders.of(NodeConfig.model_validate(settings))
         self.incarnations = 0
         self.slowest_answer_s = 0.0

@@ -12,7 +12,18 @@ from enum import StrEnum
 
 from ppdaemon.testing.work import WorkerFault
 
-__all__ = ("PROCESS_FAULTS", "Fault", "Plan", "ProcessFault", "Visit", "WORKER_FAULTS", "make_plan")
+__all__ = (
+    "CUTS",
+    "Fault",
+    "NODE_FAULTS",
+    "NODE_WORKER_FAULTS",
+    "PROCESS_FAULTS",
+    "Plan",
+    "ProcessFault",
+    "Visit",
+    "WORKER_FAULTS",
+    "make_plan",
+)
 
 
 class Fault(StrEnum):
@@ -29,6 +40,13 @@ class Fault(StrEnum):
     RELAY_SILENT = "relay_silent"
     INVALID_MESSAGE = "invalid_message"
     CENTRAL_DOWN = "central_down"
+    STOP_SUPERVISOR = "stop_supervisor"
+    KILL_RELAY = "kill_relay"
+    STOP_RELAY = "stop_relay"
+    DRAIN = "drain"
+    CUT_FROM_NODE = "cut_from_node"
+    CUT_FROM_RELAY = "cut_from_relay"
+    CUT_BOTH = "cut_both"
     DUPLICATE = "duplicate"
     CANCEL = "cancel"
     NO_RAW = "no_raw"
@@ -51,6 +69,25 @@ PROCESS_FAULTS = (
     Fault.STOP_ZYGOTE,
 )
 """Faults of processes and of the connections between them."""
+
+NODE_FAULTS = (
+    Fault.KILL_WORKER,
+    Fault.STOP_WORKER,
+    Fault.KILL_ZYGOTE,
+    Fault.STOP_ZYGOTE,
+    Fault.KILL_EXPORTER,
+    Fault.KILL_SUPERVISOR,
+    Fault.STOP_SUPERVISOR,
+    Fault.KILL_RELAY,
+    Fault.STOP_RELAY,
+    Fault.DRAIN,
+)
+"""Faults of a relay with several nodes."""
+
+CUTS = (Fault.CUT_FROM_NODE, Fault.CUT_FROM_RELAY, Fault.CUT_BOTH)
+"""Faults of the connection between a node and the relay: messages of the node are lost, of the relay,
+or both.
+"""
 
 VISIT_FAULTS = (
     Fault.DUPLICATE,
@@ -86,6 +123,9 @@ WORKER_FAULTS = (
 )
 """Faults in workers, of `ppdaemon.testing.work.FAULTS`."""
 
+NODE_WORKER_FAULTS = ("segv", "exit", "raise", "hang")
+"""Faults in workers of several nodes: these end in different ways, the others at one node only."""
+
 # Killed and stopped workers are the most frequent faults after the first round.
 MORE_KILLS = (Fault.KILL_WORKER,) * 4 + (Fault.STOP_WORKER,) * 2
 QUIET_BEGIN_S, QUIET_END_S = 0.5, 1.0
@@ -94,6 +134,13 @@ LONGEST_S = {
     Fault.STOP_ZYGOTE: 1.5,
     Fault.RELAY_SILENT: 3.0,
     Fault.CENTRAL_DOWN: 2.0,
+    # Shorter and longer than the silence after which a relay moves what it can.
+    Fault.STOP_SUPERVISOR: 4.0,
+    Fault.STOP_RELAY: 3.0,
+    Fault.DRAIN: 3.0,
+    Fault.CUT_FROM_NODE: 5.0,
+    Fault.CUT_FROM_RELAY: 5.0,
+    Fault.CUT_BOTH: 5.0,
 }
 EVERY_ATTEMPT = 0.25
 """Probability that a worker fault happens in every attempt, not only in the first."""
@@ -146,13 +193,14 @@ def make_plan(
     *,
     worker_faults: Sequence[str] = WORKER_FAULTS,
     process_faults: Sequence[Fault] = PROCESS_FAULTS,
+    more_faults: Sequence[Fault] = MORE_KILLS,
     visit_every_s: float = 0.45,
     fault_every_s: float = 0.8,
 ) -> Plan:
     """Draw visits and process faults, in order; a seed always gives the same plan.
 
-    `seconds` is the time in which visits are announced, `visit_every_s` and
-    `fault_every_s` are mean intervals.
+    `seconds` is the time in which visits are announced, `more_faults` are dealt in
+    addition after the first round, `visit_every_s` and `fault_every_s` are mean intervals.
     """
     draw = random.Random(seed)
     visit_or_worker_faults = _dealt(draw, [*worker_faults, *VISIT_FAULTS, *(None,) * len(VISIT_FAULTS)])
@@ -160,7 +208,7 @@ def make_plan(
         _visit(draw, f"chaos-{seed}-{number:04d}", at_s, detectors, next(visit_or_worker_faults))
         for number, at_s in enumerate(_random_times(draw, 0.0, seconds, visit_every_s))
     ]
-    dealt_faults = _dealt(draw, process_faults, MORE_KILLS)
+    dealt_faults = _dealt(draw, process_faults, more_faults)
     chosen = [
         ProcessFault(at_s, fault, draw.uniform(0.2, 1.0) * LONGEST_S.get(fault, 0.0))
         for at_s, fault in zip(

@@ -23,6 +23,7 @@ import zmq
 from rich.console import Console
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.configtypes import ranges
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.keyfiles import UnusableKey
@@ -215,6 +216,8 @@ def summary(answer: Accepted) -> str:
     parts = [answer.group] if answer.group else []
     if answer.detectors:
         parts.append(f"{answer.detectors} detector{'s' if answer.detectors > 1 else ''}")
+    if answer.unserved:
+        parts.append(f"no node serves {ranges(answer.unserved)} now")
     if answer.reason:
         parts.append(answer.reason)
     return f"{answer.status}: {', '.join(parts)}"

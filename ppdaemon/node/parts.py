@@ -34,11 +34,14 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
 from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
+from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
@@ -119,6 +122,7 @@ class NodeParts:
             self.chooser.receive,
             count,
             self.visits.open.held,
+            config.node.spare,
             ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None
@@ -135,6 +139,9 @@ class NodeParts:
             folders.canaries,
             self.reader,
             config.security.key,
+        )
+        self.offer = CapacityOffer(
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
         )
         self.pump = VisitPump(
             inbox,
@@ -168,6 +175,7 @@ class NodeParts:
             self.arrivals,
             meters,
             self.generations,
+            self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
@@ -186,16 +194,21 @@ class NodeParts:
             self.exporter,
             self.reader,
             self.names,
+            self.offer,
             folders,
             watchdog_s,
         )
         self._meters = meters
+        self._pruner = JournalPruner(
+            self.journal, clock, config.node.keep_days, reporting=config.relay.address is not None
+        )
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.relay.run,
             partial(meters.run, self.pool, count),
             ticker.run,
             ticker.run_slowly,
+            self._pruner.run,
             reloader.run,
             self.names.run,
         )
@@ -250,10 +263,12 @@ class NodeParts:
             self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
         except UnusableKey as error:
             _LOG.error("the old keys stay in use: %s", error)
+        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
+        self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
-        self.relay.set_capacity(config.workers.max)
+        self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

@@ -47,9 +47,9 @@ _LOG = logging.getLogger(__name__)
 def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     """Receive next_visit events and send each detector to a node.
 
-    run (the default) serves until SIGTERM; SIGHUP reads the folders of public
-    keys again. check-config reads the file, lists
-    all errors in it, and exits.
+    run (the default) serves until SIGTERM; SIGHUP reads the file again, and if it
+    has an error, the old configuration stays in use. check-config reads the file,
+    lists all errors in it, and exits.
     """
     config = load_relay(path, environment)
     if action == "check-config":
@@ -118,6 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PPDaemonError as error:
         click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"pprelay: {error}", err=True)
+        sys.exit(ExitCode.OS)
     except Exception:
         _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)

@@ -9,24 +9,28 @@ Clients are served by `ppdaemon.relay.submitserver`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import zmq.asyncio
 
+from ppdaemon import log
 from ppdaemon.clock import Clock
+from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError
+from ppdaemon.errors import BadMessage, PPDaemonError, Refused
 from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.config import RelayConfig, needs_restart
+from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import CloseVisit, Effects, RefuseHello, Send, SendHeartbeat, SetOutcome
 from ppdaemon.relay.submitserver import SubmitServer
+from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle, sample_of
@@ -65,7 +69,8 @@ class RelaySockets:
 class Relay:
     """A running relay; must be created inside the event loop.
 
-    `ledger` must be open; `run` closes it.
+    `ledger` must be open; `run` closes it. `read_config` reads the configuration file
+    again.
     """
 
     def __init__(
@@ -77,13 +82,12 @@ class Relay:
         clock: Clock,
         notifier: Notifier,
         incarnation: str,
+        read_config: Callable[[], RelayConfig],
         gatekeeper: Gatekeeper | None = None,
-        read_config: Callable[[], RelayConfig] | None = None,
     ):
         self._config = config
         self._gatekeeper = gatekeeper
         self._read_config = read_config
-        self._reload = asyncio.Event()
         self._sockets = sockets
         self._clock = clock
         self._notifier = notifier
@@ -106,25 +110,47 @@ class Relay:
             apply_effects=self._apply,
             open_visit=self._open,
         )
+        self._control = RelayControl(
+            config=config,
+            dispatcher=self._dispatcher,
+            writer=self._writer,
+            throttle=self._throttle,
+            clock=clock,
+            reload=self._reload,
+        )
+        self._control_server = ControlServer(
+            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report, config.security
+        )
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
         self._stop_requested = False
+        self._reload_requested = asyncio.Event()
+        self._dispatcher.set_drained(ledger.drained_nodes(), now)
+        self._dispatcher.set_preferences(config.preferred_nodes, now)
         self._restore(ledger.unfinished_visits())
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
         self._stop_requested = True
-        self._submit_server.closed = True
+        self._submit_server.closed = self._control.stopping = True
 
     def request_reload(self) -> None:
-        """Read the folders of public keys again; may be called by a signal handler."""
-        self._reload.set()
+        """Read the configuration again soon; may be called by a signal handler."""
+        self._reload_requested.set()
 
     async def run(self) -> None:
         """Serve until `request_stop` is called."""
+        try:
+            await self._control_server.start()
+            await self._serve()
+        finally:
+            await self._control_server.stop()
+            self._writer.close()
+
+    async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
             self._read(
@@ -132,19 +158,17 @@ class Relay:
             ),
             self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
-            self._reload_keys(),
+            self._reload_on_request(),
         ]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._writer.run())
-                tasks = [group.create_task(source) for source in sources]
-                await self._pump()
-                # Sources first: nothing new may reach the writer while it finishes.
-                for task in tasks:
-                    task.cancel()
-                self._writer.finish()
-        finally:
-            self._writer.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._writer.run())
+            tasks = [group.create_task(source) for source in sources]
+            await self._pump()
+            # Sources first: nothing new may reach the writer while it finishes.
+            await self._control_server.stop()
+            for task in tasks:
+                task.cancel()
+            self._writer.finish()
 
     # --- sources of events ----------------------------------------------------
 
@@ -173,34 +197,52 @@ class Relay:
                 )
             await asyncio.sleep(0)  # a flood of such messages must not stop the others
 
-    async def _reload_keys(self) -> None:
-        """Use the public keys that the folders have now, whenever that is requested."""
-        while True:
-            await self._reload.wait()
-            self._reload.clear()
-            if self._gatekeeper is None or self._read_config is None:
-                _LOG.warning("nothing is reloaded: security.key is not set; restart pprelay to change keys")
-                continue
-            try:
-                security = (await asyncio.to_thread(self._read_config)).security
-                if security.key != self._config.security.key:
-                    raise ConfigError(["security.key cannot change while pprelay runs; restart it"])
-                allowed = await asyncio.to_thread(security.read_allow_lists)
-            except PPDaemonError as error:
-                _LOG.error("reload refused, the old keys stay: %s", error)
-                continue
-            for domain, names in allowed.items():
-                revoked = self._gatekeeper.replace(domain, names)
-                _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
-                if revoked:
-                    _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
-                if domain == link.NODES:
-                    await self._events.put(partial(self._disconnect_nodes, revoked))
-
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             await self._events.put(self._ticked)
+
+    async def _reload_on_request(self) -> None:
+        while True:
+            await self._reload_requested.wait()
+            # Before the reload: a signal during it causes another one.
+            self._reload_requested.clear()
+            try:
+                await self._reload()
+            except PPDaemonError as error:
+                _LOG.error("reload refused, the old configuration stays: %s", error)
+                self._control.refused_reload = "reload refused: " + "; ".join(str(error).splitlines())
+
+    async def _reload(self) -> None:
+        """Read the configuration file and the folders of public keys, and use them.
+
+        Raises `~ppdaemon.errors.ConfigError` if the file has errors, `~ppdaemon.errors.Refused`
+        if it changes what cannot change while the relay runs, and
+        `~ppdaemon.keyfiles.UnusableKey`.
+        """
+        config = await asyncio.to_thread(self._read_config)
+        if keys := needs_restart(self._config, config):
+            raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
+        allowed = await asyncio.to_thread(config.security.read_allow_lists)
+        self._control_server.set_access(config.security)
+        self._admit(allowed)
+        log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+        self._config = self._control.config = self._submit_server.config = config
+        self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
+        self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
+        _LOG.info("configuration reloaded")
+
+    def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
+        """Admit these keys from now on, by socket; disconnect the nodes of all others."""
+        if self._gatekeeper is None:
+            return
+        for domain, names in allowed.items():
+            revoked = self._gatekeeper.replace(domain, names)
+            _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
+            if revoked:
+                _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
+            if domain == link.NODES:
+                self._disconnect_nodes(revoked)
 
     # --- the pump ---------------------------------------------------------------
 
@@ -336,7 +378,7 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
         if visits:
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
 
@@ -347,6 +389,7 @@ class Relay:
         reservations: Sequence[Reservation],
         received_tai: float,
         cancelled: bool,
+        age_s: float = 0.0,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -354,9 +397,9 @@ class Relay:
             visit,
             reservations,
             received_tai=received_tai,
+            age_s=age_s,
             expiry_s=self._config.expiry_s,
             now=now,
-            now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
         self._apply(self._dispatcher.add(open_visit, now))

@@ -31,6 +31,10 @@ no LSST software: the survey of a visit scripts their steps and faults
     A real ``ppdaemon`` process, with a relay that the test plays.
 `ppdaemon.testing.relay`
     A real ``pprelay`` process, and a client that announces visits to it.
+`ppdaemon.testing.telescope`
+    A real ``pprelay`` with several real ``ppdaemon``.
+`ppdaemon.testing.hosts`
+    Network namespaces as hosts, whose connections can be cut in one direction.
 `ppdaemon.testing.played`
     Both ends of the link between relay and node, played by the test.
 `ppdaemon.testing.work`

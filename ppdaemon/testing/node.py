@@ -146,6 +146,11 @@ class NodeProcess:
         """The supervisor's process id (`int`)."""
         return self.process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended (`bool`)."""
+        return self._process is not None and self._process.poll() is None
+
     def rewrite(self, **parts: Mapping[str, Any]) -> None:
         """Change parts of the configuration file: ``workers={"max": 1}``."""
         for name, keys in parts.items():
@@ -171,10 +176,11 @@ class NodeProcess:
     def start(self) -> "NodeProcess":
         """Start it and wait until a worker is idle and none is starting."""
         self.launch()
-        self.wait(self._is_ready)
+        self.wait(self.is_ready)
         return self
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Return whether a worker is idle and none is starting, and a played relay is connected."""
         status = self.status()
         connected = self.relay is None or status.relay.startswith("connected")
         return (
@@ -368,7 +374,7 @@ def running_node(
         node.launch()
         try:
             if ready:
-                node.wait(node._is_ready)
+                node.wait(node.is_ready)
             yield node
         finally:
             status = node.stop()

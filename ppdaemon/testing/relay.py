@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -30,23 +32,28 @@ class RelayProcess:
     ----------
     folder : `pathlib.Path`
         With a short path; holds configuration, state, sockets and log.
+    launcher : `~collections.abc.Sequence` [`str`], optional
+        A command that starts the command after it.
     **changes
-        Keys of the configuration in addition to the paths.
+        Keys of the configuration in addition to the paths, or instead of the addresses.
 
     Attributes
     ----------
     submit, nodes : `str`
-        Addresses of its sockets, below `folder`.
+        Addresses of its sockets, below `folder` by default.
     state_dir, config, log : `pathlib.Path`
         Its state folder, configuration file and log file.
+    control : `pathlib.Path`
+        Its control socket.
     """
 
-    def __init__(self, folder: Path, **changes: Any):
+    def __init__(self, folder: Path, *, launcher: Sequence[str] = (), **changes: Any):
         self.state_dir = folder / "state"
-        self.submit = f"ipc://{folder}/submit"
-        self.nodes = f"ipc://{folder}/nodes"
+        self.submit = changes.get("submit", f"ipc://{folder}/submit")
+        self.nodes = changes.get("nodes", f"ipc://{folder}/nodes")
         self.config = folder / "pprelay.yaml"
         self.log = folder / "log"
+        self.control = self.state_dir / RELAY_SOCKET
         fields = {
             "submit": self.submit,
             "nodes": self.nodes,
@@ -56,7 +63,9 @@ class RelayProcess:
             "silence_s": SILENCE_S,
             "resend_s": 0.2,
         }
-        self.config.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
+        self._launcher = launcher
+        self._fields = fields | changes
+        self.configure()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,17 +75,32 @@ class RelayProcess:
             raise AssertionError("the relay was never started")
         return self._process
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended (`bool`)."""
+        return self._process is not None and self._process.poll() is None
+
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration file with further changes; a running relay must reload it."""
+        self._fields |= changes
+        self.config.write_text(yaml.safe_dump(self._fields), encoding="utf-8")
+
     def command(self, *arguments: str) -> list[str]:
         """Return the command that starts the program."""
-        return [sys.executable, "-m", "ppdaemon.relay.app", *arguments, "--config", str(self.config)]
+        program = (sys.executable, "-m", "ppdaemon.relay.app")
+        return [*self._launcher, *program, *arguments, "--config", str(self.config)]
 
-    def start(self, **environment: str) -> Self:
-        """Start it and wait until it listens on both sockets."""
-        before = len(self.events("listening"))
+    def launch(self, **environment: str) -> None:
+        """Start it; return at once."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command("run"), stderr=log, env={**os.environ, **environment}
             )
+
+    def start(self, **environment: str) -> Self:
+        """Start it and wait until it listens on both sockets."""
+        before = len(self.events("listening"))
+        self.launch(**environment)
         wait_until(lambda: len(self.events("listening")) == before + 2, TIMEOUT_S, self.log.read_text)
         return self
 

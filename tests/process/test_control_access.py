@@ -101,8 +101,8 @@ def as_user(path, uid, *requests):
 
 
 def test_every_request_is_for_readers_or_for_operators():
-    union, _ = typing.get_args(reports.Request.__value__)
-    assert set(typing.get_args(union)) == READING | OPERATING
+    unions = [typing.get_args(kind.__value__)[0] for kind in (reports.Request, reports.RelayRequest)]
+    assert {request for union in unions for request in typing.get_args(union)} == READING | OPERATING
     assert not READING & OPERATING
 
 

@@ -252,7 +252,7 @@ def test_a_folder_with_an_error_changes_nothing(relay, submitter):
     (relay.folders["submit"] / "client.key").unlink()
     (relay.folders["nodes"] / "bad.key").write_text("no key")
     relay.reload()
-    assert relay.events("reload refused, the old keys stay")
+    assert relay.events("reload refused, the old configuration stays")
     assert announce(submitter, "g") == "accepted"
 
 

@@ -144,10 +144,13 @@ class World:
         self.sequence += 1
         return {"origin": "relay", "sent_tai": self.tai, "sequence": self.sequence}
 
-    def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN):
+    def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN, age_s=0.0, relay_ahead_s=0.0):
+        """Reserve detectors; the relay accepted the visit `age_s` ago and has its own clock."""
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new"})
+        envelope = self._envelope() | {"sent_tai": self.tai + relay_ahead_s}
+        received_tai = envelope["sent_tai"] - age_s
         message = ReserveVisit(
-            visit=visit, detectors=detectors, attempt=attempt, received_tai=self.tai, **self._envelope()
+            visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai, **envelope
         )
         self.handle(Reserved(message, dict.fromkeys(detectors, chosen)))
 

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measure the way of a visit from the relay to the workers of many nodes, with the real programs."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from benching.cli import options, print_results, progress, run
+from benching.folders import FolderRoots
+from benching.results import Scalar
+from fanoutbench.complete import measure_complete_visits
+from fanoutbench.flood import measure_flood
+from fanoutbench.floor import measured_floor
+from fanoutbench.latency import measure_latencies
+from fanoutbench.observatory import running
+from fanoutbench.results import GOALS
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The amounts of the measurement; 0 omits a part."""
+
+    detectors: int
+    nodes: int
+    rounds: int
+    visits: int
+    complete: int
+
+
+def measure(
+    folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
+) -> dict[str, Scalar]:
+    """Measure with one relay and its nodes."""
+    results: dict[str, Scalar] = {
+        "cores": os.cpu_count(),
+        "load_at_start": os.getloadavg()[0],
+        "detectors": workload.detectors,
+        "nodes": workload.nodes,
+    }
+    progress(f"starting {workload.nodes} nodes for {workload.detectors} detectors")
+    with (
+        folder_roots.temporary() as folders,
+        running(folders, workload.nodes, workload.detectors) as observatory,
+        measured_floor(folders.ramdisk) as floor,
+    ):
+        results["slots"] = observatory.slots
+        if workload.rounds:
+            (latencies,) = measure_latencies([observatory], workload.rounds, floor, progress)
+            results |= latencies.results(floor)
+        if workload.visits:
+            results |= measure_flood(observatory, workload.visits, progress)
+        if workload.complete:
+            skipped_ms = float(results.get("relay_ms_per_visit") or 0.0)
+            results |= measure_complete_visits(observatory, workload.complete, skipped_ms, progress)
+    return results | {"load_at_end": os.getloadavg()[0]}
+
+
+@click.command(name="bench_fanout", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--detectors",
+    default=205,
+    show_default=True,
+    type=click.IntRange(1, 205),
+    help="Detectors of a visit, of LSSTCam.",
+)
+@click.option("--nodes", default=4, show_default=True, type=click.IntRange(1), help="Nodes on this machine.")
+@click.option(
+    "--rounds",
+    default=100,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Visits whose announcement and cancellation are timed.",
+)
+@click.option(
+    "--visits",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Visits that are sent as fast as they go.",
+)
+@click.option(
+    "--complete",
+    default=10,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Visits with raws and permanent writes.",
+)
+@options
+def command(as_json: bool, scratch: Path, ramdisk: Path, **workload: int) -> None:
+    """Measure the latency of visits and cancellations from the client to the
+    last worker, visits as fast as they go, memory and CPU time of the relay,
+    and the cost of permission for permanent writes.
+
+    Takes some minutes; other load on the machine changes the results. Goals
+    are for two idle cores. All files are deleted.
+    """
+    print_results(
+        measure(FolderRoots(scratch, ramdisk), Workload(**workload), progress), GOALS, as_json=as_json
+    )
+
+
+if __name__ == "__main__":
+    run(command)

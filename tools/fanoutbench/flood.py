@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Many visits as fast as they go: what is lost or doubled, and what the relay needs."""
+
+import time
+from collections.abc import Callable
+
+from benching.results import Scalar
+
+from fanoutbench.observatory import Observatory
+from fanoutbench.results import Records
+from ppdaemon.states import Outcome
+
+__all__ = ("measure_flood",)
+
+OPEN = 4
+"""Visits that are open at once: the workers are never idle."""
+EARLY = 0.1
+"""This fraction of the visits has filled all caches."""
+
+
+def measure_flood(
+    observatory: Observatory, visits: int, progress: Callable[[str], None]
+) -> dict[str, Scalar]:
+    """Send visits whose workers do nothing."""
+    records, early_mb = observatory.prepared, 0.0
+    began, relay_s, nodes_s = time.monotonic(), observatory.relay_cpu_s(), observatory.nodes_cpu_s()
+    for number in range(visits):
+        observatory.announce(f"flood{number}", "skip")
+        oldest = f"flood{number - OPEN + 1}"
+        if number >= OPEN - 1:
+            observatory.wait_for_all(records, oldest)
+        if number + 1 == max(1, round(EARLY * visits)):
+            early_mb = observatory.relay_mb()
+        if number % 50 == 0:
+            progress(f"flood: visit {number} of {visits}, relay {observatory.relay_mb():.1f} MB")
+    for number in range(max(0, visits - OPEN), visits):
+        observatory.wait_for_all(records, f"flood{number}")
+    observatory.wait_until_idle()
+    took_s = time.monotonic() - began
+    relay_s, nodes_s = observatory.relay_cpu_s() - relay_s, observatory.nodes_cpu_s() - nodes_s
+    late_mb = observatory.relay_mb()
+    return {
+        "visits": visits,
+        "visits_per_s": visits / took_s,
+        **_count(observatory, visits, records),
+        "relay_early_pss_mb": early_mb,
+        "relay_late_pss_mb": late_mb,
+        "relay_growth_percent": 100 * (late_mb - early_mb) / early_mb,
+        "relay_cpu_percent": 100 * relay_s / took_s,
+        "relay_ms_per_visit": 1e3 * relay_s / visits,
+        "nodes_ms_per_visit": 1e3 * nodes_s / visits,
+    }
+
+
+def _count(observatory: Observatory, visits: int, records: Records) -> dict[str, Scalar]:
+    """Compare the relay's outcomes with what the workers recorded."""
+    records.read()
+    succeeded = doubled = 0
+    for number in range(visits):
+        group = f"flood{number}"
+        observatory.wait(lambda group=group: all(observatory.client.outcomes(group).values()))  # type: ignore[misc]
+        outcomes = observatory.client.outcomes(group)
+        succeeded += sum(outcome == Outcome.SUCCEEDED for outcome in outcomes.values())
+        doubled += sum(records.counts[group, detector] > 1 for detector in outcomes)
+    return {"lost": visits * observatory.detectors - succeeded, "doubled": doubled}
