@@ -2,9 +2,12 @@
 """Clocks: TAI for messages and the journal, monotonic time for deadlines."""
 
 import datetime
+import functools
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 
@@ -15,6 +18,14 @@ def _tai() -> float:
     return time.time() + TAI_MINUS_UTC_S
 
 
+@functools.cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # hidden by a sandbox: then no other process has the same boot
+        return secrets.token_hex(16)
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
     """The two clocks of a process; tests pass their own functions."""
@@ -23,6 +34,8 @@ class Clock:
     """Returns monotonic seconds, for deadlines."""
     tai: Callable[[], float] = field(default=_tai)
     """Returns TAI seconds since 1970, for messages, journal and logs."""
+    boot: Callable[[], str] = field(default=_boot)
+    """Returns the boot of the host since which `mono` counts: times of one boot can be compared."""
 
 
 def tai_iso(tai_s: float) -> str:

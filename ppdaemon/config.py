@@ -76,6 +76,13 @@ class NodePart(ConfigPart):
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
     """Visits announced longer ago are not started; their detectors end as ``expired``."""
+    spare: bool = False
+    """Whether this node only gets detectors when the nodes that are not spare are full,
+    draining or silent."""
+    keep_days: Annotated[float, pydantic.Field(ge=1)] = 30.0
+    """Days that the journal keeps visit-detectors that have ended, that the relay has the
+    outcome of, and whose outputs are exported. At least 1: a relay may send visits again
+    for a day."""
 
 
 class RelayLink(ConfigPart):
@@ -216,9 +223,12 @@ class TimesConfig(ConfigPart):
     cpu_s: Seconds = 3600.0
     """CPU time of one visit, over all states and threads."""
     grace_s: Seconds = 5.0
-    """From SIGTERM to SIGKILL."""
+    """From the order or signal to end until SIGKILL."""
     kill_s: Seconds = 10.0
     """After SIGKILL; then the worker counts as unkillable and its slot is not used."""
+    probe_s: Seconds = 60.0
+    """After this time a quarantined slot starts a worker again, and a pipeline that is set aside
+    because it ends its workers gets one visit-detector."""
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 

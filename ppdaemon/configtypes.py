@@ -5,7 +5,7 @@ base of the parts of a configuration.
 
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -24,6 +24,7 @@ __all__ = (
     "ConnectAddress",
     "Detectors",
     "IngestKind",
+    "SOCKET_PATH_MAX",
     "Seconds",
     "Size",
     "SocketPath",
@@ -31,6 +32,7 @@ __all__ = (
     "WritableFolder",
     "valid_values",
     "parse_detector_list",
+    "ranges",
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
@@ -93,6 +95,17 @@ def parse_detector_list(text: str) -> tuple[int, ...]:
     Raises `ValueError` if the text is not such a list; the error shows an example.
     """
     return _unique(tuple(_detectors(text)))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Format numbers as `parse_detector_list` reads them, such as ``0-8,12``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 SOCKET_PATH_MAX = 107

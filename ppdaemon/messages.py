@@ -60,6 +60,8 @@ class Accepted(Model):
     reason: str = ""
     outcomes: tuple[DetectorOutcome, ...] | None = None
     """Only in the answer to ``visit_status``."""
+    unserved: tuple[int, ...] | None = None
+    """Detectors of an announced visit that no connected node serves now: they wait for one."""
 
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -89,7 +91,8 @@ class _Envelope(Model):
     """Name of the node or relay that sends it."""
     sent_tai: float
     sequence: int
-    """Number of the message, counted by the sender from 1 since its start."""
+    """Number of the message, counted by the sender for each receiver; 0 if it is not
+    counted. A gap means that messages were lost."""
 
 
 class DetectorsOfVisit(Model):
@@ -120,6 +123,8 @@ class Hello(_Envelope):
     """Detectors that the node may process, by instrument."""
     capacity: Annotated[int, pydantic.Field(ge=0)]
     """Number of visit-detectors that it can have at once; with 0 it gets none."""
+    spare: bool = False
+    """Whether it only gets what no other node can get."""
     holds: tuple[HeldDetectors, ...] = ()
     """All visit-detectors in its journal without an outcome."""
     alone: bool = False
@@ -206,6 +211,12 @@ class HelloRefused(_Envelope):
     reason: str
 
 
+class SendHello(_Envelope):
+    """The node must send `Hello` again: messages of it were lost."""
+
+    type: Literal["send_hello"] = "send_hello"
+
+
 class ReserveVisit(_Envelope):
     """A visit and the node's detectors of it; sent again until acknowledged."""
 
@@ -261,7 +272,15 @@ type NodeMessage = Annotated[
     Hello | VisitAccepted | VisitRefused | PermitRequest | Results | Heartbeat, _BY_TYPE
 ]
 type RelayMessage = Annotated[
-    Welcome | HelloRefused | ReserveVisit | CancelVisit | Permitted | PermitRefused | ResultsSeen | Heartbeat,
+    Welcome
+    | HelloRefused
+    | SendHello
+    | ReserveVisit
+    | CancelVisit
+    | Permitted
+    | PermitRefused
+    | ResultsSeen
+    | Heartbeat,
     _BY_TYPE,
 ]
 FromNode = pydantic.TypeAdapter[NodeMessage](NodeMessage)

@@ -11,10 +11,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 __all__ = (
+    "GROUP_SIGNALS",
+    "STOP_SIGNAL",
     "become_subreaper",
     "processes_with_variable",
     "children",
     "die_with_parent",
+    "disregard_group_signals",
     "kill_orphans",
     "parent",
     "process_tree",
@@ -24,6 +27,26 @@ __all__ = (
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 """Both from linux/prctl.h."""
+GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Sent to whole groups of processes by a terminal, a batch system or ``kill``: only the supervisor acts
+on them."""
+STOP_SIGNAL = signal.SIGRTMIN + 7
+"""The supervisor's own signal, which ends a process at once. A real-time signal: libraries handle
+SIGUSR1 and SIGUSR2, and batch systems send them."""
+
+
+def disregard_group_signals() -> None:
+    """Continue after a signal that was sent to the whole group. By a handler that does nothing: unlike
+    an ignored signal it is not inherited by the programs that a task starts and ends by SIGTERM.
+    """
+    for number in GROUP_SIGNALS:
+        signal.signal(number, _disregard)
+        # Compiled code does not expect that a signal interrupts its calls.
+        signal.siginterrupt(number, False)
+
+
+def _disregard(number: int, frame: object) -> None:
+    """Do nothing."""
 
 
 def _prctl(option: int, value: int, name: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Requests and answers of the control socket.
+"""Requests and answers of the control sockets of ``ppdaemon`` and ``pprelay``.
 
 One JSON object per line, one reply per request, in order. Only `Watch` is answered
 by a stream: a `StatusReport` at once and after each change, until the client
@@ -14,12 +14,15 @@ from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
 
+RELAY_SOCKET = "control.sock"
+"""Default name of a relay's control socket in its state directory."""
+
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
 
 
 class StatusRequest(Model):
-    """Answered with a `StatusReport`."""
+    """Answered with a `StatusReport`, by a relay with a `RelayStatusReport`."""
 
     type: Literal["status"] = "status"
 
@@ -31,7 +34,7 @@ class WorkersRequest(Model):
 
 
 class VisitsRequest(Model):
-    """Answered with a list of `VisitRow`, the newest first."""
+    """Answered with a list of `VisitRow`, by a relay of `RelayVisitRow`, the newest first."""
 
     type: Literal["visits"] = "visits"
     limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
@@ -40,7 +43,7 @@ class VisitsRequest(Model):
 
 
 class VisitRequest(Model):
-    """Answered with the list of `VisitRow` of one group."""
+    """Answered with the list of `VisitRow` of one group, by a relay of `RelayDetectorRow`."""
 
     type: Literal["visit"] = "visit"
     group: Name
@@ -125,6 +128,40 @@ type Request = Annotated[
 REQUESTS = pydantic.TypeAdapter[Request](Request)
 
 
+class NodesRequest(Model):
+    """To a relay; answered with a list of `RelayNodeRow`."""
+
+    type: Literal["nodes"] = "nodes"
+
+
+class DrainNodeRequest(Model):
+    """To a relay: send nothing new to a node until it is resumed."""
+
+    type: Literal["drain_node"] = "drain_node"
+    node: Name
+
+
+class ResumeNodeRequest(Model):
+    """To a relay: send visits to a node again."""
+
+    type: Literal["resume_node"] = "resume_node"
+    node: Name
+
+
+type RelayRequest = Annotated[
+    StatusRequest
+    | VisitsRequest
+    | VisitRequest
+    | NodesRequest
+    | DrainNodeRequest
+    | ResumeNodeRequest
+    | ReloadRequest
+    | Watch,
+    pydantic.Field(discriminator="type"),
+]
+RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
+
+
 class Ok(Model):
     """The request was done; `data` is its answer."""
 
@@ -193,6 +230,9 @@ class StatusReport(Model):
     """Number of slots in each state."""
     workers_max: int
     """``workers.max`` of the configuration."""
+    capacity: int | None = None
+    """Visit-detectors that the node offers the relay to have at once, unless it drains;
+    `None` from an older daemon."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int
@@ -320,3 +360,121 @@ class RequeueRow(Model):
     """Number of the new attempt; `None` if it was refused."""
     text: str = ""
     """Reason of the refusal, or a remark on the new attempt."""
+
+
+class RelayWaitRow(Model):
+    """A detector that waits for a node."""
+
+    instrument: Name
+    detector: int
+    visits: int
+    """Number of visits of which it waits."""
+    oldest_group: str
+    """Group of the visit that waits longest."""
+    since_tai: float
+    """When the relay received that visit, TAI seconds since 1970."""
+    reason: str
+    """Why it waits, such as ``no node serves it``."""
+
+
+class RelayStatusReport(Model):
+    """The state of a relay."""
+
+    relay: str
+    version: str
+    pid: int
+    state: Literal["running", "degraded", "stopping"]
+    """``degraded``: running, with a problem that an operator should check."""
+    text: str
+    """The state in one line for an operator."""
+    started_tai: float
+    """When the relay started."""
+    tai: float
+    """When this report was made."""
+    nodes: dict[str, int]
+    """Number of nodes in each state; see `RelayNodeRow.state`."""
+    open_visits: int
+    """Visits with a detector that has no outcome."""
+    open_detectors: int
+    """Visit-detectors without an outcome."""
+    waits: tuple[RelayWaitRow, ...]
+    """The detectors that wait for a node."""
+    unserved: dict[str, tuple[int, ...]]
+    """By instrument: detectors in use that no connected node serves now."""
+    switched_off: dict[str, tuple[str, ...]]
+    """What ``switched_off`` of the configuration has, by its key."""
+    spares_suffice: dict[str, bool]
+    """By instrument: whether the idle places of spare nodes are enough for one whole visit;
+    empty if there is no spare node."""
+    ledger: str
+    """Path of the ledger."""
+    ledger_mb: float | None
+    """Size of the ledger; `None` if it cannot be read."""
+    ledger_backlog: int
+    """Changes that are not yet written."""
+    counters: dict[str, int]
+    """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
+    reloaded_tai: float | None = None
+    """When the configuration was read again; `None` if it was not."""
+    problems: tuple[str, ...] = ()
+    """Problems that an operator should check, one line each."""
+
+
+class RelayNodeRow(Model):
+    """A node that is, or was, connected to the relay, or is drained."""
+
+    node: str
+    state: Literal["ready", "full", "draining", "closed", "disconnected"]
+    """``full``: it has as many visit-detectors as it offers to have. ``draining``: an operator
+    has drained it. ``closed``: it offers to take none."""
+    connected: bool
+    drained: bool
+    """Whether an operator has drained it at the relay."""
+    spare: bool
+    """Whether it gets only what no other node can get."""
+    capacity: int
+    """Visit-detectors that it offers to have at once."""
+    open: int
+    """Visit-detectors that were sent to it and have no outcome."""
+    detectors: dict[str, str]
+    """By instrument: the detectors that it serves, such as ``0-62``."""
+    last_message_s: float | None = None
+    """Seconds since its last message; `None` if it sent none since the relay started."""
+    messages_lost: int = 0
+    """Messages of it that did not arrive, by their sequence numbers."""
+
+
+class RelayVisitRow(Model):
+    """One visit in the ledger."""
+
+    instrument: str
+    group: str
+    survey: str = ""
+    received_tai: float
+    cancelled: bool
+    ended_tai: float | None
+    """When its last detector had an outcome; `None` while it is open."""
+    detectors: int
+    open: dict[str, int]
+    """Number of detectors without an outcome in each state: ``waiting`` for a node, ``sent`` to
+    one, ``acknowledged`` by it, ``permitted`` to write permanently."""
+    outcomes: dict[Outcome, int]
+    """Number of detectors with each outcome."""
+
+
+class RelayDetectorRow(Model):
+    """One detector of a visit in the ledger."""
+
+    instrument: str
+    group: str
+    detector: int
+    state: str
+    """``waiting``, ``sent``, ``acknowledged``, ``permitted``, or ``ended``."""
+    node: str | None
+    """The node that has it or had it last."""
+    attempt: int
+    received_tai: float
+    """When the relay received the visit."""
+    acknowledged_tai: float | None
+    outcome: Outcome | None
+    reason: str

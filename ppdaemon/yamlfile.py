@@ -133,14 +133,19 @@ def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     return value, builder.lines
 
 
-def read_key(path: Path, key_path: KeyPath, environment: Mapping[str, str]) -> str:
+def read_key(
+    path: Path, key_path: KeyPath, environment: Mapping[str, str], default: str | None = None
+) -> str:
     """Return one text of a YAML file, with ``${NAME}`` replaced, whatever errors other keys have.
 
-    Raises `~ppdaemon.errors.ConfigError` if the file has no such text, or a variable is not set.
+    A `default` is returned if the key is missing or null. Raises
+    `~ppdaemon.errors.ConfigError` if the file has no such text, or a variable is not set.
     """
     value, builder = _read(path)
     for step in key_path:
         value = value.get(step) if isinstance(value, dict) else None
+    if value is None and default is not None:
+        return default
     if not isinstance(value, str):
         line, _ = builder.positions[nearest(key_path, builder.positions)]
         raise ConfigError([f"{path}:{line}: {_shown(key_path)}: missing key, or not a text"])

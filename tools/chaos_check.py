@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppdaemon.folders import NodeFolders
+from ppdaemon.node.visits.requeue import HANDED_BACK
 from ppdaemon.reports import StatusReport
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.testing.played import VisitDetector
@@ -158,7 +159,8 @@ def find_violations(records: RunRecords) -> list[Violation]:
 
 
 def _check_one(key: VisitDetector, rows: Sequence[Row], records: RunRecords) -> list[Violation]:
-    finals = [row for row in rows if row.final]
+    # What was handed back has ended without an outcome; the next attempt has one.
+    finals = [row for row in rows if row.final and not row.reason.startswith(HANDED_BACK)]
     received = {result.outcome for result in records.received.get(key, ())}
     found: list[tuple[str, str]] = []
     if not finals:

@@ -7,11 +7,12 @@ outcome arrives, as the real relay does. It evaluates nothing.
 
 import random
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.messages import Results, VisitAccepted, VisitRefused
+from ppdaemon.messages import ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.testing.played import PlayedRelay, VisitDetector
 from ppdaemon.visit import NextVisit
 
@@ -40,6 +41,8 @@ class Reservation:
     detectors: set[int]
     unacknowledged: set[int]
     """Detectors that are not acknowledged yet."""
+    attempts: dict[int, int] = field(default_factory=dict)
+    """Attempts of the detectors that the node has handed back; 1 for all others."""
     canceled: bool = False
     sent: float = 0.0
 
@@ -118,7 +121,18 @@ class ChaosRelay(PlayedRelay):
                 self.refused |= {(group, detector): message.reason for detector in message.detectors}
             case Results(entries=entries):
                 for entry in entries:
-                    self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
+                    if entry.returned:
+                        self._reserve_again(entry)
+                    else:
+                        self.outcome_at.setdefault((entry.group, entry.detector), time.monotonic())
+
+    def _reserve_again(self, entry: ResultEntry) -> None:
+        """Give a visit-detector that the node has returned to it once more."""
+        reservation = self._reservations[entry.group]
+        asked = reservation.attempts.get(entry.detector, 1)
+        if entry.asked == asked:  # else it is repeated
+            reservation.attempts[entry.detector] = asked + 1
+            reservation.unacknowledged.add(entry.detector)
 
     def send_raw(self, data: bytes) -> None:
         """Send a message, unless the relay is silent."""
@@ -145,4 +159,8 @@ class ChaosRelay(PlayedRelay):
 
     def _reserve(self, reservation: Reservation, detectors: set[int]) -> None:
         reservation.sent = time.monotonic()
-        self.reserve_visit(reservation.visit, sorted(detectors), reservation.received_tai)
+        by_attempt = defaultdict(list)
+        for detector in sorted(detectors):
+            by_attempt[reservation.attempts.get(detector, 1)].append(detector)
+        for attempt, chosen in by_attempt.items():
+            self.reserve_visit(reservation.visit, chosen, reservation.received_tai, attempt)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The program ``ppctl``: queries and controls a ppdaemon over its control socket.
+"""The program ``ppctl``: queries and controls a ppdaemon, or a pprelay, over its control socket.
 
 Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
 follows LSB. No answer of a daemon makes it print a traceback.
 """
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,13 +20,25 @@ from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
 from ppdaemon.configtypes import parse_detector_list
-from ppdaemon.ctl import tables
-from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl import relaytables, tables
+from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.reports import DrainRequest, KillRequest, ReloadRequest, RestartRequest, ResumeRequest, VisitRow
+from ppdaemon.ledgerfile import LEDGER_NAME
+from ppdaemon.reports import (
+    RELAY_SOCKET,
+    DrainNodeRequest,
+    DrainRequest,
+    KillRequest,
+    ReloadRequest,
+    RestartRequest,
+    ResumeNodeRequest,
+    ResumeRequest,
+    StatusReport,
+    VisitRow,
+)
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, terminal_console
 from ppdaemon.wire import Model
@@ -34,17 +47,45 @@ from ppdaemon.yamlfile import read_key
 __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+RELAY_STATE = Path("/var/lib/ppdaemon/relay")
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-_daemon = click.make_pass_decorator(Daemon)
+
+
+def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the daemon or the relay as an argument to a command that one of them, or both, can do."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.pass_context
+        @functools.wraps(command)
+        def run(context: click.Context, *args: Any, **options: Any) -> Any:
+            if not isinstance(context.obj, kinds):
+                only = (
+                    "needs --relay" if isinstance(context.obj, Daemon) else "is for a node, not for --relay"
+                )
+                raise click.UsageError(f"ppctl {context.info_name} {only}")
+            return command(context.obj, *args, **options)
+
+        return run
+
+    return decorate
+
+
+_daemon = _for(Daemon)
+_either = _for(Daemon, RelayDaemon)
 
 
 def _daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the daemon as an argument and ``--json`` as an option to a command."""
     return _as_json(_daemon(command))
+
+
+def _common_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the daemon or the relay as an argument and ``--json`` as an option to a command."""
+    return _as_json(_either(command))
 
 
 def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableType], as_json: bool) -> None:
@@ -61,34 +102,55 @@ def _socket_of(config: Path) -> Path:
     return Path(read_key(config, ("node", "control"), os.environ))
 
 
+def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
+    """Return the relay of a socket, of a configuration, or of the default state directory."""
+    folder = RELAY_STATE
+    if config is not None:
+        folder = Path(read_key(config, ("state_dir",), os.environ))
+        default = str(folder / RELAY_SOCKET)
+        socket_path = Path(read_key(config, ("control",), os.environ, default))
+    relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
+    if config is not None:
+        relay.ledger = folder / LEDGER_NAME
+    return relay
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ppctl")
 @click.option(
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}.",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}.",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="Configuration file of the daemon: use the socket in it.",
 )
+@click.option("--relay", is_flag=True, help="Use a relay (pprelay) instead of a node (ppdaemon).")
 @click.pass_context
-def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None) -> None:
-    """Show the state of a ppdaemon and control it."""
+def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None, relay: bool) -> None:
+    """Show the state of a ppdaemon, or with --relay of a pprelay, and control it.
+
+    A relay has status, visits, visit, nodes, drain, resume and reload.
+    """
     if socket_path and config:
         raise click.UsageError("give --socket or --config, not both")
+    if relay:
+        context.obj = _relay(socket_path, config)
+        return
     context.obj = Daemon(_socket_of(config) if config else socket_path or DEFAULT_SOCKET)
 
 
 @_ppctl.command()
-@_daemon_command
+@_common_command
 @click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
-def status(daemon: Daemon, as_json: bool, verbose: bool) -> None:
+def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool) -> None:
     """Show the state of the daemon.
 
-    Slots, visits, export, sources of raws, limits, and problems to check.
+    Slots, visits, export, sources of raws, limits, and problems to check. With
+    --relay: nodes, detectors that wait or that no node serves, and the ledger.
 
     Exit code: 0 running, 3 not running, 4 unknown.
     """
@@ -99,7 +161,10 @@ def status(daemon: Daemon, as_json: bool, verbose: bool) -> None:
         not_running = isinstance(error, NotRunning)
         code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
         raise click.exceptions.Exit(code) from None
-    _show(report, partial(tables.status_view, verbose=verbose), as_json)
+    if isinstance(report, StatusReport):
+        _show(report, partial(tables.status_view, verbose=verbose), as_json)
+    else:
+        _show(report, relaytables.relay_status_view, as_json)
 
 
 _limit = click.option(
@@ -107,15 +172,40 @@ _limit = click.option(
 )
 
 
+def _show_relay[T: Model](
+    relay: RelayDaemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+) -> None:
+    """Print what a relay has answered, or its ledger."""
+    if relay.from_ledger:
+        click.echo("ppctl: the relay does not run; this is read from its ledger", err=True)
+    _show(rows, view, as_json)
+
+
 @_ppctl.command()
 @_limit
-@_daemon_command
-def visits(daemon: Daemon, limit: int, as_json: bool) -> None:
+@_common_command
+def visits(daemon: Daemon | RelayDaemon, limit: int, as_json: bool) -> None:
     """List visit-detectors, the newest first.
 
-    A visit-detector is one detector of one visit.
+    A visit-detector is one detector of one visit. With --relay: visits, at most
+    1000, also while the relay does not run.
     """
-    _show(daemon.visits(limit), tables.visits_table, as_json)
+    if isinstance(daemon, RelayDaemon):
+        _show_relay(daemon, daemon.visits(limit), relaytables.relay_visits_table, as_json)
+    else:
+        _show(daemon.visits(limit), tables.visits_table, as_json)
+
+
+@_ppctl.command()
+@_as_json
+@_for(RelayDaemon)
+def nodes(relay: RelayDaemon, as_json: bool) -> None:
+    """List the nodes of a relay; needs --relay.
+
+    What each of them has and offers to have, when it sent its last message, and
+    whether it is full, draining or spare.
+    """
+    _show(relay.nodes(), relaytables.nodes_table, as_json)
 
 
 @_ppctl.command()
@@ -186,10 +276,17 @@ def requeue(
 
 @_ppctl.command()
 @click.argument("group")
-@_daemon_command
-def visit(daemon: Daemon, group: str, as_json: bool) -> None:
-    """Show the details of one visit: stages, slots, reasons."""
-    _show(daemon.visit(group), tables.visit_view, as_json)
+@_common_command
+def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
+    """Show the details of one visit: stages, slots, reasons.
+
+    With --relay: the node and the outcome of each detector, also while the relay
+    does not run.
+    """
+    if isinstance(daemon, RelayDaemon):
+        _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
+    else:
+        _show(daemon.visit(group), tables.visit_view, as_json)
 
 
 @_ppctl.command()
@@ -208,7 +305,7 @@ def top(daemon: Daemon) -> None:
 
 
 def _send_request(
-    daemon: Daemon, request: Model, done: str, as_json: bool, *, timeout_s: float | None = None
+    daemon: ControlClient, request: Model, done: str, as_json: bool, *, timeout_s: float | None = None
 ) -> None:
     data = daemon.ask(request, timeout_s=timeout_s)
     if as_json:
@@ -219,27 +316,52 @@ def _send_request(
         click.echo("\n".join(lines))
 
 
-@_ppctl.command()
-@_daemon_command
-def drain(daemon: Daemon, as_json: bool) -> None:
-    """Accept no more visits; the running ones are finished."""
-    _send_request(daemon, DrainRequest(), "draining", as_json)
+def _node_of_relay(daemon: Daemon | RelayDaemon, node: str | None) -> str | None:
+    """Check that a node is named for a relay, and only for a relay."""
+    if isinstance(daemon, RelayDaemon) and node is None:
+        raise click.UsageError("name the node: ppctl --relay drain NODE, or resume NODE")
+    if isinstance(daemon, Daemon) and node is not None:
+        raise click.UsageError("NODE needs --relay")
+    return node
 
 
 @_ppctl.command()
-@_daemon_command
-def resume(daemon: Daemon, as_json: bool) -> None:
-    """Accept visits again, after drain."""
-    _send_request(daemon, ResumeRequest(), "taking visits", as_json)
+@click.argument("node", required=False)
+@_common_command
+def drain(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
+    """Accept no more visits; the running ones are finished.
+
+    With --relay: NODE gets nothing new from the relay until it is resumed, also
+    after a restart of the relay or of the node.
+    """
+    if (name := _node_of_relay(daemon, node)) is not None:
+        _send_request(daemon, DrainNodeRequest(node=name), f"{name} gets nothing new", as_json)
+    else:
+        _send_request(daemon, DrainRequest(), "draining", as_json)
 
 
 @_ppctl.command()
-@_daemon_command
-def reload(daemon: Daemon, as_json: bool) -> None:
+@click.argument("node", required=False)
+@_common_command
+def resume(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
+    """Accept visits again, after drain.
+
+    With --relay: NODE gets visits again.
+    """
+    if (name := _node_of_relay(daemon, node)) is not None:
+        _send_request(daemon, ResumeNodeRequest(node=name), f"{name} gets visits", as_json)
+    else:
+        _send_request(daemon, ResumeRequest(), "taking visits", as_json)
+
+
+@_ppctl.command()
+@_common_command
+def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
     """Read the configuration file again and use it for new workers.
 
     Returns when new workers can start. Running visits are finished with the old
     configuration. If the file has an error, the old configuration stays in use.
+    With --relay: it counts for visits that are accepted or sent from then on.
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a reload may take longer
     _send_request(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)

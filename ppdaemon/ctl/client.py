@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Client of a daemon's control socket: blocking calls with a time limit.
+"""Clients of the control sockets of ppdaemon and pprelay: blocking calls with a time limit.
 
 Covers the connection and the errors. Requests and answers are those of
 `ppdaemon.reports`.
@@ -7,7 +7,7 @@ Covers the connection and the errors. Requests and answers are those of
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pydantic
 
 from ppdaemon import reports
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
+from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
 
-__all__ = ("Daemon", "Denied", "NotFound", "NotRunning")
+__all__ = ("ControlClient", "Daemon", "Denied", "NotFound", "NotRunning", "RelayDaemon")
 
 REPLY_LIMIT = 67_108_864
 """Largest reply in bytes: 10,000 visits with long reasons fit."""
@@ -97,8 +98,8 @@ class _Connection:
         return line
 
 
-class Daemon:
-    """A daemon, reached over its control socket.
+class ControlClient:
+    """A program, reached over its control socket.
 
     Each call opens a new connection, and returns or raises before its
     time limit. An object may be used by several threads.
@@ -106,10 +107,13 @@ class Daemon:
     Parameters
     ----------
     path : `pathlib.Path`
-        The daemon's unix socket, ``node.control`` of its configuration.
+        The unix socket.
     timeout_s : `float`
         Time limit of one call in seconds, connecting included.
     """
+
+    program = ""
+    """Name of the program, for messages."""
 
     def __init__(self, path: Path, timeout_s: float = 5.0):
         self._path = path
@@ -165,7 +169,7 @@ class Daemon:
                 )
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return NotRunning(
-                    f"{self._path}: no daemon listens here ({error.strerror}); is ppdaemon running?"
+                    f"{self._path}: no daemon listens here ({error.strerror}); is {self.program} running?"
                 )
             case PermissionError():
                 return Denied(f"{self._path}: permission denied; members of the socket's group may connect")
@@ -186,6 +190,12 @@ class Daemon:
             return _validated(data, adapter)
         except BadMessage as error:
             raise self._as_error(error, self._timeout_s) from None
+
+
+class Daemon(ControlClient):
+    """A node's daemon, reached over ``node.control`` of its configuration; see `ControlClient`."""
+
+    program = "ppdaemon"
 
     def status(self) -> reports.StatusReport:
         """Return the state of the daemon; raises as `ask` does."""
@@ -284,11 +294,69 @@ class Daemon:
             raise self._as_error(error, self._timeout_s) from None
 
 
+class RelayDaemon(ControlClient):
+    """A relay, reached over ``control`` of its configuration; see `ControlClient`.
+
+    Visits are read from the relay's ledger if the relay does not run.
+    """
+
+    program = "pprelay"
+    ledger: Path | None = None
+    """The relay's ledger; `None` for the one beside the socket."""
+    from_ledger = False
+    """Whether the last visits were read from the ledger, because the relay does not run."""
+
+    def status(self) -> reports.RelayStatusReport:
+        """Return the state of the relay; raises as `ask` does."""
+        return self._request(reports.StatusRequest(), _RELAY_STATUS)
+
+    def nodes(self) -> tuple[reports.RelayNodeRow, ...]:
+        """Return the nodes that the relay knows; raises as `ask` does."""
+        return self._request(reports.NodesRequest(), _NODES)
+
+    def visits(self, limit: int) -> tuple[reports.RelayVisitRow, ...]:
+        """Return the newest visits, at most 1000; raises as `ask` does."""
+        request = reports.VisitsRequest(limit=limit)
+        return self._or_ledger(request, _RELAY_VISITS, lambda path: read_visits(path, limit))
+
+    def visit(self, group: str) -> tuple[reports.RelayDetectorRow, ...]:
+        """Return the detectors of the visits of one group.
+
+        Raises as `ask` does, and `NotFound` if the ledger has none.
+        """
+        request = reports.VisitRequest(group=group)
+        rows = self._or_ledger(request, _RELAY_DETECTORS, lambda path: read_visit(path, group))
+        if not rows:
+            raise NotFound(f"the relay's ledger has no visit {group!r}")
+        return rows
+
+    def _or_ledger[T](
+        self,
+        request: pydantic.BaseModel,
+        adapter: pydantic.TypeAdapter[tuple[T, ...]],
+        read: Callable[[Path], list[T]],
+    ) -> tuple[T, ...]:
+        self.from_ledger = False
+        try:
+            return self._request(request, adapter)
+        except NotRunning:
+            path = self.ledger or self._path.with_name(LEDGER_NAME)
+            if not path.exists():
+                raise
+            self.from_ledger = True
+            return tuple(read(path))
+
+
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
 _WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
 _VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
 _LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
 _REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
+
+_RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)
+_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...])
+_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...])
+_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...])
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:

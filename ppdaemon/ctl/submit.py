@@ -20,6 +20,7 @@ import zmq
 from rich.console import Console
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.configtypes import ranges
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
@@ -177,6 +178,8 @@ def summary(answer: Accepted) -> str:
     parts = [answer.group] if answer.group else []
     if answer.detectors:
         parts.append(f"{answer.detectors} detector{'s' if answer.detectors > 1 else ''}")
+    if answer.unserved:
+        parts.append(f"no node serves {ranges(answer.unserved)} now")
     if answer.reason:
         parts.append(answer.reason)
     return f"{answer.status}: {', '.join(parts)}"

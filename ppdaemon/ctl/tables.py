@@ -18,6 +18,8 @@ from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
 from ppdaemon.terminal import duration, new_table, plain
 
 __all__ = (
+    "STATE_STYLES",
+    "counted",
     "failures_table",
     "late_table",
     "refused_table",
@@ -29,7 +31,7 @@ __all__ = (
     "workers_table",
 )
 
-_STATE_STYLES = {
+STATE_STYLES = {
     "running": "bold green",
     "degraded": "bold red",
     "starting": "bold yellow",
@@ -60,7 +62,8 @@ def _outcome_text(row: VisitRow) -> Text:
     return Text(row.outcome + (" (partial)" if row.partial else ""), style=style)
 
 
-def _counted(counts: Iterable[tuple[str, int]]) -> str:
+def counted(counts: Iterable[tuple[str, int]]) -> str:
+    """Return counts that are not 0 as text, such as ``2 idle, 1 starting``."""
     return ", ".join(f"{number} {plain(name)}" for name, number in counts if number) or "none"
 
 
@@ -70,7 +73,7 @@ def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableTyp
         ("ppdaemon ", "bold"),
         (plain(report.node), "bold cyan"),
         "  ",
-        (report.state, _STATE_STYLES[report.state]),
+        (report.state, STATE_STYLES[report.state]),
         f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
     )
     grid = Table.grid(padding=(0, 2))
@@ -93,9 +96,12 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     )
     yield "relay", plain(report.relay)
     slots = sum(report.slots.values())
-    yield "workers", f"{slots} of {report.workers_max} slots: {_counted(sorted(report.slots.items()))}"
+    less = (
+        "" if report.capacity in (None, report.workers_max) else f", {report.capacity} offered to the relay"
+    )
+    yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
-    yield "outcomes", _counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
+    yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
@@ -123,7 +129,7 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.leftovers_removed:
         yield "cleaned", f"{report.leftovers_removed} RAM-disk folders of previous runs"
     if any(report.counters.values()):
-        yield "counted", _counted(sorted(report.counters.items()))
+        yield "counted", counted(sorted(report.counters.items()))
 
 
 def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:

@@ -15,13 +15,13 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
+from ppdaemon.controlserver import ControlServer
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.control.reloader import Reloader
-from ppdaemon.node.control.server import ControlServer
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
@@ -32,15 +32,19 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
 from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
+from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.notify import Notifier
+from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
 
 __all__ = ("NodeParts",)
@@ -116,6 +120,7 @@ class NodeParts:
             self.chooser.receive,
             count,
             self.visits.open.held,
+            config.node.spare,
         )
         self.reader = None
         if config.arrivals.remote:
@@ -130,6 +135,9 @@ class NodeParts:
             self.visits.open.expected,
             folders.canaries,
             self.reader,
+        )
+        self.offer = CapacityOffer(
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
         )
         self.pump = VisitPump(
             inbox,
@@ -163,11 +171,12 @@ class NodeParts:
             self.arrivals,
             meters,
             self.generations,
+            self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
-        self.control = ControlServer(config.node.control, handler.handle, self.status.report)
+        self.control = ControlServer(config.node.control, REQUESTS, handler.handle, self.status.report)
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
@@ -179,16 +188,21 @@ class NodeParts:
             self.exporter,
             self.reader,
             self.names,
+            self.offer,
             folders,
             watchdog_s,
         )
         self._meters = meters
+        self._pruner = JournalPruner(
+            self.journal, clock, config.node.keep_days, reporting=config.relay.address is not None
+        )
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.relay.run,
             partial(meters.run, self.pool, count),
             ticker.run,
             ticker.run_slowly,
+            self._pruner.run,
             reloader.run,
             self.names.run,
         )
@@ -237,10 +251,12 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
+        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
+        self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
-        self.relay.set_capacity(config.workers.max)
+        self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

@@ -189,9 +189,11 @@ class Supervisor:
         await self._wait_until(is_decided, self.file.config.workers.times.boot_s)
 
     async def _drain(self, node: NodeParts) -> None:
-        """Let visits end in time, interrupt the others, export and report."""
-        # Before the workers are asked to end: this ends the queued visits.
-        node.inbox.post(StopStarted())
+        """Hand back visits that are not processed yet, let the others end in time or interrupt them,
+        export and report.
+        """
+        # Before the workers are asked to end: this ends the visits that are not processed yet.
+        node.inbox.post(StopStarted(hand_back=node.relay.connected))
         await self._stop_workers(node)
         # After the last visit has ended: its spool is exported, too.
         exporter = node.exporter

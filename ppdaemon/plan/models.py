@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import parse_detector_list
+from ppdaemon.configtypes import parse_detector_list, ranges
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.pointing import BeginField
 from ppdaemon.selection import Rule, TargetPositions
@@ -35,7 +35,6 @@ __all__ = (
     "choice_of",
     "exit_code",
     "find_fallbacks",
-    "ranges",
     "requested_detectors",
 )
 
@@ -286,17 +285,6 @@ def requested_detectors(
             f"{instrument} {ranges(unserved)}: not served, node.instruments has {ranges(offered)}", "detector"
         )
     return tuple(chosen)
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Format numbers as `ppdaemon.configtypes.parse_detector_list` reads them, such as ``0-8,12``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def find_fallbacks(detectors: Iterable[DetectorPlan]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ppdaemon.configtypes import ranges
 from ppdaemon.plan import models
 from ppdaemon.selection import pipeline_name
 from ppdaemon.terminal import duration, new_table, plain, size
@@ -248,7 +249,7 @@ def _chosen(plan: models.Plan) -> Table:
             chosen.setdefault((part, number, names), []).append(each.detector)
     table = new_table("part", "rule>", "detectors~", "pipelines~")
     for (part, number, names), detectors in sorted(chosen.items()):
-        table.add_row(part, str(number or "none"), models.ranges(detectors), plain(names) or "nothing")
+        table.add_row(part, str(number or "none"), ranges(detectors), plain(names) or "nothing")
     return table
 
 

@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import click
@@ -43,22 +44,25 @@ _LOG = logging.getLogger(__name__)
 def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     """Receive next_visit events and send each detector to a node.
 
-    run (the default) serves until SIGTERM. check-config reads the file, lists
-    all errors in it, and exits.
+    run (the default) serves until SIGTERM; SIGHUP reads the file again, and if it
+    has an error, the old configuration stays in use. check-config reads the file,
+    lists all errors in it, and exits.
     """
     config = load_relay(path, environment)
     if action == "check-config":
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
     log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
-    asyncio.run(_serve(config, Notifier(environment.get("NOTIFY_SOCKET"))))
+    read_config = partial(load_relay, path, environment)
+    asyncio.run(_serve(config, read_config, Notifier(environment.get("NOTIFY_SOCKET"))))
 
 
-async def _serve(config: RelayConfig, notifier: Notifier) -> None:
+async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], notifier: Notifier) -> None:
     clock = Clock()
     relay: Relay
     for number in (signal.SIGTERM, signal.SIGINT):  # the loop calls it later, when `relay` is set
         asyncio.get_running_loop().add_signal_handler(number, lambda: relay.request_stop())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: relay.request_reload())
     # The lock first and released last: neither ledger nor sockets are shared with another relay.
     with (
         closing(lock_state(config.state_dir)),
@@ -73,6 +77,7 @@ async def _serve(config: RelayConfig, notifier: Notifier) -> None:
             clock=clock,
             notifier=notifier,
             incarnation=secrets.token_hex(8),
+            read_config=read_config,
         )
         await relay.run()
     _LOG.info("stopped")
@@ -90,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PPDaemonError as error:
         click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"pprelay: {error}", err=True)
+        sys.exit(ExitCode.OS)
     except Exception:
         _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)

@@ -6,18 +6,33 @@ every key.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from ppdaemon.config import LogConfig, silence_conflicts
-from ppdaemon.configtypes import Address, ConfigPart, Detectors, Seconds, WritableFolder, valid_values
+from ppdaemon.configtypes import (
+    SOCKET_PATH_MAX,
+    Address,
+    ConfigPart,
+    Detectors,
+    Seconds,
+    SocketPath,
+    WritableFolder,
+    ranges,
+    valid_values,
+)
+from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
-from ppdaemon.yamlfile import KeyPath, load_model
+from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
 
-__all__ = ("RelayConfig", "RelayInstrument", "load_relay")
+__all__ = ("RelayConfig", "RelayInstrument", "SwitchedOff", "load_relay", "needs_restart")
+
+FIXED_KEYS = ("name", "submit", "nodes", "control", "state_dir", "heartbeat_s", "silence_s", "resend_s")
+"""Sockets and folder are opened once, at the start, and the times are agreed with the nodes."""
 
 
 class RelayInstrument(ConfigPart):
@@ -27,6 +42,34 @@ class RelayInstrument(ConfigPart):
     """Detectors of each visit; one reservation is made for each of them."""
     sal_indexes: tuple[int, ...] = ()
     """Script queues whose visits are accepted; empty means all."""
+    nodes: dict[Name, Detectors] = {}
+    """Nodes that get certain detectors first, such as ``node1: 0-62``. If a detector is
+    listed for several nodes, the first one is preferred. All other nodes that serve the
+    detector are next in line; detectors that are not listed are distributed over all."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find detectors of nodes that the instrument does not have."""
+        if values := valid_values(keys, "detectors", "nodes"):
+            detectors, nodes = values
+            for node, listed in nodes.items():
+                if unknown := set(listed) - set(detectors):
+                    yield ("nodes", node), f"{ranges(unknown)} are not in the detectors of the instrument"
+
+
+class SwitchedOff(ConfigPart):
+    """What gets no processing until it is removed from here and the file is reloaded.
+
+    Visits that were accepted before are not affected.
+    """
+
+    instruments: tuple[Name, ...] = ()
+    """Instruments whose visits are ignored."""
+    surveys: tuple[Name, ...] = ()
+    """Purposes (``survey`` of the next_visit, such as ``BLOCK-365``) whose visits are
+    ignored."""
+    detectors: dict[Name, Detectors] = {}
+    """Detectors that get no reservation, by instrument, such as ``LSSTCam: 94,120-128``."""
 
 
 class RelayConfig(ConfigPart):
@@ -38,10 +81,14 @@ class RelayConfig(ConfigPart):
     """ZeroMQ address on which next_visit events are received."""
     nodes: Address = "tcp://127.0.0.1:5571"
     """ZeroMQ address to which nodes connect."""
+    control: SocketPath | None = None
+    """Path of the unix socket for ``ppctl --relay``; `None` for ``control.sock`` in the
+    state directory."""
     state_dir: WritableFolder
     """Folder of the ledger, on a local disk that keeps its files over a reboot."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
     """The instruments whose visits are accepted; others are refused."""
+    switched_off: SwitchedOff = SwitchedOff()
     expiry_s: Seconds = 3600.0
     """Visits published longer ago are refused; detectors that no node has
     acknowledged by then end as ``expired``."""
@@ -66,10 +113,55 @@ class RelayConfig(ConfigPart):
         yield from silence_conflicts(keys)
         if (times := valid_values(keys, "silence_s", "give_up_s")) and times[1] < times[0]:
             yield ("give_up_s",), f"{times[1]:g} is below silence_s, {times[0]:g}"
-        if (values := valid_values(keys, "submit", "nodes")) and values[0] == values[1]:
-            if values[0].endswith((":*", ":0")):  # the system chooses two ports
-                return
+        values = valid_values(keys, "submit", "nodes")
+        # With * or 0 the system chooses two ports.
+        if values and values[0] == values[1] and not values[0].endswith((":*", ":0")):
             yield ("nodes",), f"{values[1]} is the address of submit, too"
+        if (values := valid_values(keys, "control", "state_dir")) and values[0] is None:
+            length = len(bytes(values[1] / RELAY_SOCKET))
+            if length > SOCKET_PATH_MAX:
+                yield ("state_dir",), f"too long for {RELAY_SOCKET} in it; set control to a shorter path"
+        if values := valid_values(keys, "instruments", "switched_off"):
+            instruments, off = values
+            for key in ("instruments", "detectors"):
+                for name in getattr(off, key):
+                    if name not in instruments:
+                        yield (
+                            ("switched_off", key),
+                            f"{name} is not one of instruments{did_you_mean(name, instruments)}",
+                        )
+
+    @property
+    def control_socket(self) -> Path:
+        """The path of the unix socket."""
+        return self.control or self.state_dir / RELAY_SOCKET
+
+    @cached_property
+    def active_detectors(self) -> Mapping[str, tuple[int, ...]]:
+        """By instrument: the detectors that are not switched off."""
+        off = self.switched_off
+        return {
+            name: ()
+            if name in off.instruments
+            else tuple(each for each in part.detectors if each not in off.detectors.get(name, ()))
+            for name, part in self.instruments.items()
+        }
+
+    @cached_property
+    def preferred_nodes(self) -> Mapping[str, Mapping[int, tuple[str, ...]]]:
+        """By instrument and detector: the nodes that the file lists, the preferred one first."""
+        return {
+            name: {
+                detector: tuple(node for node, listed in part.nodes.items() if detector in listed)
+                for detector in part.detectors
+            }
+            for name, part in self.instruments.items()
+        }
+
+
+def needs_restart(old: RelayConfig, new: RelayConfig) -> list[str]:
+    """Return the keys that differ and cannot change while the relay runs."""
+    return [key for key in FIXED_KEYS if getattr(old, key) != getattr(new, key)]
 
 
 def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:

@@ -12,6 +12,9 @@ at the first node as soon as that one connects again. A detector for which its n
 a permit (`ppdaemon.relay.permits`) stays there: only that node knows what was written.
 The node may process a detector again that has an outcome: this opens no visit here,
 the ledger records the new outcome.
+
+A detector whose nodes are all full waits here, so that a node with room again gets
+the newest visit that waits, whose image arrives next.
 """
 
 import itertools
@@ -31,9 +34,11 @@ from ppdaemon.messages import (
     VisitRefused,
 )
 from ppdaemon.relay import orders
+from ppdaemon.relay.assignments import WAITING, Assignments
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 from ppdaemon.relay.permits import compare_held, judge_permits
+from ppdaemon.relay.routing import Preferences
 from ppdaemon.states import Outcome
 
 __all__ = ("Dispatcher",)
@@ -56,6 +61,9 @@ MAX_RESERVATIONS = 200_000
 
 VISITS_PER_TICK = 500
 """Visits that are checked in one tick, about 10 ms; the others wait for the next one."""
+
+FILLS_PER_TICK = 20
+"""Waiting visits that are checked in one tick for each node that has room again, about 10 ms."""
 
 MESSAGES_PER_TICK = 100
 """Visits that are sent to one node in one tick: a node for which thousands of
@@ -87,6 +95,7 @@ class Dispatcher:
         """Number of detectors without an outcome, of all visits."""
         self._allowance: dict[str, int] = {}
         self.registry = NodeRegistry(silence_s)
+        self.assignments = Assignments()
 
     # --- queries ------------------------------------------------------------
 
@@ -143,6 +152,18 @@ class Dispatcher:
             self._serve(visit, now, effects)
         return effects
 
+    # --- operators ----------------------------------------------------------
+
+    def set_drained(self, nodes: Iterable[str], now: float) -> None:
+        """Set which nodes get nothing new; what they have stays with them."""
+        self.registry.set_drained(nodes)
+        self._schedule_all(now)
+
+    def set_preferences(self, preferences: Preferences, now: float) -> None:
+        """Set the table of nodes and detectors; it counts for what is sent from now on."""
+        self.registry.set_preferences(preferences)
+        self._schedule_all(now)
+
     # --- messages of nodes --------------------------------------------------
 
     def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Effects:
@@ -157,6 +178,8 @@ class Dispatcher:
                 )
             )
         effects = orders.Effects()
+        if self.registry.must_ask(node, message.sequence, now):
+            effects.sends.append(orders.RequestHello(peer))
         match message:
             case VisitAccepted():
                 self._accepted_visit(node, peer, message, now, effects)
@@ -213,11 +236,32 @@ class Dispatcher:
         if silent:
             self._schedule_all(now)
         self._allowance.clear()
-        due = (visit for visit in self._visits.values() if visit.due <= now)
+        # The newest first: when capacity is short, its images are the next to arrive.
+        due = (visit for visit in reversed(self._visits.values()) if visit.due <= now)
         # A list, because serving a visit may remove it from the dictionary.
         for visit in list(itertools.islice(due, VISITS_PER_TICK)):
             self._serve(visit, now, effects)
+        if now >= self._routing_starts_at:
+            self.assignments.freed = {
+                node for node in self.assignments.freed if not self._fill(node, now, effects)
+            }
         return effects
+
+    def _fill(self, node: str, now: float, effects: orders.Effects) -> bool:
+        """Send the newest waiting visits to a node that has room again; return `False` if the next
+        tick must continue.
+        """
+        offer = self.registry.offer_of(node)
+        served: set[VisitKey] = set()
+        while offer is not None and not self.assignments.is_full(offer):
+            if len(served) >= FILLS_PER_TICK:
+                return False
+            visit = self.assignments.newest_waiting(offer, served)
+            if visit is None:
+                break
+            served.add(visit.key)  # the node may have refused its detectors recently
+            self._serve(visit, now, effects)
+        return True
 
     def _on_hello(self, peer: bytes, hello: Hello, now: float) -> orders.Effects:
         conflict = self.registry.conflicting_peer(hello, peer)
@@ -232,6 +276,11 @@ class Dispatcher:
         self.registry.register(hello, peer, now)
         effects = compare_held(self._visits, hello, peer)
         effects.sends.insert(0, orders.SendWelcome(peer))
+        # Before other visits are routed: it may be full already.
+        for visit in self._visits.values():
+            for reservation in visit.reservations.values():
+                if reservation.node == hello.origin:
+                    self._place(visit, reservation, now)
         self._schedule_all(now)
         return effects
 
@@ -382,10 +431,11 @@ class Dispatcher:
             return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
         released: dict[int, list[int]] = defaultdict(list)
+        full = {node.offer.node for node in self.registry.nodes if self.assignments.is_full(node.offer)}
         for reservation in visit.in_state(UNASSIGNED, SENT, ACKNOWLEDGED):
-            if reservation.node and not self._may_move(reservation, now):
+            if not self._needs_node(reservation, now):
                 continue
-            excluded = [node for node, until in reservation.refused_until.items() if now < until]
+            excluded = full | {node for node, until in reservation.refused_until.items() if now < until}
             node = self.registry.routes.choose(visit.visit.instrument, reservation.detector, excluded)
             if node is None:
                 continue
@@ -396,11 +446,26 @@ class Dispatcher:
             reservation.node = node
             reservation.alone = self.registry.is_alone(node)
             reservation.sent_at = -math.inf
+            self.assignments.place(visit, reservation, node)
+            offer = self.registry.offer_of(node)
+            if offer is not None and self.assignments.is_full(offer):
+                full.add(node)
             routed[node, reservation.attempt].append(reservation.detector)
         _write_released(visit, released, effects)
         for (node, attempt), detectors in routed.items():
             alone = self.registry.is_alone(node)
             effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors), alone))
+
+    def _place(self, visit: OpenVisit, reservation: Reservation, now: float) -> None:
+        """Count a reservation where it is now."""
+        place = WAITING if self._needs_node(reservation, now) else reservation.node
+        self.assignments.place(visit, reservation, place)
+
+    def _needs_node(self, reservation: Reservation, now: float) -> bool:
+        """Return whether a detector may be sent to a node."""
+        return reservation.state is UNASSIGNED or (
+            reservation.state is not PERMITTED and self._may_move(reservation, now)
+        )
 
     def _send(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         """Send what is not acknowledged, for the first time or again: one message per node."""
@@ -426,6 +491,8 @@ class Dispatcher:
 
     def _schedule(self, visit: OpenVisit, now: float) -> None:
         """Set when the visit must be checked again if no event comes before."""
+        for reservation in visit.reservations.values():
+            self._place(visit, reservation, now)
         if visit.cancelled:
             visit.due = now + self._resend_s
             return
@@ -452,6 +519,7 @@ class Dispatcher:
         effects: orders.Effects,
         node: str | None = None,
     ) -> None:
+        self.assignments.remove(visit, reservation)
         del visit.reservations[reservation.detector]
         self.reservations -= 1
         effects.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))

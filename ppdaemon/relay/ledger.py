@@ -13,9 +13,10 @@ from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import DetectorOutcome
 from ppdaemon.relay import orders
-from ppdaemon.relay.openvisit import Reservation, ReservationState
+from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
 from ppdaemon.sqlitefile import SchemaStep, SqliteFile
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
@@ -67,9 +68,16 @@ INSERT INTO epoch VALUES (0);
 """The run of the node that may write permanently; whether it may without a permit; whether the
 relay decided the outcome, so that a later one of the node replaces it."""
 
+AGES = """
+ALTER TABLE visits ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+ALTER TABLE visits ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0;
+CREATE TABLE drained (node TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+
 STEPS: tuple[SchemaStep, ...] = (
     lambda db: db.executescript(SCHEMA),
     lambda db: db.executescript(PERMITS),
+    lambda db: db.executescript(AGES),
 )
 
 
@@ -81,6 +89,8 @@ class UnfinishedVisit:
     fields: dict[str, Any]
     """The announcement, with SAL field names."""
     received_tai: float
+    age_s: float
+    """For how long it is known to be open; see `~ppdaemon.relay.openvisit.age_at_restart`."""
     cancelled: bool
     reservations: tuple[Reservation, ...]
     """Of the detectors without an outcome."""
@@ -135,7 +145,7 @@ class Ledger(SqliteFile):
 
     def __init__(self, folder: Path, clock: Clock):
         self._clock = clock
-        super().__init__(folder / "ledger.sqlite", "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        super().__init__(folder / LEDGER_NAME, "pprelay", STEPS, busy_s=LOCK_WAIT_S)
         with self.transaction():
             # The time is a lower limit: the epoch grows also if the ledger is lost.
             (self.epoch,) = self._db.execute(
@@ -148,9 +158,9 @@ class Ledger(SqliteFile):
     ) -> AcceptedVisit:
         """Insert a visit unless its group is there, and a row for each detector without one."""
         cursor = self._db.execute(
-            "INSERT INTO visits (instrument, group_id, content, received_tai) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
-            (visit.instrument, visit.group, content, received_tai),
+            "INSERT INTO visits (instrument, group_id, content, received_tai, boot, received_mono)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (visit.instrument, visit.group, content, received_tai, self._clock.boot(), self._clock.mono()),
         )
         if not cursor.rowcount:  # the group is there: return the content that was accepted
             number, content, cancelled = self._db.execute(
@@ -164,11 +174,11 @@ class Ledger(SqliteFile):
             added = tuple(detector for detector in detectors if detector not in known)
             if added:  # a visit whose other detectors have ended is open again
                 self._db.execute(
-                    "UPDATE visits SET ended_tai = NULL,"
-                    " received_tai = CASE WHEN ended_tai IS NULL THEN received_tai ELSE ? END"
-                    " WHERE number = ?",
-                    (received_tai, number),
+                    "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?"
+                    " WHERE number = ? AND ended_tai IS NOT NULL",
+                    (received_tai, self._clock.boot(), self._clock.mono(), number),
                 )
+                self._db.execute("UPDATE visits SET ended_tai = NULL WHERE number = ?", (number,))
         else:
             assert cursor.lastrowid is not None
             number, cancelled, added = cursor.lastrowid, 0, tuple(detectors)
@@ -205,16 +215,41 @@ class Ledger(SqliteFile):
 
     def unfinished_visits(self) -> list[UnfinishedVisit]:
         """Return the visits with detectors without an outcome, the oldest first."""
+        now, this_boot = self._clock.mono(), self._clock.boot()
+        known = dict(self._db.execute("SELECT boot, max(received_mono) FROM visits GROUP BY boot").fetchall())
         rows = self._db.execute(
-            "SELECT number, content, received_tai, cancelled FROM visits"
+            "SELECT number, content, received_tai, boot, received_mono, cancelled FROM visits"
             " WHERE ended_tai IS NULL ORDER BY number"
         ).fetchall()
-        return [
+        found = [
             UnfinishedVisit(
-                number, json.loads(content), received_tai, bool(cancelled), self._reserved(number)
+                number,
+                json.loads(content),
+                received_tai,
+                age_at_restart(boot, received_mono, now, this_boot, known),
+                bool(cancelled),
+                self._reserved(number),
             )
-            for number, content, received_tai, cancelled in rows
+            for number, content, received_tai, boot, received_mono, cancelled in rows
         ]
+        with self.transaction():  # so that the next run knows the ages over both boots
+            self._db.executemany(
+                "UPDATE visits SET boot = ?1, received_mono = ?2 WHERE number = ?3 AND boot != ?1",
+                [(this_boot, now - visit.age_s, visit.number) for visit in found],
+            )
+        return found
+
+    def drained_nodes(self) -> set[str]:
+        """Return the nodes that get no detectors."""
+        return {node for (node,) in self._db.execute("SELECT node FROM drained")}
+
+    def set_drained(self, node: str, drained: bool) -> set[str]:
+        """Record whether a node gets no detectors; return all such nodes."""
+        if drained:
+            self._db.execute("INSERT OR IGNORE INTO drained VALUES (?)", (node,))
+        else:
+            self._db.execute("DELETE FROM drained WHERE node = ?", (node,))
+        return self.drained_nodes()
 
     def _reserved(self, number: int) -> tuple[Reservation, ...]:
         rows = self._db.execute(

@@ -25,6 +25,7 @@ from ppdaemon.messages import (
     RelayMessage,
     ReserveVisit,
     ResultsSeen,
+    SendHello,
     Welcome,
 )
 from ppdaemon.relay.orders import (
@@ -32,6 +33,7 @@ from ppdaemon.relay.orders import (
     Permit,
     RefuseHello,
     RefusePermit,
+    RequestHello,
     Reserve,
     Send,
     SendHeartbeat,
@@ -78,6 +80,10 @@ NODE_OPTIONS = COMMON_OPTIONS | {
     # Sending to a closed connection raises an error instead of losing the message.
     zmq.ROUTER_MANDATORY: 1,
 }
+
+MAX_NUMBERED = 10_000
+"""Connections whose messages are numbered. The oldest ones are of nodes that have
+connected again since; without numbers a node notices no gap."""
 
 
 class CannotBind(PPDaemonError):
@@ -154,7 +160,7 @@ class NodeLink:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self._sequence = 0
+        self._sequences: dict[bytes, int] = {}
 
     def send(self, order: Send) -> bool:
         """Send one message without waiting; return `False` if the connection is closed.
@@ -162,14 +168,27 @@ class NodeLink:
         A connection whose queue is full counts as open: what it missed is sent again.
         """
         error = _send(self.socket, [order.peer, encode(self._message(order))])
-        return error is None or error.errno != errno.EHOSTUNREACH
+        if error is None or error.errno != errno.EHOSTUNREACH:
+            return True
+        self._sequences.pop(order.peer, None)
+        return False
+
+    def _number(self, order: Send) -> int:
+        """Return the next number of a connection; 0 if it is not registered."""
+        if isinstance(order, SendWelcome):
+            if len(self._sequences) >= MAX_NUMBERED:
+                del self._sequences[next(iter(self._sequences))]
+            self._sequences.setdefault(order.peer, 0)
+        elif order.peer not in self._sequences:
+            return 0
+        self._sequences[order.peer] += 1
+        return self._sequences[order.peer]
 
     def _message(self, order: Send) -> RelayMessage:
-        self._sequence += 1
         common: dict[str, Any] = {
             "origin": self.name,
             "sent_tai": self.clock.tai(),
-            "sequence": self._sequence,
+            "sequence": self._number(order),
         }
         match order:
             case SendHeartbeat():
@@ -178,6 +197,8 @@ class NodeLink:
                 return Welcome(**common, incarnation=self.incarnation, epoch=self.epoch)
             case RefuseHello(_, code, reason):
                 return HelloRefused(**common, code=code, reason=reason)
+            case RequestHello():
+                return SendHello(**common)
             case Reserve(_, visit, detectors, attempt, received_tai):
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai

@@ -2,16 +2,22 @@
 """The connected nodes: names, connections, time of the last message.
 
 A node is registered from its Hello until it sends nothing for too long or its
-connection closes; then it must send Hello again. Does not cover visits.
+connection closes; then it must send Hello again. A drained node stays registered, but
+gets no detectors. Does not cover visits.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ppdaemon.messages import Hello
-from ppdaemon.relay.routing import NodeOffer, RouteTable
+from ppdaemon.relay.routing import NodeOffer, Preferences, RouteTable
+from ppdaemon.sequence import SequenceCheck
 
 __all__ = ("RegisteredNode", "NodeRegistry")
+
+MAX_DEPARTED = 1000
+"""Disconnected nodes that are remembered; more than any site has."""
 
 
 @dataclass(slots=True)
@@ -27,6 +33,7 @@ class RegisteredNode:
     """Monotonic seconds of its last message."""
     alone: bool
     """Whether it may write without a permit."""
+    sequence: SequenceCheck = field(default_factory=SequenceCheck)
 
 
 class NodeRegistry:
@@ -39,10 +46,13 @@ class NodeRegistry:
         self._silence_s = silence_s
         self._nodes: dict[str, RegisteredNode] = {}
         self._names: dict[bytes, str] = {}
-        self._departed: dict[str, float] = {}
-        """By name of a node that is not connected now: time of its last message."""
+        self._preferences: Preferences = {}
+        self.departed: dict[str, RegisteredNode] = {}
+        """Nodes that were connected to this run of the relay and are not now."""
         self.started_at = math.inf
         """Counts as the last message of nodes that have not connected yet; monotonic seconds."""
+        self.drained: frozenset[str] = frozenset()
+        """Nodes that get no detectors until an operator resumes them."""
         self.routes = RouteTable()
 
     def __contains__(self, name: str) -> bool:
@@ -52,6 +62,11 @@ class NodeRegistry:
         return len(self._nodes)
 
     @property
+    def nodes(self) -> Iterable[RegisteredNode]:
+        """The connected nodes."""
+        return self._nodes.values()
+
+    @property
     def peers(self) -> tuple[bytes, ...]:
         """Connections of all nodes."""
         return tuple(self._names)
@@ -59,6 +74,20 @@ class NodeRegistry:
     def peer_of(self, name: str) -> bytes:
         """Return the connection of a registered node."""
         return self._nodes[name].peer
+
+    def offer_of(self, name: str) -> NodeOffer | None:
+        """Return what a node offers; `None` if it is not connected or drained."""
+        return None if name not in self._nodes or name in self.drained else self._nodes[name].offer
+
+    def set_drained(self, names: Iterable[str]) -> None:
+        """Set which nodes get no detectors."""
+        self.drained = frozenset(names)
+        self._rebuild_routes()
+
+    def set_preferences(self, preferences: Preferences) -> None:
+        """Set the configured table of nodes and detectors."""
+        self._preferences = preferences
+        self._rebuild_routes()
 
     def incarnation_of(self, name: str) -> str:
         """Return the run of a registered node."""
@@ -70,8 +99,8 @@ class NodeRegistry:
 
     def last_message_at(self, name: str) -> float:
         """Return when a node has sent its last message, monotonic seconds."""
-        node = self._nodes.get(name)
-        return self._departed.get(name, self.started_at) if node is None else node.last_message_at
+        node = self._nodes.get(name) or self.departed.get(name)
+        return self.started_at if node is None else node.last_message_at
 
     def silent_at(self, name: str) -> float:
         """Return when a node counts as silent if it sends nothing more, monotonic seconds."""
@@ -92,15 +121,19 @@ class NodeRegistry:
         """Add a node whose name is free (see `conflicting_peer`)."""
         # Both the previous connection of this name and a previous name of this
         # connection, so that `_nodes` and `_names` stay one-to-one.
+        sequence = self._sequence_of(hello.origin)
         for name in {hello.origin, self._names.get(peer, hello.origin)}:
             self._remove(name)
+        self.departed.pop(hello.origin, None)
         offer = NodeOffer(
             hello.origin,
             {instrument: frozenset(ids) for instrument, ids in hello.instruments.items()},
             hello.capacity,
+            hello.spare,
         )
-        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone)
-        self._departed.pop(hello.origin, None)
+        # A Hello has the whole state: what was lost before it needs no repair.
+        sequence.restart(hello.sequence)
+        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone, sequence)
         self._names[peer] = hello.origin
         self._rebuild_routes()
 
@@ -110,6 +143,10 @@ class NodeRegistry:
         if name is not None:
             self._nodes[name].last_message_at = now
         return name
+
+    def must_ask(self, name: str, sequence: int, now: float) -> bool:
+        """Record the number of a message; return whether the node must send its state again."""
+        return self._nodes[name].sequence.received(sequence, now)
 
     def disconnect(self, peer: bytes) -> str | None:
         """Remove the node of a closed connection; return its name if it was registered."""
@@ -132,14 +169,22 @@ class NodeRegistry:
         """Allow all nodes `pause_s` more seconds, because this process did not receive."""
         for node in self._nodes.values():
             node.last_message_at += pause_s
-        for name in self._departed:
-            self._departed[name] += pause_s
+        for node in self.departed.values():
+            node.last_message_at += pause_s
+
+    def _sequence_of(self, name: str) -> SequenceCheck:
+        """Return the check of a node's messages, with what it has counted so far."""
+        known = self._nodes.get(name) or self.departed.get(name)
+        return SequenceCheck() if known is None else known.sequence
 
     def _remove(self, name: str) -> None:
         node = self._nodes.pop(name, None)
         if node is not None:
             del self._names[node.peer]
-            self._departed[name] = node.last_message_at
+            self.departed[name] = node
+            while len(self.departed) > MAX_DEPARTED:
+                del self.departed[next(iter(self.departed))]
 
     def _rebuild_routes(self) -> None:
-        self.routes = RouteTable(node.offer for node in self._nodes.values())
+        offers = [node.offer for name, node in self._nodes.items() if name not in self.drained]
+        self.routes = RouteTable(offers, self._preferences)

@@ -2,13 +2,13 @@
 """An open visit: one reservation for each detector that has no outcome yet."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ppdaemon.visit import NextVisit
 
-__all__ = ("OpenVisit", "Reservation", "ReservationState", "VisitKey", "make_open_visit")
+__all__ = ("OpenVisit", "Reservation", "ReservationState", "VisitKey", "age_at_restart", "make_open_visit")
 
 type VisitKey = tuple[str, str]
 """Instrument and group."""
@@ -50,6 +50,8 @@ class Reservation:
     """The run of the node that has the permit; blank without one."""
     refused_until: dict[str, float] = field(default_factory=dict)
     """For each node that refused it: when it may be sent there again, monotonic seconds."""
+    place: str | None = field(default=None, init=False, compare=False)
+    """Where `~ppdaemon.relay.assignments.Assignments` counts it."""
 
     def release(self) -> None:
         """Take it from its node."""
@@ -93,22 +95,37 @@ def make_open_visit(
     reservations: Iterable[Reservation],
     *,
     received_tai: float,
+    age_s: float,
     expiry_s: float,
     now: float,
-    now_tai: float,
     cancelled: bool = False,
 ) -> OpenVisit:
-    """Make an open visit and convert its TAI times to monotonic deadlines.
+    """Make an open visit with its deadlines.
 
-    It expires `expiry_s` after publication or receipt, whichever is earlier.
+    It was received `age_s` seconds ago. It expires `expiry_s` after publication or receipt,
+    whichever is earlier; only the time between these two comes from clocks that may jump.
     """
     announced_tai = min(received_tai, received_tai if visit.published_tai is None else visit.published_tai)
     return OpenVisit(
         number=number,
         visit=visit,
         received_tai=received_tai,
-        expires_at=now + announced_tai + expiry_s - now_tai,
-        abandon_at=now + received_tai + ABANDON_S - now_tai,
+        expires_at=now - age_s - (received_tai - announced_tai) + expiry_s,
+        abandon_at=now - age_s + ABANDON_S,
         reservations={reservation.detector: reservation for reservation in reservations},
         cancelled=cancelled,
     )
+
+
+def age_at_restart(
+    boot: str, received_mono: float, now: float, this_boot: str, known: Mapping[str, float]
+) -> float:
+    """Return for how long a visit of a previous run is known to be open, in seconds.
+
+    It was received at a monotonic time of some boot of a host; `known` has by boot the last
+    monotonic time in the ledger. No wall clock counts: one that was an hour off would expire
+    visits that still can be processed. The time that a host was down is not counted, so that a
+    visit may be sent to a node although it is too old: the node then refuses it.
+    """
+    last = now if boot == this_boot else known.get(boot, received_mono)
+    return max(0.0, last - received_mono)

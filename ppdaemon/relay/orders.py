@@ -41,6 +41,13 @@ class RefuseHello:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestHello:
+    """Request a node's state again, because messages of it were lost."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Send a visit and the node's detectors of it."""
 
@@ -172,7 +179,15 @@ class CloseVisit:
 
 
 type Send = (
-    SendHeartbeat | SendWelcome | RefuseHello | Reserve | Withdraw | Permit | RefusePermit | ConfirmResults
+    SendHeartbeat
+    | SendWelcome
+    | RefuseHello
+    | RequestHello
+    | Reserve
+    | Withdraw
+    | Permit
+    | RefusePermit
+    | ConfirmResults
 )
 type Write = (
     SetRoute

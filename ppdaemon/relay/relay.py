@@ -15,17 +15,21 @@ from functools import partial
 
 import zmq.asyncio
 
+from ppdaemon import log
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage
+from ppdaemon.controlserver import ControlServer
+from ppdaemon.errors import BadMessage, PPDaemonError, Refused
 from ppdaemon.messages import NODE_LIMIT, FromNode
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.config import RelayConfig, needs_restart
+from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import CloseVisit, Effects, Send, SendHeartbeat, SetOutcome
 from ppdaemon.relay.submitserver import SubmitServer
+from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle, sample_of
@@ -64,7 +68,8 @@ class RelaySockets:
 class Relay:
     """A running relay; must be created inside the event loop.
 
-    `ledger` must be open; `run` closes it.
+    `ledger` must be open; `run` closes it. `read_config` reads the configuration file
+    again.
     """
 
     def __init__(
@@ -76,8 +81,10 @@ class Relay:
         clock: Clock,
         notifier: Notifier,
         incarnation: str,
+        read_config: Callable[[], RelayConfig],
     ):
         self._config = config
+        self._read_config = read_config
         self._sockets = sockets
         self._clock = clock
         self._notifier = notifier
@@ -100,38 +107,63 @@ class Relay:
             apply_effects=self._apply,
             open_visit=self._open,
         )
+        self._control = RelayControl(
+            config=config,
+            dispatcher=self._dispatcher,
+            writer=self._writer,
+            throttle=self._throttle,
+            clock=clock,
+            reload=self._reload,
+        )
+        self._control_server = ControlServer(
+            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report
+        )
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
         self._stop_requested = False
+        self._reload_requested = asyncio.Event()
+        self._dispatcher.set_drained(ledger.drained_nodes(), now)
+        self._dispatcher.set_preferences(config.preferred_nodes, now)
         self._restore(ledger.unfinished_visits())
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
         self._stop_requested = True
-        self._submit_server.closed = True
+        self._submit_server.closed = self._control.stopping = True
+
+    def request_reload(self) -> None:
+        """Read the configuration again soon; may be called by a signal handler."""
+        self._reload_requested.set()
 
     async def run(self) -> None:
         """Serve until `request_stop` is called."""
+        try:
+            await self._control_server.start()
+            await self._serve()
+        finally:
+            await self._control_server.stop()
+            self._writer.close()
+
+    async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
             self._read(self._sockets.submit, self._submit_server.serve),
             self._read(self._sockets.nodes, self._on_node_message),
             self._tick(),
+            self._reload_on_request(),
         ]
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._writer.run())
-                tasks = [group.create_task(source) for source in sources]
-                await self._pump()
-                # Sources first: nothing new may reach the writer while it finishes.
-                for task in tasks:
-                    task.cancel()
-                self._writer.finish()
-        finally:
-            self._writer.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._writer.run())
+            tasks = [group.create_task(source) for source in sources]
+            await self._pump()
+            # Sources first: nothing new may reach the writer while it finishes.
+            await self._control_server.stop()
+            for task in tasks:
+                task.cancel()
+            self._writer.finish()
 
     # --- sources of events ----------------------------------------------------
 
@@ -146,6 +178,32 @@ class Relay:
         while True:
             await asyncio.sleep(TICK_S)
             await self._events.put(self._ticked)
+
+    async def _reload_on_request(self) -> None:
+        while True:
+            await self._reload_requested.wait()
+            # Before the reload: a signal during it causes another one.
+            self._reload_requested.clear()
+            try:
+                await self._reload()
+            except PPDaemonError as error:
+                _LOG.error("reload refused, the old configuration stays: %s", error)
+                self._control.refused_reload = "reload refused: " + "; ".join(str(error).splitlines())
+
+    async def _reload(self) -> None:
+        """Read the configuration file and use it.
+
+        Raises `~ppdaemon.errors.ConfigError` if it has errors, and `~ppdaemon.errors.Refused`
+        if it changes what cannot change while the relay runs.
+        """
+        config = await asyncio.to_thread(self._read_config)
+        if keys := needs_restart(self._config, config):
+            raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
+        log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+        self._config = self._control.config = self._submit_server.config = config
+        self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
+        self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
+        _LOG.info("configuration reloaded")
 
     # --- the pump ---------------------------------------------------------------
 
@@ -270,7 +328,7 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled)
+            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
         if visits:
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
 
@@ -281,6 +339,7 @@ class Relay:
         reservations: Sequence[Reservation],
         received_tai: float,
         cancelled: bool,
+        age_s: float = 0.0,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -288,9 +347,9 @@ class Relay:
             visit,
             reservations,
             received_tai=received_tai,
+            age_s=age_s,
             expiry_s=self._config.expiry_s,
             now=now,
-            now_tai=self._clock.tai(),
             cancelled=cancelled,
         )
         self._apply(self._dispatcher.add(open_visit, now))

@@ -151,8 +151,14 @@ def check_visit(visit: NextVisit, config: RelayConfig, now_tai: float) -> Accept
         return answer("rejected", f"instrument {visit.instrument!r} is not one of {names}")
     if known.sal_indexes and visit.sal_index not in (0, *known.sal_indexes):  # 0: not set
         return answer("ignored", f"salIndex {visit.sal_index} is not configured for {visit.instrument}")
-    if not chosen_detectors(visit, config):
+    if visit.detector is not None and visit.detector not in known.detectors:
         return answer("ignored", f"detector {visit.detector} is not configured for {visit.instrument}")
+    if visit.survey in config.switched_off.surveys:
+        return answer("ignored", f"survey {visit.survey!r} is switched off (switched_off.surveys)")
+    if visit.instrument in config.switched_off.instruments:
+        return answer("ignored", f"{visit.instrument} is switched off (switched_off.instruments)")
+    if not chosen_detectors(visit, config):
+        return answer("ignored", "all its detectors are switched off (switched_off.detectors)")
     age_s = visit.age_s(now_tai)
     if age_s > config.expiry_s:
         return answer("rejected", f"stale: published {age_s:.0f} s ago, the limit is {config.expiry_s:g} s")
@@ -176,8 +182,8 @@ def visit_warnings(visit: NextVisit, now_tai: float) -> list[str]:
 
 
 def chosen_detectors(visit: NextVisit, config: RelayConfig) -> tuple[int, ...]:
-    """Return the configured detectors that an announcement concerns."""
-    detectors = config.instruments[visit.instrument].detectors
+    """Return the configured detectors that an announcement concerns, without those switched off."""
+    detectors = config.active_detectors[visit.instrument]
     return tuple(each for each in detectors if visit.detector in (None, each))
 
 

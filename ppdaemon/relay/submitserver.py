@@ -131,7 +131,7 @@ class SubmitServer:
         self.writer.put(
             Commit(
                 lambda ledger: ledger.accept(visit, content, detectors, now_tai),
-                lambda accepted: self._accepted(visit, content, now_tai, accepted, reply),
+                lambda accepted: self._accepted(visit, content, detectors, now_tai, accepted, reply),
                 self._refuse_on_error(reply, visit.group),
             )
         )
@@ -140,14 +140,15 @@ class SubmitServer:
         self,
         visit: NextVisit,
         content: str,
+        detectors: tuple[int, ...],
         received_tai: float,
         accepted: AcceptedVisit,
         reply: Reply,
     ) -> None:
         # Called when the visit is on disk: an accepted visit is never lost.
         status: Literal["accepted", "duplicate"] = "accepted" if accepted.added else "duplicate"
-        detectors = len(chosen_detectors(visit, self.config))
-        reply(Accepted(status=status, group=visit.group, detectors=detectors))
+        unserved = self.dispatcher.registry.routes.unserved(visit.instrument, detectors)
+        reply(Accepted(status=status, group=visit.group, detectors=len(detectors), unserved=unserved or None))
         context = {"group": visit.group, "instrument": visit.instrument}
         if not accepted.is_new:
             changed = differences(json.loads(accepted.content), json.loads(content))

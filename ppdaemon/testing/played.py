@@ -25,6 +25,7 @@ from ppdaemon.messages import (
     ResultEntry,
     Results,
     ResultsSeen,
+    SendHello,
     VisitAccepted,
     VisitRefused,
     Welcome,
@@ -108,6 +109,8 @@ class PlayedRelay(_LinkEnd):
         Visit-detectors that the node has accepted.
     naks : `list` [`~ppdaemon.messages.VisitRefused`]
         Refusals of the node, in order of arrival.
+    returned : `list` [`~ppdaemon.messages.ResultEntry`]
+        Visit-detectors that the node had accepted and has given back, repetitions included.
     results : `dict`
         By visit-detector, all outcomes that were received, repetitions included.
     open : `set` [`tuple` [`str`, `int`]]
@@ -125,6 +128,7 @@ class PlayedRelay(_LinkEnd):
         self.hellos: list[Hello] = []
         self.acked: set[VisitDetector] = set()
         self.naks: list[VisitRefused] = []
+        self.returned: list[ResultEntry] = []
         self.results: dict[VisitDetector, list[ResultEntry]] = {}
         self.open: set[VisitDetector] = set()
         self.asked: list[VisitDetector] = []
@@ -191,13 +195,17 @@ class PlayedRelay(_LinkEnd):
         return self.reserve_visit(visit, detectors)
 
     def reserve_visit(
-        self, visit: NextVisit, detectors: Iterable[int], received_tai: float | None = None
+        self,
+        visit: NextVisit,
+        detectors: Iterable[int],
+        received_tai: float | None = None,
+        attempt: int = 1,
     ) -> float:
         """Reserve detectors for a visit that was read before; see `reserve`."""
         chosen = tuple(detectors)
         self.open |= {(visit.group, detector) for detector in chosen} - self.results.keys()
         tai = Clock().tai() if received_tai is None else received_tai
-        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai)
+        data = self.message(ReserveVisit, visit=visit, detectors=chosen, received_tai=tai, attempt=attempt)
         sent = time.monotonic()
         self.send_raw(data)
         return sent
@@ -252,8 +260,12 @@ class PlayedRelay(_LinkEnd):
             case Results(entries=entries):
                 for entry in entries:
                     key = (entry.group, entry.detector)
-                    self.results.setdefault(key, []).append(entry)
                     self.open.discard(key)
+                    if entry.returned:
+                        self.returned.append(entry)
+                        self.acked.discard(key)
+                    else:
+                        self.results.setdefault(key, []).append(entry)
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in entries)
                 self.send(ResultsSeen, entries=keys)
 
@@ -320,6 +332,10 @@ class PlayedNode(_LinkEnd):
         Detectors of the instrument that it offers.
     instrument : `str`, optional
         Short name of the camera that it serves.
+    capacity : `int`, optional
+        Visit-detectors that it offers to have at once; by default it is never full.
+    spare : `bool`, optional
+        Whether it offers to take only what no other node can.
 
     Attributes
     ----------
@@ -336,12 +352,14 @@ class PlayedNode(_LinkEnd):
         incarnation: str = "run1",
         detectors: Iterable[int] = range(9),
         instrument: str = "DemoCam",
+        capacity: int = 10_000,
+        spare: bool = False,
     ):
         super().__init__(name)
         self.received: list[Any] = []
         self._incarnation = incarnation
         self._offered = {instrument: tuple(detectors)}
-        self._capacity = len(self._offered[instrument])
+        self._capacity, self._spare = capacity, spare
         self._socket = sockets.connect(zmq.DEALER, address)
         self.hello()
 
@@ -355,7 +373,8 @@ class PlayedNode(_LinkEnd):
 
     def hello(self) -> None:
         """Introduce the node."""
-        self.send(Hello, incarnation=self._incarnation, instruments=self._offered, capacity=self._capacity)
+        fields = {"instruments": self._offered, "capacity": self._capacity, "spare": self._spare}
+        self.send(Hello, incarnation=self._incarnation, **fields)
 
     def listen(self) -> None:
         """Receive all pending messages, send heartbeats; introduce the node again if the relay
@@ -366,7 +385,8 @@ class PlayedNode(_LinkEnd):
         while self._socket.poll(0):
             message = decode(self._socket.recv(), FromRelay, limit=NODE_LIMIT)
             self.received.append(message)
-            if isinstance(message, HelloRefused) and message.code == "stranger":
+            stranger = isinstance(message, HelloRefused) and message.code == "stranger"
+            if stranger or isinstance(message, SendHello):
                 self.hello()
 
     def wait_for(self, kind: str, count: int = 1) -> list[Any]:

@@ -15,6 +15,7 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -42,6 +43,8 @@ class RelayProcess:
         Addresses of its sockets, below `folder` by default.
     state_dir, config, log : `pathlib.Path`
         Its state folder, configuration file and log file.
+    control : `pathlib.Path`
+        Its control socket.
     """
 
     def __init__(self, folder: Path, *, launcher: Sequence[str] = (), **changes: Any):
@@ -50,6 +53,7 @@ class RelayProcess:
         self.nodes = changes.get("nodes", f"ipc://{folder}/nodes")
         self.config = folder / "pprelay.yaml"
         self.log = folder / "log"
+        self.control = self.state_dir / RELAY_SOCKET
         fields = {
             "submit": self.submit,
             "nodes": self.nodes,
@@ -59,8 +63,9 @@ class RelayProcess:
             "silence_s": SILENCE_S,
             "resend_s": 0.2,
         }
-        self.config.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
         self._launcher = launcher
+        self._fields = fields | changes
+        self.configure()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,6 +79,11 @@ class RelayProcess:
     def running(self) -> bool:
         """Whether it was started and has not ended (`bool`)."""
         return self._process is not None and self._process.poll() is None
+
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration file with further changes; a running relay must reload it."""
+        self._fields |= changes
+        self.config.write_text(yaml.safe_dump(self._fields), encoding="utf-8")
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command that starts the program."""

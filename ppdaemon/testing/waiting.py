@@ -12,7 +12,7 @@ PAUSE_S = 0.01
 
 
 def wait_until[T](
-    condition: Callable[[], T], deadline_s: float = 10.0, story: str | Callable[[], object] = ""
+    condition: Callable[[], T], deadline_s: float = TIMEOUT_S, story: str | Callable[[], object] = ""
 ) -> T:
     """Return the value of a condition as soon as it is true.
 

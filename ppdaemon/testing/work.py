@@ -2,7 +2,8 @@
 """Work without LSST: a visit's survey scripts the steps and faults of its workers.
 
 The configuration names it: ``workers: {work: ppdaemon.testing.work}``. The
-survey is a space-separated list of words:
+survey is a space-separated list of words; the file of the first pipeline may have
+more of them after ``# script:``.
 
 ``STEP:FAULT``
     A fault of `FAULTS` at one of `STEPS`: ``process:hang``. An attempt and a
@@ -58,6 +59,7 @@ from ppdaemon.messages import (
     Exported,
     Ingested,
     NameFinding,
+    Pipelines,
     Prepare,
     Prepared,
     Process,
@@ -66,6 +68,7 @@ from ppdaemon.messages import (
     StageReached,
     TaskNamesResolved,
 )
+from ppdaemon.processes import STOP_SIGNAL
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import encode
 from ppdaemon.work import WorkerContext
@@ -151,7 +154,7 @@ class ScriptedWork:
         """Read the script."""
         self.order = order
         self._append_line("prepared", f"{order.visit.group} {order.detector}")
-        words = order.visit.survey.split()
+        words = [*order.visit.survey.split(), *_script_of(order.pipelines)]
         self._settings = dict(word.partition(":")[::2] for word in words)
         self._faults = [WorkerFault.read(word) for word in words if word.partition(":")[0] in STEPS]
         if "skip" in self._settings:
@@ -288,6 +291,13 @@ class ScriptedExporter:
         return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
 
 
+def _script_of(pipelines: Pipelines) -> list[str]:
+    """Return the words of the first pipeline's file, in a line that begins with ``# script:``."""
+    path = pipelines.main[0].partition("#")[0]
+    _, _, script = Path(path).read_text().partition("# script:")
+    return script.partition("\n")[0].split()
+
+
 def open_work(context: WorkerContext) -> ScriptedWork:
     """Return the work of one process."""
     if (context.config.node.state_dir / "boot-fails").exists():
@@ -321,14 +331,14 @@ LEAKED: list[bytes] = []
 
 
 def _hang(work: ScriptedWork) -> None:
-    """Never return; TERM ends it."""
+    """Never return; the stop signal of the supervisor ends it."""
     while True:
         time.sleep(60)
 
 
 def _deaf(work: ScriptedWork) -> None:
     """Never return; only KILL ends it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)
     _hang(work)
 
 
@@ -406,10 +416,10 @@ def _send_twice(work: ScriptedWork) -> None:
 
 
 def _leave_child(work: ScriptedWork) -> None:
-    """Leave a child that ignores TERM; its process id is in ``grandchild``."""
+    """Leave a child that only KILL ends; its process id is in ``grandchild``."""
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
         time.sleep(600)
         os._exit(0)
     (work.state / "grandchild").write_text(str(pid))

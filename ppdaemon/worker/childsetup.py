@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import setproctitle
 
-from ppdaemon.processes import become_subreaper
+from ppdaemon.processes import STOP_SIGNAL, become_subreaper, disregard_group_signals
 
 __all__ = ("ChildSettings", "arm_lifeline", "set_up_child")
 
@@ -70,10 +70,11 @@ def _new_session(child: ChildSettings) -> None:
 
 
 def _reset_signals(child: ChildSettings) -> None:
-    """Remove the zygote's handlers and wake-up descriptor."""
+    """Remove the zygote's handlers and wake-up descriptor; end by the supervisor's signal only."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, STOP_SIGNAL):
         signal.signal(number, signal.SIG_DFL)
+    disregard_group_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

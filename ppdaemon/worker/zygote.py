@@ -25,7 +25,7 @@ import setproctitle
 from ppdaemon import messages
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
-from ppdaemon.processes import become_subreaper, die_with_parent, kill_orphans
+from ppdaemon.processes import GROUP_SIGNALS, become_subreaper, die_with_parent, kill_orphans
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker.childmain import import_work, run_child
 from ppdaemon.worker.imports import thread_names
@@ -178,7 +178,9 @@ def main() -> None:
     options = parser.parse_args()
     die_with_parent()
     become_subreaper()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ignored, not handled: a process that is spawned inherits this, so that it is ignored from its start.
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=options.channel)
     os.set_inheritable(options.channel, False)
     started = time.monotonic()

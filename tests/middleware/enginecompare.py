@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import pytest
 from astropy.table import Table
 from lsst.images import GeneralizedImage, Image, Mask, MaskedImage
 from lsst.images.serialization import open_archive
@@ -22,7 +23,16 @@ from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.states import Outcome
 
 EXPOSURE = DAY * 100000 + 1
-ENGINES = ("separable", "direct", "pipetask")
+PAIR = ("separable", "direct")
+ENGINES = (*PAIR, "pipetask")
+_PIPETASK = pytest.mark.slow
+"""A process of ``pipetask`` takes 3 s of CPU time; some tests of each of its paths are in ``make test``."""
+EACH_ENGINE = pytest.mark.parametrize("kind", [*PAIR, pytest.param("pipetask", marks=_PIPETASK)])
+"""Runs a test with each engine."""
+COMPARED = pytest.mark.parametrize(
+    "engines", [PAIR, pytest.param(("separable", "pipetask"), marks=_PIPETASK)], ids=PAIR[1:] + ENGINES[2:]
+)
+"""Runs a test that compares engines, with ``direct`` and with ``pipetask``."""
 _CHANGING = re.compile(r"id=[-0-9a-f]{36}|took [0-9.]+ seconds")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from dimensiontasks import make_tracts
-from enginecompare import VisitResult, assert_equal, compare_engines, process_visit
+from enginecompare import COMPARED, PAIR, VisitResult, assert_equal, compare_engines, process_visit
 from fieldtasks import PREPROCESSING, PROMPT, make_field, write_field
 from lsst.daf.butler.logging import ButlerMDC
 from once import made_once
@@ -24,8 +24,8 @@ from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
 
-# A visit has 16 quanta; with three engines on busy cores that takes more than the usual limit.
-pytestmark = pytest.mark.timeout(400)
+# A visit has 16 quanta; with two engines on busy cores that takes more than the usual limit.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +57,16 @@ def visit(field: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-PAIR = ("separable", "direct")
 PATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
 PIPELINES = {"main": "FieldPrompt", "before": "FieldPreload"}
 
 
+@COMPARED
 def test_the_fields_pipeline_is_run_by_direct_with_the_outputs_of_the_other_engines(
-    rigs: MakeRig, visit: dict[str, Any]
+    rigs: MakeRig, visit: dict[str, Any], engines: tuple[str, str]
 ) -> None:
     """That `direct` itself has run it is checked with each visit."""
-    result = compare_engines(rigs, **visit, **PIPELINES)
+    result = compare_engines(rigs, engines, **visit, **PIPELINES)
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "")
     assert {f"{label}_metadata" for label in (*PREPROCESSING, *PROMPT)} <= result.types
     assert {"template_detector", "dia_source_apdb", "apdb_marker", "alerts"} <= result.types
@@ -94,7 +94,6 @@ def process_at_once(kind: str, root: Path, *files: Path) -> list[VisitResult]:
     return [pickle.loads(result.read_bytes()) for result in results]
 
 
-@pytest.mark.slow
 def test_two_detectors_at_once_have_equal_outputs(field: Path, toy_template: Path, tmp_path: Path) -> None:
     """Both write to one alert database."""
     results, stored = {}, {}
@@ -111,7 +110,6 @@ def test_two_detectors_at_once_have_equal_outputs(field: Path, toy_template: Pat
     assert [each.outcome for each in results["direct"]] == [Outcome.SUCCEEDED] * 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_snaps_of_one_visit_are_the_same_in_both_engines(
     rigs: MakeRig, visit: dict[str, Any], processes: int
@@ -136,7 +134,6 @@ def test_an_image_beside_the_announced_position_has_the_same_graph_in_both_engin
     assert errors[0] == errors[1]
 
 
-@pytest.mark.slow
 def test_datasets_that_do_not_fit_into_memory_are_passed_through_files(
     rigs: MakeRig, visit: dict[str, Any]
 ) -> None:

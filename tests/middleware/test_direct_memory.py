@@ -412,7 +412,7 @@ def test_the_background_writer_skips_a_dataset_that_a_reader_had_to_write(
     make(setup, first, one=content)
     assert read(setup, second, one) == content
     setup.background.allow()
-    wait_until(lambda: not setup.background._queue, 10.0)
+    wait_until(lambda: not setup.background._queue)
     setup.background.finish()
     (dataset,) = setup.memory.outputs
     assert dataset.file is not None

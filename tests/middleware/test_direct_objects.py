@@ -6,7 +6,7 @@ from pathlib import Path
 
 import objecttasks
 import pytest
-from enginecompare import compare_engines
+from enginecompare import PAIR, compare_engines
 from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import PipelineTask
 from objecttasks import MAKERS, write_object_tasks
@@ -21,8 +21,6 @@ from ppdaemon.states import Outcome
 pytest_plugins = ("toyfixtures", "columnsclass")
 pytestmark = pytest.mark.usefixtures("columns_class")
 
-PAIR = ("separable", "direct")
-
 
 @pytest.fixture(autouse=True)
 def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
@@ -32,17 +30,32 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     ButlerMDC.restore_log_record_factory()
 
 
-@pytest.mark.parametrize(
-    ("maker", "processes"), [*((maker[:-4], 1) for maker in MAKERS), ("KeepAll", 2), ("Continue", 2)]
-)
+@pytest.mark.parametrize("maker", [maker[:-4] for maker in MAKERS])
+@pytest.mark.parametrize("snaps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
-    rigs: MakeRig, maker: str, processes: int
+    rigs: MakeRig, maker: str, snaps: int
 ) -> None:
+    compare_sums(rigs, maker, snaps, 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("maker", ["KeepAll", "Continue"])
+def test_tasks_do_not_affect_their_next_quantum(rigs: MakeRig, maker: str, processes: int) -> None:
+    compare_sums(rigs, maker, 2, processes)
+
+
+def compare_sums(rigs: MakeRig, maker: str, snaps: int, processes: int) -> None:
+    """Compare what tasks after a maker have read in both engines."""
     result = compare_engines(
-        rigs, PAIR, main=maker, write=write_object_tasks, snaps=(1, 2), settings={"processes": processes}
+        rigs,
+        PAIR,
+        main=maker,
+        write=write_object_tasks,
+        snaps=tuple(range(1, snaps + 1)),
+        settings={"processes": processes},
     )
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "partial outputs of vPartial")
-    assert len([name for name, *_ in result.contents if name == "sums_last"]) == 2
+    assert len([name for name, *_ in result.contents if name == "sums_last"]) == snaps
 
 
 @pytest.mark.parametrize("maker", ["KeepAll", "Continue"])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Parts of objects in memory are those that a Butler reads from a file."""
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.writing import BackgroundWriter
 
+NUMBERS = itertools.count()
 ROWS, COLUMNS = 40, 50
 PART = Box.factory[5:15, 10:40]
 
@@ -48,12 +50,15 @@ type Request = tuple[str | None, dict[str, Any] | None]
 class Rig:
     """A dataset in a repo and, as an output of one quantum and an input of another, in memory."""
 
-    def __init__(self, folder: Path, storage: str, content: Any, *, exported: bool = False):
-        self.butler = Butler.from_config(Butler.makeRepo(str(folder / "repo")), run="run")
-        dataset_type = DatasetType("made", self.butler.dimensions.empty, storage)
-        self.butler.registry.registerDatasetType(dataset_type)
-        self.ref = self.butler.put(content, "made")
-        task: Any = SimpleNamespace(label="task", immediate=(), deferred=frozenset({"made"}), log=None)
+    def __init__(
+        self, butler: Butler, config: str, folder: Path, storage: str, content: Any, *, exported: bool = False
+    ):
+        self.butler = butler
+        name = f"made{next(NUMBERS)}"  # the repo has the dataset types of other tests, too
+        dataset_type = DatasetType(name, butler.dimensions.empty, storage)
+        butler.registry.registerDatasetType(dataset_type)
+        self.ref = butler.put(content, name)
+        task: Any = SimpleNamespace(label="task", immediate=(), deferred=frozenset({name}), log=None)
         maker, self.reader, self.last = (
             QuantumStep(
                 task,
@@ -68,16 +73,15 @@ class Rig:
             )
             for reads in (False, True, True)
         )
-        config = ButlerConfig(str(folder / "repo"))
         self.files = folder / "files"
         self.memory = MemoryButler(
             self.butler.dimensions,
-            {"made": dataset_type},
+            {name: dataset_type},
             [maker, self.reader, self.last],
             lambda ref, parameters: None,
-            lambda name: exported,
+            lambda _: exported,
             10**9,
-            BackgroundWriter(DatasetWriter(config, self.butler.dimensions), self.files),
+            BackgroundWriter(DatasetWriter(ButlerConfig(config), self.butler.dimensions), self.files),
         )
         self.memory.begin(maker)
         self.memory.put(content, self.ref)
@@ -94,17 +98,18 @@ class Rig:
 type MakeRig = Callable[..., Rig]
 
 
+@pytest.fixture(scope="module")
+def butler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Butler, str]]:
+    """Return the module's Butler, and its configuration."""
+    config = str(tmp_path_factory.mktemp("parts") / "repo")
+    with Butler.from_config(Butler.makeRepo(config), run="run") as butler:
+        yield butler, config
+
+
 @pytest.fixture
-def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
-    """Return a function that creates a rig, which is closed at the end."""
-    with ExitStack() as opened:
-
-        def make(storage: str, content: Any, **more: Any) -> Rig:
-            rig = Rig(tmp_path, storage, content, **more)
-            opened.enter_context(rig.butler)
-            return rig
-
-        yield make
+def make_rig(tmp_path: Path, butler: tuple[Butler, str]) -> MakeRig:
+    """Return a function that creates a rig."""
+    return partial(Rig, *butler, tmp_path)
 
 
 def answer(get: Callable[..., Any], ref: DatasetRef, parameters: dict[str, Any] | None) -> Any:

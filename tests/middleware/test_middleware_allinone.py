@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from enginecompare import EACH_ENGINE
 from mefcam import CONFIG, pixels_of, write_file
 from test_middleware_visit import read_output
 from toycam import DAY, GROUP, NAME, MakeRig, Rig
@@ -39,7 +40,7 @@ def order(rig: Rig, detector: int) -> Any:
     return rig.order(detector, main="Short", before="")
 
 
-@pytest.mark.parametrize("kind", ["direct", "separable", "pipetask"])
+@EACH_ENGINE
 def test_each_detector_is_read_from_its_hdu(mef_rig: Any, kind: str) -> None:
     rig, worker = mef_rig(kind)
     path = write_file(rig.raws, {detector: pixels_of(detector) for detector in (3, 0, 2)})

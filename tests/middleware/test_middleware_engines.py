@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from enginecompare import ENGINES, EXPOSURE, compare_engines, process_visit
+from enginecompare import COMPARED, EACH_ENGINE, EXPOSURE, compare_engines, process_visit
 from lsst.daf.butler.logging import ButlerMDC
 from toycam import GROUP, NAME, MakeRig
 from toyscripted import ScriptedTask, write_scripted
@@ -59,27 +59,32 @@ def test_a_visit_with_preprocessing_is_the_same_in_each_engine(rigs: MakeRig) ->
     assert context == {"INSTRUMENT": NAME, "GROUP": GROUP, "DETECTOR": "1", "EXPOSURE": str(EXPOSURE)}
 
 
-def test_two_snaps_are_the_same_in_each_engine(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, main="Full", before="Known", snaps=(1, 2))
+@pytest.mark.slow
+@COMPARED
+def test_two_snaps_are_the_same_in_each_engine(rigs: MakeRig, engines: tuple[str, str]) -> None:
+    result = compare_engines(rigs, engines, main="Full", before="Known", snaps=(1, 2))
     assert len([name for name, *_ in result.contents if name == "toy_association"]) == 2
 
 
-def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, action="fail", main="Scripted,Short")
+@COMPARED
+def test_a_failing_task_stops_only_what_depends_on_it(rigs: MakeRig, engines: tuple[str, str]) -> None:
+    result = compare_engines(rigs, engines, action="fail", main="Scripted,Short")
     assert (result.outcome, result.retriable, result.pipeline) == (Outcome.FAILED, True, "Scripted")
     assert result.reason == result.failed == "task scripted: RuntimeError: no stars"
     assert {"toy_isr", "toy_aside", "scripted_log"} <= result.types
     assert not {"toy_scripted", "scripted_metadata", "after_log"} & result.types
 
 
-def test_no_work_is_a_success_with_a_caveat(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, action="no work")
+@COMPARED
+def test_no_work_is_a_success_with_a_caveat(rigs: MakeRig, engines: tuple[str, str]) -> None:
+    result = compare_engines(rigs, engines, action="no work")
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "no work for scripted, after")
     assert {"scripted_metadata", "after_metadata", "toy_aside"} <= result.types
 
 
-def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, action="partial")
+@COMPARED
+def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig, engines: tuple[str, str]) -> None:
+    result = compare_engines(rigs, engines, action="partial")
     assert (result.outcome, result.reason) == (
         Outcome.SUCCEEDED,
         "partial outputs of scripted; no work for after",
@@ -88,6 +93,7 @@ def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig) -> None:
     assert not {"toy_other", "toy_after"} & result.types
 
 
+@COMPARED
 @pytest.mark.parametrize(
     ("action", "outcome", "text"),
     [
@@ -97,9 +103,9 @@ def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig) -> None:
     ],
 )
 def test_the_exception_that_ends_a_task_decides_the_outcome(
-    rigs: MakeRig, action: str, outcome: Outcome, text: str
+    rigs: MakeRig, engines: tuple[str, str], action: str, outcome: Outcome, text: str
 ) -> None:
-    result = compare_engines(rigs, action=action)
+    result = compare_engines(rigs, engines, action=action)
     assert (result.outcome, result.reason, result.retriable) == (outcome, f"task scripted: {text}", True)
     assert {"toy_isr", "scripted_log"} <= result.types
 
@@ -109,7 +115,7 @@ def test_an_interrupt_in_a_task_is_a_crash(rigs: MakeRig) -> None:
     assert (result.outcome, result.reason) == (Outcome.CRASHED, "task scripted: KeyboardInterrupt")
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_a_task_that_cannot_be_constructed_fails_and_does_not_fall_back(
     rigs: MakeRig, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,7 +170,7 @@ def test_a_task_that_can_be_constructed_again_runs_with_its_init_outputs(
     assert {"scripted_config", "toy_scripted_schema", "packages"} <= spooled
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_a_pipeline_that_cannot_be_built_is_replaced_by_the_next(rigs: MakeRig, kind: str) -> None:
     result = process_visit(rigs, kind, main="Unbuildable,Short")
     assert (result.outcome, result.pipeline) == (Outcome.SUCCEEDED, "Short")

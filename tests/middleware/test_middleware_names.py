@@ -13,11 +13,12 @@ import pytest
 import yaml
 from centrals import make_few
 from postgres import PostgresServer, running_server
-from toycam import DETECTORS, NAME, write_pipelines
+from toycam import DETECTORS, NAME, Rig, write_pipelines
 
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.errors import ConfigError, Refused, Unavailable
 from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
+from ppdaemon.middleware.work import build_template
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, SlotState
@@ -409,6 +410,7 @@ def errors_of(text: str) -> list[str]:
     return [line for line in lines if line.startswith("/") and ("engine." in line or "overrides." in line)]
 
 
+@pytest.mark.slow
 def test_check_config_start_and_reload_report_the_same(
     node: Callable[[], NodeProcess], document: Document
 ) -> None:
@@ -445,6 +447,23 @@ def stoppable() -> Iterator[PostgresServer]:
         yield server
 
 
+def test_names_in_a_stopped_database_and_the_template_are_unavailable(
+    tmp_path: Path, document: Document, stoppable: PostgresServer
+) -> None:
+    """Faults 77, 78: what the start then does is tested with scripted names and templates."""
+    document["butler"]["central"] = str(make_few(tmp_path / "few", stoppable).root)
+    stoppable.stop()
+    found = resolved(tmp_path, document)
+    assert found.errors == ()
+    (line,) = found.unavailable
+    assert "butler.central: " in line
+    assert "cannot be read now: OperationalError" in line
+    rig = Rig(tmp_path / "rig", tmp_path / "rig" / "ram", Path(document["butler"]["central"]))
+    with pytest.raises(Unavailable, match="OperationalError"):
+        build_template(rig.context)
+
+
+@pytest.mark.slow
 def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
     node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
 ) -> None:
@@ -461,8 +480,8 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
     assert "cannot be read now: OperationalError" in warning
     daemon.launch()
     try:
-        daemon.wait(lambda: daemon.status().state == "degraded")
-        assert any("no worker can start: " in text for text in daemon.status().problems)
+        daemon.wait(lambda: any("no worker can start: " in text for text in daemon.status().problems))
+        assert daemon.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             daemon.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         stoppable.start()
@@ -477,6 +496,7 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
         assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_name_that_a_database_back_again_does_not_have_is_a_problem_or_an_exit(
     node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
 ) -> None:

@@ -402,17 +402,19 @@ def test_a_missing_archive_fails_the_preload_until_it_is_back(
     assert context.repo.butler.query_datasets("bias", "*", find_first=False)
 
 
+@pytest.mark.parametrize(
+    ("zipped", "kind"), [("copy", "direct"), ("direct", "separable")], indirect=["zipped"]
+)
 def test_a_visit_is_processed_with_inputs_in_an_archive(
-    rigs: MakeRig, own_central: Path, zipped: Path
+    rigs: MakeRig, own_central: Path, zipped: Path, kind: str
 ) -> None:
-    for kind in ("direct", "separable"):
-        rig, worker = rigs(central=own_central, engine={"kind": kind, "no_return": []})
-        for snap in (1, 2):
-            worker.prepare(rig.order(attempt=snap))
-            worker.ingest(rig.raw(seq_num=snap))
-            done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
-            assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
-            worker.reset()
+    rig, worker = rigs(central=own_central, engine={"kind": kind, "no_return": []})
+    for snap in (1, 2):
+        worker.prepare(rig.order(attempt=snap))
+        worker.ingest(rig.raw(seq_num=snap))
+        done = worker.process(Process(exposures=(DAY * 100000 + snap,)))
+        assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+        worker.reset()
 
 
 # --- errors ------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from enginecompare import EACH_ENGINE
 from lsst.daf.butler import Butler, Timespan
 from test_middleware_visit import read_output
 from toycam import DAY, EPOCH, NAME, MakeRig, Rig, ToyCam, load_toy_camera
@@ -27,25 +28,23 @@ def command(rig: Rig) -> str:
     return f"butler register-instrument {rig.central} {ToyCam.__module__}.ToyCam --update"
 
 
-@pytest.mark.parametrize("kind", ["direct", "separable", "pipetask"])
-@pytest.mark.parametrize(
-    ("order", "what"),
-    [
-        ({"filters": "zz_99"}, f"filter zz_99 of {NAME}"),
-        ({"filters": "zz_99, none"}, f"filter zz_99 or none of {NAME}"),
-        ({"filters": "R_03"}, f"filter R_03 of {NAME}"),
-        ({"detector": 77}, f"detector 77 of {NAME}"),
-    ],
-)
-def test_what_is_not_registered_is_refused_while_preparing(
-    rigs: MakeRig, kind: str, order: dict[str, Any], what: str
-) -> None:
+NOT_REGISTERED: list[tuple[dict[str, Any], str]] = [
+    ({"filters": "zz_99"}, f"filter zz_99 of {NAME}"),
+    ({"filters": "zz_99, none"}, f"filter zz_99 or none of {NAME}"),
+    ({"filters": "R_03"}, f"filter R_03 of {NAME}"),
+    ({"detector": 77}, f"detector 77 of {NAME}"),
+]
+
+
+@EACH_ENGINE
+def test_what_is_not_registered_is_refused_while_preparing(rigs: MakeRig, kind: str) -> None:
     rig, worker = rigs(engine={"kind": kind})
-    with pytest.raises(VisitFailed) as caught:
-        worker.prepare(rig.order(**SHORT, **order))
-    assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert f"the central repo has no record of the {what}: {command(rig)}" in str(caught.value)
-    assert "lacks" not in str(caught.value)
+    for order, what in NOT_REGISTERED:
+        with pytest.raises(VisitFailed) as caught:
+            worker.prepare(rig.order(**SHORT, **order))
+        assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
+        assert f"the central repo has no record of the {what}: {command(rig)}" in str(caught.value)
+        assert "lacks" not in str(caught.value)
     assert worker.prepare(rig.order(**SHORT)).pipeline == "Short"
 
 

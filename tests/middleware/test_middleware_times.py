@@ -10,6 +10,7 @@ import astropy.time
 import astropy.units as u
 import pytest
 from astro_metadata_translator import ObservationInfo
+from enginecompare import EACH_ENGINE, ENGINES
 from lsst.daf.butler import Butler, CollectionType, Timespan
 from test_middleware_visit import read_output
 from timedtasks import write_pipeline
@@ -26,7 +27,6 @@ pytest_plugins = ("toyfixtures",)
 
 EARLY = EPOCH - 10 * u.day
 OTHER = Timespan(EPOCH - 20 * u.day, EPOCH - 15 * u.day)
-ENGINES = ["direct", "separable", "pipetask"]
 
 
 def raw_of(rig: Rig, begin: astropy.time.Time, seq_num: int = 1, **header: Any) -> Raw:
@@ -58,7 +58,7 @@ def test_calibrations_are_looked_up_again_at_the_time_of_the_image(
     assert first.detail["datasets_again"] == 2
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_optional_calibrations_are_looked_up_too(rigs: MakeRig, kind: str, tmp_path: Path) -> None:
     rig, worker = rigs(engine={"kind": kind})
     rig.paths["Forgiving"] = write_pipeline(tmp_path)
@@ -118,7 +118,7 @@ def central_with_a_gap(tmp_path: Path, toy_central: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_a_run_without_calibrations_is_reported(
     rigs: MakeRig, central_with_a_gap: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -130,7 +130,7 @@ def test_a_run_without_calibrations_is_reported(
     assert done.reason.startswith("processed without bias, flat: none is valid at [2026-11-23T03:27:16")
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_calibrations_in_another_collection_are_found(
     rigs: MakeRig, central_with_a_gap: Path, tmp_path: Path, kind: str
 ) -> None:

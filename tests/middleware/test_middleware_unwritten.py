@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from enginecompare import ENGINES, EXPOSURE, run_worker, start_worker
+from enginecompare import EACH_ENGINE, ENGINES, EXPOSURE, run_worker, start_worker
 from fragiletasks import HALF, write_fragile
 from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import TaskMetadata
@@ -155,7 +155,7 @@ def test_no_space_for_an_object_between_tasks_fails_its_task(
     assert "reads_log" not in types(manifest)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_metadata_that_cannot_be_read_again_do_not_end_the_visit(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "no float")
     assert (done.outcome, done.reason) == (Outcome.SUCCEEDED, "")
@@ -179,7 +179,7 @@ def test_text_that_cannot_be_encoded_is_replaced_in_logs_and_metadata(rigs: Make
     assert json.loads(text)["metadata"]["breaks"]["scalars"]["count"] == 2**60
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_an_object_in_metadata_is_replaced_by_its_text(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "object")
     assert (done.outcome, done.reason) == (Outcome.SUCCEEDED, "")
@@ -187,7 +187,7 @@ def test_an_object_in_metadata_is_replaced_by_its_text(rigs: MakeRig, kind: str)
     assert metadata["breaks"]["object"] == "<class 'fragiletasks.Uncopyable'>"
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_a_failure_whose_text_cannot_be_encoded_is_reported_and_logged(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "raise")
     assert (done.outcome, done.reason) == (Outcome.FAILED, "task breaks: RuntimeError: half ?")
@@ -205,7 +205,7 @@ def test_a_log_that_cannot_be_written_is_a_caveat(rigs: MakeRig) -> None:
     assert "breaks_log" not in types(manifest)
 
 
-@pytest.mark.parametrize("kind", ["separable", "pipetask"])
+@pytest.mark.parametrize("kind", ["separable", pytest.param("pipetask", marks=pytest.mark.slow)])
 def test_a_log_that_cannot_be_written_fails_its_task_with_the_other_engines(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "no log", no_return=True)
     assert done.outcome == Outcome.FAILED

@@ -157,7 +157,9 @@ def test_detectors_of_other_nodes_are_never_opened(tmp_path):
     run(body)
 
 
-def test_links_out_of_the_root_fifos_and_folders_are_refused(tmp_path):
+def test_links_out_of_the_root_fifos_and_folders_are_refused(tmp_path, monkeypatch):
+    # What is found by the scan alone waits this long.
+    monkeypatch.setattr("ppdaemon.node.arrivals.pending.QUIET_UNCONFIRMED_S", 1.0)
     root, outside = tmp_path / "raw", tmp_path / "outside.fits"
     outside.write_bytes(fits_file())
 

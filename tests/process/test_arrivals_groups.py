@@ -190,15 +190,17 @@ def test_a_raw_that_becomes_a_compressed_file_is_found_under_its_new_name(tmp_pa
 
 
 @pytest.mark.parametrize("watch", ["inotify", "poll"])
-def test_a_cut_file_that_is_sent_again_whole_is_delivered_again(tmp_path, watch):
+def test_a_cut_file_that_is_sent_again_whole_is_delivered_again(tmp_path, monkeypatch, watch):
+    monkeypatch.setattr("ppdaemon.node.arrivals.pending.QUIET_UNCONFIRMED_S", 1.0)
+
     async def body() -> None:
         async with arriving(tmp_path, watch=watch, scan_s=0.2, sidecar_wait_s=0.1) as catcher:
             await catcher.watching()
             exposure = Exposure(tmp_path)
             exposure.put(1, fits_file()[:3000])
-            await catcher.until(lambda: catcher.raws, 30.0)
+            await catcher.until(lambda: catcher.raws)
             exposure.put(1)
-            await catcher.until(lambda: len(catcher.raws) == 2, 30.0)
+            await catcher.until(lambda: len(catcher.raws) == 2)
             assert (catcher.count("delivered"), catcher.count("delivered_broken")) == (1, 1)
 
     run(body)

@@ -15,6 +15,7 @@ from ppdaemon.reports import ReloadRequest, WorkersRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import running_node
 from ppdaemon.testing.processes import descendants, title
+from ppdaemon.testing.waiting import TIMEOUT_S
 from ppdaemon.wire import encode
 
 
@@ -73,13 +74,13 @@ def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(tmp_path
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(folders.refused.is_dir)
         node.wait(lambda: node.status().spooled == 0)
-        node.wait(lambda: node.status().state == "degraded")
-        status = node.status()
-        assert f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}" in status.problems
+        text = f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}"
+        node.wait(lambda: text in node.status().problems)
+        assert node.status().state == "degraded"
         (node.state / "central-refuses").unlink()
         (spool,) = folders.refused.iterdir()
         spool.rename(folders.spool / spool.name)
-        node.daemon.ask(ReloadRequest(), timeout_s=30)
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         assert node.wait(node.exported) == ["DemoCam~g1~0~1"]
         node.wait(lambda: node.status().state == "running")
 

@@ -14,6 +14,7 @@ from node import make_node, running
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 CAN_MOUNT = (
     os.geteuid() == 0
@@ -32,21 +33,23 @@ def slot_of(node, group, state):
     )
 
 
-@pytest.mark.parametrize("state", [SlotState.IDLE, SlotState.WAITING])
-def test_a_killed_worker_is_replaced_and_its_visit_continues(tmp_path, socket_dir, state):
+def test_a_killed_worker_is_replaced_and_its_visit_continues(tmp_path, socket_dir):
     """Fault 30: SIGKILL while idle and while waiting."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:
-        if state == SlotState.WAITING:
-            node.relay.reserve("g1")
-        row = node.wait(lambda: next((row for row in node.workers() if row.state == state), None))
-        os.kill(row.pid, signal.SIGKILL)
-        node.wait(lambda: node.workers()[0].epoch == row.epoch + 1 and node.workers()[0].pid)
-        if state == SlotState.IDLE:
-            node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.workers()[0].pid != row.pid
-        assert node.marks() == {"g1~0": 1}
+        for number, state in enumerate((SlotState.IDLE, SlotState.WAITING), 1):
+            group = f"g{number}"
+            if state == SlotState.WAITING:
+                node.relay.reserve(group)
+            row = node.wait(lambda state=state: next((r for r in node.workers() if r.state == state), None))
+            os.kill(row.pid, signal.SIGKILL)
+            node.wait(lambda row=row: node.workers()[0].epoch == row.epoch + 1 and node.workers()[0].pid)
+            if state == SlotState.IDLE:
+                node.relay.reserve(group)
+            node.land(group, number=number)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            assert node.workers()[0].pid != row.pid
+            assert node.marks(group) == {f"{group}~0": 1}
+            node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
 def test_a_worker_that_dies_before_its_spool_is_complete_has_not_succeeded(node, group):
@@ -87,7 +90,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
                 frozen = alive(row.pid)
                 if frozen:
                     assert entry.outcome == Outcome.RUN_TIMEOUT
-                    assert node.workers()[row.slot].state == SlotState.UNKILLABLE
+                    node.wait(lambda: node.workers()[row.slot].state == SlotState.UNKILLABLE)
                     assert f"slot {row.slot} is unkillable" in " ".join(node.status().problems)
                 node.relay.reserve("g2")
                 node.land("g2", number=2)
@@ -156,8 +159,10 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_
             assert "the journal cannot be written" in node.relay.naks[0].reason
             assert not node.relay.acked
             assert any("the journal cannot be written" in problem for problem in node.status().problems)
+            node.relay.wait(lambda: node.relay.hellos[-1].capacity == 0)
         finally:
             lock.close()
+        node.relay.wait(lambda: node.relay.hellos[-1].capacity == 6)
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -193,7 +198,7 @@ def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path,
         node.wait(lambda: sum(row.state == SlotState.PROCESSING for row in node.workers()) == 3)
         family = descendants(node.process.pid)
         node.kill()
-        relay.wait(lambda: not any(map(alive, family)), 5.0)
+        relay.wait(lambda: not any(map(alive, family)), TIMEOUT_S)
     finally:
         node.stop()
         relay.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Workers that exceed their limits in a real daemon."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,13 @@ from ppdaemon.testing.processes import alive, descendants
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 SAMPLE_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def changes():
+    """Return the configuration of the daemon that some tests here share."""
+    memory = {"sample_s": SAMPLE_S, "soft": "100MB", "hard": "300MB", "ramdisk": "10MB", "budget": "8GB"}
+    return {"work": "greedy", "memory": memory, "environment": {"PYTHONPATH": str(TESTS)}}
 
 
 def greedy(folder, sockets, *, memory=None, **workers):
@@ -43,23 +51,22 @@ def test_a_leak_of_200_mb_a_visit_ends_between_visits(tmp_path, socket_dir):
 
 
 @pytest.mark.parametrize("fault", ["gorge", "gorge_in_fork"])
-def test_a_burst_of_memory_costs_that_worker_only(tmp_path, socket_dir, fault):
+def test_a_burst_of_memory_costs_that_worker_only(node, group, fault):
     """Fault 38: gigabytes within a second."""
-    with greedy(tmp_path, socket_dir, memory={"soft": "100MB", "hard": "300MB"}) as node:
-        node.relay.reserve("g1", survey=f"process:{fault}")
-        node.relay.reserve("g2")
-        node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
-        started = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
-        before = {row.slot: (row.epoch, row.pid) for row in node.workers() if row.state in started}
-        node.land("g1", number=1)
-        entry = node.relay.outcome("g1")
-        assert entry.outcome == Outcome.OUT_OF_MEMORY
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        slot = node.visit("g1")[0].slot
-        node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
-        after = {row.slot: (row.epoch, row.pid) for row in node.workers()}
-        assert {number for number in before if after[number] != before[number]} == {slot}
+    other = f"{group}-other"
+    node.relay.reserve(group, survey=f"process:{fault}")
+    node.relay.reserve(other)
+    node.wait(lambda: sum(row.state == SlotState.WAITING for row in node.workers()) == 2)
+    started = (SlotState.WAITING, SlotState.IDLE)  # a third one may still start
+    before = {row.slot: (row.epoch, row.pid) for row in node.workers() if row.state in started}
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.OUT_OF_MEMORY
+    node.land(other)
+    assert node.relay.outcome(other).outcome == Outcome.SUCCEEDED
+    slot = node.visit(group)[0].slot
+    node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
+    after = {row.slot: (row.epoch, row.pid) for row in node.workers()}
+    assert {number for number in before if after[number] != before[number]} == {slot}
 
 
 def test_a_visit_that_takes_too_much_cpu_time_is_stopped(tmp_path, socket_dir):
@@ -106,41 +113,42 @@ def small_ramdisk(socket_dir):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_worker_over_its_ram_disk_quota_is_stopped_and_its_repo_wiped(tmp_path, socket_dir):
+def test_a_worker_over_its_ram_disk_quota_is_stopped_and_its_repo_wiped(node, group):
     """Fault 42: one worker hoards, before the RAM disk is full."""
-    with greedy(tmp_path, socket_dir, memory={"ramdisk": "10MB"}) as node:
-        node.relay.reserve("g1", survey="process:hoard")
-        node.relay.reserve("g2")
-        node.land("g1", number=1)
-        entry = node.relay.outcome("g1")
-        assert entry.outcome == Outcome.RAMDISK_FULL
-        assert entry.reason == "20 MB on the RAM disk, 10 MB allowed"
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        slot = node.visit("g1")[0].slot
-        node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
-        repo = socket_dir / "ram" / "ppdaemon-n1" / "slots" / f"{slot:04d}"
-        assert {path.name for path in repo.iterdir()} == {"registry", "tmp"}
+    other = f"{group}-other"
+    node.relay.reserve(group, survey="process:hoard")
+    node.relay.reserve(other)
+    node.land(group)
+    entry = node.relay.outcome(group)
+    assert entry.outcome == Outcome.RAMDISK_FULL
+    assert entry.reason == "20 MB on the RAM disk, 10 MB allowed"
+    node.land(other)
+    assert node.relay.outcome(other).outcome == Outcome.SUCCEEDED
+    slot = node.visit(group)[0].slot
+    node.wait(lambda: node.workers()[slot].state == SlotState.IDLE)
+    repo = node.ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
+    assert {path.name for path in repo.iterdir()} == {"registry", "tmp"}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "ingest", "process", "export"])
-def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk, stage):
+def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk):
     """Fault 42: the RAM disk full, then out of inodes, in any stage."""
+    stages, faults = ("prepare", "ingest", "process", "export"), ("fill_bytes", "fill_inodes")
     with greedy(tmp_path, socket_dir, image_timeout_s=100) as node:
         node.relay.reserve("other")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
-        for number, fault in enumerate(("fill_bytes", "fill_inodes"), 1):
-            node.relay.reserve(fault, survey=f"{stage}:{fault}")
-            node.land(fault, number=number)
-            entry = node.relay.outcome(fault)
+        for number, (stage, fault) in enumerate(itertools.product(stages, faults), 1):
+            visit = f"{stage}-{fault}"
+            node.relay.reserve(visit, survey=f"{stage}:{fault}")
+            node.land(visit, number=number)
+            entry = node.relay.outcome(visit)
             assert entry.outcome == Outcome.RAMDISK_FULL
             assert "No space left on device" in entry.reason
-            slot = node.visit(fault)[0].slot
+            slot = node.visit(visit)[0].slot
             node.wait(lambda slot=slot: node.workers()[slot].state == SlotState.IDLE)
             repo = small_ramdisk / "ppdaemon-n1" / "slots" / f"{slot:04d}"
             # The worker sends its outcome first, then cleans up.
             node.wait(lambda repo=repo: {path.name for path in repo.iterdir()} == {"registry", "tmp"})
-        node.land("other", number=3)
+        node.land("other", number=9)
         assert node.relay.outcome("other").outcome == Outcome.SUCCEEDED
 
 
@@ -162,7 +170,7 @@ def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, s
 
 
 @pytest.fixture
-def group():
+def cgroup():
     """Create a control group below the root of the host's version 2 hierarchy."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     root = next((Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"), None)
@@ -197,11 +205,11 @@ def group_of(pid):
     return next(line for line in lines if line.startswith("0::")).rpartition("/")[2]
 
 
-def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, group):
-    with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
+def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, cgroup):
+    with greedy(tmp_path, socket_dir, launcher=delegated(cgroup)) as node:
         limits = node.status().limits
         assert limits["descendants"] == "supervisor by process group; kernel (cgroup)"
-        controllers = (group / "cgroup.controllers").read_text().split()
+        controllers = (cgroup / "cgroup.controllers").read_text().split()
         for name, controller in (("memory", "memory"), ("processes", "pids")):
             assert ("kernel (cgroup)" in limits[name]) == (controller in controllers)
             assert (f"no {controller} controller" in limits[name]) == (controller not in controllers)
@@ -212,9 +220,9 @@ def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, group):
         assert {group_of(pid) for pid in others} == {"supervisor"}
 
 
-def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, socket_dir, group):
+def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, socket_dir, cgroup):
     """Fault 39: a daemonized grandchild, after the end of the zygote."""
-    with greedy(tmp_path, socket_dir, launcher=delegated(group)) as node:
+    with greedy(tmp_path, socket_dir, launcher=delegated(cgroup)) as node:
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
         node.wait(note.exists)
@@ -233,9 +241,8 @@ def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, 
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
 
 
-def test_without_a_delegated_group_the_status_names_the_limits_that_are_not_enforced(tmp_path, socket_dir):
-    with greedy(tmp_path, socket_dir, memory={"budget": "8GB"}) as node:
-        limits = node.status().limits
-        assert limits["memory"].startswith("8 GB, supervisor every 0.1 s; not by the kernel: ")
-        assert limits["RAM disk"] == "2 GB, supervisor every 0.5 s"
-        assert limits["all workers"] == "8 GB, supervisor before each fork"
+def test_without_a_delegated_group_the_status_names_the_limits_that_are_not_enforced(node):
+    limits = node.status().limits
+    assert limits["memory"].startswith("0.3 GB, supervisor every 0.1 s; not by the kernel: ")
+    assert limits["RAM disk"] == "0.01 GB, supervisor every 0.5 s"
+    assert limits["all workers"] == "8 GB, supervisor before each fork"

@@ -75,6 +75,7 @@ def test_all_errors_are_the_same_at_start_reload_and_check_config(tmp_path, sock
     assert f"ppdaemon: warning: {lines_of(node, WARNING)[0]}\n" in checked.stderr
     write(node)
     with running(tmp_path, socket_dir, environment={}) as node:
+        node.wait(lambda: "s after the start" in node.log.read_text())  # it has read the file
         node.rewrite(engine={"no_return": ["asociate"]})
         write(node, *ERRORS, AWAY)
         with pytest.raises(ConfigError) as refused:
@@ -142,6 +143,22 @@ def test_an_error_ends_a_start_whose_template_fails_too(tmp_path, socket_dir):
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
     assert lines_of(node, *ERRORS)[1] in node.log.read_text()
+
+
+def test_an_error_that_is_found_when_the_central_repo_is_back_ends_the_start(tmp_path, socket_dir):
+    node = make_node(tmp_path, socket_dir)
+    node.state.mkdir()
+    (node.state / "template-unavailable").touch()
+    write(node, AWAY)
+    node.launch()
+    try:
+        node.wait(lambda: node.status().state == "degraded")
+        write(node, ERRORS[1])
+        (node.state / "template-unavailable").unlink()
+        assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        assert lines_of(node, ERRORS[1])[0] in node.log.read_text()
+    finally:
+        node.stop()
 
 
 def test_every_module_that_cannot_be_imported_is_named(tmp_path, socket_dir):
@@ -302,11 +319,9 @@ def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, sock
     node.state.mkdir()
     (node.state / "template-unavailable").touch()
     with running(tmp_path, socket_dir, ready=False) as node:
-        node.wait(lambda: node.status().state == "degraded")
-        assert any(
-            text == "no worker can start: the central repo is not available by order of the test"
-            for text in node.status().problems
-        )
+        text = "no worker can start: the central repo is not available by order of the test"
+        node.wait(lambda: text in node.status().problems)
+        assert node.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             reload(node)
         (node.state / "template-unavailable").unlink()

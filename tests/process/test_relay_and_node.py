@@ -109,3 +109,40 @@ def test_a_canceled_visit_ends_at_the_node_too(tmp_path, socket_dir):
         assert client.request({"groupId": "g1", "scriptSalIndex": 0})["status"] == "accepted"
         all_ended(client, "g1", "cancelled", detectors=9)
         node.wait(lambda: node.status().open_visits == 0)
+
+
+def test_a_restarted_node_gets_again_what_it_handed_back(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
+        client.announce("g1", nimages=1)
+        node.wait(lambda: node.status().open_visits == 9)
+        assert node.stop() == 0
+        assert set(client.outcomes("g1").values()) == {None}
+        node.start()
+        for detector in range(9):
+            node.land("g1", detector)
+        all_ended(client, "g1", detectors=9)
+        assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+
+
+def test_what_a_stopping_node_hands_back_runs_on_another(tmp_path, socket_dir):
+    (other_sockets := socket_dir / "other").mkdir()
+    (other_folder := tmp_path / "other").mkdir()
+    with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
+        other = make_node(other_folder, other_sockets, None, max=9)
+        other.config["node"]["name"] = "n2"
+        other.config["relay"] |= {"address": relay.nodes}
+        other.config["arrivals"]["roots"] = node.config["arrivals"]["roots"]
+        try:
+            other.start()
+            other.wait(lambda: other.status().relay.startswith("connected"))
+            client.announce("g1", nimages=1)
+            other.wait(lambda: node.status().open_visits + other.status().open_visits == 9)
+            assert node.stop() == 0
+            other.wait(lambda: other.status().open_visits == 9)
+            for detector in range(9):
+                node.land("g1", detector)
+            all_ended(client, "g1", detectors=9)
+            assert other.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+            assert node.marks() == {}
+        finally:
+            other.stop()

@@ -13,7 +13,7 @@ import zmq.asyncio
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
-from ppdaemon.messages import RELAY_LIMIT, HelloRefused, ReserveVisit
+from ppdaemon.messages import RELAY_LIMIT, Heartbeat, HelloRefused, ReserveVisit, SendHello
 from ppdaemon.node.visits import relayclient
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.testing.played import PlayedRelay
@@ -155,5 +155,32 @@ def test_no_message_is_lost_that_arrives_at_the_end_of_a_wait(relay):
 
     def visits():
         return [message for message in received if isinstance(message, ReserveVisit)]
+
+    asyncio.run(body())
+
+
+def test_a_gap_in_the_relays_messages_is_counted_and_repaired_by_a_hello(relay):
+    received = []
+
+    async def body():
+        async with connecting(relay, received, heartbeat_s=0.1) as client:
+            await until(relay, lambda: client.connected)
+            hellos = len(relay.hellos)
+            relay._sequence += 4
+            relay.send(Heartbeat)
+            await until(relay, lambda: len(relay.hellos) == hellos + 1)
+            assert client.count["relay_messages_lost"] == 4
+            relay.send(SendHello)
+            await until(relay, lambda: len(relay.hellos) == hellos + 2)
+
+    asyncio.run(body())
+
+
+def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
+    async def body():
+        async with connecting(relay, []) as client:
+            client.spare = True
+            client.set_capacity(3)
+            await until(relay, lambda: any(hello.spare for hello in relay.hellos))
 
     asyncio.run(body())

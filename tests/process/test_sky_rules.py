@@ -9,6 +9,7 @@ from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import ConfigError
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 NORTH = np.array([1] * 4 + [16] * 4 + [0] * 4, dtype=np.uint8)
 ON_SKY = {"coordinateSystem": 2, "rotationSystem": 2}
@@ -59,7 +60,7 @@ def test_a_position_that_cannot_be_converted_is_recorded_in_the_journal(tmp_path
 
 
 def reload(daemon: Daemon) -> None:
-    daemon.ask(ReloadRequest(), timeout_s=30)
+    daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
 
 
 def refused(daemon: Daemon) -> str:

@@ -56,7 +56,7 @@ def test_workers_end_with_a_killed_supervisor(tmp_path, socket_dir):
         node.wait(lambda: node.workers()[0].state == SlotState.PROCESSING)
         processes = descendants(node.process.pid)
         node.kill()
-        wait_until(lambda: not any(map(alive, processes)), 5.0, "workers outlive their supervisor")
+        wait_until(lambda: not any(map(alive, processes)), story="workers outlive their supervisor")
     finally:
         node.stop()
         relay.close()

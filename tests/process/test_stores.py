@@ -431,6 +431,6 @@ def test_the_reader_dies_with_the_supervisor(tmp_path, socket_dir, publisher, st
         node.wait(lambda: node.status().arrivals[-1].live)
         (reader,) = readers(node)
         node.kill()
-        wait_until(lambda: not alive(reader), 5.0, "the reader outlives its supervisor")
+        wait_until(lambda: not alive(reader), story="the reader outlives its supervisor")
     finally:
         node.stop()

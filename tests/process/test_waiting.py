@@ -62,25 +62,26 @@ def test_a_visit_announced_before_the_raws_of_the_one_before_and_raws_out_of_ord
     assert node.marks(f"{group}-*") == {f"{each}~0": 1 for each in (first, second, third)}
 
 
-@pytest.mark.parametrize("state", ["queued", SlotState.PREPARING, SlotState.WAITING])
-def test_a_canceled_visit_ends_at_once_in_any_state(tmp_path, socket_dir, state):
+def test_a_canceled_visit_ends_at_once_in_any_state(tmp_path, socket_dir):
     """Fault 10: cancelled."""
     with running(tmp_path, socket_dir, min=1, max=1, spare=0) as node:
-        if state == "queued":
-            node.relay.reserve("g0", survey="process:hold")
-            waiting(node, "g0")
-        node.relay.reserve("g1", survey="prepare:gate" if state == SlotState.PREPARING else "")
-        if state == "queued":
-            node.wait(lambda: node.status().queued == 1)
-        else:
-            node.wait(lambda: node.workers()[0].state == state)
-        node.relay.cancel("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.CANCELLED
-        if state == "queued":
-            node.land("g0")
-        node.open_gate("g1")
-        node.wait(lambda: node.status().slots.get(SlotState.IDLE) == 1)
-        assert not late(node)
+        for state in (SlotState.WAITING, SlotState.PREPARING, "queued"):
+            group = f"g-{state}"
+            if state == "queued":
+                node.relay.reserve("g0", survey="process:hold")
+                waiting(node, "g0")
+            node.relay.reserve(group, survey="prepare:gate" if state == SlotState.PREPARING else "")
+            if state == "queued":
+                node.wait(lambda: node.status().queued == 1)
+            else:
+                node.wait(lambda state=state: node.workers()[0].state == state)
+            node.relay.cancel(group)
+            assert node.relay.outcome(group).outcome == Outcome.CANCELLED
+            if state == "queued":
+                node.land("g0")
+            node.open_gate(group)
+            node.wait(lambda: node.status().slots.get(SlotState.IDLE) == 1)
+            assert not late(node, group)
 
 
 def test_a_raw_without_an_announcement_is_remembered_for_a_later_one(node, group):
@@ -310,12 +311,12 @@ def test_a_visit_that_another_node_may_have_is_not_requeued(node, group):
 def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, image_timeout_s=0.3, max=9) as (relay, node, client):
         client.announce("g1", nimages=1)
-        wait_until(lambda: set(client.outcomes("g1").values()) == {"no_image"}, 30)
+        wait_until(lambda: set(client.outcomes("g1").values()) == {"no_image"})
         node.land("g1", 4)
         node.wait(lambda: late(node))
         (row,) = node.daemon.requeue("g1", (4,), force=False)
         assert row.attempt == 2
-        wait_until(lambda: client.outcomes("g1")[4] == "succeeded", 30, lambda: client.outcomes("g1"))
+        wait_until(lambda: client.outcomes("g1")[4] == "succeeded", story=lambda: client.outcomes("g1"))
         relay.process.kill()
         relay.process.wait()
         relay.start()
@@ -323,5 +324,5 @@ def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tm
         assert client.announce("g1", nimages=1)["status"] == "duplicate"
         outcomes = client.outcomes("g1")
         assert [outcomes[detector] for detector in (3, 4, 5)] == ["no_image", "succeeded", "no_image"]
-        assert node.status().open_visits == 0
+        node.wait(lambda: node.status().open_visits == 0)
         assert node.marks() == {"g1~4": 1}

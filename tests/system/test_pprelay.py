@@ -136,7 +136,7 @@ def test_it_listens_on_tcp_with_a_port_of_the_systems_choice(socket_dir):
         events = [json.loads(line) for line in relay.log.read_text().splitlines()]
         addresses = {event["socket"]: event["address"] for event in events if event["event"] == "listening"}
         found = send_visit("--relay", addresses["submit"], "--instrument", "DemoCam", "--group", "g")
-        assert (found.returncode, found.stdout) == (0, "accepted: g, 9 detectors\n")
+        assert (found.returncode, found.stdout) == (0, "accepted: g, 9 detectors, no node serves 0-8 now\n")
     finally:
         assert relay.stop() == 0
 
@@ -147,12 +147,15 @@ def test_it_listens_on_tcp_with_a_port_of_the_systems_choice(socket_dir):
 def test_a_visit_of_a_file_is_sent_and_a_second_time_is_a_duplicate(relay, tmp_path):
     file = tmp_path / "visit.json"
     file.write_text(json.dumps({"groupId": "g", "instrument": "DemoCam", "position": "[10.5, -30.0]"}))
-    assert send_visit(file, "--relay", relay.submit).stdout == "accepted: g, 9 detectors\n"
+    assert (
+        send_visit(file, "--relay", relay.submit).stdout
+        == "accepted: g, 9 detectors, no node serves 0-8 now\n"
+    )
     again = send_visit(file, "--relay", relay.submit, "--json")
     assert json.loads(again.stdout)["status"] == "duplicate"
     assert again.returncode == 0
     piped = send_visit("-", "--relay", relay.submit, input=file.read_text())
-    assert piped.stdout == "duplicate: g, 9 detectors\n"
+    assert piped.stdout == "duplicate: g, 9 detectors, no node serves 0-8 now\n"
 
 
 def test_a_refused_visit_and_a_bad_file_end_with_65(relay, tmp_path):

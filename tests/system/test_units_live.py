@@ -16,7 +16,10 @@ from ppdaemon.errors import Unavailable
 from ppdaemon.testing.waiting import wait_until
 
 MISSING = what_is_missing()
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"systemd user instance: {MISSING}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"systemd user instance: {MISSING}"),
+]
 
 ROOT = Path(__file__).parents[2]
 

@@ -156,6 +156,7 @@ def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     assert not list(places.ramdisk.glob("ppdaemon-*"))
 
 
+@pytest.mark.slow
 def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
     with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=8.0):
         telescope = Observatory(places)

@@ -36,6 +36,7 @@ from ppdaemon.messages import (
     ReserveVisit,
     Results,
     ResultsSeen,
+    SendHello,
     StageReached,
     VisitAccepted,
     VisitRefused,
@@ -44,7 +45,7 @@ from ppdaemon.messages import (
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import RETURNED
+from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NodeLink
@@ -76,6 +77,9 @@ class Clock:
 
     def tai(self):
         return 2e9 + self.now
+
+    def boot(self):
+        return "boot1"
 
 
 class Worker:
@@ -354,6 +358,8 @@ class Node(World):
                 if epoch >= self.epoch:
                     self.epoch, self.connected = epoch, True
                     self.handle(message)
+            case SendHello():
+                self.hello()
             case HelloRefused():
                 self.connected = False
                 self.handle(model.RelayLost())
@@ -395,19 +401,18 @@ class Telescope:
         self.uncommitted = deque()
         self.link = NodeLink(None, "relay", "r", self.ledger.epoch, self.clock)
         for row in self.ledger.unfinished_visits():
-            self.open(
-                row.number, read_next_visit(row.fields), row.reservations, row.received_tai, row.cancelled
-            )
+            visit = read_next_visit(row.fields)
+            self.open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
 
-    def open(self, number, visit, reservations, received_tai, cancelled=False):
+    def open(self, number, visit, reservations, received_tai, cancelled=False, age_s=0.0):
         opened = make_open_visit(
             number,
             visit,
             [replace(reservation) for reservation in reservations],
             received_tai=received_tai,
+            age_s=age_s,
             expiry_s=EXPIRY_S,
             now=self.clock.mono(),
-            now_tai=self.clock.tai(),
             cancelled=cancelled,
         )
         self.uncommitted.append(self.dispatcher.add(opened, self.clock.mono()))
@@ -542,7 +547,7 @@ class Telescope:
             last = [
                 entry for entry in node.journal.last_attempts(group) if entry.key.detector == row.detector
             ]
-            if node.name == row.node and last and last[0].reason not in RETURNED:
+            if node.name == row.node and last and not is_returned(last[0]):
                 assert last[0].outcome == row.outcome, (group, row, last[0])
         exported = self.exported[group, row.detector]
         if row.outcome is Outcome.SUCCEEDED:

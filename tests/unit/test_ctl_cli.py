@@ -322,6 +322,45 @@ def test_wrong_usage_is_64(ppctl: Ppctl, arguments: tuple[str, ...]) -> None:
     assert "Usage:" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nodes",), "ppctl nodes needs --relay"),
+        (("drain", "n1"), "NODE needs --relay"),
+        (("--relay", "drain"), "name the node"),
+        (("--relay", "workers"), "ppctl workers is for a node, not for --relay"),
+        (("--relay", "requeue", "g"), "ppctl requeue is for a node"),
+    ],
+)
+def test_what_is_not_for_a_node_or_not_for_a_relay_is_wrong_usage(
+    ppctl: Ppctl, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = ppctl(*arguments)
+    assert code == 64
+    assert words in err
+
+
+def test_the_socket_of_a_relay_is_found_through_its_configuration(
+    serve: Callable[..., ControlServer],
+    socket_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = serve(lambda _request: ok([]))
+    config = tmp_path / "relay.yaml"
+    for text in (f"state_dir: {socket_dir}\n", f"state_dir: /nowhere\ncontrol: {server.path}\n"):
+        config.write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--relay", "--config", str(config), "nodes"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == "no nodes\n"
+    config.write_text("state_dir: 7\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--relay", "--config", str(config), "nodes"])
+    assert ended.value.code == 78
+    assert f"{config}:1: state_dir: missing key, or not a text" in capsys.readouterr().err
+
+
 def test_escape_sequences_of_others_do_not_reach_the_terminal(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:

@@ -403,3 +403,84 @@ def test_acknowledged_visits_survive_a_kill(path):
     found = len(journal.unfinished())
     journal.close()
     assert found >= acknowledged + 1
+
+
+# --- pruning -------------------------------------------------------------------
+
+
+def groups(journal):
+    return {row.group for row in journal.visits(100)}
+
+
+def prune(journal, before_tai=100.0, *, reporting=True):
+    after = 0
+    while after is not None:
+        after = journal.prune(before_tai, after, reporting=reporting)
+
+
+def test_ended_and_reported_visits_are_pruned_and_no_others(journal):
+    young = an_entry("young")
+    entries = [an_entry("old"), an_entry("open"), an_entry("unreported"), an_entry("spooled"), young]
+    accept(journal, entries)
+    done = [ended(entry) for entry in entries if entry.key.group != "open"]
+    for entry in done:
+        entry.datasets = 3 if entry.key.group == "spooled" else 0
+    young.ended_tai = 200.0
+    update(journal, done)
+    reported = [entry.key for entry in done if entry.key.group != "unreported"]
+    journal.write(MarkReported(tuple(reported)))
+    prune(journal)
+    assert groups(journal) == {"open", "unreported", "spooled", "young"}
+    journal.write(MarkExported((entries[3].key,), 50.0, {}))
+    prune(journal)
+    assert groups(journal) == {"open", "unreported", "young"}
+    prune(journal, reporting=False)
+    assert groups(journal) == {"open", "young"}
+
+
+def test_all_attempts_of_a_visit_detector_are_pruned_together(journal, monkeypatch):
+    monkeypatch.setattr(module, "PRUNE_BATCH", 2)
+    first, second = an_entry("tried"), an_entry("tried", attempt=2)
+    accept(journal, [first])
+    accept(journal, [an_entry("between", detector) for detector in range(3)])
+    retry(journal, ended(first, Outcome.CRASHED, final=False), second)
+    prune(journal)
+    assert [row.attempt for row in journal.visit("tried")] == [1, 2]
+    update(journal, [ended(second)])
+    prune(journal)
+    assert len(journal.visit("tried")) == 2
+    journal.write(MarkReported((second.key,)))
+    prune(journal)
+    assert groups(journal) == {"between"}
+    assert [entry.key.group for entry in journal.unfinished()] == ["between"] * 3
+
+
+def test_a_canceled_attempt_stays_while_a_later_one_is_open(journal):
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.CANCELLED)])
+    again = an_entry(attempt=2)
+    again.asked = 2
+    assert accept(journal, [again]) == [2]
+    prune(journal, reporting=False)
+    assert [row.attempt for row in journal.visit("g")] == [1, 2]
+    update(journal, [ended(again)])
+    prune(journal, reporting=False)
+    assert journal.visit("g") == []
+
+
+def test_pruning_ends_at_the_first_rows_that_are_young(journal, monkeypatch):
+    monkeypatch.setattr(module, "PRUNE_BATCH", 2)
+    accept(journal, [an_entry(f"g{number}") for number in range(5)])
+    assert [journal.prune(100.0, 0, reporting=True), journal.prune(100.0, 2, reporting=True)] == [2, 4]
+    assert journal.prune(5.0, 0, reporting=True) is None
+    assert journal.prune(100.0, 5, reporting=True) is None
+
+
+def test_late_raws_go_with_their_visit_detector(journal):
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
+    raw = Raw(path="/r", instrument="DemoCam", group="g", detector=0, exposure=1, seen_tai=9.0)
+    journal.write(RecordLateRaws((raw,)))
+    assert len(journal.late(10)) == 1
+    prune(journal, reporting=False)
+    assert journal._db.execute("SELECT count(*) FROM late").fetchone() == (0,)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from ppdaemon.configtypes import ranges
 from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw
@@ -22,7 +23,6 @@ from ppdaemon.plan.models import (
     RuleTried,
     exit_code,
     find_fallbacks,
-    ranges,
     requested_detectors,
 )
 from ppdaemon.plan.sky import _Frame, _projection, sky_png

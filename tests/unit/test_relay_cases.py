@@ -78,7 +78,7 @@ class World:
     def _open(self, number, visit, reservations, received_tai, cancelled):
         self.opened.append(visit)
         now = self.clock.mono()
-        times = {"received_tai": received_tai, "expiry_s": 3600.0, "now": now, "now_tai": self.clock.tai()}
+        times = {"received_tai": received_tai, "expiry_s": 3600.0, "now": now, "age_s": 0.0}
         opened = make_open_visit(number, visit, reservations, cancelled=cancelled, **times)
         self._apply(self.dispatcher.add(opened, now), None)
 

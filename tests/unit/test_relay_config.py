@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ppdaemon.errors import ConfigError
-from ppdaemon.relay.config import RelayConfig, load_relay
+from ppdaemon.relay.config import RelayConfig, load_relay, needs_restart
 from ppdaemon.yamlfile import read_yaml
 
 SHOWN = Path(__file__).parents[2] / "etc" / "pprelay.yaml"
@@ -27,7 +27,11 @@ def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
 def keys_shown() -> set[str]:
     value, _ = read_yaml(SHOWN)
     found = set(value)
-    for name in ("log", *(f"instruments.{instrument}" for instrument in value["instruments"])):
+    for name in (
+        "log",
+        "switched_off",
+        *(f"instruments.{instrument}" for instrument in value["instruments"]),
+    ):
         part = value
         for step in name.split("."):
             part = part[step]
@@ -66,6 +70,14 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
             "{state_dir: '${STAT}/relay'}",
             "state_dir: environment variable 'STAT' is not set; did you mean 'ST",
         ),
+        (
+            "{switched_off: {surveys: [], detectors: {DemoCan: 1}}}",
+            "switched_off.detectors: DemoCan is not one",
+        ),
+        (
+            "{instruments: {DemoCam: {detectors: 0-8, nodes: {a: 7-10}}}}",
+            "instruments.DemoCam.nodes.a: 9-10 are not in the detectors of the instrument",
+        ),
         ("{expiry: 3}", "expiry: unknown key; did you mean 'expiry_s'?"),
     ],
 )
@@ -77,3 +89,22 @@ def test_a_misspelling_or_an_impossible_value_is_refused_with_its_line(tmp_path,
         load_relay(path, {"STATE": "/s"})
     (problem,) = caught.value.problems
     assert message in problem
+
+
+def test_what_is_off_is_left_out_and_the_preferred_nodes_are_in_order(tmp_path):
+    nodes = {"a": "0-2", "b": "2,3"}
+    config = RelayConfig.model_validate(
+        {
+            "state_dir": tmp_path,
+            "instruments": {"DemoCam": {"detectors": "0-4", "nodes": nodes}, "LATISS": {"detectors": 0}},
+            "switched_off": {"instruments": ["LATISS"], "detectors": {"DemoCam": "1,4"}},
+        }
+    )
+    assert config.active_detectors == {"DemoCam": (0, 2, 3), "LATISS": ()}
+    assert config.preferred_nodes["DemoCam"] == {0: ("a",), 1: ("a",), 2: ("a", "b"), 3: ("b",), 4: ()}
+
+
+def test_what_a_running_relay_cannot_change_is_named(tmp_path):
+    old = RelayConfig.model_validate({"state_dir": tmp_path, "instruments": {"DemoCam": {"detectors": 0}}})
+    new = old.model_copy(update={"keep_days": 3.0, "name": "other", "resend_s": 1.0})
+    assert needs_restart(old, new) == ["name", "resend_s"]

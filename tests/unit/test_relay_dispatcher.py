@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the relay decides: exact effects for each event, with a clock made of numbers."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppdaemon.messages import (
     DetectorsOfVisit,
@@ -25,6 +29,7 @@ from ppdaemon.relay.orders import (
     Permit,
     RefuseHello,
     RefusePermit,
+    RequestHello,
     Reserve,
     SendHeartbeat,
     SendWelcome,
@@ -57,15 +62,13 @@ GIVE_UP_S = 900.0
 EXPIRY_S = 3600.0
 
 
-def hello(name, detectors=(0, 1), incarnation="run1", capacity=9, holds=(), alone=False):
+def hello(name, detectors=(0, 1), incarnation="run1", capacity=9, **fields):
     return Hello(
         origin=name,
         incarnation=incarnation,
         instruments={"DemoCam": detectors},
         capacity=capacity,
-        holds=holds,
-        alone=alone,
-        **ENVELOPE,
+        **ENVELOPE | fields,
     )
 
 
@@ -85,10 +88,9 @@ def ack(name, *detectors, attempt=1):
     return VisitAccepted(origin=name, detectors=detectors, attempt=attempt, **NAMES, **ENVELOPE)
 
 
-def nak(name, *detectors, reason="full", final=False, attempt=1):
-    return VisitRefused(
-        origin=name, detectors=detectors, attempt=attempt, reason=reason, final=final, **NAMES, **ENVELOPE
-    )
+def nak(name, *detectors, reason="full", final=False, attempt=1, handed_back=False):
+    fields = {"attempt": attempt, "reason": reason, "final": final, "handed_back": handed_back}
+    return VisitRefused(origin=name, detectors=detectors, **fields, **NAMES, **ENVELOPE)
 
 
 def results(name, *detectors, outcome=Outcome.SUCCEEDED, attempt=1, **fields):
@@ -117,7 +119,7 @@ def dispatcher():
 
 def open_visit(*detectors, now=0.0, **fields):
     reservations = [Reservation(detector) for detector in detectors or (0, 1)]
-    times = {"received_tai": 0.0, "now_tai": now, "expiry_s": EXPIRY_S}
+    times = {"received_tai": 0.0, "age_s": now, "expiry_s": EXPIRY_S}
     return make_open_visit(1, VISIT, reservations, now=now, **times, **fields)
 
 
@@ -179,6 +181,241 @@ def test_detectors_that_no_node_serves_expire_and_the_others_do_not_wait(dispatc
     assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
 
 
+# --- full, drained and spare nodes --------------------------------------------
+
+
+def add_visits(dispatcher, numbers, detectors=(0,), now=0.0):
+    """Add visits named by their numbers; return what is sent."""
+    sends = []
+    for number in numbers:
+        visit = read_next_visit({"groupId": f"g{number}", "instrument": "DemoCam"})
+        times = {"received_tai": 0.0, "expiry_s": EXPIRY_S, "age_s": 0.0, "now": now}
+        opened = make_open_visit(number, visit, [Reservation(d) for d in detectors], **times)
+        sends += dispatcher.add(opened, now).sends
+    return sends
+
+
+def sent_to(sends):
+    """Return group and detectors of each visit that is sent, by connection and in order."""
+    found = {}
+    for send in sends:
+        if isinstance(send, Reserve):
+            found.setdefault(send.peer.decode(), []).append((send.visit.group, *send.detectors))
+    return found
+
+
+def finish(dispatcher, node, group, *detectors, now):
+    entries = tuple(
+        ResultEntry(instrument="DemoCam", group=group, detector=d, outcome=Outcome.SUCCEEDED)
+        for d in detectors
+    )
+    return dispatcher.receive(node.encode(), Results(origin=node, entries=entries, **ENVELOPE), now)
+
+
+def test_a_full_node_gets_no_more_and_its_detectors_go_to_the_next(dispatcher):
+    join(dispatcher, "a", (0, 1, 2), capacity=2)
+    join(dispatcher, "b", (0, 1, 2), capacity=2)
+    sent = sent_to(add_visits(dispatcher, [1], (0, 1, 2)))
+    assert sorted(len(detectors) - 1 for [detectors] in sent.values()) == [1, 2]
+    more = sent_to(add_visits(dispatcher, [2], (0, 1)))
+    assert [len(detectors) - 1 for [detectors] in more.values()] == [1]
+    assert [dispatcher.assignments.load(node) for node in "ab"] == [2, 2]
+
+
+def test_what_waits_for_a_full_node_is_sent_when_it_has_room_the_newest_first(dispatcher):
+    join(dispatcher, "a", capacity=1)
+    assert sent_to(add_visits(dispatcher, [1, 2, 3])) == {"a": [("g1", 0)]}
+    finish(dispatcher, "a", "g1", 0, now=1.0)
+    assert sent_to(dispatcher.tick(1.1).sends) == {"a": [("g3", 0)]}
+    finish(dispatcher, "a", "g3", 0, now=2.0)
+    assert sent_to(dispatcher.tick(2.1).sends) == {"a": [("g2", 0)]}
+
+
+def test_what_waits_goes_to_a_node_that_serves_it(dispatcher):
+    join(dispatcher, "a", (0,), capacity=1)
+    join(dispatcher, "b", (1,), capacity=1)
+    assert sent_to(add_visits(dispatcher, [1, 2], (0, 1))) == {"a": [("g1", 0)], "b": [("g1", 1)]}
+    add_visits(dispatcher, [3], (0,))
+    finish(dispatcher, "b", "g1", 1, now=0.1)
+    assert sent_to(dispatcher.tick(0.2).sends) == {"b": [("g2", 1)]}
+    finish(dispatcher, "a", "g1", 0, now=0.2)
+    assert sent_to(dispatcher.tick(0.3).sends) == {"a": [("g3", 0)]}
+
+
+def test_of_several_detectors_that_wait_the_one_of_the_newest_visit_is_next(dispatcher):
+    join(dispatcher, "a", (0, 1), capacity=1)
+    for number, detector in ((1, 0), (2, 0), (3, 1), (4, 0)):
+        add_visits(dispatcher, [number], (detector,))
+    order = []
+    for group, detector in (("g1", 0), ("g4", 0), ("g3", 1)):
+        finish(dispatcher, "a", group, detector, now=0.1)
+        order += sent_to(dispatcher.tick(0.2).sends)["a"]
+    assert order == [("g4", 0), ("g3", 1), ("g2", 0)]
+
+
+def test_what_waits_too_long_expires(dispatcher):
+    join(dispatcher, "a", capacity=1)
+    add_visits(dispatcher, [1, 2])
+    alive(dispatcher, EXPIRY_S, "a")
+    writes = dispatcher.tick(EXPIRY_S).writes
+    assert SetOutcome(2, 0, Outcome.EXPIRED, "no node served detector 0 in time", None) in writes
+    assert list(dispatcher.assignments.waiting()) == []
+
+
+def test_a_node_that_offers_more_than_before_gets_what_waits(dispatcher):
+    join(dispatcher, "a", capacity=1)
+    add_visits(dispatcher, [1, 2])
+    assert sent_to(join(dispatcher, "a", capacity=2, now=0.2).sends)["a"][0] == ("g2", 0)
+
+
+def test_a_freed_node_that_has_refused_the_newest_visit_gets_an_older_one(dispatcher):
+    join(dispatcher, "a", capacity=1)
+    add_visits(dispatcher, [1, 2])
+    finish(dispatcher, "a", "g1", 0, now=1.0)
+    add_visits(dispatcher, [3], now=1.0)
+    refusal = nak("a", 0).model_copy(update={"group": "g3"})
+    dispatcher.receive(b"a", refusal, 1.05)
+    assert sent_to(dispatcher.tick(1.1).sends) == {"a": [("g2", 0)]}
+
+
+def test_a_drained_node_gets_nothing_new_and_keeps_what_it_has(dispatcher):
+    join(dispatcher, "a")
+    add_visits(dispatcher, [1])
+    dispatcher.receive(b"a", ack("a", 0).model_copy(update={"group": "g1"}), 0.1)
+    dispatcher.set_drained({"a"}, 0.2)
+    assert add_visits(dispatcher, [2], now=0.3) == []
+    assert dispatcher.tick(0.4) == Effects()
+    assert dispatcher.open_detectors(("DemoCam", "g1")) == {0: ACKNOWLEDGED}
+    dispatcher.set_drained((), 0.5)
+    assert sent_to(dispatcher.tick(0.6).sends) == {"a": [("g2", 0)]}
+
+
+def test_the_detectors_of_a_drained_node_go_to_the_next(dispatcher):
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    for drained, other in ("ab", "ba"):
+        dispatcher.set_drained({drained}, 0.0)
+        assert list(sent_to(add_visits(dispatcher, [ord(drained)], (0, 1)))) == [other]
+
+
+def test_a_node_that_is_drained_stays_so_when_it_connects_again(dispatcher):
+    dispatcher.set_drained({"a"}, 0.0)
+    join(dispatcher, "a")
+    assert add_visits(dispatcher, [1]) == []
+
+
+def test_a_spare_node_gets_only_what_no_other_can(dispatcher):
+    join(dispatcher, "s", (0, 1), spare=True)
+    join(dispatcher, "a", (0, 1), capacity=2)
+    assert sent_to(add_visits(dispatcher, [1], (0, 1))) == {"a": [("g1", 0, 1)]}
+    assert sent_to(add_visits(dispatcher, [2], (0, 1))) == {"s": [("g2", 0, 1)]}
+
+
+def test_the_table_of_the_configuration_comes_before_the_hash(dispatcher):
+    for node in "abc":
+        join(dispatcher, node)
+    for node in "abc":
+        dispatcher.set_preferences({"DemoCam": {0: (node,)}}, 0.0)
+        assert list(sent_to(add_visits(dispatcher, [ord(node)]))) == [node]
+    dispatcher.set_preferences({"DemoCam": {0: ("a", "b")}}, 0.0)
+    dispatcher.set_drained({"a"}, 0.0)
+    assert list(sent_to(add_visits(dispatcher, [9]))) == ["b"]
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "finish", "refuse", "join", "disconnect", "drain", "resume", "tick"]),
+            st.sampled_from("abc"),
+        ),
+        max_size=60,
+    )
+)
+def test_counts_agree_with_the_reservations_and_no_node_gets_more_than_it_offers(steps):
+    dispatcher = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=0.0, give_up_s=GIVE_UP_S)
+    offers = {"a": ((0, 1), 1), "b": ((0, 1, 2), 3), "c": ((2,), 2)}
+    now, opened, at_node = 0.0, [], {}
+    for what, name in steps:
+        now += 0.1
+        peer, effects = name.encode(), Effects()
+        match what:
+            case "add":
+                visit = read_next_visit({"groupId": f"g{len(opened)}", "instrument": "DemoCam"})
+                times = {"received_tai": 0.0, "expiry_s": EXPIRY_S, "age_s": 0.0, "now": now}
+                opened.append(make_open_visit(len(opened), visit, map(Reservation, range(3)), **times))
+                effects = dispatcher.add(opened[-1], now)
+            case "finish" | "refuse" if at_node.get(name):
+                group, detector, attempt = at_node[name].pop()
+                if what == "finish":
+                    entry = ResultEntry(
+                        instrument="DemoCam",
+                        group=group,
+                        detector=detector,
+                        attempt=attempt,
+                        outcome="failed",
+                    )
+                    message = Results(origin=name, entries=(entry,), **ENVELOPE)
+                else:
+                    message = nak(name, detector, attempt=attempt).model_copy(update={"group": group})
+                effects = dispatcher.receive(peer, message, now)
+            case "join":
+                detectors, capacity = offers[name]
+                effects = dispatcher.receive(peer, hello(name, detectors, capacity=capacity), now)
+            case "disconnect":
+                dispatcher.disconnect(peer, now)
+            case "drain":
+                dispatcher.set_drained({name}, now)
+            case "resume":
+                dispatcher.set_drained((), now)
+        before = {node: dispatcher.assignments.load(node) for node in "abc"}
+        for node in "abc":
+            if node in dispatcher.registry:
+                dispatcher.receive(node.encode(), Heartbeat(origin=node, **ENVELOPE), now)
+        ticked = dispatcher.tick(now)
+        for send in effects.sends + ticked.sends:
+            if isinstance(send, Reserve):
+                node = send.peer.decode()
+                keys = {(send.visit.group, d, send.attempt) for d in send.detectors}
+                at_node.setdefault(node, [])
+                at_node[node] += [key for key in keys if key not in at_node[node]]
+        loads = Counter(
+            r.node
+            for visit in opened
+            for r in visit.reservations.values()
+            if r.state is not UNASSIGNED and r.node in dispatcher.registry
+        )
+        for node in dispatcher.registry.nodes:
+            name, capacity = node.offer.node, node.offer.capacity
+            assert dispatcher.assignments.load(name) == loads[name]
+            assert loads[name] <= max(capacity, before[name])
+        # What waits although a node has room was refused by it a moment ago.
+        for instrument, detector, _, oldest in dispatcher.assignments.waiting():
+            for offer in dispatcher.registry.routes.ranking(instrument, detector):
+                if not dispatcher.assignments.is_full(offer):
+                    assert offer.node in oldest.reservations[detector].refused_until
+
+
+# --- lost messages -----------------------------------------------------------
+
+
+def test_a_gap_in_the_numbers_of_a_node_is_counted_and_its_state_requested(dispatcher):
+    join(dispatcher, "a")
+
+    def beat(sequence, now):
+        return dispatcher.receive(b"a", Heartbeat(origin="a", **ENVELOPE | {"sequence": sequence}), now).sends
+
+    assert beat(2, 0.1) == []
+    assert beat(5, 0.2) == [RequestHello(b"a")]
+    assert beat(9, 0.3) == []  # the answer is under way
+    [node] = dispatcher.registry.nodes
+    assert node.sequence.lost == 5
+    dispatcher.receive(b"a", hello("a", sequence=10), 0.4)
+    assert beat(11, 6.0) == []
+    [node] = dispatcher.registry.nodes
+    assert node.sequence.lost == 5
+
+
 # --- resending and acknowledging -------------------------------------------
 
 
@@ -206,7 +443,7 @@ def test_thousands_of_held_visits_reach_a_node_little_by_little(dispatcher, monk
         visit = read_next_visit({"groupId": f"g{number}", "instrument": "DemoCam"})
         dispatcher.add(
             make_open_visit(
-                number, visit, [Reservation(0)], received_tai=0.0, expiry_s=60.0, now=0.0, now_tai=0.0
+                number, visit, [Reservation(0)], received_tai=0.0, expiry_s=60.0, now=0.0, age_s=0.0
             ),
             0.0,
         )
@@ -660,9 +897,9 @@ def test_what_a_live_node_never_acknowledged_expires_and_is_withdrawn(dispatcher
 
 def test_expiry_counts_from_publication_if_that_is_known():
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "private_sndStamp": 60.0})
-    times = {"expiry_s": 3600.0, "now": 5.0, "now_tai": 110.0}
+    times = {"expiry_s": 3600.0, "now": 5.0, "age_s": 10.0}
     assert make_open_visit(1, visit, [], received_tai=100.0, **times).expires_at == 5.0 + 3600.0 - 50.0
-    assert make_open_visit(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 60.0
+    assert make_open_visit(1, visit, [], received_tai=50.0, **times).expires_at == 5.0 + 3600.0 - 10.0
 
 
 def test_a_restored_visit_continues_where_it_was():

@@ -7,7 +7,9 @@ from contextlib import closing
 
 import pytest
 
+from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.relay import ledger as module
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.relay.orders import (
@@ -253,3 +255,63 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StateUnusable, match="state_dir"):
         lock_state(tmp_path / "file" / "state")
+
+
+# --- ages at a restart -----------------------------------------------------------
+
+
+def clock_at(mono_s, tai_s=0.0, boot="boot1"):
+    return Clock(mono=lambda: mono_s, tai=lambda: tai_s, boot=lambda: boot)
+
+
+def ages(folder, clock):
+    with closing(Ledger(folder, clock)) as ledger:
+        return [visit.age_s for visit in ledger.unfinished_visits()]
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, -3600.0, 0.0, 3600.0, 86_400.0])
+def test_the_age_of_a_visit_does_not_follow_a_wall_clock_that_jumped(tmp_path, jump_s):
+    with closing(Ledger(tmp_path, clock_at(1000.0))) as ledger:
+        accept(ledger)
+    assert ages(tmp_path, clock_at(1040.0, jump_s)) == [40.0]
+
+
+def test_after_a_reboot_a_visit_is_as_old_as_the_last_known_time(tmp_path):
+    with closing(Ledger(tmp_path, clock_at(1000.0))) as ledger:
+        accept(ledger)
+    with closing(Ledger(tmp_path, clock_at(1300.0))) as ledger:
+        accept(ledger, groupId="later")
+    assert ages(tmp_path, clock_at(5.0, boot="boot2")) == [300.0, 0.0]
+    # The second boot goes on counting.
+    assert ages(tmp_path, clock_at(25.0, boot="boot2")) == [320.0, 20.0]
+
+
+def test_visits_of_a_ledger_without_times_begin_anew(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", autocommit=True)) as db:
+        db.executescript(module.SCHEMA + "PRAGMA user_version = 1;")
+        db.execute(
+            "INSERT INTO visits (instrument, group_id, content, received_tai)"
+            " VALUES ('DemoCam', 'g', '{}', 5.0)"
+        )
+    assert ages(tmp_path, clock_at(9000.0)) == [0.0]
+    assert ages(tmp_path, clock_at(9010.0)) == [10.0]
+
+
+def test_a_visit_that_is_opened_again_is_as_old_as_its_new_detector(tmp_path):
+    with closing(Ledger(tmp_path, clock_at(1000.0))) as ledger:
+        number = accept(ledger, (0,)).number
+        write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
+    with closing(Ledger(tmp_path, clock_at(2000.0))) as ledger:
+        accept(ledger, (1,))
+    with closing(Ledger(tmp_path, clock_at(2010.0))) as ledger:
+        accept(ledger, (2,))
+    assert ages(tmp_path, clock_at(2030.0)) == [30.0]
+
+
+def test_drained_nodes_are_known_after_opening_again(tmp_path, clock):
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        works = [lambda ledger, node=node: ledger.set_drained(node, True) for node in ("a", "b", "a")]
+        assert transact(ledger, works)[-1] == {"a", "b"}
+    with closing(Ledger(tmp_path, clock)) as ledger:
+        transact(ledger, [lambda ledger: ledger.set_drained("a", False)])
+        assert ledger.drained_nodes() == {"b"}

@@ -8,7 +8,7 @@ import pytest
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import VisitStatus
-from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.config import RelayConfig, SwitchedOff
 from ppdaemon.relay.requests import (
     check_visit,
     chosen_detectors,
@@ -240,3 +240,24 @@ def test_a_flood_is_counted_and_logged_once_per_interval(clock):
     clock.advance(0.2)
     assert throttle.passes("json")
     assert throttle.by_kind == {"json": 102, "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("off", "visit", "reason"),
+    [
+        ({"instruments": ["DemoCam"]}, {}, "DemoCam is switched off (switched_off.instruments)"),
+        ({"surveys": ["BLOCK-1"]}, {}, None),
+        ({"surveys": ["BLOCK-1"]}, {"survey": "BLOCK-1"}, "survey 'BLOCK-1' is switched off"),
+        ({"detectors": {"DemoCam": "0-8"}}, {}, "all its detectors are switched off"),
+        ({"detectors": {"DemoCam": "4"}}, {"detector": 4}, "all its detectors are switched off"),
+        ({"detectors": {"DemoCam": "4"}}, {"detector": 5}, None),
+    ],
+)
+def test_what_is_switched_off_is_ignored_with_the_key_that_does_it(config, off, visit, reason):
+    config = config.model_copy(update={"switched_off": SwitchedOff.model_validate(off)})
+    answer = check_visit(read_next_visit({"groupId": "g", "instrument": "DemoCam", **visit}), config, NOW_TAI)
+    if reason is None:
+        assert answer is None
+    else:
+        assert answer.status == "ignored"
+        assert reason in answer.reason

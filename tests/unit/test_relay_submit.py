@@ -106,6 +106,8 @@ def test_an_answer_is_one_line():
     answer = Accepted(status="accepted", group="g", detectors=9)
     assert submit.summary(answer) == "accepted: g, 9 detectors"
     assert submit.summary(Accepted(status="rejected", reason="stale")) == "rejected: stale"
+    unserved = answer.model_copy(update={"unserved": (0, 1, 2, 7)})
+    assert submit.summary(unserved) == "accepted: g, 9 detectors, no node serves 0-2,7 now"
 
 
 def test_without_a_terminal_only_changes_are_printed(capsys):

@@ -6,13 +6,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.relay.routing import NodeOffer, RouteTable
+from ppdaemon.relay.routing import NodeOffer, RouteTable, spares_suffice
 
 DETECTORS = frozenset(range(205))
 
 
-def offer(node, capacity=60, detectors=DETECTORS, instrument="LSSTCam"):
-    return NodeOffer(node, {instrument: frozenset(detectors)}, capacity)
+def offer(node, capacity=60, detectors=DETECTORS, instrument="LSSTCam", spare=False):
+    return NodeOffer(node, {instrument: frozenset(detectors)}, capacity, spare)
 
 
 OFFERS = st.lists(
@@ -48,7 +48,7 @@ def test_a_node_without_capacity_gets_nothing():
 
 def test_a_barred_node_is_passed_over():
     table = RouteTable([offer("a"), offer("b")])
-    first, second = table.ranking("LSSTCam", 7)
+    first, second = (found.node for found in table.ranking("LSSTCam", 7))
     assert table.choose("LSSTCam", 7) == first
     assert table.choose("LSSTCam", 7, {first}) == second
     assert table.choose("LSSTCam", 7, {first, second}) is None
@@ -85,3 +85,46 @@ def test_when_a_node_goes_only_its_own_detectors_move(offers, gone):
     before = owners(RouteTable(offers), range(21))
     after = owners(RouteTable([found for found in offers if found.node != f"node{gone}"]), range(21))
     assert all(after[d] == node for d, node in before.items() if node != f"node{gone}")
+
+
+def test_nodes_of_the_table_come_first_and_spares_last():
+    offers = [offer(node) for node in "abcd"] + [offer("s", spare=True)]
+    table = RouteTable(offers, {"LSSTCam": {7: ("d", "gone", "b")}})
+    names = [found.node for found in table.ranking("LSSTCam", 7)]
+    assert (names[:2], names[-1]) == (["d", "b"], "s")
+    rest = [found.node for found in RouteTable(offers).ranking("LSSTCam", 7) if found.node in "ac"]
+    assert names[2:4] == rest
+
+
+def test_a_spare_in_the_table_is_still_a_spare():
+    table = RouteTable([offer("a"), offer("s", spare=True)], {"LSSTCam": {7: ("s",)}})
+    assert [found.node for found in table.ranking("LSSTCam", 7)] == ["a", "s"]
+
+
+def test_detectors_without_any_node_are_listed():
+    table = RouteTable([offer("a", detectors={1, 2}), offer("b", 0)])
+    assert table.unserved("LSSTCam", (1, 2, 3, 4)) == (3, 4)
+
+
+def brute_force(spares, free, detectors):
+    """Whether some way to place the detectors exists: all ways are tried."""
+    if not detectors:
+        return True
+    first, *others = detectors
+    return any(
+        brute_force(spares, free | {node.node: free[node.node] - 1}, others)
+        for node in spares
+        if free[node.node] and node.serves("LSSTCam", first)
+    )
+
+
+@given(
+    st.lists(st.frozensets(st.integers(0, 4)), max_size=3),
+    st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    st.integers(0, 5),
+)
+def test_spares_suffice_if_there_is_any_way(served, places, number):
+    spares = [offer(f"s{k}", detectors=detectors) for k, detectors in enumerate(served)]
+    free = {f"s{k}": room for k, room in enumerate(places)}
+    found = spares_suffice(spares, free, "LSSTCam", range(number))
+    assert found is brute_force(spares, free, list(range(number)))

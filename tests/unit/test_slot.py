@@ -41,6 +41,7 @@ from ppdaemon.node.slots.events import (
     NoteRecycled,
     ProtocolViolation,
     RawArrived,
+    RecycleRequested,
     RescanDone,
     RescanRaws,
     RestartRequested,
@@ -57,6 +58,7 @@ from ppdaemon.node.slots.events import (
     WorkerNotForked,
 )
 from ppdaemon.node.slots.slot import InvalidTransition, Slot
+from ppdaemon.processes import STOP_SIGNAL
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
 
@@ -444,7 +446,7 @@ def test_an_ingest_that_hangs_is_stopped(slot):
     slot.to(S.WAITING)
     slot(RawArrived(a_raw(1)), 499.9)
     slot(DeadlinePassed(), 500.0)
-    assert without_notes(slot(DeadlinePassed(), 530.0)) == [Signal(signal.SIGTERM), SetDeadline(535.0)]
+    assert without_notes(slot(DeadlinePassed(), 530.0)) == [Signal(STOP_SIGNAL), SetDeadline(535.0)]
     assert finished(slot(WorkerDied(-15), 531.0)) == [(Outcome.RUN_TIMEOUT, True)]
 
 
@@ -525,7 +527,7 @@ def test_another_file_that_arrives_while_preparing_is_the_one_to_ingest(slot):
 
 def test_a_cancelled_preparing_worker_is_replaced_at_once(slot):
     slot.to(S.PREPARING)
-    assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(signal.SIGTERM), SetDeadline(7.0)]
+    assert without_notes(slot(CancelReceived(), 2.0)) == [Signal(STOP_SIGNAL), SetDeadline(7.0)]
     actions = slot(WorkerDied(-15), 2.1)
     assert finished(actions) == [(Outcome.CANCELLED, False)]
     assert SetDeadline(2.1) in actions
@@ -571,7 +573,7 @@ def test_a_message_about_a_later_visit_changes_nothing_and_stops_the_worker(slot
 def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, outcome):
     """Fault 33: a process that survives KILL is fenced, its messages are refused."""
     slot.to(state)
-    assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(DeadlinePassed(), 10.0)) == [Signal(STOP_SIGNAL), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
     actions = slot(DeadlinePassed(), 25.0)
     assert finished(actions) == [(outcome, False)]
@@ -582,7 +584,7 @@ def test_an_overdue_worker_is_terminated_then_killed_then_fenced(slot, state, ou
 
 def test_a_worker_over_the_hard_limit_is_terminated_then_killed(slot):
     slot.to(S.PROCESSING)
-    assert without_notes(slot(MemorySampled(HARD + 1), 10.0)) == [Signal(signal.SIGTERM), SetDeadline(15.0)]
+    assert without_notes(slot(MemorySampled(HARD + 1), 10.0)) == [Signal(STOP_SIGNAL), SetDeadline(15.0)]
     assert without_notes(slot(DeadlinePassed(), 15.0)) == [Signal(signal.SIGKILL), SetDeadline(25.0)]
     assert finished(slot(WorkerDied(-9), 15.1)) == [(Outcome.OUT_OF_MEMORY, False)]
 
@@ -748,17 +750,78 @@ def test_a_result_that_crosses_term_is_accepted(slot):
     assert (finish.outcome, finish.spool) == (Outcome.SUCCEEDED, "/s")
 
 
-def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
+def fail_to_start(slot, times, status=1, now=0.0):
+    """Let workers die while starting; return the pauses that follow."""
     pauses = []
-    for k in range(5):
-        slot(WorkerForked(100 + k), k)
-        actions = slot(WorkerDied(1), k)
-        pauses += [action.at - k for action in actions if isinstance(action, SetDeadline)]
-        if slot.slot.state == S.BACKOFF:
-            slot(DeadlinePassed(), k)
-    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    for k in range(times):
+        slot(WorkerForked(100 + k), now)
+        actions = slot(WorkerDied(status), now)
+        pauses += [action.at - now for action in actions if isinstance(action, SetDeadline)]
+        if k < times - 1:
+            slot(DeadlinePassed(), now)
+    return pauses
+
+
+def test_five_failures_quarantine_the_slot_until_an_operator_restarts_it(slot):
+    assert fail_to_start(slot, 5) == pytest.approx([0.2, 0.4, 0.8, 1.6, 60.0])
     assert slot.slot.state == S.QUARANTINED
     assert Fork(6) in slot(RestartRequested())
+    assert not slot.slot.quarantined
+    assert fail_to_start(slot, 4) == pytest.approx([0.2, 0.4, 0.8, 1.6])
+
+
+def test_a_quarantined_slot_tries_a_worker_once_a_minute_and_is_back_when_one_is_ready(slot):
+    fail_to_start(slot, 5)
+    for now in (60.0, 500.0):  # the failures before the second try are forgotten, the quarantine is not
+        assert Fork(slot.slot.epoch + 1) in slot(DeadlinePassed(), now)
+        assert slot.slot.quarantined
+        assert fail_to_start(slot, 1, now=now) == [60.0]
+        assert slot.slot.state == S.QUARANTINED
+    slot(DeadlinePassed(), 560.0)
+    slot(WorkerForked(1), 560.0)
+    slot(Ready(pid=1), 560.0)
+    assert (slot.slot.state, slot.slot.quarantined) == (S.IDLE, False)
+
+
+def test_a_worker_that_dies_again_soon_after_a_quarantine_is_quarantined_at_once(slot):
+    fail_to_start(slot, 5)
+    slot(DeadlinePassed(), 60.0)
+    slot(WorkerForked(1), 60.0)
+    slot(Ready(pid=1), 60.0)
+    assert SetDeadline(121.0) in slot(WorkerDied(1), 61.0)
+    assert slot.slot.state == S.QUARANTINED
+
+
+@pytest.mark.parametrize("status", [-signal.SIGSEGV, 1, -signal.SIGKILL])
+@pytest.mark.parametrize("state", [S.PREPARING, S.WAITING, S.PROCESSING, S.EXPORTING])
+def test_deaths_within_visits_do_not_count_against_the_slot(slot, state, status):
+    for k in range(20):
+        slot.to(state)
+        slot(WorkerDied(status), k)
+        assert (slot.slot.state, slot.slot.quarantined) == (S.BACKOFF, False)
+        slot(DeadlinePassed(), k + 0.2)
+
+
+@pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGTERM, -STOP_SIGNAL, None])
+@pytest.mark.parametrize("state", [S.STARTING, S.IDLE])
+def test_workers_that_are_killed_from_outside_do_not_count_against_the_slot(slot, state, status):
+    for k in range(20):
+        slot.to(state)
+        slot(WorkerDied(status), k)
+        assert (slot.slot.state, slot.slot.quarantined) == (S.BACKOFF, False)
+        slot(DeadlinePassed(), k + 2.0)
+
+
+@pytest.mark.parametrize(
+    "death", [WorkerDied(0), WorkerDied(-signal.SIGSEGV), WorkerDied(-9, out_of_memory=True)]
+)
+def test_workers_that_end_by_themselves_while_idle_count_against_the_slot(slot, death):
+    for k in range(5):
+        slot.to(S.IDLE)
+        slot(death, k)
+        if k < 4:
+            slot(DeadlinePassed(), k)
+    assert slot.slot.state == S.QUARANTINED
 
 
 def test_a_failed_fork_backs_off(slot):
@@ -769,8 +832,10 @@ def test_a_failed_fork_backs_off(slot):
 
 def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
     slot(WorkerForked(1))
-    slot(WorkerDied(78))
-    assert slot.slot.state == S.QUARANTINED
+    assert not any(isinstance(action, SetDeadline) for action in slot(WorkerDied(78)))
+    assert (slot.slot.state, slot.slot.quarantined) == (S.QUARANTINED, True)
+    assert Fork(2) in slot(RecycleRequested())  # a reload
+    assert not slot.slot.quarantined
 
 
 @pytest.mark.parametrize(
@@ -785,8 +850,44 @@ def test_a_worker_whose_configuration_is_wrong_is_quarantined_at_once(slot):
 def test_an_invalid_message_ends_the_worker_and_not_the_visit(slot, message):
     """Fault 36: invalid messages, another visit's result."""
     slot.to(S.WAITING)
-    assert Signal(signal.SIGTERM) in slot(message)
+    assert Signal(STOP_SIGNAL) in slot(message)
     assert finished(slot(WorkerDied(-15))) == [(Outcome.CRASHED, True)]
+
+
+@pytest.mark.parametrize(
+    ("death", "worker_died"),
+    [
+        (WorkerDied(-signal.SIGSEGV), True),
+        (WorkerDied(0), True),
+        (WorkerDied(-signal.SIGKILL), None),
+        (WorkerDied(-signal.SIGTERM), None),
+        (WorkerDied(None), None),
+        (WorkerDied(-signal.SIGKILL, out_of_memory=True), None),
+    ],
+)
+def test_only_a_worker_that_ended_by_itself_has_died_of_its_pipeline(slot, death, worker_died):
+    slot.to(S.IDLE)
+    slot(VisitAssigned(an_assignment()))
+    slot(Prepared(visit_number=1, pipeline="a"))
+    (finish,) = (action for action in slot(death) if isinstance(action, Finish))
+    assert (finish.worker_died, finish.assignment.pipeline) == (worker_died, "a")
+
+
+def test_a_worker_that_is_stopped_has_not_died_of_its_pipeline(slot):
+    slot.to(S.STOPPING)
+    (finish,) = (action for action in slot(WorkerDied(-signal.SIGSEGV)) if isinstance(action, Finish))
+    assert finish.worker_died is None
+
+
+@pytest.mark.parametrize(
+    ("state", "worker_died"), [(S.PREPARING, None), (S.PROCESSING, False), (S.EXPORTING, False)]
+)
+def test_a_worker_has_outlived_its_pipeline_if_that_has_run(slot, state, worker_died):
+    slot.to(state)
+    (finish,) = (
+        action for action in slot(Done(visit_number=1, outcome=Outcome.FAILED)) if isinstance(action, Finish)
+    )
+    assert finish.worker_died is worker_died
 
 
 def test_a_second_result_is_refused(slot):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Decisions of a slot about a worker that uses too much."""
 
-import signal
-
 import pytest
 from test_slot import HARD, Driver, an_assignment, finished, without_notes
 
@@ -17,6 +15,7 @@ from ppdaemon.node.slots.events import (
     VisitAssigned,
     WorkerDied,
 )
+from ppdaemon.processes import STOP_SIGNAL
 from ppdaemon.states import BUSY_STATES, Outcome, SlotState
 
 S = SlotState
@@ -24,7 +23,7 @@ QUOTA = 500
 CONFIG = WorkersConfig(
     times=TimesConfig(grace_s=5, cpu_s=60), memory=MemoryConfig(soft=1000, hard=HARD, ramdisk=QUOTA)
 )
-LADDER = [Signal(signal.SIGTERM), SetDeadline(15.0)]
+LADDER = [Signal(STOP_SIGNAL), SetDeadline(15.0)]
 
 
 @pytest.fixture

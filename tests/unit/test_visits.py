@@ -42,11 +42,12 @@ from ppdaemon.node.visits.model import (
     ResendResults,
     SendResults,
     SendToSlot,
+    SlotsChanged,
     StopStarted,
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import WITHDRAWN
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -526,6 +527,29 @@ def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
+def test_a_pipeline_that_ends_its_workers_is_set_aside_when_visits_are_assigned(world):
+    """Fault 61: the visits that are queued already get the next pipeline of their rule."""
+    choice = PipelineChoice(Pipelines(main=("/p/Bad.yaml", "/p/Good.yaml")))
+    for group in ("g1", "g2", "g3", "g4"):
+        world.reserve(group=group, chosen=choice)
+    world.commit_all()
+    for slot in range(3):
+        world.assign(slot)
+        assert world.slots[slot].pipelines == choice.pipelines
+        world.finish(slot, outcome=Outcome.CRASHED, reason="SIGSEGV", worker_died=True)
+    world.commit_all()
+    world.assign()
+    assert world.slots[0].pipelines.main == ("/p/Good.yaml",)
+    world.finish(worker_died=False)
+    world.mono += world.config.workers.times.probe_s
+    world.reserve(group="try", chosen=choice)
+    world.commit_all()
+    world.assign()
+    assert world.slots[0].pipelines == choice.pipelines
+    world.finish(worker_died=False)
+    assert world.visits.health.problems == ()
+
+
 def test_a_visit_dropped_by_the_scheduler_is_expired_unless_it_has_ended(world):
     accepted(world)
     assignment = world.queue.pop(KEY)
@@ -546,12 +570,106 @@ def test_a_stop_interrupts_queued_visits_and_retries_none(world):
     accepted(world, detectors=(0, 1))
     world.assign()
     world.reserve(group="late")
-    world.handle(StopStarted())
+    world.handle(StopStarted(hand_back=False))
     world.finish(outcome=Outcome.CRASHED, retriable=True)
     world.commit_all()
     assert world.outcomes() == [Outcome.CRASHED, Outcome.INTERRUPTED]
     assert world.outcomes("late") == [Outcome.INTERRUPTED]
     assert all(row.retriable for row in world.rows())
+
+
+def test_a_stop_hands_back_what_is_not_processed_yet(world):
+    accepted(world, detectors=(0, 1))
+    world.assign()
+    world.reserve(group="late")
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    reason = f"{HANDED_BACK}: the node stops"
+    # The slot gives the visit up, unless it processes it.
+    assert world.of(SendToSlot)[-1] == SendToSlot(0, KEY, CancelReceived(reason))
+    world.finish(outcome=Outcome.CANCELLED, reason=reason)
+    world.commit_all()
+    assert not world.queue
+    for group, detectors in (("g", (0, 1)), ("late", (0,))):
+        assert [(row.outcome, row.reason) for row in world.rows(group)] == [
+            (Outcome.CANCELLED, reason) for _ in detectors
+        ]
+    assert all(is_returned(entry) for entry in world.journal.unreported(9))
+
+
+def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
+    accepted(world, detectors=(0, 1))
+    world.assign()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.commit_all()
+    assert world.outcomes() == [None, Outcome.CANCELLED]
+    assert [(e.detector, e.reason) for e in world.journal.unreported(9)] == [(1, f"{HANDED_BACK}: no memory")]
+    world.reserve(group="next")
+    (refused,) = world.of(Refuse)
+    assert (refused.reason, refused.final) == ("no memory", False)
+    world.finish(outcome=Outcome.CRASHED, retriable=True)  # its second attempt has no slot either
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CRASHED, Outcome.CANCELLED, Outcome.CANCELLED]
+    world.handle(SlotsChanged("", hand_back=False))
+    world.reserve(group="next")
+    world.commit_all()
+    assert [key.group for key in world.queue] == ["next"]
+
+
+def test_what_a_node_has_already_is_acknowledged_again_although_it_accepts_no_more(world):
+    accepted(world)
+    world.assign()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.reserve(detectors=(0, 1))
+    world.commit_all()
+    assert [action.detectors for action in world.of(Refuse)] == [(1,)]
+    assert [action.detectors for action in world.of(Acknowledge)] == [(0,), (0,)]
+
+
+def test_without_a_relay_queued_visits_wait_for_a_slot(world):
+    accepted(world)
+    world.handle(SlotsChanged("no memory", hand_back=False))
+    world.commit_all()
+    assert list(world.queue) == [KEY]
+    world.handle(SlotsChanged("no memory", hand_back=True))  # it has connected
+    world.commit_all()
+    assert world.outcomes() == [Outcome.CANCELLED]
+
+
+def test_what_may_have_written_something_permanent_is_not_handed_back(world):
+    assigned(world)
+    world.handle(StopStarted(hand_back=True))
+    reason = f"{HANDED_BACK}: the node stops"
+    world.finish(outcome=Outcome.CANCELLED, reason=reason, may_have_leftovers=True)
+    world.handle(LeftoversRead(world.reading.pop(), Leftovers(no_return="alerts")))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.INTERRUPTED]
+    assert not any(row.retriable for row in world.rows())
+
+
+def test_what_was_handed_back_is_accepted_again_as_a_later_attempt_and_not_as_the_same(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CRASHED, retriable=True)  # the next attempt is of the node's own count
+    world.commit_all()
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    assert [entry.attempt for entry in world.journal.unreported(9)] == [2]
+    world.crash()
+    world.reserve(attempt=1)
+    world.commit_all()
+    assert (len(world.rows()), world.queue) == (2, {})
+    assert [(entry.asked, entry.returned) for entry in world.journal.unreported(9)] == [(1, True)]
+    world.reserve(attempt=2)
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=3)]
+
+
+def test_raws_of_what_was_handed_back_are_not_late(world):
+    accepted(world)
+    world.handle(StopStarted(hand_back=True))
+    world.handle(RawArrived(a_raw()))
+    world.commit_all()
+    assert world.journal.late(9) == []
 
 
 def test_stages_and_figures_are_written_with_the_next_batch(world):
@@ -671,6 +789,18 @@ def test_a_failed_visit_is_requeued_after_the_commit(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
     assert world.of(Export) == []
     assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
+
+
+def test_what_an_operator_has_requested_again_is_not_handed_back(world):
+    ended(world)
+    ask(world)
+    world.commit_all()
+    world.handle(SlotsChanged("no memory", hand_back=True))
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    world.handle(StopStarted(hand_back=True))
+    world.commit_all()
+    assert world.outcomes() == [Outcome.FAILED, Outcome.INTERRUPTED]
 
 
 def test_an_open_visit_is_not_requeued(world):

@@ -36,9 +36,11 @@ from ppdaemon.node.visits.model import (
     RescanFinished,
     SendResults,
     SendToSlot,
+    SlotsChanged,
     StopStarted,
     WriteDue,
 )
+from ppdaemon.node.visits.requeue import HANDED_BACK
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -246,10 +248,15 @@ class VisitsMachine(RuleBasedStateMachine):
         chosen = {entry.key: CHOSEN for entry in before}
         self.world.handle(RequeueRequested(number, before, chosen, {}, frozenset(), force=force))
 
-    @rule()
-    def stop(self):
-        self.world.handle(StopStarted())
+    @rule(hand_back=st.booleans())
+    def stop(self, hand_back):
+        self.world.handle(StopStarted(hand_back))
         self.stopped = True
+
+    @rule(usable=st.booleans(), connected=st.booleans())
+    def slots_change(self, usable, connected):
+        problem = "" if usable else "no memory"
+        self.world.handle(SlotsChanged(problem, hand_back=bool(problem) and connected))
 
     # --- the disk ----------------------------------------------------------
 
@@ -363,17 +370,17 @@ class VisitsMachine(RuleBasedStateMachine):
 
     def check_raws(self, accepted):
         """Each raw of an accepted visit-detector is used or late, unless it was
-        unmatched long before the acceptance; none is lost.
+        unmatched long before the acceptance, or another node uses it; none is lost.
         """
         late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late(1000)}
         used = set()
         ignored = set()
-        for group, detector, outcome, exposures, seen in self.world.journal._db.execute(
-            "SELECT grp, detector, outcome, exposures, seen FROM attempt ORDER BY attempt"
+        for group, detector, outcome, reason, exposures, seen in self.world.journal._db.execute(
+            "SELECT grp, detector, outcome, reason, exposures, seen FROM attempt ORDER BY attempt"
         ):
             used |= {(group, detector, e) for e in (*json.loads(exposures), *json.loads(seen))}
             ignored.discard((group, detector))
-            if outcome == Outcome.IGNORED:
+            if outcome == Outcome.IGNORED or reason.startswith(HANDED_BACK):
                 ignored.add((group, detector))
         unused = [
             raw

@@ -19,7 +19,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.messages import Pipelines, Prepare, Process, Raw, StageReached
+from ppdaemon.messages import Connecting, Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
@@ -56,7 +56,7 @@ class _StageTimes:
     def __init__(self) -> None:
         self.at_s: dict[Stage, float] = {}
 
-    def __call__(self, fact: StageReached) -> None:
+    def __call__(self, fact: StageReached | Connecting) -> None:
         if isinstance(fact, StageReached):
             self.at_s[fact.stage] = time.perf_counter()
 
@@ -112,6 +112,7 @@ def _context(setup: Setup, reports: _StageTimes) -> WorkerContext:
         spool=setup.spool,
         clock=Clock(),
         report=reports,
+        cross=lambda what: None,
     )
 
 

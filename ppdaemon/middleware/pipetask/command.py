@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from ppdaemon.processes import die_with_parent
+from ppdaemon.processes import die_with_parent, disregard_group_signals
 
 __all__ = ("main",)
 
@@ -19,6 +19,7 @@ __all__ = ("main",)
 def main() -> None:
     """Run one ``pipetask`` command."""
     die_with_parent()
+    disregard_group_signals()  # as the worker, whose visit this is
     if os.getppid() != int(sys.argv[1]):
         return  # the worker died before die_with_parent took effect
     channel = _take_channel()

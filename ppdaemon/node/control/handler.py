@@ -2,12 +2,12 @@
 """Handles the requests of the control socket."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pydantic
 
 from ppdaemon import reports
+from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import Refused
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
@@ -18,7 +18,6 @@ from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.sqlitefile import BatchWriter
-from ppdaemon.wire import Model
 
 __all__ = ("RequestHandler",)
 
@@ -43,16 +42,16 @@ class RequestHandler:
             case reports.StatusRequest():
                 return reports.Ok(data=self.status.report().model_dump(mode="json"))
             case reports.WorkersRequest():
-                return _rows(self.status.workers())
+                return rows_reply(self.status.workers())
             case reports.VisitsRequest(limit=limit, failed=failed):
-                return _rows(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
+                return rows_reply(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
             case reports.VisitRequest(group=group):
                 await self._flush()
                 rows = await self.journal.call(lambda file: file.visit(group))
-                return _rows(rows) if rows else _unknown(f"no visit of group {group!r} in the journal")
+                return rows_reply(rows) if rows else not_found(f"no visit of group {group!r} in the journal")
             case reports.LateRequest(limit=limit):
                 await self._flush()
-                return _rows(await self.journal.call(lambda file: file.late(limit)))
+                return rows_reply(await self.journal.call(lambda file: file.late(limit)))
             case reports.RequeueRequest():
                 return await self._requeue(request)
             case reports.DrainRequest() | reports.ResumeRequest():
@@ -62,7 +61,7 @@ class RequestHandler:
                 return await self.reloader.reload()
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
-                    return _unknown(f"there is no slot {number}")
+                    return not_found(f"there is no slot {number}")
                 self.pool.handle(
                     number,
                     RestartRequested() if isinstance(request, reports.RestartRequest) else KillRequested(),
@@ -93,12 +92,8 @@ class RequestHandler:
             raise Refused("the node takes no visits now")
         rows = await self.reprocessor.requeue(request.group, request.detectors, force=request.force)
         which = "" if request.detectors is None else " with one of these detectors"
-        return _rows(rows) if rows else _unknown(f"no visit of group {request.group!r}{which} in the journal")
-
-
-def _rows(rows: Sequence[Model]) -> reports.Ok:
-    return reports.Ok(data=[row.model_dump(mode="json") for row in rows])
-
-
-def _unknown(text: str) -> reports.RequestFailed:
-    return reports.RequestFailed(code="not_found", text=text)
+        return (
+            rows_reply(rows)
+            if rows
+            else not_found(f"no visit of group {request.group!r}{which} in the journal")
+        )

@@ -22,6 +22,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import StatusReport, WorkerRow
@@ -51,6 +52,7 @@ class Status:
     arrivals: Arrivals
     meters: Meters
     generations: Generations
+    offer: CapacityOffer
     state: State = "starting"
     spools_refused: int = 0
     """Number of quarantined spools, as last counted on the state disk."""
@@ -92,6 +94,7 @@ class Status:
             relay=self.relay.text,
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
+            capacity=self.offer.offered,
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
@@ -154,8 +157,11 @@ class Status:
 
     def _problems(self) -> tuple[str, ...]:
         problems = [*self.generations.problems]
-        if self.journal.problem:
-            problems.append(self.journal.problem)
+        if journal_problem := self.offer.journal_problem:
+            problems.append(journal_problem)
+        if self.offer.problem:
+            problems.append(f"no visits are accepted: {self.offer.problem}")
+        problems += self.visits.health.problems
         if self.exporter.problem:
             problems.append(f"export: {self.exporter.problem}")
         if self.spools_refused:

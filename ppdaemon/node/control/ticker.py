@@ -13,6 +13,7 @@ from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
+from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.notify import Notifier
 from ppdaemon.processes import children, kill_orphans
@@ -22,7 +23,9 @@ __all__ = ("Ticker",)
 
 @dataclass(frozen=True, slots=True)
 class Ticker:
-    """Wakes the scheduler, kills orphans, triggers the watchdog, resends results."""
+    """Wakes the scheduler, checks the offered capacity, kills orphans, triggers the watchdog, resends
+    results.
+    """
 
     scheduler: SchedulerLoop
     pump: VisitPump
@@ -33,6 +36,7 @@ class Ticker:
     exporter: ExporterProcess
     reader: ReaderProcess | None
     names: NameCheck
+    offer: CapacityOffer
     folders: NodeFolders
     watchdog_s: float | None
 
@@ -42,6 +46,8 @@ class Ticker:
         """
         while True:
             self.scheduler.tick()
+            self.offer.probe()
+            self.offer.update()
             self._sweep()
             self.notifier.notify(STATUS=self.status.report().text, WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))

@@ -43,6 +43,8 @@ TEMPLATE_SLOT = -2
 """Instead of the number of a slot, in orders to the zygote; the exporter's is -1."""
 TEMPLATE_S = 120.0
 """Time limit of the template; a lost connection to a database may take longer to fail (127 s)."""
+FORKS_FAIL_S = 5.0
+"""Forks are tried again within 2 s; a host without free memory or processes may have some in a moment."""
 STEADY_S = 60.0
 """A zygote that dies after more than this time does not count as one more death in a row."""
 
@@ -167,12 +169,19 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self._booted: asyncio.Future[None] = self._loop.create_future()
         self._template: TemplateProcess | None = None
         self._not_forked = ""
+        self._not_forked_since = 0.0
         self._wiping: asyncio.Future[None] | None = None
 
     @property
     def problem(self) -> str:
         """Why no new process can start, or blank."""
         return super().problem or (f"forking fails: {self._not_forked}" if self._not_forked else "")
+
+    @property
+    def fork_problem(self) -> str:
+        """Why no process has started for a while, or blank. A zygote that died once starts again."""
+        forks_fail = self._not_forked and self._loop.time() - self._not_forked_since > FORKS_FAIL_S
+        return self.problem if self.lifecycle.failing or forks_fail else ""
 
     @property
     def closed(self) -> bool:
@@ -279,6 +288,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         if not isinstance(message, messages.Reaped):
             self._answered((message.role, message.slot, message.epoch))
         if isinstance(message, messages.ForkFailed):
+            if not self._not_forked:
+                self._not_forked_since = self._loop.time()
             self._not_forked = message.reason
         self._forward(message, descriptors)
         self._end_if_idle()

@@ -182,6 +182,11 @@ class Lifecycle:
         """Start no more processes."""
         self.state = ProcessState.CLOSED
 
+    @property
+    def failing(self) -> bool:
+        """Whether there is no process, and the last ones have failed."""
+        return self.state not in (ProcessState.SERVING, ProcessState.RETRYING) and self._backoff.failures > 1
+
     def problem(self, now: float) -> str:
         """Return why there is no process, or why it is unreliable; or blank."""
         deaths = self._backoff.failures

@@ -33,7 +33,7 @@ TASK_NAMES_S = 30.0
 time that they take."""
 FIXED_PARTS = ("node", "relay", "arrivals")
 """Their folders, sockets and watches are created once, at the start."""
-RUN_TIME_KEYS = frozenset({"node.expiry_s", "arrivals.image_timeout_s", "arrivals.quiet_s"})
+RUN_TIME_KEYS = frozenset({"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s"})
 """Keys that may change although the rest of their part may not."""
 
 
@@ -113,6 +113,11 @@ class Generations:
         """Problems for operators."""
         own = (self.unavailable, self._current.problem, self.refusal)
         return (*filter(None, own), *self._names.problems)
+
+    @property
+    def fork_problem(self) -> str:
+        """Why no process has started for a while, or blank."""
+        return self._current.fork_problem
 
     async def start(self) -> None:
         """Create the first generation, and again after growing pauses while the central repo is not

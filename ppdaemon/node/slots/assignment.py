@@ -52,6 +52,8 @@ class Assignment:
     """The reason for each refused exposure, in the same order."""
     replaced: tuple[int, ...] = ()
     """Exposures whose file was replaced after the worker was ordered to ingest the former one."""
+    pipeline: str = ""
+    """Name of the pipeline that the worker has prepared; blank before that."""
     avoid: int | None = None
     """The slot of the previous attempt: another one is preferred."""
     at_door: str | None = None
@@ -144,7 +146,7 @@ class Assignment:
         return "; ".join(filter(None, (reason, *self.remarks, contradiction)))
 
     def again(self, avoid: int | None) -> "Assignment":
-        """Return the next attempt, which prefers another slot; raws, ingests and point of no
+        """Return the next attempt, which prefers another slot; raws, ingests, pipeline and point of no
         return start empty.
         """
         key = self.key._replace(attempt=self.key.attempt + 1)

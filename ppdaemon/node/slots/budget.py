@@ -15,9 +15,9 @@ LONGEST_PAUSE_S = 60.0
 WINDOW_S = 300.0
 """Failures longer ago than this do not count."""
 FAILURES = 5
-"""So many in the window mean that another restart is useless: quarantine."""
+"""So many in the window mean that another restart is useless now: quarantine."""
 LONGEST_FORK_PAUSE_S = 2.0
-"""A fork that failed used no resources, so it is tried again soon."""
+"""A fork that failed used no resources, so it is tried again soon; so is one that was killed."""
 
 
 class RestartBudget:
@@ -26,6 +26,8 @@ class RestartBudget:
     """
 
     def __init__(self, jitter: Callable[[], float]):
+        self.exhausted = False
+        """Whether the last failure was one too many, and no worker has been ready since."""
         self._failures: deque[float] = deque(maxlen=FAILURES)
         self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=jitter)
         self._fork_pauses = Backoff(FIRST_PAUSE_S, LONGEST_FORK_PAUSE_S, jitter=jitter)
@@ -37,20 +39,30 @@ class RestartBudget:
         while self._failures and now - self._failures[0] > WINDOW_S:
             self._failures.popleft()
         self._failures.append(now)
-        if len(self._failures) >= FAILURES:
-            return None
-        return self._pauses.pause_s(len(self._failures))
+        # Also a single failure after a quarantine that has lasted longer than the window.
+        self.exhausted = self.exhausted or len(self._failures) >= FAILURES
+        return None if self.exhausted else self._pauses.pause_s(len(self._failures))
+
+    def exhaust(self) -> None:
+        """Note a failure that a restart cannot repair."""
+        self.exhausted = True
+
+    def ready(self) -> None:
+        """Note that a worker has started. Its failures still count: it may fail again at once."""
+        self.exhausted = False
+        self._fork_pauses.succeeded()
+
+    def pause_s(self) -> float:
+        """Return the seconds until the next fork after a visit that has ended its worker."""
+        return self._pauses.pause_s(1)
 
     def fork_failed(self, now: float) -> float:
-        """Count a failed fork, which is not a failure of the worker; return the seconds until the
-        next try.
+        """Count a failed fork, or a worker that was killed from outside; neither is a failure of the
+        worker. Return the seconds until the next try.
         """
         return self._fork_pauses.failed(now)
 
-    def forked(self) -> None:
-        """Reset the pause of failed forks: a fork succeeded."""
-        self._fork_pauses.succeeded()
-
     def reset(self) -> None:
-        """Forget all failures: an operator asked for a restart."""
+        """Forget all failures: the cause was removed, as far as is known."""
         self._failures.clear()
+        self.exhausted = False

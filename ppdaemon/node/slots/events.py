@@ -4,13 +4,18 @@
 The facts that a worker sends are handled as they are, from `ppdaemon.messages`.
 """
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.messages import Cross, GiveUp, Ingest, Prepare, Process, Quit, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.processes import GROUP_SIGNALS, STOP_SIGNAL
 from ppdaemon.states import Outcome, SlotState, Stage
+
+_SENT_BY_OTHERS = frozenset((signal.SIGKILL, STOP_SIGNAL, *GROUP_SIGNALS))
+"""Signals that a process does not get because of an error of its own."""
 
 # --- events ------------------------------------------------------------------
 
@@ -124,6 +129,13 @@ class WorkerDied:
     """Exit status, minus the number of the signal, or `None` if unknown."""
     out_of_memory: bool = False
     """Whether the kernel killed it because of its memory limit."""
+
+    @property
+    def by_others(self) -> bool:
+        """Whether it did not end by itself, as far as is known: a signal of an operator, of a batch
+        system, or of a kernel without memory.
+        """
+        return not self.out_of_memory and (self.status is None or -self.status in _SENT_BY_OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +258,8 @@ class Finish:
     datasets: int = 0
     may_have_leftovers: bool = False
     """Whether a mark or a spool may be on disk that the worker did not report: it died or failed."""
+    worker_died: bool | None = None
+    """Whether the worker has ended by itself, or has outlived its pipeline; `None` if neither."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,11 @@ class SchedulerLoop:
             self._loop.call_soon(self.decide)
 
     def _room(self) -> int | None:
-        """Return for how many more workers there is memory in the host's budget; `None` without a budget."""
+        """Return for how many more workers there is memory in the host's budget; `None` without a budget.
+        None is opened while workers cannot start in those that exist.
+        """
+        if self.pool.slots and all(slot.quarantined for slot in self.pool.slots.values()):
+            return 0
         memory = self.config.memory
         if memory.budget is None:
             return None

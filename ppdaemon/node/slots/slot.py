@@ -17,7 +17,7 @@ from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.budget import RestartBudget
-from ppdaemon.processes import signal_name
+from ppdaemon.processes import STOP_SIGNAL, signal_name
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
 __all__ = ("InvalidTransition", "Slot", "TABLE")
@@ -83,6 +83,11 @@ class Slot:
         self._cpu_start = (0, 0.0)
         """A visit's number, and the CPU time at its first sample."""
 
+    @property
+    def quarantined(self) -> bool:
+        """Whether no worker can start here as far as is known, also while one is tried."""
+        return self._budget.exhausted
+
     def open(self, now: float) -> Actions:
         """Fork the first worker."""
         return self._fork(now)
@@ -120,7 +125,6 @@ class Slot:
 
     def _set_pid(self, event: events.WorkerForked, now: float) -> Actions:
         self.pid = event.pid
-        self._budget.forked()
         return []
 
     def _retry_fork(self, event: events.WorkerNotForked, now: float) -> Actions:
@@ -135,6 +139,7 @@ class Slot:
 
     def _mark_ready(self, event: messages.Ready, now: float) -> Actions:
         self.was_ready = True
+        self._budget.ready()
         return self._idle_or_recycle(now)
 
     def _kill_slow_start(self, event: events.DeadlinePassed, now: float) -> Actions:
@@ -191,7 +196,8 @@ class Slot:
         return self._current.has(raw.exposure) or len(self._current.raws) >= MAX_RAWS
 
     def _wait_for_raws(self, event: messages.Prepared, now: float) -> Actions:
-        current, self._tainted = self._current, event.tainted
+        current, self._tainted = replace(self._current, pipeline=event.pipeline), event.tainted
+        self.assignment = current
         # Entered first: `_process_or_give_up` may leave the state again.
         waiting = self._enter(S.WAITING, now, max(current.wait_deadline, now))
         ingest = [events.Send(messages.Ingest(raw=raw)) for raw in current.raws]
@@ -353,7 +359,8 @@ class Slot:
         return self._cancel(events.CancelReceived(event.reason), now)
 
     def _finish_visit(self, event: messages.Done, now: float) -> Actions:
-        done = self._finish_done(event)
+        # A visit that ends before it is processed shows nothing of its pipeline.
+        done = self._finish_done(event, worker_died=None if self.state == S.PREPARING else False)
         self._tainted = event.tainted
         return [*done, *self._idle_or_recycle(now)]
 
@@ -450,15 +457,25 @@ class Slot:
         if self.assignment is not None:
             # Not where memory was exceeded: the second attempt would exceed it, too.
             retriable = outcome == Outcome.CRASHED
-            finish = self._finish(outcome, self.note, retriable=retriable, may_have_leftovers=True)
+            worker_died = None if event.by_others or event.out_of_memory else True
+            finish = self._finish(
+                outcome, self.note, retriable=retriable, may_have_leftovers=True, worker_died=worker_died
+            )
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = (
-                "quarantined: the worker reported a wrong configuration; see its log, then restart the slot"
+                "quarantined: the worker reported a wrong configuration; see its log, then correct it and"
+                " reload, or restart the slot"
             )
+            self._budget.exhaust()
             return [*finish, events.WipeRepo(), *self._enter(S.QUARANTINED, now, None)]
         if self.after_exit == S.STOPPED:
             return [*finish, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
         # Wiped before the pause: the next fork waits for the deletion.
+        if state in BUSY_STATES:  # whatever the cause, it is not the slot
+            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + self._budget.pause_s())]
+        if event.by_others:
+            pause_s = self._budget.fork_failed(now)
+            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + pause_s)]
         return [*finish, events.WipeRepo(), *self._back_off(now)]
 
     def _handle_stop(self, event: events.WorkerDied, now: float) -> Actions:
@@ -542,15 +559,30 @@ class Slot:
         return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
-        self, outcome: Outcome, reason: str = "", *, retriable: bool = False, may_have_leftovers: bool = False
+        self,
+        outcome: Outcome,
+        reason: str = "",
+        *,
+        retriable: bool = False,
+        may_have_leftovers: bool = False,
+        worker_died: bool | None = None,
     ) -> Actions:
         assignment, self.assignment = self._current, None
         # Past the point of no return a second attempt would write twice.
         retriable = retriable and not assignment.no_return
         reason = assignment.with_remarks(reason)
-        return [events.Finish(assignment, outcome, reason, retriable, may_have_leftovers=may_have_leftovers)]
+        return [
+            events.Finish(
+                assignment,
+                outcome,
+                reason,
+                retriable,
+                may_have_leftovers=may_have_leftovers,
+                worker_died=worker_died,
+            )
+        ]
 
-    def _finish_done(self, done: messages.Done) -> Actions:
+    def _finish_done(self, done: messages.Done, *, worker_died: bool | None = None) -> Actions:
         assignment, self.assignment = self._current, None
         if done.nothing_permanent:
             assignment = replace(assignment, no_return="")
@@ -565,6 +597,7 @@ class Slot:
                 done.spool,
                 done.datasets,
                 may_have_leftovers=done.spool is None and done.outcome != Outcome.SUCCEEDED,
+                worker_died=worker_died,
             )
         ]
 
@@ -598,10 +631,10 @@ class Slot:
         ]
 
     def _stop(self, pending: PendingOutcome | None, note: str, now: float) -> Actions:
-        """Send TERM now, and KILL after the grace period."""
+        """Send the stop signal now, and KILL after the grace period."""
         self.note = note
         self._pending = pending if self.assignment else None
-        return [events.Signal(signal.SIGTERM), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
+        return [events.Signal(STOP_SIGNAL), *self._enter(S.STOPPING, now, now + self.config.times.grace_s)]
 
     def _kill(self, now: float) -> Actions:
         return [events.Signal(signal.SIGKILL), *self._enter(S.KILLING, now, now + self.config.times.kill_s)]
@@ -621,9 +654,10 @@ class Slot:
     def _back_off(self, now: float) -> Actions:
         pause = self._budget.failed(now)
         if pause is None:
-            advice = "remove the cause, then restart the slot"
+            probe_s = self.config.times.probe_s
+            advice = f"a worker is tried every {probe_s:g} s"
             self.note = f"quarantined after repeated failures, last: {self.note}; {advice}"
-            return self._enter(S.QUARANTINED, now, None)
+            return self._enter(S.QUARANTINED, now, now + probe_s)
         return self._enter(S.BACKOFF, now, now + pause)
 
 
@@ -692,6 +726,7 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.BACKOFF, events.RestartRequested): Slot._restart_now,
     (S.BACKOFF, events.KillRequested): Slot._ignore,
     (S.BACKOFF, events.RetireRequested): Slot._close,
+    (S.QUARANTINED, events.DeadlinePassed): Slot._fork_again,
     (S.QUARANTINED, events.RestartRequested): Slot._restart_now,
     (S.QUARANTINED, events.KillRequested): Slot._ignore,
     (S.QUARANTINED, events.RetireRequested): Slot._close,

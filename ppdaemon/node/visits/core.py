@@ -40,13 +40,15 @@ from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
+from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
+    HANDED_BACK,
     REQUEUED,
-    RETURNED,
     WITHDRAWN,
+    is_returned,
     refusal_reason,
     requeue_row,
     requeue_warning,
@@ -87,12 +89,17 @@ class Visits:
         self.open = OpenVisits()
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
+        self.health = PipelineHealth()
         self.accepting = False
         self.config = config
         self._count = count
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._stopping = False
+        self._no_slot = ""
+        """Why no slot can take a visit-detector; blank if some can."""
+        self._handing_back = ""
+        """Why detectors that no worker can process are handed back to the relay; blank if they are not."""
         self._now = model.Now(0.0, 0.0)
         self._arrived = ArrivalIndex(config.arrivals.remember_s, lambda: self._now.mono)
         self._announced: Recent[model.VisitKey] = Recent(ANNOUNCED_S, MAX_ANNOUNCED)
@@ -113,32 +120,43 @@ class Visits:
         effects.ask_again = bool(self._asked)
         return effects
 
+    @property
+    def _retry_s(self) -> float:
+        """The time after which a pipeline that is set aside gets a visit-detector again."""
+        return self.config.workers.times.probe_s
+
     # --- reservations ----------------------------------------------------
 
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
-        if not self.accepting:
-            effects.actions.append(
-                model.Refuse(message, message.detectors, "the node takes no visits now", final=False)
-            )
+        requested = message.detectors
+        if not self.accepting or self._no_slot:
+            text = self._no_slot if self.accepting else "the node takes no visits now"
+            found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
+            refused = tuple(detector for detector in requested if detector not in found)
+            if refused:
+                effects.actions.append(model.Refuse(message, refused, text, final=False))
+            # Of these the acknowledgement was lost: refused, they would run on two nodes.
+            requested = tuple(detector for detector in requested if detector in found)
+        if not requested:
             return
         if age_s > self.config.node.expiry_s:
             text = f"expired: announced {age_s:.0f} s ago"
-            effects.actions.append(model.Refuse(message, message.detectors, text, final=True))
+            effects.actions.append(model.Refuse(message, requested, text, final=True))
             return
         served = self._served.get(visit.instrument, frozenset())
         withdrawn = tuple(
             detector
-            for detector in message.detectors
+            for detector in requested
             if (visit_detector := self.open.find(visit.instrument, visit.group, detector)) is not None
             and visit_detector.withdrawn
         )
         if withdrawn:
             text = "the previous attempt is being withdrawn"
             effects.actions.append(model.Refuse(message, withdrawn, text, final=False))
-        detectors = tuple(d for d in message.detectors if d in served and d not in withdrawn)
-        unserved = tuple(detector for detector in message.detectors if detector not in served)
+        detectors = tuple(d for d in requested if d in served and d not in withdrawn)
+        unserved = tuple(detector for detector in requested if detector not in served)
         if unserved:
             text = f"{visit.instrument} {list(unserved)} are not served here"
             effects.actions.append(model.Refuse(message, unserved, text, final=True))
@@ -254,6 +272,8 @@ class Visits:
             self._end(visit, Outcome.IGNORED, visit.ignored, effects)
         elif visit.cancelled:
             self._end(visit, Outcome.CANCELLED, visit.cancelled, effects)
+        elif self._handing_back and not visit.requeued:
+            self._end(visit, Outcome.CANCELLED, self._handing_back, effects)
         elif self._stopping:
             self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
         else:
@@ -310,7 +330,7 @@ class Visits:
         """
         relay = self.config.relay
         alone = relay.alone == "cross" and not self._connected
-        return relay.address is None or alone or REQUEUED in visit.entry.figures
+        return relay.address is None or alone or visit.requeued
 
     def _permitted(self, event: Permitted, effects: model.Effects) -> None:
         for visit in self._named(event.visits):
@@ -470,7 +490,10 @@ class Visits:
             return
         visit.phase = Phase.ASSIGNED
         visit.entry.slot, visit.entry.pid = event.slot, event.pid
-        self._to_slot(visit, events.VisitAssigned(visit.assignment), effects)
+        chosen = self.health.choose(visit.assignment.pipelines, self._now.mono, self._retry_s)
+        # The next attempt chooses again, from all of them.
+        assignment = replace(visit.assignment, pipelines=chosen)
+        self._to_slot(visit, events.VisitAssigned(assignment), effects)
         for listed in self._arrived.lists_of(*visit.key[:2]):
             self._to_slot(visit, _listed(listed, visit.key), effects)
         for raw in visit.raws.values():
@@ -519,6 +542,11 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
+        if event.worker_died:
+            assert visit.entry.slot is not None, visit.key
+            self.health.died(event.assignment, visit.entry.slot, event.reason, self._now.mono, self._retry_s)
+        elif event.worker_died is False:
+            self.health.lived(event.assignment, self._now.mono)
         if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.
@@ -586,6 +614,10 @@ class Visits:
         if again and visit.cancelled:
             outcome, reason, again = Outcome.CANCELLED, visit.cancelled, False
             entry.retriable = False
+        if entry.no_return and reason.startswith(HANDED_BACK):  # another node would write it again
+            outcome, reason = Outcome.INTERRUPTED, "the daemon stopped"
+        elif self._stopping and self._handing_back and entry.retriable and not visit.requeued:
+            outcome, reason = Outcome.CANCELLED, self._handing_back
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
         _LOG.log(
@@ -631,10 +663,11 @@ class Visits:
         entry = self._next(before.entry)
         effects.writes.append(model.Retry(self.open.take_change(before.entry), snapshot(entry)))
         permit = Permit.GRANTED if before.permit is Permit.GRANTED else Permit.NONE
-        self.open.add(VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws, permit=permit))
+        visit = VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws, permit=permit)
+        self.open.add(visit)
         if not before.raws:  # they may have arrived in a previous run
             self._request_rescan(entry.key, effects)
-        effects.actions.append(model.Enqueue(assignment))
+        self._queue(visit, effects)
 
     # --- a previous run --------------------------------------------------
 
@@ -703,7 +736,10 @@ class Visits:
     def _next(self, entry: model.JournalEntry) -> model.JournalEntry:
         key = entry.key._replace(attempt=entry.key.attempt + 1)
         stages = {Stage.ACCEPTED: self._now.tai}
-        return model.JournalEntry(key, entry.visit, entry.received_tai, stages, asked=entry.asked)
+        figures = {REQUEUED: True} if REQUEUED in entry.figures else {}
+        return model.JournalEntry(
+            key, entry.visit, entry.received_tai, stages, figures=figures, asked=entry.asked
+        )
 
     def _requeued(self, requeue: model.Requeue, effects: model.Effects) -> None:
         # Partial outputs in the central repo would collide with the complete
@@ -739,10 +775,26 @@ class Visits:
 
     def _stop(self, event: model.StopStarted, effects: model.Effects) -> None:
         self.accepting, self._stopping = False, True
+        self._handing_back = f"{HANDED_BACK}: the node stops" if event.hand_back else ""
+        self._queue_again(effects)
+        if self._handing_back:
+            for visit in self.open:
+                if not visit.requeued:  # a slot that processes the visit disregards this
+                    self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
+
+    def _slots_changed(self, event: model.SlotsChanged, effects: model.Effects) -> None:
+        self._no_slot = event.problem
+        if not self._stopping:
+            self._handing_back = f"{HANDED_BACK}: {event.problem}" if event.hand_back else ""
+            if self._handing_back:
+                self._queue_again(effects)
+
+    def _queue_again(self, effects: model.Effects) -> None:
+        """End those queued visit-detectors that are to be queued no longer."""
         for visit in self.open:
             if visit.phase is Phase.QUEUED:
                 effects.actions.append(model.Dequeue(visit.key))
-                self._end(visit, Outcome.INTERRUPTED, "the daemon stopped", effects, retriable=True)
+                self._queue(visit, effects)
 
     def _write(self, event: model.WriteDue | model.FlushRequested, effects: model.Effects) -> None:
         if entries := self.open.take_changes():
@@ -771,7 +823,7 @@ def _result(entry: model.JournalEntry) -> ResultEntry:
         outcome=entry.outcome or Outcome.INTERRUPTED,
         reason=entry.reason,
         asked=entry.asked,
-        returned=entry.reason in RETURNED or None,
+        returned=is_returned(entry) or None,
     )
 
 
@@ -804,6 +856,7 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     model.Reserved: Visits._reserve,
     ResultsSeen: Visits._mark_reported,
     events.SlotAssigned: Visits._assign,
+    model.SlotsChanged: Visits._slots_changed,
     model.StopStarted: Visits._stop,
     Welcome: Visits._welcome,
     model.WriteDue: Visits._write,

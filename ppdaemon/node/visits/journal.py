@@ -16,7 +16,7 @@ from typing import Any, assert_never
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import RETURNED
+from ppdaemon.node.visits.requeue import HANDED_BACK, is_returned
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -29,6 +29,9 @@ BUSY_S = 5.0
 """How long a call waits for another program that reads or repairs the file."""
 MAX_LATE_RAWS = 10_000
 """Only the newest late raws are stored: fifty exposures of 205 detectors."""
+
+PRUNE_BATCH = 500
+"""Rows that one call of `Journal.prune` looks at: some 10 ms in which nothing else can be written."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
@@ -110,6 +113,11 @@ class Journal(SqliteFile):
 
     # --- writing -----------------------------------------------------------
 
+    def probe(self) -> None:
+        """Write a value that the file has already; raise `sqlite3.Error` if that is not possible."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        self._db.execute(f"PRAGMA user_version = {version}")
+
     def write(self, write: model.Write) -> object:
         """Perform one write of a decision and return its result, if it has one.
 
@@ -160,8 +168,9 @@ class Journal(SqliteFile):
 
     def _accept(self, entry: model.JournalEntry) -> int | None:
         """Insert a visit-detector and return the number of its attempt, or return `None` if the
-        journal has it. A canceled one is inserted again if the relay requests a
-        later attempt than any before: a repeated message must not be a second visit.
+        journal has it. A canceled one, or one that was handed back, is inserted again
+        if the relay requests a later attempt than any before: a repeated message must
+        not be a second visit.
         """
         *visit_detector, asked = entry.key
         known = self._db.execute(
@@ -220,16 +229,16 @@ class Journal(SqliteFile):
 
     def _record_late_raws(self, raws: Sequence[Raw]) -> tuple[int, int]:
         """List those raws as late whose visit-detector has ended without them,
-        unless it was ignored; return their number and that of the raws without
+        unless it was ignored or handed back; return their number and that of the raws without
         a visit-detector in the journal.
         """
         late = unmatched = 0
         for raw in raws:
             group = parent_group(raw.group)
             last = self._db.execute(
-                "SELECT final AND outcome != ?, exposures, seen, outcome FROM attempt"
+                "SELECT final AND outcome != ? AND reason NOT LIKE ?, exposures, seen, outcome FROM attempt"
                 f" WHERE {_IS_VISIT_DETECTOR} ORDER BY attempt DESC LIMIT 1",
-                (Outcome.IGNORED, raw.instrument, group, raw.detector),
+                (Outcome.IGNORED, f"{HANDED_BACK}%", raw.instrument, group, raw.detector),
             ).fetchone()
             if last is None:
                 unmatched += 1
@@ -246,6 +255,41 @@ class Journal(SqliteFile):
             "DELETE FROM late WHERE rowid <= (SELECT max(rowid) FROM late) - ?", (MAX_LATE_RAWS,)
         )
         return late, unmatched
+
+    def prune(self, before_tai: float, after: int, *, reporting: bool) -> int | None:
+        """Delete visit-detectors that ended before a time, among the next rows; return where the next
+        call must continue (`after`, first 0), `None` if no older rows are left.
+
+        Those are kept whose last attempt is open, or whose outputs are not exported. With `reporting`
+        also those whose outcome the relay has not confirmed.
+        """
+        with self.transaction():
+            # By row number, which is the order of acceptance: no index by time, which each write
+            # would have to maintain.
+            rows = self._db.execute(
+                "SELECT rowid, received_tai FROM attempt WHERE rowid > ? ORDER BY rowid LIMIT ?",
+                (after, PRUNE_BATCH),
+            ).fetchall()
+            if not any(received_tai < before_tai for _, received_tai in rows):
+                return None
+            upto = rows[-1][0]
+            ended = self._db.execute(
+                "SELECT instrument, grp, detector FROM attempt AS this WHERE rowid > ? AND rowid <= ?"
+                " AND final = 1 AND ended_tai < ? AND (reported = 1 OR NOT ?)"
+                " AND (datasets = 0 OR json_extract(stages, '$.central') IS NOT NULL)"
+                " AND NOT EXISTS (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument"
+                " AND next.grp = this.grp AND next.detector = this.detector"
+                " AND next.attempt > this.attempt)",
+                (after, upto, before_tai, reporting),
+            ).fetchall()
+            # All attempts together: an earlier one alone would count as unfinished.
+            self._db.executemany(f"DELETE FROM attempt WHERE {_IS_VISIT_DETECTOR}", ended)
+            if ended:
+                self._db.execute(
+                    "DELETE FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.instrument ="
+                    " late.instrument AND attempt.grp = late.grp AND attempt.detector = late.detector)"
+                )
+            return int(upto)
 
     # --- reading -----------------------------------------------------------
 
@@ -300,7 +344,8 @@ class Journal(SqliteFile):
             " asked FROM attempt WHERE final = 1 AND reported = 0 ORDER BY rowid LIMIT ?",
             limit,
         )
-        return [ResultEntry(**row, returned=row["reason"] in RETURNED or None) for row in rows]
+        entries = (ResultEntry(**row) for row in rows)
+        return [entry.model_copy(update={"returned": is_returned(entry) or None}) for entry in entries]
 
     def late(self, limit: int) -> list[LateRow]:
         """Return late raws that no attempt has used, the newest first."""

@@ -162,6 +162,19 @@ class AcceptanceChanged:
 class StopStarted:
     """The daemon is stopping: nothing is retried."""
 
+    hand_back: bool
+    """Whether a relay takes back what is not processed yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsChanged:
+    """Some slot can take a visit-detector again, or none can any more."""
+
+    problem: str
+    """Why none can, or blank."""
+    hand_back: bool
+    """Whether the relay takes back what is queued."""
+
 
 @dataclass(frozen=True, slots=True)
 class PermitsDue:

@@ -11,6 +11,7 @@ from ppdaemon.messages import DetectorsOfVisit, HeldDetectors, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
 from ppdaemon.node.visits.model import JournalEntry, VisitKey
+from ppdaemon.node.visits.requeue import REQUEUED
 from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.states import Stage
 
@@ -63,6 +64,11 @@ class VisitDetector:
     def key(self) -> Key:
         """The key of the current attempt."""
         return self.entry.key
+
+    @property
+    def requeued(self) -> bool:
+        """Whether an operator has requested this attempt: the relay has an outcome already."""
+        return REQUEUED in self.entry.figures
 
     @property
     def state(self) -> Literal["held", "permitted", "crossed"]:

@@ -22,6 +22,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.visits.model import FromLink, RelayLost
+from ppdaemon.sequence import SequenceCheck
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
@@ -66,12 +67,14 @@ class RelayClient:
     count: Counter[str]
     held: Callable[[], tuple[messages.HeldDetectors, ...]] = tuple
     """Returns what the node holds."""
+    spare: bool = False
 
     def __post_init__(self) -> None:
         self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: ConnectionMonitor | None = None
         self._sequence = 0
+        self._received = SequenceCheck()
         self._relay: str | None = None
         self._epoch = 0
         """The highest epoch of a relay so far."""
@@ -133,7 +136,7 @@ class RelayClient:
         self._send(messages.VisitRefused, **_names(visit, detectors), reason=reason, final=final)
 
     def send_results(self, entries: Sequence[messages.ResultEntry]) -> None:
-        """Send outcomes that are in the journal."""
+        """Send outcomes that are in the journal, and what was returned."""
         if self.connected:
             for first in range(0, len(entries), MAX_RESULTS_PER_MESSAGE):
                 self._send(messages.Results, entries=tuple(entries[first : first + MAX_RESULTS_PER_MESSAGE]))
@@ -235,13 +238,18 @@ class RelayClient:
             self._warn(f"bad_message.{error.kind}", text, frames[-1])
             return
         self._last_received = self.clock.mono()
+        if self.connected and not isinstance(message, messages.Welcome):
+            self._check_sequence(message.sequence)
         match message:
             case messages.Heartbeat():
                 return
+            case messages.SendHello():
+                self._hello()
             case messages.Welcome(origin=origin, incarnation=incarnation, epoch=epoch):
                 if epoch < self._epoch:
                     self._refuse_relay(message)
                     return
+                self._received.restart(message.sequence)
                 if self._relay is None:
                     _LOG.info("connected to relay %s, incarnation %s, epoch %d", origin, incarnation, epoch)
                 self._relay, self._problem, self._epoch = origin, "", epoch
@@ -261,6 +269,14 @@ class RelayClient:
                 self._problem = problem
             case _:
                 self.on_message(message)
+
+    def _check_sequence(self, number: int) -> None:
+        """Count lost messages of the relay; request its state, which it sends after a hello."""
+        lost = self._received.lost
+        if self._received.received(number, self.clock.mono()):
+            self._hello()
+        if lost := self._received.lost - lost:
+            self.count["relay_messages_lost"] += lost
 
     def _refuse_relay(self, welcome: messages.Welcome) -> None:
         """Do not serve a relay that another one has replaced, or whose ledger is an old copy."""
@@ -288,6 +304,7 @@ class RelayClient:
             incarnation=self.incarnation,
             instruments=self._instruments,
             capacity=self.capacity if self._accepting else 0,
+            spare=self.spare,
             holds=self.held(),
             alone=self.link.alone == "cross",
         )

@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which visit-detectors with an outcome may be retried by an operator. Pure."""
 
+from ppdaemon.messages import ResultEntry
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("REQUEUED", "RETURNED", "WITHDRAWN", "refusal_reason", "requeue_row", "requeue_warning")
+__all__ = (
+    "HANDED_BACK",
+    "REQUEUED",
+    "WITHDRAWN",
+    "is_returned",
+    "refusal_reason",
+    "requeue_row",
+    "requeue_warning",
+)
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
+HANDED_BACK = "handed back"
+"""Beginning of the reason of a visit-detector that the relay gives to another node."""
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
-RETURNED = frozenset({WITHDRAWN})
-"""Reasons of those that this node has ended without an outcome: another one may have them."""
 REQUEUED = "requeued"
 """Key in `JournalEntry.figures` of attempts that an operator has requested."""
+
+
+def is_returned(ended: JournalEntry | ResultEntry) -> bool:
+    """Return whether an attempt has ended without an outcome, so that another node may have it."""
+    return ended.outcome == Outcome.CANCELLED and ended.reason.startswith((HANDED_BACK, WITHDRAWN))
 
 
 def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
@@ -33,8 +47,8 @@ def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
             f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
             " its writes to the alert database or stream would be there twice; --force accepts that"
         )
-    if entry.reason == WITHDRAWN:
-        return f"{WITHDRAWN}: two nodes would process it; --force accepts that"
+    if is_returned(entry):
+        return f"{entry.reason}: two nodes would process it; --force accepts that"
     return ""
 
 

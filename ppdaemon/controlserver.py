@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The control socket: one JSON object per line in, one per line out.
+"""The control socket of a daemon: one JSON object per line in, one per line out.
 
 A client that sends invalid requests, sends nothing or does not read its
 replies affects no other client; the number of clients is bounded.
@@ -9,17 +9,18 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
 from ppdaemon.errors import BadMessage, PPDaemonError
-from ppdaemon.reports import CONTROL_LIMIT, REQUESTS, Ok, RequestFailed, StatusReport, Watch
-from ppdaemon.wire import decode, encode
+from ppdaemon.reports import CONTROL_LIMIT, Ok, RequestFailed, Watch
+from ppdaemon.wire import Model, decode, encode
 
-__all__ = ("ControlServer",)
+__all__ = ("ControlServer", "not_found", "rows_reply")
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | RequestFailed]]
 class ControlServer:
     """Serves the control socket.
 
-    ``handle`` gets a request and returns its reply; ``status`` returns the
-    current status for clients that watch it.
+    ``requests`` are those that this daemon knows; ``handle`` gets a request and
+    returns its reply; ``status`` returns the current status for clients that watch it.
     """
 
     path: Path
+    requests: pydantic.TypeAdapter[Any]
     handle: Handle
-    status: Callable[[], StatusReport]
+    status: Callable[[], Model]
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
@@ -103,7 +105,7 @@ class ControlServer:
             if not line:
                 return
             try:
-                request = decode(line, REQUESTS, limit=CONTROL_LIMIT)
+                request = decode(line, self.requests, limit=CONTROL_LIMIT)
             except BadMessage as error:
                 await self._reply(writer, RequestFailed(code="bad_request", text=str(error)))
                 continue
@@ -135,3 +137,13 @@ class ControlServer:
     async def _reply(writer: asyncio.StreamWriter, reply: Ok | RequestFailed) -> None:
         writer.write(encode(reply) + b"\n")
         await asyncio.wait_for(writer.drain(), WRITE_S)
+
+
+def rows_reply(rows: Sequence[Model]) -> Ok:
+    """Return the reply to a request for a list."""
+    return Ok(data=[row.model_dump(mode="json") for row in rows])
+
+
+def not_found(text: str) -> RequestFailed:
+    """Return the reply to a request that names something unknown."""
+    return RequestFailed(code="not_found", text=text)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Terminal output of ``ppctl --relay``: status, nodes, visits. Does not print."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ppdaemon.clock import tai_iso
+from ppdaemon.configtypes import ranges
+from ppdaemon.ctl.tables import STATE_STYLES, counted
+from ppdaemon.reports import RelayDetectorRow, RelayNodeRow, RelayStatusReport, RelayVisitRow
+from ppdaemon.states import BAD_OUTCOMES, Outcome
+from ppdaemon.terminal import duration, new_table, plain
+
+__all__ = ("nodes_table", "relay_status_view", "relay_visit_view", "relay_visits_table")
+
+_NODE_STYLES = {"ready": "green", "disconnected": "red"}
+
+
+def relay_status_view(report: RelayStatusReport) -> RenderableType:
+    """Show the state of a relay."""
+    head = Text.assemble(
+        ("pprelay ", "bold"),
+        (plain(report.relay), "bold cyan"),
+        "  ",
+        (report.state, STATE_STYLES[report.state]),
+        f"  {plain(report.text)}",
+    )
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _lines(report):
+        grid.add_row(name, value)
+    problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
+    return Group(head, grid, *problems)
+
+
+def _lines(report: RelayStatusReport) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each line below the first one."""
+    up = duration(report.tai - report.started_tai)
+    yield "process", f"{report.pid}, version {plain(report.version)}, up {up}"
+    yield "nodes", counted(sorted(report.nodes.items()))
+    yield "visits", f"{report.open_visits} open, with {report.open_detectors} open detectors"
+    for instrument, numbers in _by_instrument(report).items():
+        oldest = min((row for row in report.waits if row.instrument == instrument), key=lambda r: r.since_tai)
+        yield (
+            "waiting",
+            f"{plain(instrument)} {ranges(numbers)}, since {tai_iso(oldest.since_tai)} TAI"
+            f" ({duration(report.tai - oldest.since_tai)})",
+        )
+    for instrument, detectors in report.unserved.items():
+        yield "not served", f"{plain(instrument)} {ranges(detectors)}"
+    for key, names in report.switched_off.items():
+        if names:
+            yield "switched off", f"{key}: {', '.join(map(plain, names))}"
+    for instrument, suffice in report.spares_suffice.items():
+        answer = "enough for one whole visit" if suffice else "not enough for one whole visit"
+        yield "idle spares", f"{answer} of {plain(instrument)}"
+    size = "" if report.ledger_mb is None else f", {report.ledger_mb:.1f} MB"
+    yield "ledger", f"{plain(report.ledger)}{size}, {report.ledger_backlog} changes to write"
+    if report.reloaded_tai is not None:
+        yield "configuration", f"reloaded {duration(report.tai - report.reloaded_tai)} ago"
+    if any(report.counters.values()):
+        yield "counted", counted(sorted(report.counters.items()))
+
+
+def _by_instrument(report: RelayStatusReport) -> Mapping[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row in report.waits:
+        found.setdefault(row.instrument, []).append(row.detector)
+    return found
+
+
+def nodes_table(rows: Sequence[RelayNodeRow]) -> RenderableType:
+    """Show the nodes of a relay."""
+    if not rows:
+        return Text("no nodes", style="dim")
+    table = new_table("node", "state", "has>", "of>", "last message>", "lost>", "detectors~")
+    for row in rows:
+        state = row.state + (", draining" if row.drained and not row.connected else "")
+        state += ", spare" if row.spare else ""
+        table.add_row(
+            plain(row.node),
+            Text(state, style=_NODE_STYLES.get(row.state, "yellow")),
+            str(row.open),
+            str(row.capacity),
+            "" if row.last_message_s is None else f"{duration(row.last_message_s)} ago",
+            str(row.messages_lost or ""),
+            ", ".join(f"{plain(name)} {ids}" for name, ids in sorted(row.detectors.items())),
+        )
+    return table
+
+
+def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:
+    """Show visits, one line each. Times are TAI."""
+    if not rows:
+        return Text("no visits", style="dim")
+    table = new_table("group", "instrument", "received", "dets>", "open", "outcomes~")
+    for row in rows:
+        canceled = " (canceled)" if row.cancelled else ""
+        bad = any(outcome in BAD_OUTCOMES for outcome in row.outcomes)
+        table.add_row(
+            plain(row.group) + canceled,
+            plain(row.instrument),
+            tai_iso(row.received_tai),
+            str(row.detectors),
+            Text(counted(sorted(row.open.items())), style="yellow" if row.open else "dim"),
+            Text(counted(sorted(row.outcomes.items())), style="red" if bad else "green"),
+        )
+    return table
+
+
+def relay_visit_view(rows: Sequence[RelayDetectorRow]) -> RenderableType:
+    """Show the detectors of the visits of one group; `rows` must not be empty."""
+    table = new_table("det>", "state", "node", "try>", "reason~")
+    for row in rows:
+        style = "yellow" if row.outcome is None else "green" if row.outcome == Outcome.SUCCEEDED else "red"
+        table.add_row(
+            str(row.detector),
+            Text(row.outcome or row.state, style=style),
+            plain(row.node),
+            str(row.attempt),
+            plain(row.reason),
+        )
+    first = rows[0]
+    counts = Counter(row.outcome or row.state for row in rows)
+    received = f"{plain(first.instrument)} {plain(first.group)}, received {tai_iso(first.received_tai)} TAI"
+    return Group(Text(received, style="bold"), Text(counted(sorted(counts.items()))), table)

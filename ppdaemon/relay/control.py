@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Handles the requests of the relay's control socket, and makes its reports.
+
+A report looks at nodes and detectors, not at all visits: those are read from the
+ledger, by another thread.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pydantic
+
+from ppdaemon import __version__, reports
+from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.configtypes import ranges
+from ppdaemon.controlserver import not_found, rows_reply
+from ppdaemon.errors import ConfigError
+from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
+from ppdaemon.relay.config import RelayConfig
+from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.ledger import Ledger
+from ppdaemon.relay.noderegistry import RegisteredNode
+from ppdaemon.relay.routing import NodeOffer, spares_suffice
+from ppdaemon.sqlitefile import BatchWriter, Commit
+from ppdaemon.throttle import Throttle
+from ppdaemon.yamlfile import did_you_mean
+
+__all__ = ("RelayControl",)
+
+MAX_VISITS = 1000
+"""Visits in one answer: some 200,000 rows of the ledger."""
+LONG_WAIT_S = 5.0
+"""A detector that waits longer for a node is a problem; while nodes connect again it is none."""
+
+
+@dataclass(eq=False, kw_only=True)
+class RelayControl:
+    """Handles one request at a time for each client."""
+
+    config: RelayConfig
+    dispatcher: Dispatcher
+    writer: BatchWriter[Ledger]
+    throttle: Throttle
+    clock: Clock
+    reload: Callable[[], Awaitable[None]]
+    """Reads the configuration again and uses it."""
+
+    stopping: bool = field(default=False, init=False)
+    reloaded_tai: float | None = field(default=None, init=False)
+    refused_reload: str = field(default="", init=False)
+    """Why the last reload without a client was refused."""
+
+    def __post_init__(self) -> None:
+        self._started_tai = self.clock.tai()
+        self._ledger = self.config.state_dir / LEDGER_NAME
+
+    async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
+        """Handle one request and return the reply.
+
+        Raises `~ppdaemon.errors.PPDaemonError` if it cannot be done now.
+        """
+        match request:
+            case reports.StatusRequest():
+                return reports.Ok(data=self.report().model_dump(mode="json"))
+            case reports.NodesRequest():
+                return rows_reply(self.nodes())
+            case reports.VisitsRequest(limit=limit):
+                return rows_reply(await asyncio.to_thread(read_visits, self._ledger, min(limit, MAX_VISITS)))
+            case reports.VisitRequest(group=group):
+                rows = await asyncio.to_thread(read_visit, self._ledger, group)
+                return rows_reply(rows) if rows else not_found(f"no visit of group {group!r} in the ledger")
+            case reports.DrainNodeRequest(node=node):
+                return await self._set_drained(node, True)
+            case reports.ResumeNodeRequest(node=node):
+                return await self._set_drained(node, False)
+            case reports.ReloadRequest():
+                try:
+                    await self.reload()
+                except ConfigError as error:
+                    return reports.RequestFailed(code="config", text=str(error))
+                return reports.Ok(data="the configuration is in use")
+            case unexpected:
+                raise AssertionError(unexpected)
+
+    async def _set_drained(self, node: str, drained: bool) -> reports.Ok | reports.RequestFailed:
+        known = [row.node for row in self.nodes()]
+        if node not in known:
+            hint = did_you_mean(node, known)
+            return not_found(f"the relay has had no node {node!r} since its start{hint}")
+        written: asyncio.Future[set[str]] = asyncio.get_running_loop().create_future()
+        # On disk first: a drained node must not get visits again because the relay restarted.
+        self.writer.put(
+            Commit(
+                lambda ledger: ledger.set_drained(node, drained), written.set_result, written.set_exception
+            )
+        )
+        self.dispatcher.set_drained(await asyncio.shield(written), self.clock.mono())
+        return reports.Ok()
+
+    # --- reports ------------------------------------------------------------
+
+    def report(self) -> reports.RelayStatusReport:
+        """Return the state of the relay."""
+        dispatcher, routes = self.dispatcher, self.dispatcher.registry.routes
+        nodes = self.nodes()
+        unserved = {
+            name: missing
+            for name, detectors in self.config.active_detectors.items()
+            if (missing := routes.unserved(name, detectors))
+        }
+        waits = tuple(self._waits())
+        problems = tuple(self._problems(nodes, unserved, waits))
+        off = self.config.switched_off
+        state: Literal["running", "degraded", "stopping"] = "degraded" if problems else "running"
+        if self.stopping:
+            state = "stopping"
+        connected = sum(row.connected for row in nodes)
+        try:
+            ledger_mb = self._ledger.stat().st_size / 1e6
+        except OSError:
+            ledger_mb = None
+        return reports.RelayStatusReport(
+            relay=self.config.name,
+            version=__version__,
+            pid=os.getpid(),
+            state=state,
+            text=f"{connected} nodes, {len(dispatcher)} open visits with {dispatcher.reservations} open"
+            f" detectors, {sum(row.visits for row in waits)} of them wait for a node",
+            started_tai=self._started_tai,
+            tai=self.clock.tai(),
+            nodes=Counter(row.state for row in nodes),
+            open_visits=len(dispatcher),
+            open_detectors=dispatcher.reservations,
+            waits=waits,
+            unserved=unserved,
+            switched_off={
+                "instruments": off.instruments,
+                "surveys": off.surveys,
+                "detectors": tuple(f"{name} {ranges(ids)}" for name, ids in off.detectors.items() if ids),
+            },
+            spares_suffice=self._spares_suffice(),
+            ledger=str(self._ledger),
+            ledger_mb=ledger_mb,
+            ledger_backlog=self.writer.backlog,
+            counters=dict(self.throttle.by_kind),
+            reloaded_tai=self.reloaded_tai,
+            problems=problems,
+        )
+
+    def nodes(self) -> list[reports.RelayNodeRow]:
+        """Return the known nodes, by name."""
+        registry = self.dispatcher.registry
+        connected = {node.offer.node: node for node in registry.nodes}
+        names = {*connected, *registry.departed, *registry.drained, *self.dispatcher.assignments.nodes}
+        return [
+            self._node_row(name, connected.get(name), registry.departed.get(name)) for name in sorted(names)
+        ]
+
+    def _node_row(
+        self, name: str, connected: RegisteredNode | None, departed: RegisteredNode | None
+    ) -> reports.RelayNodeRow:
+        node = connected or departed
+        assignments, drained = self.dispatcher.assignments, name in self.dispatcher.registry.drained
+        state: Literal["ready", "full", "draining", "closed", "disconnected"] = "ready"
+        if connected is None:
+            state = "disconnected"
+        elif drained:
+            state = "draining"
+        elif not connected.offer.capacity:
+            state = "closed"
+        elif assignments.is_full(connected.offer):
+            state = "full"
+        offer = NodeOffer(name, {}, 0) if node is None else node.offer
+        return reports.RelayNodeRow(
+            node=name,
+            state=state,
+            connected=connected is not None,
+            drained=drained,
+            spare=offer.spare,
+            capacity=offer.capacity,
+            open=assignments.load(name),
+            detectors={instrument: ranges(ids) for instrument, ids in offer.detectors.items()},
+            last_message_s=None if node is None else self.clock.mono() - node.last_message_at,
+            messages_lost=0 if node is None else node.sequence.lost,
+        )
+
+    def _waits(self) -> Iterator[reports.RelayWaitRow]:
+        routes = self.dispatcher.registry.routes
+        for instrument, detector, number, oldest in sorted(
+            self.dispatcher.assignments.waiting(), key=lambda wait: wait[:2]
+        ):
+            served = routes.ranking(instrument, detector)
+            yield reports.RelayWaitRow(
+                instrument=instrument,
+                detector=detector,
+                visits=number,
+                oldest_group=oldest.visit.group,
+                since_tai=oldest.received_tai,
+                reason="the nodes that serve it are full or refused it" if served else "no node serves it",
+            )
+
+    def _spares_suffice(self) -> dict[str, bool]:
+        """Return by instrument whether the idle spares can have one whole visit."""
+        registry, assignments = self.dispatcher.registry, self.dispatcher.assignments
+        spares = [
+            node.offer
+            for node in registry.nodes
+            if node.offer.spare and registry.offer_of(node.offer.node) is not None
+        ]
+        free = {offer.node: max(0, offer.capacity - assignments.load(offer.node)) for offer in spares}
+        return {
+            name: spares_suffice(spares, free, name, detectors)
+            for name, detectors in self.config.active_detectors.items()
+            if any(name in offer.detectors for offer in spares)
+        }
+
+    def _problems(
+        self,
+        nodes: Sequence[reports.RelayNodeRow],
+        unserved: dict[str, tuple[int, ...]],
+        waits: Sequence[reports.RelayWaitRow],
+    ) -> Iterator[str]:
+        if self.writer.problem:
+            yield self.writer.problem
+        if self.refused_reload:
+            yield self.refused_reload
+        for row in nodes:
+            if not row.connected and row.open:
+                yield f"node {row.node} is not connected and has {row.open} open visit-detectors"
+        for instrument, detectors in unserved.items():
+            yield f"no node serves {instrument} {ranges(detectors)} now"
+        oldest = min(waits, key=lambda wait: wait.since_tai, default=None)
+        if oldest is not None and self.clock.tai() - oldest.since_tai > LONG_WAIT_S:
+            yield (
+                f"visit {oldest.oldest_group} waits for a node since {tai_iso(oldest.since_tai)} TAI:"
+                f" detector {oldest.detector}, {oldest.reason}"
+            )
