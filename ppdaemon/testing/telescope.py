@@ -156,7 +156,7 @@ class Telescope:
 
     # --- the checks of a test ----------------------------------------------
 
-    def having(self, group: str) -> dict[str, list[VisitRow]]:
+    def journal_rows(self, group: str) -> dict[str, list[VisitRow]]:
         """Return the rows of a visit in all journals, by node; of running nodes."""
         rows = {name: node.visit(group) for name, node in self.nodes.items() if node.running}
         return {name: found for name, found in rows.items() if found}

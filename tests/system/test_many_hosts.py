@@ -102,7 +102,7 @@ class Site(SimpleNamespace):
         ledger = self.ledger(group)
         return [
             (name, row, ledger[row.detector])
-            for name, rows in self.telescope.having(group).items()
+            for name, rows in self.telescope.journal_rows(group).items()
             for row in final_rows(rows)
             if not row.reason.startswith(("withdrawn", "handed back"))
             and (ledger[row.detector]["node"], ledger[row.detector].get("outcome")) != (name, row.outcome)

@@ -42,7 +42,7 @@ def measure_complete_visits(
         observatory.wait(lambda group=group: all(observatory.client.outcomes(group).values()))  # type: ignore[misc]
         if set(observatory.client.outcomes(group).values()) != {Outcome.SUCCEEDED}:
             raise BenchFailed(f"visit {group}: {observatory.client.outcomes(group)}")
-        for rows in telescope.having(group).values():
+        for rows in telescope.journal_rows(group).values():
             crossing_ms += [_crossing_ms(row.stages) for row in rows]
     writes = telescope.writes()
     return {
