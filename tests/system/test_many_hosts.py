@@ -100,7 +100,7 @@ class Site(SimpleNamespace):
         ledger = self.ledger(group)
         return [
             (name, row, ledger[row.detector])
-            for name, rows in self.telescope.having(group).items()
+            for name, rows in self.telescope.journal_rows(group).items()
             for row in final_rows(rows)
             if not row.reason.startswith(("withdrawn", "handed back"))
             and (ledger[row.detector]["node"], ledger[row.detector].get("outcome")) != (name, row.outcome)
@@ -255,7 +255,9 @@ def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_
         site.telescope.wait(lambda: len(site.writes(written)) == len(DETECTORS))
         held = site.announce()
         theirs = [each for each in DETECTORS if site.node_of(held, each) == victim]
-        site.telescope.wait(lambda: len(node.visit(held)) == len(theirs))
+        site.telescope.wait(
+            lambda: len(site.telescope.journal_rows(held).get(victim, ())) == len(theirs), WITHIN_S
+        )
         node.kill()
         site.hosts.isolate(victim)
         site.land(held)
