@@ -37,11 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.meta_path.insert(0, NoLsst())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Extend the time limit of tests that may have to create the demo's central repo."""
+    """Mark tests of the demo's central repo as slow, and extend their time limit: one of them creates it."""
     for item in items:
-        if "demo_central" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
+        if "demo_central" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(DEMO_CENTRAL_S))
 
 
 def pytest_collection_finish() -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -195,6 +196,8 @@ def main(
         raise click.UsageError(reason)
     if nodes is not None and demo:
         raise click.UsageError("--demo runs one daemon only")
+    # As after Ctrl-C: processes are killed, hosts and folders removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     shm = Path("/dev/shm")
     ramdisk = Path(tempfile.mkdtemp(prefix="chaos-", dir=shm if shm.is_dir() else None))

@@ -177,7 +177,7 @@ def process_visit(rigs: MakeRig, kind: str, *, ran_by: str = "", **options: Any)
     return run_worker(*start_worker(rigs, kind, **options), ran_by or kind, **visit)
 
 
-def compare_engines(rigs: MakeRig, engines: Sequence[str] = ENGINES, **visit: Any) -> VisitResult:
+def compare_engines(rigs: MakeRig, engines: Sequence[str], **visit: Any) -> VisitResult:
     """Process a visit with several engines; check that all results are equal, and return one."""
     first, *others = (process_visit(rigs, kind, **visit) for kind in engines)
     for other in others:

@@ -47,8 +47,11 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 RUN = {"packages", "prompt_deployment"}
 
 
-def test_a_visit_with_preprocessing_is_the_same_in_each_engine(rigs: MakeRig) -> None:
-    result = compare_engines(rigs, main="Full", before="Known")
+@COMPARED
+def test_a_visit_with_preprocessing_is_the_same_in_each_engine(
+    rigs: MakeRig, engines: tuple[str, str]
+) -> None:
+    result = compare_engines(rigs, engines, main="Full", before="Known")
     assert (result.outcome, result.reason, result.failed) == (Outcome.SUCCEEDED, "", "")
     assert {"toy_known", "toy_association", "known_config", "toy_schema"} | RUN <= result.types
     assert result.reports[:2] == [Stage.FIRST_TASK, "no return: associate"]

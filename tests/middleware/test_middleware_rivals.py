@@ -125,6 +125,7 @@ def test_uncommitted_outputs_of_a_killed_host_do_not_block_another_host(
     assert_complete(central, [1, 2])
 
 
+@pytest.mark.slow
 @ON_POSTGRES
 def test_the_same_visit_detector_from_two_hosts_at_once_is_registered_once(
     central: Central, spools: list[Path], tmp_path: Path

@@ -114,7 +114,7 @@ def test_an_output_that_cannot_be_written_is_found_at_the_end_and_costs_only_its
     assert "toy_broken" not in types(manifest)
 
 
-@pytest.mark.parametrize("kind", ["separable", "pipetask"])
+@pytest.mark.parametrize("kind", ["separable", pytest.param("pipetask", marks=pytest.mark.slow)])
 def test_an_output_that_cannot_be_written_fails_its_task_with_the_other_engines(
     rigs: MakeRig, kind: str
 ) -> None:

@@ -22,9 +22,10 @@ from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.reports import ArrivalSource
 from ppdaemon.testing.raws import fits_header, publish
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 GROUP = "2026-11-22T03:25:16.951"
-DEADLINE_S = 20.0
+DEADLINE_S = TIMEOUT_S
 HANG_S = 60.0
 """How long a call hangs: a test that ends sooner has not waited for it."""
 CAMERA = load_camera("LSSTCam")

@@ -33,10 +33,10 @@ from ppdaemon.node.processes.generation import TemplateFailed, TemplateProcess, 
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.testing.processes import alive
-from ppdaemon.testing.waiting import wait_until
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.wire import encode
 
-DEADLINE_S = 20.0
+DEADLINE_S = TIMEOUT_S
 
 
 async def until(condition: Callable[[], object], story: object = "") -> None:

@@ -114,7 +114,6 @@ def butler(*words):
     return subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.slow
 def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     # Those of the demonstration, but for alerts only the visit with two snaps.
     kinds = [ALERTING, *(kind for kind in NIGHT if kind.pipeline != ALERTING.pipeline)]
@@ -156,7 +155,6 @@ def test_one_configuration_gives_each_visit_of_a_night_its_pipeline(places):
     assert not list(places.ramdisk.glob("ppdaemon-*"))
 
 
-@pytest.mark.slow
 def test_bad_input_gets_a_clear_answer_and_stops_nothing(places):
     with running(places, 3, "test", detectors=str(DETECTOR), image_timeout_s=8.0):
         telescope = Observatory(places)

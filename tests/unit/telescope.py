@@ -554,7 +554,10 @@ class Telescope:
             last = [
                 entry for entry in node.journal.last_attempts(group) if entry.key.detector == row.detector
             ]
-            if node.name == row.node and last and not is_returned(last[0]):
+            if node.name != row.node or not last or is_returned(last[0]):
+                continue
+            # A later attempt that never reached its node has no row in the journal.
+            if max(last[0].asked, last[0].key.attempt) >= row.attempt:
                 assert last[0].outcome == row.outcome, (group, row, last[0])
         exported = self.exported[group, row.detector]
         if row.outcome is Outcome.SUCCEEDED:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Visits with raws and permanent writes: what permission to write costs relay and worker."""
 
+import time
 from collections.abc import Callable
 
 from benching.results import Scalar, percentile
@@ -18,10 +19,14 @@ PACE_MS = 300
 def measure_complete_visits(
     observatory: Observatory, visits: int, skipped_ms: float, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Send visits one by one; `skipped_ms` is the relay's CPU time for one without a permanent write."""
+    """Send visits one by one; `skipped_ms` is the relay's CPU time for one without a permanent write.
+
+    The difference is an upper limit of what permits cost: more messages have less in common.
+    """
     telescope, detectors = observatory.telescope, range(observatory.detectors)
     crossing_ms: list[float] = []
-    relay_s = observatory.relay_cpu_s()
+    idle = observatory.measure_idle()
+    began, relay_s = time.monotonic(), observatory.relay_cpu_s()
     for number in range(visits):
         progress(f"complete: visit {number} of {visits}")
         group = f"complete{number}"
@@ -30,16 +35,18 @@ def measure_complete_visits(
         telescope.raws.land(group, detectors)
         observatory.wait_for_all(observatory.released, group)
         observatory.wait_until_idle()
-    relay_ms = (observatory.relay_cpu_s() - relay_s) * 1e3 / visits
+    passed_s = time.monotonic() - began
+    relay_ms = (observatory.relay_cpu_s() - relay_s - idle * passed_s) * 1e3 / visits
     for number in range(visits):
         group = f"complete{number}"
         observatory.wait(lambda group=group: all(observatory.client.outcomes(group).values()))  # type: ignore[misc]
         if set(observatory.client.outcomes(group).values()) != {Outcome.SUCCEEDED}:
             raise BenchFailed(f"visit {group}: {observatory.client.outcomes(group)}")
-        for rows in telescope.having(group).values():
+        for rows in telescope.journal_rows(group).values():
             crossing_ms += [_crossing_ms(row.stages) for row in rows]
     writes = telescope.writes()
     return {
+        "relay_idle_cpu_percent": 100 * idle,
         "complete_visits": visits,
         "complete_lost": visits * observatory.detectors - len(writes),
         "complete_doubled": sum(count > 1 for count in writes.values()),

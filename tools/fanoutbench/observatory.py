@@ -22,6 +22,8 @@ CAMERA = "LSSTCam"
 START_S = 300.0
 STEP_S = 60.0
 """Time limit of one visit."""
+IDLE_S = 5.0
+"""Ticks and heartbeats come more often."""
 POLL_S = 0.02
 """The results are the workers' own times: a longer pause takes less from them."""
 MARGIN = 1.4
@@ -101,6 +103,12 @@ class Observatory:
     def relay_cpu_s(self) -> float:
         """Return the CPU time of the relay until now."""
         return _cpu_s(self.relay_pid)
+
+    def measure_idle(self) -> float:
+        """Return the CPU time of the relay in each second in which there is no visit."""
+        before, began = self.relay_cpu_s(), time.monotonic()
+        time.sleep(IDLE_S)
+        return (self.relay_cpu_s() - before) / (time.monotonic() - began)
 
     def nodes_cpu_s(self) -> float:
         """Return the CPU time of all supervisors until now."""

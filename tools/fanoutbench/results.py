@@ -22,7 +22,6 @@ GOALS: Mapping[str, Goal] = {
     "doubled": Goal(0),
     "relay_growth_percent": Goal(5),
     "permit_cpu_percent": Goal(1),
-    "crossing_p50_ms": Goal(5),
     "curve_over_plain": Goal(1.15),
 }
 """By name of the result, for two idle cores."""
