@@ -18,12 +18,17 @@ from ppdaemon.configtypes import (
     ConfigPart,
     ConnectAddress,
     Detectors,
+    GroupId,
     IngestKind,
+    PublicKeyFile,
     Seconds,
+    SecretKeyFile,
     Size,
     SocketPath,
+    UserId,
     VisitGrouping,
     WritableFolder,
+    is_local,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
@@ -41,6 +46,7 @@ from ppdaemon.raws.roots import (
 from ppdaemon.selection import Rule
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name, NextVisit
+from ppdaemon.wire import Model
 from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
 
 HEARTBEATS = 2
@@ -85,11 +91,47 @@ class NodePart(ConfigPart):
     for a day."""
 
 
+class UsersAndGroups(ConfigPart):
+    """Users of this host."""
+
+    users: tuple[UserId, ...] = ()
+    """Names or numbers of users."""
+    groups: tuple[GroupId, ...] = ()
+    """Names or numbers of groups, all members of which are included."""
+
+
+class SecurityConfig(ConfigPart):
+    """Who may connect to this daemon, and its key for connections over a network."""
+
+    key: SecretKeyFile | None = None
+    """File with the secret key of this daemon, made by ``ppctl keygen``. With it, TCP
+    connections are encrypted (CURVE)."""
+    insecure: bool = False
+    """Allow connections between hosts without keys: every host of the network can then
+    announce, end or take over visits."""
+    operators: UsersAndGroups = UsersAndGroups()
+    """Users who may use all commands of the control socket, in addition to root and the
+    user of the daemon."""
+    readers: UsersAndGroups = UsersAndGroups()
+    """Users who may use the commands that change nothing, such as ``ppctl status``, in
+    addition to the members of the daemon's group."""
+
+    @property
+    def socket_mode(self) -> int:
+        """Mode of the control socket. Users without the daemon's group can connect only if all can; the
+        others are refused by their credentials.
+        """
+        return 0o660 if self.operators == self.readers == UsersAndGroups() else 0o666
+
+
 class RelayLink(ConfigPart):
     """The connection to the relay."""
 
     address: ConnectAddress | None = None
     """ZeroMQ address of the relay's node socket; `None` to run without a relay."""
+    server: PublicKeyFile | None = None
+    """File with the public key of the relay, for encrypted connections; `None` if the
+    relay has no key."""
     heartbeat_s: Seconds = 1.0
     """Interval of heartbeats."""
     silence_s: Seconds = 4.0
@@ -104,6 +146,20 @@ class RelayLink(ConfigPart):
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find a time limit that a single late heartbeat would exceed."""
         yield from silence_conflicts(keys)
+
+
+class Publisher(Model):
+    """A publisher of arrival notices: an address, or a mapping of ``address`` and ``server``."""
+
+    address: ConnectAddress
+    """ZeroMQ address of the publisher."""
+    server: PublicKeyFile | None = None
+    """File with the public key of the publisher; null: it has no key."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_address(cls, value: Any) -> Any:
+        return {"address": value} if isinstance(value, str) else value
 
 
 class ArrivalsConfig(ConfigPart):
@@ -126,8 +182,9 @@ class ArrivalsConfig(ConfigPart):
     """Interval of scanning for raws of open visits where inotify does not report them."""
     scan_s: Seconds = 2.0
     """Interval of scanning today's folders for raws that the watch has missed."""
-    subscribe: tuple[ConnectAddress, ...] = ()
-    """Addresses of ZeroMQ publishers of arrival notices."""
+    subscribe: tuple[Publisher, ...] = ()
+    """ZeroMQ publishers of arrival notices. Each is an address, or a mapping of ``address``
+    and ``server``, the file with its public key."""
     remember_s: Seconds = 900.0
     """A raw without an announced visit is kept in memory for this long."""
     sidecar_wait_s: Seconds = 1.0
@@ -466,6 +523,7 @@ class NodeConfig(ConfigPart):
 
     node: NodePart
     relay: RelayLink = RelayLink()
+    security: SecurityConfig = SecurityConfig()
     arrivals: ArrivalsConfig
     workers: WorkersConfig = WorkersConfig()
     butler: ButlerConfig | None = None
@@ -486,6 +544,25 @@ class NodeConfig(ConfigPart):
             yield from _of_instruments(keys, instruments, uses_butler=uses_butler)
         if uses_butler and valid_values(keys, "butler") == (None,):
             yield ("butler",), "missing key, the configured work needs it"
+        if values := valid_values(getattr(keys, "security", None), "key", "insecure"):
+            key, insecure = values
+            for key_path, address, server in _connections(keys):
+                if server is not None and key is None:
+                    yield (*key_path, "server"), "needs security.key, the key of this node"
+                elif server is None and not insecure and not is_local(address):
+                    text = f"{address} is on another host: connections need server and security.key, or "
+                    yield key_path, f"{text}security.insecure: true"
+
+
+def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:
+    """Yield the key path, the address and the public key's file of each connection to another program."""
+    if values := valid_values(getattr(keys, "relay", None), "address", "server"):
+        address, server = values
+        if address is not None:
+            yield ("relay",), address, server
+    for publishers in valid_values(getattr(keys, "arrivals", None), "subscribe"):
+        for number, publisher in enumerate(publishers):
+            yield ("arrivals", "subscribe", number), publisher.address, publisher.server
 
 
 def _of_instruments(

@@ -3,6 +3,9 @@
 base of the parts of a configuration.
 """
 
+import grp
+import ipaddress
+import pwd
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -13,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ppdaemon.keyfiles import read_allow_list, read_key_pair, read_public_key
 from ppdaemon.thishost import host_context
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import KeyPath
@@ -23,13 +27,19 @@ __all__ = (
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
+    "GroupId",
     "IngestKind",
+    "KeyFolder",
+    "PublicKeyFile",
     "SOCKET_PATH_MAX",
     "Seconds",
+    "SecretKeyFile",
     "Size",
     "SocketPath",
+    "UserId",
     "VisitGrouping",
     "WritableFolder",
+    "is_local",
     "valid_values",
     "parse_detector_list",
     "ranges",
@@ -125,12 +135,40 @@ def _connectable(value: str) -> str:
     return value
 
 
+def is_local(address: str) -> bool:
+    """Return whether only this host can connect to an address, or be connected with it."""
+    if not address.startswith("tcp://"):
+        return True
+    # After a semicolon: the part before it is the address of this end.
+    host = address.removeprefix("tcp://").rpartition(";")[2].rpartition(":")[0]
+    try:
+        return host in ("localhost", "lo") or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # another name, or a pattern such as *
+
+
 def _template(value: str) -> str:
     try:
         value.format(instrument="")
     except (LookupError, ValueError, AttributeError):
         raise ValueError(f"{value}: only {{instrument}} is replaced") from None
     return value
+
+
+def _user_id(value: Any) -> Any:
+    """Convert the name of a user to its number."""
+    try:
+        return pwd.getpwnam(value).pw_uid if isinstance(value, str) else value
+    except KeyError:
+        raise ValueError(f"this host has no user {value}") from None
+
+
+def _group_id(value: Any) -> Any:
+    """Convert the name of a group to its number."""
+    try:
+        return grp.getgrnam(value).gr_gid if isinstance(value, str) else value
+    except KeyError:
+        raise ValueError(f"this host has no group {value}") from None
 
 
 def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
@@ -141,6 +179,21 @@ def _socket_path(value: Path, info: pydantic.ValidationInfo) -> Path:
     if (length := len(str(value).encode())) > SOCKET_PATH_MAX:
         raise ValueError(f"{value}: {length} bytes, a unix socket's path has at most {SOCKET_PATH_MAX}")
     return value
+
+
+def _secret_key(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_key_pair)
+
+
+def _public_key(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_public_key)
+
+
+def _key_folder(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_allow_list)
 
 
 def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
@@ -154,9 +207,14 @@ _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(
 Detectors = Annotated[
     tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)
 ]
+UserId = Annotated[int, pydantic.BeforeValidator(_user_id), pydantic.Field(ge=0)]
+GroupId = Annotated[int, pydantic.BeforeValidator(_group_id), pydantic.Field(ge=0)]
 VisitGrouping = Literal["one-to-one", "by-group"]
 IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
+SecretKeyFile = Annotated[Path, pydantic.AfterValidator(_secret_key)]
+PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
+KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[
     str,

@@ -2,22 +2,28 @@
 """The control socket of a daemon: one JSON object per line in, one per line out.
 
 A client that sends invalid requests, sends nothing or does not read its
-replies affects no other client; the number of clients is bounded.
+replies affects no other client; the number of clients is bounded. What a client
+may do depends on its user, which the kernel reports.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+import socket
+import stat
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from ppdaemon.errors import BadMessage, PPDaemonError
-from ppdaemon.reports import CONTROL_LIMIT, Ok, RequestFailed, Watch
+from ppdaemon.config import SecurityConfig
+from ppdaemon.errors import BadMessage, PPDaemonError, StateUnusable
+from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
+from ppdaemon.privatefiles import check_socket_folder
+from ppdaemon.reports import CONTROL_LIMIT, READING, Ok, RequestFailed, Watch
 from ppdaemon.wire import Model, decode, encode
 
 __all__ = ("ControlServer", "not_found", "rows_reply")
@@ -26,6 +32,11 @@ _LOG = logging.getLogger(__name__)
 
 MAX_CLIENTS = 64
 """More would use up the descriptors that the daemon needs for its workers."""
+RESERVED_CLIENTS = 8
+"""More clients that operators may open when the others are all busy, or watch the status."""
+FIRST_REQUEST_S = 2.0
+"""A client that does not send its first request in this time is disconnected: programs send it
+at once."""
 WRITE_S = 5.0
 """A client that does not read a reply for this long is disconnected."""
 SILENCE_S = 300.0
@@ -39,38 +50,55 @@ class ControlServer:
     """Serves the control socket.
 
     ``requests`` are those that this daemon knows; ``handle`` gets a request and
-    returns its reply; ``status`` returns the current status for clients that watch it.
+    returns its reply; ``status`` returns the current status for clients that watch
+    it; ``access`` has the users that may do something.
     """
 
     path: Path
     requests: pydantic.TypeAdapter[Any]
     handle: Handle
     status: Callable[[], Model]
+    access: SecurityConfig = field(default_factory=SecurityConfig)
 
     def __post_init__(self) -> None:
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients = Connections(MAX_CLIENTS, RESERVED_CLIENTS)
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Create the socket, with mode 0660, and listen."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Create the socket and listen. Raises `~ppdaemon.errors.StateUnusable` if there is another
+        file, or if other users could replace the socket.
+        """
+        check_socket_folder(self.path.parent)
         with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(self.path.lstat().st_mode):
+                raise StateUnusable(f"{self.path} exists and is not a socket; move it away")
             self.path.unlink()  # left by the previous run, which has ended: this one holds the state lock
-        # The socket must not be open to all users, not even until a later chmod.
-        before = os.umask(0o117)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CONTROL_LIMIT)
-        finally:
-            os.umask(before)
+            # The kernel gives the mode of the descriptor to the file: it is never open to more users.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(str(self.path))
+            self.set_access(self.access)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=CONTROL_LIMIT)
+        except BaseException:
+            listener.close()
+            raise
+
+    def set_access(self, access: SecurityConfig) -> None:
+        """Use other lists of users, also for clients that are connected."""
+        self.access = access
+        with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+            self.path.chmod(access.socket_mode)
 
     async def stop(self) -> None:
         """Disconnect all clients and remove the socket."""
         if self._server is not None:
             self._server.close()
-        for client in self._clients:
+        clients = self._clients.tasks
+        for client in clients:
             client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.gather(*clients, return_exceptions=True)
         self.path.unlink(missing_ok=True)
 
     def changed(self) -> None:
@@ -80,39 +108,60 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._clients.add(task)
         writer.transport.set_write_buffer_limits(high=0)  # so that drain() waits until all is sent
         try:
-            if len(self._clients) > MAX_CLIENTS:
-                await self._reply(writer, RequestFailed(code="refused", text="too many clients"))
+            peer = PeerCredentials.of(writer.get_extra_info("socket"))
+            if self._clients.admit(task, role_of(peer, self.access)):
+                await self._exchange(reader, writer, peer, task)
             else:
-                await self._exchange(reader, writer)
-        except (ConnectionError, TimeoutError, asyncio.CancelledError):
-            pass  # the client has disconnected, or the daemon is stopping
+                await self._reply(writer, RequestFailed(code="refused", text="too many clients"))
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client has disconnected or had to make room, or the daemon is stopping
         finally:
-            self._clients.discard(task)
+            self._clients.remove(task)
             # Not close(): that waits for a client that does not read.
             writer.transport.abort()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _exchange(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        peer: PeerCredentials,
+        task: asyncio.Task[None],
+    ) -> None:
+        limit_s = FIRST_REQUEST_S
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), SILENCE_S)
+                line = await asyncio.wait_for(reader.readline(), limit_s)
             except ValueError:
                 text = f"a request of more than {CONTROL_LIMIT} bytes"
                 await self._reply(writer, RequestFailed(code="bad_request", text=text))
                 return
             if not line:
                 return
+            limit_s = SILENCE_S
+            self._clients.set_busy(task)
+            # With each request: a reload may have changed it.
+            role = role_of(peer, self.access)
             try:
                 request = decode(line, self.requests, limit=CONTROL_LIMIT)
             except BadMessage as error:
                 await self._reply(writer, RequestFailed(code="bad_request", text=str(error)))
+                if role is Role.STRANGER:
+                    return
+                self._clients.set_idle(task, role)
                 continue
+            if role < (Role.READER if type(request) in READING else Role.OPERATOR):
+                # In a thread: the user database may be on another host.
+                text = await asyncio.to_thread(access_error, peer, role, request.type)
+                _LOG.info("refused a control request: %s", text)
+                await self._reply(writer, RequestFailed(code="denied", text=text))
+                return
             if isinstance(request, Watch):
                 await self._stream(writer)
                 return
             await self._reply(writer, await self._try(request))
+            self._clients.set_idle(task, role)
 
     async def _try(self, request: pydantic.BaseModel) -> Ok | RequestFailed:
         try:

@@ -90,7 +90,7 @@ class _Envelope(Model):
     origin: Name
     """Name of the node or relay that sends it."""
     sent_tai: float
-    sequence: int
+    sequence: Storable
     """Number of the message, counted by the sender for each receiver; 0 if it is not
     counted. A gap means that messages were lost."""
 
@@ -100,9 +100,9 @@ class DetectorsOfVisit(Model):
 
     instrument: Name
     group: Group
-    attempt: int
+    attempt: Storable
     """The relay's number, from the last `ReserveVisit`; retries of the node itself do not change it."""
-    detectors: tuple[int, ...]
+    detectors: tuple[Storable, ...]
 
 
 class HeldDetectors(DetectorsOfVisit):
@@ -119,9 +119,9 @@ class Hello(_Envelope):
     type: Literal["hello"] = "hello"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Random string that differs for each start of the node."""
-    instruments: dict[Name, tuple[int, ...]]
+    instruments: dict[Name, tuple[Storable, ...]]
     """Detectors that the node may process, by instrument."""
-    capacity: Annotated[int, pydantic.Field(ge=0)]
+    capacity: Annotated[Storable, pydantic.Field(ge=0)]
     """Number of visit-detectors that it can have at once; with 0 it gets none."""
     spare: bool = False
     """Whether it only gets what no other node can get."""
@@ -137,8 +137,8 @@ class VisitAccepted(_Envelope):
     type: Literal["ack"] = "ack"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
 
 
 class VisitRefused(_Envelope):
@@ -147,8 +147,8 @@ class VisitRefused(_Envelope):
     type: Literal["nak"] = "nak"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
     reason: str
     final: bool
     """Whether sending it again, to this or another node, is useless."""
@@ -159,11 +159,11 @@ class ResultEntry(Model):
 
     instrument: Name
     group: Group
-    detector: int
-    attempt: int = 1
+    detector: Storable
+    attempt: Storable = 1
     outcome: Outcome
     reason: str = ""
-    asked: int | None = None
+    asked: Storable | None = None
     """The relay's number of the attempt, without retries of the node itself; `None` means `attempt`."""
     returned: bool | None = None
     """Whether this is no outcome: the node has ended it without writing anything permanent, so that
@@ -196,7 +196,7 @@ class Welcome(_Envelope):
     type: Literal["welcome"] = "welcome"
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """Random string that differs for each start of the relay."""
-    epoch: int
+    epoch: Storable
     """Number that grows with each start of the relay."""
 
 
@@ -222,8 +222,8 @@ class ReserveVisit(_Envelope):
 
     type: Literal["visit"] = "visit"
     visit: NextVisit
-    detectors: tuple[int, ...]
-    attempt: int = 1
+    detectors: tuple[Storable, ...]
+    attempt: Storable = 1
     received_tai: float
     """When the relay accepted the visit, TAI seconds since 1970; deadlines are
     counted from here."""
@@ -235,9 +235,9 @@ class CancelVisit(_Envelope):
     type: Literal["cancel"] = "cancel"
     instrument: Name
     group: Group
-    detectors: tuple[int, ...] | None = None
+    detectors: tuple[Storable, ...] | None = None
     """Only these detectors, because another node has them now; `None` means all."""
-    attempt: int | None = None
+    attempt: Storable | None = None
     """Later attempts than this one stay; `None` means all attempts."""
 
 
@@ -245,7 +245,7 @@ class Permitted(_Envelope):
     """The node may write permanently for these detectors: no other node will get them."""
 
     type: Literal["permitted"] = "permitted"
-    epoch: int
+    epoch: Storable
     """Epoch of the relay; a node ignores a lower one than it has received before."""
     incarnation: Annotated[Name, pydantic.Field(alias="life")]
     """The run of the node that has asked."""

@@ -161,6 +161,24 @@ type RelayRequest = Annotated[
 ]
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
 
+READING: frozenset[type[Model]] = frozenset(
+    {StatusRequest, WorkersRequest, VisitsRequest, VisitRequest, LateRequest, NodesRequest, Watch}
+)
+"""Requests that change nothing: readers may send them."""
+OPERATING: frozenset[type[Model]] = frozenset(
+    {
+        RequeueRequest,
+        DrainRequest,
+        ResumeRequest,
+        ReloadRequest,
+        RestartRequest,
+        KillRequest,
+        DrainNodeRequest,
+        ResumeNodeRequest,
+    }
+)
+"""Requests that only operators may send."""
+
 
 class Ok(Model):
     """The request was done; `data` is its answer."""
@@ -173,7 +191,7 @@ class RequestFailed(Model):
     """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
-    code: Literal["bad_request", "not_found", "refused", "config", "internal"]
+    code: Literal["bad_request", "not_found", "denied", "refused", "config", "internal"]
     text: str
 
 

@@ -7,6 +7,7 @@ crash of process and host. A node's journal and a relay's ledger are such files.
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.privatefiles import open_private
 
 __all__ = ("BatchWriter", "Commit", "SqliteFile", "SchemaStep")
 
@@ -72,7 +74,7 @@ class SqliteFile:
                 )
                 self._db = _open(path, program, steps, busy_s)
         except (sqlite3.Error, OSError, _Corrupt) as error:
-            raise StateUnusable(f"{path}: {error}") from error
+            raise StateUnusable(f"{path}: {getattr(error, 'strerror', error)}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -103,6 +105,8 @@ class SqliteFile:
 
 
 def _open(path: Path, program: str, steps: Sequence[SchemaStep], busy_s: float) -> sqlite3.Connection:
+    # SQLite itself would create it with a mode by the umask; its companions get the mode of the file.
+    os.close(open_private(path, os.O_RDWR | os.O_CREAT))
     # autocommit=True: only `transaction` and `_upgrade` begin and end transactions.
     db = sqlite3.connect(path, timeout=busy_s, autocommit=True, check_same_thread=False)
     try:

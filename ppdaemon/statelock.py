@@ -5,6 +5,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from ppdaemon.privatefiles import open_private
+
 __all__ = ("LockHeld", "StateLock")
 
 
@@ -24,7 +26,7 @@ class StateLock:
     """
 
     def __init__(self, path: Path):
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

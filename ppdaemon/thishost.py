@@ -7,12 +7,13 @@ reports with the line of the key.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydantic
 
+from ppdaemon.privatefiles import UnsafePath, check_path
 from ppdaemon.skymaps import SkyMap
 from ppdaemon.yamlfile import did_you_mean
 
@@ -64,12 +65,24 @@ class HostContext:
             self.maps[path] = SkyMap(path).read()
         return self.maps[path]
 
+    def key[T](self, path: Path, read: Callable[[Path], T]) -> Path:
+        """Return the absolute path of a key, or of a folder of keys, that this program can use."""
+        if not path.is_absolute():
+            raise ValueError(f"{path} is relative; write an absolute path")
+        if self.writing:
+            read(path)
+        return path
+
     def folder(self, path: Path) -> Path:
         """Return an absolute folder in which files can be created; it may not exist yet."""
         if not path.is_absolute():
             raise ValueError(f"{path} is relative; write an absolute path")
         if not self.writing:
             return path
+        try:
+            check_path(path)
+        except UnsafePath as error:
+            raise ValueError(str(error)) from None
         # The daemon creates missing folders, so that the nearest existing one counts.
         nearest = nearest_existing(path)
         if not nearest.is_dir():

@@ -15,7 +15,19 @@ EVENTS = (
     | zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+REFUSALS = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the server does not admit this key; add it there",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "only one of the two ends has keys; compare their configuration",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
+        "the server ended the handshake; check that it has keys, and that this end has its public key"
+    ),
+}
+"""What a failed handshake means."""
+
 GRACE_S = 1.0
 """A lost connection that is made again is retried at once: measured below 1 ms, also when the
 peer is absent."""
@@ -30,6 +42,9 @@ class ConnectionMonitor:
     another ``connect`` to the same address. Closes the socket and raises ZMQError if there are too many
     sockets or open files.
     """
+
+    refusal = ""
+    """Why the last handshake failed; blank if it succeeded, or none has ended yet."""
 
     def __init__(self, socket: zmq.asyncio.Socket, mono: Callable[[], float]):
         self._socket = socket
@@ -49,7 +64,17 @@ class ConnectionMonitor:
         """Return whether the connection has ended for good; call it about once a second."""
         # Received only if there is an event: nothing waits here that could be canceled.
         while await self._events.poll(0):
-            event = (await recv_monitor_message(self._events))["event"]
+            event = zmq.Event((await recv_monitor_message(self._events))["event"])
+            if event in REFUSALS:
+                # Without keys such a handshake says nothing about them: the server was just ending.
+                if (
+                    event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                    or self._socket.get(zmq.MECHANISM) == zmq.CURVE
+                ):
+                    self.refusal = REFUSALS[event]
+                continue
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.refusal = ""
             self._disconnected_at = self._mono() if event == zmq.EVENT_DISCONNECTED else None
             self.connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         return self._disconnected_at is not None and self._mono() - self._disconnected_at >= GRACE_S

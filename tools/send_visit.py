@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import submit
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import Accepted
 from ppdaemon.states import ExitCode
@@ -35,6 +36,7 @@ OUTCOMES_S = 600.0
 @click.option(
     "--relay", default="tcp://127.0.0.1:5570", show_default=True, help="Submit socket of the relay."
 )
+@submit.key_options
 @click.option("--cancel", metavar="GROUP", help="Cancel this visit instead of sending one.")
 @click.option("--wait", is_flag=True, help="Wait until each detector has its outcome.")
 @click.option(
@@ -48,6 +50,7 @@ def command(
     wait: bool,
     timeout: float | None,
     as_json: bool,
+    keys: ClientKeys | None,
     **visit_options: Any,
 ) -> None:
     """Send one visit, described by options or by FILE, JSON with SAL names.
@@ -69,7 +72,7 @@ def command(
     answer_s = timeout or submit.ANSWER_S
     if wait:
         answer_s = min(answer_s, submit.ANSWER_S)
-    with submit.VisitSubmitter(relay, answer_s) as client:
+    with submit.VisitSubmitter(relay, answer_s, keys) as client:
         answer = client.ask(fields)
         followed = wait and answer.status in ("accepted", "duplicate")
         if not as_json:

@@ -12,7 +12,7 @@ import click
 import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter
+from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter, key_options
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
 from ppdaemon.demo.geometry import CAMERA_NAME
@@ -287,6 +287,7 @@ FAULTS = combined_options(
 @FILES
 @MESSAGES
 @FAULTS
+@key_options
 def main(**options: Any) -> None:
     """Write raws as a camera would, at a cadence, with faults on request.
 
@@ -390,7 +391,9 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
     )
     options["raw_root"].mkdir(parents=True, exist_ok=True)
     if options["relay"]:
-        relay = stack.enter_context(VisitSubmitter(options["relay"], options["relay_timeout"]))
+        relay = stack.enter_context(
+            VisitSubmitter(options["relay"], options["relay_timeout"], options["keys"])
+        )
     if options["notices"]:
         kind = NoticeKind(options["notice_kind"])
         notices = stack.enter_context(NoticeSender(options["notices"], kind, bind=options["notices_bind"]))

@@ -123,6 +123,12 @@ KINDS = {
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",
     "SocketPath": "path",
+    "SecretKeyFile": "file that only its owner can read",
+    "PublicKeyFile": "file",
+    "KeyFolder": "folder",
+    "Publisher": "address or mapping",
+    "UserId": "name or number",
+    "GroupId": "name or number",
     "Name": "text",
     "Path": "path",
     "str": "text",
@@ -193,8 +199,10 @@ def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
 
 def _fields_in_source(model: type[pydantic.BaseModel]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the docstring under each field, and its annotation as it is written."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     documents, annotations = {}, {}
+    if (base := model.__base__) is not None and base.model_fields:
+        documents, annotations = _fields_in_source(base)
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign):
             annotations[node.target.id] = ast.unparse(node.annotation)

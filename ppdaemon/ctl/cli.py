@@ -8,6 +8,7 @@ follows LSB. No answer of a daemon makes it print a traceback.
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +26,9 @@ from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.curve import new_key_pair
+from ppdaemon.errors import PPDaemonError, StateUnusable
+from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.reports import (
     RELAY_SOCKET,
@@ -51,6 +54,19 @@ RELAY_STATE = Path("/var/lib/ppdaemon/relay")
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
+
+KEY_FOLDER = Path("/etc/ppdaemon/keys")
+KEYGEN_TEXT = """\
+wrote {secret} (secret: keep it on this host; its program must run as this user)
+wrote {public} (public: copy it to the other end)
+
+a relay:      security.key of pprelay.yaml is {secret};
+              copy {name}.key to each node (relay.server) and each client (--server)
+a node:       security.key of ppdaemon.yaml is {secret}; the name of the node is {name};
+              copy {name}.key into the folder security.nodes of the relay
+a client:     send_visit.py --key {secret} --server RELAY.key;
+              copy {name}.key into the folder security.submit of the relay
+After a change in these folders: systemctl reload pprelay"""
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -399,6 +415,34 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
         console = terminal_console()
         for each in build_timelines(rows):
             console.print(tables.timeline_view(each, min(console.width, 160)))
+
+
+@_ppctl.command()
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=KEY_FOLDER,
+    show_default=True,
+    help="Folder for the two files; created if it does not exist.",
+)
+def keygen(name: str, folder: Path) -> None:
+    """Make the keys of one program for encrypted connections.
+
+    NAME is node.name of a node, or any other name of a relay, a publisher or a
+    client. Writes NAME.key_secret, which stays on this host and must belong to the
+    user of the program, and NAME.key, which is copied to the other end. Existing
+    files are not overwritten.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise click.UsageError(f"{name!r}: use letters, digits, dots, hyphens and underscores only")
+    try:
+        if not folder.exists():
+            folder.mkdir(0o700, parents=True)
+        secret, public = write_key_pair(folder.resolve(), name, new_key_pair())
+    except OSError as error:
+        raise StateUnusable(f"{error.filename}: {error.strerror}; nothing was overwritten") from None
+    click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
 
 @_ppctl.command(

@@ -36,7 +36,7 @@ class NotRunning(Unavailable):
 
 
 class Denied(PPDaemonError):
-    """This user may not connect: a member of the socket's group may."""
+    """This user may not do this: an operator may, or allow it in ``security`` of the configuration."""
 
     exit_code = ExitCode.PERMISSION
 
@@ -139,7 +139,7 @@ class ControlClient:
         NotRunning
             Raised if the socket does not exist, or no process listens on it.
         Denied
-            Raised if this user may not connect.
+            Raised if this user may not connect, or not use this command.
         ppdaemon.errors.Unavailable
             Raised if no valid answer arrives within the time limit.
         ppdaemon.errors.Refused
@@ -172,7 +172,10 @@ class ControlClient:
                     f"{self._path}: no daemon listens here ({error.strerror}); is {self.program} running?"
                 )
             case PermissionError():
-                return Denied(f"{self._path}: permission denied; members of the socket's group may connect")
+                return Denied(
+                    f"{self._path}: permission denied; ask an operator to add this user to security.readers "
+                    "or security.operators of the daemon's configuration"
+                )
             case EOFError() | ConnectionError():
                 return Unavailable(f"{self._path}: the daemon has closed the connection")
             case BadMessage():
@@ -374,6 +377,8 @@ def _data(line: bytes) -> Any:
     match reply.code:
         case "not_found":
             raise NotFound(reply.text)
+        case "denied":
+            raise Denied(reply.text)
         case "refused":
             raise Refused(reply.text)
         case "config":

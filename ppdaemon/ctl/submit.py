@@ -5,13 +5,16 @@ Covers making a next_visit, sending it, and waiting until each detector has an
 outcome. Does not check the fields of an event: the relay does.
 """
 
+import functools
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, cast
 
+import click
 import pydantic
 import rich.markup
 import rich.progress
@@ -21,7 +24,9 @@ from rich.console import Console
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.configtypes import ranges
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import CoordinateSystem, RotationSystem
@@ -30,6 +35,7 @@ from ppdaemon.wire import decode
 __all__ = (
     "ANSWER_S",
     "VisitSubmitter",
+    "key_options",
     "exit_code",
     "follow",
     "make_event",
@@ -48,6 +54,34 @@ LEAD_S = 30.0
 """Default time from the announcement to the expected start."""
 
 ACCEPTED = pydantic.TypeAdapter(Accepted)
+
+
+def key_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the option ``keys`` to a command: those of an encrypted connection, or `None`."""
+
+    @click.option(
+        "--key",
+        envvar="PPDAEMON_KEY",
+        type=click.Path(path_type=Path),
+        help="File with the secret key of this client (ppctl keygen).  [env: PPDAEMON_KEY]",
+    )
+    @click.option(
+        "--server",
+        envvar="PPDAEMON_SERVER",
+        type=click.Path(path_type=Path),
+        help="File with the public key of the relay.  [env: PPDAEMON_SERVER]",
+    )
+    @functools.wraps(command)
+    def with_keys(*args: Any, key: Path | None, server: Path | None, **options: Any) -> Any:
+        if (key is None) != (server is None):
+            raise click.UsageError("--key and --server belong together")
+        try:
+            keys = ClientKeys.read(key, server)
+        except UnusableKey as error:
+            raise click.UsageError(str(error)) from None
+        return command(*args, keys=keys, **options)
+
+    return cast("F", with_keys)
 
 
 def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
@@ -78,11 +112,13 @@ def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
 class VisitSubmitter:
     """A connection to a relay's submit socket; use as a context manager.
 
-    Raises `~ppdaemon.errors.Unavailable` if the address is not valid, or too many files are open.
+    With `keys` the connection is encrypted. Raises `~ppdaemon.errors.Unavailable` if the address is
+    not valid, or too many files are open.
     """
 
-    def __init__(self, address: str, timeout_s: float = ANSWER_S):
+    def __init__(self, address: str, timeout_s: float = ANSWER_S, keys: ClientKeys | None = None):
         self._address = address
+        self._keys = keys
         self._timeout_s = timeout_s
         self._context = zmq.Context()
         try:
@@ -106,6 +142,8 @@ class VisitSubmitter:
         # answer is not taken for the answer to the second request.
         socket.set(zmq.REQ_RELAXED, 1)
         socket.set(zmq.REQ_CORRELATE, 1)
+        if self._keys is not None:
+            self._keys.apply(socket)
         socket.sndtimeo = socket.rcvtimeo = max(1, round(self._timeout_s * 1000))
         socket.connect(address)
         return socket
@@ -120,9 +158,9 @@ class VisitSubmitter:
             self._socket.send(json.dumps(fields).encode())
             data = self._socket.recv()
         except zmq.Again:
-            raise Unavailable(
-                f"no answer from {self._address} in {self._timeout_s:g} s: check address and pprelay"
-            ) from None
+            keys = "the keys" if self._keys else "whether it needs keys (--key, --server)"
+            text = f"no answer from {self._address} in {self._timeout_s:g} s: check address and pprelay"
+            raise Unavailable(f"{text}, and {keys}") from None
         try:
             return decode(data, ACCEPTED, limit=NODE_LIMIT)
         except BadMessage as error:

@@ -58,6 +58,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     Raises `~ppdaemon.errors.PPDaemonError` with the reason if it does not
     finish.
     """
+    output = output.resolve()  # programs follow no links to their folders
     output.mkdir(parents=True, exist_ok=True)
     for old in ("report.json", "alerts.png", "timeline.png"):
         (output / old).unlink(missing_ok=True)
@@ -66,8 +67,8 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     scratch.mkdir()
     shm = Path("/dev/shm")
     # Not below the output: sockets are here, and their paths must be short.
-    ramdisk = Path(tempfile.mkdtemp(prefix="ppdemo-", dir=shm if shm.is_dir() else None))
-    paths = DemoPaths(scratch.absolute(), ramdisk)
+    ramdisk = Path(tempfile.mkdtemp(prefix="ppdemo-", dir=shm if shm.is_dir() else None)).resolve()
+    paths = DemoPaths(scratch, ramdisk)
     try:
         return _run_demo(paths, output, console, workers)
     finally:

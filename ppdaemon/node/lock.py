@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
+from ppdaemon.privatefiles import make_folder, write_private
 from ppdaemon.processes import processes_with_variable
 from ppdaemon.statelock import LockHeld, StateLock
 
@@ -45,18 +46,19 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     """Create the folders of a node, lock them, delete the previous run's repos.
 
     Raises `~ppdaemon.errors.StateUnusable` if a daemon with these folders is
-    running, or if they cannot be created.
+    running, or if they cannot be created, and `~ppdaemon.privatefiles.UnsafePath`
+    if other users could change them.
     """
     try:
         for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         lock = StateLock(folders.lock)
         try:
             removed, unknown = _clear(folders)
             # Before the folders: after a crash they are recognized by the marker.
-            folders.marker.write_text(json.dumps({"life": incarnation, "pid": os.getpid()}))
+            write_private(folders.marker, json.dumps({"life": incarnation, "pid": os.getpid()}))
             for folder in (folders.slots, folders.cache, folders.runs):
-                folder.mkdir(exist_ok=True)
+                make_folder(folder)
         except BaseException:
             lock.close()
             raise
@@ -110,7 +112,9 @@ def _remove_ramdisk_files(folders: NodeFolders) -> int:
         folders.canaries,
         *folders.ramdisk.glob("template-*"),
     ):
-        if folder.exists():
+        if folder.is_symlink():
+            folder.unlink()  # what is behind it is not the daemon's
+        elif folder.exists():
             shutil.rmtree(folder)
     for settings in folders.ramdisk.glob("config-*.json"):
         settings.unlink()

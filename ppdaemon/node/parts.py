@@ -16,8 +16,10 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.controlserver import ControlServer
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
+from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.handler import RequestHandler
@@ -121,6 +123,7 @@ class NodeParts:
             count,
             self.visits.open.held,
             config.node.spare,
+            ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None
         if config.arrivals.remote:
@@ -135,6 +138,7 @@ class NodeParts:
             self.visits.open.expected,
             folders.canaries,
             self.reader,
+            config.security.key,
         )
         self.offer = CapacityOffer(
             config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
@@ -176,7 +180,9 @@ class NodeParts:
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
-        self.control = ControlServer(config.node.control, REQUESTS, handler.handle, self.status.report)
+        self.control = ControlServer(
+            config.node.control, REQUESTS, handler.handle, self.status.report, config.security
+        )
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(
             self.scheduler,
@@ -251,6 +257,12 @@ class NodeParts:
         """Switch to a configuration whose zygote is ready."""
         log.set_up(config.log.level, config.log.format, node=config.node.name)
         self.visits.config = self.status.config = config
+        self.control.set_access(config.security)
+        try:
+            # Two small files, which the reload has read a moment ago in a thread.
+            self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
+        except UnusableKey as error:
+            _LOG.error("the old keys stay in use: %s", error)
         self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)

@@ -4,11 +4,12 @@
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,12 @@ import zmq.asyncio
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
+from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import PPDaemonError
+from ppdaemon.keyfiles import read_key_pair
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.config import RelayConfig, load_relay
+from ppdaemon.relay.config import RelayConfig, RelaySecurity, load_relay
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.relay import Relay, RelaySockets
 from ppdaemon.states import ExitCode
@@ -53,8 +56,17 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
     log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
-    read_config = partial(load_relay, path, environment)
-    asyncio.run(_serve(config, read_config, Notifier(environment.get("NOTIFY_SOCKET"))))
+    _allow_many_connections()
+    notifier = Notifier(environment.get("NOTIFY_SOCKET"))
+    asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as allowed: silent connections, which are closed after
+    the time of a handshake, must not use up all of them. Nothing here calls select().
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], notifier: Notifier) -> None:
@@ -67,8 +79,10 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
     with (
         closing(lock_state(config.state_dir)),
         zmq.asyncio.Context() as context,
-        closing(link.bind_submit(context, config.submit)) as submit,
-        closing(link.bind_nodes(context, config.nodes)) as nodes,
+        # Before the sockets are bound: until it runs, nobody is admitted.
+        _gatekeeper(context, config.security) as gatekeeper,
+        closing(link.bind_submit(context, config.submit, gatekeeper)) as submit,
+        closing(link.bind_nodes(context, config.nodes, gatekeeper)) as nodes,
     ):
         relay = Relay(
             config,
@@ -77,10 +91,19 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
             clock=clock,
             notifier=notifier,
             incarnation=secrets.token_hex(8),
+            gatekeeper=gatekeeper,
             read_config=read_config,
         )
         await relay.run()
     _LOG.info("stopped")
+
+
+def _gatekeeper(
+    context: zmq.asyncio.Context, security: RelaySecurity
+) -> AbstractContextManager[Gatekeeper | None]:
+    if security.key is None:
+        return nullcontext()
+    return Gatekeeper(context, read_key_pair(security.key), security.read_allow_lists())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

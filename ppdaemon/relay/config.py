@@ -12,24 +12,27 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, silence_conflicts
+from ppdaemon.config import LogConfig, SecurityConfig, silence_conflicts
 from ppdaemon.configtypes import (
     SOCKET_PATH_MAX,
     Address,
     ConfigPart,
     Detectors,
+    KeyFolder,
     Seconds,
     SocketPath,
     WritableFolder,
+    is_local,
     ranges,
     valid_values,
 )
+from ppdaemon.keyfiles import read_allow_list
 from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
 
-__all__ = ("RelayConfig", "RelayInstrument", "SwitchedOff", "load_relay", "needs_restart")
+__all__ = ("RelayConfig", "RelayInstrument", "RelaySecurity", "SwitchedOff", "load_relay", "needs_restart")
 
 FIXED_KEYS = ("name", "submit", "nodes", "control", "state_dir", "heartbeat_s", "silence_s", "resend_s")
 """Sockets and folder are opened once, at the start, and the times are agreed with the nodes."""
@@ -72,6 +75,20 @@ class SwitchedOff(ConfigPart):
     """Detectors that get no reservation, by instrument, such as ``LSSTCam: 94,120-128``."""
 
 
+class RelaySecurity(SecurityConfig):
+    """Who may connect to this relay, and its key. With a key, both folders must be set."""
+
+    submit: KeyFolder | None = None
+    """Folder with the public keys (``NAME.key``) of those who may announce visits."""
+    nodes: KeyFolder | None = None
+    """Folder with the public keys of the nodes; the name of a file is the name of its node."""
+
+    def read_allow_lists(self) -> dict[str, Mapping[str, str]]:
+        """Return the names of the admitted keys, by socket; raises `~ppdaemon.keyfiles.UnusableKey`."""
+        folders = {"submit": self.submit, "nodes": self.nodes}
+        return {name: read_allow_list(folder) for name, folder in folders.items() if folder is not None}
+
+
 class RelayConfig(ConfigPart):
     """The whole configuration of ``pprelay``."""
 
@@ -105,14 +122,26 @@ class RelayConfig(ConfigPart):
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Seconds = 30.0
     """Days that the ledger keeps visits of which all detectors have an outcome."""
+    security: RelaySecurity = RelaySecurity()
     log: LogConfig = LogConfig()
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find a time limit that a single late heartbeat would exceed, and one address for two sockets."""
+        """Find a time limit that a single late heartbeat would exceed, one address for two sockets, and
+        sockets without keys that other hosts can reach.
+        """
         yield from silence_conflicts(keys)
         if (times := valid_values(keys, "silence_s", "give_up_s")) and times[1] < times[0]:
             yield ("give_up_s",), f"{times[1]:g} is below silence_s, {times[0]:g}"
+        if values := valid_values(getattr(keys, "security", None), "key", "insecure", "submit", "nodes"):
+            key, insecure, *folders = values
+            for name, folder in zip(("submit", "nodes"), folders, strict=True):
+                for address in valid_values(keys, name):
+                    if key is None and not insecure and not is_local(address):
+                        text = f"other hosts can connect to {address}: it needs security.key, or "
+                        yield (name,), f"{text}security.insecure: true"
+                if key is not None and folder is None:
+                    yield ("security", name), "missing key, the folder with the public keys that may connect"
         values = valid_values(keys, "submit", "nodes")
         # With * or 0 the system chooses two ports.
         if values and values[0] == values[1] and not values[0].endswith((":*", ":0")):
@@ -161,7 +190,8 @@ class RelayConfig(ConfigPart):
 
 def needs_restart(old: RelayConfig, new: RelayConfig) -> list[str]:
     """Return the keys that differ and cannot change while the relay runs."""
-    return [key for key in FIXED_KEYS if getattr(old, key) != getattr(new, key)]
+    keys = [key for key in FIXED_KEYS if getattr(old, key) != getattr(new, key)]
+    return keys + ["security.key"] * (old.security.key != new.security.key)
 
 
 def load_relay(path: Path, environment: Mapping[str, str]) -> RelayConfig:

@@ -15,6 +15,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import DetectorOutcome
+from ppdaemon.privatefiles import make_folder
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
 from ppdaemon.sqlitefile import SchemaStep, SqliteFile
@@ -124,11 +125,11 @@ def lock_state(folder: Path) -> StateLock:
     """Create the state directory and lock it against a second relay.
 
     Raises `~ppdaemon.errors.Refused` if another relay uses it, and
-    `~ppdaemon.errors.StateUnusable` if it cannot be created.
+    `~ppdaemon.errors.StateUnusable` if it cannot be created, or if other users could change it.
     """
     path = folder / "lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return StateLock(path)
     except LockHeld as error:
         pid = error.holder or "unknown"

@@ -3,15 +3,18 @@
 
 import errno
 import logging
+import os
 from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
+from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import (
     NODE_LIMIT,
@@ -28,6 +31,7 @@ from ppdaemon.messages import (
     SendHello,
     Welcome,
 )
+from ppdaemon.privatefiles import check_socket_folder
 from ppdaemon.relay.orders import (
     ConfirmResults,
     Permit,
@@ -43,9 +47,12 @@ from ppdaemon.relay.orders import (
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import encode
 
-__all__ = ("CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
+__all__ = ("NODES", "SUBMIT", "CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
 
 _LOG = logging.getLogger(__name__)
+
+SUBMIT, NODES = "submit", "nodes"
+"""The sockets, by their keys in the configuration; also the domains of their allow-lists."""
 
 COMMON_OPTIONS = {
     # Milliseconds that a closed socket may still send. Short, so that a stop takes
@@ -53,9 +60,10 @@ COMMON_OPTIONS = {
     zmq.LINGER: 100,
     # The default is 30 s, in which each half-open connection of a port scanner
     # would use resources.
-    zmq.HANDSHAKE_IVL: 5000,
-    # A peer that connects again with the same identity replaces its old connection.
-    zmq.ROUTER_HANDOVER: 1,
+    zmq.HANDSHAKE_IVL: 3000,
+    # Connections that may wait for the I/O thread, such as of all nodes after a restart; the default
+    # is 100.
+    zmq.BACKLOG: 1024,
     # Closes connections whose other end has disappeared (host down, cable), and
     # drops their queues.
     zmq.HEARTBEAT_IVL: 5000,
@@ -69,6 +77,8 @@ SUBMIT_OPTIONS = COMMON_OPTIONS | {
     # Messages per client; more wait at the sender.
     zmq.RCVHWM: 500,
     zmq.SNDHWM: 500,
+    # A client that connects again with the same identity replaces its old connection.
+    zmq.ROUTER_HANDOVER: 1,
     # A client that disconnects before its answer is not an error.
     zmq.ROUTER_MANDATORY: 0,
 }
@@ -77,6 +87,8 @@ NODE_OPTIONS = COMMON_OPTIONS | {
     zmq.MAXMSGSIZE: NODE_LIMIT,
     zmq.RCVHWM: 1000,
     zmq.SNDHWM: 1000,
+    # No node can take over the connection of another by using its identity; ours have none.
+    zmq.ROUTER_HANDOVER: 0,
     # Sending to a closed connection raises an error instead of losing the message.
     zmq.ROUTER_MANDATORY: 1,
 }
@@ -104,28 +116,44 @@ class CannotBind(PPDaemonError):
 
 
 def _bind(
-    context: zmq.asyncio.Context, key: str, address: str, options: Mapping[zmq.SocketOption, int]
+    context: zmq.asyncio.Context,
+    key: str,
+    address: str,
+    options: Mapping[zmq.SocketOption, int],
+    gatekeeper: Gatekeeper | None,
 ) -> zmq.asyncio.Socket:
     socket = context.socket(zmq.ROUTER)
     for option, value in options.items():
         socket.setsockopt(option, value)
+    if gatekeeper is not None:
+        gatekeeper.apply(socket, key)
+    if address.startswith("ipc:///"):
+        check_socket_folder(Path(address.removeprefix("ipc://")).parent)
+    # The file of an ipc socket gets its mode from here: for other users of the host there are keys.
+    before = os.umask(0o177)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close(linger=0)
         raise CannotBind(key, address, error) from None
+    finally:
+        os.umask(before)
     _LOG.info("listening", extra={"socket": key, "address": socket.getsockopt_string(zmq.LAST_ENDPOINT)})
     return socket
 
 
-def bind_submit(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+def bind_submit(
+    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
+) -> zmq.asyncio.Socket:
     """Open the submit socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, "submit", address, SUBMIT_OPTIONS)
+    return _bind(context, SUBMIT, address, SUBMIT_OPTIONS, gatekeeper)
 
 
-def bind_nodes(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:
+def bind_nodes(
+    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
+) -> zmq.asyncio.Socket:
     """Open the node socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, "nodes", address, NODE_OPTIONS)
+    return _bind(context, NODES, address, NODE_OPTIONS, gatekeeper)
 
 
 def _send(socket: zmq.asyncio.Socket, frames: Sequence[bytes]) -> zmq.ZMQError | None:

@@ -9,7 +9,7 @@ Clients are served by `ppdaemon.relay.submitserver`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,9 @@ import zmq.asyncio
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
+from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
-from ppdaemon.messages import NODE_LIMIT, FromNode
+from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, needs_restart
@@ -27,7 +28,7 @@ from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
-from ppdaemon.relay.orders import CloseVisit, Effects, Send, SendHeartbeat, SetOutcome
+from ppdaemon.relay.orders import CloseVisit, Effects, RefuseHello, Send, SendHeartbeat, SetOutcome
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
@@ -82,8 +83,10 @@ class Relay:
         notifier: Notifier,
         incarnation: str,
         read_config: Callable[[], RelayConfig],
+        gatekeeper: Gatekeeper | None = None,
     ):
         self._config = config
+        self._gatekeeper = gatekeeper
         self._read_config = read_config
         self._sockets = sockets
         self._clock = clock
@@ -116,7 +119,7 @@ class Relay:
             reload=self._reload,
         )
         self._control_server = ControlServer(
-            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report
+            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report, config.security
         )
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
@@ -150,8 +153,10 @@ class Relay:
     async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
-            self._read(self._sockets.submit, self._submit_server.serve),
-            self._read(self._sockets.nodes, self._on_node_message),
+            self._read(
+                self._sockets.submit, link.SUBMIT, lambda frames, _: self._submit_server.serve(frames)
+            ),
+            self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
             self._reload_on_request(),
         ]
@@ -167,12 +172,30 @@ class Relay:
 
     # --- sources of events ----------------------------------------------------
 
-    async def _read(self, socket: zmq.asyncio.Socket, handle: Callable[[list[bytes]], None]) -> None:
+    async def _read(
+        self, socket: zmq.asyncio.Socket, domain: str, handle: Callable[[list[bytes], str | None], None]
+    ) -> None:
+        """Pass on the messages of a socket with the name that belongs to the sender's key, if there are
+        keys.
+        """
         while True:
             # Read only while the ledger keeps up, so that messages wait in the sockets,
             # which have limits, and not in memory.
             await self._writer.wait_for_room()
-            await self._events.put(partial(handle, await socket.recv_multipart()))
+            if self._gatekeeper is None:
+                await self._events.put(partial(handle, await socket.recv_multipart(), None))
+                continue
+            # Only a frame has the key of the connection.
+            received = await socket.recv_multipart(copy=False)
+            sender = self._gatekeeper.sender(domain, received[-1])
+            if sender is not None:
+                await self._events.put(partial(handle, [frame.bytes for frame in received], sender))
+                continue
+            if self._throttle.passes(f"{domain} revoked"):
+                _LOG.warning(
+                    "ignored a message: its sender's key is no longer in the folder security.%s", domain
+                )
+            await asyncio.sleep(0)  # a flood of such messages must not stop the others
 
     async def _tick(self) -> None:
         while True:
@@ -191,19 +214,35 @@ class Relay:
                 self._control.refused_reload = "reload refused: " + "; ".join(str(error).splitlines())
 
     async def _reload(self) -> None:
-        """Read the configuration file and use it.
+        """Read the configuration file and the folders of public keys, and use them.
 
-        Raises `~ppdaemon.errors.ConfigError` if it has errors, and `~ppdaemon.errors.Refused`
-        if it changes what cannot change while the relay runs.
+        Raises `~ppdaemon.errors.ConfigError` if the file has errors, `~ppdaemon.errors.Refused`
+        if it changes what cannot change while the relay runs, and
+        `~ppdaemon.keyfiles.UnusableKey`.
         """
         config = await asyncio.to_thread(self._read_config)
         if keys := needs_restart(self._config, config):
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
+        allowed = await asyncio.to_thread(config.security.read_allow_lists)
+        self._control_server.set_access(config.security)
+        self._admit(allowed)
         log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
         self._config = self._control.config = self._submit_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
         _LOG.info("configuration reloaded")
+
+    def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
+        """Admit these keys from now on, by socket; disconnect the nodes of all others."""
+        if self._gatekeeper is None:
+            return
+        for domain, names in allowed.items():
+            revoked = self._gatekeeper.replace(domain, names)
+            _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
+            if revoked:
+                _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
+            if domain == link.NODES:
+                self._disconnect_nodes(revoked)
 
     # --- the pump ---------------------------------------------------------------
 
@@ -290,11 +329,22 @@ class Relay:
 
     # --- nodes ----------------------------------------------------------------------
 
-    def _on_node_message(self, frames: list[bytes]) -> None:
+    def _disconnect_nodes(self, names: Iterable[str]) -> None:
+        registry = self._dispatcher.registry
+        for name in names:
+            if name in registry:
+                self._dispatcher.disconnect(registry.peer_of(name), self._clock.mono())
+
+    def _on_node_message(self, frames: list[bytes], sender: str | None) -> None:
         try:
             if len(frames) != 2:
                 raise BadMessage(f"{len(frames) - 1} frames, expected one", "frames")
             message = decode(frames[1], FromNode, limit=NODE_LIMIT)
+            if sender is not None and message.origin != sender:
+                reason = f"the key is that of node {sender}, not of {message.origin[:80]}"
+                if isinstance(message, Hello):
+                    self._send([RefuseHello(frames[0], "taken", reason)])
+                raise BadMessage(reason, "origin")
         except BadMessage as error:
             if self._throttle.passes(f"node {error.kind}"):
                 total = self._throttle.by_kind[f"node {error.kind}"]

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.curve import ClientKeys
 from ppdaemon.messages import (
     NODE_LIMIT,
     CancelVisit,
@@ -56,12 +57,18 @@ class ClientSockets:
     def __exit__(self, *_: object) -> None:
         self._context.destroy(linger=0)
 
-    def connect(self, kind: zmq.SocketType, address: str) -> zmq.Socket[bytes]:
-        """Return a connected socket; receiving waits ``TIMEOUT_S`` at most."""
+    def connect(
+        self, kind: zmq.SocketType, address: str, keys: ClientKeys | None = None
+    ) -> zmq.Socket[bytes]:
+        """Return a connected socket, encrypted if there are keys; receiving waits ``TIMEOUT_S`` at
+        most.
+        """
         made = self._context.socket(kind)
         self._made.append(made)  # a socket that is collected before it is closed causes a warning
         made.rcvtimeo = round(TIMEOUT_S * 1000)
         made.set(zmq.RECONNECT_IVL, 20)
+        if keys is not None:
+            keys.apply(made)
         made.connect(address)
         return made
 
@@ -336,6 +343,8 @@ class PlayedNode(_LinkEnd):
         Visit-detectors that it offers to have at once; by default it is never full.
     spare : `bool`, optional
         Whether it offers to take only what no other node can.
+    keys : `~ppdaemon.curve.ClientKeys`, optional
+        Those of an encrypted connection.
 
     Attributes
     ----------
@@ -354,13 +363,14 @@ class PlayedNode(_LinkEnd):
         instrument: str = "DemoCam",
         capacity: int = 10_000,
         spare: bool = False,
+        keys: ClientKeys | None = None,
     ):
         super().__init__(name)
         self.received: list[Any] = []
         self._incarnation = incarnation
         self._offered = {instrument: tuple(detectors)}
         self._capacity, self._spare = capacity, spare
-        self._socket = sockets.connect(zmq.DEALER, address)
+        self._socket = sockets.connect(zmq.DEALER, address, keys)
         self.hello()
 
     def send(self, kind: type[Any], **fields: Any) -> None:

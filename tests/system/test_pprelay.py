@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir)
         found = run(*relay.command())
         assert found.returncode == 75
         assert f"submit: cannot listen on tcp://127.0.0.1:{port}: the port is in use" in found.stderr
-        relay = RelayProcess(socket_dir, nodes="tcp://no-such-interface:5571")
+        relay = RelayProcess(socket_dir, nodes="tcp://no-such-interface:5571", security={"insecure": True})
         found = run(*relay.command())
         assert found.returncode == 69
         assert "nodes: cannot listen on tcp://no-such-interface:5571" in found.stderr
@@ -173,7 +173,8 @@ def test_without_a_relay_it_ends_with_69_and_one_line(socket_dir):
     address = f"ipc://{socket_dir}/unused"
     found = send_visit("--instrument", "DemoCam", "--relay", address, "--timeout", "0.3")
     assert found.returncode == 69
-    assert found.stderr == f"send_visit: no answer from {address} in 0.3 s: check address and pprelay\n"
+    text = "check address and pprelay, and whether it needs keys (--key, --server)"
+    assert found.stderr == f"send_visit: no answer from {address} in 0.3 s: {text}\n"
     assert send_visit("--instrument", "X", "--relay", "invalid").returncode == 69
 
 

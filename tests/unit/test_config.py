@@ -309,7 +309,7 @@ def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, An
         (
             "arrivals.subscribe",
             ["tcp://host:*"],
-            "arrivals.subscribe.0: tcp://host:*: name the host and the po",
+            "arrivals.subscribe.0.address: tcp://host:*: name the host and the po",
         ),
         ("node.state_dir", "state", "node.state_dir: state is relative; write an absolute path"),
         ("node.ramdisk", "ram", "node.ramdisk: ram is relative; write an absolute path"),

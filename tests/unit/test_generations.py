@@ -65,10 +65,10 @@ def test_these_change_while_the_daemon_runs(parts):
         ("node", "ramdisk", "/other"),
         ("node", "control", "/other"),
         ("node", "instruments", {"DemoCam": "0"}),
-        ("relay", "address", "tcp://host:1"),
+        ("relay", "address", "tcp://127.0.0.1:1"),
         ("relay", "silence_s", 9.0),
         ("arrivals", "roots", ["/other"]),
-        ("arrivals", "subscribe", ["tcp://host:1"]),
+        ("arrivals", "subscribe", ["tcp://127.0.0.1:1"]),
     ],
 )
 def test_these_need_a_restart(part, key, value):

@@ -235,7 +235,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):
 
 
 def test_a_read_only_folder_is_an_error_and_not_corruption(tmp_path):
-    with pytest.raises(StateUnusable, match=r"journal\.sqlite: unable to open database file"):
+    with pytest.raises(StateUnusable, match=r"journal\.sqlite: No such file or directory"):
         Journal(tmp_path / "missing" / "journal.sqlite")
 
 

@@ -27,15 +27,13 @@ def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
 def keys_shown() -> set[str]:
     value, _ = read_yaml(SHOWN)
     found = set(value)
-    for name in (
-        "log",
-        "switched_off",
-        *(f"instruments.{instrument}" for instrument in value["instruments"]),
-    ):
+    names = ("log", "switched_off", "security", "security.operators", "security.readers")
+    for name in (*names, *(f"instruments.{instrument}" for instrument in value["instruments"])):
         part = value
         for step in name.split("."):
             part = part[step]
-        found |= {f"{name.partition('.')[0]}.{key}" for key in part}
+        where = "instruments" if name.startswith("instruments.") else name
+        found |= {f"{where}.{key}" for key in part}
     return found
 
 
@@ -78,6 +76,11 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
             "{instruments: {DemoCam: {detectors: 0-8, nodes: {a: 7-10}}}}",
             "instruments.DemoCam.nodes.a: 9-10 are not in the detectors of the instrument",
         ),
+        (
+            "{submit: 'tcp://*:5570'}",
+            "submit: other hosts can connect to tcp://*:5570: it needs security.key, or security.insecure",
+        ),
+        ("{nodes: 'tcp://10.0.0.1:5571'}", "nodes: other hosts can connect to tcp://10.0.0.1:5571"),
         ("{expiry: 3}", "expiry: unknown key; did you mean 'expiry_s'?"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_locked_file_is_not_corrupt(path, locked):
 
 
 def test_a_file_that_cannot_be_made_is_not_corrupt(path):
-    with pytest.raises(StateUnusable, match="unable to open"):
+    with pytest.raises(StateUnusable, match="No such file"):
         Numbers(path.parent / "missing" / "numbers.sqlite")
 
 

@@ -170,6 +170,31 @@ def test_numbers_that_no_database_takes_are_refused():
         decode(json.dumps(seen | {"entries": [["C", "g", 0, 1 << 63]]}).encode(), FromRelay, limit=1000)
 
 
+@pytest.mark.parametrize("adapter", [FromNode, FromRelay])
+def test_every_number_on_the_link_has_64_bits(adapter):
+    """One that SQLite does not take would end the relay or the node that writes it."""
+    schema = adapter.json_schema()
+    # A field with a validator has the names of pydantic in its schema.
+    without = [
+        name
+        for model in schema["$defs"].values()
+        for name, field in model.get("properties", {}).items()
+        for number in integers(field)
+        if not ({"minimum", "ge"} & set(number) and {"maximum", "exclusiveMaximum", "lt"} & set(number))
+    ]
+    assert without == []
+
+
+def integers(field):
+    """Return the integers in the schema of a field."""
+    if isinstance(field, list):
+        return [found for each in field for found in integers(each)]
+    if not isinstance(field, dict):
+        return []
+    free = field.get("type") == "integer" and not {"const", "enum"} & set(field)
+    return [field] * free + integers(list(field.values()))
+
+
 def test_a_newer_peer_may_add_fields():
     refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     assert decode(json.dumps(refusal | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"

@@ -16,7 +16,8 @@ from typing import Any
 import zmq.asyncio
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
-from ppdaemon.config import ArrivalsConfig
+from ppdaemon.config import ArrivalsConfig, Publisher
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
 from ppdaemon.node.arrivals.completion import READERS, RawCompletion
@@ -68,8 +69,10 @@ class Arrivals:
         waiting: Callable[[], Sequence[ExpectedRaws]] = tuple,
         canaries: Path | None = None,
         reader: ReaderProcess | None = None,
+        key: Path | None = None,
     ):
         self._config = config
+        self._key = key
         self._clock = clock
         self._expect = expect or (lambda expected: None)
         self._counts = ErrorCounts(clock.mono)
@@ -157,7 +160,8 @@ class Arrivals:
             for state in source.states()
         ]
         for name, task in self._listener_tasks.items():
-            missing = "" if self._subscriptions[name].connected else "no publisher is connected"
+            subscription = self._subscriptions[name]
+            missing = "" if subscription.connected else subscription.refusal or "no publisher is connected"
             note = "; ".join(filter(None, (missing, self._elsewhere[name].note)))
             sources.append(report(name, live=not task.done(), note=note))
         if self._reader is not None:
@@ -202,14 +206,15 @@ class Arrivals:
 
     # --- sightings ---
 
-    def _subscribe(self, addresses: Collection[str]) -> None:
-        if not addresses:
+    def _subscribe(self, publishers: Collection[Publisher]) -> None:
+        if not publishers:
             return
         self._context = zmq.asyncio.Context()
-        for address in addresses:
-            source = f"zmq {address}"
+        for publisher in publishers:
+            source = f"zmq {publisher.address}"
+            keys = ClientKeys.read(self._key, publisher.server)
             subscription = self._subscriptions[source] = Subscription(
-                self._context, address, self._clock.mono
+                self._context, publisher.address, self._clock.mono, keys
             )
             self._elsewhere[source] = Elsewhere()
             self._listener_tasks[source] = self._spawn(

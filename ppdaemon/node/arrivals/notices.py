@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.backoff import Backoff
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.throttle import sample_of
 from ppdaemon.wire import parse_json
@@ -51,6 +52,8 @@ RECEIVE_QUEUE = 20_000
 """Messages: a hundred exposures of 205 detectors."""
 MONITOR_MS = 1000
 """Milliseconds without a message after which the connection is checked."""
+HANDSHAKE_MS = 3000
+"""A handshake takes milliseconds; a half-open connection is made again after this time."""
 HEARTBEAT_MS = 2000
 """A publisher's host that has crashed is detected after three of these."""
 FIRST_PAUSE_S = 1.0
@@ -253,13 +256,22 @@ class Subscription:
     Raises ConfigError if the address is invalid.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, mono: Callable[[], float]):
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        address: str,
+        mono: Callable[[], float],
+        keys: ClientKeys | None = None,
+    ):
         self._context = context
+        self._keys = keys
         self._address = address
         self._mono = mono
         self._socket, self._monitor = self._connect()
         self.connected = False
         """Whether a publisher is connected; a lost one is detected after the time of the heartbeats."""
+        self.refusal = ""
+        """Why no publisher is connected, if a handshake failed."""
 
     async def receive(self, on_problem: Callable[[BadMessage, bytes | None], None]) -> list[bytes]:
         """Return the next message; connect again if libzmq has ended the connection, which `on_problem`
@@ -274,9 +286,13 @@ class Subscription:
                 continue
             ended = await self._monitor.ended()
             self.connected = self._monitor.connected
+            self.refusal = self._monitor.refusal
             if ended:
-                reason = f"{self._address}: the connection was ended, for example by a message of more than"
-                on_problem(BadMessage(f"{reason} {NOTICE_LIMIT} bytes; connecting again", "connection"), None)
+                large = (
+                    f"the connection was ended, for example by a message of more than {NOTICE_LIMIT} bytes"
+                )
+                reason = f"{self._address}: {self.refusal or large}; connecting again"
+                on_problem(BadMessage(reason, "connection"), None)
                 self.close()
                 await self._reconnect(on_problem)
 
@@ -307,6 +323,10 @@ class Subscription:
         socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.set(zmq.SUBSCRIBE, b"")
+        # A server that accepts connections without a word must not keep this one for ever.
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if self._keys is not None:
+            self._keys.apply(socket)
         monitor = ConnectionMonitor(socket, self._mono)
         try:
             socket.connect(self._address)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.messages import Forked
+from ppdaemon.privatefiles import open_private
 from ppdaemon.processes import children, kill_orphans
 
 __all__ = ("ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
@@ -111,7 +112,7 @@ def launch(
     command += ["--lifeline", str(lifeline.read_end), *arguments]
     try:
         # Errors before the process opens its log by itself are written there, too.
-        with child_end, log.open("ab") as output:
+        with child_end, open(log, "ab", opener=open_private) as output:
             popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

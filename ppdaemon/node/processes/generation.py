@@ -24,6 +24,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.processes.child import ChildProcess, Lifeline, adopt, launch, wipe
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess, SupervisedProcess
+from ppdaemon.privatefiles import write_private
 from ppdaemon.states import ExitCode
 
 __all__ = (
@@ -193,7 +194,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         the end of the log, or `ConfigError`.
         """
         # Before the start: the zygote reads this file.
-        self._folders.settings(self.number).write_text(self.config.model_dump_json())
+        write_private(self._folders.settings(self.number), self.config.model_dump_json())
         self.start()
         await self._booted
         started = self._clock.mono()

@@ -33,7 +33,9 @@ TASK_NAMES_S = 30.0
 time that they take."""
 FIXED_PARTS = ("node", "relay", "arrivals")
 """Their folders, sockets and watches are created once, at the start."""
-RUN_TIME_KEYS = frozenset({"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s"})
+RUN_TIME_KEYS = frozenset(
+    {"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s", "relay.server"}
+)
 """Keys that may change although the rest of their part may not."""
 
 

@@ -18,6 +18,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
 from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
 from ppdaemon.node.slots.pool import Pool
+from ppdaemon.privatefiles import open_private
 from ppdaemon.processes import parent, process_tree
 
 __all__ = (
@@ -94,7 +95,7 @@ def cut_log(log: Path, max_bytes: int) -> bool:
             stream.truncate(0)  # writers append, so they continue at the new end
     except FileNotFoundError:
         return False
-    with log.open("ab", buffering=0) as stream:
+    with open(log, "ab", buffering=0, opener=open_private) as stream:
         stream.write(f"... {size - len(end)} bytes were cut here\n".encode() + end)
     return True
 

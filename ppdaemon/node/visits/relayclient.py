@@ -20,6 +20,7 @@ from ppdaemon import messages
 from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
+from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.visits.model import FromLink, RelayLost
 from ppdaemon.sequence import SequenceCheck
@@ -53,7 +54,7 @@ class RelayClient:
 
     ``incarnation`` is the nonce of this run; ``on_message`` is called in the
     event loop with messages about visits, and when the relay does not answer any
-    more; ``count`` counts invalid messages.
+    more; ``count`` counts invalid messages; ``keys`` are those of an encrypted connection.
     """
 
     link: RelayLink
@@ -68,6 +69,7 @@ class RelayClient:
     held: Callable[[], tuple[messages.HeldDetectors, ...]] = tuple
     """Returns what the node holds."""
     spare: bool = False
+    keys: ClientKeys | None = None
 
     def __post_init__(self) -> None:
         self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
@@ -82,6 +84,7 @@ class RelayClient:
         self._last_received = 0.0
         self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
         self._accepting = True
+        self._renew = False
 
     @property
     def samples(self) -> dict[str, str]:
@@ -124,6 +127,11 @@ class RelayClient:
         """Offer another number of visit-detectors at once."""
         self.capacity = capacity
         self._hello()
+
+    def set_keys(self, keys: ClientKeys | None) -> None:
+        """Use other keys, with a new connection if they differ."""
+        self._renew = self._renew or keys != self.keys
+        self.keys = keys
 
     def send_accepted(self, visit: messages.ReserveVisit, detectors: Sequence[int]) -> None:
         """Send that the journal has these detectors."""
@@ -190,7 +198,10 @@ class RelayClient:
             (zmq.RECONNECT_IVL_MAX, 2000),
         ):
             link.setsockopt(option, value)
+        if self.keys is not None:
+            self.keys.apply(link)
         link.connect(address)
+        self._renew = False
         self._socket = link
         # A new connection has the whole `silence_s` for its first message.
         self._last_received = self.clock.mono()
@@ -207,13 +218,18 @@ class RelayClient:
         """
         assert self._socket is not None
         assert self._monitor is not None
-        while self.clock.mono() - self._last_received < self.link.silence_s:
-            if await self._monitor.ended():
-                self._warn(
-                    "relay_connection_ended",
-                    f"the connection to relay {self._relay or self.link.address} was ended, for example by a "
-                    f"message of more than {messages.RELAY_LIMIT} bytes; connecting again",
-                )
+        while self.clock.mono() - self._last_received < self.link.silence_s and not self._renew:
+            ended = await self._monitor.ended()
+            if self._monitor.refusal:
+                self._problem = f"{self.link.address}: {self._monitor.refusal}"
+                self._warn("relay_handshake_failed", f"{self._problem}; no visits are received; trying again")
+            if ended:
+                if not self._monitor.refusal:
+                    self._warn(
+                        "relay_connection_ended",
+                        f"the connection to relay {self._relay or self.link.address} was ended, for example "
+                        f"by a message of more than {messages.RELAY_LIMIT} bytes; connecting again",
+                    )
                 return
             if self.connected:
                 self._send(messages.Heartbeat)
@@ -224,7 +240,7 @@ class RelayClient:
                 # A receive that is canceled at a time limit loses messages: first poll, then receive.
                 if await self._socket.poll(remaining * 1000):
                     self._receive(await self._socket.recv_multipart())
-        if self._relay is not None:
+        if self._relay is not None and not self._renew:
             text = f"no message from relay {self._relay} for {self.link.silence_s:g} s; connecting again"
             self._warn("relay_silent", text)
 
