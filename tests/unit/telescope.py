@@ -498,10 +498,17 @@ class Telescope:
             node.begin_rescans()
             node.assign_all()
 
+    def stop(self, node):
+        """Stop a node as an operator does, and start it again."""
+        node.handle(model.StopStarted(hand_back=True))
+        self.flow(node)
+        node.restart()
+
     def calm_down(self, seconds=150.0):
         """Mend the network, and let everything come to its end."""
         for node in self.nodes:
             node.cut_up = node.cut_down = False
+            node.handle(model.SlotsChanged("", hand_back=False))
         while {raw.group for raw in self.raws} != set(self.groups):
             self.take_image()
         for _ in range(round(seconds / 0.5)):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from telescope import Telescope
 
 from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.model import SlotsChanged
 from ppdaemon.states import Outcome
 
 
@@ -46,6 +47,9 @@ OF_NODES = {
     "mend": lambda world, node: (setattr(node, "cut_up", False), setattr(node, "cut_down", False)),
     "connect": lambda world, node: node.connect(),
     "restart": lambda world, node: node.restart(),
+    "stop": lambda world, node: world.stop(node),
+    "no slot": lambda world, node: node.handle(SlotsChanged("no memory", hand_back=True)),
+    "slots": lambda world, node: node.handle(SlotsChanged("", hand_back=False)),
     "kill worker": lambda world, node: node.workers and node.worker_died(next(iter(node.workers))),
 }
 OF_ALL = {
