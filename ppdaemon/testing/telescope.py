@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ppdaemon.ctl.client import NotFound
 from ppdaemon.curve import ClientKeys, new_key_pair
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import PUBLIC_SUFFIX, SECRET_SUFFIX, write_key_pair
@@ -199,9 +200,13 @@ class Telescope:
     # --- the checks of a test ----------------------------------------------
 
     def journal_rows(self, group: str) -> dict[str, list[VisitRow]]:
-        """Return the rows of a visit in all journals, by node; of running nodes."""
-        rows = {name: node.visit(group) for name, node in self.nodes.items() if node.running}
-        return {name: found for name, found in rows.items() if found}
+        """Return the rows of a visit in the journals of running nodes, by node."""
+        found = {}
+        for name, node in self.nodes.items():
+            if node.running:
+                with contextlib.suppress(NotFound):
+                    found[name] = node.visit(group)
+        return found
 
     def writes(self) -> Counter[VisitDetector]:
         """Count the permanent writes of all nodes."""

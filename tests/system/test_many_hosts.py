@@ -27,7 +27,6 @@ from ppdaemon.testing.telescope import RELAY, Telescope, running_telescope
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 
-SLOTS = pytest.mark.xfail(run=False, reason="deaths within visits and from outside quarantine slots")
 
 NODES = ("n1", "n2", "n3", "n4")
 DETECTORS = range(9)
@@ -265,7 +264,9 @@ def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_
         site.telescope.wait(lambda: len(site.writes(written)) == len(DETECTORS))
         held = site.announce()
         theirs = [each for each in DETECTORS if site.node_of(held, each) == victim]
-        site.telescope.wait(lambda: len(node.visit(held)) == len(theirs))
+        site.telescope.wait(
+            lambda: len(site.telescope.journal_rows(held).get(victim, ())) == len(theirs), WITHIN_S
+        )
         node.kill()
         site.hosts.isolate(victim)
         site.land(held)
@@ -301,7 +302,6 @@ def test_a_first_outcome_after_the_relay_gave_up_amends_the_ledger(folder):
         assert site.contradictions(group) == []
 
 
-@SLOTS
 @pytest.mark.slow
 def test_a_pipeline_that_kills_its_workers_does_not_cost_the_night(folder):
     with running_site(folder, max=3, attempts=1) as site:
@@ -313,7 +313,6 @@ def test_a_pipeline_that_kills_its_workers_does_not_cost_the_night(folder):
         site.wait_for(good, Outcome.SUCCEEDED)
 
 
-@SLOTS
 @pytest.mark.slow
 def test_a_node_whose_workers_are_killed_from_outside_keeps_no_visit_from_the_others(folder):
     with running_site(folder, max=2) as site:
