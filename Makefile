@@ -5,6 +5,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON
+# Where it is set, each daemon of a test would compile the whole package, and each worker of pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test slow slow-ml quick check doc clean
 
