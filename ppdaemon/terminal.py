@@ -2,14 +2,16 @@
 """Text output of the programs in a terminal.
 
 Consoles have markup off, and text from other programs is printed without control
-characters.
+characters. The daemon uses the latter only and imports no consoles.
 """
 
 import sys
 import unicodedata
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 __all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "size", "terminal_console")
 
@@ -17,8 +19,10 @@ PIPE_WIDTH = 200
 """Width of output that does not go to a terminal: lines are not folded, for ``grep``."""
 
 
-def terminal_console() -> Console:
+def terminal_console() -> "Console":
     """Return a console on standard output, as wide as the terminal or `PIPE_WIDTH`."""
+    from rich.console import Console
+
     wide = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=wide)
 
@@ -60,12 +64,14 @@ def size(count: float) -> str:
     return f"{count:.{digits}f} {unit}"
 
 
-def new_table(*names: str) -> Table:
+def new_table(*names: str) -> "Table":
     """Return a table without lines that fits 80 columns.
 
     A column whose name ends in ``>`` is aligned right; one that ends in ``~`` is
     narrowed first, and its text wraps.
     """
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in names:
         wrapping = name.endswith("~")

@@ -2,6 +2,7 @@
 """The program ``ppdaemon``."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -91,6 +92,7 @@ def run(config: Path) -> None:
     log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
     for remark in file.remarks():
         _LOG.warning("%s", remark)
+    gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
     setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
     asyncio.run(_run(file, os.environ))
 
