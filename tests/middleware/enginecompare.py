@@ -161,9 +161,7 @@ def run_worker(
     elements = [record.definition for record in manifest.records]
     records = {name: elements.count(name) for name in sorted(set(elements))}
     reports = [
-        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}"
-        for fact in rig.reports
-        if isinstance(fact, StageReached) or fact.what
+        fact.stage if isinstance(fact, StageReached) else f"no return: {fact.what}" for fact in rig.reports
     ]
     return VisitResult(
         done.outcome, done.reason, done.retriable, done.pipeline, manifest.failed, contents, records, reports

@@ -564,8 +564,9 @@ class Rig:
         )
 
     def _cross(self, what: str) -> None:
-        """Allow all steps at once, and record them."""
-        self.reports.append(MayCross(what=what))
+        """Allow all steps at once, and record the tasks among them."""
+        if what:
+            self.reports.append(MayCross(what=what))
 
     def _configure(self, root: Path, ramdisk: Path, changes: Mapping[str, Any]) -> NodeConfig:
         usual: dict[str, Any] = {
