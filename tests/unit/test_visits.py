@@ -597,6 +597,18 @@ def test_a_stop_hands_back_what_is_not_processed_yet(world):
     assert all(is_returned(entry) for entry in world.journal.unreported(9))
 
 
+def test_partial_outputs_of_what_is_handed_back_are_not_exported(world):
+    """Another node gets it, and exports all of them."""
+    assigned(world)
+    world.handle(StopStarted(hand_back=True))
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
+    world.handle(LeftoversRead(KEY, Leftovers(spool="/spool/x", why_partial="one task failed")))
+    world.commit_all()
+    assert [is_returned(entry) for entry in world.journal.unreported(9)] == [True]
+    assert world.of(Export) == []
+    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+
+
 def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
     accepted(world, detectors=(0, 1))
     world.assign()
@@ -801,6 +813,18 @@ def test_what_an_operator_has_requested_again_is_not_handed_back(world):
     world.handle(StopStarted(hand_back=True))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED, Outcome.INTERRUPTED]
+
+
+def test_what_an_operator_has_requested_again_is_not_withdrawn(world):
+    """The relay has its outcome: it would withdraw what it finds in a hello, or what is acknowledged twice."""
+    ended(world)
+    ask(world)
+    world.commit_all()
+    assert world.visits.open.held() == ()
+    world.cancel(detectors=(0,))
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    assert len(world.visits.open) == 1
 
 
 def test_an_open_visit_is_not_requeued(world):

@@ -284,7 +284,8 @@ class Visits:
             if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
             if event.detectors is not None:
-                if visit.key.detector in event.detectors:
+                # What an operator has requested again is not the relay's.
+                if visit.key.detector in event.detectors and not visit.requeued:
                     self._withdraw(visit, effects)
                 continue
             reason = events.CancelReceived().reason
@@ -585,8 +586,8 @@ class Visits:
         if spool is None:
             folder = self._folders.spooled(*entry.key)
             effects.actions.append(model.Discard((folder.with_name(f"{folder.name}.part"),)))
-        elif again:
-            # The next attempt writes the same datasets: partial ones in the
+        elif again or is_returned(entry):
+            # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.
             effects.actions.append(model.Discard((Path(spool),)))
         else:
