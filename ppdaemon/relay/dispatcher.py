@@ -187,7 +187,9 @@ class Dispatcher:
                 self._refused_visit(node, message, now, effects)
             case PermitRequest():
                 incarnation = self.registry.incarnation_of(node)
-                effects = judge_permits(self._visits, node, incarnation, peer, message)
+                judged = judge_permits(self._visits, node, incarnation, peer, message)
+                effects.writes += judged.writes
+                effects.sends += judged.sends
             case Results():
                 for entry in message.entries:
                     self._result(node, entry, now, effects)

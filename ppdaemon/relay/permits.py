@@ -36,13 +36,13 @@ def judge_permits(
     refused: list[DetectorsOfVisit] = []
     for asked in request.visits:
         visit = visits.get((asked.instrument, asked.group))
-        held: list[int] = []
+        held: dict[int, None] = {}  # ordered, and as fast for a node that names a million
         new: list[int] = []
         for detector in asked.detectors:
             reservation = None if visit is None else visit.reservations.get(detector)
             if reservation is None or (reservation.node, reservation.attempt) != (node, asked.attempt):
                 continue
-            held.append(detector)
+            held[detector] = None
             if (reservation.state, reservation.incarnation) != (PERMITTED, incarnation):
                 reservation.state, reservation.incarnation = PERMITTED, incarnation
                 new.append(detector)

@@ -416,6 +416,17 @@ def test_a_gap_in_the_numbers_of_a_node_is_counted_and_its_state_requested(dispa
     assert node.sequence.lost == 5
 
 
+def test_a_gap_before_a_request_for_permits_is_repaired_too(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    request = PermitRequest(origin="a", visits=(of_visit(0, 0, 7, 7),), **ENVELOPE | {"sequence": 5})
+    assert dispatcher.receive(b"a", request, 0.2).sends == [
+        RequestHello(b"a"),
+        Permit(b"a", "run1", (of_visit(0),)),  # a detector that is named twice is answered once
+        refused(b"a", of_visit(7, 7)),
+    ]
+
+
 # --- resending and acknowledging -------------------------------------------
 
 
