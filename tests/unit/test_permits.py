@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from telescope import Telescope
+from visitworld import CHOSEN
 
+from ppdaemon.messages import Done
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.model import SlotsChanged
+from ppdaemon.node.visits.model import RequeueRequested, SlotsChanged
 from ppdaemon.states import Outcome
 
 
@@ -262,3 +264,27 @@ def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
         world.calm_down()
         world.check_in_the_end()
         assert world.ledger.find("a")[0].outcomes[0].outcome is Outcome.SUCCEEDED
+
+
+def test_what_an_operator_repeats_on_a_silent_node_is_written_once():
+    """The relay has not received the outcome, and gives the detectors to another node."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, other = holder(world)
+        node.cut_up = node.cut_down = True
+        world.take_image()
+        run(world, 1.0, [node])
+        for worker in node.workers.values():
+            if worker.order is not None:
+                worker.tell(Done(outcome=Outcome.FAILED))
+        world.flow(node)
+        failed = tuple(node.journal.last_attempts("a"))
+        assert {entry.outcome for entry in failed} == {Outcome.FAILED}
+        chosen = {entry.key: CHOSEN for entry in failed}
+        node.handle(RequeueRequested(1, failed, chosen, {}, frozenset(), force=False))
+        run(world, 30.0)
+        world.calm_down()
+        world.check_in_the_end()
+        assert world.ledger.find("a")[0].outcomes[0].node == other.name

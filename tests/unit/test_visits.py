@@ -827,6 +827,21 @@ def test_what_an_operator_has_requested_again_is_not_withdrawn(world):
     assert len(world.visits.open) == 1
 
 
+def test_an_outcome_that_the_relay_has_not_confirmed_is_not_requeued(world):
+    ended(world)
+    relay = world.config.relay.model_copy(update={"address": "tcp://127.0.0.1:1"})
+    world.visits.config = world.config.model_copy(update={"relay": relay})
+    ask(world)
+    ((attempt, text),) = answer(world)
+    assert (attempt, text.split(":")[0]) == (None, "the relay has not confirmed its outcome")
+    world.handle(ResultsSeen(entries=((CAMERA, "g", 0, 1),), origin="relay", sent_tai=1.0, sequence=1))
+    world.commit_all()
+    world.done.clear()
+    ask(world)
+    world.commit_all()
+    assert answer(world) == [(2, "")]
+
+
 def test_an_open_visit_is_not_requeued(world):
     ended(world)
     ask(world)

@@ -728,6 +728,9 @@ class Visits:
             return "it is under way"
         if text := refusal_reason(entry, force=event.force):
             return text
+        # Until then the relay may give it to another node, which writes permanently, too.
+        if self.config.relay.address is not None and not (entry.reported or event.force):
+            return "the relay has not confirmed its outcome: try again when it has; --force does not wait"
         if entry.key in event.exporting:
             return "its outputs are being exported: try again in a moment"
         if entry.key in event.spools and entry.outcome == Outcome.SUCCEEDED:
