@@ -482,7 +482,7 @@ class Dispatcher:
                 self._allowance[node] = allowance - 1
                 peer = self.registry.peer_of(node)
                 effects.sends.append(
-                    orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai)
+                    orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_at)
                 )
 
     def _send_cancel(self, visit: OpenVisit, effects: orders.Effects) -> None:

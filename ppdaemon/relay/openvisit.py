@@ -80,6 +80,11 @@ class OpenVisit:
     """When the visit must be checked next, monotonic seconds."""
 
     @property
+    def received_at(self) -> float:
+        """When it was received as far as is known (see `age_at_restart`), monotonic seconds."""
+        return self.abandon_at - ABANDON_S
+
+    @property
     def key(self) -> VisitKey:
         """Instrument and group."""
         return self.visit.instrument, self.visit.group

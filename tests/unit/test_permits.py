@@ -246,6 +246,27 @@ def test_a_restarted_relay_has_its_permits():
         world.check_in_the_end()
 
 
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("jump_s", [-86_400.0, -3600.0, 3600.0, 86_400.0])
+def test_a_relay_whose_clock_has_jumped_invents_no_outcome(monkeypatch, restart, jump_s):
+    """Fault 64: a visit that is sent to a node afterwards is neither expired nor new there."""
+    with telescope() as world:
+        for node in world.nodes:
+            node.cut_up = True
+            node.up.clear()
+        world.announce()
+        run(world, 20.0)
+        wall = world.clock.tai
+        monkeypatch.setattr(world.clock, "tai", lambda: wall() + jump_s)
+        if restart:
+            world.restart_relay()
+        for node in world.nodes:
+            node.cut_up = False
+        world.calm_down()
+        world.check_in_the_end()
+        assert [row.outcome for row in world.ledger.find("a")[0].outcomes] == [Outcome.SUCCEEDED] * 2
+
+
 def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
     """Fault 63: the relay has given up the node, whose outcome comes later."""
     with telescope() as world:
