@@ -74,7 +74,17 @@ def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes
             if reservation.node == hello.origin:
                 attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
                 known = state if attempt == reservation.attempt else ""
-                if (change := _correct(reservation, known, hello.incarnation)) is not None:
+                change = _correct(reservation, known, hello.incarnation)
+                if hello.alone and not reservation.alone and reservation.state in (SENT, ACKNOWLEDGED):
+                    # It was sent before the node was configured so, and could be written there now.
+                    reservation.alone = True
+                    effects.writes.append(
+                        orders.SetRoute(
+                            visit.number, hello.origin, reservation.attempt, (reservation.detector,), True
+                        )
+                    )
+                    change = reservation.state  # `SetRoute` has cleared it in the ledger
+                if change is not None:
                     changes[change].append(reservation.detector)
         for change, detectors in changes.items():
             if change == ACKNOWLEDGED:

@@ -629,6 +629,22 @@ def test_a_node_that_reconnects_receives_the_list_of_what_it_lost(dispatcher):
     assert effects.sends == [SendWelcome(silent), Withdraw(silent, *KEY, (0, 7), 1)]
 
 
+def test_what_a_node_had_before_it_was_configured_to_go_on_alone_does_not_move_either(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    name = silent.decode()
+    dispatcher.receive(silent, ack(name, 0), 0.1)
+    effects = dispatcher.receive(
+        silent, hello(name, incarnation="run2", alone=True, holds=[holds("held", 0)]), 0.2
+    )
+    assert effects.writes == [
+        SetRoute(1, name, 1, (0,), True),
+        SetAcknowledged(1, (0,)),
+        SetPermitted(1, (0,), ""),
+    ]
+    assert stop_messages(dispatcher, silent, other) == Effects()
+    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
+
+
 def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal(dispatcher):
     silent, other = two_nodes_and_a_visit(dispatcher)
     stop_messages(dispatcher, silent, other)
