@@ -316,7 +316,8 @@ class Dispatcher:
             if reservation is None or (reservation.node, reservation.attempt) != (node, nak.attempt):
                 continue
             if nak.final and reservation.state is SENT:
-                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects, node)
+                # Not in the node's journal: an outcome that follows nevertheless replaces it.
+                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects)
             elif not nak.final and reservation.state is not PERMITTED:
                 reservation.refused_until[node] = now + REFUSAL_S
                 reservation.release()

@@ -571,7 +571,8 @@ def test_a_final_refusal_is_the_outcome(dispatcher, reason, outcome):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     effects = dispatcher.receive(b"a", nak("a", 0, reason=reason, final=True), 0.1)
-    assert effects.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
+    # Not as an outcome of the node: one that it sends nevertheless replaces this one.
+    assert effects.writes == [ended(0, outcome, reason), CloseVisit(1)]
 
 
 def test_a_final_refusal_of_what_was_acknowledged_or_is_unknown_is_not_heeded(dispatcher):

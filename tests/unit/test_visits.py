@@ -609,6 +609,16 @@ def test_partial_outputs_of_what_is_handed_back_are_not_exported(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
+def test_what_a_node_has_is_not_refused_because_it_is_old(world):
+    """Its acknowledgement was lost, and its worker is still processing it."""
+    assigned(world)
+    world.done.clear()
+    accepted(world, detectors=(0, 1), age_s=world.config.node.expiry_s + 1.0)
+    assert [action.detectors for action in world.of(Acknowledge)] == [(0,)]
+    ((detectors, final),) = [(action.detectors, action.final) for action in world.of(Refuse)]
+    assert (detectors, final) == ((1,), True)
+
+
 def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
     accepted(world, detectors=(0, 1))
     world.assign()

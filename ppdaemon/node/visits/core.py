@@ -131,19 +131,19 @@ class Visits:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
         requested = message.detectors
+        text, final = "", False
         if not self.accepting or self._no_slot:
             text = self._no_slot if self.accepting else "the node takes no visits now"
+        elif age_s > self.config.node.expiry_s:
+            text, final = f"expired: announced {age_s:.0f} s ago", True
+        if text:
             found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
             refused = tuple(detector for detector in requested if detector not in found)
             if refused:
-                effects.actions.append(model.Refuse(message, refused, text, final=False))
+                effects.actions.append(model.Refuse(message, refused, text, final=final))
             # Of these the acknowledgement was lost: refused, they would run on two nodes.
             requested = tuple(detector for detector in requested if detector in found)
         if not requested:
-            return
-        if age_s > self.config.node.expiry_s:
-            text = f"expired: announced {age_s:.0f} s ago"
-            effects.actions.append(model.Refuse(message, requested, text, final=True))
             return
         served = self._served.get(visit.instrument, frozenset())
         withdrawn = tuple(
