@@ -826,7 +826,7 @@ def test_what_an_operator_has_requested_again_is_not_handed_back(world):
 
 
 def test_what_an_operator_has_requested_again_is_not_withdrawn(world):
-    """The relay has its outcome: it would withdraw what it finds in a hello, or what is acknowledged twice."""
+    """The relay has its outcome, and withdraws what it finds in a hello or an acknowledgement."""
     ended(world)
     ask(world)
     world.commit_all()
