@@ -276,7 +276,7 @@ class Dispatcher:
             )
         _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.register(hello, peer, now)
-        effects = compare_held(self._visits, hello, peer)
+        effects = compare_held(self._visits, hello, peer, now)
         effects.sends.insert(0, orders.SendWelcome(peer))
         # Before other visits are routed: it may be full already.
         for visit in self._visits.values():
@@ -403,6 +403,8 @@ class Dispatcher:
                 reason = f"{reservation.node} is silent"
                 if reservation.state is not PERMITTED and not reservation.alone:
                     reason = f"{reason}; it has written nothing permanent"
+            elif now >= reservation.missing_since + self._give_up_s:
+                reason = f"{reservation.node} no longer has it, and sent no outcome"
             else:
                 continue
             if reservation.state is PERMITTED or reservation.alone:
@@ -508,6 +510,7 @@ class Dispatcher:
                     silent_at = self.registry.silent_at(reservation.node)
                     given_up_at = self.registry.last_message_at(reservation.node) + self._give_up_s
                     dues.append(silent_at if now < silent_at else given_up_at)
+                dues.append(reservation.missing_since + self._give_up_s)
             elif reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
             dues.extend(until for until in reservation.refused_until.values() if now < until)

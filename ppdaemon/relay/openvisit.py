@@ -48,6 +48,8 @@ class Reservation:
     """Monotonic seconds."""
     incarnation: str = ""
     """The run of the node that has the permit; blank without one."""
+    missing_since: float = math.inf
+    """When its node, which has the permit, has first said hello without it; monotonic seconds."""
     refused_until: dict[str, float] = field(default_factory=dict)
     """For each node that refused it: when it may be sent there again, monotonic seconds."""
     place: str | None = field(default=None, init=False, compare=False)
@@ -58,6 +60,7 @@ class Reservation:
         self.state = ReservationState.UNASSIGNED
         self.node = self.incarnation = ""
         self.attempt += 1
+        self.missing_since = math.inf
         self.alone = False
 
 

@@ -60,7 +60,9 @@ def judge_permits(
     return effects
 
 
-def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes) -> orders.Effects:
+def compare_held(
+    visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float
+) -> orders.Effects:
     """Correct the reservations of a node by what it holds, and withdraw what it no longer should have."""
     effects = orders.Effects()
     listed = {
@@ -75,6 +77,8 @@ def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes
                 attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
                 known = state if attempt == reservation.attempt else ""
                 change = _correct(reservation, known, hello.incarnation)
+                missing = not known and reservation.state is PERMITTED
+                reservation.missing_since = min(reservation.missing_since, now) if missing else math.inf
                 if hello.alone and not reservation.alone and reservation.state in (SENT, ACKNOWLEDGED):
                     # It was sent before the node was configured so, and could be written there now.
                     reservation.alone = True
@@ -113,7 +117,7 @@ def _correct(reservation: Reservation, held: str, incarnation: str) -> Reservati
             reservation.state, reservation.sent_at = SENT, -math.inf
         case "", _:
             # Its outcome follows. If the node has lost its journal none does: what it
-            # has written is unknown.
+            # has written is unknown, and the dispatcher gives it up.
             pass
         case "held", state if state is SENT or (
             state is PERMITTED and reservation.incarnation != incarnation

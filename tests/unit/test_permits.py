@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from telescope import Telescope
+from telescope import GIVE_UP_S, Telescope
 from visitworld import CHOSEN
 
 from ppdaemon.messages import Done
@@ -225,6 +225,27 @@ def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_n
         else:
             assert rows == []
             assert world.written == {("a", 0): 1, ("a", 1): 1}
+
+
+def test_what_was_permitted_to_a_node_that_has_lost_its_journal_is_given_up():
+    """Faults 46 and 62: the node is there, but its outcome never comes."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, _ = holder(world)
+        node.cut_down = True  # its permit does not arrive
+        world.take_image()
+        run(world, 2.0)
+        node.journal._db.execute("DELETE FROM attempt")
+        node.cut_down = False
+        node.restart()
+        run(world, GIVE_UP_S + 5.0)
+        row = world.ledger.find("a")[0].outcomes[0]
+        assert row.outcome is Outcome.INTERRUPTED
+        assert row.reason == f"may have crossed: {node.name} no longer has it, and sent no outcome"
+        world.calm_down()
+        world.check_in_the_end()
 
 
 def test_a_restarted_relay_has_its_permits():
