@@ -187,7 +187,9 @@ class Dispatcher:
                 self._refused_visit(node, message, now, effects)
             case PermitRequest():
                 incarnation = self.registry.incarnation_of(node)
-                effects = judge_permits(self._visits, node, incarnation, peer, message)
+                judged = judge_permits(self._visits, node, incarnation, peer, message)
+                effects.writes += judged.writes
+                effects.sends += judged.sends
             case Results():
                 for entry in message.entries:
                     self._result(node, entry, now, effects)
@@ -274,7 +276,7 @@ class Dispatcher:
             )
         _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.register(hello, peer, now)
-        effects = compare_held(self._visits, hello, peer)
+        effects = compare_held(self._visits, hello, peer, now)
         effects.sends.insert(0, orders.SendWelcome(peer))
         # Before other visits are routed: it may be full already. Only its own visits are checked, and
         # what waits for it: a node sends hello whenever its capacity changes.
@@ -316,7 +318,8 @@ class Dispatcher:
             if reservation is None or (reservation.node, reservation.attempt) != (node, nak.attempt):
                 continue
             if nak.final and reservation.state is SENT:
-                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects, node)
+                # Not in the node's journal: an outcome that follows nevertheless replaces it.
+                self._end(visit, reservation, _outcome_of(nak.reason), nak.reason, effects)
             elif not nak.final and reservation.state is not PERMITTED:
                 reservation.refused_until[node] = now + REFUSAL_S
                 reservation.release()
@@ -402,6 +405,8 @@ class Dispatcher:
                 reason = f"{reservation.node} is silent"
                 if reservation.state is not PERMITTED and not reservation.alone:
                     reason = f"{reason}; it has written nothing permanent"
+            elif now >= reservation.missing_since + self._give_up_s:
+                reason = f"{reservation.node} no longer has it, and sent no outcome"
             else:
                 continue
             if reservation.state is PERMITTED or reservation.alone:
@@ -482,7 +487,7 @@ class Dispatcher:
                 self._allowance[node] = allowance - 1
                 peer = self.registry.peer_of(node)
                 effects.sends.append(
-                    orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_tai)
+                    orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_at)
                 )
 
     def _send_cancel(self, visit: OpenVisit, effects: orders.Effects) -> None:
@@ -507,6 +512,7 @@ class Dispatcher:
                     silent_at = self.registry.silent_at(reservation.node)
                     given_up_at = self.registry.last_message_at(reservation.node) + self._give_up_s
                     dues.append(silent_at if now < silent_at else given_up_at)
+                dues.append(reservation.missing_since + self._give_up_s)
             elif reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
             dues.extend(until for until in reservation.refused_until.values() if now < until)

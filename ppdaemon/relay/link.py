@@ -227,7 +227,9 @@ class NodeLink:
                 return HelloRefused(**common, code=code, reason=reason)
             case RequestHello():
                 return SendHello(**common)
-            case Reserve(_, visit, detectors, attempt, received_tai):
+            case Reserve(_, visit, detectors, attempt, received_at):
+                # Nodes count a visit's age from the difference of the two times in the message.
+                received_tai = common["sent_tai"] - (self.clock.mono() - received_at)
                 return ReserveVisit(
                     **common, visit=visit, detectors=detectors, attempt=attempt, received_tai=received_tai
                 )

@@ -48,6 +48,8 @@ class Reservation:
     """Monotonic seconds."""
     incarnation: str = ""
     """The run of the node that has the permit; blank without one."""
+    missing_since: float = math.inf
+    """When its node, which has the permit, has first said hello without it; monotonic seconds."""
     refused_until: dict[str, float] = field(default_factory=dict)
     """For each node that refused it: when it may be sent there again, monotonic seconds."""
     place: str | None = field(default=None, init=False, compare=False)
@@ -58,6 +60,7 @@ class Reservation:
         self.state = ReservationState.UNASSIGNED
         self.node = self.incarnation = ""
         self.attempt += 1
+        self.missing_since = math.inf
         self.alone = False
 
 
@@ -78,6 +81,11 @@ class OpenVisit:
     cancelled: bool = False
     due: float = -math.inf
     """When the visit must be checked next, monotonic seconds."""
+
+    @property
+    def received_at(self) -> float:
+        """When it was received as far as is known (see `age_at_restart`), monotonic seconds."""
+        return self.abandon_at - ABANDON_S
 
     @property
     def key(self) -> VisitKey:

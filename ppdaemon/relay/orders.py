@@ -55,7 +55,8 @@ class Reserve:
     visit: NextVisit
     detectors: tuple[int, ...]
     attempt: int
-    received_tai: float
+    received_at: float
+    """When the visit was received, monotonic seconds: the wall clock may have jumped since then."""
 
 
 @dataclass(frozen=True, slots=True)

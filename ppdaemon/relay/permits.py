@@ -36,13 +36,13 @@ def judge_permits(
     refused: list[DetectorsOfVisit] = []
     for asked in request.visits:
         visit = visits.get((asked.instrument, asked.group))
-        held: list[int] = []
+        held: dict[int, None] = {}  # ordered, and as fast for a node that names a million
         new: list[int] = []
         for detector in asked.detectors:
             reservation = None if visit is None else visit.reservations.get(detector)
             if reservation is None or (reservation.node, reservation.attempt) != (node, asked.attempt):
                 continue
-            held.append(detector)
+            held[detector] = None
             if (reservation.state, reservation.incarnation) != (PERMITTED, incarnation):
                 reservation.state, reservation.incarnation = PERMITTED, incarnation
                 new.append(detector)
@@ -60,7 +60,9 @@ def judge_permits(
     return effects
 
 
-def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes) -> orders.Effects:
+def compare_held(
+    visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float
+) -> orders.Effects:
     """Correct the reservations of a node by what it holds, and withdraw what it no longer should have."""
     effects = orders.Effects()
     listed = {
@@ -74,7 +76,19 @@ def compare_held(visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes
             if reservation.node == hello.origin:
                 attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
                 known = state if attempt == reservation.attempt else ""
-                if (change := _correct(reservation, known, hello.incarnation)) is not None:
+                change = _correct(reservation, known, hello.incarnation)
+                missing = not known and reservation.state is PERMITTED
+                reservation.missing_since = min(reservation.missing_since, now) if missing else math.inf
+                if hello.alone and not reservation.alone and reservation.state in (SENT, ACKNOWLEDGED):
+                    # It was sent before the node was configured so, and could be written there now.
+                    reservation.alone = True
+                    effects.writes.append(
+                        orders.SetRoute(
+                            visit.number, hello.origin, reservation.attempt, (reservation.detector,), True
+                        )
+                    )
+                    change = reservation.state  # `SetRoute` has cleared it in the ledger
+                if change is not None:
                     changes[change].append(reservation.detector)
         for change, detectors in changes.items():
             if change == ACKNOWLEDGED:
@@ -103,7 +117,7 @@ def _correct(reservation: Reservation, held: str, incarnation: str) -> Reservati
             reservation.state, reservation.sent_at = SENT, -math.inf
         case "", _:
             # Its outcome follows. If the node has lost its journal none does: what it
-            # has written is unknown.
+            # has written is unknown, and the dispatcher gives it up.
             pass
         case "held", state if state is SENT or (
             state is PERMITTED and reservation.incarnation != incarnation

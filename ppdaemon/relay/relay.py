@@ -299,9 +299,11 @@ class Relay:
         writes = tuple(effects.writes)
 
         def follow_up(_: object = None) -> None:
-            self._send(effects.sends)
-            if then is not None:
-                then()
+            try:
+                self._send(effects.sends)
+            finally:  # an error in one message must not end all further ticks
+                if then is not None:
+                    then()
 
         def record(ledger: Ledger) -> None:
             for write in writes:

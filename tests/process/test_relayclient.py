@@ -176,6 +176,28 @@ def test_a_gap_in_the_relays_messages_is_counted_and_repaired_by_a_hello(relay):
     asyncio.run(body())
 
 
+def test_nothing_of_a_relay_of_a_lower_epoch_is_carried_out(relay):
+    """Fault 49: it neither reserves, nor withdraws what the right relay has reserved."""
+    received = []
+
+    async def body():
+        async with connecting(relay, received, heartbeat_s=0.1) as client:
+            await until(relay, lambda: client.connected)
+            relay.epoch -= 1
+            relay.send(SendHello)
+            await until(relay, lambda: not client.connected)
+            assert "lower than" in client.text
+            received.clear()
+            relay.reserve("g")
+            relay.cancel("g")
+            hellos = len(relay.hellos)
+            relay.send(SendHello)
+            await until(relay, lambda: len(relay.hellos) > hellos + 1)
+            assert received == []
+
+    asyncio.run(body())
+
+
 def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
     async def body():
         async with connecting(relay, []) as client:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from telescope import Telescope
+from telescope import GIVE_UP_S, Telescope
+from visitworld import CHOSEN
 
+from ppdaemon.messages import Done
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.model import SlotsChanged
+from ppdaemon.node.visits.model import RequeueRequested, SlotsChanged
 from ppdaemon.states import Outcome
 
 
@@ -225,6 +227,27 @@ def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_n
             assert world.written == {("a", 0): 1, ("a", 1): 1}
 
 
+def test_what_was_permitted_to_a_node_that_has_lost_its_journal_is_given_up():
+    """Faults 46 and 62: the node is there, but its outcome never comes."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, _ = holder(world)
+        node.cut_down = True  # its permit does not arrive
+        world.take_image()
+        run(world, 2.0)
+        node.journal._db.execute("DELETE FROM attempt")
+        node.cut_down = False
+        node.restart()
+        run(world, GIVE_UP_S + 5.0)
+        row = world.ledger.find("a")[0].outcomes[0]
+        assert row.outcome is Outcome.INTERRUPTED
+        assert row.reason == f"may have crossed: {node.name} no longer has it, and sent no outcome"
+        world.calm_down()
+        world.check_in_the_end()
+
+
 def test_a_restarted_relay_has_its_permits():
     """Faults 47 and 58: the relay dies when the node has just written, and the node is silent."""
     with telescope() as world:
@@ -242,6 +265,27 @@ def test_a_restarted_relay_has_its_permits():
         run(world, 30.0, [other])
         world.calm_down()
         world.check_in_the_end()
+
+
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("jump_s", [-86_400.0, -3600.0, 3600.0, 86_400.0])
+def test_a_relay_whose_clock_has_jumped_invents_no_outcome(monkeypatch, restart, jump_s):
+    """Fault 64: a visit that is sent to a node afterwards is neither expired nor new there."""
+    with telescope() as world:
+        for node in world.nodes:
+            node.cut_up = True
+            node.up.clear()
+        world.announce()
+        run(world, 20.0)
+        wall = world.clock.tai
+        monkeypatch.setattr(world.clock, "tai", lambda: wall() + jump_s)
+        if restart:
+            world.restart_relay()
+        for node in world.nodes:
+            node.cut_up = False
+        world.calm_down()
+        world.check_in_the_end()
+        assert [row.outcome for row in world.ledger.find("a")[0].outcomes] == [Outcome.SUCCEEDED] * 2
 
 
 def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
@@ -262,3 +306,27 @@ def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
         world.calm_down()
         world.check_in_the_end()
         assert world.ledger.find("a")[0].outcomes[0].outcome is Outcome.SUCCEEDED
+
+
+def test_what_an_operator_repeats_on_a_silent_node_is_written_once():
+    """The relay has not received the outcome, and gives the detectors to another node."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, other = holder(world)
+        node.cut_up = node.cut_down = True
+        world.take_image()
+        run(world, 1.0, [node])
+        for worker in node.workers.values():
+            if worker.order is not None:
+                worker.tell(Done(outcome=Outcome.FAILED))
+        world.flow(node)
+        failed = tuple(node.journal.last_attempts("a"))
+        assert {entry.outcome for entry in failed} == {Outcome.FAILED}
+        chosen = {entry.key: CHOSEN for entry in failed}
+        node.handle(RequeueRequested(1, failed, chosen, {}, frozenset(), force=False))
+        run(world, 30.0)
+        world.calm_down()
+        world.check_in_the_end()
+        assert world.ledger.find("a")[0].outcomes[0].node == other.name

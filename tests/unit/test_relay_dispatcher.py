@@ -428,6 +428,17 @@ def test_a_gap_in_the_numbers_of_a_node_is_counted_and_its_state_requested(dispa
     assert node.sequence.lost == 5
 
 
+def test_a_gap_before_a_request_for_permits_is_repaired_too(dispatcher):
+    join(dispatcher, "a")
+    dispatcher.add(open_visit(0), 0.0)
+    request = PermitRequest(origin="a", visits=(of_visit(0, 0, 7, 7),), **ENVELOPE | {"sequence": 5})
+    assert dispatcher.receive(b"a", request, 0.2).sends == [
+        RequestHello(b"a"),
+        Permit(b"a", "run1", (of_visit(0),)),  # a detector that is named twice is answered once
+        refused(b"a", of_visit(7, 7)),
+    ]
+
+
 # --- resending and acknowledging -------------------------------------------
 
 
@@ -572,7 +583,8 @@ def test_a_final_refusal_is_the_outcome(dispatcher, reason, outcome):
     join(dispatcher, "a")
     dispatcher.add(open_visit(0), 0.0)
     effects = dispatcher.receive(b"a", nak("a", 0, reason=reason, final=True), 0.1)
-    assert effects.writes == [ended(0, outcome, reason, "a"), CloseVisit(1)]
+    # Not as an outcome of the node: one that it sends nevertheless replaces this one.
+    assert effects.writes == [ended(0, outcome, reason), CloseVisit(1)]
 
 
 def test_a_final_refusal_of_what_was_acknowledged_or_is_unknown_is_not_heeded(dispatcher):
@@ -628,6 +640,22 @@ def test_a_node_that_reconnects_receives_the_list_of_what_it_lost(dispatcher):
     stop_messages(dispatcher, silent, other)
     effects = dispatcher.receive(silent, hello(silent.decode(), holds=[holds("held", 0, 7)]), 6.0)
     assert effects.sends == [SendWelcome(silent), Withdraw(silent, *KEY, (0, 7), 1)]
+
+
+def test_what_a_node_had_before_it_was_configured_to_go_on_alone_does_not_move_either(dispatcher):
+    silent, other = two_nodes_and_a_visit(dispatcher)
+    name = silent.decode()
+    dispatcher.receive(silent, ack(name, 0), 0.1)
+    effects = dispatcher.receive(
+        silent, hello(name, incarnation="run2", alone=True, holds=[holds("held", 0)]), 0.2
+    )
+    assert effects.writes == [
+        SetRoute(1, name, 1, (0,), True),
+        SetAcknowledged(1, (0,)),
+        SetPermitted(1, (0,), ""),
+    ]
+    assert stop_messages(dispatcher, silent, other) == Effects()
+    assert dispatcher.open_detectors(KEY) == {0: ACKNOWLEDGED}
 
 
 def test_a_late_acknowledgement_of_the_former_node_is_answered_with_a_withdrawal(dispatcher):

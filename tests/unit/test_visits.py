@@ -597,6 +597,28 @@ def test_a_stop_hands_back_what_is_not_processed_yet(world):
     assert all(is_returned(entry) for entry in world.journal.unreported(9))
 
 
+def test_partial_outputs_of_what_is_handed_back_are_not_exported(world):
+    """Another node gets it, and exports all of them."""
+    assigned(world)
+    world.handle(StopStarted(hand_back=True))
+    world.finish(outcome=Outcome.CRASHED, retriable=True, may_have_leftovers=True)
+    world.handle(LeftoversRead(KEY, Leftovers(spool="/spool/x", why_partial="one task failed")))
+    world.commit_all()
+    assert [is_returned(entry) for entry in world.journal.unreported(9)] == [True]
+    assert world.of(Export) == []
+    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+
+
+def test_what_a_node_has_is_not_refused_because_it_is_old(world):
+    """Its acknowledgement was lost, and its worker is still processing it."""
+    assigned(world)
+    world.done.clear()
+    accepted(world, detectors=(0, 1), age_s=world.config.node.expiry_s + 1.0)
+    assert [action.detectors for action in world.of(Acknowledge)] == [(0,)]
+    ((detectors, final),) = [(action.detectors, action.final) for action in world.of(Refuse)]
+    assert (detectors, final) == ((1,), True)
+
+
 def test_without_a_usable_slot_visits_are_refused_and_queued_ones_handed_back(world):
     accepted(world, detectors=(0, 1))
     world.assign()
@@ -801,6 +823,33 @@ def test_what_an_operator_has_requested_again_is_not_handed_back(world):
     world.handle(StopStarted(hand_back=True))
     world.commit_all()
     assert world.outcomes() == [Outcome.FAILED, Outcome.INTERRUPTED]
+
+
+def test_what_an_operator_has_requested_again_is_not_withdrawn(world):
+    """The relay has its outcome, and withdraws what it finds in a hello or an acknowledgement."""
+    ended(world)
+    ask(world)
+    world.commit_all()
+    assert world.visits.open.held() == ()
+    world.cancel(detectors=(0,))
+    world.commit_all()
+    assert list(world.queue) == [KEY._replace(attempt=2)]
+    assert len(world.visits.open) == 1
+
+
+def test_an_outcome_that_the_relay_has_not_confirmed_is_not_requeued(world):
+    ended(world)
+    relay = world.config.relay.model_copy(update={"address": "tcp://127.0.0.1:1"})
+    world.visits.config = world.config.model_copy(update={"relay": relay})
+    ask(world)
+    ((attempt, text),) = answer(world)
+    assert (attempt, text.split(":")[0]) == (None, "the relay has not confirmed its outcome")
+    world.handle(ResultsSeen(entries=((CAMERA, "g", 0, 1),), origin="relay", sent_tai=1.0, sequence=1))
+    world.commit_all()
+    world.done.clear()
+    ask(world)
+    world.commit_all()
+    assert answer(world) == [(2, "")]
 
 
 def test_an_open_visit_is_not_requeued(world):

@@ -131,19 +131,19 @@ class Visits:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
         requested = message.detectors
+        text, final = "", False
         if not self.accepting or self._no_slot:
             text = self._no_slot if self.accepting else "the node takes no visits now"
+        elif age_s > self.config.node.expiry_s:
+            text, final = f"expired: announced {age_s:.0f} s ago", True
+        if text:
             found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
             refused = tuple(detector for detector in requested if detector not in found)
             if refused:
-                effects.actions.append(model.Refuse(message, refused, text, final=False))
+                effects.actions.append(model.Refuse(message, refused, text, final=final))
             # Of these the acknowledgement was lost: refused, they would run on two nodes.
             requested = tuple(detector for detector in requested if detector in found)
         if not requested:
-            return
-        if age_s > self.config.node.expiry_s:
-            text = f"expired: announced {age_s:.0f} s ago"
-            effects.actions.append(model.Refuse(message, requested, text, final=True))
             return
         served = self._served.get(visit.instrument, frozenset())
         withdrawn = tuple(
@@ -284,7 +284,8 @@ class Visits:
             if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
             if event.detectors is not None:
-                if visit.key.detector in event.detectors:
+                # What an operator has requested again is not the relay's.
+                if visit.key.detector in event.detectors and not visit.requeued:
                     self._withdraw(visit, effects)
                 continue
             reason = events.CancelReceived().reason
@@ -585,8 +586,8 @@ class Visits:
         if spool is None:
             folder = self._folders.spooled(*entry.key)
             effects.actions.append(model.Discard((folder.with_name(f"{folder.name}.part"),)))
-        elif again:
-            # The next attempt writes the same datasets: partial ones in the
+        elif again or is_returned(entry):
+            # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.
             effects.actions.append(model.Discard((Path(spool),)))
         else:
@@ -727,6 +728,9 @@ class Visits:
             return "it is under way"
         if text := refusal_reason(entry, force=event.force):
             return text
+        # Until then the relay may give it to another node, which writes permanently, too.
+        if self.config.relay.address is not None and not (entry.reported or event.force):
+            return "the relay has not confirmed its outcome: try again when it has; --force does not wait"
         if entry.key in event.exporting:
             return "its outputs are being exported: try again in a moment"
         if entry.key in event.spools and entry.outcome == Outcome.SUCCEEDED:

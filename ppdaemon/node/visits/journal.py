@@ -73,7 +73,7 @@ versions added some without a new number."""
 _WRITTEN = [
     field.name
     for field in fields(model.JournalEntry)
-    if field.name not in ("key", "visit", "received_tai", "asked")
+    if field.name not in ("key", "visit", "received_tai", "asked", "reported")
 ]
 """Columns that change while an attempt is open."""
 
@@ -89,6 +89,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "final": bool,
     "outcome": lambda text: None if text is None else Outcome(text),
     "partial": bool,
+    "reported": bool,
     "stages": lambda text: {Stage(name): tai for name, tai in json.loads(text).items()},
     "visit": NextVisit.model_validate_json,
 }
@@ -315,7 +316,8 @@ class Journal(SqliteFile):
         return self._entries(
             "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
             " final, partial, (SELECT max(no_return) FROM attempt AS any WHERE any.grp = this.grp"
-            " AND any.instrument = this.instrument AND any.detector = this.detector) AS no_return, asked"
+            " AND any.instrument = this.instrument AND any.detector = this.detector) AS no_return, asked,"
+            " reported"
             " FROM attempt AS this WHERE grp = ? GROUP BY instrument, detector ORDER BY instrument, detector",
             group,
         )

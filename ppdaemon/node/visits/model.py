@@ -67,6 +67,8 @@ class JournalEntry:
     """Exposures whose raws had arrived when the attempt ended, used or not."""
     asked: int = 1
     """The last attempt number of the relay, which counts attempts on its own."""
+    reported: bool = False
+    """Whether the relay has confirmed the outcome."""
 
 
 # --- events ------------------------------------------------------------------

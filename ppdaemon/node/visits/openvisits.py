@@ -133,7 +133,8 @@ class OpenVisits:
         """Return what the journal has, for the relay."""
         found: dict[tuple[str, str, int, str], list[int]] = defaultdict(list)
         for visit in self._open.values():
-            if visit.phase is not Phase.RESERVED:
+            # Of what an operator requests again, the relay has the outcome: it would withdraw it.
+            if visit.phase is not Phase.RESERVED and not visit.requeued:
                 instrument, group, detector, _ = visit.key
                 found[instrument, group, visit.entry.asked, visit.state].append(detector)
         return tuple(

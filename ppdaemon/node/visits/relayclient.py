@@ -270,6 +270,8 @@ class RelayClient:
                     _LOG.info("connected to relay %s, incarnation %s, epoch %d", origin, incarnation, epoch)
                 self._relay, self._problem, self._epoch = origin, "", epoch
                 self.on_message(message)
+            case _ if self._relay is None:  # of a relay that is not served: its welcome comes first
+                return
             case messages.Permitted(epoch=epoch, incarnation=incarnation):
                 # A permit of a relay that was replaced, or for an earlier run of this node, is void.
                 if epoch >= self._epoch and incarnation == self.incarnation:
