@@ -120,8 +120,9 @@ class RelayConfig(ConfigPart):
     to another node after ``silence_s`` already. At least ``silence_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
-    keep_days: Seconds = 30.0
-    """Days that the ledger keeps visits of which all detectors have an outcome."""
+    keep_days: Annotated[float, pydantic.Field(ge=1)] = 30.0
+    """Days that the ledger keeps visits of which all detectors have an outcome. At least 1: a visit
+    that is announced again after it was deleted is processed again."""
     security: RelaySecurity = RelaySecurity()
     log: LogConfig = LogConfig()
 
