@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 from benching.cli import options, print_results, progress, run
 from benching.folders import FolderRoots
-from benching.results import Scalar
+from benching.results import Scalar, percentile
 from fanoutbench.complete import measure_complete_visits
 from fanoutbench.flood import measure_flood
-from fanoutbench.floor import measured_floor
+from fanoutbench.floor import Floor, measured_floor
 from fanoutbench.latency import measure_latencies
-from fanoutbench.observatory import running
+from fanoutbench.observatory import Observatory, running
 from fanoutbench.results import GOALS
 
 
@@ -28,6 +28,32 @@ class Workload:
     rounds: int
     visits: int
     complete: int
+    curve: bool
+
+
+def measure_latency(
+    folder_roots: FolderRoots,
+    workload: Workload,
+    plain: Observatory,
+    floor: Floor,
+    progress: Callable[[str], None],
+) -> dict[str, Scalar]:
+    """Measure visit by visit in turn without and with keys: the load of the machine is the same."""
+    if not workload.curve:
+        (latencies,) = measure_latencies([plain], workload.rounds, floor, progress)
+        return latencies.results(floor)
+    progress("starting the same with keys")
+    with (
+        folder_roots.temporary() as folders,
+        running(folders, workload.nodes, workload.detectors, encrypted=True) as encrypted,
+    ):
+        both = measure_latencies([plain, encrypted], workload.rounds, floor, progress)
+    latencies, with_keys = both
+    curve = {
+        f"curve_{name}": value for name, value in with_keys.results(floor).items() if "floor" not in name
+    }
+    ratio = percentile(with_keys.fanout_ms, 50) / percentile(latencies.fanout_ms, 50)
+    return latencies.results(floor) | curve | {"curve_over_plain": ratio}
 
 
 def measure(
@@ -48,8 +74,7 @@ def measure(
     ):
         results["slots"] = observatory.slots
         if workload.rounds:
-            (latencies,) = measure_latencies([observatory], workload.rounds, floor, progress)
-            results |= latencies.results(floor)
+            results |= measure_latency(folder_roots, workload, observatory, floor, progress)
         if workload.visits:
             results |= measure_flood(observatory, workload.visits, progress)
         if workload.complete:
@@ -88,8 +113,14 @@ def measure(
     type=click.IntRange(0),
     help="Visits with raws and permanent writes.",
 )
+@click.option(
+    "--curve/--no-curve",
+    default=True,
+    show_default=True,
+    help="Time the same visits at a second relay with nodes that have keys.",
+)
 @options
-def command(as_json: bool, scratch: Path, ramdisk: Path, **workload: int) -> None:
+def command(as_json: bool, scratch: Path, ramdisk: Path, curve: bool, **workload: int) -> None:
     """Measure the latency of visits and cancellations from the client to the
     last worker, visits as fast as they go, memory and CPU time of the relay,
     and the cost of permission for permanent writes.
@@ -98,7 +129,9 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **workload: int) -> Non
     are for two idle cores. All files are deleted.
     """
     print_results(
-        measure(FolderRoots(scratch, ramdisk), Workload(**workload), progress), GOALS, as_json=as_json
+        measure(FolderRoots(scratch, ramdisk), Workload(**workload, curve=curve), progress),
+        GOALS,
+        as_json=as_json,
     )
 
 

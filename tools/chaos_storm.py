@@ -89,8 +89,8 @@ class StormReport:
 class StormClient:
     """Sends requests until they are answered, also by a relay that was killed meanwhile."""
 
-    def __init__(self, sockets: ClientSockets, address: str):
-        self._socket = sockets.connect(zmq.DEALER, address)
+    def __init__(self, sockets: ClientSockets, telescope: Telescope):
+        self._socket = sockets.connect(zmq.DEALER, telescope.relay.submit, telescope.client_keys)
         self._unanswered: dict[tuple[str, str], tuple[dict[str, Any], float]] = {}
         self.accepted: set[str] = set()
         """Groups of accepted visits."""
@@ -175,7 +175,7 @@ class Storm:
             self._step()
         calm_s = self._calm()
         with ClientSockets() as sockets:
-            ledger = self._ledger(SubmitClient(sockets, self.telescope.relay.submit, CAMERA))
+            ledger = self._ledger(self.telescope.client(sockets))
         self._violations += [Violation("leaked", problem) for problem in self.telescope.stop()]
         self._check_leaks()
         return self._report(ledger, calm_s)
@@ -416,7 +416,7 @@ class Storm:
         if not self.client.done or not all(is_quiet(node.status_or_none()) for node in self.nodes.values()):
             return False
         with ClientSockets() as sockets:
-            client = SubmitClient(sockets, self.telescope.relay.submit, CAMERA)
+            client = self.telescope.client(sockets)
             return all(all(client.outcomes(group).values()) for group in sorted(self.client.accepted))
 
     def _ledger(self, client: SubmitClient) -> dict[VisitDetector, LedgerEntry]:
@@ -526,7 +526,7 @@ def run_storm(
             return Storm(
                 plan,
                 telescope,
-                StormClient(sockets, telescope.relay.submit),
+                StormClient(sockets, telescope),
                 random.Random(f"victims of {seed}"),
                 on_progress,
             ).run()

@@ -30,6 +30,7 @@ from ppdaemon.curve import new_key_pair
 from ppdaemon.errors import PPDaemonError, StateUnusable
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
+from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
     RELAY_SOCKET,
     DrainNodeRequest,
@@ -439,6 +440,7 @@ def keygen(name: str, folder: Path) -> None:
     try:
         if not folder.exists():
             folder.mkdir(0o700, parents=True)
+        check_path(folder.resolve() / name)
         secret, public = write_key_pair(folder.resolve(), name, new_key_pair())
     except OSError as error:
         raise StateUnusable(f"{error.filename}: {error.strerror}; nothing was overwritten") from None

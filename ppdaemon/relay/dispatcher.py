@@ -276,12 +276,14 @@ class Dispatcher:
         self.registry.register(hello, peer, now)
         effects = compare_held(self._visits, hello, peer)
         effects.sends.insert(0, orders.SendWelcome(peer))
-        # Before other visits are routed: it may be full already.
+        # Before other visits are routed: it may be full already. Only its own visits are checked, and
+        # what waits for it: a node sends hello whenever its capacity changes.
         for visit in self._visits.values():
             for reservation in visit.reservations.values():
                 if reservation.node == hello.origin:
                     self._place(visit, reservation, now)
-        self._schedule_all(now)
+                    visit.due = now
+        self.assignments.freed.add(hello.origin)
         return effects
 
     def _accepted_visit(

@@ -15,6 +15,7 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.curve import ClientKeys
 from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -139,10 +140,18 @@ class SubmitClient:
         ZeroMQ address of the relay's submit socket.
     instrument : `str`, optional
         Instrument of the announced visits.
+    keys : `~ppdaemon.curve.ClientKeys`, optional
+        Those of an encrypted connection.
     """
 
-    def __init__(self, sockets: ClientSockets, address: str, instrument: str = "DemoCam"):
-        self._socket = sockets.connect(zmq.REQ, address)
+    def __init__(
+        self,
+        sockets: ClientSockets,
+        address: str,
+        instrument: str = "DemoCam",
+        keys: ClientKeys | None = None,
+    ):
+        self._socket = sockets.connect(zmq.REQ, address, keys)
         self._instrument = instrument
 
     def request(self, fields: dict[str, Any] | bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """A real ``pprelay`` and several real ``ppdaemon``, on this machine or on `~ppdaemon.testing.hosts`."""
 
 import contextlib
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.ctl.client import NotFound
+from ppdaemon.curve import ClientKeys, new_key_pair
 from ppdaemon.folders import NodeFolders
+from ppdaemon.keyfiles import PUBLIC_SUFFIX, SECRET_SUFFIX, write_key_pair
 from ppdaemon.reports import VisitRow
 from ppdaemon.testing.hosts import Hosts
 from ppdaemon.testing.node import NodeProcess, node_config
@@ -23,6 +26,8 @@ __all__ = ("RELAY", "Telescope", "free_port", "running_telescope")
 
 RELAY = "relay"
 """Name of the relay's host."""
+CLIENT = "client"
+"""Name of the client's keys."""
 PORT = 5571
 """Of the relay's node socket on its own host, where no other program has it."""
 LINK = {"heartbeat_s": 0.2, "silence_s": 1.0}
@@ -51,6 +56,8 @@ class Telescope:
         Hosts of these names, and of `RELAY`; by default all run on this machine.
     relay : `~collections.abc.Mapping`, optional
         Keys of the relay's configuration.
+    encrypted : `bool`, optional
+        Whether relay and nodes have keys; by default they have on several hosts, where they must.
     link : `~collections.abc.Mapping`, optional
         Heartbeats and limits of silence at both ends, short by default so that a test of a dead host
         is short.
@@ -63,6 +70,8 @@ class Telescope:
     ----------
     relay : `~ppdaemon.testing.relay.RelayProcess`
         The relay.
+    keys : `pathlib.Path`
+        Folder of the keys, if there are any.
     nodes : `dict` [`str`, `~ppdaemon.testing.node.NodeProcess`]
         By name.
     camera : `str`
@@ -79,6 +88,7 @@ class Telescope:
         *,
         hosts: Hosts | None = None,
         relay: Mapping[str, Any] | None = None,
+        encrypted: bool | None = None,
         link: Mapping[str, float] = LINK,
         make_node: Callable[..., NodeProcess] = NodeProcess,
         **parts: Mapping[str, Any],
@@ -86,10 +96,15 @@ class Telescope:
         self.hosts = hosts
         address = f"{hosts.address(RELAY)}:{PORT}" if hosts else f"127.0.0.1:{free_port()}"
         address = f"tcp://{address}"
+        nodes = tuple(nodes)
+        self.keys = folder / "keys"
+        encrypted = hosts is not None if encrypted is None else encrypted
+        if encrypted:
+            self._make_keys(nodes)
         (sockets / RELAY).mkdir()
-        self.relay = RelayProcess(
-            sockets / RELAY, launcher=self._launcher(RELAY), nodes=address, **{**link, **(relay or {})}
-        )
+        security = {"security": self._relay_security()} if encrypted else {}
+        fields = {"nodes": address, **security, **link, **(relay or {})}
+        self.relay = RelayProcess(sockets / RELAY, launcher=self._launcher(RELAY), **fields)
         (folder / "raw").mkdir(exist_ok=True)
         self.nodes: dict[str, NodeProcess] = {}
         for name in nodes:
@@ -99,10 +114,37 @@ class Telescope:
             config = node_config(own, short, **parts)
             config["node"]["name"] = name
             config["relay"] |= {"address": address, **link, **parts.get("relay", {})}
+            if encrypted:
+                config["relay"]["server"] = str(self.keys / f"{RELAY}{PUBLIC_SUFFIX}")
+                config["security"] = {"key": str(self.keys / f"{name}{SECRET_SUFFIX}")}
             config["arrivals"]["roots"] = [str(folder / "raw")]
             self.nodes[name] = make_node(own, config, launcher=self._launcher(name))
         self.camera = next(iter(config["node"]["instruments"]))
         self.raws = RawWriter(folder / "raw", self.camera)
+
+    def _make_keys(self, nodes: Iterable[str]) -> None:
+        """Make keys for relay and nodes, and the folders of those who may connect."""
+        for folder in (self.keys, self.keys / "nodes", self.keys / "submit"):
+            folder.mkdir(mode=0o700)
+        for name in (RELAY, CLIENT, *nodes):
+            _, public = write_key_pair(self.keys, name, new_key_pair())
+            if name != RELAY:
+                shutil.copy(public, self.keys / ("submit" if name == CLIENT else "nodes"))
+
+    @property
+    def client_keys(self) -> ClientKeys | None:
+        """Keys of those who announce visits (`~ppdaemon.curve.ClientKeys`), if there are any."""
+        if not self.keys.exists():
+            return None
+        return ClientKeys.read(self.keys / f"{CLIENT}{SECRET_SUFFIX}", self.keys / f"{RELAY}{PUBLIC_SUFFIX}")
+
+    def client(self, sockets: ClientSockets) -> SubmitClient:
+        """Return a client of the relay."""
+        return SubmitClient(sockets, self.relay.submit, self.camera, self.client_keys)
+
+    def _relay_security(self) -> dict[str, str]:
+        key = self.keys / f"{RELAY}{SECRET_SUFFIX}"
+        return {"key": str(key), "nodes": str(self.keys / "nodes"), "submit": str(self.keys / "submit")}
 
     def _launcher(self, name: str) -> Sequence[str]:
         return self.hosts.launcher(name) if self.hosts else ()
@@ -215,7 +257,7 @@ def running_telescope(
     try:
         with ClientSockets() as wires:
             telescope.start(start_s)
-            yield telescope, SubmitClient(wires, telescope.relay.submit, telescope.camera)
+            yield telescope, telescope.client(wires)
     finally:
         problems = telescope.stop()
     if problems:

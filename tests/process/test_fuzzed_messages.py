@@ -9,8 +9,10 @@ import random
 import psutil
 import pytest
 import zmq
+from securekit import SecureRelay
 
 from ppdaemon.clock import Clock
+from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.messages import (
     DetectorsOfVisit,
     Heartbeat,
@@ -23,13 +25,13 @@ from ppdaemon.messages import (
 )
 from ppdaemon.states import Outcome
 from ppdaemon.testing.played import ClientSockets, PlayedNode
-from ppdaemon.testing.relay import RelayProcess, SubmitClient
+from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 NUMBERS = (3_000, pytest.param(100_000, marks=(pytest.mark.slow, pytest.mark.timeout(900))))
 WINDOW = 200
 """Messages without an answer; the relay's queue for a peer has 500."""
-MEMORY_BYTES = 30_000_000
+MEMORY_BYTES = 10_000_000
 """Growth that is allowed after the first tenth: mutations that are valid visits are accepted, each of
 which the relay keeps with its detector."""
 VALUES = (b"null", b"true", b"-1", b"0.5", b"1e30", b"1e999", b"NaN", b'""', b"[]", b"{}", b'[["a", 1], {}]')
@@ -63,9 +65,10 @@ def frames_of(draw, message):
     return draw.choice([[message, b""], [b"", b"", message], [b""]]) if draw.random() < 0.01 else [message]
 
 
-@pytest.fixture
-def relay(socket_dir):
-    made = RelayProcess(socket_dir, instruments={"DemoCam": {"detectors": "0"}})
+@pytest.fixture(params=["plain", "with keys"])
+def relay(request, socket_dir):
+    kind = SecureRelay if request.param == "with keys" else RelayProcess
+    made = kind(socket_dir, instruments={"DemoCam": {"detectors": "0"}})
     yield made.start()
     if made.process.poll() is None:
         made.process.kill()
@@ -76,6 +79,11 @@ def relay(socket_dir):
 def wires():
     with ClientSockets() as made:
         yield made
+
+
+def keys_of(relay, name):
+    """Return the keys of a peer that the relay admits."""
+    return relay.client_keys(name) if isinstance(relay, SecureRelay) else None
 
 
 def flood(relay, number, send, answered):
@@ -95,6 +103,13 @@ def flood(relay, number, send, answered):
     assert growth < MEMORY_BYTES, f"{growth / 1e6:.1f} MB"
 
 
+def announce_afterwards(relay):
+    """Check that a visit is accepted."""
+    fields = {"groupId": "afterwards", "instrument": "DemoCam", "private_sndStamp": Clock().tai()}
+    with VisitSubmitter(relay.submit, TIMEOUT_S, keys_of(relay, "client")) as client:
+        assert client.ask(fields).status == "accepted"
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_submit(relay, wires, number):
     draw = random.Random(7)
@@ -103,8 +118,7 @@ def test_submit(relay, wires, number):
     visit |= {"position": [10.0, -20.0], "coordinateSystem": 2, "duration": 30.0, "survey": "BLOCK-365"}
     seeds = [visit, {"groupId": "g", "scriptSalIndex": 1}, {"type": "visit_status", "groupId": "g"}]
     texts = [json.dumps(seed).encode() for seed in seeds]
-    dealer = wires.connect(zmq.DEALER, relay.submit)
-    client = SubmitClient(wires, relay.submit)
+    dealer = wires.connect(zmq.DEALER, relay.submit, keys_of(relay, "client"))
 
     def answered():
         # Messages of one connection are handled in order.
@@ -117,13 +131,13 @@ def test_submit(relay, wires, number):
         dealer.send_multipart(frames_of(draw, mutate(draw, draw.choice(texts))))
 
     flood(relay, number, send, answered)
-    assert client.announce("afterwards")["status"] == "accepted"
+    announce_afterwards(relay)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_nodes(relay, wires, number):
     draw = random.Random(8)
-    node = PlayedNode(wires, relay.nodes, "n1")
+    node = PlayedNode(wires, relay.nodes, "node1", keys=keys_of(relay, "node1"))
     names = {"instrument": "DemoCam", "group": "g"}
     entry = ResultEntry(**names, detector=0, attempt=1, outcome=Outcome.SUCCEEDED)
     texts = [
@@ -152,7 +166,7 @@ def test_nodes(relay, wires, number):
         wait_until(confirmed, TIMEOUT_S)
 
     flood(relay, number, lambda: node.send_raw(*frames_of(draw, mutate(draw, draw.choice(texts)))), answered)
-    assert SubmitClient(wires, relay.submit).announce("afterwards")["status"] == "accepted"
+    announce_afterwards(relay)
     order = node.wait_for("visit")[0]
     node.ack(order)
     node.finish(order)

@@ -364,13 +364,17 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         node.wait(lambda: node.status().state == "running")
 
 
-def test_a_stop_interrupts_running_visits_and_reports_to_the_relay(tmp_path, socket_dir):
+def test_a_stop_interrupts_what_has_written_something_and_hands_back_what_has_not(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, times={"stop_s": 0.5}) as node:
         node.relay.reserve("g1", survey="process:hang")
+        node.relay.reserve("g2", survey="early: process:hang")
         node.land("g1")
-        node.wait(lambda: any(row.state == SlotState.PROCESSING for row in node.workers()))
+        node.land("g2", number=2)
+        node.wait(lambda: sum(row.state == SlotState.PROCESSING for row in node.workers()) == 2)
+        node.wait(lambda: node.marks("g2"))
         node.process.send_signal(signal.SIGTERM)
-        assert node.relay.outcome("g1").outcome == Outcome.INTERRUPTED
+        assert node.relay.outcome("g2").outcome == Outcome.INTERRUPTED
+        node.relay.wait(lambda: {entry.group for entry in node.relay.returned} == {"g1"})
         # A second SIGTERM would end it in the midst of its last steps.
         assert node.process.wait(TIMEOUT_S) == 0
 

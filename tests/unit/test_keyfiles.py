@@ -131,6 +131,13 @@ def test_keygen_overwrites_nothing(tmp_path, existing):
     assert (tmp_path / existing).read_text() == "precious"
 
 
+def test_keygen_refuses_a_folder_in_which_all_can_replace_files(tmp_path):
+    tmp_path.chmod(0o777)
+    done = run("node1", "--folder", tmp_path)
+    assert "chmod o-w" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_keygen_refuses_a_path_as_a_name(tmp_path):
     assert "letters, digits" in run("../node1", "--folder", tmp_path / "keys").output
     assert not list(tmp_path.iterdir())

@@ -265,7 +265,19 @@ def test_what_waits_too_long_expires(dispatcher):
 def test_a_node_that_offers_more_than_before_gets_what_waits(dispatcher):
     join(dispatcher, "a", capacity=1)
     add_visits(dispatcher, [1, 2])
-    assert sent_to(join(dispatcher, "a", capacity=2, now=0.2).sends)["a"][0] == ("g2", 0)
+    assert ("g2", 0) in sent_to(join(dispatcher, "a", capacity=2, now=0.2).sends)["a"]
+    assert [dispatcher.assignments.load("a"), list(dispatcher.assignments.waiting())] == [2, []]
+
+
+def test_a_hello_of_a_node_costs_nothing_for_visits_that_it_has_no_part_in(dispatcher, monkeypatch):
+    join(dispatcher, "a", (0,))
+    join(dispatcher, "b", (1,))
+    add_visits(dispatcher, range(100), (0,))
+    dispatcher.tick(0.0)
+    served = []
+    monkeypatch.setattr(dispatcher, "_serve", lambda visit, *_: served.append(visit))
+    join(dispatcher, "b", (1,), capacity=8, now=0.1)
+    assert served == []
 
 
 def test_a_freed_node_that_has_refused_the_newest_visit_gets_an_older_one(dispatcher):

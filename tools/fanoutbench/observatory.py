@@ -163,6 +163,7 @@ def running(folders: BenchFolders, nodes: int, detectors: int, **options: Any) -
             relay=relay,
             start_s=START_S,
             link=LINK,
+            **options,
             **parts,
         ) as (telescope, client):
             observatory = Observatory(telescope, client, detectors)
