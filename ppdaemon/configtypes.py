@@ -123,6 +123,8 @@ SOCKET_PATH_MAX = 107
 
 
 def _address(value: str) -> str:
+    if not re.fullmatch(r"tcp://.+:(\d+|\*)|ipc://.+", value):
+        raise ValueError(f"{value} is not an address: write tcp://HOST:PORT or ipc://PATH")
     port = value.rpartition(":")[2]
     if value.startswith("tcp://") and port != "*" and not 1 <= int(port) <= 65535:
         raise ValueError(f"port {port} of {value} is not in 1-65535")
@@ -216,11 +218,7 @@ SecretKeyFile = Annotated[Path, pydantic.AfterValidator(_secret_key)]
 PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
 KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
-Address = Annotated[
-    str,
-    pydantic.Field(pattern=r"^(tcp://.+:(\d+|\*)|ipc://.+)$"),
-    pydantic.AfterValidator(_address),
-]
+Address = Annotated[str, pydantic.AfterValidator(_address)]
 CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 

@@ -17,6 +17,7 @@ from ppdaemon.states import ExitCode
 __all__ = (
     "UnsafePath",
     "check_path",
+    "check_shared_folder",
     "check_socket_folder",
     "make_folder",
     "open_private",
@@ -87,15 +88,20 @@ def make_folder(path: Path) -> None:
 
 
 def check_socket_folder(folder: Path) -> None:
-    """Create the folder of a unix socket, open for all users, or check the existing one.
-
-    A folder such as /tmp, in which nobody can replace the files of others, is accepted. Raises as
+    """Create the folder of a unix socket, open for all users, or check the existing one. Raises as
     `make_folder` does.
     """
     check_path(folder / "socket")
     if not folder.exists():
         make_folder(folder)
         folder.chmod(0o755)  # the users of the socket may have no group in common
+    check_shared_folder(folder)
+
+
+def check_shared_folder(folder: Path) -> None:
+    """Raise `UnsafePath` if another user can replace what is in an existing folder. One such as /tmp, in
+    which nobody can replace the files of others, is accepted.
+    """
     found = folder.stat()
     if not (found.st_uid == 0 and found.st_mode & stat.S_ISVTX):
         _check_owner(folder, found)

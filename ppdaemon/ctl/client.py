@@ -180,7 +180,8 @@ class ControlClient:
                 return Unavailable(f"{self._path}: the daemon has closed the connection")
             case BadMessage():
                 return Unavailable(
-                    f"{self._path}: invalid answer, the daemon may be newer than ppctl ({error})"
+                    f"{self._path}: invalid answer, the daemon may be newer than ppctl, or is not a "
+                    f"{self.program}: --relay is for pprelay only ({error})"
                 )
             case _:
                 return Unavailable(f"{self._path}: {error}")
@@ -385,7 +386,8 @@ def _data(line: bytes) -> Any:
             raise ConfigError(reply.text.splitlines())
         case "bad_request":
             raise Unavailable(
-                f"the daemon rejects the request, its version may differ from ppctl's: {reply.text}"
+                "the daemon rejects the request, its version may differ from ppctl's, or it is another "
+                f"program: --relay is for pprelay only ({reply.text})"
             )
         case "internal":
             raise PPDaemonError(f"internal error in the daemon, see its log: {reply.text}")

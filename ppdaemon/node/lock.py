@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
-from ppdaemon.privatefiles import make_folder, write_private
+from ppdaemon.privatefiles import check_shared_folder, make_folder, write_private
 from ppdaemon.processes import processes_with_variable
 from ppdaemon.statelock import LockHeld, StateLock
 
@@ -52,6 +52,8 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     try:
         for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
             make_folder(folder)
+        # Its owner could put a folder of his own in the place of the one that is deleted and used.
+        check_shared_folder(folders.ramdisk.parent)
         lock = StateLock(folders.lock)
         try:
             removed, unknown = _clear(folders)

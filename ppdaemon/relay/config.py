@@ -100,7 +100,7 @@ class RelayConfig(ConfigPart):
     """ZeroMQ address to which nodes connect."""
     control: SocketPath | None = None
     """Path of the unix socket for ``ppctl --relay``; `None` for ``control.sock`` in the
-    state directory."""
+    state directory, which users outside of the group of ``pprelay`` cannot enter."""
     state_dir: WritableFolder
     """Folder of the ledger, on a local disk that keeps its files over a reboot."""
     instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
@@ -120,15 +120,16 @@ class RelayConfig(ConfigPart):
     to another node after ``silence_s`` already. At least ``silence_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
-    keep_days: Seconds = 30.0
-    """Days that the ledger keeps visits of which all detectors have an outcome."""
+    keep_days: Annotated[float, pydantic.Field(ge=1)] = 30.0
+    """Days that the ledger keeps visits of which all detectors have an outcome. At least 1: a visit
+    that is announced again after it was deleted is processed again."""
     security: RelaySecurity = RelaySecurity()
     log: LogConfig = LogConfig()
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find a time limit that a single late heartbeat would exceed, one address for two sockets, and
-        sockets without keys that other hosts can reach.
+        """Find a time limit that a single late heartbeat would exceed, one address for two sockets,
+        sockets without keys that other hosts can reach, and lists of keys that have no effect.
         """
         yield from silence_conflicts(keys)
         if (times := valid_values(keys, "silence_s", "give_up_s")) and times[1] < times[0]:
@@ -142,6 +143,9 @@ class RelayConfig(ConfigPart):
                         yield (name,), f"{text}security.insecure: true"
                 if key is not None and folder is None:
                     yield ("security", name), "missing key, the folder with the public keys that may connect"
+                # Otherwise everybody may connect, although the file lists who may.
+                if key is None and folder is not None:
+                    yield ("security", name), "needs security.key, the key of this relay"
         values = valid_values(keys, "submit", "nodes")
         # With * or 0 the system chooses two ports.
         if values and values[0] == values[1] and not values[0].endswith((":*", ":0")):

@@ -244,10 +244,12 @@ def test_a_socket_that_a_dead_daemon_left_is_not_running(ppctl: Ppctl, socket_di
         ([b"\xff\xfe"], "invalid answer"),
         ([b"[" * 5000], "invalid answer"),
         ([b'{"type": "ok", "data": {"node": "n"}}'], "newer"),
+        (ok({"relay": "r"}), "is not a ppdaemon: --relay is for pprelay only"),
         (ok(status(new_field=1)), "new_field"),
         (ok(status(state="hibernating")), "newer"),
         ([b'{"type": "wait"}'], "newer"),
         (failing("bad_request", "unknown type"), "version"),
+        (failing("bad_request", "unknown type"), "--relay is for pprelay only"),
         (failing("internal", "disk on fire"), "disk on fire"),
     ],
 )

@@ -163,6 +163,16 @@ def test_a_ram_disk_folder_prepared_by_another_user_is_refused(folders):
         lock_node(folders, "run")
 
 
+@ONLY_ROOT
+def test_a_ram_disk_of_another_user_is_refused(folders):
+    folders.ramdisk.parent.mkdir()
+    folders.ramdisk.parent.chmod(0o1777)
+    lock_node(folders, "first").lock.close()
+    os.chown(folders.ramdisk.parent, NOBODY, NOBODY)
+    with pytest.raises(UnsafePath, match=rf"{folders.ramdisk.parent} belongs to user nobody"):
+        lock_node(folders, "second")
+
+
 def test_a_state_folder_of_a_relay_is_checked_too(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
