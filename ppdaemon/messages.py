@@ -266,6 +266,8 @@ class ResultsSeen(_Envelope):
     type: Literal["results_seen"] = "results_seen"
     entries: tuple[tuple[str, str, Storable, Storable], ...]
     """Keys: instrument, group, detector, attempt."""
+    moved: tuple[tuple[str, str, Storable, Storable], ...] = ()
+    """Those that do not count: the relay has given the detector to another node."""
 
 
 type NodeMessage = Annotated[

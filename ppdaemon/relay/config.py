@@ -115,8 +115,8 @@ class RelayConfig(ConfigPart):
     """A node that sends nothing for this long counts as disconnected. At least 2 x
     ``heartbeat_s``."""
     give_up_s: Seconds = 900.0
-    """After this time without a message of a node, its detectors end as ``interrupted``; a later
-    outcome of the node replaces that. Detectors for which it has no permit to write permanently go
+    """After this time without a message of a node, its detectors end as ``interrupted``, and those that
+    it has lost with its journal; a later outcome of the node replaces that. Detectors for which it has no permit to write permanently go
     to another node after ``silence_s`` already. At least ``silence_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""

@@ -191,12 +191,12 @@ class Dispatcher:
                 effects.writes += judged.writes
                 effects.sends += judged.sends
             case Results():
-                for entry in message.entries:
-                    self._result(node, entry, now, effects)
+                counted = [self._result(node, entry, now, effects) for entry in message.entries]
                 # Confirmed even if an entry had no effect, or the node would repeat it
                 # without end. It is sent when the writes above are on disk.
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in message.entries)
-                effects.sends.append(orders.ConfirmResults(peer, keys))
+                moved = tuple(key for key, counts in zip(keys, counted, strict=True) if not counts)
+                effects.sends.append(orders.ConfirmResults(peer, keys, moved))
             case Heartbeat():
                 pass
         return effects
@@ -331,8 +331,10 @@ class Dispatcher:
         )
         self._serve(visit, now, effects)
 
-    def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> None:
-        """Record an outcome of the node that has the detector; what others send is confirmed and ignored."""
+    def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> bool:
+        """Record an outcome of the node that has the detector; return `False` if another one has it.
+        For a visit that is closed the ledger decides.
+        """
         visit = self._visits.get((entry.instrument, entry.group))
         reservation = None if visit is None else visit.reservations.get(entry.detector)
         if visit is None or reservation is None:
@@ -341,14 +343,15 @@ class Dispatcher:
                 effects.writes.append(
                     orders.UpdateOutcome(*key, node, entry.attempt, entry.outcome, entry.reason)
                 )
-            return
+            return True
         asked = entry.attempt if entry.asked is None else entry.asked
         if (reservation.node, reservation.attempt) != (node, asked):
             _LOG.info(
                 "ignored an outcome: the detector was moved to another node",
                 extra={"node": node, "group": entry.group, "detector": entry.detector},
             )
-        elif entry.returned:
+            return entry.returned is True or reservation.node == node
+        if entry.returned:
             reservation.refused_until[node] = now + REFUSAL_S
             reservation.release()
             effects.writes.append(
@@ -358,6 +361,7 @@ class Dispatcher:
         else:
             self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
             self._close_if_ended(visit, effects)
+        return True
 
     # --- open visits --------------------------------------------------------
 

@@ -277,8 +277,10 @@ class Ledger(SqliteFile):
             for detector, node, attempt, acked, permit, alone in rows
         )
 
-    def write(self, write: orders.Write) -> None:
-        """Perform one write of an `Effects`."""
+    def write(self, write: orders.Write) -> orders.ResultKey | None:
+        """Perform one write of an `Effects`; return the key of an outcome that does not count because
+        another node has the detector.
+        """
         match write:
             case orders.SetRoute(number, node, attempt, detectors, alone):
                 self._db.executemany(
@@ -311,6 +313,13 @@ class Ledger(SqliteFile):
                     (outcome, _valid_unicode(reason), node, number, detector),
                 )
             case orders.UpdateOutcome(instrument, group, detector, node, attempt, outcome, reason):
+                found = self._db.execute(
+                    "SELECT node FROM detectors WHERE detector = ? AND outcome IS NOT NULL"
+                    " AND visit = (SELECT number FROM visits WHERE group_id = ? AND instrument = ?)",
+                    (detector, group, instrument),
+                ).fetchone()
+                if found is not None and found[0] != node:
+                    return instrument, group, detector, attempt
                 self._db.execute(
                     "UPDATE detectors SET outcome = ?1, reason = ?2, attempt = ?3, decided = 0"
                     " WHERE outcome IS NOT NULL"
@@ -324,6 +333,7 @@ class Ledger(SqliteFile):
                 self._db.execute(
                     "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
                 )
+        return None
 
     def prune(self, before_tai: float) -> int:
         """Delete at most `PRUNE_BATCH` visits that ended before a time; return the number.

@@ -241,5 +241,5 @@ class NodeLink:
                 return Permitted(**common, epoch=self.epoch, incarnation=incarnation, visits=visits)
             case RefusePermit(_, visits, reason):
                 return PermitRefused(**common, visits=visits, reason=reason)
-            case ConfirmResults(_, keys):
-                return ResultsSeen(**common, entries=keys)
+            case ConfirmResults(_, keys, moved):
+                return ResultsSeen(**common, entries=keys, moved=moved)

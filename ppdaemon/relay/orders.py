@@ -6,8 +6,8 @@ Decisions are made in `ppdaemon.relay.dispatcher` and performed by
 messages, so that no node and no client gets anything that a crash could lose.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from ppdaemon.messages import DetectorsOfVisit
 from ppdaemon.states import Outcome
@@ -95,6 +95,12 @@ class ConfirmResults:
 
     peer: bytes
     keys: tuple[ResultKey, ...]
+    moved: tuple[ResultKey, ...] = ()
+    """Those that do not count: the detector was given to another node."""
+
+    def with_moved(self, moved: Collection[ResultKey]) -> "ConfirmResults":
+        """Return the confirmation with those of its outcomes that the ledger has refused."""
+        return replace(self, moved=(*self.moved, *(key for key in self.keys if key in moved)))
 
 
 @dataclass(frozen=True, slots=True)

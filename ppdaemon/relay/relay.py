@@ -28,7 +28,16 @@ from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
-from ppdaemon.relay.orders import CloseVisit, Effects, RefuseHello, Send, SendHeartbeat, SetOutcome
+from ppdaemon.relay.orders import (
+    CloseVisit,
+    ConfirmResults,
+    Effects,
+    RefuseHello,
+    ResultKey,
+    Send,
+    SendHeartbeat,
+    SetOutcome,
+)
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
@@ -209,7 +218,7 @@ class Relay:
             self._reload_requested.clear()
             try:
                 await self._reload()
-            except PPDaemonError as error:
+            except (PPDaemonError, OSError) as error:
                 _LOG.error("reload refused, the old configuration stays: %s", error)
                 self._control.refused_reload = "reload refused: " + "; ".join(str(error).splitlines())
 
@@ -298,16 +307,22 @@ class Relay:
         """
         writes = tuple(effects.writes)
 
-        def follow_up(_: object = None) -> None:
+        def follow_up(moved: object = None) -> None:
             try:
-                self._send(effects.sends)
+                self._send(
+                    [
+                        send.with_moved(moved)
+                        if isinstance(moved, set) and isinstance(send, ConfirmResults)
+                        else send
+                        for send in effects.sends
+                    ]
+                )
             finally:  # an error in one message must not end all further ticks
                 if then is not None:
                     then()
 
-        def record(ledger: Ledger) -> None:
-            for write in writes:
-                ledger.write(write)
+        def record(ledger: Ledger) -> set[ResultKey]:
+            return {key for write in writes if (key := ledger.write(write)) is not None}
 
         self._writer.put(Commit(record if writes else None, follow_up))
 

@@ -50,7 +50,7 @@ from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NodeLink
 from ppdaemon.relay.openvisit import make_open_visit
-from ppdaemon.relay.orders import Effects, SendHeartbeat, SetOutcome
+from ppdaemon.relay.orders import ConfirmResults, Effects, SendHeartbeat, SetOutcome
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
@@ -428,11 +428,14 @@ class Telescope:
         if self.uncommitted:
             effects = self.uncommitted.popleft()
             with self.ledger.transaction():
+                moved = set()
                 for write in effects.writes:
-                    self.ledger.write(write)
+                    moved.add(self.ledger.write(write))
                     if isinstance(write, SetOutcome) and write.node is None:
                         self.decided.append(write)
             for send in effects.sends:
+                if isinstance(send, ConfirmResults):
+                    send = send.with_moved(moved)
                 for node in self.nodes:
                     if node.peer == send.peer and not node.cut_down:
                         node.down.append(self.link._message(send))

@@ -17,6 +17,7 @@ from visitworld import CHOSEN
 from ppdaemon.messages import Done
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.model import RequeueRequested, SlotsChanged
+from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.states import Outcome
 
 
@@ -286,6 +287,33 @@ def test_a_relay_whose_clock_has_jumped_invents_no_outcome(monkeypatch, restart,
         world.calm_down()
         world.check_in_the_end()
         assert [row.outcome for row in world.ledger.find("a")[0].outcomes] == [Outcome.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_outcome_that_does_not_count_is_not_requeued(closed):
+    """A node fails while it is silent; another one has the visit-detector, or has done it."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        node, _ = holder(world)
+        node.cut_up = node.cut_down = True
+        while len(node.visits.open):
+            for number in list(node.workers):
+                node.worker_died(number)
+            world.clock.now += 0.5
+            node.tick()
+            world.settle(node)
+        if closed:
+            world.take_image()
+        run(world, 20.0)
+        node.cut_up = node.cut_down = False
+        run(world, 5.0)
+        (entry,) = [entry for entry in node.journal.last_attempts("a") if entry.key.detector == 0]
+        assert entry.outcome is Outcome.CRASHED
+        assert entry.reported
+        assert "two nodes would process it" in refusal_reason(entry, force=False)
+        assert not refusal_reason(entry, force=True)
 
 
 def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():

@@ -673,7 +673,8 @@ def test_a_result_of_a_node_that_does_not_have_the_detector_is_confirmed_and_not
     stop_messages(dispatcher, silent, other)
     dispatcher.receive(silent, hello(silent.decode()), 6.0)
     effects = dispatcher.receive(silent, results(silent.decode(), 0, outcome=outcome), 6.1)
-    assert effects == Effects.of(confirm(silent, 0))
+    moved = ((*KEY, 0, 1),)
+    assert effects == Effects.of(ConfirmResults(silent, moved, moved))
     assert dispatcher.open_detectors(KEY) == {0: SENT}
 
 

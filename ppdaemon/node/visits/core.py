@@ -759,7 +759,7 @@ class Visits:
     # --- relay, exporter, daemon -------------------------------------------
 
     def _mark_reported(self, event: ResultsSeen, effects: model.Effects) -> None:
-        effects.writes.append(model.MarkReported(event.entries))
+        effects.writes.append(model.MarkReported(event.entries, event.moved))
 
     def _welcome(self, event: Welcome, effects: model.Effects) -> None:
         self._connected = True

@@ -16,7 +16,7 @@ from typing import Any, assert_never
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import HANDED_BACK, is_returned
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
 from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
@@ -139,11 +139,18 @@ class Journal(SqliteFile):
                         self._requeue(last, entry)
                 case model.RecordLateRaws(raws=raws):
                     return self._record_late_raws(raws)
-                case model.MarkReported(keys=reported):
+                case model.MarkReported(keys=reported, moved=moved):
                     self._db.executemany(
                         "UPDATE attempt SET reported = 1"
                         f" WHERE final = 1 AND {_IS_VISIT_DETECTOR} AND max(attempt, asked) = ?",
                         reported,
+                    )
+                    # Seen by operators, and by a request to process it again.
+                    self._db.executemany(
+                        "UPDATE attempt SET reason = ? || reason WHERE final = 1"
+                        f" AND {_IS_VISIT_DETECTOR} AND max(attempt, asked) = ?"
+                        " AND reason NOT LIKE ? AND reason NOT LIKE ?",
+                        [(f"{WITHDRAWN}; ", *key, f"{WITHDRAWN}%", f"{HANDED_BACK}%") for key in moved],
                     )
                 case model.MarkExported(keys=keys, tai=tai, skipped=skipped):
                     self._db.executemany(

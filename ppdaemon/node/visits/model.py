@@ -275,6 +275,8 @@ class MarkReported:
     """Mark outcomes that the relay has: instrument, group, detector, attempt."""
 
     keys: tuple[tuple[str, str, int, int], ...]
+    moved: tuple[tuple[str, str, int, int], ...] = ()
+    """Those that do not count there: another node has the detector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
             f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
             " its writes to the alert database or stream would be there twice; --force accepts that"
         )
-    if is_returned(entry):
+    if entry.reason.startswith((HANDED_BACK, WITHDRAWN)):
         return f"{entry.reason}: two nodes would process it; --force accepts that"
     return ""
 
