@@ -116,8 +116,9 @@ class RelayConfig(ConfigPart):
     ``heartbeat_s``."""
     give_up_s: Seconds = 900.0
     """After this time without a message of a node, its detectors end as ``interrupted``, and those that
-    it has lost with its journal; a later outcome of the node replaces that. Detectors for which it has no permit to write permanently go
-    to another node after ``silence_s`` already. At least ``silence_s``."""
+    it has lost with its journal; a later outcome of the node replaces that. Detectors for which it has
+    no permit to write permanently go to another node after ``silence_s`` already. At least
+    ``silence_s``."""
     resend_s: Seconds = 0.5
     """A detector that a node has not acknowledged after this time is sent again."""
     keep_days: Annotated[float, pydantic.Field(ge=1)] = 30.0
