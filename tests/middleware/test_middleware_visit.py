@@ -61,9 +61,7 @@ def test_a_visit_reads_the_datasets_for_its_time_position_and_filter(rigs: MakeR
     assert "patches:\n  - 6\n  - 7\n  - 11\n  - 12" in text
     assert "width_deg: 0.227" in text, "0.2 degrees and twice 50.1 arcsec"
     stages = [fact.stage if isinstance(fact, StageReached) else fact.what for fact in rig.reports]
-    assert stages == [Stage.FIRST_TASK, "associate", Stage.PROCESSED, "", Stage.SPOOLED], (
-        "a blank: the rename"
-    )
+    assert stages == [Stage.FIRST_TASK, "associate", Stage.PROCESSED, Stage.SPOOLED]
 
 
 def test_calibrations_are_those_of_the_time_of_the_visit(rigs: MakeRig) -> None:
