@@ -64,7 +64,9 @@ def test_two_snaps_in_two_processes_have_the_outputs_of_separable(
     assert started
 
 
-@pytest.mark.parametrize("action", ["fail", "partial", "full"])
+@pytest.mark.parametrize(
+    "action", ["fail", *(pytest.param(name, marks=pytest.mark.slow) for name in ("partial", "full"))]
+)
 def test_failures_in_a_child_are_reported_like_those_in_the_worker(
     rigs: MakeRig, started: list[ForkedCall], action: str
 ) -> None:
@@ -72,6 +74,7 @@ def test_failures_in_a_child_are_reported_like_those_in_the_worker(
     assert started
 
 
+@pytest.mark.slow
 def test_one_snap_and_one_process_need_no_child(rigs: MakeRig, started: list[ForkedCall]) -> None:
     process_visit(rigs, "direct", main="Full", before="Known", snaps=(1, 2))
     process_visit(rigs, "direct", main="Short", settings=TWO)

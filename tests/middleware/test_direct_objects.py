@@ -39,7 +39,7 @@ def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("maker", ["KeepAll", "Continue"])
+@pytest.mark.parametrize("maker", [pytest.param("KeepAll", marks=pytest.mark.slow), "Continue"])
 def test_tasks_do_not_affect_their_next_quantum(rigs: MakeRig, maker: str, processes: int) -> None:
     compare_sums(rigs, maker, 2, processes)
 
@@ -58,7 +58,7 @@ def compare_sums(rigs: MakeRig, maker: str, snaps: int, processes: int) -> None:
     assert len([name for name, *_ in result.contents if name == "sums_last"]) == snaps
 
 
-@pytest.mark.parametrize("maker", ["KeepAll", "Continue"])
+@pytest.mark.parametrize("maker", ["KeepAll", pytest.param("Continue", marks=pytest.mark.slow)])
 def test_datasets_that_are_not_exported_are_passed_on_as_they_were_put(rigs: MakeRig, maker: str) -> None:
     """Only sums of the inputs of tasks are exported here; a second attempt has the same ones."""
     reported = []

@@ -107,6 +107,7 @@ def test_hosts_that_export_the_same_visit_and_runs_at_once_both_succeed(
     assert_complete(central, [1, 2])
 
 
+@pytest.mark.slow
 @ON_POSTGRES
 def test_uncommitted_outputs_of_a_killed_host_do_not_block_another_host(
     central: Central, spools: list[Path], tmp_path: Path
@@ -181,6 +182,7 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     ]
 
 
+@pytest.mark.slow
 @ON_POSTGRES
 def test_a_deadlock_with_another_program_is_retried(
     central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 
+import pytest
 from node import running
 
 from ppdaemon.states import Outcome, SlotState
@@ -23,6 +24,7 @@ def kill_idle(node):
             os.kill(row.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_twelve_visits_that_end_their_workers_cost_no_slot(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=2, max=2, attempts=1) as node:
         for number in range(12):
@@ -78,6 +80,7 @@ def test_a_node_without_a_usable_slot_offers_nothing_until_a_worker_can_start_ag
         assert node.status().state == "running"
 
 
+@pytest.mark.slow
 def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=2, max=3) as node:
         (settings,) = node.ramdisk.rglob("config-1.json")

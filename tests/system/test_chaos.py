@@ -14,24 +14,17 @@ CHAOS = Path(__file__).parents[2] / "tools" / "chaos.py"
 REASON = why_not()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "seed", "accepted"),
-    [
-        pytest.param(8, 5, 10, marks=pytest.mark.timeout(150), id="short"),
-        pytest.param(50, 13, 50, marks=[pytest.mark.timeout(180), pytest.mark.slow], id="long"),
-    ],
-)
-def test_under_all_faults_each_accepted_detector_gets_one_outcome_and_nothing_is_left_over(
-    seconds, seed, accepted
-):
-    command = [sys.executable, CHAOS, "--seconds", str(seconds), "--seed", str(seed), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120 + seconds)
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_under_all_faults_each_accepted_detector_gets_one_outcome_and_nothing_is_left_over():
+    command = [sys.executable, CHAOS, "--seconds", "50", "--seed", "13", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert done.stdout, done.stderr[-4000:]
     report = json.loads(done.stdout)
     assert not report["violations"], json.dumps(report["violations"], indent=1)[:20_000]
     assert done.returncode == 0
     assert {report[kind] for kind in ("lost", "doubled", "leaked", "wrong")} == {0}
-    assert report["accepted"] >= accepted
+    assert report["accepted"] >= 50
     assert len(report["faults"]) >= 8
     assert report["lives"] >= 2
 

@@ -25,7 +25,7 @@ from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.hosts import Hosts, why_not
 from ppdaemon.testing.telescope import RELAY, Telescope, running_telescope
 
-pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := why_not()), reason=reason)]
 
 NODES = ("n1", "n2", "n3", "n4")
 DETECTORS = range(9)
@@ -253,7 +253,6 @@ def test_a_stranger_ends_no_visit_and_gets_none(site):
     assert site.contradictions(group) == []
 
 
-@pytest.mark.slow
 def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_write_does_not(folder):
     with running_site(folder, relay={"give_up_s": 3.0}) as site:
         written = site.announce("written:gate")
@@ -284,7 +283,6 @@ def test_what_a_dead_host_has_only_held_runs_elsewhere_and_what_it_had_begun_to_
             assert site.contradictions(group) == []
 
 
-@pytest.mark.slow
 def test_a_first_outcome_after_the_relay_gave_up_amends_the_ledger(folder):
     with running_site(folder, nodes=("n1",), relay={"give_up_s": 2.0}) as site:
         group = site.announce("written:gate")
@@ -301,7 +299,6 @@ def test_a_first_outcome_after_the_relay_gave_up_amends_the_ledger(folder):
         assert site.contradictions(group) == []
 
 
-@pytest.mark.slow
 def test_a_pipeline_that_kills_its_workers_does_not_cost_the_night(folder):
     with running_site(folder, max=3, attempts=1) as site:
         for _ in range(12):
@@ -312,7 +309,6 @@ def test_a_pipeline_that_kills_its_workers_does_not_cost_the_night(folder):
         site.wait_for(good, Outcome.SUCCEEDED)
 
 
-@pytest.mark.slow
 def test_a_node_whose_workers_are_killed_from_outside_keeps_no_visit_from_the_others(folder):
     with running_site(folder, max=2) as site:
         for name in ("n1", "n2"):
