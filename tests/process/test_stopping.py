@@ -3,6 +3,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -13,6 +14,13 @@ from ppdaemon.processes import GROUP_SIGNALS
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S
+
+
+def signal_all(pids, number):
+    """Send a signal; some processes may have ended, because the daemon stops."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -26,12 +34,10 @@ def test_a_signal_to_all_processes_ends_only_the_daemon_and_its_running_visit_su
         node.wait(lambda: node.at_gate("g1"))
         pids = descendants(node.pid)
         for number in GROUP_SIGNALS:
-            for pid in pids:
-                os.kill(pid, number)
+            signal_all(pids, number)
         assert node.status().slots.get("backoff", 0) == 0
         os.killpg(node.pid, signal.SIGTERM)
-        for pid in pids:
-            os.kill(pid, signal.SIGTERM)
+        signal_all(pids, signal.SIGTERM)
         node.wait(lambda: node.status().state == "stopping")
         node.open_gate("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
