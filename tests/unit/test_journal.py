@@ -29,6 +29,7 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
+from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
@@ -156,6 +157,19 @@ def test_a_result_has_the_attempt_number_of_the_relay(journal):
     assert journal.unreported(10)[0].attempt == 3
     journal.write(MarkReported([("DemoCam", "g", 0, 3)]))
     assert journal.unreported(10) == []
+
+
+def test_an_outcome_that_did_not_count_counts_again_if_the_relay_asks_again(journal):
+    accept(journal, [an_entry()])
+    update(journal, [ended(an_entry(), Outcome.CRASHED)])
+    key = ("DemoCam", "g", 0, 1)
+    journal.write(MarkReported([key], [key]))
+    assert journal.visit("g")[0].reason == f"{WITHDRAWN}; why"
+    journal.write(MarkReported([key], [key]))
+    assert journal.visit("g")[0].reason == f"{WITHDRAWN}; why"
+    journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
+    (result,) = journal.unreported(10)
+    assert (result.outcome, result.reason, result.returned) == (Outcome.CRASHED, "why", None)
 
 
 def test_only_the_last_attempt_is_reported_again(journal):

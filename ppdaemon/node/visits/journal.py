@@ -165,10 +165,12 @@ class Journal(SqliteFile):
                 case model.MarkUnreported(keys=keys):
                     # Never lower: a repeated older reservation must not hide a later one.
                     self._db.executemany(
-                        "UPDATE attempt SET reported = 0, asked = max(asked, ?)"
+                        # It counts again: the relay has given the visit-detector back to this node.
+                        "UPDATE attempt SET reported = 0, asked = max(asked, ?),"
+                        " reason = replace(reason, ?, '')"
                         f" WHERE final = 1 AND {_IS_VISIT_DETECTOR}"
                         f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR})",
-                        [(key.attempt, *key[:3], *key[:3]) for key in keys],
+                        [(key.attempt, f"{WITHDRAWN}; ", *key[:3], *key[:3]) for key in keys],
                     )
                 case _:
                     assert_never(write)
