@@ -191,11 +191,11 @@ class Node(World):
         self.runs += 1
         self.incarnation = f"{self.name}-{self.runs}"
         self.mono, self.tai = self.telescope.clock.mono(), self.telescope.clock.tai()
-        self.workers, self.deadlines, self.seats = {}, {}, {}
+        self.workers, self.deadlines, self.machines = {}, {}, {}
         self.epoch, self.connected = 0, False
         super().start()
         for number in range(SLOTS):
-            slot = self.seats[number] = Slot(number, self.config.workers, lambda: 0.5)
+            slot = self.machines[number] = Slot(number, self.config.workers, lambda: 0.5)
             self.perform_slot(slot, slot.open(self.mono))
         self.recover(self.leftovers)
         self.deliver_raws()
@@ -217,7 +217,7 @@ class Node(World):
     # --- slots ---------------------------------------------------------------
 
     def to_slot(self, number, event):
-        slot = self.seats[number]
+        slot = self.machines[number]
         self.perform_slot(slot, slot.handle(event, self.mono))
 
     def perform_slot(self, slot, actions):
@@ -253,21 +253,21 @@ class Node(World):
                 self.to_slot(number, events.DeadlinePassed())
 
     def assign_all(self):
-        for number, slot in self.seats.items():
+        for number, slot in self.machines.items():
             if self.queue and slot.state == SlotState.IDLE:
                 key = next(iter(self.queue))
                 self.handle(events.SlotAssigned(self.queue.pop(key), number, 1))
 
     @property
     def can_assign(self):
-        return bool(self.queue) and any(slot.state == SlotState.IDLE for slot in self.seats.values())
+        return bool(self.queue) and any(slot.state == SlotState.IDLE for slot in self.machines.values())
 
     # --- effects ---------------------------------------------------------------
 
     def act(self, action):
         match action:
             case model.SendToSlot(slot=number, key=key, event=event):
-                slot = self.seats[number]
+                slot = self.machines[number]
                 if isinstance(event, events.VisitAssigned):
                     if slot.state == SlotState.IDLE:
                         self.to_slot(number, event)
