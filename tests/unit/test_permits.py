@@ -153,6 +153,14 @@ def run(world, seconds, nodes=None):
         world.check_always()
 
 
+def run_until_written(world):
+    """Stop when the first detector of the first visit has been written permanently."""
+    while ("a", 0) not in world.written:
+        world.tick()
+        for node in world.nodes:
+            world.flow(node)
+
+
 def acknowledgements_lost(world):
     """What a node sends is lost, from before its acknowledgement on."""
     run(world, 2.0)
@@ -257,10 +265,7 @@ def test_a_restarted_relay_has_its_permits():
         run(world, 1.0)
         world.take_image()
         node, other = holder(world)
-        while ("a", 0) not in world.written:
-            world.tick()
-            for each in world.nodes:
-                world.flow(each)
+        run_until_written(world)
         node.cut_up = node.cut_down = True
         world.restart_relay()
         run(world, 30.0, [other])
@@ -324,10 +329,7 @@ def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
         run(world, 1.0)
         world.take_image()
         node, _ = holder(world)
-        while ("a", 0) not in world.written:
-            world.tick()
-            for each in world.nodes:
-                world.flow(each)
+        run_until_written(world)
         node.cut_up = True
         run(world, 90.0)
         assert world.ledger.find("a")[0].outcomes[0].outcome is Outcome.INTERRUPTED
