@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | test | slow | slow-ml | quick | check | doc | clean: each makes what it needs from a bare clone.
+# make demo | test | slow | slow-ml | quick | check | doc | install | uninstall | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
@@ -8,7 +8,7 @@ export PYTHON
 # Where it is set, each daemon of a test would compile the whole package, and each worker of pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow slow-ml quick check doc clean
+.PHONY: help demo test slow slow-ml quick check doc install uninstall clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
@@ -18,6 +18,8 @@ help:
 	@echo "make quick   the tests that start no process and need no LSST code"
 	@echo "make check   format, lint, types, layers"
 	@echo "make doc     the documentation as a site, in build/doc"
+	@echo "make install and make uninstall, as root: programs in /opt, units, man pages, configuration"
+	@echo "             PREFIX=/opt/ppdaemon DESTDIR= EXTRAS=demo,postgres PIPFLAGS=..."
 	@echo "make clean   removes .venv, build and all caches"
 
 demo: $(VENV)/.installed-demo
@@ -46,6 +48,10 @@ check: $(VENV)/.installed-dev
 doc: $(VENV)/.installed-doc
 	$(BIN)/python -m sphinx -W --keep-going -n -q -d build/doctrees doc build/doc $(ARGS)
 	@echo "see build/doc/index.html"
+
+# PREFIX, DESTDIR, EXTRAS and PIPFLAGS of the command line are in its environment.
+install uninstall:
+	@tools/install.sh $@
 
 clean:
 	rm -rf $(VENV) .venv-ml build dist *.egg-info

@@ -102,7 +102,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.12",
     packages=find_packages(include=["ppdaemon", "ppdaemon.*"]),
-    package_data={"ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"]},
+    # ctl/shipped has links to systemd/ and etc/: wheel and sdist get the files.
+    package_data={
+        "ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"],
+        "ppdaemon.ctl": ["shipped/*/*", "shipped/*/*/*"],
+    },
     install_requires=CORE,
     extras_require={
         "demo": DEMO,

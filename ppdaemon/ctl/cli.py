@@ -23,6 +23,7 @@ from ppdaemon import __version__
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
+from ppdaemon.ctl.installfiles import install_files
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
@@ -454,6 +455,9 @@ def keygen(name: str, folder: Path) -> None:
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
+
+
+_ppctl.add_command(install_files)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

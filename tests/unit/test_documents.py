@@ -41,16 +41,18 @@ def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     commands = capsys.readouterr().out.partition("Commands:")[2]
-    existing = set(re.findall(r"^  (\w+) ", commands, re.MULTILINE))
-    assert set(re.findall(r"^``(\w+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
-    shown = re.findall(r"^``ppctl (\w+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE)
+    existing = set(re.findall(r"^  ([\w-]+) ", commands, re.MULTILINE))
+    assert set(re.findall(r"^``([\w-]+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
+    shown = re.findall(
+        r"^``ppctl ([\w-]+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE
+    )
     assert set(shown) == existing
 
 
 def test_the_arguments_are_those_of_the_commands() -> None:
     group = cli._ppctl
     assert isinstance(group, click.Group)
-    for name, arguments in re.findall(r"^``(\w+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
+    for name, arguments in re.findall(r"^``([\w-]+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
         (argument,) = [p for p in group.commands[name].params if isinstance(p, click.Argument)]
         assert argument.make_metavar(click.Context(group.commands[name])) == arguments
 
