@@ -87,13 +87,12 @@ NEXT
 
 uninstall() {
   local name venv
-  if with_systemd; then
-    for name in ppdaemon pprelay; do
-      if systemctl -q is-active "$name" || systemctl -q is-enabled "$name" 2>/dev/null; then
-        fail "$name is enabled or runs: systemctl disable --now $name"
-      fi
-    done
-  fi
+  for name in ppdaemon pprelay; do
+    if systemctl -q "--root=$DESTDIR/" is-enabled "$name" 2>/dev/null ||
+      { with_systemd && systemctl -q is-active "$name"; }; then
+      fail "$name is enabled or runs: systemctl disable --now $name"
+    fi
+  done
   for venv in "$link" "$link"-*; do
     if [ -x "$venv/bin/ppctl" ]; then
       step "$venv/bin/python" "$venv/bin/ppctl" install-files "$DESTDIR/" --remove

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``make install`` and ``make uninstall`` on a host that has never had ppdaemon.
+
+The host is this one in a mount namespace, with empty /opt, /usr/local and /var/lib and with a copy of
+/etc. No index of packages is needed: pip installs this checkout alone, and what it depends on is
+imported from the environment of the tests.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ppdaemon import __version__
+from ppdaemon.ctl.installfiles import all_files
+from ppdaemon.ctl.manpages import PROGRAMS
+
+ROOT = Path(__file__).parents[2]
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+NEEDED = (
+    "make",
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "systemctl",
+    "systemd-sysusers",
+    "systemd-tmpfiles",
+    "systemd-analyze",
+)
+
+
+def what_is_missing() -> str:
+    """Return why there is no such host here; empty if there can be one."""
+    if os.geteuid() != 0:
+        return "needs root for a mount namespace"
+    if missing := [name for name in NEEDED if shutil.which(name) is None]:
+        return f"{', '.join(missing)} not installed"
+    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
+    return "" if probe.returncode == 0 else f"no namespaces: {probe.stderr.decode().strip()}"
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := what_is_missing()), reason=reason)]
+
+# Everything that is needed is bound into `stage` first, because /opt and /usr/local may have it. The
+# limits of inotify are those of the machine: they are replaced by files.
+BOOT = """
+mkdir stage && mount -t tmpfs -o mode=755 tmpfs stage
+mkdir stage/python stage/site stage/deps
+mount --bind {base} stage/python
+mount --bind {site} stage/site
+for path in stage/site/*; do ln -s /opt/${{path#stage/}} stage/deps/; done
+rm -f stage/deps/ppdaemon* stage/deps/__editable__* stage/deps/*.pth
+cp -a /etc etc
+sed -i /^ppdaemon:/d etc/passwd etc/group etc/shadow etc/gshadow
+rm -rf etc/ppdaemon etc/sysusers.d etc/systemd/system/*pp*
+mount --rbind stage /opt
+mount --bind etc /etc
+for path in /usr/local /var/lib /proc/sys/fs/inotify; do mount -t tmpfs -o mode=755 tmpfs $path; done
+mkdir /usr/local/bin /usr/local/lib /usr/local/share
+touch /proc/sys/fs/inotify/max_user_watches /proc/sys/fs/inotify/max_queued_events
+touch /proc/sys/fs/inotify/max_user_instances
+echo ready
+read -r end
+"""
+CHECKOUT = (
+    "Makefile",
+    "LICENSE",
+    "README.rst",
+    "etc",
+    "ppdaemon",
+    "pyproject.toml",
+    "setup.py",
+    "systemd",
+    "tools",
+)
+
+
+class Host:
+    """A host, and a checkout on it."""
+
+    def __init__(self, pid: int, checkout: Path):
+        self._inside = ["nsenter", f"--target={pid}", "--mount", "env", f"--chdir={checkout}"]
+        self.checkout = checkout
+
+    def run(self, *command: object, **environment: str) -> str:
+        """Run a command as root; return its output. Fails with it if the command fails."""
+        done = self.attempt(*command, **environment)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def attempt(self, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as root, whatever its exit code."""
+        return subprocess.run(
+            [*self._inside, *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            env={
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "LANG": "C.UTF-8",
+                "PYTHONPATH": "/opt/deps",
+                "LD_LIBRARY_PATH": "/opt/python/lib",  # of a Python that was built for another place
+                **environment,
+            },
+        )
+
+    def make(self, target: str, *variables: str) -> str:
+        # Without an index, and without an environment for the build: setuptools is that of the tests.
+        flags = "PIPFLAGS=--no-index --no-deps --no-build-isolation --no-compile"
+        return self.run("make", target, f"PYTHON=/opt/python/bin/{PYTHON}", flags, *variables)
+
+    def tree(self, *folders: str) -> set[str]:
+        """Return all files and folders below these."""
+        return set(self.run("find", *folders, "-xdev", "-mindepth", "1").split())
+
+
+@contextmanager
+def new_host(folder: Path) -> Iterator[Host]:
+    checkout = folder / "checkout"
+    checkout.mkdir()
+    for name in CHECKOUT:
+        subprocess.run(["cp", "-a", ROOT / name, checkout], check=True)
+    script = BOOT.format(base=sys.base_prefix, site=sysconfig.get_path("purelib"))
+    command = ["unshare", "--mount", "bash", "-euc", script]
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Host(process.pid, checkout)
+        process.stdin.close()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, str]]:
+    """Return a host after ``make install``, with a strict umask, and what that printed."""
+    with new_host(tmp_path_factory.mktemp("host")) as host:
+        before = os.umask(0o077)
+        try:
+            output = host.make("install")
+        finally:
+            os.umask(before)
+        yield host, output
+
+
+@pytest.fixture
+def host(installed: tuple[Host, str]) -> Host:
+    return installed[0]
+
+
+def test_each_file_is_written_and_readable_by_all(installed: tuple[Host, str]) -> None:
+    host, output = installed
+    wrote = {line.removeprefix("wrote ") for line in output.splitlines() if line.startswith("wrote ")}
+    assert wrote == {f"/{file.path}" for file in all_files("/opt/ppdaemon")}
+    for path in wrote:
+        mode = "755" if path.startswith("/usr/local/bin/") else "644"
+        assert host.run("stat", "-c", "%a %U:%G", path) == f"{mode} root:root\n"
+    host.run("setpriv", "--reuid=nobody", "--clear-groups", "cat", *wrote)
+
+
+def test_the_user_is_made_and_can_run_the_programs(host: Host) -> None:
+    assert ":/var/lib/ppdaemon:" in host.run("getent", "passwd", "ppdaemon")
+    for program in PROGRAMS:
+        user = ("setpriv", "--reuid=ppdaemon", "--regid=ppdaemon", "--clear-groups")
+        assert "Usage: " in host.run(*user, f"/opt/ppdaemon/bin/{program}", "--help")
+        assert "Usage: " in host.run(*user, program, "--help")
+
+
+def test_the_limits_of_inotify_are_set(host: Host) -> None:
+    assert host.run("cat", "/proc/sys/fs/inotify/max_user_instances") == "1024\n"
+
+
+def test_nothing_is_enabled_or_started(installed: tuple[Host, str]) -> None:
+    host, output = installed
+    assert "nothing was started" in output
+    assert "systemctl enable --now pprelay" in output
+    assert not [path for path in host.tree("/etc/systemd/system") if "ppdaemon" in path or "pprelay" in path]
+
+
+def test_the_units_are_valid(host: Host) -> None:
+    folder = "/usr/local/lib/systemd/system"
+    units = [f"{folder}/{name}" for name in ("ppdaemon.service", "pprelay.service", "run-ppramdisk.mount")]
+    assert host.run("systemd-analyze", "verify", *units) == ""
+
+
+def test_the_example_of_the_relay_can_be_used(host: Host) -> None:
+    checked = host.run("pprelay", "check-config", "--config", "/etc/ppdaemon/pprelay.yaml")
+    assert "valid" in checked
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff not installed")
+def test_man_pages_render_without_a_warning(host: Host, program: str) -> None:
+    section = PROGRAMS[program][1]
+    page = f"/usr/local/share/man/man{section}/{program}.{section}"
+    assert host.run("bash", "-c", f"groff -mandoc -Tutf8 -ww {page} 2>&1 >/dev/null") == ""
+    if shutil.which("man"):
+        assert host.run("man", "--where", program) == f"{page}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_bash_completes_the_commands(host: Host, program: str) -> None:
+    script = f"/usr/local/share/bash-completion/completions/{program}"
+    word, expected = {"ppctl": ("vis", "visit visits")}.get(program, ("che", "check-config"))
+    complete = f"""
+        . {script} && complete -p {program}
+        COMP_WORDS=({program} {word}) COMP_CWORD=1
+        _{program}_completion {program} && echo "${{COMPREPLY[*]}}"
+    """
+    host.run("bash", "-n", script)
+    definition, found = host.run("bash", "-euc", complete).splitlines()
+    assert definition.endswith(f" {program}")
+    assert found == expected
+
+
+def test_it_can_be_repeated(host: Host) -> None:
+    before = host.tree("/etc/ppdaemon", "/usr/local")
+    output = host.make("install")
+    assert "wrote" not in output
+    assert host.tree("/etc/ppdaemon", "/usr/local") == before
+
+
+def test_a_package_is_made_without_touching_the_host(host: Host) -> None:
+    before = host.tree("/etc", "/usr/local", "/var/lib")
+    link = host.run("readlink", "/opt/ppdaemon")
+    package = host.checkout.with_name("package")
+    host.make("install", f"DESTDIR={package}", "PREFIX=/opt/other")
+    assert host.tree("/etc", "/usr/local", "/var/lib") == before
+    assert host.run("readlink", "/opt/ppdaemon") == link
+    unit = (package / "usr/local/lib/systemd/system/ppdaemon.service").read_text()
+    assert "ExecStart=/opt/other/bin/ppdaemon run" in unit
+    script = package / "opt" / "other" / "bin" / "ppctl"
+    assert script.read_text().startswith(f"#!/opt/other-{__version__}/bin/python")
+    host.make("uninstall", f"DESTDIR={package}", "PREFIX=/opt/other")
+    assert [path for path in package.rglob("*") if not path.is_dir()] == []
+
+
+def test_an_upgrade_is_rolled_back_and_all_is_removed(tmp_path: Path) -> None:
+    with new_host(tmp_path) as host:
+        stock = host.tree("/usr/local", "/opt") - {"/opt/ppdaemon"}
+        host.make("install")
+        config = "/etc/ppdaemon/ppdaemon.yaml"
+        host.run("sed", "-i", "s/^  name: .*/  name: edited/", config)
+        edited = host.run("cat", config)
+
+        for path, old, new in (
+            ("ppdaemon/__init__.py", __version__, "9.0"),
+            ("etc/ppdaemon.yaml", "# ", "# new "),
+            ("systemd/pprelay.service", "RestartSec=1", "RestartSec=9"),
+        ):
+            file = host.checkout / path
+            file.write_text(file.read_text().replace(old, new, 1))
+        output = host.make("install")
+        assert f"left {config}, which was changed here; the new version is {config}.new" in output
+        assert host.run("cat", config) == edited
+        assert "9.0" in host.run("ppctl", "--version")
+        relay = "/usr/local/lib/systemd/system/pprelay.service"
+        assert "RestartSec=9" in host.run("cat", relay)
+
+        host.run("ln", "-sfnT", f"ppdaemon-{__version__}", "/opt/ppdaemon")
+        host.run("ppctl", "install-files", "/", "--prefix", "/opt/ppdaemon")
+        assert __version__ in host.run("ppctl", "--version")
+        assert "RestartSec=1\n" in host.run("cat", relay)
+        assert host.run("cat", config) == edited
+
+        host.run("systemctl", "--root=/", "enable", "pprelay")
+        assert "pprelay is enabled or runs" in host.attempt("make", "uninstall").stdout
+        host.run("systemctl", "--root=/", "disable", "pprelay")
+        host.make("uninstall")
+        assert host.tree("/usr/local", "/opt") == stock
+        assert host.tree("/etc/ppdaemon") == {config}
+        host.make("uninstall")  # may be repeated
+
+
+def test_each_refusal_has_its_reason(host: Host) -> None:
+    wrong = host.attempt("make", "install", "PREFIX=opt")
+    assert "opt is not an absolute path" in wrong.stdout
+    host.run("mkdir", "-p", "/opt/folder")
+    wrong = host.attempt("make", "install", "PREFIX=/opt/folder")
+    assert "is not a link to a version" in wrong.stdout
+    user = ("setpriv", "--reuid=nobody", "--clear-groups")
+    assert "needs root" in host.attempt(*user, "tools/install.sh", "install").stdout
+
+
+def test_a_python_that_the_services_cannot_read_is_refused(host: Host) -> None:
+    host.run("mount", "-t", "tmpfs", "tmpfs", "/home")
+    host.run("mkdir", "/home/python")
+    host.run("mount", "--bind", "/opt/python", "/home/python")
+    refused = host.attempt("make", "install", f"PYTHON=/home/python/bin/{PYTHON}", "PREFIX=/opt/refused")
+    assert "the services cannot read the Python in /home/python" in refused.stdout
+    assert host.tree("/opt") & {"/opt/refused"} == set()
