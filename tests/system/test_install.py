@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``make install`` and ``make uninstall`` on a host that has never had ppdaemon.
 
-The host is this one in a mount namespace, with empty /opt, /usr/local and /var/lib and with a copy of
-/etc. No index of packages is needed: pip installs this checkout alone, and what it depends on is
-imported from the environment of the tests.
+The host is a root folder in a mount namespace, with a copy of /etc. No index of packages is needed: pip
+installs this checkout alone, and what it depends on is imported from the environment of the tests.
 """
 
 import os
@@ -23,6 +22,12 @@ from ppdaemon.ctl.manpages import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Without an index, and without an environment for the build: setuptools is that of the tests.
+VARIABLES = (
+    f"PYTHON=/opt/python/bin/{PYTHON}",
+    "PIPFLAGS=--no-index --no-deps --no-build-isolation --no-compile",
+)
 NEEDED = (
     "make",
     "unshare",
@@ -47,27 +52,31 @@ def what_is_missing() -> str:
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := what_is_missing()), reason=reason)]
 
-# Everything that is needed is bound into `stage` first, because /opt and /usr/local may have it. The
-# limits of inotify are those of the machine: they are replaced by files.
+# The host has a root folder of its own, in which only programs and libraries are this machine's, and are
+# read-only. As root, systemd's tools would otherwise change this machine. The limits of inotify belong to
+# the kernel: they are replaced by files.
 BOOT = """
-mkdir stage && mount -t tmpfs -o mode=755 tmpfs stage
-mkdir stage/python stage/site stage/deps
-mount --bind {base} stage/python
-mount --bind {site} stage/site
-for path in stage/site/*; do ln -s /opt/${{path#stage/}} stage/deps/; done
-rm -f stage/deps/ppdaemon* stage/deps/__editable__* stage/deps/*.pth
-cp -a /etc etc
+for name in bin sbin lib lib32 lib64 libx32; do
+    if [ -L /$name ]; then cp -a /$name .; elif [ -d /$name ]; then bind /$name $name; fi
+done
+bind /usr usr
+bind {base} opt/python
+bind {site} opt/site
+mkdir opt/deps
+for path in opt/site/*; do ln -s /$path opt/deps/; done
+rm -f opt/deps/ppdaemon* opt/deps/__editable__* opt/deps/*.pth
+for name in null zero random urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+mount -t proc -o ro proc proc
+for path in usr/local proc/sys/fs/inotify; do mount -t tmpfs -o mode=755 tmpfs $path; done
+mkdir usr/local/bin usr/local/lib usr/local/share
+touch proc/sys/fs/inotify/{{max_user_watches,max_queued_events,max_user_instances}}
+cp -a /etc .
 sed -i /^ppdaemon:/d etc/passwd etc/group etc/shadow etc/gshadow
 rm -rf etc/ppdaemon etc/sysusers.d etc/systemd/system/*pp*
-mount --rbind stage /opt
-mount --bind etc /etc
-for path in /usr/local /var/lib /proc/sys/fs/inotify; do mount -t tmpfs -o mode=755 tmpfs $path; done
-mkdir /usr/local/bin /usr/local/lib /usr/local/share
-touch /proc/sys/fs/inotify/max_user_watches /proc/sys/fs/inotify/max_queued_events
-touch /proc/sys/fs/inotify/max_user_instances
-echo ready
-read -r end
+exec chroot . bash -c 'echo ready; read -r end'
 """
+BIND = "bind() { mkdir -p $2; mount --bind $1 $2; mount -o remount,bind,ro $2; }"
+FOLDERS = ("dev", "home", "opt", "proc", "root", "run", "srv/checkout", "tmp", "usr", "var/lib")
 CHECKOUT = (
     "Makefile",
     "LICENSE",
@@ -82,11 +91,12 @@ CHECKOUT = (
 
 
 class Host:
-    """A host, and a checkout on it."""
+    """A host whose root folder is `root`, with a checkout."""
 
-    def __init__(self, pid: int, checkout: Path):
-        self._inside = ["nsenter", f"--target={pid}", "--mount", "env", f"--chdir={checkout}"]
-        self.checkout = checkout
+    def __init__(self, pid: int, root: Path):
+        inside = ["nsenter", f"--target={pid}", "--mount", "--root"]
+        self._inside = [*inside, "env", "--chdir=/srv/checkout"]
+        self.root = root
 
     def run(self, *command: object, **environment: str) -> str:
         """Run a command as root; return its output. Fails with it if the command fails."""
@@ -104,7 +114,7 @@ class Host:
             text=True,
             timeout=100,
             env={
-                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "PATH": PATH,
                 "HOME": "/root",
                 "LANG": "C.UTF-8",
                 "PYTHONPATH": "/opt/deps",
@@ -114,9 +124,7 @@ class Host:
         )
 
     def make(self, target: str, *variables: str) -> str:
-        # Without an index, and without an environment for the build: setuptools is that of the tests.
-        flags = "PIPFLAGS=--no-index --no-deps --no-build-isolation --no-compile"
-        return self.run("make", target, f"PYTHON=/opt/python/bin/{PYTHON}", flags, *variables)
+        return self.run("make", target, *VARIABLES, *variables)
 
     def tree(self, *folders: str) -> set[str]:
         """Return all files and folders below these."""
@@ -125,19 +133,21 @@ class Host:
 
 @contextmanager
 def new_host(folder: Path) -> Iterator[Host]:
-    checkout = folder / "checkout"
-    checkout.mkdir()
+    root = folder / "root"
+    for name in FOLDERS:
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
     for name in CHECKOUT:
-        subprocess.run(["cp", "-a", ROOT / name, checkout], check=True)
-    script = BOOT.format(base=sys.base_prefix, site=sysconfig.get_path("purelib"))
+        subprocess.run(["cp", "-a", ROOT / name, root / "srv" / "checkout"], check=True)
+    script = BIND + BOOT.format(base=sys.base_prefix, site=sysconfig.get_path("purelib"))
     command = ["unshare", "--mount", "bash", "-euc", script]
     with subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        yield Host(process.pid, checkout)
+        yield Host(process.pid, root)
         process.stdin.close()
         process.wait(20)
 
@@ -234,15 +244,15 @@ def test_it_can_be_repeated(host: Host) -> None:
 def test_a_package_is_made_without_touching_the_host(host: Host) -> None:
     before = host.tree("/etc", "/usr/local", "/var/lib")
     link = host.run("readlink", "/opt/ppdaemon")
-    package = host.checkout.with_name("package")
-    host.make("install", f"DESTDIR={package}", "PREFIX=/opt/other")
+    host.make("install", "DESTDIR=/srv/package", "PREFIX=/opt/other")
+    package = host.root / "srv" / "package"
     assert host.tree("/etc", "/usr/local", "/var/lib") == before
     assert host.run("readlink", "/opt/ppdaemon") == link
     unit = (package / "usr/local/lib/systemd/system/ppdaemon.service").read_text()
     assert "ExecStart=/opt/other/bin/ppdaemon run" in unit
     script = package / "opt" / "other" / "bin" / "ppctl"
     assert script.read_text().startswith(f"#!/opt/other-{__version__}/bin/python")
-    host.make("uninstall", f"DESTDIR={package}", "PREFIX=/opt/other")
+    host.make("uninstall", "DESTDIR=/srv/package", "PREFIX=/opt/other")
     assert [path for path in package.rglob("*") if not path.is_dir()] == []
 
 
@@ -259,7 +269,7 @@ def test_an_upgrade_is_rolled_back_and_all_is_removed(tmp_path: Path) -> None:
             ("etc/ppdaemon.yaml", "# ", "# new "),
             ("systemd/pprelay.service", "RestartSec=1", "RestartSec=9"),
         ):
-            file = host.checkout / path
+            file = host.root / "srv" / "checkout" / path
             file.write_text(file.read_text().replace(old, new, 1))
         output = host.make("install")
         assert f"left {config}, which was changed here; the new version is {config}.new" in output
@@ -293,8 +303,17 @@ def test_each_refusal_has_its_reason(host: Host) -> None:
     assert "needs root" in host.attempt(*user, "tools/install.sh", "install").stdout
 
 
+def test_a_step_that_fails_stops_the_installation(host: Host) -> None:
+    program = host.root / "srv" / "bin" / "systemd-sysusers"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    failed = host.attempt("env", f"PATH=/srv/bin:{PATH}", "make", "install", *VARIABLES)
+    assert failed.returncode != 0
+    assert failed.stdout.splitlines()[-2].endswith("this step failed: systemd-sysusers ppdaemon.conf")
+
+
 def test_a_python_that_the_services_cannot_read_is_refused(host: Host) -> None:
-    host.run("mount", "-t", "tmpfs", "tmpfs", "/home")
     host.run("mkdir", "/home/python")
     host.run("mount", "--bind", "/opt/python", "/home/python")
     refused = host.attempt("make", "install", f"PYTHON=/home/python/bin/{PYTHON}", "PREFIX=/opt/refused")
