@@ -49,7 +49,8 @@ install() {
     fail "$link is not a link to a version: it was not made by 'make install'." \
       "Rename it (its programs cannot be used then) or choose another PREFIX="
   fi
-  python=$(find_python)
+  python=$(find_python) ||
+    fail "outside of /root and /home, for example: uv python install --install-dir /opt/python 3.13"
   base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
   case $base/ in
     /root/* | /home/* | /run/user/*)
@@ -78,7 +79,7 @@ install() {
   cat <<NEXT
 
 Installed $(readlink "$link"); nothing was started. Next:
-  1. write /etc/ppdaemon/ppdaemon.yaml on a node, /etc/ppdaemon/pprelay.yaml on the relay's host
+  1. edit /etc/ppdaemon/ppdaemon.yaml on a node, /etc/ppdaemon/pprelay.yaml on the relay's host
   2. make the central repo, see doc/operators/systemd.rst
   3. ppdaemon check-config --config /etc/ppdaemon/ppdaemon.yaml
   4. systemctl enable --now pprelay; systemctl enable --now ppdaemon

@@ -99,7 +99,7 @@ class Decision(Enum):
 
 
 def decide(file: InstalledFile, found: str | None, recorded: str | None) -> Decision:
-    """Return what to do with a file whose digest on disk, and when it was last installed, is given."""
+    """Return what to do with a file. `found` is the digest on disk, `recorded` that of the last call."""
     if found is None:
         deleted = recorded is not None and file.path.startswith(CONFIGURATION)
         return Decision.DELETED if deleted else Decision.WRITE
@@ -231,4 +231,4 @@ def install_files(folder: Path, prefix: PurePosixPath, remove: bool, dry_run: bo
         for line in installation.remove() if remove else installation.install(all_files(prefix)):
             click.echo(plain(line))
     except OSError as error:
-        raise StateUnusable(f"{error.filename}: {error.strerror}; run this again when it is mended") from None
+        raise StateUnusable(f"{error.filename}: {error.strerror}; correct it and run this again") from None

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -172,7 +172,7 @@ def host(installed: tuple[Host, str]) -> Host:
 def test_each_file_is_written_and_readable_by_all(installed: tuple[Host, str]) -> None:
     host, output = installed
     wrote = {line.removeprefix("wrote ") for line in output.splitlines() if line.startswith("wrote ")}
-    assert wrote == {f"/{file.path}" for file in all_files("/opt/ppdaemon")}
+    assert wrote == {f"/{file.path}" for file in all_files(PurePosixPath("/opt/ppdaemon"))}
     for path in wrote:
         mode = "755" if path.startswith("/usr/local/bin/") else "644"
         assert host.run("stat", "-c", "%a %U:%G", path) == f"{mode} root:root\n"
