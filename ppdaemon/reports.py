@@ -71,7 +71,7 @@ class RequeueRequest(Model):
 
 
 class DrainRequest(Model):
-    """Accept no more visits; the running ones are finished."""
+    """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
     type: Literal["drain"] = "drain"
 
@@ -91,10 +91,14 @@ class ReloadRequest(Model):
 
 
 class RestartRequest(Model):
-    """Replace the worker of a slot in any state; also ends a quarantine."""
+    """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
+    a text that says which of the two is done.
+    """
 
     type: Literal["restart"] = "restart"
     slot: int
+    now: bool = False
+    """Whether to interrupt the visit that it has."""
 
 
 class KillRequest(Model):
@@ -228,6 +232,40 @@ class RefusedRaw(Model):
     """When it was refused, TAI seconds since 1970."""
 
 
+type ProblemSource = Literal[
+    "relay",
+    "central_repo",
+    "configuration",
+    "zygote",
+    "journal",
+    "capacity",
+    "pipelines",
+    "export",
+    "arrivals",
+    "resources",
+    "limits",
+    "slots",
+    "leftovers",
+    "ramdisk",
+    "nodes",
+    "detectors",
+    "ledger",
+]
+"""The part of the program, or the dependency, that a problem is about."""
+
+
+class Problem(Model):
+    """Something that does not work now."""
+
+    source: ProblemSource
+    text: str
+    """What does not work, and what the program does about it."""
+    since_tai: float
+    """When it began, TAI seconds since 1970."""
+    degrades: bool
+    """Whether it limits the program now; otherwise it should be checked by day."""
+
+
 class StatusReport(Model):
     """The state of the daemon."""
 
@@ -236,8 +274,10 @@ class StatusReport(Model):
     pid: int
     state: Literal["starting", "running", "draining", "stopping", "degraded"]
     """``degraded``: running, with a problem that limits it."""
+    stage: str = ""
+    """While it starts: what it does now, such as ``making the template repo``."""
     text: str
-    """The state in one line for an operator."""
+    """The state in one line for an operator, with the worst problem."""
     started_tai: float
     """When the daemon started."""
     tai: float
@@ -272,8 +312,8 @@ class StatusReport(Model):
     """Events by kind since the start, such as ``bad_message.json``."""
     samples: dict[str, str] = {}
     """For some of these kinds: the beginning of one message, without control characters."""
-    problems: tuple[str, ...] = ()
-    """Problems that an operator should check, one line each."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now; what limits the node first, then the oldest first."""
     leftovers_removed: int = 0
     """RAM-disk folders of previous runs that were removed at the start."""
     template_ms: float | None = None
@@ -290,6 +330,16 @@ class StatusReport(Model):
     """Memory of the supervisor."""
     ramdisk_mb: float | None = None
     """What is used of the whole RAM disk."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes visits, and nothing limits it."""
+        return self.state == "running" and not any(problem.degrades for problem in self.problems)
 
 
 class WorkerRow(Model):
@@ -434,8 +484,18 @@ class RelayStatusReport(Model):
     """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
     reloaded_tai: float | None = None
     """When the configuration was read again; `None` if it was not."""
-    problems: tuple[str, ...] = ()
-    """Problems that an operator should check, one line each."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now, the oldest first."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing limits it."""
+        return self.state == "running"
 
 
 class RelayNodeRow(Model):

@@ -81,7 +81,14 @@ def status(**changes: Any) -> dict[str, Any]:
         "exporter": "idle",
         "arrivals": [{"name": "inotify /data/raw", "live": True, "files": 36}],
         "counters": {"bad_message.json": 3},
-        "problems": ["slot 3 is quarantined: ImportError: no module named 'sky'"],
+        "problems": [
+            {
+                "source": "slots",
+                "text": "slot 3 is quarantined: ImportError: no module named 'sky'",
+                "since_tai": ACCEPTED_TAI + 7380,
+                "degrades": True,
+            }
+        ],
         "supervisor_mb": 51.6,
         "ramdisk_mb": 310.0,
         "template_ms": 412.0,

@@ -27,7 +27,7 @@ from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.curve import new_key_pair
-from ppdaemon.errors import PPDaemonError, StateUnusable
+from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.privatefiles import check_path
@@ -44,7 +44,7 @@ from ppdaemon.reports import (
     VisitRow,
 )
 from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain, terminal_console
+from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import read_key
 
@@ -52,6 +52,8 @@ __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
+SOCKET_VARIABLE = "PPDAEMON_SOCKET"
+RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
@@ -110,18 +112,32 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
-        terminal_console().print(view(data))
+        show(view(data))
 
 
 def _socket_of(config: Path) -> Path:
     """Return the control socket in a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
-    return Path(read_key(config, ("node", "control"), os.environ))
+    try:
+        return Path(read_key(config, ("node", "control"), os.environ))
+    except ConfigError as error:
+        # A file that somebody has just broken must not keep an operator from the running daemon.
+        socket_path = _default_socket()
+        if not socket_path.exists():
+            raise
+        click.echo(f"ppctl: warning: {plain(error)}; using {socket_path}", err=True)
+        return socket_path
+
+
+def _default_socket() -> Path:
+    return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
 def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     """Return the relay of a socket, of a configuration, or of the default state directory."""
     folder = RELAY_STATE
+    if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
+        socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
     if config is not None:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
@@ -138,7 +154,8 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}.",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}."
+    f"  [env: {SOCKET_VARIABLE}, {RELAY_SOCKET_VARIABLE}]",
 )
 @click.option(
     "--config",
@@ -157,19 +174,21 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
     if relay:
         context.obj = _relay(socket_path, config)
         return
-    context.obj = Daemon(_socket_of(config) if config else socket_path or DEFAULT_SOCKET)
+    context.obj = Daemon(_socket_of(config) if config else socket_path or _default_socket())
 
 
 @_ppctl.command()
 @_common_command
 @click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
-def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 if it is not healthy: for monitoring.")
+def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool, check: bool) -> None:
     """Show the state of the daemon.
 
     Slots, visits, export, sources of raws, limits, and problems to check. With
     --relay: nodes, detectors that wait or that no node serves, and the ledger.
 
-    Exit code: 0 running, 3 not running, 4 unknown.
+    Exit code: 0 running (with --check: and healthy), 1 with --check if it is
+    degraded, drained, starting or stopping, 3 not running, 4 unknown.
     """
     try:
         report = daemon.status()
@@ -182,6 +201,8 @@ def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool) -> None:
         _show(report, partial(tables.status_view, verbose=verbose), as_json)
     else:
         _show(report, relaytables.relay_status_view, as_json)
+    if check and not report.healthy:
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 _limit = click.option(
@@ -348,6 +369,7 @@ def _node_of_relay(daemon: Daemon | RelayDaemon, node: str | None) -> str | None
 def drain(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
     """Accept no more visits; the running ones are finished.
 
+    Also after a restart of the daemon, until "ppctl resume".
     With --relay: NODE gets nothing new from the relay until it is resumed, also
     after a restart of the relay or of the node.
     """
@@ -386,10 +408,15 @@ def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
+@click.option("--now", is_flag=True, help="Interrupt the visit-detector that the slot has.")
 @_daemon_command
-def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace the worker of a slot; also ends a quarantine."""
-    _send_request(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
+def restart(daemon: Daemon, slot: int, now: bool, as_json: bool) -> None:
+    """Replace the worker of a slot; also ends a quarantine.
+
+    If the slot has a visit-detector, its worker is replaced after it. With --now
+    it is interrupted, and tried again once if nothing permanent was written.
+    """
+    _send_request(daemon, RestartRequest(slot=slot, now=now), f"slot {slot} restarts", as_json)
 
 
 @_ppctl.command()
@@ -415,7 +442,7 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
     elif not png:
         console = terminal_console()
         for each in build_timelines(rows):
-            console.print(tables.timeline_view(each, min(console.width, 160)))
+            show(tables.timeline_view(each, min(console.width, 160)))
 
 
 @_ppctl.command()

@@ -13,7 +13,15 @@ from rich.text import Text
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
-from ppdaemon.reports import LateRow, RefusedRaw, RequeueRow, StatusReport, VisitRow, WorkerRow
+from ppdaemon.reports import (
+    LateRow,
+    RefusedRaw,
+    RelayStatusReport,
+    RequeueRow,
+    StatusReport,
+    VisitRow,
+    WorkerRow,
+)
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
 from ppdaemon.terminal import duration, new_table, plain
 
@@ -22,6 +30,7 @@ __all__ = (
     "counted",
     "failures_table",
     "late_table",
+    "problem_lines",
     "refused_table",
     "requeue_table",
     "status_view",
@@ -84,8 +93,18 @@ def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableTyp
     if verbose:
         for kind, sample in sorted(report.samples.items()):
             grid.add_row("sample", Text(f"{plain(kind)}: {plain(sample)}"))
-    problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
-    return Group(head, grid, *problems)
+    return Group(head, *problem_lines(report), grid)
+
+
+def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
+    """Return one line for each problem, with the time since it began."""
+    return [
+        Text(
+            f"! {duration(report.tai - problem.since_tai)}: {plain(problem.text)}",
+            style="red" if problem.degrades else "yellow",
+        )
+        for problem in report.problems
+    ]
 
 
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:

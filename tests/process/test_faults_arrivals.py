@@ -131,12 +131,12 @@ def turns(node: NodeProcess, state: str, words: str = "") -> None:
 
     def turned() -> bool:
         seen.append(node.status())
-        return seen[-1].state == state and words in " ".join(seen[-1].problems)
+        return seen[-1].state == state and words in " ".join(seen[-1].problem_texts)
 
     try:
         node.wait(turned)
     except AssertionError as error:
-        raise AssertionError(f"{seen[-1].problems} {seen[-1].arrivals}") from error
+        raise AssertionError(f"{seen[-1].problem_texts} {seen[-1].arrivals}") from error
 
 
 def succeeds(node: NodeProcess, group: str, number: int | None = None) -> None:

@@ -2,6 +2,7 @@
 """``ppctl`` against a scripted daemon: output, exit statuses, bad company."""
 
 import errno
+import io
 import json
 import os
 import socket
@@ -42,6 +43,9 @@ GOOD: dict[str, Any] = {
     "restart": None,
     "kill": None,
 }
+
+
+PROBLEM = {"source": "relay", "text": "no relay answers", "since_tai": 1.0, "degrades": True}
 
 
 def ok(data: Any) -> list[bytes]:
@@ -102,10 +106,74 @@ def test_status_shows_the_daemon_in_one_screen(good: ControlServer, ppctl: Ppctl
         "1 quarantined",
         "34 succeeded",
         "36 raws",
-        "! slot 3 is quarantined",
+        "! 10 min: slot 3 is quarantined",
     ):
         assert words in out
     assert len(out.splitlines()) < 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"state": "running", "problems": []}, 0),
+        ({"state": "running", "problems": [{**PROBLEM, "degrades": False}]}, 0),
+        ({"state": "degraded", "problems": [PROBLEM]}, 1),
+        ({"state": "running", "problems": [PROBLEM]}, 1),
+        ({"state": "draining", "problems": []}, 1),
+        ({"state": "starting", "problems": []}, 1),
+    ],
+)
+def test_a_check_of_the_status_exits_by_its_health(
+    serve: Callable[..., ControlServer], ppctl: Ppctl, changes: dict[str, Any], code: int
+) -> None:
+    serve(lambda request: ok(status() | changes))
+    assert ppctl("status", "--check")[0] == code
+    assert ppctl("status")[0] == 0
+
+
+def test_a_socket_of_the_environment_is_used(
+    good: ControlServer, socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["workers"])
+    assert (ended.value.code, "quarantined" in capsys.readouterr().out) == (0, True)
+
+
+def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
+    good: ControlServer,
+    socket_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = tmp_path / "ppdaemon.yaml"
+    broken.write_text("node: {name: n1\nrelay: [")
+    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(broken), "workers"])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, "quarantined" in out) == (0, True)
+    assert f"{broken}:2: not YAML" in err
+    assert f"using {socket_dir}/control.sock" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_letters_gets_another_sign(
+    good: ControlServer, ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
+    monkeypatch.setitem(GOOD["visits"][1], "reason", "calibration \N{GREEK SMALL LETTER ALPHA} is missing")
+    assert ppctl("visits")[0] == 0
+    sys.stdout.flush()
+    assert b"calibration ? is missing" in printed.getvalue()
+
+
+def test_a_pipe_gets_no_blanks_at_the_ends_of_lines(good: ControlServer, ppctl: Ppctl) -> None:
+    for command in ("status", "visits", "workers", "late"):
+        _, out, _ = ppctl(command)
+        assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 
 def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None:
@@ -171,7 +239,7 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
         {"type": "visits", "limit": 7, "failed": False},
         {"type": "visits", "limit": 100, "failed": True},
         {"type": "status"},  # which has the raws that no visit got
-        {"type": "restart", "slot": 3},
+        {"type": "restart", "slot": 3, "now": False},
         {"type": "visit", "group": "a#1"},
     ]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Handles the requests of the control socket."""
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 
@@ -9,10 +10,12 @@ import pydantic
 from ppdaemon import reports
 from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
-from ppdaemon.node.slots.events import KillRequested, RestartRequested
+from ppdaemon.node.slots.events import KillRequested, RecycleRequested, RestartRequested
 from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
@@ -55,17 +58,16 @@ class RequestHandler:
             case reports.RequeueRequest():
                 return await self._requeue(request)
             case reports.DrainRequest() | reports.ResumeRequest():
-                self.set_accepting(isinstance(request, reports.ResumeRequest))
+                await self._drain_or_resume(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()
             case reports.ReloadRequest():
                 return await self.reloader.reload()
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return not_found(f"there is no slot {number}")
-                self.pool.handle(
-                    number,
-                    RestartRequested() if isinstance(request, reports.RestartRequest) else KillRequested(),
-                )
+                if isinstance(request, reports.RestartRequest):
+                    return reports.Ok(data=self._restart(self.pool.slots[number], now=request.now))
+                self.pool.handle(number, KillRequested())
                 return reports.Ok()
             case unexpected:
                 raise AssertionError(unexpected)
@@ -75,17 +77,38 @@ class RequestHandler:
         with contextlib.suppress(Refused):
             await self.reprocessor.pump.flush()
 
-    def set_accepting(self, accepting: bool) -> None:
-        """Accept new visits from now on, or none.
+    def set_accepting(self, accepting: bool, drained_since: float | None = None) -> None:
+        """Accept new visits from now on, or none; `drained_since` is set if an operator wants none.
 
-        Raises `~ppdaemon.errors.Refused` while the daemon starts, which would
-        undo the change, or stops.
+        Raises `~ppdaemon.errors.Refused` while the daemon stops.
         """
-        if self.status.state in ("starting", "stopping"):
-            raise Refused(f"the daemon is {self.status.state}")
+        if self.status.state == "stopping":
+            raise Refused("the daemon is stopping")
         self.reprocessor.inbox.post(AcceptanceChanged(accepting))
         self.relay.set_accepting(accepting)
         self.status.state = "running" if accepting else "draining"
+        self.status.drained_since = drained_since
+
+    async def _drain_or_resume(self, accepting: bool) -> None:
+        """Accept new visits or none, also after a restart, until the next such request."""
+        if self.status.state in ("starting", "stopping"):
+            raise Refused(f"the daemon is {self.status.state}")
+        since = None if accepting else self.status.clock.tai()
+        # On disk first: an operator who drains a node before a repair relies on it.
+        try:
+            await asyncio.to_thread(NodeFolders.of(self.status.config).set_drained, since)
+        except OSError as error:
+            raise Refused(f"not done, because it cannot be written to the disk: {error}") from None
+        self.set_accepting(accepting, since)
+
+    def _restart(self, slot: Slot, *, now: bool) -> str:
+        """Replace the worker of a slot; return what is done."""
+        has = slot.assignment.key if slot.assignment is not None else None
+        if now or has is None:
+            self.pool.handle(slot.number, RestartRequested())
+            return f"slot {slot.number} restarts"
+        self.pool.handle(slot.number, RecycleRequested("operator", "restarted by an operator"))
+        return f"slot {slot.number} restarts after its visit, {has.group} detector {has.detector}"
 
     async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.RequestFailed:
         if self.status.state != "running":

@@ -16,6 +16,7 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import status_line
 from ppdaemon.processes import children, kill_orphans
 
 __all__ = ("Ticker",)
@@ -49,7 +50,7 @@ class Ticker:
             self.offer.probe()
             self.offer.update()
             self._sweep()
-            self.notifier.notify(STATUS=self.status.report().text, WATCHDOG=1)
+            self.notifier.notify(STATUS=status_line(self.status.report()), WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
