@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import sync, write_durably
+from ppdaemon.journalfile import JOURNAL_NAME
 
 __all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
@@ -33,7 +34,7 @@ class NodeFolders:
         """Identifies the RAM-disk folder as a daemon's, with the node's name."""
         self.state = state
         """Files that must survive a reboot."""
-        self.journal = state / "journal.sqlite"
+        self.journal = state / JOURNAL_NAME
         """The journal's SQLite file."""
         self.spool = state / "spool"
         """Outputs that wait for export."""

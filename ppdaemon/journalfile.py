@@ -194,7 +194,9 @@ def _row_of(db: sqlite3.Connection, tai: float) -> int:
     """Return the number of the first row that was accepted at or after a time, or of the next row to come;
     by bisection: an index by time would cost each write.
     """
-    first, last = db.execute("SELECT coalesce(min(rowid), 0), coalesce(max(rowid), 0) FROM attempt").fetchone()
+    first, last = db.execute(
+        "SELECT coalesce(min(rowid), 0), coalesce(max(rowid), 0) FROM attempt"
+    ).fetchone()
     last += 1
     while first < last:
         middle = (first + last) // 2

@@ -33,11 +33,29 @@ class WorkersRequest(Model):
     type: Literal["workers"] = "workers"
 
 
-class VisitsRequest(Model):
+class JournalFilter(Model):
+    """Selects rows of a journal; a relay ignores all but `limit`."""
+
+    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
+    """Maximum number of rows."""
+    since_tai: float | None = None
+    """Only what was accepted (late raws: found) at or after this time, TAI seconds since 1970."""
+    until_tai: float | None = None
+    """Only what was accepted (late raws: found) before this time."""
+    instrument: Name | None = None
+    group: Name | None = None
+    group_prefix: Name | None = None
+    """The beginning of the name of the group."""
+    detectors: tuple[int, ...] | None = None
+    survey: str | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    """Only attempts with one of these; empty for all, also those under way."""
+
+
+class VisitsRequest(JournalFilter):
     """Answered with a list of `VisitRow`, by a relay of `RelayVisitRow`, the newest first."""
 
     type: Literal["visits"] = "visits"
-    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
     failed: bool = False
     """Only those with an outcome in `~ppdaemon.states.BAD_OUTCOMES`."""
 
@@ -49,11 +67,16 @@ class VisitRequest(Model):
     group: Name
 
 
-class LateRequest(Model):
+class VisitSummariesRequest(JournalFilter):
+    """Answered with a list of `VisitSummary`, the newest first."""
+
+    type: Literal["visit_summaries"] = "visit_summaries"
+
+
+class LateRequest(JournalFilter):
     """Answered with a list of `LateRow`, the newest first."""
 
     type: Literal["late"] = "late"
-    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
 
 
 class RequeueRequest(Model):
@@ -118,6 +141,7 @@ type Request = Annotated[
     StatusRequest
     | WorkersRequest
     | VisitsRequest
+    | VisitSummariesRequest
     | VisitRequest
     | LateRequest
     | RequeueRequest
@@ -166,7 +190,16 @@ type RelayRequest = Annotated[
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
 
 READING: frozenset[type[Model]] = frozenset(
-    {StatusRequest, WorkersRequest, VisitsRequest, VisitRequest, LateRequest, NodesRequest, Watch}
+    {
+        StatusRequest,
+        WorkersRequest,
+        VisitsRequest,
+        VisitSummariesRequest,
+        VisitRequest,
+        LateRequest,
+        NodesRequest,
+        Watch,
+    }
 )
 """Requests that change nothing: readers may send them."""
 OPERATING: frozenset[type[Model]] = frozenset(
@@ -400,6 +433,25 @@ class VisitRow(Model):
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
+
+
+class VisitSummary(Model):
+    """One visit on one node, with the last attempt at each of its detectors there."""
+
+    instrument: str
+    group: str
+    survey: str = ""
+    received_tai: float
+    """When the node accepted it, TAI seconds since 1970."""
+    detectors: dict[int, str]
+    """By detector: its outcome, ``partial`` if it succeeded although images were missing, or the last
+    stage that it has reached."""
+    slowest_s: float | None = None
+    """Longest time from shutter close to the end of the last task, of detectors that succeeded."""
+    failed_detector: int | None = None
+    """The first detector with a bad outcome."""
+    reason: str = ""
+    """Its reason."""
 
 
 class LateRow(Model):

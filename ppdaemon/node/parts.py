@@ -178,7 +178,7 @@ class NodeParts:
             self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
-        handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
+        handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
         self.handler = handler
         self.control = ControlServer(
             config.node.control, REQUESTS, handler.handle, self.status.report, config.security

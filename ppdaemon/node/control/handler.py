@@ -3,11 +3,13 @@
 
 import asyncio
 import contextlib
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pydantic
 
-from ppdaemon import reports
+from ppdaemon import journalfile, reports
 from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
@@ -16,11 +18,10 @@ from ppdaemon.node.control.status import Status
 from ppdaemon.node.slots.events import KillRequested, RecycleRequested, RestartRequested
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
-from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
-from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.sqlitereader import reading
 
 __all__ = ("RequestHandler",)
 
@@ -31,7 +32,6 @@ class RequestHandler:
 
     status: Status
     pool: Pool
-    journal: BatchWriter[Journal]
     reprocessor: Reprocessor
     relay: RelayClient
     reloader: Reloader
@@ -46,15 +46,15 @@ class RequestHandler:
                 return reports.Ok(data=self.status.report().model_dump(mode="json"))
             case reports.WorkersRequest():
                 return rows_reply(self.status.workers())
-            case reports.VisitsRequest(limit=limit, failed=failed):
-                return rows_reply(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
+            case reports.VisitsRequest():
+                return rows_reply(await self._read(lambda db: journalfile.visit_detectors(db, request)))
+            case reports.VisitSummariesRequest():
+                return rows_reply(await self._read(lambda db: journalfile.visit_summaries(db, request)))
             case reports.VisitRequest(group=group):
-                await self._flush()
-                rows = await self.journal.call(lambda file: file.visit(group))
+                rows = await self._read(lambda db: journalfile.visit(db, group))
                 return rows_reply(rows) if rows else not_found(f"no visit of group {group!r} in the journal")
-            case reports.LateRequest(limit=limit):
-                await self._flush()
-                return rows_reply(await self.journal.call(lambda file: file.late(limit)))
+            case reports.LateRequest():
+                return rows_reply(await self._read(lambda db: journalfile.late_raws(db, request)))
             case reports.RequeueRequest():
                 return await self._requeue(request)
             case reports.DrainRequest() | reports.ResumeRequest():
@@ -72,10 +72,18 @@ class RequestHandler:
             case unexpected:
                 raise AssertionError(unexpected)
 
-    async def _flush(self) -> None:
-        """Bring the journal up to date; if it cannot be written, it is read as it is."""
+    async def _read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Bring the journal up to date and query it by a thread with a connection of its own: a query of a
+        whole night must not delay a write. A journal that cannot be written is read as it is.
+        """
         with contextlib.suppress(Refused):
             await self.reprocessor.pump.flush()
+
+        def read() -> T:
+            with reading(NodeFolders.of(self.status.config).journal) as db:
+                return query(db)
+
+        return await asyncio.to_thread(read)
 
     def set_accepting(self, accepting: bool, drained_since: float | None = None) -> None:
         """Accept new visits from now on, or none; `drained_since` is set if an operator wants none.
