@@ -24,10 +24,12 @@ from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.selection import find_group, selecting
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.curve import new_key_pair
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
+from ppdaemon.journalfile import JOURNAL_NAME
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.privatefiles import check_path
@@ -51,6 +53,7 @@ from ppdaemon.yamlfile import read_key
 __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+NODE_STATE = Path("/var/lib/ppdaemon/node")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
 SOCKET_VARIABLE = "PPDAEMON_SOCKET"
 RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
@@ -115,6 +118,19 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
         show(view(data))
 
 
+def _node(socket_path: Path | None, config: Path | None) -> Daemon:
+    """Return the daemon of a socket, of a configuration, or of the default paths."""
+    if config is None:
+        daemon = Daemon(socket_path or _default_socket())
+        if socket_path is None and SOCKET_VARIABLE not in os.environ:
+            daemon.journal = NODE_STATE / JOURNAL_NAME
+        return daemon
+    daemon = Daemon(_socket_of(config))
+    with contextlib.suppress(ConfigError):
+        daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
+    return daemon
+
+
 def _socket_of(config: Path) -> Path:
     """Return the control socket in a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
@@ -174,7 +190,7 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
     if relay:
         context.obj = _relay(socket_path, config)
         return
-    context.obj = Daemon(_socket_of(config) if config else socket_path or _default_socket())
+    context.obj = _node(socket_path, config)
 
 
 @_ppctl.command()
@@ -210,6 +226,20 @@ _limit = click.option(
 )
 
 
+def _note_journal(daemon: Daemon) -> None:
+    """Print that an answer is not that of a daemon."""
+    if daemon.from_journal:
+        click.echo("ppctl: the daemon does not run; this is read from its journal", err=True)
+
+
+def _show_rows[T: Model](
+    daemon: Daemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+) -> None:
+    """Print what a daemon has answered, or its journal."""
+    _note_journal(daemon)
+    _show(rows, view, as_json)
+
+
 def _show_relay[T: Model](
     relay: RelayDaemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
 ) -> None:
@@ -220,18 +250,24 @@ def _show_relay[T: Model](
 
 
 @_ppctl.command()
-@_limit
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number of visits."
+)
+@selecting
 @_common_command
-def visits(daemon: Daemon | RelayDaemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors, the newest first.
+def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
+    """List visits, the newest first.
 
-    A visit-detector is one detector of one visit. With --relay: visits, at most
-    1000, also while the relay does not run.
+    One line each, with a letter for each detector of this node: "ppctl visit" shows
+    one of them. Also while the daemon does not run, from its journal. With --relay:
+    at most 1000.
     """
     if isinstance(daemon, RelayDaemon):
+        if selected:
+            raise click.UsageError("with --relay, only --limit selects visits")
         _show_relay(daemon, daemon.visits(limit), relaytables.relay_visits_table, as_json)
     else:
-        _show(daemon.visits(limit), tables.visits_table, as_json)
+        _show_rows(daemon, daemon.summaries(limit, **selected), tables.summaries_view, as_json)
 
 
 @_ppctl.command()
@@ -248,30 +284,34 @@ def nodes(relay: RelayDaemon, as_json: bool) -> None:
 
 @_ppctl.command()
 @_limit
+@selecting
 @_daemon_command
-def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
+def failed(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List visit-detectors that need daytime reprocessing.
 
     Below them are the latest raws that were found but used by no visit. With
     --json these are not printed here: see "ppctl status --json".
     """
-    _show(daemon.visits(limit, failed=True), partial(_failed_view, daemon), as_json)
+    rows = daemon.visits(limit, failed=True, **selected)
+    _show_rows(daemon, rows, partial(_failed_view, daemon), as_json)
 
 
 def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
-    return Group(tables.failures_table(rows), tables.refused_table(daemon.status().refused_raws))
+    refused = () if daemon.from_journal else daemon.status().refused_raws
+    return Group(tables.failures_table(rows), tables.refused_table(refused))
 
 
 @_ppctl.command()
 @_limit
+@selecting
 @_daemon_command
-def late(daemon: Daemon, limit: int, as_json: bool) -> None:
+def late(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List raws that arrived after the end of their visit.
 
     A raw that another attempt has used is no longer listed. Use "ppctl requeue"
     to process such visits again.
     """
-    _show(daemon.late(limit), tables.late_table, as_json)
+    _show_rows(daemon, daemon.late(limit, **selected), tables.late_table, as_json)
 
 
 def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -318,13 +358,14 @@ def requeue(
 def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
     """Show the details of one visit: stages, slots, reasons.
 
+    GROUP is the group of the visit, the beginning of only one, or "latest".
     With --relay: the node and the outcome of each detector, also while the relay
     does not run.
     """
     if isinstance(daemon, RelayDaemon):
         _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
     else:
-        _show(daemon.visit(group), tables.visit_view, as_json)
+        _show_rows(daemon, daemon.visit(find_group(daemon, group)), tables.visit_view, as_json)
 
 
 @_ppctl.command()
@@ -428,12 +469,29 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 
 
 @_ppctl.command()
-@click.argument("groups", metavar="GROUP...", nargs=-1, required=True)
+@click.argument("groups", metavar="[GROUP]...", nargs=-1)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=5, show_default=True, help="Visits without GROUP."
+)
+@selecting
 @click.option("--png", type=click.Path(path_type=Path), help="Write the chart to this PNG file.")
 @_daemon_command
-def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
-    """Show the stages of each detector over time, as a chart."""
-    rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
+def timeline(
+    daemon: Daemon,
+    groups: tuple[str, ...],
+    limit: int,
+    selected: dict[str, Any],
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the stages of each detector over time, as a chart.
+
+    Of each GROUP, which may be "latest" or the beginning of only one; or of the
+    visits that the options select.
+    """
+    chosen = _groups(daemon, groups, limit, selected)
+    rows = [row for group in chosen for row in daemon.visit(group)]
+    _note_journal(daemon)
     if png:
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
@@ -443,6 +501,15 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
         console = terminal_console()
         for each in build_timelines(rows):
             show(tables.timeline_view(each, min(console.width, 160)))
+
+
+def _groups(daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]) -> list[str]:
+    """Return the groups that arguments name or options select, each once."""
+    if bool(groups) == bool(selected):
+        raise click.UsageError("name a GROUP, such as latest, or select visits, such as --since 1h")
+    if groups:
+        return list(dict.fromkeys(find_group(daemon, group) for group in groups))
+    return [row.group for row in daemon.summaries(limit, **selected)]
 
 
 @_ppctl.command()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.ctl.glyphs import PARTIAL, glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.reports import (
     LateRow,
@@ -20,6 +21,7 @@ from ppdaemon.reports import (
     RequeueRow,
     StatusReport,
     VisitRow,
+    VisitSummary,
     WorkerRow,
 )
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
@@ -34,6 +36,7 @@ __all__ = (
     "refused_table",
     "requeue_table",
     "status_view",
+    "summaries_view",
     "timeline_view",
     "visit_view",
     "visits_table",
@@ -170,6 +173,30 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
             plain(row.detector),
         )
     return Group(table, *(Text(f"slot {row.slot}: {plain(row.note)}") for row in rows if row.note))
+
+
+def summaries_view(rows: Sequence[VisitSummary]) -> RenderableType:
+    """Show visits, one line each with a letter for each detector; below them why detectors failed."""
+    if not rows:
+        return Text("no visits", style="dim")
+    table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
+    for row in rows:
+        states = [row.detectors[detector] for detector in sorted(row.detectors)]
+        ended = sum(state == PARTIAL or state in Outcome for state in states)
+        table.add_row(
+            plain(row.group),
+            plain(row.survey),
+            Text.assemble(*map(glyph, states)),
+            f"{ended}/{len(states)}",
+            duration(row.slowest_s),
+        )
+    reasons = [
+        Text(f"{plain(row.group)} detector {row.failed_detector}: {plain(row.reason)}", style="red")
+        for row in rows
+        if row.failed_detector is not None
+    ]
+    note = Text("slowest: from shutter close to the end of the last task", style="dim")
+    return Group(table, *reasons, legend(), note)
 
 
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
