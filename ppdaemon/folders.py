@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import sync, write_durably
-from ppdaemon.journalfile import JOURNAL_NAME
+from ppdaemon.reports import JOURNAL_NAME
 
 __all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 

@@ -21,10 +21,7 @@ from ppdaemon.reports import (
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 from ppdaemon.visit import NextVisit
 
-__all__ = ("JOURNAL_NAME", "converted", "late_raws", "visit", "visit_detectors", "visit_summaries")
-
-JOURNAL_NAME = "journal.sqlite"
-"""The file in the node's state directory."""
+__all__ = ("converted", "late_raws", "visit", "visit_detectors", "visit_summaries")
 
 _SHOWN = (
     'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'

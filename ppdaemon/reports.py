@@ -16,6 +16,8 @@ from ppdaemon.wire import Model
 
 RELAY_SOCKET = "control.sock"
 """Default name of a relay's control socket in its state directory."""
+JOURNAL_NAME = "journal.sqlite"
+"""The journal in a node's state directory."""
 
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""

@@ -115,6 +115,20 @@ def late(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def summary(**changes: Any) -> dict[str, Any]:
+    """Return a visit with a failed detector, as JSON values."""
+    return {
+        "instrument": "DemoCam",
+        "group": "2025-11-22T03:25:16.951",
+        "survey": "BLOCK-365",
+        "received_tai": ACCEPTED_TAI,
+        "detectors": {0: "succeeded", 1: "crashed", 2: "prepared"},
+        "slowest_s": 38.1,
+        "failed_detector": 1,
+        "reason": "SIGSEGV [in subtract]",
+    } | changes
+
+
 def visit(detector: int, **changes: Any) -> dict[str, Any]:
     """Return a visit-detector that succeeded, as JSON values."""
     after = {

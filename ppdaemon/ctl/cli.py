@@ -24,16 +24,16 @@ from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.selection import find_group, selecting
+from ppdaemon.ctl.selection import find_visit, selecting
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.curve import new_key_pair
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
-from ppdaemon.journalfile import JOURNAL_NAME
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
+    JOURNAL_NAME,
     RELAY_SOCKET,
     DrainNodeRequest,
     DrainRequest,
@@ -365,7 +365,7 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
     if isinstance(daemon, RelayDaemon):
         _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
     else:
-        _show_rows(daemon, daemon.visit(find_group(daemon, group)), tables.visit_view, as_json)
+        _show_rows(daemon, find_visit(daemon, group), tables.visit_view, as_json)
 
 
 @_ppctl.command()
@@ -469,7 +469,7 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 
 
 @_ppctl.command()
-@click.argument("groups", metavar="[GROUP]...", nargs=-1)
+@click.argument("groups", metavar="GROUP...", nargs=-1)
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=5, show_default=True, help="Visits without GROUP."
 )
@@ -489,8 +489,7 @@ def timeline(
     Of each GROUP, which may be "latest" or the beginning of only one; or of the
     visits that the options select.
     """
-    chosen = _groups(daemon, groups, limit, selected)
-    rows = [row for group in chosen for row in daemon.visit(group)]
+    rows = _rows_of_visits(daemon, groups, limit, selected)
     _note_journal(daemon)
     if png:
         timeline_png(rows, png)
@@ -503,13 +502,17 @@ def timeline(
             show(tables.timeline_view(each, min(console.width, 160)))
 
 
-def _groups(daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]) -> list[str]:
-    """Return the groups that arguments name or options select, each once."""
+def _rows_of_visits(
+    daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]
+) -> list[VisitRow]:
+    """Return the visits that arguments name or options select, each once."""
     if bool(groups) == bool(selected):
         raise click.UsageError("name a GROUP, such as latest, or select visits, such as --since 1h")
-    if groups:
-        return list(dict.fromkeys(find_group(daemon, group) for group in groups))
-    return [row.group for row in daemon.summaries(limit, **selected)]
+    if selected:
+        visits = [daemon.visit(row.group) for row in daemon.summaries(limit, **selected)]
+    else:
+        visits = [find_visit(daemon, group) for group in groups]
+    return [row for rows in {rows[0].group: rows for rows in visits}.values() for row in rows]
 
 
 @_ppctl.command()

@@ -12,10 +12,11 @@ import click
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.yamlfile import did_you_mean
 
-__all__ = ("LATEST", "find_group", "parse_data_id", "parse_time", "select", "selecting")
+__all__ = ("LATEST", "find_visit", "parse_data_id", "parse_time", "select", "selecting")
 
 LATEST = "latest"
 """Stands for the group of the newest visit."""
@@ -87,7 +88,9 @@ def _outcomes(text: str) -> tuple[Outcome, ...]:
         try:
             chosen.append(Outcome(name))
         except ValueError:
-            raise ValueError(f"there is no outcome {name!r}{did_you_mean(name, [*Outcome, 'bad'])}") from None
+            raise ValueError(
+                f"there is no outcome {name!r}{did_you_mean(name, [*map(str, Outcome), 'bad'])}"
+            ) from None
     return tuple(chosen)
 
 
@@ -168,8 +171,8 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def find_group(daemon: Daemon, text: str) -> str:
-    """Return the group that a text names: itself, ``latest``, or the only one that begins with it.
+def find_visit(daemon: Daemon, text: str) -> tuple[VisitRow, ...]:
+    """Return the visit whose group a text is, or begins if it is the only one; ``latest`` is the newest.
 
     Raises `~ppdaemon.ctl.client.NotFound` if there is none, or more than one.
     """
@@ -177,14 +180,14 @@ def find_group(daemon: Daemon, text: str) -> str:
         newest = daemon.summaries(1)
         if not newest:
             raise NotFound("the journal has no visit yet")
-        return newest[0].group
-    found = sorted({row.group for row in daemon.summaries(MATCHES + 1, group_prefix=text)})
-    # One with this very name may be older than those that begin with it.
-    if len(found) != 1 and daemon.summaries(1, group=text):
-        return text
-    if not found:
-        raise NotFound(f"the daemon's journal has no visit {text!r}")
+        return daemon.visit(newest[0].group)
+    try:
+        return daemon.visit(text)
+    except NotFound:
+        found = sorted({row.group for row in daemon.summaries(MATCHES + 1, group_prefix=text)})
+        if not found:
+            raise
     if len(found) > 1:
         more = ", ..." if len(found) > MATCHES else ""
         raise NotFound(f"{text!r} is not unique: {', '.join(found[:MATCHES])}{more}")
-    return found[0]
+    return daemon.visit(found[0])

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controlserver import ControlServer, late, status, visit, worker
+from controlserver import ControlServer, late, status, summary, visit, worker
 
 from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
 from ppdaemon.reports import REQUESTS, StatusReport
+from ppdaemon.states import Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
 
@@ -31,6 +32,10 @@ GOOD: dict[str, Any] = {
         worker(3, state="quarantined", note="ImportError: no module named 'sky'"),
     ],
     "visits": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]"), visit(2, outcome=None)],
+    "visit_summaries": [
+        summary(),
+        summary(group="2025-11-22T03:24:37.101", detectors={7: "partial"}, failed_detector=None),
+    ],
     "visit": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]")],
     "late": [late()],
     "requeue": [
@@ -164,10 +169,12 @@ def test_a_terminal_that_lacks_letters_gets_another_sign(
 ) -> None:
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
-    monkeypatch.setitem(GOOD["visits"][1], "reason", "calibration \N{GREEK SMALL LETTER ALPHA} is missing")
+    reason = "calibration \N{GREEK SMALL LETTER ALPHA} is missing"
+    monkeypatch.setitem(GOOD["visit_summaries"][0], "reason", reason)
     assert ppctl("visits")[0] == 0
     sys.stdout.flush()
     assert b"calibration ? is missing" in printed.getvalue()
+    assert b"#xw" in printed.getvalue()
 
 
 def test_a_pipe_gets_no_blanks_at_the_ends_of_lines(good: ControlServer, ppctl: Ppctl) -> None:
@@ -185,7 +192,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("visits",), ("ApPipe", "100 ms", "crashed", "[in subtract]", "under way")),
+        (("visits",), ("█✗▂", "1/1", "2/3", "38.1 s", "detector 1: SIGSEGV [in subtract]", "▂ ready")),
         (("failed",), ("crashed",)),
         (
             ("visit", "2025-11-22T03:25:16.951"),
@@ -231,15 +238,22 @@ def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[s
 
 
 def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -> None:
-    ppctl("visits", "--limit", "7")
-    ppctl("failed")
+    ppctl("visits", "--limit", "7", "--since", "2026-11-22T00:00", "--where", "instrument=LSSTCam detector=3")
+    ppctl("failed", "--outcome", "crashed,failed")
     ppctl("restart", "3")
     ppctl("visit", "a#1")
-    assert [REQUESTS.validate_python(each).model_dump() for each in good.requests] == [
-        {"type": "visits", "limit": 7, "failed": False},
-        {"type": "visits", "limit": 100, "failed": True},
+    requests = (REQUESTS.validate_python(each) for each in good.requests)
+    assert [{"type": each.type, **each.model_dump(exclude_defaults=True)} for each in requests] == [
+        {
+            "type": "visit_summaries",
+            "limit": 7,
+            "since_tai": 1795305600.0,
+            "instrument": "LSSTCam",
+            "detectors": (3,),
+        },
+        {"type": "visits", "failed": True, "outcomes": (Outcome.CRASHED, Outcome.FAILED)},
         {"type": "status"},  # which has the raws that no visit got
-        {"type": "restart", "slot": 3, "now": False},
+        {"type": "restart", "slot": 3},
         {"type": "visit", "group": "a#1"},
     ]
 
@@ -434,7 +448,7 @@ def test_the_socket_of_a_relay_is_found_through_its_configuration(
 def test_escape_sequences_of_others_do_not_reach_the_terminal(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:
-    serve(lambda _request: ok([visit(0, outcome="failed", reason="\x1b[2J\x1b]0;title\x07 at\nline 2")]))
+    serve(lambda _request: ok([summary(reason="\x1b[2J\x1b]0;title\x07 at\nline 2")]))
     _, out, _ = ppctl("visits")
     assert "\x1b" not in out
     assert "at line 2" in out
