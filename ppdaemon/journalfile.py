@@ -192,9 +192,8 @@ def _row_of(db: sqlite3.Connection, tai: float) -> int:
     by bisection: an index by time would cost each write.
     """
     first, last = db.execute(
-        "SELECT coalesce(min(rowid), 0), coalesce(max(rowid), 0) FROM attempt"
+        "SELECT coalesce(min(rowid), 0), coalesce(max(rowid) + 1, 0) FROM attempt"
     ).fetchone()
-    last += 1
     while first < last:
         middle = (first + last) // 2
         row, received = db.execute(

@@ -26,6 +26,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         uri = f"{path.absolute().as_uri()}?{mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, autocommit=True)) as db:
+            db.execute("BEGIN")  # all queries see the same rows
             yield db
     except sqlite3.Error as error:
         raise Unavailable(f"{path}: the {path.stem} cannot be read: {error}") from None
