@@ -4,6 +4,7 @@
 Makes rich renderables of the reports; does not print.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
@@ -31,11 +32,13 @@ __all__ = (
     "STATE_STYLES",
     "counted",
     "failures_table",
+    "head_line",
     "late_table",
     "problem_lines",
     "refused_table",
     "requeue_table",
     "status_view",
+    "summaries_table",
     "summaries_view",
     "timeline_view",
     "visit_view",
@@ -81,13 +84,6 @@ def counted(counts: Iterable[tuple[str, int]]) -> str:
 
 def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableType:
     """Show the state of the daemon; with `verbose`, also the samples of messages."""
-    head = Text.assemble(
-        ("ppdaemon ", "bold"),
-        (plain(report.node), "bold cyan"),
-        "  ",
-        (report.state, STATE_STYLES[report.state]),
-        f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
-    )
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -96,7 +92,18 @@ def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableTyp
     if verbose:
         for kind, sample in sorted(report.samples.items()):
             grid.add_row("sample", Text(f"{plain(kind)}: {plain(sample)}"))
-    return Group(head, *problem_lines(report), grid)
+    return Group(head_line(report), *problem_lines(report), grid)
+
+
+def head_line(report: StatusReport) -> Text:
+    """Return the state of the daemon in one line."""
+    return Text.assemble(
+        ("ppdaemon ", "bold"),
+        (plain(report.node), "bold cyan"),
+        "  ",
+        (report.state, STATE_STYLES[report.state]),
+        f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
+    )
 
 
 def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
@@ -177,6 +184,19 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
 
 def summaries_view(rows: Sequence[VisitSummary]) -> RenderableType:
     """Show visits, one line each with a letter for each detector; below them why detectors failed."""
+    reasons = [
+        Text(f"{plain(row.group)} detector {row.failed_detector}: {plain(row.reason)}", style="red")
+        for row in rows
+        if row.failed_detector is not None
+    ]
+    note = Text("slowest: from shutter close to the end of the last task", style="dim")
+    return Group(summaries_table(rows), *reasons, *((legend(), note) if rows else ()))
+
+
+def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) -> RenderableType:
+    """Show visits, one line each with a letter for each detector; if there are more than `letters`, with
+    the number of each letter.
+    """
     if not rows:
         return Text("no visits", style="dim")
     table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
@@ -186,17 +206,21 @@ def summaries_view(rows: Sequence[VisitSummary]) -> RenderableType:
         table.add_row(
             plain(row.group),
             plain(row.survey),
-            Text.assemble(*map(glyph, states)),
+            _letters(states, letters),
             f"{ended}/{len(states)}",
             duration(row.slowest_s),
         )
-    reasons = [
-        Text(f"{plain(row.group)} detector {row.failed_detector}: {plain(row.reason)}", style="red")
-        for row in rows
-        if row.failed_detector is not None
-    ]
-    note = Text("slowest: from shutter close to the end of the last task", style="dim")
-    return Group(table, *reasons, legend(), note)
+    return table
+
+
+def _letters(states: Sequence[str], most: int | None) -> Text:
+    letters = list(map(glyph, states))
+    if most is None or len(states) <= most:
+        return Text.assemble(*letters)
+    counts = Counter((letter.plain, letter.style) for letter in letters)
+    return Text(" ").join(
+        Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
+    )
 
 
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
@@ -223,15 +247,16 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     return table if rows else Text("no visits", style="dim")
 
 
-def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show visit-detectors with a bad outcome, and the reasons."""
+def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
+    """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
         again = "may succeed" if row.retriable else ""
         name = plain(row.group)
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, plain(row.reason))
+        reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
     return table
 
 
