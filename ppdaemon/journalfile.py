@@ -21,7 +21,7 @@ from ppdaemon.reports import (
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 from ppdaemon.visit import NextVisit
 
-__all__ = ("converted", "late_raws", "visit", "visit_detectors", "visit_summaries")
+__all__ = ("converted", "count_late_raws", "late_raws", "visit", "visit_detectors", "visit_summaries")
 
 _SHOWN = (
     'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
@@ -89,6 +89,16 @@ def late_raws(db: sqlite3.Connection, request: LateRequest) -> list[LateRow]:
         )
     )
     return [LateRow(**row) for row in rows]
+
+
+def count_late_raws(db: sqlite3.Connection) -> int:
+    """Return the number of all late raws that no attempt has used."""
+    (number,) = db.execute(
+        "SELECT count(*) FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt, json_each(attempt.exposures)"
+        " WHERE attempt.instrument = late.instrument AND attempt.grp = late.grp"
+        " AND attempt.detector = late.detector AND value = late.exposure)"
+    ).fetchone()
+    return int(number)
 
 
 def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> list[VisitSummary]:

@@ -333,8 +333,8 @@ class StatusReport(Model):
     outcomes: dict[Outcome, int]
     """Number of visit-detectors with each outcome since the daemon started."""
     late_raws: int = 0
-    """Raws that arrived after the outcome of their visit-detector, since the daemon
-    started."""
+    """Raws that arrived after the outcome of their visit-detector and are not used: those that
+    ``ppctl late`` lists, a second ago."""
     refused_raws: tuple[RefusedRaw, ...] = ()
     """The latest raws that were delivered to no visit."""
     spooled: int

@@ -200,7 +200,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         ),
         (("workers",), ("processing", "quarantined", "5001", "no module named 'sky'")),
         (("timeline", "2025-11-22T03:25:16.951"), ("s since shutter close", "pppp", "crashed")),
-        (("top",), ("node1", "quarantined", "SIGSEGV")),
+        (("top",), ("node1", "quarantined", "2/3", "q quit")),
         (("late",), ("R22_S11.fits", "no_image")),
         (("requeue", "2025-11-22T03:25:16.951"), ("attempt 2", "refused", "it has succeeded")),
         (("requeue", "2025-11-22T03:25:16.951", "--force"), ("attempt 2",)),

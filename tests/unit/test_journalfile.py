@@ -9,8 +9,8 @@ from ppdaemon import journalfile
 from ppdaemon.ctl import cli
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Retry, Update
-from ppdaemon.reports import VisitsRequest, VisitSummariesRequest
+from ppdaemon.node.visits.model import Accept, JournalEntry, Requeue, Reserved, Retry, Update
+from ppdaemon.reports import LateRequest, VisitsRequest, VisitSummariesRequest
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
@@ -128,6 +128,26 @@ def test_a_visit_is_one_row_with_the_last_attempt_at_each_detector(path, write):
         10: "no_image",
     }
     assert (row.slowest_s, row.failed_detector, row.reason) == (51.0, 2, "no calibration")
+
+
+def test_late_raws_are_counted_as_they_are_listed(path, write):
+    write(
+        entry("g", 0, outcome=Outcome.NO_IMAGE),
+        entry("g", 1, outcome=Outcome.SUCCEEDED, exposures=(8,)),
+        entry("g", 2, outcome=Outcome.NO_IMAGE),
+    )
+    for exposure, detector in ((7, 0), (8, 1), (9, 1), (7, 2)):
+        write.journal._db.execute(
+            "INSERT INTO late VALUES ('DemoCam', ?, ?, 'g', '/raw', 1.0)", (exposure, detector)
+        )
+    write.journal.write(
+        Requeue(1, (entry("g", 2, outcome=Outcome.NO_IMAGE),), (entry("g", 2, attempt=2),), (), ())
+    )
+    write(entry("g", 2, attempt=2, outcome=Outcome.SUCCEEDED, exposures=(7,)))
+    with reading(path) as db:
+        listed = journalfile.late_raws(db, LateRequest())
+        assert {(row.detector, row.exposure) for row in listed} == {(0, 7), (1, 9)}
+        assert journalfile.count_late_raws(db) == 2
 
 
 def test_one_detector_selects_its_visit_with_all_detectors(path, write):

@@ -60,6 +60,8 @@ class Status:
     """Since when an operator wants no visits here, TAI seconds."""
     stage: str = ""
     """What the start does after the generation was made."""
+    late_raws: int = 0
+    """Number of late raws that are not used, as last counted in the journal."""
     spools_refused: int = 0
     """Number of quarantined spools, as last counted on the state disk."""
     started_tai: float = field(init=False)
@@ -115,7 +117,7 @@ class Status:
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
-            late_raws=self.count["late_raws"],
+            late_raws=self.late_raws,
             refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
             exporter=self.exporter.text,
