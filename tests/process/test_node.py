@@ -470,12 +470,3 @@ def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir
     (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
     assert "workers.preload.1: classifier: classifier.telemetry starts a thread" in line
     assert "workers.start: spawn" in line
-
-
-def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = make_node(tmp_path, socket_dir, None)
-    node.state.mkdir()
-    (node.state / "template-fails").touch()
-    node.launch()
-    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
-    assert "the template fails by order of the test" in (tmp_path / "daemon.log").read_text()

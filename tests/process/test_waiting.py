@@ -236,6 +236,7 @@ def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
         assert ended(node, 2, detector=0) == Outcome.SUCCEEDED
         assert ended(node, 2, detector=1) == Outcome.NO_IMAGE
         assert not late(node)
+        node.wait(lambda: node.status().late_raws == 0)
         assert [(row.attempt, row.outcome) for row in node.visit("g1") if row.detector == 0] == [
             (1, Outcome.NO_IMAGE),
             (2, Outcome.SUCCEEDED),
