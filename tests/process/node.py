@@ -26,7 +26,7 @@ def make_node(
     config = node_config(folder, sockets, **parts(folder, **changes))
     if relay is not None:
         config["relay"]["address"] = relay.address
-    return NodeProcess(folder, config, relay, launcher=launcher, program=program, environment=environment)
+    return NodeProcess(folder, config, relay, launcher=launcher, program=program, environment=variables)
 
 
 @contextmanager
