@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from ppdaemon.reports import Problem, ProblemSource, RelayStatusReport, StatusReport
 from ppdaemon.terminal import duration, plain
@@ -12,6 +13,7 @@ from ppdaemon.terminal import duration, plain
 __all__ = ("Finding", "ProblemLog", "status_line")
 
 _LOG = logging.getLogger(__name__)
+_SOURCES: tuple[ProblemSource, ...] = get_args(ProblemSource.__value__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class ProblemLog:
         self._known: dict[tuple[ProblemSource, str, int], Problem] = {}
 
     def update(self, findings: Iterable[Finding], tai: float) -> tuple[Problem, ...]:
-        """Return the problems of now, those that limit the program first, then the oldest first."""
+        """Return the problems of now: those that limit the program first, by source, the oldest first."""
         counts: Counter[tuple[ProblemSource, str]] = Counter()
         known = self._known
         self._known = {}
@@ -52,7 +54,11 @@ class ProblemLog:
         for key in known.keys() - self._known.keys():
             ended = known[key]
             _LOG.info("ended after %s: %s", duration(tai - ended.since_tai), plain(ended.text))
-        return tuple(sorted(self._known.values(), key=lambda each: (not each.degrades, each.since_tai)))
+        return tuple(sorted(self._known.values(), key=_rank))
+
+
+def _rank(problem: Problem) -> tuple[bool, int, float]:
+    return not problem.degrades, _SOURCES.index(problem.source), problem.since_tai
 
 
 def status_line(report: StatusReport | RelayStatusReport) -> str:

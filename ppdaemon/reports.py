@@ -268,25 +268,25 @@ class RefusedRaw(Model):
 
 
 type ProblemSource = Literal[
-    "relay",
-    "central_repo",
-    "configuration",
     "zygote",
-    "journal",
+    "central_repo",
     "capacity",
-    "pipelines",
-    "export",
-    "arrivals",
-    "resources",
-    "limits",
-    "slots",
-    "leftovers",
-    "ramdisk",
+    "journal",
+    "ledger",
+    "relay",
     "nodes",
     "detectors",
-    "ledger",
+    "arrivals",
+    "pipelines",
+    "slots",
+    "export",
+    "ramdisk",
+    "resources",
+    "limits",
+    "configuration",
+    "leftovers",
 ]
-"""The part of the program, or the dependency, that a problem is about."""
+"""The part of the program, or the dependency, that a problem is about; the worst first."""
 
 
 class Problem(Model):
@@ -348,7 +348,7 @@ class StatusReport(Model):
     samples: dict[str, str] = {}
     """For some of these kinds: the beginning of one message, without control characters."""
     problems: tuple[Problem, ...] = ()
-    """What does not work now; what limits the node first, then the oldest first."""
+    """What does not work now, the worst first."""
     leftovers_removed: int = 0
     """RAM-disk folders of previous runs that were removed at the start."""
     template_ms: float | None = None
@@ -539,7 +539,7 @@ class RelayStatusReport(Model):
     reloaded_tai: float | None = None
     """When the configuration was read again; `None` if it was not."""
     problems: tuple[Problem, ...] = ()
-    """What does not work now, the oldest first."""
+    """What does not work now, the worst first."""
 
     @property
     def problem_texts(self) -> tuple[str, ...]:

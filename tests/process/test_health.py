@@ -57,7 +57,14 @@ def test_fault_77_workers_that_cannot_be_prepared_degrade_the_node_until_they_ca
             (problem,) = node.wait(lambda: problems_of(node, "zygote"))
             assert "no worker can start: the template repo was not created" in problem.text
             assert node.status().state == "degraded"
-            node.wait(lambda: any("no worker can start" in line for line in status_lines(manager)))
+            lines = []
+            node.wait(
+                lambda: (
+                    lines.extend(status_lines(manager))
+                    or any("no worker can start" in line for line in lines)
+                ),
+                8,
+            )
             (node.state / "template-fails").unlink()
             node.wait(node.is_ready)
             node.wait(lambda: node.status().state == "running")

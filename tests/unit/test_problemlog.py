@@ -48,12 +48,12 @@ def test_findings_of_one_source_without_a_subject_are_numbered():
     assert since(log.update([one, two], 2.0)) == {"disk 99 % full": 1.0, "log too long": 2.0}
 
 
-def test_what_limits_the_program_is_first_then_the_oldest():
+def test_what_limits_the_program_is_first_then_the_worst_source_then_the_oldest():
     log = ProblemLog()
     log.update([STRANGER], 1.0)
     log.update([STRANGER, SLOT_7], 2.0)
-    texts = [problem.text for problem in log.update([STRANGER, SLOT_2, SLOT_7], 3.0)]
-    assert texts == [SLOT_7.text, SLOT_2.text, STRANGER.text]
+    texts = [problem.text for problem in log.update([STRANGER, SLOT_2, SLOT_7, RELAY], 3.0)]
+    assert texts == [RELAY.text, SLOT_7.text, SLOT_2.text, STRANGER.text]
 
 
 def test_the_end_of_a_problem_is_logged_with_its_duration(caplog):

@@ -91,7 +91,6 @@ class Status:
         """Return the current status."""
         tai = self.clock.tai()
         problems = self._problem_log.update((*self._fixed_problems, *self._problems()), tai)
-        # A start that waits, such as for the central repo, has no other problems than this one.
         is_limited = any(problem.degrades for problem in problems)
         is_degraded = is_limited and (self.state == "running" or self.generations.waiting)
         state: State = "degraded" if is_degraded else self.state
@@ -175,11 +174,13 @@ class Status:
         return limits
 
     def _problems(self) -> Iterator[Finding]:
+        yield from self.generations.findings()
+        if self.state == "starting":
+            return  # other parts are not started yet
         if self.drained_since is not None:
             text = "drained by an operator: no visits until ppctl resume, also after a restart"
             age_s = self.clock.tai() - self.drained_since
             yield Finding("capacity", text, "drained", age_s, degrades=False)
-        yield from self.generations.findings()
         if self.relay.problem:
             yield Finding("relay", self.relay.problem, age_s=self.relay.away_s)
         if problem := self.offer.journal_problem:
