@@ -132,7 +132,7 @@ def test_what_waits_is_a_problem_after_a_while(world):
     world.add(2)
     report = world.control.report()
     assert {row.oldest_group: row.visits for row in report.waits if row.detector == 2} == {"g1": 2}
-    assert "visit g1 waits for a node since" in report.problem_texts[1]
+    assert any("visit g1 waits for a node since" in text for text in report.problem_texts)
     text = text_of(relaytables.relay_status_view(report))
     assert "waiting DemoCam 0-3, since 2025-11-22T03:25:16.000 TAI (6.0 s)" in text
     assert "not served DemoCam 3" in text
