@@ -341,6 +341,8 @@ class StatusReport(Model):
     """Number of visit-detectors that wait for export."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    logs: str = ""
+    """Folder of the logs of workers, zygote, exporter and reader."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]

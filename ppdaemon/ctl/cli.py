@@ -7,6 +7,7 @@ follows LSB. No answer of a daemon makes it print a traceback.
 
 import contextlib
 import functools
+import json
 import os
 import re
 import sys
@@ -20,9 +21,9 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.configtypes import parse_detector_list
-from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
+from ppdaemon.configtypes import parse_detector_list, ranges
+from ppdaemon.ctl import log, relaytables, tables
+from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, selecting
 from ppdaemon.ctl.timeline import build_timelines
@@ -365,7 +366,45 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
     if isinstance(daemon, RelayDaemon):
         _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
     else:
-        _show_rows(daemon, find_visit(daemon, group), tables.visit_view, as_json)
+        rows = find_visit(daemon, group)
+        _show_rows(daemon, rows, tables.visit_view, as_json)
+        if not as_json:
+            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {_logs(daemon)}/worker-SLOT.log")
+
+
+@_ppctl.command("log")
+@click.argument("group")
+@click.argument("detectors", required=False, callback=_read_detectors)
+@_as_json
+@_daemon
+def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, as_json: bool) -> None:
+    """Show what was logged for one visit, or for some of its detectors.
+
+    GROUP may be the beginning of only one group, or "latest"; DETECTORS is a list
+    such as 0-8,12. Reads the logs of the workers on this host, which are named by
+    "ppctl visit", and the log of the daemon if systemd has it. Times are UTC.
+    """
+    rows = [row for row in find_visit(daemon, group) if detectors is None or row.detector in detectors]
+    if not rows:
+        raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
+    _note_journal(daemon)
+    lines = [*log.worker_lines(_logs(daemon), rows), *log.supervisor_lines(rows)]
+    lines.sort(key=lambda line: line.timestamp)
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps({"source": line.source, **line.fields, "more": line.more}, default=str))
+        return
+    for line in lines:
+        show(log.line_text(line))
+    if not lines:
+        click.echo(f"ppctl: {_logs(daemon)} has no line of this visit", err=True)
+
+
+def _logs(daemon: Daemon) -> Path:
+    """Return the folder of a node's logs."""
+    if daemon.from_journal and daemon.journal is not None:
+        return daemon.journal.with_name("logs")
+    return Path(daemon.status().logs)
 
 
 @_ppctl.command()

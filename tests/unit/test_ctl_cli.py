@@ -255,6 +255,7 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
         {"type": "status"},  # which has the raws that no visit got
         {"type": "restart", "slot": 3},
         {"type": "visit", "group": "a#1"},
+        {"type": "status"},  # which has the folder of the logs
     ]
 
 

@@ -120,6 +120,7 @@ class Status:
             refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
             exporter=self.exporter.text,
+            logs=str(NodeFolders.of(self.config).logs),
             arrivals=self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
