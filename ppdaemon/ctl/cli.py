@@ -22,7 +22,7 @@ from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
 from ppdaemon.configtypes import parse_detector_list, ranges
-from ppdaemon.ctl import log, relaytables, tables
+from ppdaemon.ctl import log, relaytables, send, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, selecting
@@ -583,9 +583,21 @@ def keygen(name: str, folder: Path) -> None:
     click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
 
-@_ppctl.command(
+_ppctl.add_command(send.command, "send")
+
+_other_program = _ppctl.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
 )
+
+
+@_other_program
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def simulate(args: tuple[str, ...]) -> None:
+    """Write raws as a camera would (ppctl simulate --help)."""
+    os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo.simulate", *args])
+
+
+@_other_program
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""
