@@ -6,6 +6,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ppdaemon.config import NodeConfig
+from ppdaemon.durable import sync, write_durably
+from ppdaemon.reports import JOURNAL_NAME
 
 __all__ = ("REFUSAL", "NodeFolders", "remove_spool")
 
@@ -32,7 +34,7 @@ class NodeFolders:
         """Identifies the RAM-disk folder as a daemon's, with the node's name."""
         self.state = state
         """Files that must survive a reboot."""
-        self.journal = state / "journal.sqlite"
+        self.journal = state / JOURNAL_NAME
         """The journal's SQLite file."""
         self.spool = state / "spool"
         """Outputs that wait for export."""
@@ -44,6 +46,10 @@ class NodeFolders:
         """Standard output and error of workers."""
         self.lock = state / "lock"
         """Locked by the running daemon."""
+        self.ramdisk_lock = ramdisk / "lock"
+        """Also locked: two daemons of the same name may have different state folders."""
+        self.drained = state / "drained"
+        """Exists while an operator has drained the node; it has the TAI time in seconds since 1970."""
 
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
@@ -61,6 +67,23 @@ class NodeFolders:
     def settings(self, generation: int) -> Path:
         """Return the configuration file that the processes of a generation read."""
         return self.ramdisk / f"config-{generation}.json"
+
+    def set_drained(self, since_tai: float | None) -> None:
+        """Note on the disk that the node is drained since then, or that it is not."""
+        if since_tai is None:
+            self.drained.unlink(missing_ok=True)
+            sync(self.state)
+        else:
+            write_durably(self.drained, f"{since_tai:.3f}\n")
+
+    def drained_since(self) -> float | None:
+        """Return since when the node is drained; `None` if it is not."""
+        try:
+            return float(self.drained.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut by a full disk: an operator wanted it all the same
+            return self.drained.stat().st_mtime
 
     def count_quarantined(self) -> int:
         """Return the number of quarantined spools."""

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading the ledger of a relay beside the relay, or without one.
 
-Covers what ``ppctl --relay`` shows of visits. The connection is read-only and is closed
-after one query, so that it delays no write. `ppdaemon.relay.ledger` writes the file.
+Covers what ``ppctl --relay`` shows of visits. `ppdaemon.relay.ledger` writes the file.
 """
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ppdaemon.errors import Unavailable
 from ppdaemon.reports import RelayDetectorRow, RelayVisitRow
+from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome
 
 __all__ = ("LEDGER_NAME", "read_visit", "read_visits")
@@ -19,26 +15,10 @@ __all__ = ("LEDGER_NAME", "read_visit", "read_visits")
 LEDGER_NAME = "ledger.sqlite"
 """The file in the relay's state directory."""
 
-BUSY_S = 2.0
-"""How long a query waits for a lock; a relay that starts holds one while it upgrades the file."""
-
 _STATE = (
     "CASE WHEN outcome IS NOT NULL THEN 'ended' WHEN permit IS NOT NULL THEN 'permitted'"
     " WHEN acked_tai IS NOT NULL THEN 'acknowledged' WHEN node IS NOT NULL THEN 'sent' ELSE 'waiting' END"
 )
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    # Without a WAL no program has the file open. Then reading needs no permission to create
-    # the shared memory beside it, which an operator may not have.
-    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    try:
-        uri = f"{path.absolute().as_uri()}?{mode}"
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, autocommit=True)) as db:
-            yield db
-    except sqlite3.Error as error:
-        raise Unavailable(f"{path}: the ledger cannot be read: {error}") from None
 
 
 def read_visits(path: Path, limit: int) -> list[RelayVisitRow]:
@@ -47,7 +27,7 @@ def read_visits(path: Path, limit: int) -> list[RelayVisitRow]:
     Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
     """
     rows: dict[int, RelayVisitRow] = {}
-    with _reading(path) as db:
+    with reading(path) as db:
         query = (
             "SELECT number, instrument, group_id, coalesce(json_extract(content, '$.survey'), ''),"
             f" received_tai, cancelled, ended_tai, {_STATE} AS state, outcome, count(*)"
@@ -88,7 +68,7 @@ def read_visit(path: Path, group: str) -> list[RelayDetectorRow]:
 
     Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
     """
-    with _reading(path) as db:
+    with reading(path) as db:
         found = db.execute(
             f"SELECT instrument, detector, {_STATE}, node, attempt, received_tai, acked_tai, outcome,"
             " reason FROM visits JOIN detectors ON visit = number WHERE group_id = ?"

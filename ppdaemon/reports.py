@@ -16,6 +16,8 @@ from ppdaemon.wire import Model
 
 RELAY_SOCKET = "control.sock"
 """Default name of a relay's control socket in its state directory."""
+JOURNAL_NAME = "journal.sqlite"
+"""The journal in a node's state directory."""
 
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
@@ -33,11 +35,29 @@ class WorkersRequest(Model):
     type: Literal["workers"] = "workers"
 
 
-class VisitsRequest(Model):
+class JournalFilter(Model):
+    """Selects rows of a journal; a relay ignores all but `limit`."""
+
+    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
+    """Maximum number of rows."""
+    since_tai: float | None = None
+    """Only what was accepted (late raws: found) at or after this time, TAI seconds since 1970."""
+    until_tai: float | None = None
+    """Only what was accepted (late raws: found) before this time."""
+    instrument: Name | None = None
+    group: Name | None = None
+    group_prefix: Name | None = None
+    """The beginning of the name of the group."""
+    detectors: tuple[int, ...] | None = None
+    survey: str | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    """Only attempts with one of these; empty for all, also those under way."""
+
+
+class VisitsRequest(JournalFilter):
     """Answered with a list of `VisitRow`, by a relay of `RelayVisitRow`, the newest first."""
 
     type: Literal["visits"] = "visits"
-    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
     failed: bool = False
     """Only those with an outcome in `~ppdaemon.states.BAD_OUTCOMES`."""
 
@@ -49,11 +69,16 @@ class VisitRequest(Model):
     group: Name
 
 
-class LateRequest(Model):
+class VisitSummariesRequest(JournalFilter):
+    """Answered with a list of `VisitSummary`, the newest first."""
+
+    type: Literal["visit_summaries"] = "visit_summaries"
+
+
+class LateRequest(JournalFilter):
     """Answered with a list of `LateRow`, the newest first."""
 
     type: Literal["late"] = "late"
-    limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
 
 
 class RequeueRequest(Model):
@@ -71,7 +96,7 @@ class RequeueRequest(Model):
 
 
 class DrainRequest(Model):
-    """Accept no more visits; the running ones are finished."""
+    """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
     type: Literal["drain"] = "drain"
 
@@ -91,10 +116,14 @@ class ReloadRequest(Model):
 
 
 class RestartRequest(Model):
-    """Replace the worker of a slot in any state; also ends a quarantine."""
+    """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
+    a text that says which of the two is done.
+    """
 
     type: Literal["restart"] = "restart"
     slot: int
+    now: bool = False
+    """Whether to interrupt the visit that it has."""
 
 
 class KillRequest(Model):
@@ -114,6 +143,7 @@ type Request = Annotated[
     StatusRequest
     | WorkersRequest
     | VisitsRequest
+    | VisitSummariesRequest
     | VisitRequest
     | LateRequest
     | RequeueRequest
@@ -162,7 +192,16 @@ type RelayRequest = Annotated[
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
 
 READING: frozenset[type[Model]] = frozenset(
-    {StatusRequest, WorkersRequest, VisitsRequest, VisitRequest, LateRequest, NodesRequest, Watch}
+    {
+        StatusRequest,
+        WorkersRequest,
+        VisitsRequest,
+        VisitSummariesRequest,
+        VisitRequest,
+        LateRequest,
+        NodesRequest,
+        Watch,
+    }
 )
 """Requests that change nothing: readers may send them."""
 OPERATING: frozenset[type[Model]] = frozenset(
@@ -228,6 +267,40 @@ class RefusedRaw(Model):
     """When it was refused, TAI seconds since 1970."""
 
 
+type ProblemSource = Literal[
+    "zygote",
+    "central_repo",
+    "capacity",
+    "journal",
+    "ledger",
+    "relay",
+    "nodes",
+    "detectors",
+    "arrivals",
+    "pipelines",
+    "slots",
+    "export",
+    "ramdisk",
+    "resources",
+    "limits",
+    "configuration",
+    "leftovers",
+]
+"""The part of the program, or the dependency, that a problem is about; the worst first."""
+
+
+class Problem(Model):
+    """Something that does not work now."""
+
+    source: ProblemSource
+    text: str
+    """What does not work, and what the program does about it."""
+    since_tai: float
+    """When it began, TAI seconds since 1970."""
+    degrades: bool
+    """Whether it limits the program now; otherwise it should be checked by day."""
+
+
 class StatusReport(Model):
     """The state of the daemon."""
 
@@ -236,8 +309,10 @@ class StatusReport(Model):
     pid: int
     state: Literal["starting", "running", "draining", "stopping", "degraded"]
     """``degraded``: running, with a problem that limits it."""
+    stage: str = ""
+    """While it starts: what it does now, such as ``making the template repo``."""
     text: str
-    """The state in one line for an operator."""
+    """The state in one line for an operator, with the worst problem."""
     started_tai: float
     """When the daemon started."""
     tai: float
@@ -258,22 +333,24 @@ class StatusReport(Model):
     outcomes: dict[Outcome, int]
     """Number of visit-detectors with each outcome since the daemon started."""
     late_raws: int = 0
-    """Raws that arrived after the outcome of their visit-detector, since the daemon
-    started."""
+    """Raws that arrived after the outcome of their visit-detector and are not used: those that
+    ``ppctl late`` lists, a second ago."""
     refused_raws: tuple[RefusedRaw, ...] = ()
     """The latest raws that were delivered to no visit."""
     spooled: int
     """Number of visit-detectors that wait for export."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    logs: str = ""
+    """Folder of the logs of workers, zygote, exporter and reader."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]
     """Events by kind since the start, such as ``bad_message.json``."""
     samples: dict[str, str] = {}
     """For some of these kinds: the beginning of one message, without control characters."""
-    problems: tuple[str, ...] = ()
-    """Problems that an operator should check, one line each."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now, the worst first."""
     leftovers_removed: int = 0
     """RAM-disk folders of previous runs that were removed at the start."""
     template_ms: float | None = None
@@ -290,6 +367,16 @@ class StatusReport(Model):
     """Memory of the supervisor."""
     ramdisk_mb: float | None = None
     """What is used of the whole RAM disk."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes visits, and nothing limits it."""
+        return self.state == "running" and not any(problem.degrades for problem in self.problems)
 
 
 class WorkerRow(Model):
@@ -350,6 +437,25 @@ class VisitRow(Model):
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
+
+
+class VisitSummary(Model):
+    """One visit on one node, with the last attempt at each of its detectors there."""
+
+    instrument: str
+    group: str
+    survey: str = ""
+    received_tai: float
+    """When the node accepted it, TAI seconds since 1970."""
+    detectors: dict[int, str]
+    """By detector: its outcome, ``partial`` if it succeeded although images were missing, or the last
+    stage that it has reached."""
+    slowest_s: float | None = None
+    """Longest time from shutter close to the end of the last task, of detectors that succeeded."""
+    failed_detector: int | None = None
+    """The first detector with a bad outcome."""
+    reason: str = ""
+    """Its reason."""
 
 
 class LateRow(Model):
@@ -434,8 +540,18 @@ class RelayStatusReport(Model):
     """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
     reloaded_tai: float | None = None
     """When the configuration was read again; `None` if it was not."""
-    problems: tuple[str, ...] = ()
-    """Problems that an operator should check, one line each."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now, the worst first."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing limits it."""
+        return self.state == "running"
 
 
 class RelayNodeRow(Model):

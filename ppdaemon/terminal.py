@@ -5,15 +5,16 @@ Consoles have markup off, and text from other programs is printed without contro
 characters. The daemon uses the latter only and imports no consoles.
 """
 
+import io
 import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
-__all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "size", "terminal_console")
+__all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "show", "size", "terminal_console")
 
 PIPE_WIDTH = 200
 """Width of output that does not go to a terminal: lines are not folded, for ``grep``."""
@@ -23,8 +24,21 @@ def terminal_console() -> "Console":
     """Return a console on standard output, as wide as the terminal or `PIPE_WIDTH`."""
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that the terminal lacks must not end the program
     wide = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=wide)
+
+
+def show(view: "RenderableType") -> None:
+    """Print to standard output; in a pipe without the blanks that fill the columns of tables."""
+    console = terminal_console()
+    if console.is_terminal:
+        console.print(view)
+        return
+    with console.capture() as text:
+        console.print(view)
+    console.file.writelines(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 
 def plain(text: object) -> str:

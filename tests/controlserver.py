@@ -81,7 +81,14 @@ def status(**changes: Any) -> dict[str, Any]:
         "exporter": "idle",
         "arrivals": [{"name": "inotify /data/raw", "live": True, "files": 36}],
         "counters": {"bad_message.json": 3},
-        "problems": ["slot 3 is quarantined: ImportError: no module named 'sky'"],
+        "problems": [
+            {
+                "source": "slots",
+                "text": "slot 3 is quarantined: ImportError: no module named 'sky'",
+                "since_tai": ACCEPTED_TAI + 7380,
+                "degrades": True,
+            }
+        ],
         "supervisor_mb": 51.6,
         "ramdisk_mb": 310.0,
         "template_ms": 412.0,
@@ -105,6 +112,20 @@ def late(**changes: Any) -> dict[str, Any]:
         "seen_tai": ACCEPTED_TAI + 300.0,
         "attempt": 1,
         "outcome": "no_image",
+    } | changes
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    """Return a visit with a failed detector, as JSON values."""
+    return {
+        "instrument": "DemoCam",
+        "group": "2025-11-22T03:25:16.951",
+        "survey": "BLOCK-365",
+        "received_tai": ACCEPTED_TAI,
+        "detectors": {0: "succeeded", 1: "crashed", 2: "prepared"},
+        "slowest_s": 38.1,
+        "failed_detector": 1,
+        "reason": "SIGSEGV [in subtract]",
     } | changes
 
 

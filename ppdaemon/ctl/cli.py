@@ -7,6 +7,7 @@ follows LSB. No answer of a daemon makes it print a traceback.
 
 import contextlib
 import functools
+import json
 import os
 import re
 import sys
@@ -20,19 +21,21 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.configtypes import parse_detector_list
-from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import ControlClient, Daemon, NotRunning, RelayDaemon
+from ppdaemon.configtypes import parse_detector_list, ranges
+from ppdaemon.ctl import log, relaytables, send, tables
+from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon
 from ppdaemon.ctl.installfiles import install_files
 from ppdaemon.ctl.plots import timeline_png
+from ppdaemon.ctl.selection import find_visit, selecting
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.curve import new_key_pair
-from ppdaemon.errors import PPDaemonError, StateUnusable
+from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
+    JOURNAL_NAME,
     RELAY_SOCKET,
     DrainNodeRequest,
     DrainRequest,
@@ -45,14 +48,17 @@ from ppdaemon.reports import (
     VisitRow,
 )
 from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain, terminal_console
+from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import read_key
 
 __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+NODE_STATE = Path("/var/lib/ppdaemon/node")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
+SOCKET_VARIABLE = "PPDAEMON_SOCKET"
+RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
@@ -111,18 +117,45 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
-        terminal_console().print(view(data))
+        show(view(data))
+
+
+def _node(socket_path: Path | None, config: Path | None) -> Daemon:
+    """Return the daemon of a socket, of a configuration, or of the default paths."""
+    if config is None:
+        daemon = Daemon(socket_path or _default_socket())
+        if socket_path is None and SOCKET_VARIABLE not in os.environ:
+            daemon.journal = NODE_STATE / JOURNAL_NAME
+        return daemon
+    daemon = Daemon(_socket_of(config))
+    with contextlib.suppress(ConfigError):
+        daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
+    return daemon
 
 
 def _socket_of(config: Path) -> Path:
     """Return the control socket in a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
-    return Path(read_key(config, ("node", "control"), os.environ))
+    try:
+        return Path(read_key(config, ("node", "control"), os.environ))
+    except ConfigError as error:
+        # A file that somebody has just broken must not keep an operator from the running daemon.
+        socket_path = _default_socket()
+        if not socket_path.exists():
+            raise
+        click.echo(f"ppctl: warning: {plain(error)}; using {socket_path}", err=True)
+        return socket_path
+
+
+def _default_socket() -> Path:
+    return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
 def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     """Return the relay of a socket, of a configuration, or of the default state directory."""
     folder = RELAY_STATE
+    if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
+        socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
     if config is not None:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
@@ -139,7 +172,8 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}.",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}."
+    f"  [env: {SOCKET_VARIABLE}, {RELAY_SOCKET_VARIABLE}]",
 )
 @click.option(
     "--config",
@@ -158,19 +192,21 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
     if relay:
         context.obj = _relay(socket_path, config)
         return
-    context.obj = Daemon(_socket_of(config) if config else socket_path or DEFAULT_SOCKET)
+    context.obj = _node(socket_path, config)
 
 
 @_ppctl.command()
 @_common_command
 @click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
-def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 if it is not healthy: for monitoring.")
+def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool, check: bool) -> None:
     """Show the state of the daemon.
 
     Slots, visits, export, sources of raws, limits, and problems to check. With
     --relay: nodes, detectors that wait or that no node serves, and the ledger.
 
-    Exit code: 0 running, 3 not running, 4 unknown.
+    Exit code: 0 running (with --check: and healthy), 1 with --check if it is
+    degraded, drained, starting or stopping, 3 not running, 4 unknown.
     """
     try:
         report = daemon.status()
@@ -183,11 +219,27 @@ def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool) -> None:
         _show(report, partial(tables.status_view, verbose=verbose), as_json)
     else:
         _show(report, relaytables.relay_status_view, as_json)
+    if check and not report.healthy:
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 _limit = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of lines."
 )
+
+
+def _note_journal(daemon: Daemon) -> None:
+    """Print that an answer is not that of a daemon."""
+    if daemon.from_journal:
+        click.echo("ppctl: the daemon does not run; this is read from its journal", err=True)
+
+
+def _show_rows[T: Model](
+    daemon: Daemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+) -> None:
+    """Print what a daemon has answered, or its journal."""
+    _note_journal(daemon)
+    _show(rows, view, as_json)
 
 
 def _show_relay[T: Model](
@@ -200,18 +252,24 @@ def _show_relay[T: Model](
 
 
 @_ppctl.command()
-@_limit
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number of visits."
+)
+@selecting
 @_common_command
-def visits(daemon: Daemon | RelayDaemon, limit: int, as_json: bool) -> None:
-    """List visit-detectors, the newest first.
+def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
+    """List visits, the newest first.
 
-    A visit-detector is one detector of one visit. With --relay: visits, at most
-    1000, also while the relay does not run.
+    One line each, with a letter for each detector of this node: "ppctl visit" shows
+    one of them. Also while the daemon does not run, from its journal. With --relay:
+    at most 1000.
     """
     if isinstance(daemon, RelayDaemon):
+        if selected:
+            raise click.UsageError("with --relay, only --limit selects visits")
         _show_relay(daemon, daemon.visits(limit), relaytables.relay_visits_table, as_json)
     else:
-        _show(daemon.visits(limit), tables.visits_table, as_json)
+        _show_rows(daemon, daemon.summaries(limit, **selected), tables.summaries_view, as_json)
 
 
 @_ppctl.command()
@@ -228,30 +286,34 @@ def nodes(relay: RelayDaemon, as_json: bool) -> None:
 
 @_ppctl.command()
 @_limit
+@selecting
 @_daemon_command
-def failed(daemon: Daemon, limit: int, as_json: bool) -> None:
+def failed(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List visit-detectors that need daytime reprocessing.
 
     Below them are the latest raws that were found but used by no visit. With
     --json these are not printed here: see "ppctl status --json".
     """
-    _show(daemon.visits(limit, failed=True), partial(_failed_view, daemon), as_json)
+    rows = daemon.visits(limit, failed=True, **selected)
+    _show_rows(daemon, rows, partial(_failed_view, daemon), as_json)
 
 
 def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
-    return Group(tables.failures_table(rows), tables.refused_table(daemon.status().refused_raws))
+    refused = () if daemon.from_journal else daemon.status().refused_raws
+    return Group(tables.failures_table(rows), tables.refused_table(refused))
 
 
 @_ppctl.command()
 @_limit
+@selecting
 @_daemon_command
-def late(daemon: Daemon, limit: int, as_json: bool) -> None:
+def late(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List raws that arrived after the end of their visit.
 
     A raw that another attempt has used is no longer listed. Use "ppctl requeue"
     to process such visits again.
     """
-    _show(daemon.late(limit), tables.late_table, as_json)
+    _show_rows(daemon, daemon.late(limit, **selected), tables.late_table, as_json)
 
 
 def _read_detectors(context: click.Context, _: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -298,13 +360,52 @@ def requeue(
 def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
     """Show the details of one visit: stages, slots, reasons.
 
+    GROUP is the group of the visit, the beginning of only one, or "latest".
     With --relay: the node and the outcome of each detector, also while the relay
     does not run.
     """
     if isinstance(daemon, RelayDaemon):
         _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
     else:
-        _show(daemon.visit(group), tables.visit_view, as_json)
+        rows = find_visit(daemon, group)
+        _show_rows(daemon, rows, tables.visit_view, as_json)
+        if not as_json:
+            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {_logs(daemon)}/worker-SLOT.log")
+
+
+@_ppctl.command("log")
+@click.argument("group")
+@click.argument("detectors", required=False, callback=_read_detectors)
+@_as_json
+@_daemon
+def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, as_json: bool) -> None:
+    """Show what was logged for one visit, or for some of its detectors.
+
+    GROUP may be the beginning of only one group, or "latest"; DETECTORS is a list
+    such as 0-8,12. Reads the logs of the workers on this host, which are named by
+    "ppctl visit", and the log of the daemon if systemd has it. Times are UTC.
+    """
+    rows = [row for row in find_visit(daemon, group) if detectors is None or row.detector in detectors]
+    if not rows:
+        raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
+    _note_journal(daemon)
+    lines = [*log.worker_lines(_logs(daemon), rows), *log.supervisor_lines(rows)]
+    lines.sort(key=lambda line: line.timestamp)
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps({"source": line.source, **line.fields, "more": line.more}, default=str))
+        return
+    for line in lines:
+        show(log.line_text(line))
+    if not lines:
+        click.echo(f"ppctl: {_logs(daemon)} has no line of this visit", err=True)
+
+
+def _logs(daemon: Daemon) -> Path:
+    """Return the folder of a node's logs."""
+    if daemon.from_journal and daemon.journal is not None:
+        return daemon.journal.with_name("logs")
+    return Path(daemon.status().logs)
 
 
 @_ppctl.command()
@@ -349,6 +450,7 @@ def _node_of_relay(daemon: Daemon | RelayDaemon, node: str | None) -> str | None
 def drain(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
     """Accept no more visits; the running ones are finished.
 
+    Also after a restart of the daemon, until "ppctl resume".
     With --relay: NODE gets nothing new from the relay until it is resumed, also
     after a restart of the relay or of the node.
     """
@@ -387,10 +489,15 @@ def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
 
 @_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
+@click.option("--now", is_flag=True, help="Interrupt the visit-detector that the slot has.")
 @_daemon_command
-def restart(daemon: Daemon, slot: int, as_json: bool) -> None:
-    """Replace the worker of a slot; also ends a quarantine."""
-    _send_request(daemon, RestartRequest(slot=slot), f"slot {slot} restarts", as_json)
+def restart(daemon: Daemon, slot: int, now: bool, as_json: bool) -> None:
+    """Replace the worker of a slot; also ends a quarantine.
+
+    If the slot has a visit-detector, its worker is replaced after it. With --now
+    it is interrupted, and tried again once if nothing permanent was written.
+    """
+    _send_request(daemon, RestartRequest(slot=slot, now=now), f"slot {slot} restarts", as_json)
 
 
 @_ppctl.command()
@@ -402,12 +509,28 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 
 
 @_ppctl.command()
-@click.argument("groups", metavar="GROUP...", nargs=-1, required=True)
+@click.argument("groups", metavar="GROUP...", nargs=-1)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=5, show_default=True, help="Visits without GROUP."
+)
+@selecting
 @click.option("--png", type=click.Path(path_type=Path), help="Write the chart to this PNG file.")
 @_daemon_command
-def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json: bool) -> None:
-    """Show the stages of each detector over time, as a chart."""
-    rows = [row for group in dict.fromkeys(groups) for row in daemon.visit(group)]
+def timeline(
+    daemon: Daemon,
+    groups: tuple[str, ...],
+    limit: int,
+    selected: dict[str, Any],
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the stages of each detector over time, as a chart.
+
+    Of each GROUP, which may be "latest" or the beginning of only one; or of the
+    visits that the options select.
+    """
+    rows = _rows_of_visits(daemon, groups, limit, selected)
+    _note_journal(daemon)
     if png:
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
@@ -416,7 +539,20 @@ def timeline(daemon: Daemon, groups: tuple[str, ...], png: Path | None, as_json:
     elif not png:
         console = terminal_console()
         for each in build_timelines(rows):
-            console.print(tables.timeline_view(each, min(console.width, 160)))
+            show(tables.timeline_view(each, min(console.width, 160)))
+
+
+def _rows_of_visits(
+    daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]
+) -> list[VisitRow]:
+    """Return the visits that arguments name or options select, each once."""
+    if bool(groups) == bool(selected):
+        raise click.UsageError("name a GROUP, such as latest, or select visits, such as --since 1h")
+    if selected:
+        visits = [daemon.visit(row.group) for row in daemon.summaries(limit, **selected)]
+    else:
+        visits = [find_visit(daemon, group) for group in groups]
+    return [row for rows in {rows[0].group: rows for rows in visits}.values() for row in rows]
 
 
 @_ppctl.command()
@@ -448,9 +584,21 @@ def keygen(name: str, folder: Path) -> None:
     click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
 
-@_ppctl.command(
+_ppctl.add_command(send.command, "send")
+
+_other_program = _ppctl.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
 )
+
+
+@_other_program
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def simulate(args: tuple[str, ...]) -> None:
+    """Write raws as a camera would (ppctl simulate --help)."""
+    os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo.simulate", *args])
+
+
+@_other_program
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""

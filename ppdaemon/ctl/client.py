@@ -6,6 +6,7 @@ Covers the connection and the errors. Requests and answers are those of
 """
 
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import pydantic
 
-from ppdaemon import reports
+from ppdaemon import journalfile, reports
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
+from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
 
@@ -197,9 +199,16 @@ class ControlClient:
 
 
 class Daemon(ControlClient):
-    """A node's daemon, reached over ``node.control`` of its configuration; see `ControlClient`."""
+    """A node's daemon, reached over ``node.control`` of its configuration; see `ControlClient`.
+
+    Visits and late raws are read from the journal if the daemon does not run.
+    """
 
     program = "ppdaemon"
+    journal: Path | None = None
+    """The node's journal, if its path is known."""
+    from_journal = False
+    """Whether the last answer was read from the journal, because the daemon does not run."""
 
     def status(self) -> reports.StatusReport:
         """Return the state of the daemon; raises as `ask` does."""
@@ -209,7 +218,7 @@ class Daemon(ControlClient):
         """Return all slots with their workers; raises as `ask` does."""
         return self._request(reports.WorkersRequest(), _WORKERS)
 
-    def visits(self, limit: int, *, failed: bool = False) -> tuple[reports.VisitRow, ...]:
+    def visits(self, limit: int, *, failed: bool = False, **selected: Any) -> tuple[reports.VisitRow, ...]:
         """Return the newest visit-detectors; raises as `ask` does.
 
         Parameters
@@ -218,25 +227,56 @@ class Daemon(ControlClient):
             Maximum number of rows, 1 to 10,000.
         failed : `bool`
             Whether to return only those in `~ppdaemon.states.BAD_OUTCOMES`.
+        **selected
+            Fields of `~ppdaemon.reports.JournalFilter`.
         """
-        return self._request(reports.VisitsRequest(limit=limit, failed=failed), _VISITS)
+        request = reports.VisitsRequest(limit=limit, failed=failed, **selected)
+        return self._or_journal(request, _VISITS, lambda db: journalfile.visit_detectors(db, request))
+
+    def summaries(self, limit: int, **selected: Any) -> tuple[reports.VisitSummary, ...]:
+        """Return the newest visits, at most `limit`, with all their detectors; raises as `ask` does.
+
+        `selected` has fields of `~ppdaemon.reports.JournalFilter`.
+        """
+        request = reports.VisitSummariesRequest(limit=limit, **selected)
+        return self._or_journal(request, _SUMMARIES, lambda db: journalfile.visit_summaries(db, request))
 
     def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
         """Return the visit-detectors of one group.
 
         Raises as `ask` does, and `NotFound` if the journal has none.
         """
-        rows = self._request(reports.VisitRequest(group=group), _VISITS)
+        request = reports.VisitRequest(group=group)
+        rows = self._or_journal(request, _VISITS, lambda db: journalfile.visit(db, group))
         if not rows:
             raise NotFound(f"the daemon's journal has no visit {group!r}")
         return rows
 
-    def late(self, limit: int) -> tuple[reports.LateRow, ...]:
+    def late(self, limit: int, **selected: Any) -> tuple[reports.LateRow, ...]:
         """Return the newest raws that arrived after their visit-detector had ended.
 
-        At most `limit` rows, 1 to 10,000; raises as `ask` does.
+        At most `limit` rows, 1 to 10,000; `selected` has fields of `~ppdaemon.reports.JournalFilter`.
+        Raises as `ask` does.
         """
-        return self._request(reports.LateRequest(limit=limit), _LATE)
+        request = reports.LateRequest(limit=limit, **selected)
+        return self._or_journal(request, _LATE, lambda db: journalfile.late_raws(db, request))
+
+    def _or_journal[T](
+        self,
+        request: pydantic.BaseModel,
+        adapter: pydantic.TypeAdapter[tuple[T, ...]],
+        query: Callable[[sqlite3.Connection], list[T]],
+    ) -> tuple[T, ...]:
+        self.from_journal = False
+        try:
+            return self._request(request, adapter)
+        except NotRunning:
+            if self.journal is None or not self.journal.exists():
+                raise
+            with reading(self.journal) as db:
+                rows = tuple(query(db))
+            self.from_journal = True
+            return rows
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
@@ -354,6 +394,7 @@ class RelayDaemon(ControlClient):
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
 _WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
 _VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
+_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...])
 _LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
 _REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.configtypes import ranges
-from ppdaemon.ctl.tables import STATE_STYLES, counted
+from ppdaemon.ctl.tables import STATE_STYLES, counted, problem_lines
 from ppdaemon.reports import RelayDetectorRow, RelayNodeRow, RelayStatusReport, RelayVisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.terminal import duration, new_table, plain
@@ -34,8 +34,7 @@ def relay_status_view(report: RelayStatusReport) -> RenderableType:
     grid.add_column(overflow="fold")
     for name, value in _lines(report):
         grid.add_row(name, value)
-    problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
-    return Group(head, grid, *problems)
+    return Group(head, *problem_lines(report), grid)
 
 
 def _lines(report: RelayStatusReport) -> Iterator[tuple[str, str]]:

@@ -88,10 +88,13 @@ def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
     """Return the SAL fields of a next_visit from command-line options.
 
     `None` means that an option was not set; without ``group`` the group is named by
-    the time `now_tai`.
+    the time `now_tai`. Raises `click.UsageError` for half a position.
     """
     options = {name: value for name, value in options.items() if value is not None}
     names = {"group": "groupId", "filter": "filters"}
+    for one, other in (("ra", "dec"), ("dec", "ra")):
+        if one in options and other not in options:
+            raise click.UsageError(f"--{one} without --{other}: a position has both")
     plain = ("instrument", "nimages", "survey", "duration")
     fields: dict[str, Any] = {
         "groupId": tai_iso(now_tai),
@@ -100,9 +103,9 @@ def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:
         "startTime": now_tai + LEAD_S,
     }
     fields |= {names.get(name, name): value for name, value in options.items() if name in (*names, *plain)}
-    if "ra" in options or "dec" in options:
+    if "ra" in options:
         fields["coordinateSystem"] = int(CoordinateSystem.ICRS)
-        fields["position"] = [options.get("ra", 0.0), options.get("dec", 0.0)]
+        fields["position"] = [options["ra"], options["dec"]]
     if "angle" in options:
         fields["rotationSystem"] = int(RotationSystem.SKY)
         fields["cameraAngle"] = options["angle"]

@@ -4,6 +4,7 @@
 Makes rich renderables of the reports; does not print.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
@@ -12,8 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.ctl.glyphs import PARTIAL, glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
-from ppdaemon.reports import LateRow, RefusedRaw, RequeueRow, StatusReport, VisitRow, WorkerRow
+from ppdaemon.reports import (
+    LateRow,
+    RefusedRaw,
+    RelayStatusReport,
+    RequeueRow,
+    StatusReport,
+    VisitRow,
+    VisitSummary,
+    WorkerRow,
+)
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
 from ppdaemon.terminal import duration, new_table, plain
 
@@ -21,10 +32,14 @@ __all__ = (
     "STATE_STYLES",
     "counted",
     "failures_table",
+    "head_line",
     "late_table",
+    "problem_lines",
     "refused_table",
     "requeue_table",
     "status_view",
+    "summaries_table",
+    "summaries_view",
     "timeline_view",
     "visit_view",
     "visits_table",
@@ -69,13 +84,6 @@ def counted(counts: Iterable[tuple[str, int]]) -> str:
 
 def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableType:
     """Show the state of the daemon; with `verbose`, also the samples of messages."""
-    head = Text.assemble(
-        ("ppdaemon ", "bold"),
-        (plain(report.node), "bold cyan"),
-        "  ",
-        (report.state, STATE_STYLES[report.state]),
-        f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
-    )
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -84,8 +92,29 @@ def status_view(report: StatusReport, *, verbose: bool = False) -> RenderableTyp
     if verbose:
         for kind, sample in sorted(report.samples.items()):
             grid.add_row("sample", Text(f"{plain(kind)}: {plain(sample)}"))
-    problems = [Text(f"! {plain(problem)}", style="red") for problem in report.problems]
-    return Group(head, grid, *problems)
+    return Group(head_line(report), *problem_lines(report), grid)
+
+
+def head_line(report: StatusReport) -> Text:
+    """Return the state of the daemon in one line."""
+    return Text.assemble(
+        ("ppdaemon ", "bold"),
+        (plain(report.node), "bold cyan"),
+        "  ",
+        (report.state, STATE_STYLES[report.state]),
+        f"  {plain(report.text).removeprefix(f'{report.state}: ')}",
+    )
+
+
+def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
+    """Return one line for each problem, with the time since it began."""
+    return [
+        Text(
+            f"! {duration(report.tai - problem.since_tai)}: {plain(problem.text)}",
+            style="red" if problem.degrades else "yellow",
+        )
+        for problem in report.problems
+    ]
 
 
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
@@ -153,6 +182,47 @@ def workers_table(rows: Sequence[WorkerRow]) -> RenderableType:
     return Group(table, *(Text(f"slot {row.slot}: {plain(row.note)}") for row in rows if row.note))
 
 
+def summaries_view(rows: Sequence[VisitSummary]) -> RenderableType:
+    """Show visits, one line each with a letter for each detector; below them why detectors failed."""
+    reasons = [
+        Text(f"{plain(row.group)} detector {row.failed_detector}: {plain(row.reason)}", style="red")
+        for row in rows
+        if row.failed_detector is not None
+    ]
+    note = Text("slowest: from shutter close to the end of the last task", style="dim")
+    return Group(summaries_table(rows), *reasons, *((legend(), note) if rows else ()))
+
+
+def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) -> RenderableType:
+    """Show visits, one line each with a letter for each detector; if there are more than `letters`, with
+    the number of each letter.
+    """
+    if not rows:
+        return Text("no visits", style="dim")
+    table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
+    for row in rows:
+        states = [row.detectors[detector] for detector in sorted(row.detectors)]
+        ended = sum(state == PARTIAL or state in Outcome for state in states)
+        table.add_row(
+            plain(row.group),
+            plain(row.survey),
+            _letters(states, letters),
+            f"{ended}/{len(states)}",
+            duration(row.slowest_s),
+        )
+    return table
+
+
+def _letters(states: Sequence[str], most: int | None) -> Text:
+    letters = list(map(glyph, states))
+    if most is None or len(states) <= most:
+        return Text.assemble(*letters)
+    counts = Counter((letter.plain, letter.style) for letter in letters)
+    return Text(" ").join(
+        Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
+    )
+
+
 def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     """Show visit-detectors, one line each.
 
@@ -177,15 +247,16 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     return table if rows else Text("no visits", style="dim")
 
 
-def failures_table(rows: Sequence[VisitRow]) -> RenderableType:
-    """Show visit-detectors with a bad outcome, and the reasons."""
+def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
+    """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
         again = "may succeed" if row.retriable else ""
         name = plain(row.group)
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, plain(row.reason))
+        reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
     return table
 
 

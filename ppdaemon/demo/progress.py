@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.demo.telescope import TelescopeEvent
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.reports import StatusReport, VisitRow
@@ -17,18 +18,6 @@ from ppdaemon.states import Outcome, Stage
 
 __all__ = ("NightScreen", "last_attempts")
 
-_SYMBOLS: tuple[tuple[Stage, str, str], ...] = (
-    (Stage.CENTRAL, "█", "green"),
-    (Stage.SPOOLED, "▇", "green"),
-    (Stage.PROCESSED, "▆", "cyan"),
-    (Stage.FIRST_TASK, "▅", "cyan"),
-    (Stage.INGESTED, "▄", "yellow"),
-    (Stage.ARRIVED, "▃", "yellow"),
-    (Stage.PREPARED, "▂", "blue"),
-    (Stage.ASSIGNED, "▁", "blue"),
-    (Stage.ACCEPTED, "·", "dim"),
-)
-LEGEND = "· accepted  ▁ preloading  ▂ ready  ▃▄ raw in  ▅ tasks run  ▆▇ outputs  █ in the central repo"
 # The last events of the telescope; all of them would not fit below the table.
 EVENT_LINES = 6
 
@@ -98,20 +87,20 @@ class NightScreen:
                 first.program,
                 first.physical_filter,
                 str(len(visit.exposures)),
-                Text(" ").join(map(_symbol, visit_rows)),
+                Text(" ").join(map(_glyph, visit_rows)),
                 f"{done}/{self._detectors}",
             )
         return Group(
             table,
-            Text(LEGEND, "dim"),
+            legend(),
             Text(f"ppdaemon {status.text}"),
             *(Text(line) for line in self._events),
         )
 
 
-def _symbol(row: VisitRow | None) -> Text:
+def _glyph(row: VisitRow | None) -> Text:
     if row is None:
         return Text(" ")
     if row.outcome not in (None, Outcome.SUCCEEDED):
-        return Text("✗", "bold red")
-    return next((Text(symbol, style) for stage, symbol, style in _SYMBOLS if stage in row.stages), Text(" "))
+        return glyph(row.outcome)
+    return glyph(max(row.stages, key=list(Stage).index, default=""))

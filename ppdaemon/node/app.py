@@ -56,14 +56,14 @@ def _for_children(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in own}
 
 
-async def _run(file: ConfigFile, environment: Mapping[str, str]) -> None:
+async def _run(file: ConfigFile, environment: Mapping[str, str], notifier: Notifier) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
     supervisor = Supervisor(
         file,
         partial(ConfigFile.read, file.path, environment),
         _for_children(environment),
         Clock(),
-        Notifier(environment.get("NOTIFY_SOCKET")),
+        notifier,
         int(watchdog_us) / 1e6 if watchdog_us else None,
     )
     loop = asyncio.get_running_loop()
@@ -94,7 +94,13 @@ def run(config: Path) -> None:
         _LOG.warning("%s", remark)
     gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
     setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
-    asyncio.run(_run(file, os.environ))
+    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    try:
+        asyncio.run(_run(file, os.environ, notifier))
+    except (PPDaemonError, OSError) as error:
+        # `systemctl status` shows it until the next start.
+        notifier.notify(STATUS=f"ended: {plain(error)}")
+        raise
 
 
 @cli.command("check-config")

@@ -28,7 +28,8 @@ OWNER_VARIABLE = "PPDAEMON_OWNER"
 class NodeLock:
     """The lock of this process on a node's folders."""
 
-    lock: StateLock
+    locks: tuple[StateLock, StateLock]
+    """Of the RAM-disk folder and of the state folder."""
     removed: int
     """RAM-disk repos of previous runs that were deleted."""
     unknown: tuple[Path, ...]
@@ -37,9 +38,15 @@ class NodeLock:
     def release(self, folders: NodeFolders) -> None:
         """Delete everything on the RAM disk and unlock."""
         _remove_ramdisk_files(folders)
+        folders.ramdisk_lock.unlink(missing_ok=True)
         if not any(folders.ramdisk.iterdir()):
             folders.ramdisk.rmdir()
-        self.lock.close()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Release the locks, as the kernel does when the process ends."""
+        for lock in self.locks:
+            lock.close()
 
 
 def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
@@ -49,6 +56,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     running, or if they cannot be created, and `~ppdaemon.privatefiles.UnsafePath`
     if other users could change them.
     """
+    locked = folders.state
     try:
         for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
             make_folder(folder)
@@ -56,22 +64,30 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
         check_shared_folder(folders.ramdisk.parent)
         lock = StateLock(folders.lock)
         try:
+            # Another daemon may have the same name, and with it the same folder, but another state folder.
+            locked = folders.ramdisk
+            ramdisk_lock = StateLock(folders.ramdisk_lock)
+        except BaseException:
+            lock.close()
+            raise
+        try:
             removed, unknown = _clear(folders)
             # Before the folders: after a crash they are recognized by the marker.
             write_private(folders.marker, json.dumps({"life": incarnation, "pid": os.getpid()}))
             for folder in (folders.slots, folders.cache, folders.runs):
                 make_folder(folder)
         except BaseException:
+            ramdisk_lock.close()
             lock.close()
             raise
     except LockHeld as held:
-        text = f"{folders.state} belongs to a running ppdaemon (process {held.holder or '?'})"
+        text = f"{locked} belongs to a running ppdaemon (process {held.holder or '?'})"
         raise StateUnusable(text) from None
     except OSError as error:
         raise StateUnusable(f"{error.filename}: {error.strerror}") from None
     for path in unknown:
         _LOG.warning("%s does not belong to ppdaemon; left in place", path)
-    return NodeLock(lock, removed, unknown)
+    return NodeLock((ramdisk_lock, lock), removed, unknown)
 
 
 def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
@@ -82,7 +98,7 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
     # The lock proves that the previous run has ended, with its workers; the
     # marker proves that a daemon has created these folders.
     removed = _remove_ramdisk_files(folders) if folders.marker.exists() else 0
-    unknown = tuple(folders.ramdisk.iterdir())
+    unknown = tuple(path for path in folders.ramdisk.iterdir() if path != folders.ramdisk_lock)
     for path in {folders.slots, folders.cache, folders.runs} & set(unknown):
         raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
     for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):

@@ -178,8 +178,8 @@ class NodeParts:
             self.offer,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
-        handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
-        self._handler = handler
+        handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
+        self.handler = handler
         self.control = ControlServer(
             config.node.control, REQUESTS, handler.handle, self.status.report, config.security
         )
@@ -251,7 +251,7 @@ class NodeParts:
 
     def _stop_accepting(self) -> None:
         with contextlib.suppress(Refused):  # the daemon stops, and accepts nothing
-            self._handler.set_accepting(False)
+            self.handler.set_accepting(False)
 
     def _switch(self, config: NodeConfig) -> None:
         """Switch to a configuration whose zygote is ready."""

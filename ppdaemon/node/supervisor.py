@@ -17,8 +17,9 @@ from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import NodeParts, Service
 from ppdaemon.node.slots.events import KillRequested, RetireRequested
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import AcceptanceChanged, StopStarted
+from ppdaemon.node.visits.model import StopStarted
 from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import status_line
 from ppdaemon.processes import become_subreaper
 from ppdaemon.states import BUSY_STATES, SlotState
 
@@ -128,10 +129,11 @@ class Supervisor:
         # With a name in `engine.no_return` that does not exist, a visit would run without its mark, and
         # again after the next start.
         node.scheduler.assigning = False
-        waiting = self._loop.create_task(self._report_degraded(node))
+        waiting = self._loop.create_task(self._report_start(node))
         try:
             await self._unless_stopped(node.generations.start())
             if not self._stop.is_set():
+                node.status.stage = "recovering visits of the previous run"
                 # Before the exporter starts: an attempt counts as succeeded only while
                 # its spool exists.
                 await self._unless_stopped(node.reprocessor.recover())
@@ -139,9 +141,9 @@ class Supervisor:
                 return
             node.exporter.start()
             await node.arrivals.start()
+            drained_since = await asyncio.to_thread(NodeFolders.of(self.file.config).drained_since)
             # Only now: raws can be found and outputs exported.
-            node.inbox.post(AcceptanceChanged(accepting=True))
-            node.status.state = "running"
+            node.handler.set_accepting(drained_since is None, drained_since)
             for service in node.services:
                 self._run(service)
         finally:
@@ -164,16 +166,17 @@ class Supervisor:
         if self._stop.is_set():
             return
         _LOG.info("ready %.1f s after the start", self.clock.mono() - started)
-        self.notifier.notify(READY=1, STATUS=node.status.report().text)
+        self.notifier.notify(READY=1, STATUS=status_line(node.status.report()))
 
-    async def _report_degraded(self, node: NodeParts) -> None:
-        """Report READY when the central repo is not available, because a restart would not help; and
-        trigger the watchdog, which the service manager expects from then on.
+    async def _report_start(self, node: NodeParts) -> None:
+        """Report the stage of the start; report READY when no worker can start, because a restart would
+        not help, and trigger the watchdog, which the service manager expects from then on.
         """
         ready = False
         while True:
-            if node.generations.unavailable:
-                self.notifier.notify(READY=1, STATUS=node.status.report().text)
+            self.notifier.notify(STATUS=status_line(node.status.report()))
+            if node.generations.waiting and not ready:
+                self.notifier.notify(READY=1)
                 ready = True
             if ready:
                 self.notifier.notify(WATCHDOG=1)

@@ -24,7 +24,7 @@ from ppdaemon.plan.sky import sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain, terminal_console
+from ppdaemon.terminal import plain, show
 
 __all__ = ("main",)
 
@@ -58,7 +58,7 @@ def _print(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         click.echo(plan.model_dump_json(indent=2, by_alias=True))
     else:
-        terminal_console().print(plan_view(plan))
+        show(plan_view(plan))
     sys.stdout.flush()
 
 

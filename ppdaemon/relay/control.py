@@ -20,6 +20,7 @@ from ppdaemon.configtypes import ranges
 from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import ConfigError
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
+from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
@@ -57,6 +58,7 @@ class RelayControl:
     def __post_init__(self) -> None:
         self._started_tai = self.clock.tai()
         self._ledger = self.config.state_dir / LEDGER_NAME
+        self._problem_log = ProblemLog()
 
     async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
         """Handle one request and return the reply.
@@ -113,9 +115,11 @@ class RelayControl:
             if (missing := routes.unserved(name, detectors))
         }
         waits = tuple(self._waits())
-        problems = tuple(self._problems(nodes, unserved, waits))
+        tai = self.clock.tai()
+        problems = self._problem_log.update(self._problems(nodes, unserved, waits), tai)
         off = self.config.switched_off
-        state: Literal["running", "degraded", "stopping"] = "degraded" if problems else "running"
+        is_limited = any(problem.degrades for problem in problems)
+        state: Literal["running", "degraded", "stopping"] = "degraded" if is_limited else "running"
         if self.stopping:
             state = "stopping"
         connected = sum(row.connected for row in nodes)
@@ -131,7 +135,7 @@ class RelayControl:
             text=f"{connected} nodes, {len(dispatcher)} open visits with {dispatcher.reservations} open"
             f" detectors, {sum(row.visits for row in waits)} of them wait for a node",
             started_tai=self._started_tai,
-            tai=self.clock.tai(),
+            tai=tai,
             nodes=Counter(row.state for row in nodes),
             open_visits=len(dispatcher),
             open_detectors=dispatcher.reservations,
@@ -223,19 +227,23 @@ class RelayControl:
         nodes: Sequence[reports.RelayNodeRow],
         unserved: dict[str, tuple[int, ...]],
         waits: Sequence[reports.RelayWaitRow],
-    ) -> Iterator[str]:
+    ) -> Iterator[Finding]:
         if self.writer.problem:
-            yield self.writer.problem
+            yield Finding("ledger", self.writer.problem)
         if self.refused_reload:
-            yield self.refused_reload
+            yield Finding("configuration", self.refused_reload, degrades=False)
         for row in nodes:
             if not row.connected and row.open:
-                yield f"node {row.node} is not connected and has {row.open} open visit-detectors"
+                text = f"node {row.node} is not connected and has {row.open} open visit-detectors"
+                yield Finding("nodes", text, row.node)
         for instrument, detectors in unserved.items():
-            yield f"no node serves {instrument} {ranges(detectors)} now"
+            yield Finding("detectors", f"no node serves {instrument} {ranges(detectors)} now", instrument)
         oldest = min(waits, key=lambda wait: wait.since_tai, default=None)
         if oldest is not None and self.clock.tai() - oldest.since_tai > LONG_WAIT_S:
-            yield (
+            yield Finding(
+                "nodes",
                 f"visit {oldest.oldest_group} waits for a node since {tai_iso(oldest.since_tai)} TAI:"
-                f" detector {oldest.detector}, {oldest.reason}"
+                f" detector {oldest.detector}, {oldest.reason}",
+                "waits",
+                self.clock.tai() - oldest.since_tai,
             )

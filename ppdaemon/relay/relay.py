@@ -22,6 +22,7 @@ from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
 from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
 from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import status_line
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, needs_restart
 from ppdaemon.relay.control import RelayControl
@@ -160,7 +161,7 @@ class Relay:
             self._writer.close()
 
     async def _serve(self) -> None:
-        self._notifier.notify(READY=1, STATUS=self._status())
+        self._notifier.notify(READY=1, STATUS=status_line(self._control.report()))
         sources = [
             self._read(
                 self._sockets.submit, link.SUBMIT, lambda frames, _: self._submit_server.serve(frames)
@@ -283,19 +284,13 @@ class Relay:
             self._beat_at = now
             self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
-            self._notifier.notify(WATCHDOG=1, STATUS=self._status())
+            self._notifier.notify(WATCHDOG=1, STATUS=status_line(self._control.report()))
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             self._prune()
 
     def _tick_done(self) -> None:
         self._tick_effects_done = True
-
-    def _status(self) -> str:
-        return (
-            f"{len(self._dispatcher.registry)} nodes, {len(self._dispatcher)} open visits"
-            f" with {self._dispatcher.reservations} open detectors"
-        )
 
     # --- effects ------------------------------------------------------------------
 

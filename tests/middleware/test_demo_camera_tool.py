@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,12 @@ import zmq
 from astropy.table import Table
 from click.testing import CliRunner
 
+from ppdaemon.demo import simulate as tool
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
 from ppdaemon.errors import ConfigError, Unavailable
 
-TOOL = Path(__file__).parents[2] / "tools" / "simulate_camera.py"
 QUICK = ["--speed", "1000", "--exposure", "1", "--camera", "LATISS"]
 DEADLINE_MS = 30_000
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = spec_from_file_location("simulate_camera", TOOL)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextmanager
@@ -56,7 +47,7 @@ def relay(socket_dir, *replies: bytes) -> Iterator[tuple[str, list[dict]]]:
             thread.join()
 
 
-def run(tool, raw_root, *arguments):
+def run(raw_root, *arguments):
     return CliRunner().invoke(tool.main, ["--raw-root", str(raw_root), *QUICK, *arguments])
 
 
@@ -68,9 +59,9 @@ def accepted() -> bytes:
     return json.dumps({"status": "accepted", "detectors": 1}).encode()
 
 
-def test_the_tool_announces_then_writes(tool, tmp_path, socket_dir):
+def test_the_tool_announces_then_writes(tmp_path, socket_dir):
     with relay(socket_dir, accepted(), accepted()) as (address, events):
-        result = run(tool, tmp_path, "--relay", address, "--visits", "2", "--snaps", "2", "--program", "P1")
+        result = run(tmp_path, "--relay", address, "--visits", "2", "--snaps", "2", "--program", "P1")
     assert result.exit_code == 0, result.output
     assert "4 detector images written" in result.output
     headers = [json.loads(each.read_text()) for each in sorted(tmp_path.rglob("*_R00_S00.json"))]
@@ -79,9 +70,9 @@ def test_the_tool_announces_then_writes(tool, tmp_path, socket_dir):
     assert [each["CURINDEX"] for each in headers] == [1, 2, 1, 2]
 
 
-def test_a_canceled_visit_has_no_files(tool, tmp_path, socket_dir):
+def test_a_canceled_visit_has_no_files(tmp_path, socket_dir):
     with relay(socket_dir, accepted(), accepted()) as (address, events):
-        result = run(tool, tmp_path, "--relay", address, "--cancel")
+        result = run(tmp_path, "--relay", address, "--cancel")
     assert result.exit_code == 0, result.output
     assert events[0]["groupId"] == events[1]["groupId"]
     assert "instrument" not in events[1]
@@ -97,9 +88,9 @@ def test_a_canceled_visit_has_no_files(tool, tmp_path, socket_dir):
         (b"\xff\xfe", 65, "not the answer of a relay; check the address: not UTF-8"),
     ],
 )
-def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, reply, status, message):
+def test_a_relay_that_does_not_accept_ends_the_run(tmp_path, socket_dir, reply, status, message):
     with relay(socket_dir, reply) as (address, _):
-        result = run(tool, tmp_path, "--relay", address)
+        result = run(tmp_path, "--relay", address)
     assert result.exit_code == status
     assert message in result.output
 
@@ -130,19 +121,17 @@ def test_a_relay_that_does_not_accept_ends_the_run(tool, tmp_path, socket_dir, r
         (["--storm", "5", "--layout", "generic"], 64, "--storm needs --layout lsst"),
     ],
 )
-def test_an_impossible_request_ends_with_a_message_and_no_traceback(
-    tool, tmp_path, arguments, status, message
-):
-    result = run(tool, tmp_path, *arguments)
+def test_an_impossible_request_ends_with_a_message_and_no_traceback(tmp_path, arguments, status, message):
+    result = run(tmp_path, *arguments)
     assert result.exit_code == status, result.output
     assert message in result.output
     assert "Traceback" not in result.output
     assert images_of(tmp_path) == []
 
 
-def test_the_truth_is_written_for_each_exposure(tool, tmp_path):
+def test_the_truth_is_written_for_each_exposure(tmp_path):
     truth = tmp_path / "truth"
-    result = run(tool, tmp_path, "--camera", "DemoCam", "--detectors", "4", "--truth", str(truth))
+    result = run(tmp_path, "--camera", "DemoCam", "--detectors", "4", "--truth", str(truth))
     assert result.exit_code == 0, result.output
     (path,) = truth.iterdir()
     table = Table.read(path, format="ascii.ecsv")
@@ -151,7 +140,7 @@ def test_the_truth_is_written_for_each_exposure(tool, tmp_path):
     assert {"transient", "variable"} == set(table["kind"])
 
 
-def test_an_impossible_value_is_a_usage_error(tool, tmp_path, monkeypatch, capsys):
+def test_an_impossible_value_is_a_usage_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["simulate_camera", "--raw-root", str(tmp_path), "--truncate", "0"])
     with pytest.raises(SystemExit) as ended:
         tool.cli()
@@ -159,17 +148,17 @@ def test_an_impossible_value_is_a_usage_error(tool, tmp_path, monkeypatch, capsy
     assert "--truncate" in capsys.readouterr().err
 
 
-def test_help_lists_every_fault_and_has_examples(tool):
+def test_help_lists_every_fault_and_has_examples():
     text = CliRunner().invoke(tool.main, ["--help"]).output
     assert text.count("Fault: ") == 12
     assert "  simulate_camera.py --camera LSSTCam --raw-root" in text
 
 
-def test_faults_are_combined_and_only_the_chosen_detectors_have_them(tool, tmp_path):
+def test_faults_are_combined_and_only_the_chosen_detectors_have_them(tmp_path):
     camera = ["--camera", "LSSTComCam", "--layout", "imsim", "--compression", "fz", "--mode", "reopen"]
     faults = ["--faulty", "0,1", "--no-sidecar", "--truncate", "3000", "--duplicate", "overwrite"]
     rest = ["--drop-detectors", "8", "--slow", "0.01", "--duplicate-after", "0.01"]
-    result = run(tool, tmp_path, *camera, *faults, *rest)
+    result = run(tmp_path, *camera, *faults, *rest)
     assert result.exit_code == 0, result.output
     assert "8 detector images written" in result.output
     sizes = {path.name: path.stat().st_size for path in images_of(tmp_path)}
@@ -178,9 +167,9 @@ def test_faults_are_combined_and_only_the_chosen_detectors_have_them(tool, tmp_p
     assert len(list(tmp_path.rglob("*.json"))) == 6
 
 
-def test_raws_can_be_written_before_their_visit_and_among_old_files(tool, tmp_path, socket_dir):
+def test_raws_can_be_written_before_their_visit_and_among_old_files(tmp_path, socket_dir):
     with relay(socket_dir, accepted()) as (address, events):
-        result = run(tool, tmp_path, "--relay", address, "--early", "1", "--storm", "7")
+        result = run(tmp_path, "--relay", address, "--early", "1", "--storm", "7")
     assert result.exit_code == 0, result.output
     assert [line.split()[1] for line in result.output.splitlines()[:3]] == [
         "exposing",
@@ -193,9 +182,9 @@ def test_raws_can_be_written_before_their_visit_and_among_old_files(tool, tmp_pa
     assert len(images_of(tmp_path)) == 8
 
 
-def test_a_raw_root_that_cannot_be_made_is_an_error(tool, tmp_path):
+def test_a_raw_root_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    result = run(tool, tmp_path / "file" / "raws")
+    result = run(tmp_path / "file" / "raws")
     assert result.exit_code == 73
     assert "file" in result.output
 

@@ -19,13 +19,14 @@ def make_node(
     *,
     launcher: Sequence[str] = (),
     program: Sequence[str] = PROGRAM,
+    variables: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> NodeProcess:
     """Return a node that is not started; `changes` as `parts` takes them."""
     config = node_config(folder, sockets, **parts(folder, **changes))
     if relay is not None:
         config["relay"]["address"] = relay.address
-    return NodeProcess(folder, config, relay, launcher=launcher, program=program)
+    return NodeProcess(folder, config, relay, launcher=launcher, program=program, environment=variables)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_twelve_visits_that_end_their_workers_cost_no_slot(tmp_path, socket_dir)
         for number in range(12):
             assert node.relay.outcome(f"bad{number}").outcome == Outcome.CRASHED
         node.wait(lambda: offered(node) == 1)  # no worker lived: the host may be the cause
-        assert any("the host may be faulty" in text for text in node.status().problems)
+        assert any("the host may be faulty" in text for text in node.status().problem_texts)
         node.relay.reserve("good", (0, 1))
         for detector in (0, 1):
             node.land("good", detector, number=20)
@@ -66,7 +66,9 @@ def test_a_node_without_a_usable_slot_offers_nothing_until_a_worker_can_start_ag
         node.wait(lambda: offered(node) == 0)
         status = node.status()
         assert (status.state, status.capacity) == ("degraded", 0)
-        assert any("no visits are accepted: all slots are quarantined" in text for text in status.problems)
+        assert any(
+            "no visits are accepted: all slots are quarantined" in text for text in status.problem_texts
+        )
         node.relay.wait(lambda: not node.relay.acked)
         assert {entry.group for entry in node.relay.returned} == {"queued"}
         node.relay.reserve("refused")
@@ -91,7 +93,7 @@ def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_pat
         node.wait(lambda: offered(node) == len(node.workers()) == 2)
         kill_idle(node)
         node.wait(lambda: offered(node) == 0)
-        assert any("no visits are accepted: the zygote" in text for text in node.status().problems)
+        assert any("no visits are accepted: the zygote" in text for text in node.status().problem_texts)
         settings.write_bytes(content)
         node.wait(lambda: offered(node) == 3)
         node.relay.reserve("g1")
@@ -124,7 +126,7 @@ def test_a_pipeline_that_ends_its_workers_is_set_aside_and_comes_back(tmp_path, 
             return node.relay.outcome(group).outcome
 
         crashed = 0
-        while not any("pipeline bad is set aside" in text for text in node.status().problems):
+        while not any("pipeline bad is set aside" in text for text in node.status().problem_texts):
             assert outcome(f"bad{crashed}", crashed + 1) == Outcome.CRASHED
             crashed += 1
             assert outcome(f"other{crashed}", 100 + crashed, "other") == Outcome.SUCCEEDED
@@ -133,5 +135,7 @@ def test_a_pipeline_that_ends_its_workers_is_set_aside_and_comes_back(tmp_path, 
         assert outcome("next", 200) == Outcome.SUCCEEDED
         bad.write_text("{}\n")
         groups = itertools.count(300)
-        node.wait(lambda: outcome(f"try{(number := next(groups))}", number) and not node.status().problems)
+        node.wait(
+            lambda: outcome(f"try{(number := next(groups))}", number) and not node.status().problem_texts
+        )
         assert offered(node) == 3

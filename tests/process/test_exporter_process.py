@@ -75,7 +75,7 @@ def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(tmp_path
         node.wait(folders.refused.is_dir)
         node.wait(lambda: node.status().spooled == 0)
         text = f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}"
-        node.wait(lambda: text in node.status().problems)
+        node.wait(lambda: text in node.status().problem_texts)
         assert node.status().state == "degraded"
         (node.state / "central-refuses").unlink()
         (spool,) = folders.refused.iterdir()

@@ -91,7 +91,7 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
                 if frozen:
                     assert entry.outcome == Outcome.RUN_TIMEOUT
                     node.wait(lambda: node.workers()[row.slot].state == SlotState.UNKILLABLE)
-                    assert f"slot {row.slot} is unkillable" in " ".join(node.status().problems)
+                    assert f"slot {row.slot} is unkillable" in " ".join(node.status().problem_texts)
                 node.relay.reserve("g2")
                 node.land("g2", number=2)
                 assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
@@ -139,7 +139,7 @@ def test_repos_of_the_previous_run_are_removed_and_unknown_files_left(tmp_path, 
         node.start()
         status = node.status()
         assert status.leftovers_removed >= 2
-        assert any(f"{ram}/photos does not belong to ppdaemon" in problem for problem in status.problems)
+        assert any(f"{ram}/photos does not belong to ppdaemon" in problem for problem in status.problem_texts)
         assert node.stop() == 0
         assert list(ram.iterdir()) == [ram / "photos"]
     finally:
@@ -158,7 +158,7 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_
             assert not node.relay.naks[0].final
             assert "the journal cannot be written" in node.relay.naks[0].reason
             assert not node.relay.acked
-            assert any("the journal cannot be written" in problem for problem in node.status().problems)
+            assert any("the journal cannot be written" in problem for problem in node.status().problem_texts)
             node.relay.wait(lambda: node.relay.hellos[-1].capacity == 0)
         finally:
             lock.close()

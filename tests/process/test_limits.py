@@ -159,7 +159,7 @@ def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, s
         other = small_ramdisk / "others"
         other.write_bytes(bytes(8_200_000))
         problem = f"{small_ramdisk / 'ppdaemon-n1'} has only "
-        node.wait(lambda: any(line.startswith(problem) for line in node.status().problems))
+        node.wait(lambda: any(line.startswith(problem) for line in node.status().problem_texts))
         assert node.status().state == "degraded"
         node.wait(lambda: node.status().ramdisk_mb > 8.2)
         other.unlink()

@@ -48,7 +48,7 @@ def lines_of(node, *findings):
 
 def await_problem(node, finding):
     """Wait for a finding; before that the start may read the file of the next findings instead."""
-    node.wait(lambda: any(text.endswith(finding.text) for text in node.status().problems))
+    node.wait(lambda: any(text.endswith(finding.text) for text in node.status().problem_texts))
 
 
 def check(node, *options):
@@ -82,7 +82,7 @@ def test_all_errors_are_the_same_at_start_reload_and_check_config(tmp_path, sock
             reload(node)
         assert refused.value.problems == tuple(lines_of(node, *ERRORS))
         node.process.send_signal(signal.SIGHUP)
-        node.wait(lambda: any("second" in text for text in node.status().problems))
+        node.wait(lambda: any("second" in text for text in node.status().problem_texts))
         assert node.status().generation == 1
 
 
@@ -219,16 +219,16 @@ def test_what_cannot_be_resolved_is_resolved_later(tmp_path, socket_dir):
     write(node, AWAY)
     with running(tmp_path, socket_dir) as node:
         problem = f"not resolved yet: {lines_of(node, AWAY)[0]}"
-        node.wait(lambda: problem in node.status().problems)  # a slow check may end after the start
+        node.wait(lambda: problem in node.status().problem_texts)  # a slow check may end after the start
         assert node.status().state == "degraded"
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert f"warning: {lines_of(node, AWAY)[0]}; it is resolved later" in reload(node)
-        assert problem in node.status().problems
+        assert problem in node.status().problem_texts
         write(node)
         node.wait(lambda: node.status().state == "running")
-        assert problem not in node.status().problems
+        assert problem not in node.status().problem_texts
 
 
 def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(tmp_path, socket_dir):
@@ -245,10 +245,10 @@ def test_an_error_that_is_found_later_stops_new_visits_if_they_could_be_doubled(
         node.rewrite(engine={"no_return": ["asociate"]})
         write(node, *ERRORS)
         node.wait(lambda: node.status().state == "draining")
-        assert any("no task asociate" in text for text in node.status().problems)
+        assert any("no task asociate" in text for text in node.status().problem_texts)
         write(node)
         reload(node)
-        assert not any("asociate" in text for text in node.status().problems)
+        assert not any("asociate" in text for text in node.status().problem_texts)
 
 
 def test_an_operator_who_resumes_is_not_overruled_by_the_same_error(tmp_path, socket_dir):
@@ -281,8 +281,8 @@ def test_a_check_that_dies_is_no_error(tmp_path, socket_dir):
     node.state.mkdir()
     (node.state / "names").mkdir()  # the check ends with an exception
     with running(tmp_path, socket_dir) as node:
-        node.wait(lambda: any("not resolved" in text for text in node.status().problems))
-        (text,) = (text for text in node.status().problems if "not resolved" in text)
+        node.wait(lambda: any("not resolved" in text for text in node.status().problem_texts))
+        (text,) = (text for text in node.status().problem_texts if "not resolved" in text)
         assert "the names of the test: the process that resolves names ended with status 70" in text
         assert "IsADirectoryError" in text
 
@@ -308,7 +308,7 @@ def test_a_check_that_hangs_delays_neither_visits_nor_the_start_for_long(tmp_pat
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: any("names without an answer" in text for text in node.status().problems))
+        node.wait(lambda: any("names without an answer" in text for text in node.status().problem_texts))
         (node.state / "names-hang").unlink()
         node.wait(lambda: node.status().state == "running")
 
@@ -320,7 +320,7 @@ def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, sock
     (node.state / "template-unavailable").touch()
     with running(tmp_path, socket_dir, ready=False) as node:
         text = "no worker can start: the central repo is not available by order of the test"
-        node.wait(lambda: text in node.status().problems)
+        node.wait(lambda: text in node.status().problem_texts)
         assert node.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             reload(node)

@@ -271,7 +271,7 @@ def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_continues(tmp_p
         node.wait(lambda: node.workers()[0].state == SlotState.QUARANTINED)
         status = node.status()
         assert status.state == "degraded"
-        assert any("slot 0 is quarantined" in problem for problem in status.problems)
+        assert any("slot 0 is quarantined" in problem for problem in status.problem_texts)
         (node.state / "boot-fails").unlink()
         node.daemon.ask(RestartRequest(slot=0))
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
@@ -352,7 +352,7 @@ def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problems)
+        node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problem_texts)
         assert node.status().spooled == 1
         log = node.state / "logs" / "exporter.log"
         node.wait(
@@ -470,12 +470,3 @@ def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir
     (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
     assert "workers.preload.1: classifier: classifier.telemetry starts a thread" in line
     assert "workers.start: spawn" in line
-
-
-def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):
-    node = make_node(tmp_path, socket_dir, None)
-    node.state.mkdir()
-    (node.state / "template-fails").touch()
-    node.launch()
-    assert node.process.wait(TIMEOUT_S) == ExitCode.SOFTWARE
-    assert "the template fails by order of the test" in (tmp_path / "daemon.log").read_text()

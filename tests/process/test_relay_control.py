@@ -134,7 +134,9 @@ def test_a_configuration_with_errors_or_another_address_changes_nothing(relay, c
     code, _, err = ppctl("reload")
     assert (code, "keep_days" in err) == (78, True)
     os.kill(relay.process.pid, signal.SIGHUP)
-    wait_until(lambda: any("reload refused" in text for text in RelayDaemon(relay.control).status().problems))
+    wait_until(
+        lambda: any("reload refused" in text for text in RelayDaemon(relay.control).status().problem_texts)
+    )
     relay.configure(keep_days=1, resend_s=9.0)
     code, _, err = ppctl("reload")
     assert (code, err) == (

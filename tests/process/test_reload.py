@@ -34,7 +34,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         node.rewrite(workers={"max": 1, "min": 1}, engine={"no_return": ["new"]}, log={"level": "WARNING"})
         assert reload(node) == "generation 2 serves"
         status = node.status()
-        assert (status.generation, status.workers_max, status.problems) == (2, 1, status.problems)
+        assert (status.generation, status.workers_max, status.problem_texts) == (2, 1, status.problem_texts)
         assert 0 <= status.tai - status.reloaded_tai < TIMEOUT_S
         node.wait(lambda: sorted(row.state for row in node.workers()) == [SlotState.IDLE, SlotState.STOPPED])
         assert not before & {row.pid for row in node.workers()}
@@ -135,8 +135,8 @@ def test_sighup_reloads_and_a_refusal_stays_in_the_status(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.rewrite(workers={"max": "many"})
         node.process.send_signal(signal.SIGHUP)
-        node.wait(lambda: any("reload refused: " in text for text in node.status().problems))
-        assert any("workers.max" in text for text in node.status().problems)
+        node.wait(lambda: any("reload refused: " in text for text in node.status().problem_texts))
+        assert any("workers.max" in text for text in node.status().problem_texts)
         assert node.status().state == "degraded"
         node.rewrite(workers={"max": 5})
         node.process.send_signal(signal.SIGHUP)
@@ -178,9 +178,9 @@ def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
         mood.touch()
         os.kill(node.zygotes()[0], signal.SIGKILL)
-        node.wait(lambda: any("was killed by SIGKILL" in text for text in node.status().problems))
+        node.wait(lambda: any("was killed by SIGKILL" in text for text in node.status().problem_texts))
         again = re.compile(r"ended with status 78, \d+ deaths in a row")
-        node.wait(lambda: any(map(again.search, node.status().problems)))
+        node.wait(lambda: any(map(again.search, node.status().problem_texts)))
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         os.kill(node.workers()[0].pid, signal.SIGKILL)
@@ -200,7 +200,7 @@ def test_a_zygote_that_hangs_is_replaced(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=1, spare=0, max=1, times={"boot_s": 4}) as node:
         os.kill(node.zygotes()[0], signal.SIGSTOP)
         os.kill(node.workers()[0].pid, signal.SIGKILL)
-        node.wait(lambda: any("has not answered for 2 s" in text for text in node.status().problems))
+        node.wait(lambda: any("has not answered for 2 s" in text for text in node.status().problem_texts))
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
@@ -218,7 +218,7 @@ def test_a_zygote_without_descriptors_is_reported_and_retried(tmp_path, socket_d
         (zygote,) = node.zygotes()
         limit = limit_descriptors(zygote, 1)  # it lists its threads before it forks
         os.kill(node.workers()[0].pid, signal.SIGKILL)
-        node.wait(lambda: any("forking fails: " in text for text in node.status().problems))
+        node.wait(lambda: any("forking fails: " in text for text in node.status().problem_texts))
         assert node.status().state == "degraded"
         node.wait(lambda: node.status().counters["fork_failed"] > 2)
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, limit)

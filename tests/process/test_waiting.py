@@ -229,13 +229,14 @@ def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
         path = node.land("g1", 0)
         (row,) = node.wait(lambda: late(node))
         assert (row.group, row.detector, row.path, row.outcome) == ("g1", 0, str(path), Outcome.NO_IMAGE)
-        assert node.status().late_raws == 1
+        node.wait(lambda: node.status().late_raws == 1)
         aged(path)
         rows = node.daemon.requeue("g1", None, force=False)
         assert [(row.detector, row.attempt, row.text) for row in rows] == [(0, 2, ""), (1, 2, "")]
         assert ended(node, 2, detector=0) == Outcome.SUCCEEDED
         assert ended(node, 2, detector=1) == Outcome.NO_IMAGE
         assert not late(node)
+        node.wait(lambda: node.status().late_raws == 0)
         assert [(row.attempt, row.outcome) for row in node.visit("g1") if row.detector == 0] == [
             (1, Outcome.NO_IMAGE),
             (2, Outcome.SUCCEEDED),

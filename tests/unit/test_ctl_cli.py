@@ -2,6 +2,7 @@
 """``ppctl`` against a scripted daemon: output, exit statuses, bad company."""
 
 import errno
+import io
 import json
 import os
 import socket
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controlserver import ControlServer, late, status, visit, worker
+from controlserver import ControlServer, late, status, summary, visit, worker
 
 from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
 from ppdaemon.reports import REQUESTS, StatusReport
+from ppdaemon.states import Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
 
@@ -30,6 +32,10 @@ GOOD: dict[str, Any] = {
         worker(3, state="quarantined", note="ImportError: no module named 'sky'"),
     ],
     "visits": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]"), visit(2, outcome=None)],
+    "visit_summaries": [
+        summary(),
+        summary(group="2025-11-22T03:24:37.101", detectors={7: "partial"}, failed_detector=None),
+    ],
     "visit": [visit(0), visit(1, outcome="crashed", reason="SIGSEGV [in subtract]")],
     "late": [late()],
     "requeue": [
@@ -42,6 +48,9 @@ GOOD: dict[str, Any] = {
     "restart": None,
     "kill": None,
 }
+
+
+PROBLEM = {"source": "relay", "text": "no relay answers", "since_tai": 1.0, "degrades": True}
 
 
 def ok(data: Any) -> list[bytes]:
@@ -102,10 +111,76 @@ def test_status_shows_the_daemon_in_one_screen(good: ControlServer, ppctl: Ppctl
         "1 quarantined",
         "34 succeeded",
         "36 raws",
-        "! slot 3 is quarantined",
+        "! 10 min: slot 3 is quarantined",
     ):
         assert words in out
     assert len(out.splitlines()) < 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"state": "running", "problems": []}, 0),
+        ({"state": "running", "problems": [{**PROBLEM, "degrades": False}]}, 0),
+        ({"state": "degraded", "problems": [PROBLEM]}, 1),
+        ({"state": "running", "problems": [PROBLEM]}, 1),
+        ({"state": "draining", "problems": []}, 1),
+        ({"state": "starting", "problems": []}, 1),
+    ],
+)
+def test_a_check_of_the_status_exits_by_its_health(
+    serve: Callable[..., ControlServer], ppctl: Ppctl, changes: dict[str, Any], code: int
+) -> None:
+    serve(lambda request: ok(status() | changes))
+    assert ppctl("status", "--check")[0] == code
+    assert ppctl("status")[0] == 0
+
+
+def test_a_socket_of_the_environment_is_used(
+    good: ControlServer, socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["workers"])
+    assert (ended.value.code, "quarantined" in capsys.readouterr().out) == (0, True)
+
+
+def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
+    good: ControlServer,
+    socket_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = tmp_path / "ppdaemon.yaml"
+    broken.write_text("node: {name: n1\nrelay: [")
+    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(broken), "workers"])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, "quarantined" in out) == (0, True)
+    assert f"{broken}:2: not YAML" in err
+    assert f"using {socket_dir}/control.sock" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_letters_gets_another_sign(
+    good: ControlServer, ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
+    reason = "calibration \N{GREEK SMALL LETTER ALPHA} is missing"
+    monkeypatch.setitem(GOOD["visit_summaries"][0], "reason", reason)
+    assert ppctl("visits")[0] == 0
+    sys.stdout.flush()
+    assert b"calibration ? is missing" in printed.getvalue()
+    assert b"#xw" in printed.getvalue()
+
+
+def test_a_pipe_gets_no_blanks_at_the_ends_of_lines(good: ControlServer, ppctl: Ppctl) -> None:
+    for command in ("status", "visits", "workers", "late"):
+        _, out, _ = ppctl(command)
+        assert out.splitlines() == [line.rstrip() for line in out.splitlines()]
 
 
 def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None:
@@ -117,7 +192,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("visits",), ("ApPipe", "100 ms", "crashed", "[in subtract]", "under way")),
+        (("visits",), ("█✗▂", "1/1", "2/3", "38.1 s", "detector 1: SIGSEGV [in subtract]", "▂ ready")),
         (("failed",), ("crashed",)),
         (
             ("visit", "2025-11-22T03:25:16.951"),
@@ -125,7 +200,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         ),
         (("workers",), ("processing", "quarantined", "5001", "no module named 'sky'")),
         (("timeline", "2025-11-22T03:25:16.951"), ("s since shutter close", "pppp", "crashed")),
-        (("top",), ("node1", "quarantined", "SIGSEGV")),
+        (("top",), ("node1", "quarantined", "2/3", "q quit")),
         (("late",), ("R22_S11.fits", "no_image")),
         (("requeue", "2025-11-22T03:25:16.951"), ("attempt 2", "refused", "it has succeeded")),
         (("requeue", "2025-11-22T03:25:16.951", "--force"), ("attempt 2",)),
@@ -163,16 +238,24 @@ def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[s
 
 
 def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -> None:
-    ppctl("visits", "--limit", "7")
-    ppctl("failed")
+    ppctl("visits", "--limit", "7", "--since", "2026-11-22T00:00", "--where", "instrument=LSSTCam detector=3")
+    ppctl("failed", "--outcome", "crashed,failed")
     ppctl("restart", "3")
     ppctl("visit", "a#1")
-    assert [REQUESTS.validate_python(each).model_dump() for each in good.requests] == [
-        {"type": "visits", "limit": 7, "failed": False},
-        {"type": "visits", "limit": 100, "failed": True},
+    requests = (REQUESTS.validate_python(each) for each in good.requests)
+    assert [{"type": each.type, **each.model_dump(exclude_defaults=True)} for each in requests] == [
+        {
+            "type": "visit_summaries",
+            "limit": 7,
+            "since_tai": 1795305600.0,
+            "instrument": "LSSTCam",
+            "detectors": (3,),
+        },
+        {"type": "visits", "failed": True, "outcomes": (Outcome.CRASHED, Outcome.FAILED)},
         {"type": "status"},  # which has the raws that no visit got
         {"type": "restart", "slot": 3},
         {"type": "visit", "group": "a#1"},
+        {"type": "status"},  # which has the folder of the logs
     ]
 
 
@@ -366,7 +449,7 @@ def test_the_socket_of_a_relay_is_found_through_its_configuration(
 def test_escape_sequences_of_others_do_not_reach_the_terminal(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:
-    serve(lambda _request: ok([visit(0, outcome="failed", reason="\x1b[2J\x1b]0;title\x07 at\nline 2")]))
+    serve(lambda _request: ok([summary(reason="\x1b[2J\x1b]0;title\x07 at\nline 2")]))
     _, out, _ = ppctl("visits")
     assert "\x1b" not in out
     assert "at line 2" in out

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from journalkit import late_of, rows_of, visit_of
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
@@ -93,7 +94,7 @@ def test_written_rows_are_returned(journal):
     entry.figures["query_ms"] = 40.5
     entry.pipeline, entry.slot, entry.pid, entry.exposures = "Ap", 3, 4, (11, 12)
     update(journal, [entry])
-    (row,) = journal.visit("g")
+    (row,) = visit_of(journal, "g")
     assert row == VisitRow(
         instrument="DemoCam",
         group="g",
@@ -110,8 +111,8 @@ def test_written_rows_are_returned(journal):
         figures={"query_ms": 40.5},
         ended_tai=9.0,
     )
-    assert journal.visits(10) == [row]
-    assert journal.visit("other") == []
+    assert rows_of(journal, 10) == [row]
+    assert visit_of(journal, "other") == []
 
 
 def test_no_image_is_a_failure_where_files_were_not_taken(journal):
@@ -119,7 +120,7 @@ def test_no_image_is_a_failure_where_files_were_not_taken(journal):
     none, files, good = (an_entry(group) for group in ("none", "files", "good"))
     files.figures = good.figures = {"files_not_taken": 1}
     update(journal, [ended(none, Outcome.NO_IMAGE), ended(files, Outcome.NO_IMAGE), ended(good)])
-    assert [row.group for row in journal.visits(10, bad_only=True)] == ["files"]
+    assert [row.group for row in rows_of(journal, 10, failed=True)] == ["files"]
 
 
 def test_only_final_bad_outcomes_are_failures(journal):
@@ -133,8 +134,8 @@ def test_only_final_bad_outcomes_are_failures(journal):
     update(
         journal, [ended(an_entry(group), outcome, final=final) for group, (outcome, final) in cases.items()]
     )
-    assert [row.group for row in journal.visits(10, bad_only=True)] == ["bad"]
-    assert [row.group for row in journal.visits(2)] == ["retried", "bad"]
+    assert [row.group for row in rows_of(journal, 10, failed=True)] == ["bad"]
+    assert [row.group for row in rows_of(journal, 2)] == ["retried", "bad"]
 
 
 def test_results_are_unreported_until_the_relay_confirms_them(journal):
@@ -164,9 +165,9 @@ def test_an_outcome_that_did_not_count_counts_again_if_the_relay_asks_again(jour
     update(journal, [ended(an_entry(), Outcome.CRASHED)])
     key = ("DemoCam", "g", 0, 1)
     journal.write(MarkReported([key], [key]))
-    assert journal.visit("g")[0].reason == f"{WITHDRAWN}; why"
+    assert visit_of(journal, "g")[0].reason == f"{WITHDRAWN}; why"
     journal.write(MarkReported([key], [key]))
-    assert journal.visit("g")[0].reason == f"{WITHDRAWN}; why"
+    assert visit_of(journal, "g")[0].reason == f"{WITHDRAWN}; why"
     journal.write(MarkUnreported([Key("DemoCam", "g", 0, 3)]))
     (result,) = journal.unreported(10)
     assert (result.outcome, result.reason, result.returned) == (Outcome.CRASHED, "why", None)
@@ -206,7 +207,7 @@ def test_unfinished_attempts_of_the_previous_run_are_returned(path):
     crashed = [ended(an_entry(group), Outcome.CRASHED, final=False) for group in ("between", "second")]
     update(journal, crashed[:1])
     retry(journal, crashed[1], an_entry("second", attempt=2))
-    assert journal.visit("second")[0].outcome == Outcome.CRASHED
+    assert visit_of(journal, "second")[0].outcome == Outcome.CRASHED
     journal.close()
     journal = Journal(path)
     left = [entry.key for entry in journal.unfinished()]
@@ -225,7 +226,7 @@ def test_the_time_of_export_is_added_to_the_stages(journal):
     accept(journal, [an_entry()])
     update(journal, [ended(an_entry())])
     journal.write(MarkExported([Key("DemoCam", "g", 0)], 12.5))
-    assert journal.visit("g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
+    assert visit_of(journal, "g")[0].stages == {Stage.ACCEPTED: 6.0, Stage.CENTRAL: 12.5}
 
 
 def test_what_was_not_exported_is_added_to_the_figures(journal):
@@ -236,7 +237,7 @@ def test_what_was_not_exported_is_added_to_the_figures(journal):
         update(journal, [ended(entry)])
     keys = tuple(entry.key for entry in entries)
     journal.write(MarkExported(keys, 12.5, {keys[1]: "detector 0 was first: summary"}))
-    shown = [row.figures for row in journal.visit("g")]
+    shown = [row.figures for row in visit_of(journal, "g")]
     assert shown == [{"query_ms": 1.0}, {"query_ms": 1.0, "not_exported": "detector 0 was first: summary"}]
 
 
@@ -272,7 +273,7 @@ def test_a_raw_after_the_outcome_is_listed_once_and_other_raws_are_not(journal):
     raws = [a_raw(group) for group in ("g#2", "used", "refused", "open", "unwanted", "unknown", "g#2")]
     assert journal.write(RecordLateRaws(raws)) == (1, 1)
     assert journal.write(RecordLateRaws(raws[:1])) == (0, 0)
-    (row,) = journal.late(10)
+    (row,) = late_of(journal, 10)
     assert (row.group, row.detector, row.exposure, row.path) == ("g", 0, 1, "/raw/1_0.fits")
     assert (row.attempt, row.outcome) == (1, Outcome.SUCCEEDED)
 
@@ -282,15 +283,15 @@ def test_a_late_raw_is_listed_until_an_attempt_has_used_it(journal):
     update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
     journal.write(RecordLateRaws([a_raw(exposure=7), a_raw(exposure=8)]))
     requeue(journal, [an_entry()], [an_entry(attempt=2)])
-    assert [(row.exposure, row.attempt, row.outcome) for row in journal.late(10)] == [
+    assert [(row.exposure, row.attempt, row.outcome) for row in late_of(journal, 10)] == [
         (8, 2, None),
         (7, 2, None),
     ]
     used = ended(an_entry(attempt=2))
     used.exposures = (7,)
     update(journal, [used])
-    assert [row.exposure for row in journal.late(10)] == [8]
-    assert journal.late(1) == journal.late(10)
+    assert [row.exposure for row in late_of(journal, 10)] == [8]
+    assert late_of(journal, 1) == late_of(journal, 10)
 
 
 def test_the_number_of_late_raws_is_bounded(journal, monkeypatch):
@@ -299,7 +300,7 @@ def test_the_number_of_late_raws_is_bounded(journal, monkeypatch):
     update(journal, [ended(an_entry())])
     for exposure in range(20):
         journal.write(RecordLateRaws([a_raw(exposure=exposure)]))
-    assert [row.exposure for row in journal.late(10)] == [19, 18, 17, 16, 15]
+    assert [row.exposure for row in late_of(journal, 10)] == [19, 18, 17, 16, 15]
 
 
 def test_a_requeued_attempt_replaces_the_previous_outcome(journal):
@@ -314,7 +315,7 @@ def test_a_requeued_attempt_replaces_the_previous_outcome(journal):
     assert (other.key.attempt, other.outcome, other.final) == (1, Outcome.SUCCEEDED, True)
     assert [entry.detector for entry in journal.unreported(10)] == [1]
     assert [entry.key for entry in journal.unfinished()] == [again.key]
-    assert journal.visits(10, bad_only=True) == []
+    assert rows_of(journal, 10, failed=True) == []
     assert accept(journal, [an_entry(), an_entry(attempt=2), an_entry(attempt=9)]) == [None] * 3
 
 
@@ -364,9 +365,9 @@ def test_a_file_of_an_older_version_is_read_and_gets_the_missing_columns(path, v
         entry.seen, entry.figures = (3,), {"query_ms": 1.0}
         update(journal, [entry])
         assert journal.write(RecordLateRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
-        assert journal.visit("g")[0].figures == {"query_ms": 1.0}
+        assert visit_of(journal, "g")[0].figures == {"query_ms": 1.0}
     with closing(Journal(path)) as journal:
-        assert len(journal.late(10)) == 1
+        assert len(late_of(journal, 10)) == 1
         assert journal.moved_aside is None
 
 
@@ -383,10 +384,10 @@ def test_an_update_of_a_missing_row_is_an_error_and_writes_nothing(journal):
     accept(journal, [an_entry()])
     with pytest.raises(RowMissing, match="attempt 2"):
         update(journal, [ended(an_entry()), ended(an_entry(attempt=2))])
-    assert journal.visit("g")[0].outcome is None
+    assert visit_of(journal, "g")[0].outcome is None
     with pytest.raises(RowMissing, match="detector 5"):
         retry(journal, ended(an_entry(detector=5)), an_entry(detector=5, attempt=2))
-    assert len(journal.visits(10)) == 1
+    assert len(rows_of(journal, 10)) == 1
 
 
 def test_acknowledged_visits_survive_a_kill(path):
@@ -423,7 +424,7 @@ def test_acknowledged_visits_survive_a_kill(path):
 
 
 def groups(journal):
-    return {row.group for row in journal.visits(100)}
+    return {row.group for row in rows_of(journal, 100)}
 
 
 def prune(journal, before_tai=100.0, *, reporting=True):
@@ -459,10 +460,10 @@ def test_all_attempts_of_a_visit_detector_are_pruned_together(journal, monkeypat
     accept(journal, [an_entry("between", detector) for detector in range(3)])
     retry(journal, ended(first, Outcome.CRASHED, final=False), second)
     prune(journal)
-    assert [row.attempt for row in journal.visit("tried")] == [1, 2]
+    assert [row.attempt for row in visit_of(journal, "tried")] == [1, 2]
     update(journal, [ended(second)])
     prune(journal)
-    assert len(journal.visit("tried")) == 2
+    assert len(visit_of(journal, "tried")) == 2
     journal.write(MarkReported((second.key,)))
     prune(journal)
     assert groups(journal) == {"between"}
@@ -476,10 +477,10 @@ def test_a_canceled_attempt_stays_while_a_later_one_is_open(journal):
     again.asked = 2
     assert accept(journal, [again]) == [2]
     prune(journal, reporting=False)
-    assert [row.attempt for row in journal.visit("g")] == [1, 2]
+    assert [row.attempt for row in visit_of(journal, "g")] == [1, 2]
     update(journal, [ended(again)])
     prune(journal, reporting=False)
-    assert journal.visit("g") == []
+    assert visit_of(journal, "g") == []
 
 
 def test_pruning_ends_at_the_first_rows_that_are_young(journal, monkeypatch):
@@ -495,6 +496,6 @@ def test_late_raws_go_with_their_visit_detector(journal):
     update(journal, [ended(an_entry(), Outcome.NO_IMAGE)])
     raw = Raw(path="/r", instrument="DemoCam", group="g", detector=0, exposure=1, seen_tai=9.0)
     journal.write(RecordLateRaws((raw,)))
-    assert len(journal.late(10)) == 1
+    assert len(late_of(journal, 10)) == 1
     prune(journal, reporting=False)
     assert journal._db.execute("SELECT count(*) FROM late").fetchone() == (0,)

@@ -35,12 +35,25 @@ def test_a_second_claim_is_refused_with_the_holders_pid(folders):
     lock_node(folders, "other").release(folders)
 
 
+def test_two_nodes_of_one_name_do_not_share_a_ram_disk(folders, tmp_path):
+    lock = lock_node(folders, "run")
+    (folders.slots / "0000").mkdir()
+    other = NodeFolders(folders.ramdisk, tmp_path / "other-state")
+    with pytest.raises(
+        StateUnusable, match=f"{folders.ramdisk} belongs to a running ppdaemon .process {os.getpid()}"
+    ):
+        lock_node(other, "other")
+    assert (folders.slots / "0000").exists()
+    lock.release(folders)
+    lock_node(other, "other").release(other)
+
+
 def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     """Fault 43: only what is ours is removed."""
     lock = lock_node(folders, "run")
     (folders.slots / "0000" / "repo").mkdir(parents=True)
     (folders.ramdisk / "stranger").mkdir()
-    lock.lock.close()  # as if killed
+    lock.unlock()  # as if killed
     lock = lock_node(folders, "next")
     assert (lock.removed, lock.unknown) == (1, (folders.ramdisk / "stranger",))
     assert list(folders.slots.iterdir()) == []

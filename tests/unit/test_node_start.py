@@ -32,9 +32,9 @@ def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
                 pass
 
         async def start():
-            node.generations.unavailable = "the central repo is away"
+            node.generations.waiting = True
             await until_notified("READY")
-            node.generations.unavailable = ""
+            node.generations.waiting = False
 
         async def recover():
             while not notified.empty():
@@ -44,6 +44,7 @@ def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
             supervisor.stop()
 
         node = MagicMock()
+        node.status.report.return_value = Mock(text="starting", problems=())
         node.generations.start, node.reprocessor.recover = start, recover
         node.arrivals.start = AsyncMock()
         await asyncio.wait_for(supervisor._start(node), 20.0)

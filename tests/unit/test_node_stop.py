@@ -17,6 +17,7 @@ from ppdaemon.node.parts import NodeParts
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged
+from ppdaemon.reports import DrainRequest, ResumeRequest
 from ppdaemon.sqlitefile import BatchWriter
 
 
@@ -64,19 +65,19 @@ def test_a_second_stop_skips_the_waiting(config):
 
 
 @pytest.mark.parametrize("state", ["starting", "stopping"])
-@pytest.mark.parametrize("accepting", [True, False])
-def test_a_node_that_starts_or_stops_does_not_change_its_acceptance(state, accepting):
+@pytest.mark.parametrize("request_", [DrainRequest(), ResumeRequest()])
+def test_a_node_that_starts_or_stops_does_not_change_its_acceptance(state, request_):
     status, reprocessor, relay = SimpleNamespace(state=state), Mock(), Mock()
-    handler = RequestHandler(status, Mock(), Mock(), reprocessor, relay, Mock())
+    handler = RequestHandler(status, Mock(), reprocessor, relay, Mock())
     with pytest.raises(Refused, match=f"the daemon is {state}"):
-        handler.set_accepting(accepting)
+        asyncio.run(handler.handle(request_))
     assert (status.state, reprocessor.mock_calls, relay.mock_calls) == (state, [], [])
 
 
 @pytest.mark.parametrize(("accepting", "state"), [(True, "running"), (False, "draining")])
 def test_a_running_node_drains_and_resumes(accepting, state):
-    status, reprocessor, relay = SimpleNamespace(state="running"), Mock(), Mock()
-    RequestHandler(status, Mock(), Mock(), reprocessor, relay, Mock()).set_accepting(accepting)
+    status, reprocessor, relay = SimpleNamespace(state="running", drained_since=None), Mock(), Mock()
+    RequestHandler(status, Mock(), reprocessor, relay, Mock()).set_accepting(accepting)
     reprocessor.inbox.post.assert_called_once_with(AcceptanceChanged(accepting))
     relay.set_accepting.assert_called_once_with(accepting)
     assert status.state == state

@@ -146,7 +146,7 @@ def test_a_node_does_not_delete_behind_a_link(folders, tmp_path):
         lock_node(folders, "run")
     folders.ramdisk.unlink()
 
-    lock_node(folders, "run").lock.close()  # as if killed
+    lock_node(folders, "run").unlock()  # as if killed
     folders.slots.rmdir()
     folders.slots.symlink_to(tmp_path / "home" / "slots")
     lock_node(folders, "next").release(folders)
@@ -167,7 +167,7 @@ def test_a_ram_disk_folder_prepared_by_another_user_is_refused(folders):
 def test_a_ram_disk_of_another_user_is_refused(folders):
     folders.ramdisk.parent.mkdir()
     folders.ramdisk.parent.chmod(0o1777)
-    lock_node(folders, "first").lock.close()
+    lock_node(folders, "first").unlock()
     os.chown(folders.ramdisk.parent, NOBODY, NOBODY)
     with pytest.raises(UnsafePath, match=rf"{folders.ramdisk.parent} belongs to user nobody"):
         lock_node(folders, "second")

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from journalkit import rows_of
 
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import journal as journal_module
@@ -41,7 +42,7 @@ async def pruned(path, clock, while_pruning=None):
         if while_pruning is not None:
             await while_pruning(writer, work)
         await work
-        return await writer.call(lambda journal: len(journal.visits(10_000)))
+        return await writer.call(lambda journal: len(rows_of(journal, 10_000)))
     finally:
         writer.finish()
         await running
@@ -58,7 +59,7 @@ def test_only_what_is_older_than_keep_days_is_deleted_in_small_steps(tmp_path, c
     async def write_meanwhile(writer, work):
         for number in range(3):
             done = asyncio.get_running_loop().create_future()
-            writer.put(Commit(lambda journal: journal.visits(1), done.set_result))
+            writer.put(Commit(lambda journal: rows_of(journal, 1), done.set_result))
             await done
             order.append((number, work.done()))
 
@@ -83,4 +84,4 @@ def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clo
 
     asyncio.run(body())
     with closing(Journal(tmp_path / "j")) as journal:
-        assert journal.visits(1) == []
+        assert rows_of(journal, 1) == []

@@ -4,6 +4,7 @@
 import errno
 import threading
 
+import click
 import pytest
 import zmq
 from rich.console import Console
@@ -53,6 +54,12 @@ def test_an_event_made_of_options_is_a_valid_one():
     assert (visit.instrument, visit.filter_names, visit.nimages) == ("DemoCam", ("r_03",), 2)
     assert (visit.survey, visit.duration_s) == ("BLOCK-365", 30.0)
     assert visit.age_s(NOW_TAI) == 0.0
+
+
+@pytest.mark.parametrize(("half", "other"), [("ra", "dec"), ("dec", "ra")])
+def test_half_a_position_is_refused(half, other):
+    with pytest.raises(click.UsageError, match=f"--{half} without --{other}"):
+        submit.make_event({"instrument": "DemoCam", half: 0.0}, NOW_TAI)
 
 
 def test_an_event_without_a_position_claims_none():

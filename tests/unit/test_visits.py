@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from journalkit import late_of
 from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.folders import NodeFolders
@@ -305,7 +306,7 @@ def test_a_raw_that_arrives_while_the_outcome_is_committed_is_late(world):
     world.finish()
     world.handle(RawArrived(a_raw()))
     world.commit_all()
-    assert [(row.exposure, row.outcome) for row in world.journal.late(9)] == [(7, Outcome.SUCCEEDED)]
+    assert [(row.exposure, row.outcome) for row in late_of(world.journal, 9)] == [(7, Outcome.SUCCEEDED)]
     assert (world.count["late_raws"], world.count["raw_without_visit"]) == (1, 0)
 
 
@@ -318,10 +319,10 @@ def test_another_file_of_an_unusable_raw_is_late(world):
     world.commit_all()
     world.handle(RawArrived(cut))
     world.commit_all()
-    assert world.journal.late(9) == [], "a rescan delivers the same file again"
+    assert late_of(world.journal, 9) == [], "a rescan delivers the same file again"
     world.handle(RawArrived(whole))
     world.commit_all()
-    assert [(row.exposure, row.outcome) for row in world.journal.late(9)] == [(7, Outcome.BAD_RAW)]
+    assert [(row.exposure, row.outcome) for row in late_of(world.journal, 9)] == [(7, Outcome.BAD_RAW)]
 
 
 def test_another_file_of_a_raw_that_was_used_is_not_late(world):
@@ -331,7 +332,7 @@ def test_another_file_of_a_raw_that_was_used_is_not_late(world):
     world.commit_all()
     world.handle(RawArrived(a_raw().model_copy(update={"path": "/raw/x.fits.fz"})))
     world.commit_all()
-    assert world.journal.late(9) == []
+    assert late_of(world.journal, 9) == []
 
 
 def test_a_retry_uses_the_latest_file(world):
@@ -353,7 +354,7 @@ def test_a_raw_that_arrives_while_the_pipeline_runs_is_late(world):
     world.slots[0] = taken  # a slot that processes takes no further raw
     world.finish()
     world.commit_all()
-    assert [row.exposure for row in world.journal.late(9)] == [8]
+    assert [row.exposure for row in late_of(world.journal, 9)] == [8]
 
 
 def test_a_raw_that_arrives_between_two_attempts_is_used_by_the_next_one(world):
@@ -363,7 +364,7 @@ def test_a_raw_that_arrives_between_two_attempts_is_used_by_the_next_one(world):
     world.commit_all()
     world.assign()
     assert [raw.exposure for raw in world.slots[0].raws] == [7]
-    assert world.journal.late(9) == []
+    assert late_of(world.journal, 9) == []
 
 
 def test_a_raw_that_arrives_while_its_reservation_fails_is_unmatched(world):
@@ -384,7 +385,7 @@ def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_p
         world.handle(RawArrived(a_raw(exposure=exposure)))
     world.commit_all()
     # The first lookup is under way when the others begin to wait.
-    assert [row.exposure for row in world.journal.late(9)] == [6, 5, 4, 1]
+    assert [row.exposure for row in late_of(world.journal, 9)] == [6, 5, 4, 1]
     world.journal.close()
 
 
@@ -691,7 +692,7 @@ def test_raws_of_what_was_handed_back_are_not_late(world):
     world.handle(StopStarted(hand_back=True))
     world.handle(RawArrived(a_raw()))
     world.commit_all()
-    assert world.journal.late(9) == []
+    assert late_of(world.journal, 9) == []
 
 
 def test_stages_and_figures_are_written_with_the_next_batch(world):

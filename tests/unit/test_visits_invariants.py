@@ -14,6 +14,7 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from journalkit import late_of
 from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.config import NodeConfig
@@ -372,7 +373,7 @@ class VisitsMachine(RuleBasedStateMachine):
         """Each raw of an accepted visit-detector is used or late, unless it was
         unmatched long before the acceptance, or another node uses it; none is lost.
         """
-        late = {(row.group, row.detector, row.exposure) for row in self.world.journal.late(1000)}
+        late = {(row.group, row.detector, row.exposure) for row in late_of(self.world.journal, 1000)}
         used = set()
         ignored = set()
         for group, detector, outcome, reason, exposures, seen in self.world.journal._db.execute(

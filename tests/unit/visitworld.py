@@ -8,6 +8,8 @@ from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
 
+from journalkit import visit_of
+
 from ppdaemon.messages import CancelVisit, Pipelines, Raw, ReserveVisit
 from ppdaemon.node.slots.events import Finish, SlotAssigned
 from ppdaemon.node.visits.core import Visits
@@ -181,7 +183,7 @@ class World:
         return [action for action in self.done if isinstance(action, kinds)]
 
     def rows(self, group="g"):
-        return self.journal.visit(group)
+        return visit_of(self.journal, group)
 
     def outcomes(self, group="g"):
         return [row.outcome for row in self.rows(group)]

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Handles the requests of the control socket."""
 
+import asyncio
 import contextlib
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pydantic
 
-from ppdaemon import reports
+from ppdaemon import journalfile, reports
 from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
-from ppdaemon.node.slots.events import KillRequested, RestartRequested
+from ppdaemon.node.slots.events import KillRequested, RecycleRequested, RestartRequested
 from ppdaemon.node.slots.pool import Pool
-from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
-from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.sqlitereader import reading
 
 __all__ = ("RequestHandler",)
 
@@ -28,7 +32,6 @@ class RequestHandler:
 
     status: Status
     pool: Pool
-    journal: BatchWriter[Journal]
     reprocessor: Reprocessor
     relay: RelayClient
     reloader: Reloader
@@ -43,49 +46,77 @@ class RequestHandler:
                 return reports.Ok(data=self.status.report().model_dump(mode="json"))
             case reports.WorkersRequest():
                 return rows_reply(self.status.workers())
-            case reports.VisitsRequest(limit=limit, failed=failed):
-                return rows_reply(await self.journal.call(lambda file: file.visits(limit, bad_only=failed)))
+            case reports.VisitsRequest():
+                return rows_reply(await self._read(lambda db: journalfile.visit_detectors(db, request)))
+            case reports.VisitSummariesRequest():
+                return rows_reply(await self._read(lambda db: journalfile.visit_summaries(db, request)))
             case reports.VisitRequest(group=group):
-                await self._flush()
-                rows = await self.journal.call(lambda file: file.visit(group))
+                rows = await self._read(lambda db: journalfile.visit(db, group))
                 return rows_reply(rows) if rows else not_found(f"no visit of group {group!r} in the journal")
-            case reports.LateRequest(limit=limit):
-                await self._flush()
-                return rows_reply(await self.journal.call(lambda file: file.late(limit)))
+            case reports.LateRequest():
+                return rows_reply(await self._read(lambda db: journalfile.late_raws(db, request)))
             case reports.RequeueRequest():
                 return await self._requeue(request)
             case reports.DrainRequest() | reports.ResumeRequest():
-                self.set_accepting(isinstance(request, reports.ResumeRequest))
+                await self._drain_or_resume(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()
             case reports.ReloadRequest():
                 return await self.reloader.reload()
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return not_found(f"there is no slot {number}")
-                self.pool.handle(
-                    number,
-                    RestartRequested() if isinstance(request, reports.RestartRequest) else KillRequested(),
-                )
+                if isinstance(request, reports.RestartRequest):
+                    return reports.Ok(data=self._restart(self.pool.slots[number], now=request.now))
+                self.pool.handle(number, KillRequested())
                 return reports.Ok()
             case unexpected:
                 raise AssertionError(unexpected)
 
-    async def _flush(self) -> None:
-        """Bring the journal up to date; if it cannot be written, it is read as it is."""
+    async def _read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Bring the journal up to date and query it by a thread with a connection of its own: a query of a
+        whole night must not delay a write. A journal that cannot be written is read as it is.
+        """
         with contextlib.suppress(Refused):
             await self.reprocessor.pump.flush()
 
-    def set_accepting(self, accepting: bool) -> None:
-        """Accept new visits from now on, or none.
+        def read() -> T:
+            with reading(NodeFolders.of(self.status.config).journal) as db:
+                return query(db)
 
-        Raises `~ppdaemon.errors.Refused` while the daemon starts, which would
-        undo the change, or stops.
+        return await asyncio.to_thread(read)
+
+    def set_accepting(self, accepting: bool, drained_since: float | None = None) -> None:
+        """Accept new visits from now on, or none; `drained_since` is set if an operator wants none.
+
+        Raises `~ppdaemon.errors.Refused` while the daemon stops.
         """
-        if self.status.state in ("starting", "stopping"):
-            raise Refused(f"the daemon is {self.status.state}")
+        if self.status.state == "stopping":
+            raise Refused("the daemon is stopping")
         self.reprocessor.inbox.post(AcceptanceChanged(accepting))
         self.relay.set_accepting(accepting)
         self.status.state = "running" if accepting else "draining"
+        self.status.drained_since = drained_since
+
+    async def _drain_or_resume(self, accepting: bool) -> None:
+        """Accept new visits or none, also after a restart, until the next such request."""
+        if self.status.state in ("starting", "stopping"):
+            raise Refused(f"the daemon is {self.status.state}")
+        since = None if accepting else self.status.clock.tai()
+        # On disk first: an operator who drains a node before a repair relies on it.
+        try:
+            await asyncio.to_thread(NodeFolders.of(self.status.config).set_drained, since)
+        except OSError as error:
+            raise Refused(f"not done, because it cannot be written to the disk: {error}") from None
+        self.set_accepting(accepting, since)
+
+    def _restart(self, slot: Slot, *, now: bool) -> str:
+        """Replace the worker of a slot; return what is done."""
+        has = slot.assignment.key if slot.assignment is not None else None
+        if now or has is None:
+            self.pool.handle(slot.number, RestartRequested())
+            return f"slot {slot.number} restarts"
+        self.pool.handle(slot.number, RecycleRequested("operator", "restarted by an operator"))
+        return f"slot {slot.number} restarts after its visit, {has.group} detector {has.detector}"
 
     async def _requeue(self, request: reports.RequeueRequest) -> reports.Ok | reports.RequestFailed:
         if self.status.state != "running":

@@ -2,16 +2,20 @@
 """Reloads the configuration after SIGHUP or a request of an operator."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.errors import ConfigError, PPDaemonError, Refused
 from ppdaemon.node.control.status import Status
-from ppdaemon.node.processes.reload import Generations
+from ppdaemon.node.processes.reload import Generations, brief
 from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import status_line
 from ppdaemon.reports import Ok, RequestFailed
 
 __all__ = ("Reloader",)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Reloader:
             self.requested.clear()
             self.notifier.notify(RELOADING=1, MONOTONIC_USEC=int(self.clock.mono() * 1e6))
             await self.generations.reload_unattended()
-            self.notifier.notify(READY=1, STATUS=self.status.report().text)
+            self.notifier.notify(READY=1, STATUS=status_line(self.status.report()))
 
     async def reload(self) -> Ok | RequestFailed:
         """Reload for a client that waits for the result.
@@ -52,6 +56,11 @@ class Reloader:
             warnings = reloading.result()
         except ConfigError as error:
             return RequestFailed(code="config", text=str(error))
+        except Refused:
+            raise
+        except PPDaemonError as error:  # with the end of a log, which the daemon has logged
+            _LOG.error("reload refused, the old configuration stays: %s", error)
+            raise Refused(f"the old configuration stays: {brief(error)}") from error
         finally:
             for task in (reloading, stopping):
                 task.cancel()

@@ -3,6 +3,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,7 @@ from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
@@ -54,30 +56,45 @@ class Status:
     generations: Generations
     offer: CapacityOffer
     state: State = "starting"
+    drained_since: float | None = None
+    """Since when an operator wants no visits here, TAI seconds."""
+    stage: str = ""
+    """What the start does after the generation was made."""
+    late_raws: int = 0
+    """Number of late raws that are not used, as last counted in the journal."""
     spools_refused: int = 0
     """Number of quarantined spools, as last counted on the state disk."""
     started_tai: float = field(init=False)
-    _fixed_problems: tuple[str, ...] = field(init=False)
+    _fixed_problems: tuple[Finding, ...] = field(init=False)
     _on_ramdisk: bool = field(init=False)
+    _problem_log: ProblemLog = field(init=False, default_factory=ProblemLog)
 
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
         folders = NodeFolders.of(self.config)
         problems = [
-            f"{path} does not belong to ppdaemon; delete it if it is not needed" for path in self.lock.unknown
+            Finding(
+                "leftovers",
+                f"{path} does not belong to ppdaemon; delete it if it is not needed",
+                str(path),
+                degrades=False,
+            )
+            for path in self.lock.unknown
         ]
         self._on_ramdisk = is_ramdisk(folders.ramdisk)
         if not self._on_ramdisk:
-            problems.append(f"{folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there")
+            text = f"{folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there"
+            problems.append(Finding("ramdisk", text, degrades=False))
         self._fixed_problems = tuple(problems)
 
     def report(self) -> StatusReport:
         """Return the current status."""
-        problems = self._problems()
-        # A start that waits for the central repo has no other problems than this one.
-        is_degraded = problems and (self.state == "running" or self.generations.unavailable)
+        tai = self.clock.tai()
+        problems = self._problem_log.update((*self._fixed_problems, *self._problems()), tai)
+        is_limited = any(problem.degrades for problem in problems)
+        is_degraded = is_limited and (self.state == "running" or self.generations.waiting)
         state: State = "degraded" if is_degraded else self.state
-        problems = (*self._fixed_problems, *problems)
+        stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)
         return StatusReport(
@@ -85,12 +102,13 @@ class Status:
             version=__version__,
             pid=os.getpid(),
             state=state,
-            text=(
-                f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-                f" {self.pump.open} visit-detectors open"
-            ),
+            stage=stage,
+            text=f"{state}: {stage}"
+            if stage
+            else f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
+            f" {self.pump.open} visit-detectors open",
             started_tai=self.started_tai,
-            tai=self.clock.tai(),
+            tai=tai,
             relay=self.relay.text,
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
@@ -98,10 +116,11 @@ class Status:
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
-            late_raws=self.count["late_raws"],
+            late_raws=self.late_raws,
             refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
             exporter=self.exporter.text,
+            logs=str(NodeFolders.of(self.config).logs),
             arrivals=self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
@@ -155,28 +174,36 @@ class Status:
             limits["all workers"] = f"{memory.budget / 1e9:g} GB, supervisor before each fork"
         return limits
 
-    def _problems(self) -> tuple[str, ...]:
-        problems = [*self.generations.problems]
-        if journal_problem := self.offer.journal_problem:
-            problems.append(journal_problem)
+    def _problems(self) -> Iterator[Finding]:
+        yield from self.generations.findings()
+        if self.state == "starting":
+            return  # other parts are not started yet
+        if self.drained_since is not None:
+            text = "drained by an operator: no visits until ppctl resume, also after a restart"
+            age_s = self.clock.tai() - self.drained_since
+            yield Finding("capacity", text, "drained", age_s, degrades=False)
+        if self.relay.problem:
+            yield Finding("relay", self.relay.problem, age_s=self.relay.away_s)
+        if problem := self.offer.journal_problem:
+            yield Finding("journal", problem)
         if self.offer.problem:
-            problems.append(f"no visits are accepted: {self.offer.problem}")
-        problems += self.visits.health.problems
+            yield Finding("capacity", f"no visits are accepted: {self.offer.problem}")
+        yield from (Finding("pipelines", problem) for problem in self.visits.health.problems)
         if self.exporter.problem:
-            problems.append(f"export: {self.exporter.problem}")
+            yield Finding("export", f"export: {self.exporter.problem}", "exporter")
         if self.spools_refused:
             refused = NodeFolders.of(self.config).refused
-            problems.append(f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}")
-        problems += [
-            f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
-        ]
-        problems += self.meters.problems
+            text = f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}"
+            yield Finding("export", text, "quarantine")
+        for source in self.arrivals.report():
+            if not source.live:
+                yield Finding("arrivals", f"arrivals: {source.name}: {source.note}", source.name)
+        yield from (Finding("resources", problem) for problem in self.meters.problems)
         if self.pool.cgroups.problem:
-            problems.append(self.pool.cgroups.problem)
+            yield Finding("limits", self.pool.cgroups.problem)
         for slot in self.pool.slots.values():
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
-                problems.append(f"slot {slot.number} is {slot.state}: {slot.note}")
-        return tuple(problems)
+                yield Finding("slots", f"slot {slot.number} is {slot.state}: {slot.note}", str(slot.number))
 
 
 def _own_mb() -> float | None:

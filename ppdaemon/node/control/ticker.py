@@ -2,9 +2,12 @@
 """Periodic work of a node, once a second."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
+from ppdaemon.errors import Unavailable
 from ppdaemon.folders import NodeFolders
+from ppdaemon.journalfile import count_late_raws
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.child import reap
 from ppdaemon.node.processes.exporter import ExporterProcess
@@ -16,7 +19,9 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import status_line
 from ppdaemon.processes import children, kill_orphans
+from ppdaemon.sqlitereader import reading
 
 __all__ = ("Ticker",)
 
@@ -49,15 +54,21 @@ class Ticker:
             self.offer.probe()
             self.offer.update()
             self._sweep()
-            self.notifier.notify(STATUS=self.status.report().text, WATCHDOG=1)
+            self.notifier.notify(STATUS=status_line(self.status.report()), WATCHDOG=1)
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
         """Read journal and state disk once a second until canceled."""
         while True:
             await self.pump.resend_results()
+            with contextlib.suppress(Unavailable):  # the journal's own problem is reported by its writer
+                self.status.late_raws = await asyncio.to_thread(self._count_late_raws)
             self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)
             await asyncio.sleep(1.0)
+
+    def _count_late_raws(self) -> int:
+        with reading(self.folders.journal) as db:
+            return count_late_raws(db)
 
     def _sweep(self) -> None:
         """Reap and kill orphans: processes of workers whose zygote has ended

@@ -185,6 +185,13 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         return self.problem if self.lifecycle.failing or forks_fail else ""
 
     @property
+    def stage(self) -> str:
+        """What `make` does now; blank after it."""
+        if not self._booted.done():
+            return "importing the modules of the workers"
+        return "" if self.template_ms is not None else "making the template repo"
+
+    @property
     def closed(self) -> bool:
         """Whether the generation has ended for good."""
         return self.lifecycle.state is ProcessState.CLOSED

@@ -8,7 +8,7 @@ before that leaves everything as it was.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from ppdaemon.clock import Clock
@@ -18,10 +18,18 @@ from ppdaemon.errors import ConfigError, PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
-from ppdaemon.node.processes.generation import Generation, OnMessage, TemplateUnavailable
+from ppdaemon.node.processes.generation import (
+    Generation,
+    OnMessage,
+    TemplateFailed,
+    TemplateUnavailable,
+    ZygoteFailed,
+)
 from ppdaemon.node.processes.names import NameCheck, Resolution, retry_pauses
+from ppdaemon.problemlog import Finding
+from ppdaemon.reports import ProblemSource
 
-__all__ = ("Generations", "needs_restart")
+__all__ = ("Generations", "brief", "needs_restart")
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +57,14 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 
+def brief(error: PPDaemonError) -> str:
+    """Return an error in one line: all errors of a file, or the first and last line of another text, between
+    which a process may have logged a traceback.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines) if isinstance(error, ConfigError) else ": ".join((*lines[:1], *lines[1:][-1:]))
+
+
 async def _cancel(task: asyncio.Task[Resolution]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -74,9 +90,9 @@ class Generations:
         self.reloaded_tai: float | None = None
         """When the current generation took over, if it is not the first."""
         self.refusal = ""
-        """Why the last reload by a signal was refused, or blank."""
-        self.unavailable = ""
-        """Why the first generation cannot be created yet, or blank."""
+        """Why the last reload was refused, or blank."""
+        self._not_made: Finding | None = None
+        """Why the first generation cannot be created yet."""
         self._resolving: asyncio.Task[Resolution] | None = None
         self._task_names: asyncio.Future[Resolution] | None = None
         """The findings when those of tasks are complete."""
@@ -110,11 +126,25 @@ class Generations:
         """The time that the current template took to create."""
         return self._current.template_ms
 
+    def findings(self) -> Iterator[Finding]:
+        """Yield the problems of now."""
+        if self._not_made is not None:
+            yield self._not_made
+        elif self._current.problem:
+            yield Finding("zygote", self._current.problem)
+        if self.refusal:
+            yield Finding("configuration", self.refusal, "reload", degrades=False)
+        yield from (Finding("configuration", problem) for problem in self._names.problems)
+
     @property
-    def problems(self) -> tuple[str, ...]:
-        """Problems for operators."""
-        own = (self.unavailable, self._current.problem, self.refusal)
-        return (*filter(None, own), *self._names.problems)
+    def stage(self) -> str:
+        """What the creation of the current generation does now; blank after it."""
+        return self._current.stage
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the first generation could not be created, and is tried again."""
+        return self._not_made is not None
 
     @property
     def fork_problem(self) -> str:
@@ -122,22 +152,27 @@ class Generations:
         return self._current.fork_problem
 
     async def start(self) -> None:
-        """Create the first generation, and again after growing pauses while the central repo is not
-        available. Raise the errors of `Generation.make`, or `~ppdaemon.errors.ConfigError` with all
-        names that do not exist.
+        """Create the first generation, and again after growing pauses while that fails: a restart of the
+        daemon would not help. Raise `~ppdaemon.errors.ConfigError` with all names that do not exist.
         """
         pauses = retry_pauses(self._current.config.export)
         while True:
             self._task_names = asyncio.get_running_loop().create_future()
             try:
                 self._resolving = await self._make(self._current, self._file, self._task_names)
-            except TemplateUnavailable as error:
+            except (TemplateFailed, ZygoteFailed) as error:
                 pause_s = pauses.failed(self._clock.mono())
-                self.unavailable = f"no worker can start: {error}"
-                _LOG.error("%s; tried again in %.1f s", self.unavailable, pause_s)
+                _LOG.error("no worker can start: %s; tried again in %.1f s", error, pause_s)
+                text = f"no worker can start: {brief(error)}; tried again all the time"
+                source: ProblemSource = "zygote"
+                if isinstance(error, TemplateUnavailable):
+                    source = "central_repo"
+                self._not_made = Finding(source, text)
                 await asyncio.sleep(pause_s)
+                if self._current.closed:
+                    self._current = self._new(self._current.config)
             else:
-                self.unavailable = ""
+                self._not_made = None
                 return
 
     async def wait_for_task_names(self) -> None:
@@ -226,18 +261,20 @@ class Generations:
         self._reloading = True
         try:
             warnings = await self._reload()
+        except PPDaemonError as error:
+            self.refusal = f"reload refused, the old configuration stays: {brief(error)}"
+            raise
         finally:
             self._reloading = False
         self.refusal = ""
         return warnings
 
     async def reload_unattended(self) -> None:
-        """Reload; record the reason of a refusal for `problems`."""
+        """Reload; log the reason of a refusal."""
         try:
             await self.reload()
         except PPDaemonError as error:
             _LOG.error("reload refused, the old configuration stays: %s", error)
-            self.refusal = "reload refused: " + "; ".join(str(error).splitlines())
 
     async def _reload(self) -> tuple[str, ...]:
         file = await asyncio.to_thread(self._read_config)

@@ -145,7 +145,11 @@ class RetireRequested:
 
 @dataclass(frozen=True, slots=True)
 class RecycleRequested:
-    """This worker has an old configuration and is replaced after its visit."""
+    """This worker is replaced, after its visit if it has one."""
+
+    cause: str = "configuration"
+    """As in `NoteRecycled`."""
+    note: str = "recycled: the configuration was reloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +268,8 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class NoteRecycled:
-    """Count a worker that is replaced, by cause: ``leftovers``, ``memory``, ``visits``, ``age`` or
-    ``configuration``.
+    """Count a worker that is replaced, by cause: ``leftovers``, ``memory``, ``visits``, ``age``,
+    ``configuration`` or ``operator``.
     """
 
     cause: str

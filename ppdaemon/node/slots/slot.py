@@ -28,6 +28,7 @@ STORY_EVENTS = 40
 """Events that are logged when an impossible one occurs."""
 JITTER = 0.1
 """Workers are recycled up to a tenth earlier or later than configured."""
+_AGE = events.RecycleRequested("age", "recycled because of its age")
 MAX_RAWS = 32
 """Maximum of exposures per visit; further ones are ignored, so that the assignment stays bounded."""
 RESCAN_S = 2.0
@@ -80,6 +81,7 @@ class Slot:
         self._jitter = jitter
         self._recycle_after_visits = config.recycle_visits
         self._recycle_at = 0.0
+        self._recycle_because = _AGE
         self._cpu_start = (0, 0.0)
         """A visit's number, and the CPU time at its first sample."""
 
@@ -505,10 +507,11 @@ class Slot:
         return self._fork(now)
 
     def _recycle(self, event: events.RecycleRequested, now: float) -> Actions:
-        return self._quit("recycled: the configuration was reloaded", now, "configuration")
+        return self._quit(event.note, now, event.cause)
 
     def _recycle_later(self, event: events.RecycleRequested, now: float) -> Actions:
         self._recycle_at = now
+        self._recycle_because = event
         return []
 
     def _kill_now(self, event: events.KillRequested, now: float) -> Actions:
@@ -556,6 +559,7 @@ class Slot:
         stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
         self._recycle_after_visits = max(1, round(self.config.recycle_visits * stretch))
         self._recycle_at = now + self.config.recycle_age_s * stretch
+        self._recycle_because = _AGE
         return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
@@ -617,7 +621,7 @@ class Slot:
         return self._enter(S.IDLE, now, self._recycle_at)
 
     def _quit_old(self, now: float) -> Actions:
-        return self._quit("recycled because of its age", now, "age")
+        return self._quit(self._recycle_because.note, now, self._recycle_because.cause)
 
     def _quit(self, note: str, now: float, cause: str = "") -> Actions:
         """Order the worker to end; it is killed if it has not ended after the grace period. With a

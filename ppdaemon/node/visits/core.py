@@ -628,6 +628,7 @@ class Visits:
             outcome,
             f" ({entry.reason})" if reason else "",
             ", retrying" if again else "",
+            extra={**entry.key._asdict(), "slot": entry.slot, "outcome": outcome},
         )
         self.open.remove(visit)
         self._asked.pop(entry.key, None)

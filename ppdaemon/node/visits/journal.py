@@ -8,19 +8,19 @@ thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
-from ppdaemon.reports import LateRow, VisitRow
 from ppdaemon.sqlitefile import SqliteFile
-from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
-from ppdaemon.visit import NextVisit, parent_group
+from ppdaemon.states import Outcome
+from ppdaemon.visit import parent_group
 from ppdaemon.wire import encode
 
 __all__ = ("Journal", "RowMissing")
@@ -76,24 +76,6 @@ _WRITTEN = [
     if field.name not in ("key", "visit", "received_tai", "asked", "reported")
 ]
 """Columns that change while an attempt is open."""
-
-_SHOWN = (
-    'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
-    " exposures, partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
-)
-"""Columns of a `~ppdaemon.reports.VisitRow`."""
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "exposures": lambda text: tuple(json.loads(text)),
-    "figures": json.loads,
-    "final": bool,
-    "outcome": lambda text: None if text is None else Outcome(text),
-    "partial": bool,
-    "reported": bool,
-    "stages": lambda text: {Stage(name): tai for name, tai in json.loads(text).items()},
-    "visit": NextVisit.model_validate_json,
-}
-"""Converters of columns that have another type in SQLite."""
 
 _IS_VISIT_DETECTOR = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_VISIT_DETECTOR} AND attempt = ?"
@@ -305,13 +287,7 @@ class Journal(SqliteFile):
 
     def _rows(self, query: str, *values: object) -> Iterator[dict[str, Any]]:
         """Yield each row as a mapping of column names to converted values."""
-        cursor = self._db.execute(query, values)
-        names = [column for column, *_ in cursor.description]
-        for row in cursor:
-            yield {
-                name: _READ[name](value) if name in _READ else value
-                for name, value in zip(names, row, strict=True)
-            }
+        return converted(self._db.execute(query, values))
 
     def _entries(self, query: str, *values: object) -> list[model.JournalEntry]:
         """Return the attempts that a query yields; its first four columns are the key."""
@@ -357,37 +333,3 @@ class Journal(SqliteFile):
         )
         entries = (ResultEntry(**row) for row in rows)
         return [entry.model_copy(update={"returned": is_returned(entry) or None}) for entry in entries]
-
-    def late(self, limit: int) -> list[LateRow]:
-        """Return late raws that no attempt has used, the newest first."""
-        rows = self._rows(
-            'SELECT late.instrument, late.grp AS "group", late.detector, late.exposure, late.path,'
-            " late.seen_tai, max(attempt.attempt) AS attempt, attempt.outcome FROM late JOIN attempt"
-            " USING (instrument, grp, detector) GROUP BY late.rowid"
-            " HAVING NOT EXISTS (SELECT 1 FROM json_each(attempt.exposures) WHERE value = late.exposure)"
-            " ORDER BY late.rowid DESC LIMIT ?",
-            limit,
-        )
-        return [LateRow(**row) for row in rows]
-
-    def visits(self, limit: int, *, bad_only: bool = False) -> list[VisitRow]:
-        """Return the newest rows, the newest first; with ``bad_only`` those
-        with a final bad outcome, and those without image where files were not taken.
-        """
-        where, values = "", []
-        if bad_only:
-            values = [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE]
-            bad = ", ".join("?" * len(BAD_OUTCOMES))
-            where = (
-                f"WHERE final = 1 AND (outcome IN ({bad})"
-                " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0)"
-            )
-        rows = self._rows(f"SELECT {_SHOWN} FROM attempt {where} ORDER BY rowid DESC LIMIT ?", *values, limit)
-        return [VisitRow(**row) for row in rows]
-
-    def visit(self, group: str) -> list[VisitRow]:
-        """Return all rows of one group, by instrument, detector and attempt."""
-        rows = self._rows(
-            f"SELECT {_SHOWN} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt", group
-        )
-        return [VisitRow(**row) for row in rows]

@@ -82,6 +82,8 @@ class RelayClient:
         """The highest epoch of a relay so far."""
         self._problem = ""
         self._last_received = 0.0
+        self._away_since = self.clock.mono()
+        """When the relay was lost, or this object made."""
         self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
         self._accepting = True
         self._renew = False
@@ -101,6 +103,19 @@ class RelayClient:
         if self._relay is None:
             return f"connecting to {self.link.address}"
         return f"connected to {self._relay} at {self.link.address}"
+
+    @property
+    def away_s(self) -> float:
+        """Seconds without a relay; 0 with one, or if none is configured."""
+        return 0.0 if self.connected or self.link.address is None else self.clock.mono() - self._away_since
+
+    @property
+    def problem(self) -> str:
+        """Why no visits are received, or blank; a relay that was started again needs a moment."""
+        if self.away_s <= self.link.silence_s:
+            return ""
+        reason = self._problem or f"no relay answers at {self.link.address}"
+        return f"relay: no visits are received: {reason}; connecting again all the time"
 
     @property
     def connected(self) -> bool:
@@ -308,6 +323,7 @@ class RelayClient:
     def _lose_relay(self) -> None:
         if self._relay is not None:
             self._relay = None
+            self._away_since = self.clock.mono()
             self.on_message(RelayLost())
 
     def _warn(self, kind: str, text: str, sample: bytes | None = None) -> None:

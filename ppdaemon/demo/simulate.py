@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``ppctl simulate`` and ``tools/simulate_camera.py``: write raws as a camera would, at a cadence, with
+faults on request.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pydantic
+
+from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter, key_options
+from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
+from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
+from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.oldfiles import write_old_files
+from ppdaemon.demo.plan import ImageType
+from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG, demo_skies, sky_at
+from ppdaemon.demo.telescope import Compression, SimulatedCamera, Telescope, TelescopeEvent, timeline
+from ppdaemon.demo.truth import write_truth
+from ppdaemon.demo.visits import Cadence, FieldPointing, VisitPlan, next_seq_num, plan_visits
+from ppdaemon.errors import PPDaemonError
+from ppdaemon.raws.layout import LayoutName
+from ppdaemon.states import ExitCode
+from ppdaemon.wire import explain
+
+SUBSCRIBER_TIMEOUT_S = 10.0
+# Older than every visit that a daemon may still wait for.
+OLD_S = 2 * 86_400.0
+LAYOUTS = get_args(LayoutName.__value__)
+EPILOG = """\b
+Examples:
+  # A whole exposure of LSSTCam, now, beside a running daemon:
+  simulate_camera.py --camera LSSTCam --raw-root /data/raw --exposure 0 --relay tcp://127.0.0.1:5570
+  # Detectors 0 and 1 truncated, 2 missing, notices of all files over ZeroMQ:
+  simulate_camera.py --raw-root /data/raw --truncate 5000 --faulty 0,1 --drop-detectors 2 --notices tcp://*:5580
+  # 20,000 old files, and a visit that is announced after its raws:
+  simulate_camera.py --raw-root /data/raw --storm 20000 --early 1 --relay tcp://127.0.0.1:5570
+"""
+
+
+def parse_detectors(text: str) -> tuple[int, ...]:
+    """Parse a list of detectors such as ``0,2,5-8``."""
+    detectors: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            detectors.extend(range(int(first), int(last if dash else first) + 1))
+        except ValueError:
+            raise click.BadParameter(f"{part!r} is neither a number nor a range such as 3-7") from None
+    return tuple(detectors)
+
+
+def detector_list(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Parse the value of an option that is a list of detectors."""
+    return None if value is None else parse_detectors(value)
+
+
+type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def combined_options(*options: Decorator) -> Decorator:
+    """Make one decorator of several options, in the order of the help text."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def print_event(event: TelescopeEvent) -> None:
+    """Print an event of the telescope as one line."""
+    click.echo(f"{tai_iso(event.tai_s)} {event.step:9} {event.visit.group} {event.detail}")
+
+
+# What is observed.
+NIGHT = combined_options(
+    click.option("--camera", default=CAMERA_NAME, show_default=True, help="A camera of ppdaemon/cameras."),
+    click.option("--visits", default=1, show_default=True, type=click.IntRange(1), help="How many visits."),
+    click.option(
+        "--cadence", default=35.0, show_default=True, type=click.FloatRange(0), help="Seconds between visits."
+    ),
+    click.option(
+        "--lead",
+        default=20.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds from the announcement to the exposure.",
+    ),
+    click.option(
+        "--exposure",
+        default=30.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Exposure time of a snap, seconds.",
+    ),
+    click.option(
+        "--readout",
+        default=2.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds from the closed shutter to the raws.",
+    ),
+    click.option(
+        "--speed",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Factor by which the run is faster than the times in the headers.",
+    ),
+    click.option(
+        "--snaps", default=1, show_default=True, type=click.IntRange(1), help="Exposures in each visit."
+    ),
+    click.option("--group", help="Group of a single visit; by default its start time."),
+    click.option(
+        "--seq-num",
+        type=click.IntRange(1, 99_999),
+        help="First sequence number; by default the next free one.",
+    ),
+    click.option(
+        "--controller", type=click.Choice(["O", "S"]), default="O", show_default=True, help="Obsid letter."
+    ),
+    click.option(
+        "--filters", default="r_03", show_default=True, help="Physical filters, used in turn: g_01,r_03."
+    ),
+    click.option(
+        "--image-type",
+        type=click.Choice([each.value for each in ImageType], case_sensitive=False),
+        default=ImageType.SCIENCE.value,
+        show_default=True,
+        help="Type of all images.",
+    ),
+    click.option("--program", default="BLOCK-365", show_default=True, help="The survey."),
+    click.option(
+        "--ra",
+        default=DEFAULT_RA_DEG,
+        show_default=True,
+        type=click.FloatRange(0, 360, max_open=True),
+        help="Degrees; visits are dithered.",
+    ),
+    click.option(
+        "--dec", default=DEFAULT_DEC_DEG, show_default=True, type=click.FloatRange(-90, 90), help="Degrees."
+    ),
+    click.option(
+        "--rotpa", default=0.0, show_default=True, help="Position angle of focal-plane +Y, degrees."
+    ),
+    click.option(
+        "--detectors", callback=detector_list, help="Detectors to read out, such as 0,2,5-8; by default all."
+    ),
+)
+
+# How the files are written.
+FILES = combined_options(
+    click.option(
+        "--raw-root",
+        required=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder for the raws.",
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(LAYOUTS),
+        default="lsst",
+        show_default=True,
+        help="Layout of the paths below it.",
+    ),
+    click.option(
+        "--compression",
+        type=click.Choice([each.value for each in Compression]),
+        default=Compression.NONE.value,
+        show_default=True,
+        help="Ending of the files, and their compression.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice([each.value for each in WriteMode]),
+        default=WriteMode.RENAME.value,
+        show_default=True,
+        help="Files appear complete (rename, link), grow (slow), or are closed and opened again (reopen).",
+    ),
+    click.option(
+        "--slow",
+        default=0.5,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Seconds in which a file grows, or for which it is closed.",
+    ),
+    click.option(
+        "--truth",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder for tables of the transients and variables that DemoCam shows.",
+    ),
+)
+
+# Which announcements and notices are sent.
+MESSAGES = combined_options(
+    click.option("--relay", help="Announce visits to the relay's submit socket, tcp://127.0.0.1:5570."),
+    click.option(
+        "--relay-timeout",
+        default=ANSWER_S,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds to wait for its answer.",
+    ),
+    click.option("--notices", help="Publish arrival notices on this ZeroMQ address."),
+    click.option(
+        "--notice-kind",
+        type=click.Choice([each.value for each in NoticeKind]),
+        default=NoticeKind.S3.value,
+        show_default=True,
+        help="Form of the notices: bucket notifications or plain paths.",
+    ),
+    click.option(
+        "--notices-bind/--notices-connect",
+        default=True,
+        show_default=True,
+        help="Bind that address, or connect to it.",
+    ),
+)
+
+# Faults on purpose.
+FAULTS = combined_options(
+    click.option("--drop-detectors", callback=detector_list, help="Fault: these detectors write no files."),
+    click.option(
+        "--faulty",
+        callback=detector_list,
+        help="Detectors with the faults below, such as 0,2; by default all.",
+    ),
+    click.option(
+        "--truncate", type=click.IntRange(1), help="Fault: FITS files end after this number of bytes."
+    ),
+    click.option("--empty", is_flag=True, help="Fault: FITS files are empty."),
+    click.option("--not-fits", is_flag=True, help="Fault: FITS files contain text."),
+    click.option(
+        "--wrong-header",
+        type=click.Choice([each.value for each in HeaderFault]),
+        help="Fault: the FITS header, but not its sidecar, names another detector or group.",
+    ),
+    click.option("--no-sidecar", is_flag=True, help="Fault: there are no sidecars."),
+    click.option(
+        "--late-sidecar",
+        type=click.FloatRange(0, min_open=True),
+        help="Fault: sidecars are written this number of seconds after their images.",
+    ),
+    click.option(
+        "--duplicate",
+        type=click.Choice([each.value for each in Rewrite]),
+        help="Fault: FITS files are written twice; the second replaces or overwrites the first.",
+    ),
+    click.option(
+        "--duplicate-after",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Seconds between the two files.",
+    ),
+    click.option(
+        "--early",
+        type=click.FloatRange(0),
+        help="Fault: visits are announced this number of seconds after their raws were written.",
+    ),
+    click.option(
+        "--late",
+        default=0.0,
+        type=click.FloatRange(0),
+        help="Fault: raws are written this number of seconds too late.",
+    ),
+    click.option("--cancel", is_flag=True, help="Fault: visits are announced, then canceled."),
+    click.option(
+        "--storm",
+        default=0,
+        type=click.IntRange(0),
+        help="Fault: first write this number of files of past nights.",
+    ),
+)
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@NIGHT
+@FILES
+@MESSAGES
+@FAULTS
+@key_options
+def main(**options: Any) -> None:
+    """Write raws as a camera would, at a cadence, with faults on request.
+
+    DemoCam shows a realistic sky; other cameras write small valid files with
+    full headers. With --relay the whole telescope is simulated: announce,
+    wait, expose, write. Faults can be combined. --speed shortens --early and
+    --late as all times of the night, but not the time in which a file is
+    written.
+    """
+    try:
+        with ExitStack() as stack:
+            delivered = run(options, stack)
+    except (PPDaemonError, OSError) as error:
+        click.echo(f"simulate_camera: {error}", err=True)
+        sys.exit(error.exit_code if isinstance(error, PPDaemonError) else ExitCode.CANNOT_CREATE)
+    except pydantic.ValidationError as error:
+        click.echo(f"simulate_camera: {explain(error)}", err=True)
+        sys.exit(ExitCode.USAGE)
+    except ValueError as error:
+        click.echo(f"simulate_camera: {error}", err=True)
+        sys.exit(ExitCode.USAGE)
+    click.echo(f"{delivered} detector images written below {options['raw_root']}")
+
+
+def write_truths(folder: Path, visits: Iterable[VisitPlan]) -> None:
+    """Write a table of transients and variables for each science exposure."""
+    skies = demo_skies()
+    for plan in (exposure for visit in visits for exposure in visit.exposures):
+        if plan.instrument != CAMERA_NAME or plan.image_type is not ImageType.SCIENCE:
+            raise ValueError(
+                f"--truth is for science exposures of {CAMERA_NAME}: no other image shows the sky"
+            )
+        sky = sky_at(skies, plan.ra_deg or 0.0, plan.dec_deg or 0.0)
+        write_truth(folder / f"{plan.obs_id}.ecsv", sky, plan)
+
+
+def refuse_contradictions(options: dict[str, Any]) -> None:
+    """Raise `ValueError` for options that cannot be combined; `Faults` checks its own."""
+    need_relay = [name for name in ("cancel", "early") if options[name] not in (None, False)]
+    if need_relay and not options["relay"]:
+        raise ValueError(f"--{need_relay[0]} needs --relay: without a relay no visit is announced")
+    if options["cancel"] and (options["early"] is not None or options["late"]):
+        raise ValueError("--cancel cannot be combined with --early or --late: a canceled visit has no raws")
+    if options["early"] is not None and options["late"]:
+        raise ValueError("raws cannot be both --early and --late")
+    if options["empty"] and options["truncate"] is not None:
+        raise ValueError("--empty cannot be combined with --truncate: choose one of the two")
+    if options["storm"] and options["layout"] != "lsst":
+        raise ValueError("--storm needs --layout lsst: only this layout has a folder per day")
+
+
+def faults_of(options: dict[str, Any]) -> Faults:
+    """Return the faults of the files."""
+    chosen = options["faulty"]
+    return Faults(
+        drop_detectors=frozenset(options["drop_detectors"] or ()),
+        only=None if chosen is None else frozenset(chosen),
+        truncate_bytes=0 if options["empty"] else options["truncate"],
+        not_fits=options["not_fits"],
+        header_fault=HeaderFault(options["wrong_header"]) if options["wrong_header"] else None,
+        no_sidecar=options["no_sidecar"],
+        late_sidecar_s=options["late_sidecar"] or 0.0,
+        rewrite=Rewrite(options["duplicate"]) if options["duplicate"] else None,
+        rewrite_after_s=options["duplicate_after"],
+    )
+
+
+def plan_night(
+    options: dict[str, Any], instrument: str, cadence: Cadence, now_tai_s: float
+) -> list[VisitPlan]:
+    """Plan the requested visits."""
+    return plan_visits(
+        options["visits"],
+        now_tai_s,
+        cadence,
+        instrument=instrument,
+        snaps=options["snaps"],
+        filters=[name.strip() for name in options["filters"].split(",")],
+        pointing=FieldPointing(options["ra"], options["dec"], options["rotpa"]),
+        image_type=ImageType(options["image_type"]),
+        program=options["program"],
+        group=options["group"],
+        first_seq_num=options["seq_num"]
+        or next_seq_num(options["raw_root"], instrument, now_tai_s, options["layout"]),
+        controller=options["controller"],
+    )
+
+
+def run(options: dict[str, Any], stack: ExitStack) -> int:
+    """Set up the telescope and run it; return the number of images written."""
+    clock = Clock()
+    relay = notices = None
+    refuse_contradictions(options)
+    faults = faults_of(options)
+    camera = SimulatedCamera(
+        options["camera"],
+        options["detectors"],
+        layout=options["layout"],
+        compression=Compression(options["compression"]),
+        faults=faults,
+    )
+    options["raw_root"].mkdir(parents=True, exist_ok=True)
+    if options["relay"]:
+        relay = stack.enter_context(
+            VisitSubmitter(options["relay"], options["relay_timeout"], options["keys"])
+        )
+    if options["notices"]:
+        kind = NoticeKind(options["notice_kind"])
+        notices = stack.enter_context(NoticeSender(options["notices"], kind, bind=options["notices_bind"]))
+        notices.wait_for_subscriber(SUBSCRIBER_TIMEOUT_S)
+    delivery = Delivery(
+        options["raw_root"],
+        clock.tai,
+        mode=WriteMode(options["mode"]),
+        faults=faults,
+        notices=notices,
+        slow_s=options["slow"],
+    )
+    if options["storm"]:
+        old_tai_s = clock.tai() - OLD_S
+        write_old_files(delivery.root, camera.instrument, options["storm"], old_tai_s, content=NOT_FITS)
+    announced_before = relay is not None and options["early"] is None
+    cadence = Cadence(
+        options["cadence"],
+        options["lead"] if announced_before else 0.0,
+        options["exposure"],
+        options["readout"],
+        options["speed"],
+    )
+    visits = plan_night(options, camera.instrument, cadence, clock.tai())
+    if options["truth"]:
+        write_truths(options["truth"], visits)
+    events = timeline(
+        visits,
+        cadence,
+        announce=relay is not None,
+        cancel=options["cancel"],
+        announce_after_s=options["early"],
+        late_s=options["late"],
+    )
+    return Telescope(camera, delivery, relay, clock=clock, on_event=print_event).run(events)
+
+
+def cli() -> None:
+    """Run the program; wrong usage exits with status 64."""
+    try:
+        main.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        sys.exit(ExitCode.FAILED)
+
+
+if __name__ == "__main__":
+    cli()

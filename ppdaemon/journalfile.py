@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What operators read in a node's journal, beside the daemon or without it.
+
+`ppdaemon.node.visits.journal` writes the file.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ppdaemon.reports import (
+    JournalFilter,
+    LateRequest,
+    LateRow,
+    VisitRow,
+    VisitsRequest,
+    VisitSummariesRequest,
+    VisitSummary,
+)
+from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
+from ppdaemon.visit import NextVisit
+
+__all__ = ("converted", "count_late_raws", "late_raws", "visit", "visit_detectors", "visit_summaries")
+
+_SHOWN = (
+    'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
+    " exposures, partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
+)
+"""Columns of a `~ppdaemon.reports.VisitRow`."""
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "exposures": lambda text: tuple(json.loads(text)),
+    "figures": json.loads,
+    "final": bool,
+    "outcome": lambda text: None if text is None else Outcome(text),
+    "partial": bool,
+    "reported": bool,
+    "stages": lambda text: {Stage(name): tai for name, tai in json.loads(text).items()},
+    "visit": NextVisit.model_validate_json,
+}
+"""Converters of columns that have another type in SQLite."""
+
+CLOCK_STEP_S = 3600.0
+"""Rows are in the order of acceptance, whose times are those of a clock that may have been set."""
+
+
+def converted(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
+    """Yield each row as a mapping of column names to converted values."""
+    names = [column for column, *_ in cursor.description]
+    for row in cursor:
+        yield {
+            name: _READ[name](value) if name in _READ else value
+            for name, value in zip(names, row, strict=True)
+        }
+
+
+def visit_detectors(db: sqlite3.Connection, request: VisitsRequest) -> list[VisitRow]:
+    """Return the attempts that a request selects, the newest first."""
+    conditions, values = _selected(db, request)
+    if request.failed:
+        bad = ", ".join("?" * len(BAD_OUTCOMES))
+        conditions.append(
+            f"final = 1 AND (outcome IN ({bad})"
+            " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0)"
+        )
+        values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE]
+    query = f"SELECT {_SHOWN} FROM attempt {_where(conditions)} ORDER BY rowid DESC LIMIT ?"
+    return [VisitRow(**row) for row in converted(db.execute(query, (*values, request.limit)))]
+
+
+def visit(db: sqlite3.Connection, group: str) -> list[VisitRow]:
+    """Return all attempts of one group, by instrument, detector and attempt."""
+    query = f"SELECT {_SHOWN} FROM attempt WHERE grp = ? ORDER BY instrument, detector, attempt"
+    return [VisitRow(**row) for row in converted(db.execute(query, (group,)))]
+
+
+def late_raws(db: sqlite3.Connection, request: LateRequest) -> list[LateRow]:
+    """Return the selected late raws that no attempt has used, the newest first."""
+    conditions, values = _selected(db, request, prefix="attempt.", tai="late.seen_tai")
+    rows = converted(
+        db.execute(
+            'SELECT late.instrument, late.grp AS "group", late.detector, late.exposure, late.path,'
+            " late.seen_tai, max(attempt.attempt) AS attempt, attempt.outcome FROM late JOIN attempt"
+            f" USING (instrument, grp, detector) {_where(conditions)} GROUP BY late.rowid"
+            " HAVING NOT EXISTS (SELECT 1 FROM json_each(attempt.exposures) WHERE value = late.exposure)"
+            " ORDER BY late.rowid DESC LIMIT ?",
+            (*values, request.limit),
+        )
+    )
+    return [LateRow(**row) for row in rows]
+
+
+def count_late_raws(db: sqlite3.Connection) -> int:
+    """Return the number of all late raws that no attempt has used."""
+    (number,) = db.execute(
+        "SELECT count(*) FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt, json_each(attempt.exposures)"
+        " WHERE attempt.instrument = late.instrument AND attempt.grp = late.grp"
+        " AND attempt.detector = late.detector AND value = late.exposure)"
+    ).fetchone()
+    return int(number)
+
+
+def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> list[VisitSummary]:
+    """Return the visits of which at least one attempt is selected, the newest first."""
+    conditions, values = _selected(db, request)
+    found: dict[tuple[str, str], None] = {}
+    # Row by row: a visit has some 200 rows that follow each other, and no index has only the visits.
+    for key in db.execute(
+        f"SELECT instrument, grp FROM attempt {_where(conditions)} ORDER BY rowid DESC", values
+    ):
+        if key not in found and len(found) == request.limit:
+            break
+        found[key] = None
+    return [_summary(db, instrument, group) for instrument, group in found]
+
+
+def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummary:
+    detectors: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    seconds: list[float] = []
+    received: list[float] = []
+    survey = ""
+    for row in converted(
+        db.execute(
+            "SELECT detector, outcome, partial, reason, stages, survey, shutter_close_tai, received_tai"
+            " FROM attempt WHERE grp = ? AND instrument = ? ORDER BY detector, attempt",
+            (group, instrument),
+        )
+    ):
+        detector, outcome, stages = row["detector"], row["outcome"], row["stages"]
+        detectors[detector] = outcome or max(stages, key=list(Stage).index, default=Stage.ACCEPTED)
+        if outcome == Outcome.SUCCEEDED and row["partial"]:
+            detectors[detector] = "partial"
+        reasons.pop(detector, None)
+        if outcome in BAD_OUTCOMES:
+            reasons[detector] = row["reason"] or outcome
+        close, processed = row["shutter_close_tai"], stages.get(Stage.PROCESSED)
+        if outcome == Outcome.SUCCEEDED and close is not None and processed is not None:
+            seconds.append(processed - close)
+        received.append(row["received_tai"])
+        survey = row["survey"]
+    first = min(reasons, default=None)
+    return VisitSummary(
+        instrument=instrument,
+        group=group,
+        survey=survey,
+        received_tai=min(received),
+        detectors=detectors,
+        slowest_s=max(seconds, default=None),
+        failed_detector=first,
+        reason="" if first is None else reasons[first],
+    )
+
+
+def _where(conditions: Iterable[str]) -> str:
+    joined = " AND ".join(conditions)
+    return f"WHERE {joined}" if joined else ""
+
+
+def _selected(
+    db: sqlite3.Connection, request: JournalFilter, *, prefix: str = "", tai: str = "received_tai"
+) -> tuple[list[str], list[object]]:
+    """Return the conditions of a filter, and their values."""
+    conditions: list[str] = []
+    values: list[object] = []
+
+    def add(condition: str, *those: object) -> None:
+        conditions.append(condition)
+        values.extend(those)
+
+    def add_one_of(column: str, those: Sequence[object]) -> None:
+        add(f"{prefix}{column} IN ({', '.join('?' * len(those))})", *those)
+
+    for limit_tai, comparison, step_s in (
+        (request.since_tai, ">=", -CLOCK_STEP_S),
+        (request.until_tai, "<", CLOCK_STEP_S),
+    ):
+        if limit_tai is not None:
+            add(f"{tai} {comparison} ?", limit_tai)
+            if not prefix:  # the table of attempts is large
+                add(f"rowid {comparison} ?", _row_of(db, limit_tai + step_s))
+    if request.instrument is not None:
+        add(f"{prefix}instrument = ?", request.instrument)
+    if request.group is not None:
+        add(f"{prefix}grp = ?", request.group)
+    if request.group_prefix is not None:
+        # As a range, for which there is an index.
+        add(f"{prefix}grp >= ?", request.group_prefix)
+        add(f"{prefix}grp < ?", request.group_prefix + "\U0010ffff")
+    if request.survey is not None:
+        add(f"{prefix}survey = ?", request.survey)
+    if request.detectors is not None:
+        add_one_of("detector", request.detectors)
+    if request.outcomes:
+        add_one_of("outcome", request.outcomes)
+    return conditions, values
+
+
+def _row_of(db: sqlite3.Connection, tai: float) -> int:
+    """Return the number of the first row that was accepted at or after a time, or of the next row to come;
+    by bisection: an index by time would cost each write.
+    """
+    first, last = db.execute(
+        "SELECT coalesce(min(rowid), 0), coalesce(max(rowid) + 1, 0) FROM attempt"
+    ).fetchone()
+    while first < last:
+        middle = (first + last) // 2
+        row, received = db.execute(
+            "SELECT rowid, received_tai FROM attempt WHERE rowid >= ? ORDER BY rowid LIMIT 1", (middle,)
+        ).fetchone()
+        if received < tai:
+            first = row + 1
+        else:
+            last = middle
+    return int(first)

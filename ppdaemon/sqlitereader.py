@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Read-only connections to a journal or a ledger, beside the program that writes it, or without one."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ppdaemon.errors import Unavailable
+
+__all__ = ("reading",)
+
+BUSY_S = 2.0
+"""How long a query waits for a lock; a program that starts holds one while it upgrades the file."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file for some queries; it is closed after them, so that it delays no write.
+
+    Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
+    """
+    # Without a WAL no program has the file open. Then reading needs no permission to create
+    # the shared memory beside it, which an operator may not have.
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+    try:
+        uri = f"{path.absolute().as_uri()}?{mode}"
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, autocommit=True)) as db:
+            db.execute("BEGIN")  # all queries see the same rows
+            yield db
+    except sqlite3.Error as error:
+        raise Unavailable(f"{path}: the {path.stem} cannot be read: {error}") from None
