@@ -244,6 +244,8 @@ class StatusReport(Model):
     """When this report was made."""
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
+    relay_connected: bool | None = None
+    """Whether the relay answers; `None` without a relay, and from an older daemon."""
     slots: dict[SlotState, int]
     """Number of slots in each state."""
     workers_max: int
@@ -264,6 +266,10 @@ class StatusReport(Model):
     """The latest raws that were delivered to no visit."""
     spooled: int
     """Number of visit-detectors that wait for export."""
+    oldest_spool_s: float | None = None
+    """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    journal_backlog: int = 0
+    """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
     arrivals: tuple[ArrivalSource, ...]
@@ -290,6 +296,12 @@ class StatusReport(Model):
     """Memory of the supervisor."""
     ramdisk_mb: float | None = None
     """What is used of the whole RAM disk."""
+    ramdisk_size_mb: float | None = None
+    """The size of the whole RAM disk; `None` if it has no limit."""
+    set_aside: int = 0
+    """Number of pipelines that are set aside because they end their workers."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
 
 
 class WorkerRow(Model):
@@ -434,6 +446,12 @@ class RelayStatusReport(Model):
     """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
     reloaded_tai: float | None = None
     """When the configuration was read again; `None` if it was not."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
+    permits: dict[Literal["granted", "refused"], int] = {}
+    """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
+    messages_lost: int = 0
+    """Messages of nodes that did not arrive, by their sequence numbers."""
     problems: tuple[str, ...] = ()
     """Problems that an operator should check, one line each."""
 

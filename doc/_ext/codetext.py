@@ -119,6 +119,7 @@ KINDS = {
     "Size": "size: bytes, or such as 4GB or 4GiB",
     "Detectors": "detectors, such as 0-8,12",
     "WritableFolder": "folder that can be written",
+    "HttpAddress": "HOST:PORT",
     "Address": "address, such as ``tcp://host:5570``",
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",

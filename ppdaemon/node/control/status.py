@@ -12,6 +12,7 @@ from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.lock import NodeLock
@@ -53,6 +54,7 @@ class Status:
     meters: Meters
     generations: Generations
     offer: CapacityOffer
+    metrics: MetricsServer
     state: State = "starting"
     spools_refused: int = 0
     """Number of quarantined spools, as last counted on the state disk."""
@@ -92,6 +94,7 @@ class Status:
             started_tai=self.started_tai,
             tai=self.clock.tai(),
             relay=self.relay.text,
+            relay_connected=None if self.config.relay.address is None else self.relay.connected,
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             capacity=self.offer.offered,
@@ -101,6 +104,8 @@ class Status:
             late_raws=self.count["late_raws"],
             refused_raws=self.arrivals.refused,
             spooled=self.exporter.waiting,
+            oldest_spool_s=self.exporter.oldest_s,
+            journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
             arrivals=self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
@@ -113,6 +118,9 @@ class Status:
             reloaded_tai=self.generations.reloaded_tai,
             limits=self._limits(),
             ramdisk_mb=self.meters.ramdisk_bytes / 1e6 if self._on_ramdisk else None,
+            ramdisk_size_mb=self.meters.ramdisk_size_bytes / 1e6 if self.meters.ramdisk_size_bytes else None,
+            set_aside=self.visits.health.set_aside,
+            reload_refused=bool(self.generations.refusal),
             supervisor_mb=_own_mb(),
         )
 
@@ -171,6 +179,8 @@ class Status:
             f"arrivals: {source.name}: {source.note}" for source in self.arrivals.report() if not source.live
         ]
         problems += self.meters.problems
+        if self.metrics.problem:
+            problems.append(self.metrics.problem)
         if self.pool.cgroups.problem:
             problems.append(self.pool.cgroups.problem)
         for slot in self.pool.slots.values():
