@@ -7,11 +7,12 @@ events; never a group, an exposure or a process.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ("Histogram", "HistogramsByLabels", "LABELS_MAX", "Metric", "kinds_of", "one_hot")
+__all__ = ("Histogram", "HistogramsByLabels", "LABELS_MAX", "Metric", "by_source", "one_hot")
 
 LABELS_MAX = 100
 """Histograms of one metric: a site has a few instruments with some ten pipelines each, and reloads
@@ -97,10 +98,6 @@ def one_hot(state: str, states: Iterable[str]) -> dict[str, float]:
     return {each: float(each == state) for each in states}
 
 
-def kinds_of(problems: Iterable[object]) -> dict[str, float]:
-    """Count problems by their kind."""
-    found: dict[str, float] = {}
-    for problem in problems:
-        kind = str(getattr(problem, "kind", OTHER))
-        found[kind] = found.get(kind, 0.0) + 1.0
-    return found
+def by_source(problems: Iterable[object]) -> Counter[str]:
+    """Count problems by what they are about."""
+    return Counter(str(getattr(problem, "source", OTHER)) for problem in problems)

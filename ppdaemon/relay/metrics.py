@@ -4,7 +4,7 @@
 from collections import Counter
 from typing import get_args
 
-from ppdaemon.metrics import Metric, kinds_of, one_hot
+from ppdaemon.metrics import Metric, by_source, one_hot
 from ppdaemon.reports import RelayNodeRow, RelayStatusReport
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 
@@ -51,9 +51,9 @@ RELAY_METRICS: tuple[Metric[RelayStatusReport], ...] = (
     Metric(
         "ppdaemon_relay_problems",
         "gauge",
-        "Problems in ppctl --relay status, by kind.",
-        lambda r: kinds_of(r.problems),
-        ("kind",),
+        "Problems in ppctl --relay status, by what they are about.",
+        lambda r: by_source(r.problems),
+        ("source",),
     ),
     Metric(
         "ppdaemon_relay_nodes",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from ppdaemon.metrics import Histogram, Metric, kinds_of, one_hot
+from ppdaemon.metrics import Histogram, Metric, by_source, one_hot
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.reports import StatusReport
 from ppdaemon.states import Outcome, SlotState
@@ -83,9 +83,9 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
     Metric(
         "ppdaemon_problems",
         "gauge",
-        "Problems in ppctl status, by kind.",
-        lambda s: kinds_of(s.report.problems),
-        ("kind",),
+        "Problems in ppctl status, by what they are about.",
+        lambda s: by_source(s.report.problems),
+        ("source",),
     ),
     Metric(
         "ppdaemon_relay_connected",
@@ -199,6 +199,12 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         "Time from the last change of a file to the report of the source, recent raws.",
         _lags,
         ("source", "quantile"),
+    ),
+    Metric(
+        "ppdaemon_messages_lost_total",
+        "counter",
+        "Messages of the relay that did not arrive; its state was requested again.",
+        lambda s: s.report.counters.get("relay_messages_lost", 0),
     ),
     Metric(
         "ppdaemon_events_total",
