@@ -264,6 +264,8 @@ class StatusReport(Model):
     started."""
     refused_raws: tuple[RefusedRaw, ...] = ()
     """The latest raws that were delivered to no visit."""
+    refused_by_kind: dict[str, int] = {}
+    """All such raws since the daemon started, by category of the reason."""
     spooled: int
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None

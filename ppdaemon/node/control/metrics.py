@@ -180,6 +180,13 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         lambda s: s.report.late_raws,
     ),
     Metric(
+        "ppdaemon_refused_raws_total",
+        "counter",
+        "Raws that were delivered to no visit, by category of the reason.",
+        lambda s: s.report.refused_by_kind,
+        ("kind",),
+    ),
+    Metric(
         "ppdaemon_arrivals_total",
         "counter",
         "Raws by the source that reported them first.",
@@ -209,8 +216,7 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
     Metric(
         "ppdaemon_events_total",
         "counter",
-        "Events by kind, as the counters of ppctl status: invalid messages, refused raws"
-        " (arrivals.KIND), errors.",
+        "Events by kind, as the counters of ppctl status: invalid messages, errors, arrivals.",
         lambda s: {kind: count for kind, count in s.report.counters.items() if not kind.startswith(RECYCLED)},
         ("kind",),
     ),

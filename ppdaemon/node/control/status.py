@@ -103,6 +103,7 @@ class Status:
             outcomes=dict(self.visits.outcomes),
             late_raws=self.count["late_raws"],
             refused_raws=self.arrivals.refused,
+            refused_by_kind=dict(self.arrivals.refused_by_kind),
             spooled=self.exporter.waiting,
             oldest_spool_s=self.exporter.oldest_s,
             journal_backlog=self.journal.backlog,
