@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
@@ -95,8 +96,7 @@ def observed_node(folder: Path, sockets: Path):
     finally:
         prometheus.stop()
         node.stop()
-        relay.process.terminate()
-        relay.process.wait()
+        relay.stop()
 
 
 def expressions() -> list[str]:
@@ -104,6 +104,42 @@ def expressions() -> list[str]:
     dashboard = json.loads((ETC / "grafana" / "ppdaemon.json").read_text())
     found = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     return [each.replace("$__rate_interval", "1m").replace("$instance", ".*") for each in found]
+
+
+def lines_at(address: str) -> list[str]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as answer:
+        return answer.read().decode().splitlines()
+
+
+def test_the_client_library_is_not_imported_without_metrics():
+    script = "import sys, ppdaemon.node.supervisor, ppdaemon.relay.app; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "ppdaemon.metricsserver" in done.stdout.split()
+    assert not [name for name in done.stdout.split() if name.startswith("prometheus_client")]
+
+
+def test_a_relay_serves_its_metrics_after_a_reload(socket_dir):
+    relay = RelayProcess(socket_dir).start()
+    try:
+        address = f"127.0.0.1:{free_port()}"
+        relay.configure(metrics={"listen": address})
+        relay.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: relay.events("metrics are served"), TIMEOUT_S, relay.log.read_text)
+        lines = lines_at(address)
+        assert 'ppdaemon_relay_unserved_detectors{instrument="DemoCam"} 9.0' in lines
+        assert 'ppdaemon_relay_nodes{state="ready"} 0.0' in lines
+        relay.configure(metrics={})
+        relay.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(relay.events("reloaded")) == 2, TIMEOUT_S, relay.log.read_text)
+        wait_until(lambda: is_closed(address), TIMEOUT_S)
+    finally:
+        relay.stop()
+
+
+def is_closed(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) != 0
 
 
 def test_a_reload_switches_metrics_on_and_an_occupied_port_is_a_problem(tmp_path, socket_dir):
@@ -115,8 +151,7 @@ def test_a_reload_switches_metrics_on_and_an_occupied_port_is_a_problem(tmp_path
         node.wait(lambda: text in str(node.status().problems))
         occupied.close()
         node.wait(lambda: text not in str(node.status().problems))
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = lines_at(address)
         assert 'ppdaemon_build_info{node="n1",' in "\n".join(lines)
         assert "ppdaemon_config_generation 2.0" in lines
         assert "ppdaemon_relay_connected 1.0" in lines
