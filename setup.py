@@ -27,6 +27,7 @@ CORE = [
     "lsst-utils" + LSST,
     "networkx>=3.2",
     "numpy>=2.0",
+    "prometheus-client>=0.20",  # imported where metrics are configured only: 13 ms, 1 MB, no thread
     "psutil>=6.0",
     "pydantic>=2.11",
     "pydantic-core",  # pydantic asks for one version of it

@@ -19,6 +19,7 @@ from ppdaemon.configtypes import (
     ConnectAddress,
     Detectors,
     GroupId,
+    HttpAddress,
     IngestKind,
     PublicKeyFile,
     Seconds,
@@ -518,6 +519,24 @@ class LogConfig(ConfigPart):
     """``json``: one object per line. ``console``: for people."""
 
 
+class MetricsConfig(ConfigPart):
+    """Metrics for Prometheus."""
+
+    listen: HttpAddress | None = None
+    """Address, such as ``127.0.0.1:9464``, at which this daemon serves ``/metrics`` over HTTP; `None`: it
+    serves none."""
+    insecure: bool = False
+    """Allow other hosts to connect to `listen`: they need no key, and nothing is encrypted."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find an address that other hosts can reach although that is not allowed."""
+        if values := valid_values(keys, "listen", "insecure"):
+            listen, insecure = values
+            if listen is not None and not insecure and not is_local(f"tcp://{listen}"):
+                yield ("listen",), f"other hosts can connect to {listen}: it needs metrics.insecure: true"
+
+
 class NodeConfig(ConfigPart):
     """The whole configuration of ``ppdaemon``."""
 
@@ -533,6 +552,7 @@ class NodeConfig(ConfigPart):
     exposures: ExposuresConfig = ExposuresConfig()
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 
     @classmethod

@@ -28,6 +28,7 @@ __all__ = (
     "ConnectAddress",
     "Detectors",
     "GroupId",
+    "HttpAddress",
     "IngestKind",
     "KeyFolder",
     "PublicKeyFile",
@@ -137,6 +138,15 @@ def _connectable(value: str) -> str:
     return value
 
 
+def _http_address(value: str) -> str:
+    match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):([0-9]+)", value)
+    if match is None:
+        raise ValueError(f"{value} is not an address: write HOST:PORT, such as 127.0.0.1:9464")
+    if not 1 <= int(match[1]) <= 65535:
+        raise ValueError(f"port {match[1]} of {value} is not in 1-65535")
+    return value
+
+
 def is_local(address: str) -> bool:
     """Return whether only this host can connect to an address, or be connected with it."""
     if not address.startswith("tcp://"):
@@ -219,6 +229,7 @@ PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
 KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]
+HttpAddress = Annotated[str, pydantic.AfterValidator(_http_address)]
 CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 

@@ -284,6 +284,7 @@ type ProblemSource = Literal[
     "resources",
     "limits",
     "configuration",
+    "metrics",
     "leftovers",
 ]
 """The part of the program, or the dependency, that a problem is about; the worst first."""
@@ -319,6 +320,8 @@ class StatusReport(Model):
     """When this report was made."""
     relay: str
     """State of the connection to the relay, such as ``connected relay``."""
+    relay_connected: bool | None = None
+    """Whether the relay answers; `None` without a relay, and from an older daemon."""
     slots: dict[SlotState, int]
     """Number of slots in each state."""
     workers_max: int
@@ -337,8 +340,14 @@ class StatusReport(Model):
     ``ppctl late`` lists, a second ago."""
     refused_raws: tuple[RefusedRaw, ...] = ()
     """The latest raws that were delivered to no visit."""
+    refused_by_kind: dict[str, int] = {}
+    """All such raws since the daemon started, by category of the reason."""
     spooled: int
     """Number of visit-detectors that wait for export."""
+    oldest_spool_s: float | None = None
+    """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    journal_backlog: int = 0
+    """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
     logs: str = ""
@@ -367,6 +376,12 @@ class StatusReport(Model):
     """Memory of the supervisor."""
     ramdisk_mb: float | None = None
     """What is used of the whole RAM disk."""
+    ramdisk_size_mb: float | None = None
+    """The size of the whole RAM disk; `None` if it has no limit."""
+    set_aside: int = 0
+    """Number of pipelines that are set aside because they end their workers."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
 
     @property
     def problem_texts(self) -> tuple[str, ...]:
@@ -540,6 +555,12 @@ class RelayStatusReport(Model):
     """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
     reloaded_tai: float | None = None
     """When the configuration was read again; `None` if it was not."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
+    permits: dict[Literal["granted", "refused"], int] = {}
+    """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
+    messages_lost: int = 0
+    """Messages of nodes that did not arrive, by their sequence numbers."""
     problems: tuple[Problem, ...] = ()
     """What does not work now, the worst first."""
 

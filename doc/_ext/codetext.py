@@ -17,11 +17,12 @@ from typing import Any, Union, get_args, get_origin
 
 import pydantic
 
+from ppdaemon.metrics import Metric
 from ppdaemon.node.slots import slot as slot_module
 from ppdaemon.node.slots.slot import ANY_STATE, TABLE, Slot
 from ppdaemon.states import SlotState
 
-__all__ = ("config_keys", "json_fields", "module_map", "slot_rules", "slot_table")
+__all__ = ("config_keys", "json_fields", "metrics_table", "module_map", "slot_rules", "slot_table")
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,20 @@ def _on_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
+# --- metrics ------------------------------------------------------------------
+
+
+def metrics_table(metrics: Sequence[Metric[Any]]) -> str:
+    """Return a table of metrics with their labels."""
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 40 12 48", ""]
+    lines += ["   * - metric", "     - kind", "     - meaning"]
+    for metric in metrics:
+        labels = "; labels: " + ", ".join(f"``{label}``" for label in metric.labels) if metric.labels else ""
+        lines += [f"   * - ``{metric.name}``", f"     - {metric.kind}"]
+        lines += [f"     - {metric.help.removesuffix('.')}{labels}"]
+    return "\n".join(lines) + "\n"
+
+
 # --- configuration keys -------------------------------------------------------
 
 KINDS = {
@@ -119,6 +134,7 @@ KINDS = {
     "Size": "size: bytes, or such as 4GB or 4GiB",
     "Detectors": "detectors, such as 0-8,12",
     "WritableFolder": "folder that can be written",
+    "HttpAddress": "HOST:PORT",
     "Address": "address, such as ``tcp://host:5570``",
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",

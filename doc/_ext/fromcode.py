@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Directives whose content is made of the code at each build.
 
-``slot-table``, ``slot-rules``, ``config-keys``, ``json-fields``, ``module-map``
-and ``program-help``.
+``slot-table``, ``slot-rules``, ``config-keys``, ``json-fields``, ``metrics-table``,
+``module-map`` and ``program-help``.
 """
 
 import importlib
@@ -103,6 +103,14 @@ class JsonFields(SphinxDirective):
         ]
 
 
+class MetricsTable(FromCode):
+    """``metrics-table:: module.TABLE``: all metrics of a table."""
+
+    def text(self) -> str:
+        """Return the table."""
+        return codetext.metrics_table(_object(self.arguments[0]))
+
+
 class ModuleMap(FromCode):
     """``module-map:: package``: its modules, and what they have."""
 
@@ -182,6 +190,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("slot-rules", SlotRules),
         ("config-keys", ConfigKeys),
         ("json-fields", JsonFields),
+        ("metrics-table", MetricsTable),
         ("module-map", ModuleMap),
         ("program-help", ProgramHelp),
     ):

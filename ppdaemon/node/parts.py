@@ -21,8 +21,10 @@ from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
+from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.control.handler import RequestHandler
+from ppdaemon.node.control.metrics import NODE_METRICS, NodeSource
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
@@ -160,6 +162,7 @@ class NodeParts:
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
         meters = Meters(config.workers, folders)
+        self.metrics = MetricsServer(config.metrics.listen, NODE_METRICS, self._metrics_source)
         self.status = Status(
             config,
             clock,
@@ -176,6 +179,7 @@ class NodeParts:
             meters,
             self.generations,
             self.offer,
+            self.metrics,
         )
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
@@ -229,6 +233,15 @@ class NodeParts:
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
 
+    def _metrics_source(self) -> NodeSource:
+        return NodeSource(
+            self.status.report(),
+            self.pump.times,
+            self.exporter.times,
+            tuple(self.status.config.node.instruments),
+            tuple(self.pool.slots[number].used_bytes for number in self.pool.pids()),
+        )
+
     def _journal_failed(self, reason: str) -> None:
         """Count each failure, and log the first one of a series."""
         if not self.journal.problem:
@@ -268,6 +281,7 @@ class NodeParts:
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
+        self.metrics.reconfigure(config.metrics.listen)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
         self.offer.reconfigure(config.workers)

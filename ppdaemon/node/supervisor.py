@@ -108,6 +108,7 @@ class Supervisor:
             # Before the start of the workers, which takes long: `ppctl status` shows its progress.
             await node.control.start()
             self._run(node.pump.run)
+            self._run(node.metrics.run)
             await self._start(node)
             await self._stop.wait()
             await self._drain(node)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, SecurityConfig, silence_conflicts
+from ppdaemon.config import LogConfig, MetricsConfig, SecurityConfig, silence_conflicts
 from ppdaemon.configtypes import (
     SOCKET_PATH_MAX,
     Address,
@@ -125,6 +125,7 @@ class RelayConfig(ConfigPart):
     """Days that the ledger keeps visits of which all detectors have an outcome. At least 1: a visit
     that is announced again after it was deleted is processed again."""
     security: RelaySecurity = RelaySecurity()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 
     @classmethod

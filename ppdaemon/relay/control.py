@@ -20,11 +20,13 @@ from ppdaemon.configtypes import ranges
 from ppdaemon.controlserver import not_found, rows_reply
 from ppdaemon.errors import ConfigError
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
+from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.noderegistry import RegisteredNode
+from ppdaemon.relay.orders import Permit, RefusePermit
 from ppdaemon.relay.routing import NodeOffer, spares_suffice
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.throttle import Throttle
@@ -54,11 +56,13 @@ class RelayControl:
     reloaded_tai: float | None = field(default=None, init=False)
     refused_reload: str = field(default="", init=False)
     """Why the last reload without a client was refused."""
+    metrics: MetricsServer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._started_tai = self.clock.tai()
         self._ledger = self.config.state_dir / LEDGER_NAME
         self._problem_log = ProblemLog()
+        self._permits: dict[Literal["granted", "refused"], int] = {"granted": 0, "refused": 0}
 
     async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
         """Handle one request and return the reply.
@@ -102,6 +106,11 @@ class RelayControl:
         )
         self.dispatcher.set_drained(await asyncio.shield(written), self.clock.mono())
         return reports.Ok()
+
+    def count_permits(self, order: Permit | RefusePermit) -> None:
+        """Count an answer to a node that asked for permits."""
+        answer: Literal["granted", "refused"] = "granted" if isinstance(order, Permit) else "refused"
+        self._permits[answer] += sum(len(visit.detectors) for visit in order.visits)
 
     # --- reports ------------------------------------------------------------
 
@@ -152,6 +161,9 @@ class RelayControl:
             ledger_backlog=self.writer.backlog,
             counters=dict(self.throttle.by_kind),
             reloaded_tai=self.reloaded_tai,
+            reload_refused=bool(self.refused_reload),
+            permits=dict(self._permits),
+            messages_lost=sum(row.messages_lost for row in nodes),
             problems=problems,
         )
 
@@ -232,6 +244,8 @@ class RelayControl:
             yield Finding("ledger", self.writer.problem)
         if self.refused_reload:
             yield Finding("configuration", self.refused_reload, degrades=False)
+        if self.metrics is not None and self.metrics.problem:
+            yield Finding("metrics", self.metrics.problem, degrades=False)
         for row in nodes:
             if not row.connected and row.open:
                 text = f"node {row.node} is not connected and has {row.open} open visit-detectors"

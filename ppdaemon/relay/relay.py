@@ -21,6 +21,7 @@ from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
 from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
+from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import status_line
 from ppdaemon.relay import link
@@ -28,12 +29,15 @@ from ppdaemon.relay.config import RelayConfig, needs_restart
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
+from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
     Effects,
+    Permit,
     RefuseHello,
+    RefusePermit,
     ResultKey,
     Send,
     SendHeartbeat,
@@ -128,6 +132,8 @@ class Relay:
             clock=clock,
             reload=self._reload,
         )
+        self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
+        self._control.metrics = self._metrics
         self._control_server = ControlServer(
             config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report, config.security
         )
@@ -169,6 +175,7 @@ class Relay:
             self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
             self._reload_on_request(),
+            self._metrics.run(),
         ]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.run())
@@ -239,6 +246,7 @@ class Relay:
         log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
         self._config = self._control.config = self._submit_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
+        self._metrics.reconfigure(config.metrics.listen)
         self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
         _LOG.info("configuration reloaded")
 
@@ -327,6 +335,8 @@ class Relay:
 
     def _send(self, orders: Sequence[Send]) -> None:
         for order in orders:
+            if isinstance(order, Permit | RefusePermit):
+                self._control.count_permits(order)
             if not self._link.send(order):
                 self._dispatcher.disconnect(order.peer, self._clock.mono())
 

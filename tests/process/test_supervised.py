@@ -246,6 +246,25 @@ def exported(*spools: str, refused: tuple[str, ...] = ()) -> Exported:
     return Exported(spools=spools, refused=refused, tai=0.0, datasets=1)
 
 
+def test_the_time_that_a_spool_was_pending_is_measured(tmp_path):
+    async def body(played):
+        assert played.exporter.oldest_s is None
+        played.exporter.add("a")
+        await until(lambda: played.exporter.oldest_s > 0.01)
+        played.exporter.add("b")
+        played.exporter.add("a")  # again: it has waited since before
+        assert 0.01 < played.exporter.oldest_s < DEADLINE_S
+        played.serve()
+        await played.next_order()
+        played.send(exported("a", refused=("b",)))
+        await until(lambda: not played.exporter.waiting)
+        assert played.exporter.times.count == 1
+        assert 0.01 < played.exporter.times.sum < DEADLINE_S
+        assert played.exporter.oldest_s is None
+
+    play(tmp_path, body)
+
+
 def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
     async def body(played):
         for spool in "abc":

@@ -202,6 +202,34 @@ def test_connections_of_a_node_to_other_hosts_need_keys(tmp_path, keys):
         assert NodeConfig.model_validate_json(loaded.model_dump_json()) == loaded
 
 
+@pytest.mark.parametrize(
+    ("listen", "text"),
+    [
+        ("127.0.0.1:9464", ""),
+        ("[::1]:9464", ""),
+        ("localhost:9464", ""),
+        ("0.0.0.0:9464", "other hosts can connect to 0.0.0.0:9464: it needs metrics.insecure: true"),
+        ("[::]:9464", "other hosts can connect to [::]:9464: it needs metrics.insecure: true"),
+        ("node1:9464", "other hosts can connect to node1:9464: it needs metrics.insecure: true"),
+        ("9464", "9464 is not an address: write HOST:PORT, such as 127.0.0.1:9464"),
+        (":9464", ":9464 is not an address: write HOST:PORT, such as 127.0.0.1:9464"),
+        ("*:9464", "*:9464 is not an address: write HOST:PORT, such as 127.0.0.1:9464"),
+        ("::1:9464", "::1:9464 is not an address: write HOST:PORT, such as 127.0.0.1:9464"),
+        ("127.0.0.1:x", "127.0.0.1:x is not an address: write HOST:PORT, such as 127.0.0.1:9464"),
+        ("127.0.0.1:0", "port 0 of 127.0.0.1:0 is not in 1-65535"),
+        ("127.0.0.1:65536", "port 65536 of 127.0.0.1:65536 is not in 1-65535"),
+    ],
+)
+def test_metrics_are_for_this_host_unless_others_are_allowed(tmp_path, listen, text):
+    config = node_config(tmp_path, tmp_path, metrics={"listen": listen})
+    if text:
+        assert node_problems(tmp_path, metrics={"listen": listen}) == [f"metrics.listen: {text}"]
+        config["metrics"]["insecure"] = True
+    if not text or text.startswith("other hosts"):
+        (tmp_path / "node.yaml").write_text(str(config))
+        assert load_node(tmp_path / "node.yaml", {}).metrics.listen == listen
+
+
 def test_a_relay_with_a_key_needs_both_folders(tmp_path, keys):
     config = {"state_dir": str(tmp_path), "instruments": {"DemoCam": {"detectors": "0-8"}}}
     config["security"] = {"key": str(keys[0]), "nodes": str(tmp_path)}

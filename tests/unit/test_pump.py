@@ -145,7 +145,7 @@ def test_a_burst_of_messages_does_not_block_the_loop(config):
     asyncio.run(run())
 
 
-def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, monkeypatch):
+def test_a_visit_is_open_and_not_counted_until_its_outcome_is_in_the_journal(config, tmp_path, monkeypatch):
     assignment = an_assignment()
 
     async def run():
@@ -159,8 +159,10 @@ def test_a_visit_is_open_until_its_outcome_is_in_the_journal(config, tmp_path, m
                 with pytest.raises(Refused):
                     await asyncio.wait_for(node.pump.flush(), 20.0)
                 assert (len(node.visits.open), node.pump.open) == (0, 1)
+                assert not node.pump.times.outcomes
             await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert node.pump.open == 0
+            assert node.pump.times.outcomes == {(assignment.key.instrument, "failed"): 1}
             assert await node.writer.call(lambda journal: journal.unfinished()) == []
 
     asyncio.run(run())
@@ -176,5 +178,6 @@ def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_pat
             node.inbox.post(Finish(assignment, Outcome.FAILED))
             await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
             assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
+            assert not node.pump.times.outcomes
 
     asyncio.run(run())

@@ -27,7 +27,7 @@ def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
 def keys_shown() -> set[str]:
     value, _ = read_yaml(SHOWN)
     found = set(value)
-    names = ("log", "switched_off", "security", "security.operators", "security.readers")
+    names = ("log", "metrics", "switched_off", "security", "security.operators", "security.readers")
     for name in (*names, *(f"instruments.{instrument}" for instrument in value["instruments"])):
         part = value
         for step in name.split("."):
@@ -87,6 +87,10 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
         ("{submit: 'tcp://127.0.0.1'}", "submit: tcp://127.0.0.1 is not an address: write tcp://HOST:PORT"),
         ("{security: {nodes: /}}", "security.nodes: needs security.key, the key of this relay"),
         ("{nodes: 'tcp://10.0.0.1:5571'}", "nodes: other hosts can connect to tcp://10.0.0.1:5571"),
+        (
+            "{metrics: {listen: '0.0.0.0:9465'}}",
+            "metrics.listen: other hosts can connect to 0.0.0.0:9465: it needs metrics.insecure: true",
+        ),
         ("{keep_days: 0.01}", "keep_days: Input should be greater than or equal to 1"),
         ("{expiry: 3}", "expiry: unknown key; did you mean 'expiry_s'?"),
     ],

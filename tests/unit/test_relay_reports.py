@@ -12,13 +12,21 @@ from ppdaemon import reports
 from ppdaemon.ctl import relaytables
 from ppdaemon.errors import Refused, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
-from ppdaemon.messages import Hello
+from ppdaemon.messages import DetectorsOfVisit, Hello
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
-from ppdaemon.relay.orders import CloseVisit, SetAcknowledged, SetCancelled, SetOutcome, SetRoute
+from ppdaemon.relay.orders import (
+    CloseVisit,
+    Permit,
+    RefusePermit,
+    SetAcknowledged,
+    SetCancelled,
+    SetOutcome,
+    SetRoute,
+)
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
@@ -241,3 +249,21 @@ def test_reading_does_not_create_or_change_a_file(tmp_path, clock):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     read_visits(tmp_path / LEDGER_NAME, 1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_permits_are_counted_by_visit_detector(world):
+    named = [
+        DetectorsOfVisit(instrument="DemoCam", group=group, attempt=1, detectors=detectors)
+        for group, detectors in (("g1", (0, 1, 2)), ("g2", (3,)))
+    ]
+    world.control.count_permits(Permit(b"n", "run1", tuple(named)))
+    world.control.count_permits(RefusePermit(b"n", (named[1],), "ended"))
+    assert world.control.report().permits == {"granted": 4, "refused": 1}
+
+
+def test_lost_messages_of_all_nodes_are_counted(world):
+    for name in ("n1", "n2"):
+        world.join(name)
+        world.dispatcher.registry.must_ask(name, 4, world.clock.mono())  # 2 and 3 are missing
+    world.dispatcher.registry.disconnect(b"n2")
+    assert world.control.report().messages_lost == 4

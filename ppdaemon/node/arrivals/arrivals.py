@@ -195,6 +195,11 @@ class Arrivals:
         return tuple(self._completion.refused)
 
     @property
+    def refused_by_kind(self) -> Mapping[str, int]:
+        """How many raws were not delivered since the start, by category of the reason."""
+        return self._completion.refused_by_kind
+
+    @property
     def counters(self) -> Mapping[str, int]:
         """Events by kind since the start, such as ``notice.json``."""
         return self._counts.by_kind

@@ -10,7 +10,7 @@ with unknown group gets a task.
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +85,7 @@ class RawCompletion:
         """Latency of each source."""
         self.refused: deque[RefusedRaw] = deque(maxlen=MAX_REFUSED)
         """Raws that were not delivered, the most recent at the end."""
+        self.refused_by_kind: Counter[str] = Counter()
         self._pending: dict[_Key, PendingRaw] = {}
         self._timers: dict[_Key, asyncio.TimerHandle] = {}
         self._delivered: Recent[_Key] = Recent(2.0 * self.remember_s, MAX_DELIVERED)
@@ -171,6 +172,7 @@ class RawCompletion:
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
         self.counts.warn(kind, reason)
+        self.refused_by_kind[kind] += 1
         self.refused.append(RefusedRaw(path=path, kind=kind, reason=reason, seen_tai=self.clock.tai()))
 
     def _unix(self) -> float:

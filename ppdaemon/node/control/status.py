@@ -13,6 +13,7 @@ from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.lock import NodeLock
@@ -55,6 +56,7 @@ class Status:
     meters: Meters
     generations: Generations
     offer: CapacityOffer
+    metrics: MetricsServer
     state: State = "starting"
     drained_since: float | None = None
     """Since when an operator wants no visits here, TAI seconds."""
@@ -110,6 +112,7 @@ class Status:
             started_tai=self.started_tai,
             tai=tai,
             relay=self.relay.text,
+            relay_connected=None if self.config.relay.address is None else self.relay.connected,
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             capacity=self.offer.offered,
@@ -118,7 +121,10 @@ class Status:
             outcomes=dict(self.visits.outcomes),
             late_raws=self.late_raws,
             refused_raws=self.arrivals.refused,
+            refused_by_kind=dict(self.arrivals.refused_by_kind),
             spooled=self.exporter.waiting,
+            oldest_spool_s=self.exporter.oldest_s,
+            journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=self.arrivals.report(),
@@ -132,6 +138,9 @@ class Status:
             reloaded_tai=self.generations.reloaded_tai,
             limits=self._limits(),
             ramdisk_mb=self.meters.ramdisk_bytes / 1e6 if self._on_ramdisk else None,
+            ramdisk_size_mb=self.meters.ramdisk_size_bytes / 1e6 if self.meters.ramdisk_size_bytes else None,
+            set_aside=self.visits.health.set_aside,
+            reload_refused=bool(self.generations.refusal),
             supervisor_mb=_own_mb(),
         )
 
@@ -199,6 +208,8 @@ class Status:
             if not source.live:
                 yield Finding("arrivals", f"arrivals: {source.name}: {source.note}", source.name)
         yield from (Finding("resources", problem) for problem in self.meters.problems)
+        if self.metrics.problem:
+            yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.pool.cgroups.problem:
             yield Finding("limits", self.pool.cgroups.problem)
         for slot in self.pool.slots.values():

@@ -12,6 +12,7 @@ from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
+from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
 from ppdaemon.wire import encode
@@ -28,6 +29,8 @@ EXPORT_S = 600.0
 """A database that takes longer for one order is regarded as unavailable."""
 LONGEST_PAUSE = 16
 """In units of the first one."""
+EXPORT_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200)
+"""An export takes seconds; longer ones waited for a central repo that was away."""
 BATCH = 100
 """Spools in one order; they share one central transaction."""
 
@@ -50,12 +53,21 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, request_fork)
         self._failure = ""
         self._done = done
-        self._spools: dict[str, None] = {}  # in order
+        self._spools: dict[str, float] = {}
+        """Since when each is pending, monotonic seconds, in order."""
+        self.times = Histogram(EXPORT_BOUNDS_S)
+        """How long spools were pending before they were in the central repo, seconds."""
 
     @property
     def waiting(self) -> int:
         """How many spools are pending."""
         return len(self._spools)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """For how many seconds the first spool has been pending; `None` if none is."""
+        since = next(iter(self._spools.values()), None)
+        return None if since is None else self._loop.time() - since
 
     @property
     def problem(self) -> str:
@@ -80,7 +92,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def add(self, spool: str) -> None:
         """Export this spool, a folder with a manifest, as soon as possible."""
-        self._spools[spool] = None
+        self._spools.setdefault(spool, self._loop.time())
         self._serve()
 
     def hurry(self) -> None:
@@ -125,7 +137,11 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self._ready()
                 return
             case messages.Exported():
-                for spool in (*message.spools, *message.refused):
+                now = self._loop.time()
+                for spool in message.spools:
+                    if (since := self._spools.pop(spool, None)) is not None:
+                        self.times.add(now - since)
+                for spool in message.refused:
                     self._spools.pop(spool, None)
                 self._failure = ""
                 self.lifecycle.succeeded()

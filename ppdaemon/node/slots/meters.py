@@ -126,6 +126,8 @@ class Meters:
         """Problems such as nearly full disks, one line each."""
         self.ramdisk_bytes = 0
         """Used space of the whole RAM disk."""
+        self.ramdisk_size_bytes = 0
+        """Its size; 0 if it has no limit, or was not measured yet."""
         self.logs_cut = 0
         """How many times a log was cut."""
         self._samples = 0
@@ -210,6 +212,7 @@ class Meters:
                 continue
             if folder == self.folders.ramdisk:
                 self.ramdisk_bytes = (facts.f_blocks - facts.f_bfree) * facts.f_frsize
+                self.ramdisk_size_bytes = facts.f_blocks * facts.f_frsize
             if text := low_disk_space(folder, facts):
                 found.append(text)
         return found

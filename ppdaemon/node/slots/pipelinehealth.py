@@ -67,6 +67,11 @@ class PipelineHealth:
         """Problems for operators."""
         return (*self._aside.values(), *filter(None, (self.host_problem,)))
 
+    @property
+    def set_aside(self) -> int:
+        """How many pipelines are set aside."""
+        return len(self._aside)
+
     def choose(self, pipelines: Pipelines, now: float, retry_s: float) -> Pipelines:
         """Return the pipelines for one visit-detector: without those that are set aside, unless it is the
         turn of one to be tried. The last one always stays.

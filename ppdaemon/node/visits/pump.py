@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
 
@@ -29,6 +29,7 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import MAX_RESULTS_PER_MESSAGE, RelayClient
 from ppdaemon.reports import RequeueRow
@@ -96,6 +97,7 @@ class VisitPump:
     folders: NodeFolders
     clock: Clock
     count: Counter[str]
+    times: OutcomeTimes = field(default_factory=OutcomeTimes)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -219,6 +221,8 @@ class VisitPump:
                 return
             self._perform(effects)
             for write, result in zip(effects.writes, results, strict=True):
+                if isinstance(write, model.Update):
+                    self.times.record(write.entries)
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
 
