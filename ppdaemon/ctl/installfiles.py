@@ -36,6 +36,9 @@ _PLACES = (
     ("ctl/shipped/systemd/tmpfiles.d/*", "usr/local/lib/tmpfiles.d"),
     ("ctl/shipped/systemd/sysctl.d/*", "usr/local/lib/sysctl.d"),
     ("ctl/shipped/etc/*.yaml", "etc/ppdaemon"),
+    ("ctl/shipped/etc/prometheus/*", "usr/local/share/ppdaemon/prometheus"),
+    ("ctl/shipped/etc/grafana/*", "usr/local/share/ppdaemon/grafana"),
+    ("ctl/shipped/etc/pacemaker/*", "usr/local/share/ppdaemon/pacemaker"),
     ("demo/pipelines/*.yaml", "etc/ppdaemon/pipelines"),
 )
 """Files of this package, and the folder below DIR to which they are copied."""
