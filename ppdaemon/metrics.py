@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ppdaemon.reports import Problem
+
 __all__ = ("Histogram", "HistogramsByLabels", "LABELS_MAX", "Metric", "by_source", "one_hot")
 
 LABELS_MAX = 100
@@ -98,6 +100,6 @@ def one_hot(state: str, states: Iterable[str]) -> dict[str, float]:
     return {each: float(each == state) for each in states}
 
 
-def by_source(problems: Iterable[object]) -> Counter[str]:
+def by_source(problems: Iterable[Problem]) -> Counter[str]:
     """Count problems by what they are about."""
-    return Counter(str(getattr(problem, "source", OTHER)) for problem in problems)
+    return Counter(problem.source for problem in problems)

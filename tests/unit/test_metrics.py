@@ -15,7 +15,7 @@ from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.node.visits.requeue import REQUEUED
 from ppdaemon.relay.metrics import RELAY_METRICS
-from ppdaemon.reports import ArrivalSource, RelayStatusReport, RelayWaitRow, StatusReport
+from ppdaemon.reports import ArrivalSource, Problem, RelayStatusReport, RelayWaitRow, StatusReport
 from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
 TABLES = (*NODE_METRICS, *RELAY_METRICS)
@@ -177,11 +177,9 @@ def test_labels_with_any_characters_can_be_read():
 
 
 def test_problems_are_counted_by_what_they_are_about():
-    class Problem:
-        def __init__(self, source):
-            self.source = source
-
-    assert by_source([Problem("relay"), Problem("relay"), "a text"]) == {"relay": 2, OTHER: 1}
+    sources = ("relay", "slots", "relay")
+    problems = [Problem(source=source, text="any", since_tai=1.0, degrades=True) for source in sources]
+    assert by_source(problems) == {"relay": 2, "slots": 1}
 
 
 # --- times -------------------------------------------------------------------
