@@ -21,6 +21,7 @@ from ppdaemon.configtypes import (
     GroupId,
     IngestKind,
     PublicKeyFile,
+    Rate,
     Seconds,
     SecretKeyFile,
     Size,
@@ -115,6 +116,9 @@ class SecurityConfig(ConfigPart):
     readers: UsersAndGroups = UsersAndGroups()
     """Users who may use the commands that change nothing, such as ``ppctl status``, in
     addition to the members of the daemon's group."""
+    control_per_s: Rate = 200.0
+    """Requests per second on the control socket that one user may send for long, and
+    five times as many at once; further ones wait."""
 
     @property
     def socket_mode(self) -> int:
@@ -185,6 +189,9 @@ class ArrivalsConfig(ConfigPart):
     subscribe: tuple[Publisher, ...] = ()
     """ZeroMQ publishers of arrival notices. Each is an address, or a mapping of ``address``
     and ``server``, the file with its public key."""
+    notices_per_s: Rate = 2000.0
+    """Notices per second of one publisher that are read for long, and five times as many at once;
+    further ones wait, and are lost when 20,000 wait. A notice counts once more for each 4 kB."""
     remember_s: Seconds = 900.0
     """A raw without an announced visit is kept in memory for this long."""
     sidecar_wait_s: Seconds = 1.0

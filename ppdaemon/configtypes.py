@@ -31,6 +31,7 @@ __all__ = (
     "IngestKind",
     "KeyFolder",
     "PublicKeyFile",
+    "Rate",
     "SOCKET_PATH_MAX",
     "Seconds",
     "SecretKeyFile",
@@ -205,6 +206,7 @@ def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
 
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 Seconds = Annotated[float, pydantic.Field(gt=0)]
+Rate = Annotated[float, pydantic.Field(ge=1)]
 _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(ge=0)]
 Detectors = Annotated[
     tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)

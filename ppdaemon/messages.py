@@ -66,6 +66,10 @@ class Accepted(Model):
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
+BUSY = "busy"
+"""Beginning of the reason of an `Accepted` for a request that was not read: send it again later."""
+
+
 class VisitStatus(Model):
     """Request for the outcomes of a visit's detectors."""
 

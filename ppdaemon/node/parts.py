@@ -181,7 +181,7 @@ class NodeParts:
         handler = RequestHandler(self.status, self.pool, self.journal, self.reprocessor, self.relay, reloader)
         self._handler = handler
         self.control = ControlServer(
-            config.node.control, REQUESTS, handler.handle, self.status.report, config.security
+            config.node.control, REQUESTS, handler.handle, self.status.report, config.security, count
         )
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(

@@ -19,6 +19,7 @@ from ppdaemon.configtypes import (
     ConfigPart,
     Detectors,
     KeyFolder,
+    Rate,
     Seconds,
     SocketPath,
     WritableFolder,
@@ -82,6 +83,13 @@ class RelaySecurity(SecurityConfig):
     """Folder with the public keys (``NAME.key``) of those who may announce visits."""
     nodes: KeyFolder | None = None
     """Folder with the public keys of the nodes; the name of a file is the name of its node."""
+    submit_per_s: Rate = 1000.0
+    """Requests per second that one client (a key; without keys, a connection) may send for long, and
+    five times as many at once; further ones are answered ``rejected: busy``. A request costs one more
+    for each 4 kB."""
+    nodes_per_s: Rate = 2000.0
+    """Messages per second of one node, counted in the same way; further ones are dropped, and the node
+    sends them again."""
 
     def read_allow_lists(self) -> dict[str, Mapping[str, str]]:
         """Return the names of the admitted keys, by socket; raises `~ppdaemon.keyfiles.UnusableKey`."""

@@ -22,10 +22,12 @@ from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
 from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
 from ppdaemon.notify import Notifier
+from ppdaemon.ratelimit import RateLimit, tokens_of
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, needs_restart
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.idleconnections import ConnectionLimit
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import (
@@ -128,8 +130,17 @@ class Relay:
             reload=self._reload,
         )
         self._control_server = ControlServer(
-            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report, config.security
+            config.control_socket,
+            RELAY_REQUESTS,
+            self._control.handle,
+            self._control.report,
+            config.security,
+            self._throttle.by_kind,
         )
+        self._rates = {
+            link.SUBMIT: RateLimit(config.security.submit_per_s, clock.mono),
+            link.NODES: RateLimit(config.security.nodes_per_s, clock.mono),
+        }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._tick_effects_done = True
@@ -162,13 +173,20 @@ class Relay:
     async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=self._status())
         sources = [
-            self._read(
-                self._sockets.submit, link.SUBMIT, lambda frames, _: self._submit_server.serve(frames)
-            ),
-            self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
             self._reload_on_request(),
         ]
+        for socket, domain, handle, excess in (
+            (
+                self._sockets.submit,
+                link.SUBMIT,
+                lambda frames, _: self._submit_server.serve(frames),
+                self._submit_server.refuse_busy,
+            ),
+            (self._sockets.nodes, link.NODES, self._on_node_message, lambda frames: None),
+        ):
+            limit = ConnectionLimit(socket, domain, self._throttle, self._clock.mono)
+            sources += [limit.run(), self._read(socket, domain, limit, handle, excess)]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.run())
             tasks = [group.create_task(source) for source in sources]
@@ -182,28 +200,45 @@ class Relay:
     # --- sources of events ----------------------------------------------------
 
     async def _read(
-        self, socket: zmq.asyncio.Socket, domain: str, handle: Callable[[list[bytes], str | None], None]
+        self,
+        socket: zmq.asyncio.Socket,
+        domain: str,
+        connections: ConnectionLimit,
+        handle: Callable[[list[bytes], str | None], None],
+        excess: Callable[[list[bytes]], None],
     ) -> None:
         """Pass on the messages of a socket with the name that belongs to the sender's key, if there are
-        keys.
+        keys; call `excess` instead for those above the sender's rate.
         """
         while True:
             # Read only while the ledger keeps up, so that messages wait in the sockets,
             # which have limits, and not in memory.
             await self._writer.wait_for_room()
-            if self._gatekeeper is None:
-                await self._events.put(partial(handle, await socket.recv_multipart(), None))
-                continue
-            # Only a frame has the key of the connection.
+            # Only a frame has the connection, and its key.
             received = await socket.recv_multipart(copy=False)
-            sender = self._gatekeeper.sender(domain, received[-1])
-            if sender is not None:
-                await self._events.put(partial(handle, [frame.bytes for frame in received], sender))
+            connections.used(received[-1])
+            frames = [frame.bytes for frame in received]
+            sender = None if self._gatekeeper is None else self._gatekeeper.sender(domain, received[-1])
+            if sender is None and self._gatekeeper is not None:
+                if self._throttle.passes(f"{domain} revoked"):
+                    _LOG.warning(
+                        "ignored a message: its sender's key is no longer in the folder security.%s", domain
+                    )
+            elif self._rates[domain].take(sender or frames[0], tokens_of(sum(map(len, frames)))):
+                if self._throttle.passes(f"{domain} rate"):
+                    _LOG.warning(
+                        "dropped messages of a sender above its rate",
+                        extra={
+                            "socket": domain,
+                            "sender": sender or frames[0].hex(),
+                            "per_s": self._rates[domain].per_s,
+                            "total": self._throttle.by_kind[f"{domain} rate"],
+                        },
+                    )
+                excess(frames)
+            else:
+                await self._events.put(partial(handle, frames, sender))
                 continue
-            if self._throttle.passes(f"{domain} revoked"):
-                _LOG.warning(
-                    "ignored a message: its sender's key is no longer in the folder security.%s", domain
-                )
             await asyncio.sleep(0)  # a flood of such messages must not stop the others
 
     async def _tick(self) -> None:
@@ -234,6 +269,8 @@ class Relay:
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
         allowed = await asyncio.to_thread(config.security.read_allow_lists)
         self._control_server.set_access(config.security)
+        self._rates[link.SUBMIT].per_s = config.security.submit_per_s
+        self._rates[link.NODES].per_s = config.security.nodes_per_s
         self._admit(allowed)
         log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
         self._config = self._control.config = self._submit_server.config = config
