@@ -117,6 +117,14 @@ class HeldDetectors(DetectorsOfVisit):
     ``permitted``: it has one. ``crossed``: something permanent may have been written."""
 
 
+class EndedDetectors(DetectorsOfVisit):
+    """Detectors that have an outcome in the journal of a node."""
+
+    outcome: Outcome
+    reported: bool
+    """Whether a relay has confirmed it; otherwise `Results` follow."""
+
+
 class Hello(_Envelope):
     """A node registers at the relay, after its start or a new connection, or its state has changed."""
 
@@ -131,6 +139,9 @@ class Hello(_Envelope):
     """Whether it only gets what no other node can get."""
     holds: tuple[HeldDetectors, ...] = ()
     """All visit-detectors in its journal without an outcome."""
+    ended: tuple[EndedDetectors, ...] = ()
+    """The latest outcomes in its journal, if it is not connected: the ledger of the relay may be an
+    older copy."""
     alone: bool = False
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
 

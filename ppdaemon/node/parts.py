@@ -122,6 +122,7 @@ class NodeParts:
             self.chooser.receive,
             count,
             self.visits.open.held,
+            self.visits.ended.listed,
             config.node.spare,
             ClientKeys.read(config.security.key, config.relay.server),
         )

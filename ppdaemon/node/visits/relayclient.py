@@ -68,6 +68,8 @@ class RelayClient:
     count: Counter[str]
     held: Callable[[], tuple[messages.HeldDetectors, ...]] = tuple
     """Returns what the node holds."""
+    ended: Callable[[], tuple[messages.EndedDetectors, ...]] = tuple
+    """Returns the latest outcomes of the node."""
     spare: bool = False
     keys: ClientKeys | None = None
 
@@ -324,6 +326,8 @@ class RelayClient:
             capacity=self.capacity if self._accepting else 0,
             spare=self.spare,
             holds=self.held(),
+            # Not with each change of the capacity: they are many.
+            ended=() if self.connected else self.ended(),
             alone=self.link.alone == "cross",
         )
 
