@@ -228,6 +228,17 @@ class RelayControl:
             yield self.writer.problem
         if self.refused_reload:
             yield self.refused_reload
+        for path in sorted(self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")):
+            yield (
+                f"the ledger was corrupt and is now {path}: visits in it that are announced again are processed"
+                " again; move the file away when you have read this"
+            )
+        if self.dispatcher.adopted:
+            yield (
+                f"the ledger is older than the journals of the nodes: {self.dispatcher.adopted}"
+                " visit-detectors were adopted from them; do not announce visits again that are not in it"
+                " before all nodes are connected"
+            )
         for row in nodes:
             if not row.connected and row.open:
                 yield f"node {row.node} is not connected and has {row.open} open visit-detectors"

@@ -150,7 +150,10 @@ class Relay:
         self._reload_requested = asyncio.Event()
         self._dispatcher.set_drained(ledger.drained_nodes(), now)
         self._dispatcher.set_preferences(config.preferred_nodes, now)
-        self._restore(ledger.unfinished_visits())
+        self._dispatcher.expect(ledger.recent_nodes())
+        if unfinished := ledger.unfinished_visits():
+            _LOG.info("resuming open visits of the previous run", extra={"visits": len(unfinished)})
+        self._restore(unfinished)
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
@@ -412,7 +415,30 @@ class Relay:
                     },
                 )
             return
+        if isinstance(message, Hello) and self._dispatcher.is_new(frames[0], message):
+            detectors = {name: part.detectors for name, part in self._config.instruments.items()}
+            self._writer.put(
+                Commit(
+                    lambda ledger: ledger.adopt(message, detectors),
+                    partial(self._compared, frames[0], message),
+                )
+            )
+            return
         self._apply(self._dispatcher.receive(frames[0], message, self._clock.mono()))
+
+    def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
+        """Register a node whose journal the ledger was compared with."""
+        opened, adopted = found
+        self._restore(opened)
+        before = self._dispatcher.adopted
+        effects = self._dispatcher.receive(peer, hello, self._clock.mono())
+        self._dispatcher.adopted += adopted
+        self._apply(effects)
+        if adopted := self._dispatcher.adopted - before:
+            _LOG.error(
+                "the ledger is older than the journal of a node: what it does not know was adopted",
+                extra={"node": hello.origin, "visit_detectors": adopted},
+            )
 
     # --- visits ---------------------------------------------------------------------
 
@@ -432,9 +458,15 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
-        if visits:
-            _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
+            self._open(
+                row.number,
+                visit,
+                row.reservations,
+                row.received_tai,
+                row.cancelled,
+                row.age_s,
+                adopted=row.adopted,
+            )
 
     def _open(
         self,
@@ -444,6 +476,8 @@ class Relay:
         received_tai: float,
         cancelled: bool,
         age_s: float = 0.0,
+        *,
+        adopted: bool = False,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -455,5 +489,6 @@ class Relay:
             expiry_s=self._config.expiry_s,
             now=now,
             cancelled=cancelled,
+            adopted=adopted,
         )
         self._apply(self._dispatcher.add(open_visit, now))

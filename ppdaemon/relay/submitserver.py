@@ -172,7 +172,7 @@ class SubmitServer:
                     "duplicate visit with different content ignored; the first content is used",
                     extra={**context, "fields": changed},
                 )
-        if not accepted.added:
+        if not accepted.added and not accepted.was_adopted:
             return
         for warning in visit_warnings(visit, received_tai):
             if self.throttle.passes("odd visit"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.messages import (
     DetectorsOfVisit,
+    EndedDetectors,
     Heartbeat,
     HeldDetectors,
     Hello,
@@ -22,6 +23,7 @@ from ppdaemon.relay import dispatcher as dispatcher_module
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
+    ADOPTED,
     ClearRoute,
     CloseVisit,
     ConfirmResults,
@@ -964,6 +966,92 @@ def test_a_restored_visit_continues_where_it_was():
     dispatcher.receive(b"a", ack("a", 1, attempt=2), 0.3)
     assert dispatcher.tick(2.1).sends == []
     assert join(dispatcher, "c", (2,), now=2.2).sends[1:] == [reserve(b"c", 2)]
+
+
+def restarted(*expected):
+    made = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0, give_up_s=GIVE_UP_S)
+    made.expect(expected)
+    made.tick(0.0)
+    return made
+
+
+def test_nothing_is_sent_before_the_nodes_of_the_previous_run_have_connected():
+    dispatcher = restarted("a", "b")
+    dispatcher.add(open_visit(0), 0.0)
+    assert join(dispatcher, "a", now=2.5).sends == [SendWelcome(b"a")]
+    assert join(dispatcher, "c", now=2.6).sends == [SendWelcome(b"c")]
+    assert [type(send) for send in join(dispatcher, "b", now=2.7).sends] == [SendWelcome, Reserve]
+
+
+def test_a_node_that_does_not_come_back_delays_the_others_for_a_bounded_time():
+    dispatcher = restarted("dead")
+    dispatcher.add(open_visit(0), 0.0)
+    join(dispatcher, "a", now=0.1)
+    for tenths in range(1, 81):
+        alive(dispatcher, tenths / 10, "a")
+        sends = dispatcher.tick(tenths / 10).sends
+        assert bool(sends) == (tenths == 80), tenths
+
+
+def of_ended(*detectors, attempt=1, reported=True, outcome=Outcome.SUCCEEDED):
+    return EndedDetectors(detectors=detectors, attempt=attempt, reported=reported, outcome=outcome, **NAMES)
+
+
+def test_what_a_node_has_in_an_attempt_that_an_older_ledger_cannot_know_is_adopted():
+    dispatcher = restarted()
+    visit = open_visit(0, 1, 2, 3, 4)
+    visit.reservations[1] = Reservation(1, ACKNOWLEDGED, "a")
+    visit.reservations[2] = Reservation(2, SENT, "a")
+    visit.reservations[3] = Reservation(3, PERMITTED, "a", attempt=2, incarnation="run1")
+    visit.reservations[4] = Reservation(4, ACKNOWLEDGED, "b", attempt=5)
+    dispatcher.add(visit, 0.0)
+    effects = dispatcher.receive(
+        b"b",
+        hello(
+            "b", ended=[of_ended(0, 1, 3, 4), of_ended(4, attempt=5)], holds=[holds("crossed", 2, attempt=2)]
+        ),
+        0.1,
+    )
+    assert effects.writes == [
+        SetRoute(1, "b", 1, (0,)),
+        ended(0, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 1, (1,)),
+        ended(1, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 5, (4,)),
+        ended(4, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 2, (2,)),
+        SetAcknowledged(1, (2,)),
+        SetPermitted(1, (2,), "run1"),
+    ]
+    assert dispatcher.adopted == 4
+    assert {detector: state for detector, state in dispatcher.open_detectors(KEY).items()} == {
+        2: PERMITTED,
+        3: PERMITTED,
+    }
+    assert dispatcher.assignments.load("b") == 1
+
+
+def test_a_ledger_that_is_no_older_copy_adopts_nothing():
+    dispatcher = restarted()
+    visit = open_visit(0, 1)
+    visit.reservations[0] = Reservation(0, ACKNOWLEDGED, "a")
+    visit.reservations[1] = Reservation(1, ACKNOWLEDGED, "b", attempt=2)
+    dispatcher.add(visit, 0.0)
+    # An outcome that is not confirmed follows with its reason; that of an earlier attempt does not count.
+    effects = dispatcher.receive(b"a", hello("a", ended=[of_ended(0, reported=False), of_ended(1)]), 0.1)
+    assert effects.writes == []
+    assert dispatcher.adopted == 0
+    assert dispatcher.open_detectors(KEY) == {0: SENT, 1: ACKNOWLEDGED}
+
+
+def test_a_visit_without_its_content_is_sent_to_no_node_until_it_is_announced():
+    dispatcher = restarted()
+    visit = open_visit(0)
+    visit.adopted = True
+    dispatcher.add(visit, 0.0)
+    join(dispatcher, "a", now=2.1)
+    assert dispatcher.tick(2.2).sends == []
+    assert [send.detectors for send in dispatcher.add(open_visit(1), 2.3).sends] == [(0, 1)]
 
 
 def test_the_oldest_visits_that_no_node_has_make_room_for_new_ones(dispatcher, monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The latest outcomes of a node, which its hello lists: the ledger of the relay may be an older copy. Pure."""
+"""The latest outcomes of a node, for its hello: the ledger of the relay may be an older copy. Pure code."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable

@@ -366,8 +366,8 @@ class Journal(SqliteFile):
         outcome, the oldest first.
         """
         return self._entries(
-            "SELECT instrument, grp, detector, attempt, visit, received_tai, received_mono, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid, asked, figures FROM attempt AS this"
+            "SELECT instrument, grp, detector, attempt, visit, received_tai, received_mono, stages,"
+            " exposures, shutter_close_tai, no_return, slot, pid, asked, figures FROM attempt AS this"
             " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
             " WHERE next.instrument = this.instrument AND next.grp = this.grp"
             " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
