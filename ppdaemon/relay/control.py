@@ -230,8 +230,8 @@ class RelayControl:
             yield self.refused_reload
         for path in sorted(self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")):
             yield (
-                f"the ledger was corrupt and is now {path}: visits in it that are announced again are processed"
-                " again; move the file away when you have read this"
+                f"the ledger was corrupt and is now {path}: visits in it that are announced again are"
+                " processed again; move the file away when you have read this"
             )
         if self.dispatcher.adopted:
             yield (

@@ -20,7 +20,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
-from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
+from ppdaemon.messages import NODE_LIMIT, FromNode, Hello, NodeMessage
 from ppdaemon.notify import Notifier
 from ppdaemon.ratelimit import RateLimit, tokens_of
 from ppdaemon.relay import link
@@ -62,6 +62,9 @@ faulty sender may send thousands of them."""
 REJOIN_HEARTBEATS = 2.0
 """Heartbeat intervals after the start in which nothing is routed. Running nodes
 register in this time: their first message is refused, then they send hello."""
+MAX_WAITING = 1000
+"""Messages of one node that wait while the ledger is compared, which takes milliseconds; it sends further
+ones again."""
 PRUNE_S = 3600.0
 """Interval of deleting visits older than ``keep_days`` from the ledger."""
 STOP_S = 0.5
@@ -143,6 +146,8 @@ class Relay:
         }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
+        self._comparing: dict[bytes, list[NodeMessage]] = {}
+        """By connection: messages after a hello with which the ledger is being compared."""
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
@@ -415,16 +420,23 @@ class Relay:
                     },
                 )
             return
-        if isinstance(message, Hello) and self._dispatcher.is_new(frames[0], message):
+        self._receive(frames[0], message)
+
+    def _receive(self, peer: bytes, message: NodeMessage) -> None:
+        if (waiting := self._comparing.get(peer)) is not None:
+            if len(waiting) < MAX_WAITING:
+                waiting.append(message)
+        elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
+            # Its further messages wait: it is registered when the ledger was compared.
+            self._comparing[peer] = []
             detectors = {name: part.detectors for name, part in self._config.instruments.items()}
             self._writer.put(
                 Commit(
-                    lambda ledger: ledger.adopt(message, detectors),
-                    partial(self._compared, frames[0], message),
+                    lambda ledger: ledger.adopt(message, detectors), partial(self._compared, peer, message)
                 )
             )
-            return
-        self._apply(self._dispatcher.receive(frames[0], message, self._clock.mono()))
+        else:
+            self._apply(self._dispatcher.receive(peer, message, self._clock.mono()))
 
     def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
         """Register a node whose journal the ledger was compared with."""
@@ -439,6 +451,8 @@ class Relay:
                 "the ledger is older than the journal of a node: what it does not know was adopted",
                 extra={"node": hello.origin, "visit_detectors": adopted},
             )
+        for message in self._comparing.pop(peer):
+            self._receive(peer, message)
 
     # --- visits ---------------------------------------------------------------------
 
