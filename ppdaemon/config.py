@@ -18,6 +18,7 @@ from ppdaemon.configtypes import (
     ConfigPart,
     ConnectAddress,
     Detectors,
+    FileName,
     GroupId,
     IngestKind,
     PublicKeyFile,
@@ -69,7 +70,7 @@ def silence_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
 class NodePart(ConfigPart):
     """The host and its folders."""
 
-    name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")]
+    name: FileName
     """Name of this node, unique among the nodes of a relay."""
     state_dir: WritableFolder
     """Folder of journal, spool and logs, on a local disk that keeps its files over a
@@ -79,7 +80,7 @@ class NodePart(ConfigPart):
     ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
     control: SocketPath
     """Path of the unix socket for ``ppctl``."""
-    instruments: Annotated[dict[Name, Detectors], pydantic.Field(min_length=1)]
+    instruments: Annotated[dict[FileName, Detectors], pydantic.Field(min_length=1)]
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
     """Visits announced longer ago are not started; their detectors end as ``expired``."""

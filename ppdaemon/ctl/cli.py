@@ -435,8 +435,9 @@ def keygen(name: str, folder: Path) -> None:
     user of the program, and NAME.key, which is copied to the other end. Existing
     files are not overwritten.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise click.UsageError(f"{name!r}: use letters, digits, dots, hyphens and underscores only")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        text = "use letters, digits, dots, hyphens and underscores only, and a letter or digit first"
+        raise click.UsageError(f"{name!r}: {text}")
     try:
         if not folder.exists():
             folder.mkdir(0o700, parents=True)

@@ -53,6 +53,8 @@ class RelayControl:
     reloaded_tai: float | None = field(default=None, init=False)
     refused_reload: str = field(default="", init=False)
     """Why the last reload without a client was refused."""
+    other_protocol: str = field(default="", init=False)
+    """Which node was refused last because of the version of its messages."""
 
     def __post_init__(self) -> None:
         self._started_tai = self.clock.tai()
@@ -228,6 +230,8 @@ class RelayControl:
             yield self.writer.problem
         if self.refused_reload:
             yield self.refused_reload
+        if self.other_protocol:
+            yield f"refused a node: {self.other_protocol}"
         for path in sorted(self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")):
             yield (
                 f"the ledger was corrupt and is now {path}: visits in it that are announced again are"

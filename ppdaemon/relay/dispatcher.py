@@ -122,6 +122,7 @@ class Dispatcher:
 
     def add(self, visit: OpenVisit, now: float) -> orders.Effects:
         """Open a visit that is in the ledger, or add its reservations to the open visit of its group."""
+        self._allow_for_pause(now)
         effects = orders.Effects()
         self.reservations += len(visit.reservations)
         if (present := self._visits.get(visit.key)) is not None:
@@ -163,6 +164,7 @@ class Dispatcher:
 
     def cancel(self, key: VisitKey, now: float) -> orders.Effects:
         """Cancel a visit; no effects if it is not open or canceled already."""
+        self._allow_for_pause(now)
         effects = orders.Effects()
         visit = self._visits.get(key)
         if visit is not None and not visit.cancelled:
@@ -187,6 +189,7 @@ class Dispatcher:
 
     def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Effects:
         """Handle a message that arrived on the connection `peer`."""
+        self._allow_for_pause(now)
         if isinstance(message, Hello):
             return self._on_hello(peer, message, now)
         node = self.registry.receive(peer, now)
@@ -242,13 +245,7 @@ class Dispatcher:
                 self._routing_starts_at = now + max(self._rejoin_s, 2 * self._silence_s)
             self.registry.started_at = now
             self._schedule_all(now)
-        elif now - self._ticked_at > PAUSE_S:
-            pause_s = now - self._ticked_at
-            _LOG.warning(
-                "pprelay did not run for a time, which does not count as silence of nodes",
-                extra={"pause_s": round(pause_s, 3)},
-            )
-            self.registry.extend_silence(pause_s)
+        self._allow_for_pause(now)
         self._ticked_at = now
         silent = self.registry.drop_silent(now)
         for node in silent:
@@ -269,6 +266,18 @@ class Dispatcher:
                 node for node in self.assignments.freed if not self._fill(node, now, effects)
             }
         return effects
+
+    def _allow_for_pause(self, now: float) -> None:
+        """Extend the silence of nodes by a time in which this process did not run. Called before each
+        decision: the first event after a pause may be another one than a tick.
+        """
+        if self._ticked_at is not None and now - self._ticked_at > PAUSE_S:
+            pause_s, self._ticked_at = now - self._ticked_at, now
+            _LOG.warning(
+                "pprelay did not run for a time, which does not count as silence of nodes",
+                extra={"pause_s": round(pause_s, 3)},
+            )
+            self.registry.extend_silence(pause_s)
 
     def _fill(self, node: str, now: float, effects: orders.Effects) -> bool:
         """Send the newest waiting visits to a node that has room again; return `False` if the next

@@ -20,7 +20,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
-from ppdaemon.messages import NODE_LIMIT, FromNode, Hello, NodeMessage
+from ppdaemon.messages import NODE_LIMIT, FromNode, Hello, NodeMessage, other_protocol
 from ppdaemon.notify import Notifier
 from ppdaemon.ratelimit import RateLimit, tokens_of
 from ppdaemon.relay import link
@@ -408,6 +408,11 @@ class Relay:
                     self._send([RefuseHello(frames[0], "taken", reason)])
                 raise BadMessage(reason, "origin")
         except BadMessage as error:
+            if text := other_protocol(frames[-1]):
+                self._control.other_protocol = text
+                if self._throttle.passes("node protocol"):
+                    _LOG.error("refused a node: %s", text)
+                return
             if self._throttle.passes(f"node {error.kind}"):
                 total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(

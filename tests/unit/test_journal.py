@@ -537,3 +537,13 @@ def test_the_latest_outcomes_have_what_a_hello_lists(path):
         (0, False, False, 100.0),
         (1, True, False, 99.0),
     ]
+
+
+def test_the_spool_of_what_was_handed_back_is_not_exported_after_a_crash(journal):
+    entries = [an_entry(detector=number) for number in range(4)]
+    accept(journal, entries)
+    for entry, reason in zip(entries, ("handed back: full", f"{WITHDRAWN}", "canceled", "why"), strict=True):
+        update(journal, [replace(ended(entry, Outcome.CANCELLED), reason=reason)])
+    retry(journal, ended(an_entry(detector=3), final=False), an_entry(detector=3, attempt=2))
+    keys = [entry.key for entry in entries]
+    assert journal.followed(keys) == {keys[0], keys[1], keys[3]}

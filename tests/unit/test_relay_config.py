@@ -73,6 +73,12 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
             "switched_off.detectors: DemoCan is not one",
         ),
         (
+            "{switched_off: {detectors: {DemoCam: 7-10}}}",
+            "switched_off.detectors.DemoCam: DemoCam has no detectors 9-10, only 0-8",
+        ),
+        ("{name: ..}", "name: String should match pattern"),
+        ("{instruments: {..: {detectors: 0}}}", "instruments.."),
+        (
             "{instruments: {DemoCam: {detectors: 0-8, nodes: {a: 7-10}}}}",
             "instruments.DemoCam.nodes.a: 9-10 are not in the detectors of the instrument",
         ),

@@ -21,6 +21,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay import dispatcher as dispatcher_module
 from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
     ADOPTED,
@@ -626,9 +627,9 @@ def two_nodes_and_a_visit(dispatcher):
 
 def stop_messages(dispatcher, silent, other):
     """Stop the messages of one of two nodes; return the effects of the tick that removes it."""
-    alive(dispatcher, 4.0, other.decode())
     for k in range(41):
         assert all(send.peer == silent for send in dispatcher.tick(k / 10).sends)
+    alive(dispatcher, 4.0, other.decode())
     return dispatcher.tick(4.2)
 
 
@@ -738,8 +739,9 @@ def test_a_permit_of_an_earlier_run_is_void(dispatcher):
     again = hello(name, incarnation="run2", holds=[holds("held", 0)])
     effects = dispatcher.receive(silent, again, 0.4)
     assert effects.writes == [SetAcknowledged(1, (0,)), SetPermitted(1, (0,), "")]
-    alive(dispatcher, 4.0, other.decode())
-    assert pass_time(dispatcher, 0.5, 5.0) == moved(other).writes
+    assert pass_time(dispatcher, 0.5, 3.9) == []
+    alive(dispatcher, 3.9, other.decode())
+    assert pass_time(dispatcher, 4.0, 5.0) == moved(other).writes
 
 
 def test_a_permit_whose_answer_was_lost_is_not_void(dispatcher):
@@ -867,6 +869,41 @@ def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher
     for k in range(311, 360):
         dispatcher.tick(k / 10)
     assert "a" not in dispatcher.registry
+
+
+@pytest.mark.parametrize("first", ["heartbeat", "visit", "cancellation"])
+def test_a_pause_is_no_silence_whatever_comes_first_afterwards(dispatcher, first):
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    dispatcher.add(open_visit(0, 1), 0.0)
+    for name in ("a", "b"):
+        dispatcher.receive(name.encode(), ack(name, 0, 1), 0.1)
+        dispatcher.receive(name.encode(), ask(name, of_visit(0, 1)), 0.1)
+    dispatcher.tick(0.2)
+    later = 0.2 + 2 * GIVE_UP_S
+    if first == "heartbeat":
+        alive(dispatcher, later, "a")
+        effects = dispatcher.receive(b"a", nak("a", 0, 1), later)
+    elif first == "visit":
+        again = open_visit(2)
+        effects = dispatcher.add(again, later)
+    else:
+        effects = dispatcher.cancel(KEY, later)
+    assert not [write for write in effects.writes if isinstance(write, SetOutcome)]
+    dispatcher.tick(later + 0.1)
+    assert {"a", "b"} <= {node.offer.node for node in dispatcher.registry.nodes}
+    assert dispatcher.open_detectors(KEY).keys() >= {0, 1}
+
+
+def test_a_disconnected_node_is_forgotten_after_a_day():
+    registry = NodeRegistry(SILENCE_S)
+    for number, name in enumerate(("a", "b", "a")):
+        registry.register(hello(name), name.encode(), float(number))
+        registry.disconnect(name.encode())
+    registry.drop_silent(86_401.5)
+    assert registry.departed.keys() == {"a"}
+    registry.drop_silent(86_403.0)
+    assert not registry.departed
 
 
 # --- cancellation -------------------------------------------------------------

@@ -374,9 +374,15 @@ class Journal(SqliteFile):
         )
 
     def followed(self, keys: Sequence[Key]) -> set[Key]:
-        """Return those attempts that have a later attempt in the journal."""
-        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND attempt > ?)"
-        return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
+        """Return those attempts that have a later attempt in the journal, or were given back to the relay
+        for one on another node.
+        """
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM attempt WHERE instrument = ?1 AND grp = ?2 AND detector = ?3"
+            " AND (attempt > ?4 OR (attempt = ?4 AND outcome = ?5 AND (reason LIKE ?6 OR reason LIKE ?7))))"
+        )
+        returned = Outcome.CANCELLED, f"{HANDED_BACK}%", f"{WITHDRAWN}%"
+        return {key for key in keys if self._db.execute(query, (*key, *returned)).fetchone()[0]}
 
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""

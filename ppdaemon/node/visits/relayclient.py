@@ -252,6 +252,10 @@ class RelayClient:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
             message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
+            if text := messages.other_protocol(frames[-1]):
+                self._problem = f"refused the relay: {text}"
+                self._warn("relay_protocol", f"{self._problem}; no visits are received")
+                return
             text = f"invalid message from the relay, ignored: {error}"
             self._warn(f"bad_message.{error.kind}", text, frames[-1])
             return

@@ -81,7 +81,7 @@ class Reprocessor:
 
     async def _export_spools(self) -> None:
         """Export the spools of a previous run, except those of attempts with a
-        later attempt, which writes the same datasets.
+        later attempt, here or on another node, which writes the same datasets.
         """
         keys = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
