@@ -51,6 +51,7 @@ from ppdaemon.yamlfile import read_key
 __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
+RELAY_RUN = Path("/run/pprelay/control.sock")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
@@ -120,14 +121,16 @@ def _socket_of(config: Path) -> Path:
 
 
 def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
-    """Return the relay of a socket, of a configuration, or of the default state directory."""
+    """Return the relay of a socket, of a configuration, or of the default folders."""
     folder = RELAY_STATE
     if config is not None:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
         socket_path = Path(read_key(config, ("control",), os.environ, default))
+    elif socket_path is None and RELAY_RUN.exists():
+        socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
-    if config is not None:
+    if config is not None or socket_path == RELAY_RUN:
         relay.ledger = folder / LEDGER_NAME
     return relay
 
@@ -138,7 +141,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}.",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_RUN}.",
 )
 @click.option(
     "--config",
