@@ -2,6 +2,7 @@
 """Peers that finish their handshake and then send nothing keep nobody out."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -10,8 +11,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.relay import idleconnections
 from ppdaemon.relay.idleconnections import ConnectionLimit, OpenConnections
+from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.throttle import Throttle
 
@@ -143,3 +147,35 @@ def test_a_descriptor_that_is_another_file_by_now_is_left_alone(socket_dir):
         context.term()
 
     asyncio.run(body())
+
+
+def test_a_relay_with_too_many_silent_peers_serves_the_others(socket_dir):
+    """Both sockets: each peer finishes its handshake, and none sends anything."""
+    relay = RelayProcess(socket_dir).start()
+    with ClientSockets() as wires:
+        node = PlayedNode(wires, relay.nodes, "n1")
+        node.wait_for("welcome")
+        for address in (relay.submit, relay.nodes):
+            for _ in range(idleconnections.MAX_CONNECTIONS):
+                wires.connect(zmq.DEALER, address)
+
+        def both_closed():
+            node.listen()
+            for address in (relay.submit, relay.nodes):
+                late = socket.socket(socket.AF_UNIX)
+                late.connect(address.removeprefix("ipc://"))
+                stack.callback(late.close)
+            counters = RelayDaemon(relay.control).status().counters
+            return counters.get("submit idle") and counters.get("nodes idle")
+
+        stack = contextlib.ExitStack()
+
+        def checked():
+            with stack:  # the late connections end after each look
+                return both_closed()
+
+        wait_until(checked, TIMEOUT_S, relay.log.read_text)
+        assert SubmitClient(wires, relay.submit).announce("g1")["status"] == "accepted"
+        assert node.wait_for("visit")[0].detectors == tuple(range(9))
+        assert not [message for message in node.received if message.type == "sorry"]
+    assert relay.stop() == 0
