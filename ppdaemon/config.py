@@ -18,10 +18,12 @@ from ppdaemon.configtypes import (
     ConfigPart,
     ConnectAddress,
     Detectors,
+    FileName,
     GroupId,
     HttpAddress,
     IngestKind,
     PublicKeyFile,
+    Rate,
     Seconds,
     SecretKeyFile,
     Size,
@@ -69,7 +71,7 @@ def silence_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
 class NodePart(ConfigPart):
     """The host and its folders."""
 
-    name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")]
+    name: FileName
     """Name of this node, unique among the nodes of a relay."""
     state_dir: WritableFolder
     """Folder of journal, spool and logs, on a local disk that keeps its files over a
@@ -79,7 +81,7 @@ class NodePart(ConfigPart):
     ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
     control: SocketPath
     """Path of the unix socket for ``ppctl``."""
-    instruments: Annotated[dict[Name, Detectors], pydantic.Field(min_length=1)]
+    instruments: Annotated[dict[FileName, Detectors], pydantic.Field(min_length=1)]
     """Detectors that this node may process, such as ``LSSTCam: 0-59``."""
     expiry_s: Seconds = 3600.0
     """Visits announced longer ago are not started; their detectors end as ``expired``."""
@@ -116,6 +118,9 @@ class SecurityConfig(ConfigPart):
     readers: UsersAndGroups = UsersAndGroups()
     """Users who may use the commands that change nothing, such as ``ppctl status``, in
     addition to the members of the daemon's group."""
+    control_per_s: Rate = 200.0
+    """Requests per second on the control socket that one user may send for long, and
+    five times as many at once; further ones wait."""
 
     @property
     def socket_mode(self) -> int:
@@ -186,6 +191,9 @@ class ArrivalsConfig(ConfigPart):
     subscribe: tuple[Publisher, ...] = ()
     """ZeroMQ publishers of arrival notices. Each is an address, or a mapping of ``address``
     and ``server``, the file with its public key."""
+    notices_per_s: Rate = 2000.0
+    """Notices per second of one publisher that are read for long, and five times as many at once;
+    further ones wait, and are lost when 20,000 wait. A notice counts once more for each 4 kB."""
     remember_s: Seconds = 900.0
     """A raw without an announced visit is kept in memory for this long."""
     sidecar_wait_s: Seconds = 1.0

@@ -27,11 +27,13 @@ __all__ = (
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
+    "FileName",
     "GroupId",
     "HttpAddress",
     "IngestKind",
     "KeyFolder",
     "PublicKeyFile",
+    "Rate",
     "SOCKET_PATH_MAX",
     "Seconds",
     "SecretKeyFile",
@@ -214,7 +216,10 @@ def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
 
 
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
+FileName = Annotated[str, pydantic.Field(max_length=200, pattern=r"^\w[\w.-]*$")]
+"""A name that is part of paths: no dot at its beginning, so that it is neither ``..`` nor hidden."""
 Seconds = Annotated[float, pydantic.Field(gt=0)]
+Rate = Annotated[float, pydantic.Field(ge=1)]
 _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(ge=0)]
 Detectors = Annotated[
     tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)

@@ -12,6 +12,8 @@ import logging
 import os
 import socket
 import stat
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,9 @@ from ppdaemon.config import SecurityConfig
 from ppdaemon.errors import BadMessage, PPDaemonError, StateUnusable
 from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.privatefiles import check_socket_folder
+from ppdaemon.ratelimit import RateLimit
 from ppdaemon.reports import CONTROL_LIMIT, READING, Ok, RequestFailed, Watch
+from ppdaemon.throttle import Throttle
 from ppdaemon.wire import Model, decode, encode
 
 __all__ = ("ControlServer", "not_found", "rows_reply")
@@ -41,6 +45,8 @@ WRITE_S = 5.0
 """A client that does not read a reply for this long is disconnected."""
 SILENCE_S = 300.0
 """A client that sends no request for this long is disconnected."""
+LOG_INTERVAL_S = 10.0
+"""A client that sends without pause is logged once in this time."""
 
 type Handle = Callable[[pydantic.BaseModel], Awaitable[Ok | RequestFailed]]
 
@@ -51,7 +57,8 @@ class ControlServer:
 
     ``requests`` are those that this daemon knows; ``handle`` gets a request and
     returns its reply; ``status`` returns the current status for clients that watch
-    it; ``access`` has the users that may do something.
+    it; ``access`` has the users that may do something; requests that were slowed are counted
+    in ``counters``.
     """
 
     path: Path
@@ -59,8 +66,11 @@ class ControlServer:
     handle: Handle
     status: Callable[[], Model]
     access: SecurityConfig = field(default_factory=SecurityConfig)
+    counters: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        self._rate = RateLimit(self.access.control_per_s, time.monotonic)
+        self._throttle = Throttle(LOG_INTERVAL_S, time.monotonic)
         self._server: asyncio.Server | None = None
         self._clients = Connections(MAX_CLIENTS, RESERVED_CLIENTS)
         self._changed = asyncio.Event()
@@ -88,6 +98,7 @@ class ControlServer:
     def set_access(self, access: SecurityConfig) -> None:
         """Use other lists of users, also for clients that are connected."""
         self.access = access
+        self._rate.per_s = access.control_per_s
         with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
             self.path.chmod(access.socket_mode)
 
@@ -140,6 +151,8 @@ class ControlServer:
             if not line:
                 return
             limit_s = SILENCE_S
+            # Still idle: it makes room for others.
+            await self._wait_for_rate(peer)
             self._clients.set_busy(task)
             # With each request: a reload may have changed it.
             role = role_of(peer, self.access)
@@ -162,6 +175,18 @@ class ControlServer:
                 return
             await self._reply(writer, await self._try(request))
             self._clients.set_idle(task, role)
+
+    async def _wait_for_rate(self, peer: PeerCredentials) -> None:
+        """Wait until a user may send one more request."""
+        slowed = False
+        while wait_s := self._rate.take(peer.uid):
+            if not slowed:
+                slowed = True
+                self.counters["control rate"] += 1
+                if self._throttle.passes("rate"):
+                    text = "control requests of user %d are slowed: more than %g/s"
+                    _LOG.warning(text, peer.uid, self.access.control_per_s)
+            await asyncio.sleep(wait_s)
 
     async def _try(self, request: pydantic.BaseModel) -> Ok | RequestFailed:
         try:

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from ppdaemon.errors import BadMessage
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.throttle import sample_of
 from ppdaemon.visit import Group, Name, NextVisit
-from ppdaemon.wire import Model
+from ppdaemon.wire import Model, parse_json
 
 _BY_TYPE = pydantic.Field(discriminator="type")
 
@@ -66,6 +68,10 @@ class Accepted(Model):
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
+BUSY = "busy"
+"""Beginning of the reason of an `Accepted` for a request that was not read: send it again later."""
+
+
 class VisitStatus(Model):
     """Request for the outcomes of a visit's detectors."""
 
@@ -79,14 +85,33 @@ Storable = Annotated[int, pydantic.Field(ge=-(1 << 63), lt=1 << 63)]
 
 # --- relay and node --------------------------------------------------------
 
+PROTOCOL: Literal[2] = 2
+"""Version of the messages between relay and nodes; 2 has permits."""
+
+
+def other_protocol(data: bytes) -> str:
+    """Return what to do about an invalid message, if it has another version; blank otherwise."""
+    try:
+        content = parse_json(data, limit=NODE_LIMIT)
+    except BadMessage:
+        return ""
+    version = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version == PROTOCOL:
+        return ""
+    origin = sample_of(str(content.get("origin")))[:80]
+    return (
+        f"{origin} sends messages of version {version}, this program of version {PROTOCOL}: install the same"
+        " version of ppdaemon on the relay and on all nodes"
+    )
+
 
 class _Envelope(Model):
     """Fields of all messages between relay and node."""
 
     model_config = pydantic.ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
 
-    schema_version: Literal[2] = pydantic.Field(2, alias="schema")
-    """Version of this protocol; 2 has permits, and all nodes of a relay must have the same."""
+    schema_version: Literal[2] = pydantic.Field(PROTOCOL, alias="schema")
+    """Version of this protocol; all nodes of a relay must have the same."""
     origin: Name
     """Name of the node or relay that sends it."""
     sent_tai: float
@@ -113,6 +138,14 @@ class HeldDetectors(DetectorsOfVisit):
     ``permitted``: it has one. ``crossed``: something permanent may have been written."""
 
 
+class EndedDetectors(DetectorsOfVisit):
+    """Detectors that have an outcome in the journal of a node."""
+
+    outcome: Outcome
+    reported: bool
+    """Whether a relay has confirmed it; otherwise `Results` follow."""
+
+
 class Hello(_Envelope):
     """A node registers at the relay, after its start or a new connection, or its state has changed."""
 
@@ -127,6 +160,9 @@ class Hello(_Envelope):
     """Whether it only gets what no other node can get."""
     holds: tuple[HeldDetectors, ...] = ()
     """All visit-detectors in its journal without an outcome."""
+    ended: tuple[EndedDetectors, ...] = ()
+    """The latest outcomes in its journal, if it is not connected: the ledger of the relay may be an
+    older copy."""
     alone: bool = False
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
 

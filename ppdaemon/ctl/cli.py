@@ -56,6 +56,7 @@ __all__ = ("main",)
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 NODE_STATE = Path("/var/lib/ppdaemon/node")
+RELAY_RUN = Path("/run/pprelay/control.sock")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
 SOCKET_VARIABLE = "PPDAEMON_SOCKET"
 RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
@@ -152,7 +153,7 @@ def _default_socket() -> Path:
 
 
 def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
-    """Return the relay of a socket, of a configuration, or of the default state directory."""
+    """Return the relay of a socket, of a configuration, or of the default folders."""
     folder = RELAY_STATE
     if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
         socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
@@ -160,8 +161,10 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
         socket_path = Path(read_key(config, ("control",), os.environ, default))
+    elif socket_path is None and RELAY_RUN.exists():
+        socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
-    if config is not None:
+    if config is not None or socket_path == RELAY_RUN:
         relay.ledger = folder / LEDGER_NAME
     return relay
 
@@ -172,7 +175,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_STATE / RELAY_SOCKET}."
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_RUN}."
     f"  [env: {SOCKET_VARIABLE}, {RELAY_SOCKET_VARIABLE}]",
 )
 @click.option(
@@ -572,8 +575,9 @@ def keygen(name: str, folder: Path) -> None:
     user of the program, and NAME.key, which is copied to the other end. Existing
     files are not overwritten.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise click.UsageError(f"{name!r}: use letters, digits, dots, hyphens and underscores only")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        text = "use letters, digits, dots, hyphens and underscores only, and a letter or digit first"
+        raise click.UsageError(f"{name!r}: {text}")
     try:
         if not folder.exists():
             folder.mkdir(0o700, parents=True)

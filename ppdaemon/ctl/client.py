@@ -33,6 +33,10 @@ BACKLOG_PAUSE_S = 0.05
 """Pause before connecting again when the socket's backlog is full."""
 
 
+CHECK_FIRST = "look at its effect before you repeat it; drain, resume and reload may be repeated"
+"""What to do about a command without an answer."""
+
+
 class NotRunning(Unavailable):
     """No process listens on the socket: start the daemon."""
 
@@ -161,7 +165,10 @@ class ControlClient:
                 line.send(encode(request), deadline)
                 return _data(line.receive(deadline))
         except (OSError, EOFError, BadMessage) as error:
-            raise self._as_error(error, timeout_s) from None
+            known = self._as_error(error, timeout_s)
+            if isinstance(error, TimeoutError | EOFError) and type(request) not in reports.READING:
+                known = Unavailable(f"{known}. The command may still be carried out: {CHECK_FIRST}")
+            raise known from None
 
     def _as_error(self, error: Exception, timeout_s: float) -> PPDaemonError:
         match error:

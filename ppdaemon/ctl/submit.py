@@ -27,7 +27,7 @@ from ppdaemon.configtypes import ranges
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.keyfiles import UnusableKey
-from ppdaemon.messages import NODE_LIMIT, Accepted, DetectorOutcome
+from ppdaemon.messages import BUSY, NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import CoordinateSystem, RotationSystem
 from ppdaemon.wire import decode
@@ -201,10 +201,10 @@ def exit_code(answer: Accepted, *, followed: bool, cancelling: bool) -> ExitCode
 
     ``OK`` if it was accepted (with `followed`: if all detectors succeeded), ``DATA``
     if it was refused, ``FAILED`` for other outcomes, ``TRY_LATER`` if outcomes are
-    missing. With `cancelling`, canceled detectors count as succeeded.
+    missing, or the relay was busy. With `cancelling`, canceled detectors count as succeeded.
     """
     if answer.status == "rejected":
-        return ExitCode.DATA
+        return ExitCode.TRY_LATER if answer.reason.startswith(BUSY) else ExitCode.DATA
     if not followed:
         return ExitCode.OK
     expected = {Outcome.SUCCEEDED, Outcome.CANCELLED} if cancelling else {Outcome.SUCCEEDED}

@@ -5,8 +5,11 @@ import contextlib
 import json
 import logging
 import os
+import select
 import shutil
 import signal
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,8 @@ __all__ = ("OWNER_VARIABLE", "NodeLock", "lock_node")
 
 _LOG = logging.getLogger(__name__)
 
+KILL_S = 5.0
+"""A killed process ends in milliseconds, unless a filesystem hangs."""
 OWNER_VARIABLE = "PPDAEMON_OWNER"
 """Environment variable that marks all processes of a daemon with its state folder."""
 
@@ -110,14 +115,44 @@ def _kill_survivors(folders: NodeFolders) -> None:
     """Kill processes of the previous run that are still running.
 
     Workers die with their supervisor. Processes that a pipeline has detached
-    from them do not, if supervisor and zygote were killed together.
+    from them do not, if supervisor and zygote were killed together. They have ended before their files
+    are deleted, which they could write again.
     """
     survivors = processes_with_variable(OWNER_VARIABLE, str(folders.state)) - {os.getpid()}
-    for pid in survivors:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    left = _kill_and_wait(survivors, KILL_S)
     if survivors:
         _LOG.warning("killed %d processes of the previous run", len(survivors))
+    if left:
+        _LOG.error(
+            "processes of the previous run do not end, and may still write: %s; check whether a filesystem"
+            " hangs",
+            sorted(left),
+        )
+
+
+def _kill_and_wait(pids: Collection[int], limit_s: float) -> set[int]:
+    """Kill processes, which need not be children, and wait for their ends; return those that have not
+    ended within the limit.
+    """
+    descriptors: dict[int, int] = {}
+    waiting = select.poll()
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+                descriptors[descriptor] = pid
+                waiting.register(descriptor, select.POLLIN)
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        left = dict(descriptors)
+        until = time.monotonic() + limit_s
+        while left and (remaining := until - time.monotonic()) > 0:
+            for descriptor, _ in waiting.poll(1000 * remaining):
+                waiting.unregister(descriptor)
+                del left[descriptor]
+        return set(left.values())
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _remove_ramdisk_files(folders: NodeFolders) -> int:

@@ -124,6 +124,7 @@ class NodeParts:
             self.chooser.receive,
             count,
             self.visits.open.held,
+            self.visits.ended.listed,
             config.node.spare,
             ClientKeys.read(config.security.key, config.relay.server),
         )
@@ -185,7 +186,7 @@ class NodeParts:
         handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
         self.handler = handler
         self.control = ControlServer(
-            config.node.control, REQUESTS, handler.handle, self.status.report, config.security
+            config.node.control, REQUESTS, handler.handle, self.status.report, config.security, count
         )
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(

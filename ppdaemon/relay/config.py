@@ -18,7 +18,9 @@ from ppdaemon.configtypes import (
     Address,
     ConfigPart,
     Detectors,
+    FileName,
     KeyFolder,
+    Rate,
     Seconds,
     SocketPath,
     WritableFolder,
@@ -82,6 +84,13 @@ class RelaySecurity(SecurityConfig):
     """Folder with the public keys (``NAME.key``) of those who may announce visits."""
     nodes: KeyFolder | None = None
     """Folder with the public keys of the nodes; the name of a file is the name of its node."""
+    submit_per_s: Rate = 1000.0
+    """Requests per second that one client (a key; without keys, a connection) may send for long, and
+    five times as many at once; further ones are answered ``rejected: busy``. A request costs one more
+    for each 4 kB."""
+    nodes_per_s: Rate = 2000.0
+    """Messages per second of one node, counted in the same way; further ones are dropped, and the node
+    sends them again."""
 
     def read_allow_lists(self) -> dict[str, Mapping[str, str]]:
         """Return the names of the admitted keys, by socket; raises `~ppdaemon.keyfiles.UnusableKey`."""
@@ -92,7 +101,7 @@ class RelaySecurity(SecurityConfig):
 class RelayConfig(ConfigPart):
     """The whole configuration of ``pprelay``."""
 
-    name: Annotated[Name, pydantic.Field(min_length=1, pattern=r"^[\w.-]+$")] = "relay"
+    name: FileName = "relay"
     """Name of this relay in its messages and logs."""
     submit: Address = "tcp://127.0.0.1:5570"
     """ZeroMQ address on which next_visit events are received."""
@@ -103,7 +112,7 @@ class RelayConfig(ConfigPart):
     state directory, which users outside of the group of ``pprelay`` cannot enter."""
     state_dir: WritableFolder
     """Folder of the ledger, on a local disk that keeps its files over a reboot."""
-    instruments: Annotated[dict[Name, RelayInstrument], pydantic.Field(min_length=1)]
+    instruments: Annotated[dict[FileName, RelayInstrument], pydantic.Field(min_length=1)]
     """The instruments whose visits are accepted; others are refused."""
     switched_off: SwitchedOff = SwitchedOff()
     expiry_s: Seconds = 3600.0
@@ -165,6 +174,11 @@ class RelayConfig(ConfigPart):
                             ("switched_off", key),
                             f"{name} is not one of instruments{did_you_mean(name, instruments)}",
                         )
+            for name, listed in off.detectors.items():
+                known = instruments[name].detectors if name in instruments else listed
+                if unknown := set(listed) - set(known):
+                    text = f"{name} has no detectors {ranges(unknown)}, only {ranges(known)}"
+                    yield ("switched_off", "detectors", name), text
 
     @property
     def control_socket(self) -> Path:

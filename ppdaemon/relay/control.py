@@ -57,6 +57,8 @@ class RelayControl:
     refused_reload: str = field(default="", init=False)
     """Why the last reload without a client was refused."""
     metrics: MetricsServer | None = field(default=None, init=False)
+    other_protocol: str = field(default="", init=False)
+    """Which node was refused last because of the version of its messages."""
 
     def __post_init__(self) -> None:
         self._started_tai = self.clock.tai()
@@ -246,6 +248,21 @@ class RelayControl:
             yield Finding("configuration", self.refused_reload, degrades=False)
         if self.metrics is not None and self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
+        if self.other_protocol:
+            yield Finding("nodes", f"refused a node: {self.other_protocol}", "protocol")
+        for path in sorted(self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")):
+            text = (
+                f"the ledger was corrupt and is now {path}: visits in it that are announced again are"
+                " processed again; move the file away when you have read this"
+            )
+            yield Finding("ledger", text, path.name)
+        if self.dispatcher.adopted:
+            text = (
+                f"the ledger is older than the journals of the nodes: {self.dispatcher.adopted}"
+                " visit-detectors were adopted from them; do not announce visits again that are not in it"
+                " before all nodes are connected"
+            )
+            yield Finding("ledger", text, "adopted")
         for row in nodes:
             if not row.connected and row.open:
                 text = f"node {row.node} is not connected and has {row.open} open visit-detectors"

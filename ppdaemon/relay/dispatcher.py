@@ -37,7 +37,7 @@ from ppdaemon.relay import orders
 from ppdaemon.relay.assignments import WAITING, Assignments
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
-from ppdaemon.relay.permits import compare_held, judge_permits
+from ppdaemon.relay.permits import compare_held, is_unknown, judge_permits
 from ppdaemon.relay.routing import Preferences
 from ppdaemon.states import Outcome
 
@@ -87,6 +87,11 @@ class Dispatcher:
     def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float):
         self._resend_s = resend_s
         self._rejoin_s = rejoin_s
+        self._silence_s = silence_s
+        self._expected: set[str] = set()
+        """Nodes of the previous run that have not connected yet."""
+        self.adopted = 0
+        """Visit-detectors of nodes that the ledger did not know: it is an older copy."""
         self._give_up_s = give_up_s
         self._routing_starts_at = math.inf
         self._ticked_at: float | None = None
@@ -102,6 +107,12 @@ class Dispatcher:
     def __len__(self) -> int:
         return len(self._visits)
 
+    def is_new(self, peer: bytes, hello: Hello) -> bool:
+        """Return whether a hello registers a node, whose journal the ledger must be compared with."""
+        if self.registry.conflicting_peer(hello, peer) is not None:
+            return False  # it is refused
+        return hello.origin not in self.registry or self.registry.peer_of(hello.origin) != peer
+
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return the detectors of a visit without an outcome; empty if it is not open."""
         visit = self._visits.get(key)
@@ -111,11 +122,14 @@ class Dispatcher:
 
     def add(self, visit: OpenVisit, now: float) -> orders.Effects:
         """Open a visit that is in the ledger, or add its reservations to the open visit of its group."""
+        self._allow_for_pause(now)
         effects = orders.Effects()
         self.reservations += len(visit.reservations)
         if (present := self._visits.get(visit.key)) is not None:
             present.reservations |= visit.reservations
             present.cancelled |= visit.cancelled
+            if present.adopted and not visit.adopted:
+                present.visit, present.adopted = visit.visit, False
             visit = present
         self._visits[visit.key] = visit
         self._serve(visit, now, effects)
@@ -142,8 +156,15 @@ class Dispatcher:
                 self._close_if_ended(visit, effects)
         return effects
 
+    def expect(self, nodes: Iterable[str]) -> None:
+        """Route nothing before these nodes have connected, at most for twice `silence_s`: what they have
+        done may not be in the ledger. Called before the first tick.
+        """
+        self._expected.update(nodes)
+
     def cancel(self, key: VisitKey, now: float) -> orders.Effects:
         """Cancel a visit; no effects if it is not open or canceled already."""
+        self._allow_for_pause(now)
         effects = orders.Effects()
         visit = self._visits.get(key)
         if visit is not None and not visit.cancelled:
@@ -168,6 +189,7 @@ class Dispatcher:
 
     def receive(self, peer: bytes, message: NodeMessage, now: float) -> orders.Effects:
         """Handle a message that arrived on the connection `peer`."""
+        self._allow_for_pause(now)
         if isinstance(message, Hello):
             return self._on_hello(peer, message, now)
         node = self.registry.receive(peer, now)
@@ -219,15 +241,11 @@ class Dispatcher:
         # time in which no node can register.
         if self._ticked_at is None:
             self._routing_starts_at = now + self._rejoin_s
+            if self._expected:
+                self._routing_starts_at = now + max(self._rejoin_s, 2 * self._silence_s)
             self.registry.started_at = now
             self._schedule_all(now)
-        elif now - self._ticked_at > PAUSE_S:
-            pause_s = now - self._ticked_at
-            _LOG.warning(
-                "pprelay did not run for a time, which does not count as silence of nodes",
-                extra={"pause_s": round(pause_s, 3)},
-            )
-            self.registry.extend_silence(pause_s)
+        self._allow_for_pause(now)
         self._ticked_at = now
         silent = self.registry.drop_silent(now)
         for node in silent:
@@ -248,6 +266,18 @@ class Dispatcher:
                 node for node in self.assignments.freed if not self._fill(node, now, effects)
             }
         return effects
+
+    def _allow_for_pause(self, now: float) -> None:
+        """Extend the silence of nodes by a time in which this process did not run. Called before each
+        decision: the first event after a pause may be another one than a tick.
+        """
+        if self._ticked_at is not None and now - self._ticked_at > PAUSE_S:
+            pause_s, self._ticked_at = now - self._ticked_at, now
+            _LOG.warning(
+                "pprelay did not run for a time, which does not count as silence of nodes",
+                extra={"pause_s": round(pause_s, 3)},
+            )
+            self.registry.extend_silence(pause_s)
 
     def _fill(self, node: str, now: float, effects: orders.Effects) -> bool:
         """Send the newest waiting visits to a node that has room again; return `False` if the next
@@ -276,17 +306,51 @@ class Dispatcher:
             )
         _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.register(hello, peer, now)
-        effects = compare_held(self._visits, hello, peer, now)
-        effects.sends.insert(0, orders.SendWelcome(peer))
+        self._arrived(hello.origin, now)
+        effects = orders.Effects.of(orders.SendWelcome(peer))
+        self._adopt_outcomes(hello, effects)
+        corrected, own, adopted = compare_held(self._visits, hello, peer, now)
+        effects.writes += corrected.writes
+        effects.sends += corrected.sends
+        self.adopted += adopted
         # Before other visits are routed: it may be full already. Only its own visits are checked, and
         # what waits for it: a node sends hello whenever its capacity changes.
-        for visit in self._visits.values():
-            for reservation in visit.reservations.values():
-                if reservation.node == hello.origin:
-                    self._place(visit, reservation, now)
-                    visit.due = now
+        for visit, reservation in own:
+            self._place(visit, reservation, now)
+            visit.due = now
         self.assignments.freed.add(hello.origin)
         return effects
+
+    def _arrived(self, node: str, now: float) -> None:
+        """Begin to route when the last expected node has connected."""
+        if node in self._expected:
+            self._expected.discard(node)
+            if not self._expected and now < self._routing_starts_at < math.inf:
+                self._routing_starts_at = max(now, self.registry.started_at + self._rejoin_s)
+                self._schedule_all(now)
+
+    def _adopt_outcomes(self, hello: Hello, effects: orders.Effects) -> None:
+        """End what a node has ended, and the ledger does not know."""
+        for ended in hello.ended:
+            visit = self._visits.get((ended.instrument, ended.group))
+            if visit is None:
+                continue
+            for detector in ended.detectors:
+                reservation = visit.reservations.get(detector)
+                if reservation is None:
+                    continue
+                # It was confirmed, so that the node does not send it again.
+                is_own = (reservation.node, reservation.attempt) == (hello.origin, ended.attempt)
+                if (is_own and ended.reported) or is_unknown(
+                    reservation, hello.origin, ended.attempt, may_have_written=True
+                ):
+                    effects.writes.append(
+                        orders.SetRoute(visit.number, hello.origin, ended.attempt, (detector,))
+                    )
+                    # Without the node: its own message, if one follows, has the reason and replaces this.
+                    self._end(visit, reservation, ended.outcome, orders.ADOPTED, effects)
+                    self.adopted += 1
+            self._close_if_ended(visit, effects)
 
     def _accepted_visit(
         self, node: str, peer: bytes, ack: VisitAccepted, now: float, effects: orders.Effects
@@ -440,6 +504,8 @@ class Dispatcher:
         """
         if now < self._routing_starts_at or now >= visit.expires_at:  # a node would refuse it
             return
+        if visit.adopted:
+            return
         routed: dict[tuple[str, int], list[int]] = defaultdict(list)
         released: dict[int, list[int]] = defaultdict(list)
         full = {node.offer.node for node in self.registry.nodes if self.assignments.is_full(node.offer)}
@@ -481,7 +547,7 @@ class Dispatcher:
     def _send(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
         """Send what is not acknowledged, for the first time or again: one message per node."""
         to_send: dict[tuple[str, int], list[int]] = defaultdict(list)
-        for reservation in visit.in_state(SENT):
+        for reservation in visit.in_state(SENT) if not visit.adopted else ():
             if reservation.node in self.registry and now >= reservation.sent_at + self._resend_s:
                 reservation.sent_at = now
                 to_send[reservation.node, reservation.attempt].append(reservation.detector)

@@ -6,15 +6,15 @@ A `~ppdaemon.sqlitefile.SqliteFile` in the state directory. Blocking code; a
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.messages import DetectorOutcome
+from ppdaemon.messages import DetectorOutcome, EndedDetectors, HeldDetectors, Hello
 from ppdaemon.privatefiles import make_folder
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
@@ -32,6 +32,9 @@ no other write can be committed."""
 LOCK_WAIT_S = 1.0
 """How long a write waits for another program that has locked the file; clients get
 no answer in this time."""
+
+RECENT_VISITS = 200
+"""Visits whose nodes are expected to connect after a start; an hour has some 200."""
 
 SCHEMA = """
 CREATE TABLE visits (
@@ -75,10 +78,14 @@ ALTER TABLE visits ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0;
 CREATE TABLE drained (node TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
+ADOPTIONS = "ALTER TABLE visits ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0"
+"""Whether only a node has announced it: its content has only instrument and group."""
+
 STEPS: tuple[SchemaStep, ...] = (
     lambda db: db.executescript(SCHEMA),
     lambda db: db.executescript(PERMITS),
     lambda db: db.executescript(AGES),
+    lambda db: db.executescript(ADOPTIONS),
 )
 
 
@@ -95,6 +102,8 @@ class UnfinishedVisit:
     cancelled: bool
     reservations: tuple[Reservation, ...]
     """Of the detectors without an outcome."""
+    adopted: bool = False
+    """See `~ppdaemon.relay.openvisit.OpenVisit.adopted`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,8 @@ class AcceptedVisit:
     cancelled: bool
     is_new: bool
     """Whether it is the first announcement of the group."""
+    was_adopted: bool = False
+    """Whether the group was known from a node only, without the content of its announcement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +175,17 @@ class Ledger(SqliteFile):
             (visit.instrument, visit.group, content, received_tai, self._clock.boot(), self._clock.mono()),
         )
         if not cursor.rowcount:  # the group is there: return the content that was accepted
-            number, content, cancelled = self._db.execute(
-                "SELECT number, content, cancelled FROM visits WHERE group_id = ? AND instrument = ?",
+            number, known_content, cancelled, was_adopted = self._db.execute(
+                "SELECT number, content, cancelled, adopted FROM visits"
+                " WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
             ).fetchone()
+            if was_adopted:
+                self._db.execute(
+                    "UPDATE visits SET content = ?, adopted = 0 WHERE number = ?", (content, number)
+                )
+            else:
+                content = known_content
             known = {
                 row[0]
                 for row in self._db.execute("SELECT detector FROM detectors WHERE visit = ?", (number,))
@@ -182,12 +200,97 @@ class Ledger(SqliteFile):
                 self._db.execute("UPDATE visits SET ended_tai = NULL WHERE number = ?", (number,))
         else:
             assert cursor.lastrowid is not None
-            number, cancelled, added = cursor.lastrowid, 0, tuple(detectors)
+            number, cancelled, was_adopted, added = cursor.lastrowid, 0, 0, tuple(detectors)
         self._db.executemany(
             "INSERT INTO detectors (visit, detector) VALUES (?, ?)",
             [(number, detector) for detector in added],
         )
-        return AcceptedVisit(number, content, added, bool(cancelled), is_new=bool(cursor.rowcount))
+        return AcceptedVisit(
+            number, content, added, bool(cancelled), bool(cursor.rowcount), bool(was_adopted)
+        )
+
+    def adopt(
+        self, hello: Hello, detectors: Mapping[str, Collection[int]]
+    ) -> tuple[list[UnfinishedVisit], int]:
+        """Insert what a node has in its journal and the ledger, an older copy, does not know; return the
+        visits to open, and the number of visit-detectors.
+
+        What is open here is compared by the dispatcher. Only configured `detectors` are accepted.
+        """
+        opened: list[UnfinishedVisit] = []
+        adopted = 0
+        listings: tuple[HeldDetectors | EndedDetectors, ...] = (*hello.ended, *hello.holds)
+        for listed in listings:
+            numbers = [each for each in listed.detectors if each in detectors.get(listed.instrument, ())]
+            if not numbers:
+                continue
+            visit = self._adopted_visit(listed.instrument, listed.group)
+            rows = {
+                detector: row
+                for detector, *row in self._db.execute(
+                    "SELECT detector, node, attempt, outcome, decided FROM detectors WHERE visit = ?",
+                    (visit.number,),
+                )
+            }
+            unknown = [each for each in numbers if _is_unknown(rows.get(each), hello.origin, listed)]
+            self._insert_adopted(visit.number, unknown, hello, listed)
+            adopted += len(unknown)
+            if unknown and isinstance(listed, HeldDetectors):
+                reservations = tuple(
+                    each for each in self._reserved(visit.number) if each.detector in unknown
+                )
+                opened.append(replace(visit, reservations=reservations))
+        return opened, adopted
+
+    def _adopted_visit(self, instrument: str, group: str) -> UnfinishedVisit:
+        """Return a visit that may be open again; insert it if the ledger does not have it."""
+        content, now_tai = {"groupId": group, "instrument": instrument}, self._clock.tai()
+        self._db.execute(
+            "INSERT INTO visits (instrument, group_id, content, received_tai, boot, received_mono, ended_tai,"
+            " adopted) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?4, 1) ON CONFLICT DO NOTHING",
+            (instrument, group, json.dumps(content), now_tai, self._clock.boot(), self._clock.mono()),
+        )
+        number, content, cancelled, adopted = self._db.execute(
+            "SELECT number, content, cancelled, adopted FROM visits WHERE group_id = ? AND instrument = ?",
+            (group, instrument),
+        ).fetchone()
+        return UnfinishedVisit(
+            number, json.loads(content), now_tai, 0.0, bool(cancelled), (), adopted=bool(adopted)
+        )
+
+    def _insert_adopted(
+        self, number: int, detectors: Sequence[int], hello: Hello, listed: HeldDetectors | EndedDetectors
+    ) -> None:
+        values: tuple[Outcome | None, str, str | None, bool]
+        if held := isinstance(listed, HeldDetectors):
+            values = None, "", hello.incarnation if listed.state != "held" else None, False
+        else:
+            values = listed.outcome, orders.ADOPTED, None, True
+        self._db.executemany(
+            "INSERT OR REPLACE INTO detectors (visit, detector, node, attempt, acked_tai, outcome, reason,"
+            " permit, decided) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (number, detector, hello.origin, listed.attempt, self._clock.tai(), *values)
+                for detector in detectors
+            ],
+        )
+        if detectors and held:
+            self._db.execute(
+                "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?, ended_tai = NULL"
+                " WHERE number = ? AND ended_tai IS NOT NULL",
+                (self._clock.tai(), self._clock.boot(), self._clock.mono(), number),
+            )
+
+    def recent_nodes(self) -> set[str]:
+        """Return the nodes that the newest visits were sent to."""
+        return {
+            node
+            for (node,) in self._db.execute(
+                "SELECT DISTINCT node FROM detectors WHERE node IS NOT NULL"
+                " AND visit > (SELECT max(number) FROM visits) - ?",
+                (RECENT_VISITS,),
+            )
+        }
 
     def find(self, group: str) -> list[FoundVisit]:
         """Return the visits of a group: at most one per instrument."""
@@ -219,7 +322,7 @@ class Ledger(SqliteFile):
         now, this_boot = self._clock.mono(), self._clock.boot()
         known = dict(self._db.execute("SELECT boot, max(received_mono) FROM visits GROUP BY boot").fetchall())
         rows = self._db.execute(
-            "SELECT number, content, received_tai, boot, received_mono, cancelled FROM visits"
+            "SELECT number, content, received_tai, boot, received_mono, cancelled, adopted FROM visits"
             " WHERE ended_tai IS NULL ORDER BY number"
         ).fetchall()
         found = [
@@ -230,8 +333,9 @@ class Ledger(SqliteFile):
                 age_at_restart(boot, received_mono, now, this_boot, known),
                 bool(cancelled),
                 self._reserved(number),
+                bool(adopted),
             )
-            for number, content, received_tai, boot, received_mono, cancelled in rows
+            for number, content, received_tai, boot, received_mono, cancelled, adopted in rows
         ]
         with self.transaction():  # so that the next run knows the ages over both boots
             self._db.executemany(
@@ -344,6 +448,22 @@ class Ledger(SqliteFile):
             "DELETE FROM visits WHERE number IN (SELECT number FROM visits WHERE ended_tai < ? LIMIT ?)",
             (before_tai, PRUNE_BATCH),
         ).rowcount
+
+
+def _is_unknown(row: Sequence[Any] | None, node: str, listed: HeldDetectors | EndedDetectors) -> bool:
+    """Return whether the ledger does not know what a node has; `row` has node, attempt, outcome, decided.
+
+    An attempt is in the ledger before it is sent, and an outcome before it is confirmed.
+    """
+    if row is None:
+        return True
+    its_node, attempt, outcome, decided = row
+    if outcome is None:
+        return False
+    confirmed = isinstance(listed, EndedDetectors) and listed.reported and listed.outcome != outcome
+    return listed.attempt > attempt or bool(
+        confirmed and decided and (its_node, attempt) == (node, listed.attempt)
+    )
 
 
 def _valid_unicode(reason: str) -> str:

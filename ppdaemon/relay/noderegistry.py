@@ -20,6 +20,10 @@ MAX_DEPARTED = 1000
 """Disconnected nodes that are remembered; more than any site has."""
 
 
+FORGET_S = 86_400.0
+"""Disconnected nodes are remembered for a day, after which no outcome of them is expected."""
+
+
 @dataclass(slots=True)
 class RegisteredNode:
     """A connected node."""
@@ -161,6 +165,9 @@ class NodeRegistry:
         silent = [name for name, node in self._nodes.items() if now - node.last_message_at > self._silence_s]
         for name in silent:
             self._remove(name)
+        # In the order in which they were disconnected.
+        while self.departed and now - next(iter(self.departed.values())).last_message_at > FORGET_S:
+            del self.departed[next(iter(self.departed))]
         if silent:
             self._rebuild_routes()
         return silent
@@ -181,6 +188,7 @@ class NodeRegistry:
         node = self._nodes.pop(name, None)
         if node is not None:
             del self._names[node.peer]
+            self.departed.pop(name, None)  # so that it is the last one
             self.departed[name] = node
             while len(self.departed) > MAX_DEPARTED:
                 del self.departed[next(iter(self.departed))]

@@ -79,6 +79,9 @@ class OpenVisit:
     reservations: dict[int, Reservation]
     """By detector; only those without an outcome."""
     cancelled: bool = False
+    adopted: bool = False
+    """Whether only nodes have announced it, because the ledger is an older copy: its content is unknown, so
+    that it is sent to no node."""
     due: float = -math.inf
     """When the visit must be checked next, monotonic seconds."""
 
@@ -107,6 +110,7 @@ def make_open_visit(
     expiry_s: float,
     now: float,
     cancelled: bool = False,
+    adopted: bool = False,
 ) -> OpenVisit:
     """Make an open visit with its deadlines.
 
@@ -122,6 +126,7 @@ def make_open_visit(
         abandon_at=now - age_s + ABANDON_S,
         reservations={reservation.detector: reservation for reservation in reservations},
         cancelled=cancelled,
+        adopted=adopted,
     )
 
 

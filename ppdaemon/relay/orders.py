@@ -13,6 +13,9 @@ from ppdaemon.messages import DetectorsOfVisit
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
+ADOPTED = "from the journal of the node: the ledger was older"
+"""Reason of an outcome that the ledger of the relay did not have."""
+
 type ResultKey = tuple[str, str, int, int]
 """Instrument, group, detector, attempt."""
 

@@ -16,7 +16,7 @@ from ppdaemon.messages import DetectorsOfVisit, Hello, PermitRequest
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 
-__all__ = ("compare_held", "judge_permits")
+__all__ = ("compare_held", "is_unknown", "judge_permits")
 
 SENT, ACKNOWLEDGED, PERMITTED = (
     ReservationState.SENT,
@@ -60,20 +60,49 @@ def judge_permits(
     return effects
 
 
+def is_unknown(reservation: Reservation, node: str, attempt: int, *, may_have_written: bool) -> bool:
+    """Return whether a node has an attempt that the ledger does not know, because it is an older copy.
+
+    An attempt is in the ledger before it is sent. What another node may write now stays there.
+    """
+    if reservation.state is PERMITTED or attempt < reservation.attempt:
+        return False
+    if attempt > reservation.attempt:
+        return True
+    return node != reservation.node and (may_have_written or not reservation.node)
+
+
 def compare_held(
     visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float
-) -> orders.Effects:
-    """Correct the reservations of a node by what it holds, and withdraw what it no longer should have."""
+) -> tuple[orders.Effects, list[tuple[OpenVisit, Reservation]], int]:
+    """Correct the reservations of a node by what it holds, and withdraw what it no longer should have.
+
+    Return also its reservations, and how many of them the ledger did not know.
+    """
     effects = orders.Effects()
-    listed = {
+    own: list[tuple[OpenVisit, Reservation]] = []
+    adopted = 0
+    listed: dict[tuple[str, str, int], tuple[int, str]] = {
         (held.instrument, held.group, detector): (held.attempt, held.state)
         for held in hello.holds
         for detector in held.detectors
     }
+    for (instrument, group, detector), (attempt, state) in listed.items():
+        visit = visits.get((instrument, group))
+        reservation = None if visit is None else visit.reservations.get(detector)
+        if visit is None or reservation is None:
+            continue
+        if is_unknown(reservation, hello.origin, attempt, may_have_written=state != "held"):
+            reservation.release()
+            reservation.node, reservation.attempt, reservation.state = hello.origin, attempt, ACKNOWLEDGED
+            effects.writes.append(orders.SetRoute(visit.number, hello.origin, attempt, (detector,)))
+            effects.writes.append(orders.SetAcknowledged(visit.number, (detector,)))
+            adopted += 1
     for visit in visits.values():
         changes: dict[ReservationState, list[int]] = defaultdict(list)
         for reservation in visit.reservations.values():
             if reservation.node == hello.origin:
+                own.append((visit, reservation))
                 attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
                 known = state if attempt == reservation.attempt else ""
                 change = _correct(reservation, known, hello.incarnation)
@@ -103,7 +132,7 @@ def compare_held(
         withdrawn[instrument, group, attempt].append(detector)
     for (instrument, group, attempt), detectors in withdrawn.items():
         effects.sends.append(orders.Withdraw(peer, instrument, group, tuple(detectors), attempt))
-    return effects
+    return effects, own, adopted
 
 
 def _correct(reservation: Reservation, held: str, incarnation: str) -> ReservationState | None:

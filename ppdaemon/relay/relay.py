@@ -20,14 +20,16 @@ from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
-from ppdaemon.messages import NODE_LIMIT, FromNode, Hello
+from ppdaemon.messages import NODE_LIMIT, FromNode, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import status_line
+from ppdaemon.ratelimit import RateLimit, tokens_of
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, needs_restart
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.idleconnections import ConnectionLimit
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
@@ -65,6 +67,9 @@ faulty sender may send thousands of them."""
 REJOIN_HEARTBEATS = 2.0
 """Heartbeat intervals after the start in which nothing is routed. Running nodes
 register in this time: their first message is refused, then they send hello."""
+MAX_WAITING = 1000
+"""Messages of one node that wait while the ledger is compared, which takes milliseconds; it sends further
+ones again."""
 PRUNE_S = 3600.0
 """Interval of deleting visits older than ``keep_days`` from the ledger."""
 STOP_S = 0.5
@@ -135,10 +140,21 @@ class Relay:
         self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
         self._control.metrics = self._metrics
         self._control_server = ControlServer(
-            config.control_socket, RELAY_REQUESTS, self._control.handle, self._control.report, config.security
+            config.control_socket,
+            RELAY_REQUESTS,
+            self._control.handle,
+            self._control.report,
+            config.security,
+            self._throttle.by_kind,
         )
+        self._rates = {
+            link.SUBMIT: RateLimit(config.security.submit_per_s, clock.mono),
+            link.NODES: RateLimit(config.security.nodes_per_s, clock.mono),
+        }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
+        self._comparing: dict[bytes, list[NodeMessage]] = {}
+        """By connection: messages after a hello with which the ledger is being compared."""
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
@@ -146,7 +162,10 @@ class Relay:
         self._reload_requested = asyncio.Event()
         self._dispatcher.set_drained(ledger.drained_nodes(), now)
         self._dispatcher.set_preferences(config.preferred_nodes, now)
-        self._restore(ledger.unfinished_visits())
+        self._dispatcher.expect(ledger.recent_nodes())
+        if unfinished := ledger.unfinished_visits():
+            _LOG.info("resuming open visits of the previous run", extra={"visits": len(unfinished)})
+        self._restore(unfinished)
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
@@ -169,14 +188,21 @@ class Relay:
     async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=status_line(self._control.report()))
         sources = [
-            self._read(
-                self._sockets.submit, link.SUBMIT, lambda frames, _: self._submit_server.serve(frames)
-            ),
-            self._read(self._sockets.nodes, link.NODES, self._on_node_message),
             self._tick(),
             self._reload_on_request(),
             self._metrics.run(),
         ]
+        for socket, domain, handle, excess in (
+            (
+                self._sockets.submit,
+                link.SUBMIT,
+                lambda frames, _: self._submit_server.serve(frames),
+                self._submit_server.refuse_busy,
+            ),
+            (self._sockets.nodes, link.NODES, self._on_node_message, lambda frames: None),
+        ):
+            limit = ConnectionLimit(socket, domain, self._throttle, self._clock.mono)
+            sources += [limit.run(), self._read(socket, domain, limit, handle, excess)]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._writer.run())
             tasks = [group.create_task(source) for source in sources]
@@ -190,28 +216,45 @@ class Relay:
     # --- sources of events ----------------------------------------------------
 
     async def _read(
-        self, socket: zmq.asyncio.Socket, domain: str, handle: Callable[[list[bytes], str | None], None]
+        self,
+        socket: zmq.asyncio.Socket,
+        domain: str,
+        connections: ConnectionLimit,
+        handle: Callable[[list[bytes], str | None], None],
+        excess: Callable[[list[bytes]], None],
     ) -> None:
         """Pass on the messages of a socket with the name that belongs to the sender's key, if there are
-        keys.
+        keys; call `excess` instead for those above the sender's rate.
         """
         while True:
             # Read only while the ledger keeps up, so that messages wait in the sockets,
             # which have limits, and not in memory.
             await self._writer.wait_for_room()
-            if self._gatekeeper is None:
-                await self._events.put(partial(handle, await socket.recv_multipart(), None))
-                continue
-            # Only a frame has the key of the connection.
+            # Only a frame has the connection, and its key.
             received = await socket.recv_multipart(copy=False)
-            sender = self._gatekeeper.sender(domain, received[-1])
-            if sender is not None:
-                await self._events.put(partial(handle, [frame.bytes for frame in received], sender))
+            connections.used(received[-1])
+            frames = [frame.bytes for frame in received]
+            sender = None if self._gatekeeper is None else self._gatekeeper.sender(domain, received[-1])
+            if sender is None and self._gatekeeper is not None:
+                if self._throttle.passes(f"{domain} revoked"):
+                    _LOG.warning(
+                        "ignored a message: its sender's key is no longer in the folder security.%s", domain
+                    )
+            elif self._rates[domain].take(sender or frames[0], tokens_of(sum(map(len, frames)))):
+                if self._throttle.passes(f"{domain} rate"):
+                    _LOG.warning(
+                        "dropped messages of a sender above its rate",
+                        extra={
+                            "socket": domain,
+                            "sender": sender or frames[0].hex(),
+                            "per_s": self._rates[domain].per_s,
+                            "total": self._throttle.by_kind[f"{domain} rate"],
+                        },
+                    )
+                excess(frames)
+            else:
+                await self._events.put(partial(handle, frames, sender))
                 continue
-            if self._throttle.passes(f"{domain} revoked"):
-                _LOG.warning(
-                    "ignored a message: its sender's key is no longer in the folder security.%s", domain
-                )
             await asyncio.sleep(0)  # a flood of such messages must not stop the others
 
     async def _tick(self) -> None:
@@ -242,6 +285,8 @@ class Relay:
             raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
         allowed = await asyncio.to_thread(config.security.read_allow_lists)
         self._control_server.set_access(config.security)
+        self._rates[link.SUBMIT].per_s = config.security.submit_per_s
+        self._rates[link.NODES].per_s = config.security.nodes_per_s
         self._admit(allowed)
         log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
         self._config = self._control.config = self._submit_server.config = config
@@ -368,6 +413,11 @@ class Relay:
                     self._send([RefuseHello(frames[0], "taken", reason)])
                 raise BadMessage(reason, "origin")
         except BadMessage as error:
+            if text := other_protocol(frames[-1]):
+                self._control.other_protocol = text
+                if self._throttle.passes("node protocol"):
+                    _LOG.error("refused a node: %s", text)
+                return
             if self._throttle.passes(f"node {error.kind}"):
                 total = self._throttle.by_kind[f"node {error.kind}"]
                 _LOG.warning(
@@ -380,7 +430,39 @@ class Relay:
                     },
                 )
             return
-        self._apply(self._dispatcher.receive(frames[0], message, self._clock.mono()))
+        self._receive(frames[0], message)
+
+    def _receive(self, peer: bytes, message: NodeMessage) -> None:
+        if (waiting := self._comparing.get(peer)) is not None:
+            if len(waiting) < MAX_WAITING:
+                waiting.append(message)
+        elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
+            # Its further messages wait: it is registered when the ledger was compared.
+            self._comparing[peer] = []
+            detectors = {name: part.detectors for name, part in self._config.instruments.items()}
+            self._writer.put(
+                Commit(
+                    lambda ledger: ledger.adopt(message, detectors), partial(self._compared, peer, message)
+                )
+            )
+        else:
+            self._apply(self._dispatcher.receive(peer, message, self._clock.mono()))
+
+    def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
+        """Register a node whose journal the ledger was compared with."""
+        opened, adopted = found
+        self._restore(opened)
+        before = self._dispatcher.adopted
+        effects = self._dispatcher.receive(peer, hello, self._clock.mono())
+        self._dispatcher.adopted += adopted
+        self._apply(effects)
+        if adopted := self._dispatcher.adopted - before:
+            _LOG.error(
+                "the ledger is older than the journal of a node: what it does not know was adopted",
+                extra={"node": hello.origin, "visit_detectors": adopted},
+            )
+        for message in self._comparing.pop(peer):
+            self._receive(peer, message)
 
     # --- visits ---------------------------------------------------------------------
 
@@ -400,9 +482,15 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
-        if visits:
-            _LOG.info("resuming open visits of the previous run", extra={"visits": len(visits)})
+            self._open(
+                row.number,
+                visit,
+                row.reservations,
+                row.received_tai,
+                row.cancelled,
+                row.age_s,
+                adopted=row.adopted,
+            )
 
     def _open(
         self,
@@ -412,6 +500,8 @@ class Relay:
         received_tai: float,
         cancelled: bool,
         age_s: float = 0.0,
+        *,
+        adopted: bool = False,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -423,5 +513,6 @@ class Relay:
             expiry_s=self._config.expiry_s,
             now=now,
             cancelled=cancelled,
+            adopted=adopted,
         )
         self._apply(self._dispatcher.add(open_visit, now))

@@ -7,6 +7,7 @@ is new. Does not cover sockets; all methods are called by the event pump.
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing import Literal
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import Accepted, VisitStatus
+from ppdaemon.messages import BUSY, Accepted, VisitStatus
+from ppdaemon.ratelimit import TOKEN_BYTES
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import AcceptedVisit, FoundVisit, Ledger
@@ -44,6 +46,9 @@ type ApplyEffects = Callable[[Effects, Callable[[], None] | None], None]
 type OpenVisitCallback = Callable[[int, NextVisit, Sequence[Reservation], float, bool], None]
 """Opens an accepted visit: number, visit, reservations, received_tai, whether it is canceled."""
 
+GROUP = re.compile(rb'"groupId"\s*:\s*"([ !#-\[\]-~]{1,200})"')
+"""The group in a request that is not parsed, if its name is plain ASCII: a client with several requests
+under way needs it to know which one was refused."""
 EARLY_CANCEL_S = 60.0
 """How long a cancellation without a visit is remembered: far longer than two events of the
 script queue can overtake each other, far shorter than it takes until a group is used again."""
@@ -92,6 +97,16 @@ class SubmitServer:
                 self._find_visits(
                     request.group, reply, lambda found: reply(_visit_status(request.group, found))
                 )
+
+    def refuse_busy(self, frames: Sequence[bytes]) -> None:
+        """Answer a request of a client that sends too many; it is not parsed."""
+        envelope, body = split_envelope(frames)
+        found = GROUP.search(b"".join(body)[:TOKEN_BYTES])
+        reason = (
+            f"{BUSY}: more than {self.config.security.submit_per_s:g} requests/s of this client; try again"
+        )
+        group = "" if found is None else found[1].decode()
+        self.answer(envelope, Accepted(status="rejected", group=group, reason=reason))
 
     def _find_visits(self, group: str, reply: Reply, then: Callable[[Sequence[FoundVisit]], None]) -> None:
         self.writer.put(Commit(lambda ledger: ledger.find(group), then, self._refuse_on_error(reply, group)))
@@ -157,7 +172,7 @@ class SubmitServer:
                     "duplicate visit with different content ignored; the first content is used",
                     extra={**context, "fields": changed},
                 )
-        if not accepted.added:
+        if not accepted.added and not accepted.was_adopted:
             return
         for warning in visit_warnings(visit, received_tai):
             if self.throttle.passes("odd visit"):

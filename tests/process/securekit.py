@@ -29,6 +29,7 @@ class SecureRelay(RelayProcess):
         self.folders = {"nodes": folder / "nodes", "submit": folder / "submit"}
         security = {"key": str(self.keys / "relay.key_secret")}
         security |= {name: str(path) for name, path in self.folders.items()}
+        security |= changes.pop("security", {})
         addresses = {"submit": "tcp://127.0.0.1:*", "nodes": "tcp://127.0.0.1:*"}
         super().__init__(folder, **addresses, security=security, **changes)
 

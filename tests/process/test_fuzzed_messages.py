@@ -65,10 +65,14 @@ def frames_of(draw, message):
     return draw.choice([[message, b""], [b"", b"", message], [b""]]) if draw.random() < 0.01 else [message]
 
 
+UNLIMITED = {"submit_per_s": 1e9, "nodes_per_s": 1e9}
+
+
 @pytest.fixture(params=["plain", "with keys"])
 def relay(request, socket_dir):
     kind = SecureRelay if request.param == "with keys" else RelayProcess
-    made = kind(socket_dir, instruments={"DemoCam": {"detectors": "0"}})
+    # All are to be parsed, however fast they come.
+    made = kind(socket_dir, instruments={"DemoCam": {"detectors": "0"}}, security=UNLIMITED)
     yield made.start()
     if made.process.poll() is None:
         made.process.kill()

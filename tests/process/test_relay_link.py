@@ -13,6 +13,7 @@ import psutil
 import pytest
 import zmq
 
+from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.states import Outcome
 from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
@@ -291,3 +292,13 @@ def test_a_ledger_that_cannot_be_written_refuses_and_recovers(relay, client):
     assert "ledger cannot be written" in answer["reason"]
     assert client.announce("after")["status"] == "accepted"
     assert client.announce("locked")["status"] == "accepted"
+
+
+def test_a_node_of_another_version_is_named_once_with_what_to_do(relay, wires):
+    old = wires.connect(zmq.DEALER, relay.nodes)
+    for _ in range(3):
+        old.send(json.dumps({"schema": 1, "type": "heartbeat", "origin": "n7", "sequence": 0}).encode())
+    client = RelayDaemon(relay.control)
+    wait_until(lambda: client.status().counters.get("node protocol") == 3, TIMEOUT_S)
+    text = "n7 sends messages of version 1, this program of version 2: install the same version of ppdaemon"
+    assert len(relay.events(text)) == len([each for each in client.status().problems if text in each]) == 1

@@ -206,3 +206,16 @@ def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
             await until(relay, lambda: any(hello.spare for hello in relay.hellos))
 
     asyncio.run(body())
+
+
+def test_a_relay_of_another_version_is_named_with_what_to_do(relay, caplog):
+    async def body():
+        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            for _ in range(3):
+                relay.send_raw(b'{"schema": 3, "type": "heartbeat", "origin": "r9"}')
+            await until(relay, lambda: client.count["relay_protocol"] == 3)
+            assert "r9 sends messages of version 3, this program of version 2: install" in client.text
+
+    asyncio.run(body())
+    assert caplog.text.count("r9 sends messages") == 1

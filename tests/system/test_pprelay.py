@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import wait_until
@@ -125,9 +126,12 @@ def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
     try:
         wait_until(lambda: relay.events("ledger is corrupt"))  # it listens before it opens the ledger
         assert send_visit("--relay", relay.submit, "--instrument", "DemoCam").returncode == 0
+        (aside,) = relay.state_dir.glob("ledger.corrupt-*.sqlite")
+        assert str(aside) in str(RelayDaemon(relay.control).status().problems)
+        aside.rename(socket_dir / aside.name)
+        assert str(aside) not in str(RelayDaemon(relay.control).status().problems)
     finally:
         assert relay.stop() == 0
-    assert list(relay.state_dir.glob("ledger.corrupt-*"))
 
 
 def test_it_listens_on_tcp_with_a_port_of_the_systems_choice(socket_dir):

@@ -6,7 +6,10 @@ journal and slots of the nodes. Modeled are the network (messages are lost, doub
 delayed, one way only), time, disks, and workers that do one small step at a time.
 """
 
+import shutil
+import sqlite3
 from collections import Counter, deque
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
+from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import (
     CancelVisit,
     Cross,
@@ -49,7 +53,7 @@ from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NodeLink
-from ppdaemon.relay.openvisit import make_open_visit
+from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import ConfirmResults, Effects, SendHeartbeat, SetOutcome
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import Outcome, SlotState, Stage
@@ -194,6 +198,8 @@ class Node(World):
         self.workers, self.deadlines, self.machines = {}, {}, {}
         self.epoch, self.connected = 0, False
         super().start()
+        for ended, reported, age_s in self.journal.latest_outcomes(1000):
+            self.visits.ended.add([ended], self.mono - age_s, reported=reported)
         for number in range(SLOTS):
             slot = self.machines[number] = Slot(number, self.config.workers, lambda: 0.5)
             self.perform_slot(slot, slot.open(self.mono))
@@ -282,6 +288,7 @@ class Node(World):
                     VisitRefused, **self.names(message), detectors=detectors, reason=reason, final=final
                 )
             case model.SendResults(entries=entries):
+                self.visits.ended.add(entries, self.mono)
                 self.send(Results, entries=entries)
             case model.ResendResults():
                 if entries := self.journal.unreported(100):
@@ -329,6 +336,7 @@ class Node(World):
             instruments={CAMERA: DETECTORS},
             capacity=SLOTS,
             holds=self.visits.open.held(),
+            ended=() if self.connected else self.visits.ended.listed(),
             alone=self.config.relay.alone == "cross",
         )
 
@@ -388,6 +396,7 @@ class Telescope:
         self.exported = {(group, d): set() for group in "abcdef" for d in DETECTORS}
         self.raws = []
         self.groups = []
+        self.surveys = []
         self.decided = []
         """Outcomes that the relay has decided by itself."""
         self.boot_relay()
@@ -400,11 +409,16 @@ class Telescope:
         self.dispatcher = Dispatcher(resend_s=0.5, silence_s=SILENCE_S, rejoin_s=1.0, give_up_s=GIVE_UP_S)
         self.uncommitted = deque()
         self.link = NodeLink(None, "relay", "r", self.ledger.epoch, self.clock)
-        for row in self.ledger.unfinished_visits():
-            visit = read_next_visit(row.fields)
-            self.open(row.number, visit, row.reservations, row.received_tai, row.cancelled, row.age_s)
+        self.dispatcher.expect(self.ledger.recent_nodes())
+        self.restore(self.ledger.unfinished_visits())
 
-    def open(self, number, visit, reservations, received_tai, cancelled=False, age_s=0.0):
+    def restore(self, rows):
+        for row in rows:
+            visit = read_next_visit(row.fields)
+            place = row.number, visit, row.reservations, row.received_tai
+            self.open(*place, row.cancelled, row.age_s, adopted=row.adopted)
+
+    def open(self, number, visit, reservations, received_tai, cancelled=False, age_s=0.0, adopted=False):
         opened = make_open_visit(
             number,
             visit,
@@ -414,6 +428,7 @@ class Telescope:
             expiry_s=EXPIRY_S,
             now=self.clock.mono(),
             cancelled=cancelled,
+            adopted=adopted,
         )
         self.uncommitted.append(self.dispatcher.add(opened, self.clock.mono()))
 
@@ -440,14 +455,50 @@ class Telescope:
                     if node.peer == send.peer and not node.cut_down:
                         node.down.append(self.link._message(send))
 
+    def copy_ledger(self):
+        """Make a copy of the ledger, as a backup or a snapshot does."""
+        with closing(sqlite3.connect(self.folder / "copy.sqlite")) as copy:
+            self.ledger._db.backup(copy)
+
+    def put_back_ledger(self, after_s=200.0):
+        """Restart the relay with the copy of its ledger, and announce at once what was announced before.
+
+        All nodes can be reached: what one that stays away has done cannot be known.
+        """
+        self.clock.now += after_s  # more than the starts so far: the epoch grows
+        self.ledger.close()
+        copy = self.folder / "copy.sqlite"
+        for name in ("", "-wal", "-shm"):
+            (self.folder / f"{LEDGER_NAME}{name}").unlink(missing_ok=True)
+        if copy.exists():
+            shutil.copy(copy, self.folder / LEDGER_NAME)
+        for node in self.nodes:
+            node.up.clear()
+            node.down.clear()
+            node.cut_up = node.cut_down = False
+        self.boot_relay()
+        for number in range(len(self.groups)):
+            self.announce_again(number)
+        for _ in range(round(2 * SILENCE_S / 0.5)):
+            self.tick()
+            for node in self.nodes:
+                for _ in range(4):
+                    self.flow(node)
+                    self.check_always()
+
     def announce(self, survey="alerts"):
-        group = "abcdef"[len(self.groups)]
-        self.groups.append(group)
+        self.groups.append("abcdef"[len(self.groups)])
+        self.surveys.append(survey)
+        self.announce_again(len(self.groups) - 1)
+
+    def announce_again(self, number):
+        group, survey = self.groups[number], self.surveys[number]
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": survey, "nimages": 1})
         with self.ledger.transaction():
             accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, self.clock.tai())
-        rows = {row.number: row for row in self.ledger.unfinished_visits()}
-        self.open(accepted.number, visit, rows[accepted.number].reservations, self.clock.tai())
+        if accepted.added or accepted.was_adopted:
+            reservations = [Reservation(detector) for detector in accepted.added]
+            self.open(accepted.number, visit, reservations, self.clock.tai(), accepted.cancelled)
 
     def cancel(self):
         if self.groups:
@@ -472,8 +523,17 @@ class Telescope:
         self.uncommitted.append(Effects.of(*beats))
 
     def deliver_up(self, node):
-        if node.up:
-            self.uncommitted.append(self.dispatcher.receive(node.peer, node.up.popleft(), self.clock.mono()))
+        if not node.up:
+            return
+        message = node.up.popleft()
+        if isinstance(message, Hello) and self.dispatcher.is_new(node.peer, message):
+            while self.uncommitted:  # the ledger writes in the order of decisions
+                self.commit()
+            with self.ledger.transaction():
+                opened, adopted = self.ledger.adopt(message, {CAMERA: DETECTORS})
+            self.restore(opened)
+            self.dispatcher.adopted += adopted
+        self.uncommitted.append(self.dispatcher.receive(node.peer, message, self.clock.mono()))
 
     def deliver_down(self, node):
         if node.down:

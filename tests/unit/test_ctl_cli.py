@@ -355,6 +355,9 @@ def test_a_hung_daemon_is_left_after_the_time_out(
     code, out, err = impatient("status")
     assert (code, out) == (4, "")
     assert "no answer within 0.3 s" in err
+    assert "may still be carried out" not in err
+    code, _, err = impatient("drain")
+    assert (code, "The command may still be carried out: look at its effect" in err) == (69, True)
 
 
 def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> None:
@@ -578,3 +581,18 @@ def test_too_many_open_files_are_an_error_of_the_connection(monkeypatch, tmp_pat
     for ask in (daemon.status, lambda: next(daemon.watch(1.0))):
         with pytest.raises(Unavailable, match="Too many open files"):
             ask()
+
+
+def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
+    serve: Callable[..., ControlServer],
+    socket_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(lambda _request: ok([]))
+    for run, state in ((server.path, Path("/nowhere")), (socket_dir / "missing", server.path.parent)):
+        monkeypatch.setattr(cli, "RELAY_RUN", run)
+        monkeypatch.setattr(cli, "RELAY_STATE", state)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--relay", "nodes"])
+        assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")

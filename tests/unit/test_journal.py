@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from journalkit import late_of, rows_of, visit_of
 
+from ppdaemon.clock import Clock
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
@@ -49,10 +51,17 @@ def journal(path):
     journal.close()
 
 
-def an_entry(group="g", detector=0, attempt=1):
+def an_entry(group="g", detector=0, attempt=1, received_mono=0.0):
     visit = read_next_visit({"groupId": group, "instrument": "DemoCam", "survey": "S", "unknown": 7})
     key = Key("DemoCam", group, detector, attempt)
-    return JournalEntry(key, visit, received_tai=5.0, stages={Stage.ACCEPTED: 6.0}, asked=attempt)
+    return JournalEntry(
+        key,
+        visit,
+        received_tai=5.0,
+        stages={Stage.ACCEPTED: 6.0},
+        asked=attempt,
+        received_mono=received_mono,
+    )
 
 
 def ended(entry, outcome=Outcome.SUCCEEDED, *, final=True):
@@ -499,3 +508,43 @@ def test_late_raws_go_with_their_visit_detector(journal):
     assert len(late_of(journal, 10)) == 1
     prune(journal, reporting=False)
     assert journal._db.execute("SELECT count(*) FROM late").fetchone() == (0,)
+
+
+# --- ages ------------------------------------------------------------------------
+
+
+def journal_at(path, mono_s, boot="boot1"):
+    return Journal(path, Clock(mono=lambda: mono_s, tai=lambda: 0.0, boot=lambda: boot))
+
+
+def test_open_visits_keep_their_age_over_a_reboot(path):
+    for number, mono_s in enumerate((1000.0, 1300.0)):
+        with closing(journal_at(path, mono_s)) as journal:
+            accept(journal, [an_entry(detector=number, received_mono=mono_s)])
+    for mono_s, ages in ((5.0, [300.0, 0.0]), (25.0, [320.0, 20.0])):
+        with closing(journal_at(path, mono_s, "boot2")) as journal:
+            assert [mono_s - entry.received_mono for entry in journal.unfinished()] == ages
+
+
+def test_the_latest_outcomes_have_what_a_hello_lists(path):
+    with closing(journal_at(path, 1000.0)) as journal:
+        entries = [an_entry(detector=number, received_mono=900.0 + number) for number in range(3)]
+        accept(journal, entries)
+        update(journal, [ended(entries[0])])
+        handed_back = replace(ended(entries[1]), outcome=Outcome.CANCELLED, reason="handed back: full")
+        update(journal, [handed_back])
+        found = journal.latest_outcomes(10)
+    assert [(entry.detector, entry.returned, reported, age_s) for entry, reported, age_s in found] == [
+        (0, False, False, 100.0),
+        (1, True, False, 99.0),
+    ]
+
+
+def test_the_spool_of_what_was_handed_back_is_not_exported_after_a_crash(journal):
+    entries = [an_entry(detector=number) for number in range(4)]
+    accept(journal, entries)
+    for entry, reason in zip(entries, ("handed back: full", f"{WITHDRAWN}", "canceled", "why"), strict=True):
+        update(journal, [replace(ended(entry, Outcome.CANCELLED), reason=reason)])
+    retry(journal, ended(an_entry(detector=3), final=False), an_entry(detector=3, attempt=2))
+    keys = [entry.key for entry in entries]
+    assert journal.followed(keys) == {keys[0], keys[1], keys[3]}

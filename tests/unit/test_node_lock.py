@@ -4,11 +4,13 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
+from ppdaemon.node import lock as lock_module
 from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
 
 
@@ -92,3 +94,31 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "state").write_text("a file")
     with pytest.raises(StateUnusable, match="state"):
         lock_node(NodeFolders(tmp_path / "ram", tmp_path / "state"), "run")
+
+
+def test_files_are_deleted_only_when_the_processes_of_the_previous_run_have_ended(folders, monkeypatch):
+    environment = os.environ | {OWNER_VARIABLE: str(folders.state)}
+    left = [subprocess.Popen(["sleep", "60"], env=environment) for _ in range(5)]
+    states = []
+
+    def remove(node_folders):
+        states.extend(Path(f"/proc/{each.pid}/stat").read_text().split()[2] for each in left)
+        return 0
+
+    monkeypatch.setattr(lock_module, "_remove_ramdisk_files", remove)
+    folders.ramdisk.mkdir(parents=True, exist_ok=True)
+    folders.marker.touch()
+    lock_node(folders, "next").release(folders)
+    assert set(states) == {"Z"}  # only their parent has not read their status
+    for each in left:
+        each.wait(10)
+
+
+def test_a_process_that_does_not_end_delays_the_start_for_a_bounded_time(folders, monkeypatch, caplog):
+    monkeypatch.setattr(lock_module, "KILL_S", 0.05)
+    monkeypatch.setattr(lock_module.signal, "pidfd_send_signal", lambda descriptor, number: None)
+    environment = os.environ | {OWNER_VARIABLE: str(folders.state)}
+    with subprocess.Popen(["sleep", "60"], env=environment) as hanging:
+        lock_node(folders, "next").release(folders)
+        assert f"do not end, and may still write: [{hanging.pid}]" in caplog.text
+        hanging.kill()

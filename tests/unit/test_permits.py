@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from visitworld import CHOSEN
 
 from ppdaemon.messages import Done
 from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.model import RequeueRequested, SlotsChanged
 from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.states import Outcome
@@ -95,6 +97,25 @@ def test_whatever_happens_each_visit_detector_is_done_once(steps):
 @given(STEPS)
 def test_nodes_that_cross_alone_do_it_once_too(steps):
     with telescope(alone="cross") as world:
+        play(world, steps)
+
+
+OLD_LEDGER = {
+    "copy ledger": lambda world: world.copy_ledger(),
+    "put back ledger": lambda world: world.put_back_ledger(),
+}
+STEPS_WITH_COPIES = st.lists(
+    st.tuples(st.sampled_from([*OF_NODES, *OF_ALL, *OFTEN, *[*OLD_LEDGER] * 4]), st.integers(0, 1)),
+    min_size=10,
+    max_size=150,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(STEPS_WITH_COPIES)
+def test_an_older_copy_of_the_ledger_costs_no_second_write(steps):
+    """Or none at all, with all visits announced again, if all nodes can be reached then."""
+    with telescope() as world, patch.dict(OF_ALL, OLD_LEDGER):
         play(world, steps)
 
 
@@ -360,3 +381,45 @@ def test_what_an_operator_repeats_on_a_silent_node_is_written_once():
         world.calm_down()
         world.check_in_the_end()
         assert world.ledger.find("a")[0].outcomes[0].node == other.name
+
+
+@pytest.mark.parametrize("adopts", [True, False])
+def test_what_was_done_is_not_done_again_with_a_lost_ledger(monkeypatch, adopts):
+    """One node has done both detectors, then the ledger is lost, and both are connected."""
+    if not adopts:
+        monkeypatch.setattr(EndedVisits, "listed", lambda ended: ())
+    with telescope() as world:
+        world.nodes[1].cut_up = True
+        world.nodes[1].up.clear()
+        run(world, 2.0)
+        world.announce()
+        run(world, 1.0)
+        world.take_image()
+        run(world, 10.0)
+        assert len(world.dispatcher) == 0
+        if not adopts:
+            with pytest.raises(AssertionError, match="written twice"):
+                world.put_back_ledger()
+            return
+        world.put_back_ledger()
+        assert world.dispatcher.adopted == 2
+        assert world.dispatcher.reservations == 0
+        world.calm_down()
+        world.check_in_the_end()
+        assert [row.outcome for row in world.ledger.find("a")[0].outcomes] == [Outcome.SUCCEEDED] * 2
+
+
+def test_what_a_node_holds_goes_on_with_an_older_ledger():
+    """The copy is older than the visit, which its nodes have, one of them with a permit."""
+    with telescope() as world:
+        run(world, 2.0)
+        world.copy_ledger()
+        world.announce()
+        run(world, 1.0)
+        world.put_back_ledger(after_s=5.0)
+        assert world.dispatcher.adopted == 2
+        world.take_image()
+        run(world, 10.0)
+        world.check_in_the_end()
+        assert [row.outcome for row in world.ledger.find("a")[0].outcomes] == [Outcome.SUCCEEDED] * 2
+        assert world.written == {("a", 0): 1, ("a", 1): 1}

@@ -21,12 +21,18 @@ from ppdaemon.visit import read_next_visit
 DAY_S = 86_400.0
 
 
-def fill(path, ended_tai):
+def fill(path, ended_tai, received_mono=-1000 * DAY_S):
     """Write an ended visit for each time."""
     with closing(Journal(path)) as journal:
         for number, tai in enumerate(ended_tai):
             visit = read_next_visit({"groupId": f"g{number}", "instrument": "DemoCam"})
-            entry = JournalEntry(Key("DemoCam", visit.group, 0, 1), visit, received_tai=tai, stages={})
+            entry = JournalEntry(
+                Key("DemoCam", visit.group, 0, 1),
+                visit,
+                received_tai=tai,
+                stages={},
+                received_mono=received_mono,
+            )
             journal.write(Accept(Reserved(None, {}), (entry,)))
             entry.outcome, entry.final, entry.ended_tai = Outcome.SUCCEEDED, True, tai
             journal.write(Update((entry,)))
@@ -65,6 +71,12 @@ def test_only_what_is_older_than_keep_days_is_deleted_in_small_steps(tmp_path, c
 
     assert asyncio.run(pruned(tmp_path / "j", clock, write_meanwhile)) == 15
     assert order == [(0, False), (1, False), (2, False)]
+
+
+def test_a_wall_clock_that_is_ahead_deletes_nothing_of_this_boot(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(module, "PAUSE_S", 0.0)
+    fill(tmp_path / "j", [clock.tai() - 31 * DAY_S] * 3, clock.mono() - DAY_S)
+    assert asyncio.run(pruned(tmp_path / "j", clock)) == 3
 
 
 def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clock, monkeypatch):

@@ -7,6 +7,7 @@ import pydantic
 import pytest
 import yaml
 
+from ppdaemon.ctl import cli
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import RelayConfig, load_relay, needs_restart
 from ppdaemon.yamlfile import read_yaml
@@ -47,7 +48,8 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
     mine = tmp_path / "pprelay.yaml"
     mine.write_text(text.replace("/var/lib/ppdaemon/relay", str(tmp_path / "state")), encoding="utf-8")
     config = load_relay(mine, {})
-    least = RelayConfig(state_dir=config.state_dir, instruments=config.instruments)
+    assert config.control == cli.RELAY_RUN  # the unit makes its folder, and ppctl looks there
+    least = RelayConfig(state_dir=config.state_dir, instruments=config.instruments, control=config.control)
     assert config == least
     assert {name: len(found.detectors) for name, found in config.instruments.items()} == {
         "LSSTCam": 189,
@@ -72,6 +74,12 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
             "{switched_off: {surveys: [], detectors: {DemoCan: 1}}}",
             "switched_off.detectors: DemoCan is not one",
         ),
+        (
+            "{switched_off: {detectors: {DemoCam: 7-10}}}",
+            "switched_off.detectors.DemoCam: DemoCam has no detectors 9-10, only 0-8",
+        ),
+        ("{name: ..}", "name: String should match pattern"),
+        ("{instruments: {..: {detectors: 0}}}", "instruments.."),
         (
             "{instruments: {DemoCam: {detectors: 0-8, nodes: {a: 7-10}}}}",
             "instruments.DemoCam.nodes.a: 9-10 are not in the detectors of the instrument",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.messages import (
     DetectorsOfVisit,
+    EndedDetectors,
     Heartbeat,
     HeldDetectors,
     Hello,
@@ -20,8 +21,10 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay import dispatcher as dispatcher_module
 from ppdaemon.relay.dispatcher import Dispatcher
+from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import Reservation, ReservationState, make_open_visit
 from ppdaemon.relay.orders import (
+    ADOPTED,
     ClearRoute,
     CloseVisit,
     ConfirmResults,
@@ -624,9 +627,9 @@ def two_nodes_and_a_visit(dispatcher):
 
 def stop_messages(dispatcher, silent, other):
     """Stop the messages of one of two nodes; return the effects of the tick that removes it."""
-    alive(dispatcher, 4.0, other.decode())
     for k in range(41):
         assert all(send.peer == silent for send in dispatcher.tick(k / 10).sends)
+    alive(dispatcher, 4.0, other.decode())
     return dispatcher.tick(4.2)
 
 
@@ -736,8 +739,9 @@ def test_a_permit_of_an_earlier_run_is_void(dispatcher):
     again = hello(name, incarnation="run2", holds=[holds("held", 0)])
     effects = dispatcher.receive(silent, again, 0.4)
     assert effects.writes == [SetAcknowledged(1, (0,)), SetPermitted(1, (0,), "")]
-    alive(dispatcher, 4.0, other.decode())
-    assert pass_time(dispatcher, 0.5, 5.0) == moved(other).writes
+    assert pass_time(dispatcher, 0.5, 3.9) == []
+    alive(dispatcher, 3.9, other.decode())
+    assert pass_time(dispatcher, 4.0, 5.0) == moved(other).writes
 
 
 def test_a_permit_whose_answer_was_lost_is_not_void(dispatcher):
@@ -867,6 +871,41 @@ def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher
     assert "a" not in dispatcher.registry
 
 
+@pytest.mark.parametrize("first", ["heartbeat", "visit", "cancellation"])
+def test_a_pause_is_no_silence_whatever_comes_first_afterwards(dispatcher, first):
+    join(dispatcher, "a")
+    join(dispatcher, "b")
+    dispatcher.add(open_visit(0, 1), 0.0)
+    for name in ("a", "b"):
+        dispatcher.receive(name.encode(), ack(name, 0, 1), 0.1)
+        dispatcher.receive(name.encode(), ask(name, of_visit(0, 1)), 0.1)
+    dispatcher.tick(0.2)
+    later = 0.2 + 2 * GIVE_UP_S
+    if first == "heartbeat":
+        alive(dispatcher, later, "a")
+        effects = dispatcher.receive(b"a", nak("a", 0, 1), later)
+    elif first == "visit":
+        again = open_visit(2)
+        effects = dispatcher.add(again, later)
+    else:
+        effects = dispatcher.cancel(KEY, later)
+    assert not [write for write in effects.writes if isinstance(write, SetOutcome)]
+    dispatcher.tick(later + 0.1)
+    assert {"a", "b"} <= {node.offer.node for node in dispatcher.registry.nodes}
+    assert dispatcher.open_detectors(KEY).keys() >= {0, 1}
+
+
+def test_a_disconnected_node_is_forgotten_after_a_day():
+    registry = NodeRegistry(SILENCE_S)
+    for number, name in enumerate(("a", "b", "a")):
+        registry.register(hello(name), name.encode(), float(number))
+        registry.disconnect(name.encode())
+    registry.drop_silent(86_401.5)
+    assert registry.departed.keys() == {"a"}
+    registry.drop_silent(86_403.0)
+    assert not registry.departed
+
+
 # --- cancellation -------------------------------------------------------------
 
 
@@ -964,6 +1003,92 @@ def test_a_restored_visit_continues_where_it_was():
     dispatcher.receive(b"a", ack("a", 1, attempt=2), 0.3)
     assert dispatcher.tick(2.1).sends == []
     assert join(dispatcher, "c", (2,), now=2.2).sends[1:] == [reserve(b"c", 2)]
+
+
+def restarted(*expected):
+    made = Dispatcher(resend_s=RESEND_S, silence_s=SILENCE_S, rejoin_s=2.0, give_up_s=GIVE_UP_S)
+    made.expect(expected)
+    made.tick(0.0)
+    return made
+
+
+def test_nothing_is_sent_before_the_nodes_of_the_previous_run_have_connected():
+    dispatcher = restarted("a", "b")
+    dispatcher.add(open_visit(0), 0.0)
+    assert join(dispatcher, "a", now=2.5).sends == [SendWelcome(b"a")]
+    assert join(dispatcher, "c", now=2.6).sends == [SendWelcome(b"c")]
+    assert [type(send) for send in join(dispatcher, "b", now=2.7).sends] == [SendWelcome, Reserve]
+
+
+def test_a_node_that_does_not_come_back_delays_the_others_for_a_bounded_time():
+    dispatcher = restarted("dead")
+    dispatcher.add(open_visit(0), 0.0)
+    join(dispatcher, "a", now=0.1)
+    for tenths in range(1, 81):
+        alive(dispatcher, tenths / 10, "a")
+        sends = dispatcher.tick(tenths / 10).sends
+        assert bool(sends) == (tenths == 80), tenths
+
+
+def of_ended(*detectors, attempt=1, reported=True, outcome=Outcome.SUCCEEDED):
+    return EndedDetectors(detectors=detectors, attempt=attempt, reported=reported, outcome=outcome, **NAMES)
+
+
+def test_what_a_node_has_in_an_attempt_that_an_older_ledger_cannot_know_is_adopted():
+    dispatcher = restarted()
+    visit = open_visit(0, 1, 2, 3, 4)
+    visit.reservations[1] = Reservation(1, ACKNOWLEDGED, "a")
+    visit.reservations[2] = Reservation(2, SENT, "a")
+    visit.reservations[3] = Reservation(3, PERMITTED, "a", attempt=2, incarnation="run1")
+    visit.reservations[4] = Reservation(4, ACKNOWLEDGED, "b", attempt=5)
+    dispatcher.add(visit, 0.0)
+    effects = dispatcher.receive(
+        b"b",
+        hello(
+            "b", ended=[of_ended(0, 1, 3, 4), of_ended(4, attempt=5)], holds=[holds("crossed", 2, attempt=2)]
+        ),
+        0.1,
+    )
+    assert effects.writes == [
+        SetRoute(1, "b", 1, (0,)),
+        ended(0, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 1, (1,)),
+        ended(1, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 5, (4,)),
+        ended(4, Outcome.SUCCEEDED, ADOPTED),
+        SetRoute(1, "b", 2, (2,)),
+        SetAcknowledged(1, (2,)),
+        SetPermitted(1, (2,), "run1"),
+    ]
+    assert dispatcher.adopted == 4
+    assert {detector: state for detector, state in dispatcher.open_detectors(KEY).items()} == {
+        2: PERMITTED,
+        3: PERMITTED,
+    }
+    assert dispatcher.assignments.load("b") == 1
+
+
+def test_a_ledger_that_is_no_older_copy_adopts_nothing():
+    dispatcher = restarted()
+    visit = open_visit(0, 1)
+    visit.reservations[0] = Reservation(0, ACKNOWLEDGED, "a")
+    visit.reservations[1] = Reservation(1, ACKNOWLEDGED, "b", attempt=2)
+    dispatcher.add(visit, 0.0)
+    # An outcome that is not confirmed follows with its reason; that of an earlier attempt does not count.
+    effects = dispatcher.receive(b"a", hello("a", ended=[of_ended(0, reported=False), of_ended(1)]), 0.1)
+    assert effects.writes == []
+    assert dispatcher.adopted == 0
+    assert dispatcher.open_detectors(KEY) == {0: SENT, 1: ACKNOWLEDGED}
+
+
+def test_a_visit_without_its_content_is_sent_to_no_node_until_it_is_announced():
+    dispatcher = restarted()
+    visit = open_visit(0)
+    visit.adopted = True
+    dispatcher.add(visit, 0.0)
+    join(dispatcher, "a", now=2.1)
+    assert dispatcher.tick(2.2).sends == []
+    assert [send.detectors for send in dispatcher.add(open_visit(1), 2.3).sends] == [(0, 1)]
 
 
 def test_the_oldest_visits_that_no_node_has_make_room_for_new_ones(dispatcher, monkeypatch):

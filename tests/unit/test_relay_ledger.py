@@ -9,6 +9,7 @@ import pytest
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.messages import EndedDetectors, HeldDetectors, Hello
 from ppdaemon.relay import ledger as module
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.openvisit import Reservation, ReservationState
@@ -315,3 +316,84 @@ def test_drained_nodes_are_known_after_opening_again(tmp_path, clock):
     with closing(Ledger(tmp_path, clock)) as ledger:
         transact(ledger, [lambda ledger: ledger.set_drained("a", False)])
         assert ledger.drained_nodes() == {"b"}
+
+
+# --- an older copy of the ledger ---------------------------------------------------
+
+
+def hello(*, ended=(), holds=(), node="n1"):
+    return Hello(
+        origin=node,
+        sent_tai=0.0,
+        sequence=1,
+        incarnation="run1",
+        instruments={},
+        capacity=1,
+        ended=[
+            EndedDetectors(instrument="DemoCam", group="g", outcome="succeeded", **{"reported": True} | each)
+            for each in ended
+        ],
+        holds=[HeldDetectors(instrument="DemoCam", group="g", **each) for each in holds],
+    )
+
+
+def adopt(ledger, message):
+    [found] = transact(ledger, [lambda ledger: ledger.adopt(message, {"DemoCam": range(3)})])
+    return found
+
+
+def rows(ledger):
+    (visit,) = ledger.find("g")
+    return {row.detector: (row.node, row.attempt, row.outcome) for row in visit.outcomes}
+
+
+def test_a_visit_that_only_a_node_knows_is_a_duplicate_and_gets_its_content_later(ledger):
+    message = hello(
+        ended=[{"detectors": (0, 99), "attempt": 2}],
+        holds=[{"detectors": (1,), "attempt": 1, "state": "crossed"}],
+    )
+    [opened], number = adopt(ledger, message)
+    assert (number, opened.adopted, opened.fields) == (2, True, {"groupId": "g", "instrument": "DemoCam"})
+    assert opened.reservations == (Reservation(1, ReservationState.PERMITTED, "n1", incarnation="run1"),)
+    assert [visit.adopted for visit in ledger.unfinished_visits()] == [True]
+    assert rows(ledger) == {0: ("n1", 2, Outcome.SUCCEEDED), 1: ("n1", 1, None)}
+    assert adopt(ledger, message) == ([], 0)
+    announced = accept(ledger)
+    assert (announced.added, announced.is_new, announced.was_adopted) == ((2,), False, True)
+    assert json.loads(announced.content) == FIELDS
+    assert not accept(ledger).was_adopted
+    assert [(visit.adopted, visit.fields) for visit in ledger.unfinished_visits()] == [(False, FIELDS)]
+
+
+def test_only_attempts_that_the_ledger_cannot_know_replace_an_outcome(ledger):
+    number = accept(ledger).number
+    write(
+        ledger,
+        SetRoute(number, "n2", 3, (0, 1)),
+        SetOutcome(number, 0, Outcome.FAILED, "", "n2"),
+        SetOutcome(number, 1, Outcome.EXPIRED, "", None),
+    )
+    for attempt in (2, 3):
+        assert adopt(ledger, hello(ended=[{"detectors": (0, 1, 2), "attempt": attempt}])) == ([], 0)
+    own = {"detectors": (0, 1), "attempt": 3}
+    assert adopt(ledger, hello(ended=[own | {"reported": False}], node="n2")) == ([], 0)  # its results follow
+    assert adopt(ledger, hello(ended=[own], node="n2")) == ([], 1)
+    assert rows(ledger)[1] == ("n2", 3, Outcome.SUCCEEDED)
+    assert adopt(ledger, hello(ended=[{"detectors": (0,), "attempt": 4}])) == ([], 1)
+    assert rows(ledger)[0] == ("n1", 4, Outcome.SUCCEEDED)
+
+
+def test_a_closed_visit_of_which_a_node_has_a_detector_is_open_again(ledger):
+    number = accept(ledger, (0,)).number
+    write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
+    [opened], _ = adopt(ledger, hello(holds=[{"detectors": (1,), "attempt": 1, "state": "held"}]))
+    assert (opened.fields, opened.adopted) == (FIELDS, False)
+    assert [visit.number for visit in ledger.unfinished_visits()] == [number]
+
+
+def test_the_nodes_of_the_newest_visits_are_expected(ledger, monkeypatch):
+    assert ledger.recent_nodes() == set()
+    monkeypatch.setattr(module, "RECENT_VISITS", 2)
+    for name in ("a", "b", "c"):
+        write(ledger, SetRoute(accept(ledger, groupId=name).number, name, 1, (0,)))
+    assert ledger.recent_nodes() == {"b", "c"}

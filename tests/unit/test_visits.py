@@ -766,10 +766,22 @@ def test_the_leftovers_of_the_previous_run_decide_the_outcome(world, leftovers, 
 
 def test_an_expired_attempt_of_the_previous_run_is_not_retried(world):
     unfinished(world)
-    world.tai += world.config.node.expiry_s + 1
+    world.mono += world.config.node.expiry_s + 1
     world.recover()
     world.commit_all()
     assert [(row.outcome, row.retriable) for row in world.rows()] == [(Outcome.INTERRUPTED, True)]
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+def test_a_wall_clock_that_has_jumped_does_not_expire_an_attempt_of_the_previous_run(world, jump_s):
+    unfinished(world)
+    world.tai += jump_s
+    world.mono += 60.0
+    world.recover()
+    world.commit_all()
+    assert world.outcomes() == [Outcome.INTERRUPTED, None]
+    expires_at = world.queue[KEY._replace(attempt=2)].expires_at
+    assert expires_at == world.mono - 60.0 + world.config.node.expiry_s
 
 
 def test_an_attempt_that_no_rule_matches_any_more_is_not_retried(world):

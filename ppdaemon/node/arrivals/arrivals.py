@@ -34,6 +34,7 @@ from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.unrecognized import UnrecognizedFiles
 from ppdaemon.node.arrivals.walk import RawSearch
 from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.ratelimit import RateLimit
 from ppdaemon.raws.path import ExpectedRaws, RawFileKind
 from ppdaemon.reports import ArrivalSource, RefusedRaw
 from ppdaemon.visit import NextVisit
@@ -228,6 +229,7 @@ class Arrivals:
                     partial(self._on_notice, source),
                     self._on_bad_notice,
                     partial(self._counts.count, "notice.test_event"),
+                    RateLimit(self._config.notices_per_s, self._clock.mono),
                 )
             )
 

@@ -18,6 +18,7 @@ import zmq.asyncio
 from ppdaemon.backoff import Backoff
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, ConfigError
+from ppdaemon.ratelimit import RateLimit, tokens_of
 from ppdaemon.throttle import sample_of
 from ppdaemon.wire import parse_json
 from ppdaemon.zmqmonitor import ConnectionMonitor
@@ -341,14 +342,20 @@ async def listen(
     on_file: Callable[[str | StoredObject], None],
     on_problem: Callable[[BadMessage, bytes | None], None],
     on_test: Callable[[], None],
+    rate: RateLimit,
 ) -> None:
     """Receive notices until canceled.
 
     Calls `on_file` for each path and object, `on_problem` with each error and the message (`None` for
-    an error of the connection), and `on_test` for each test event.
+    an error of the connection), and `on_test` for each test event. Reads no faster than `rate`: what
+    waits fills the queue of this publisher alone.
     """
     while True:
         frames = await subscription.receive(on_problem)
+        while wait_s := rate.take(None, tokens_of(sum(map(len, frames)))):
+            text = f"a publisher sends more than {rate.per_s:g} notices/s, which are read later"
+            on_problem(BadMessage(text, "rate"), None)
+            await asyncio.sleep(wait_s)
         try:
             notice = read_notice(frames)
         except BadMessage as error:

@@ -43,6 +43,7 @@ from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
     HANDED_BACK,
@@ -90,6 +91,7 @@ class Visits:
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
         self.health = PipelineHealth()
+        self.ended = EndedVisits(2 * config.node.expiry_s)
         self.accepting = False
         self.config = config
         self._count = count
@@ -162,7 +164,7 @@ class Visits:
             effects.actions.append(model.Refuse(message, unserved, text, final=True))
         if not detectors:
             return
-        entries = tuple(self._new_entry(message, detector) for detector in detectors)
+        entries = tuple(self._new_entry(message, detector, age_s) for detector in detectors)
         if len(os.fsencode(self._folders.spooled(*entries[-1].key).name)) > MAX_NAME_BYTES:
             text = "failed: the group's name is too long for a file"
             effects.actions.append(model.Refuse(message, detectors, text, final=True))
@@ -174,10 +176,17 @@ class Visits:
                 self._open_reserved(entry, age_s, event.chosen[entry.key.detector])
         effects.writes.append(model.Accept(event, entries))
 
-    def _new_entry(self, message: ReserveVisit, detector: int) -> model.JournalEntry:
+    def _new_entry(self, message: ReserveVisit, detector: int, age_s: float) -> model.JournalEntry:
         key = Key(message.visit.instrument, message.visit.group, detector, message.attempt)
         stages = {Stage.ACCEPTED: self._now.tai}
-        return model.JournalEntry(key, message.visit, message.received_tai, stages, asked=message.attempt)
+        return model.JournalEntry(
+            key,
+            message.visit,
+            message.received_tai,
+            stages,
+            asked=message.attempt,
+            received_mono=self._now.mono - max(0.0, age_s),
+        )
 
     def _open_reserved(
         self, entry: model.JournalEntry, age_s: float, chosen: PipelineChoice
@@ -681,7 +690,7 @@ class Visits:
         permanent and there is time.
         """
         entry, leftovers = event.entry, event.leftovers
-        assignment = self._assignment(entry, self._now.tai - entry.received_tai, event.chosen)
+        assignment = self._assignment(entry, self._now.mono - entry.received_mono, event.chosen)
         visit = VisitDetector(entry, assignment, Phase.RECOVERING, ignored=event.chosen.reason)
         self.open.add(visit)
         entry.no_return = entry.no_return or leftovers.no_return
@@ -743,7 +752,13 @@ class Visits:
         stages = {Stage.ACCEPTED: self._now.tai}
         figures = {REQUEUED: True} if REQUEUED in entry.figures else {}
         return model.JournalEntry(
-            key, entry.visit, entry.received_tai, stages, figures=figures, asked=entry.asked
+            key,
+            entry.visit,
+            entry.received_tai,
+            stages,
+            figures=figures,
+            asked=entry.asked,
+            received_mono=entry.received_mono,
         )
 
     def _requeued(self, requeue: model.Requeue, effects: model.Effects) -> None:
@@ -760,6 +775,7 @@ class Visits:
     # --- relay, exporter, daemon -------------------------------------------
 
     def _mark_reported(self, event: ResultsSeen, effects: model.Effects) -> None:
+        self.ended.confirm(event.entries, event.moved)
         effects.writes.append(model.MarkReported(event.entries, event.moved))
 
     def _welcome(self, event: Welcome, effects: model.Effects) -> None:

@@ -7,12 +7,14 @@ thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 """
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon.clock import Clock
 from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
@@ -29,6 +31,8 @@ BUSY_S = 5.0
 """How long a call waits for another program that reads or repairs the file."""
 MAX_LATE_RAWS = 10_000
 """Only the newest late raws are stored: fifty exposures of 205 detectors."""
+
+_CLOCK = Clock()
 
 PRUNE_BATCH = 500
 """Rows that one call of `Journal.prune` looks at: some 10 ms in which nothing else can be written."""
@@ -66,14 +70,19 @@ def _complete(db: sqlite3.Connection) -> None:
             db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
 
 
-_STEPS = (_complete, _complete)
+def _add_ages(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE attempt ADD COLUMN boot TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE attempt ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0")
+
+
+_STEPS = (_complete, _complete, _add_ages)
 """Files of version 1 may lack the same tables and columns as new ones: early
 versions added some without a new number."""
 
 _WRITTEN = [
     field.name
     for field in fields(model.JournalEntry)
-    if field.name not in ("key", "visit", "received_tai", "asked", "reported")
+    if field.name not in ("key", "visit", "received_tai", "received_mono", "asked", "reported")
 ]
 """Columns that change while an attempt is open."""
 
@@ -91,8 +100,24 @@ class Journal(SqliteFile):
     A corrupt file is moved aside and a new one is created.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, clock: Clock = _CLOCK):
+        self._clock = clock
         super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
+        with self.transaction():
+            self._keep_ages()
+
+    def _keep_ages(self) -> None:
+        """Count the ages of open visits in this boot of the host. The time that it was down is not
+        counted, as at the relay: no wall clock counts.
+        """
+        newest = self._db.execute("SELECT boot, received_mono FROM attempt ORDER BY rowid DESC LIMIT 1")
+        boot, last = newest.fetchone() or (self._clock.boot(), 0.0)
+        if boot != self._clock.boot():
+            self._db.execute(
+                "UPDATE attempt SET boot = ?1, received_mono = min(?2, received_mono + ?2 - ?3)"
+                " WHERE final = 0 AND boot != ?1",
+                (self._clock.boot(), self._clock.mono(), last),
+            )
 
     # --- writing -----------------------------------------------------------
 
@@ -201,11 +226,11 @@ class Journal(SqliteFile):
         visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
         self._db.execute(
             "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
-            " asked, figures) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " asked, figures, boot, received_mono) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *entry.key,
                 *(visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
-                json.dumps(entry.figures),
+                *(json.dumps(entry.figures), self._clock.boot(), entry.received_mono),
             ),
         )
 
@@ -248,12 +273,15 @@ class Journal(SqliteFile):
         )
         return late, unmatched
 
-    def prune(self, before_tai: float, after: int, *, reporting: bool) -> int | None:
+    def prune(
+        self, before_tai: float, after: int, *, reporting: bool, before_mono: float = math.inf
+    ) -> int | None:
         """Delete visit-detectors that ended before a time, among the next rows; return where the next
         call must continue (`after`, first 0), `None` if no older rows are left.
 
         Those are kept whose last attempt is open, or whose outputs are not exported. With `reporting`
-        also those whose outcome the relay has not confirmed.
+        also those whose outcome the relay has not confirmed; and those that were received in this boot
+        of the host after `before_mono`, monotonic seconds.
         """
         with self.transaction():
             # By row number, which is the order of acceptance: no index by time, which each write
@@ -267,12 +295,14 @@ class Journal(SqliteFile):
             upto = rows[-1][0]
             ended = self._db.execute(
                 "SELECT instrument, grp, detector FROM attempt AS this WHERE rowid > ? AND rowid <= ?"
-                " AND final = 1 AND ended_tai < ? AND (reported = 1 OR NOT ?)"
+                # A wall clock that is a month ahead must not delete what this boot has received since.
+                " AND final = 1 AND ended_tai < ? AND NOT (boot = ? AND received_mono > ?)"
+                " AND (reported = 1 OR NOT ?)"
                 " AND (datasets = 0 OR json_extract(stages, '$.central') IS NOT NULL)"
                 " AND NOT EXISTS (SELECT 1 FROM attempt AS next WHERE next.instrument = this.instrument"
                 " AND next.grp = this.grp AND next.detector = this.detector"
                 " AND next.attempt > this.attempt)",
-                (after, upto, before_tai, reporting),
+                (after, upto, before_tai, self._clock.boot(), before_mono, reporting),
             ).fetchall()
             # All attempts together: an earlier one alone would count as unfinished.
             self._db.executemany(f"DELETE FROM attempt WHERE {_IS_VISIT_DETECTOR}", ended)
@@ -312,17 +342,23 @@ class Journal(SqliteFile):
         outcome, the oldest first.
         """
         return self._entries(
-            "SELECT instrument, grp, detector, attempt, visit, received_tai, stages, exposures,"
-            " shutter_close_tai, no_return, slot, pid, asked, figures FROM attempt AS this"
+            "SELECT instrument, grp, detector, attempt, visit, received_tai, received_mono, stages,"
+            " exposures, shutter_close_tai, no_return, slot, pid, asked, figures FROM attempt AS this"
             " WHERE final = 0 AND NOT EXISTS (SELECT 1 FROM attempt AS next"
             " WHERE next.instrument = this.instrument AND next.grp = this.grp"
             " AND next.detector = this.detector AND next.attempt > this.attempt) ORDER BY rowid"
         )
 
     def followed(self, keys: Sequence[Key]) -> set[Key]:
-        """Return those attempts that have a later attempt in the journal."""
-        query = f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR} AND attempt > ?)"
-        return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
+        """Return those attempts that have a later attempt in the journal, or were given back to the relay
+        for one on another node.
+        """
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM attempt WHERE instrument = ?1 AND grp = ?2 AND detector = ?3"
+            " AND (attempt > ?4 OR (attempt = ?4 AND outcome = ?5 AND (reason LIKE ?6 OR reason LIKE ?7))))"
+        )
+        returned = Outcome.CANCELLED, f"{HANDED_BACK}%", f"{WITHDRAWN}%"
+        return {key for key in keys if self._db.execute(query, (*key, *returned)).fetchone()[0]}
 
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
@@ -333,3 +369,20 @@ class Journal(SqliteFile):
         )
         entries = (ResultEntry(**row) for row in rows)
         return [entry.model_copy(update={"returned": is_returned(entry) or None}) for entry in entries]
+
+    def latest_outcomes(self, limit: int) -> list[tuple[ResultEntry, bool, float]]:
+        """Return the newest outcomes, the oldest first: whether the relay has confirmed them, and for
+        how long their visits are known to be received, seconds.
+        """
+        known = {self._clock.boot(): self._clock.mono()}
+        found = []
+        for *key, asked, outcome, reason, reported, boot, received_mono in self._db.execute(
+            "SELECT instrument, grp, detector, max(attempt, asked), asked, outcome, reason, reported, boot,"
+            " received_mono FROM attempt WHERE final = 1 ORDER BY rowid DESC LIMIT ?",
+            (limit,),
+        ):
+            names = dict(zip(("instrument", "group", "detector", "attempt"), key, strict=True))
+            entry = ResultEntry(**names, asked=asked, outcome=outcome, reason=reason)
+            age_s = known.setdefault(boot, received_mono) - received_mono
+            found.append((entry.model_copy(update={"returned": is_returned(entry)}), bool(reported), age_s))
+        return found[::-1]

@@ -69,6 +69,8 @@ class JournalEntry:
     """The last attempt number of the relay, which counts attempts on its own."""
     reported: bool = False
     """Whether the relay has confirmed the outcome."""
+    received_mono: float = 0.0
+    """When the visit was received as far as is known, monotonic seconds of this boot of the host."""
 
 
 # --- events ------------------------------------------------------------------

@@ -41,13 +41,17 @@ class JournalPruner:
 
     async def prune(self) -> None:
         """Delete all that may be deleted now."""
-        before_tai = self.clock.tai() - self.keep_days * 86_400.0
+        keep_s = self.keep_days * 86_400.0
+        # Both: the wall clock may be wrong, and the other one begins anew with each boot.
+        before_tai, before_mono = self.clock.tai() - keep_s, self.clock.mono() - keep_s
         after: int | None = 0
         while after is not None:
-            after = await self._prune_batch(before_tai, after)
+            after = await self._prune_batch(before_tai, before_mono, after)
             await asyncio.sleep(PAUSE_S)
 
-    async def _prune_batch(self, before_tai: float, after: int) -> int | None:
+    async def _prune_batch(self, before_tai: float, before_mono: float, after: int) -> int | None:
         return await self.journal.call(
-            lambda journal: journal.prune(before_tai, after, reporting=self.reporting)
+            lambda journal: journal.prune(
+                before_tai, after, reporting=self.reporting, before_mono=before_mono
+            )
         )

@@ -328,6 +328,7 @@ class VisitPump:
 
     def _report(self, entries: Sequence[ResultEntry]) -> None:
         """Send outcomes in one message with others of the same commit."""
+        self.visits.ended.add(entries, self.clock.mono())
         if not self._results:
             self._loop.call_soon(self._send_results)
         self._results += entries

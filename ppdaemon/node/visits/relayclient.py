@@ -68,6 +68,8 @@ class RelayClient:
     count: Counter[str]
     held: Callable[[], tuple[messages.HeldDetectors, ...]] = tuple
     """Returns what the node holds."""
+    ended: Callable[[], tuple[messages.EndedDetectors, ...]] = tuple
+    """Returns the latest outcomes of the node."""
     spare: bool = False
     keys: ClientKeys | None = None
 
@@ -265,6 +267,10 @@ class RelayClient:
                 raise BadMessage(f"{len(frames)} frames instead of one", "frames")
             message = decode(frames[0], messages.FromRelay, limit=messages.RELAY_LIMIT)
         except BadMessage as error:
+            if text := messages.other_protocol(frames[-1]):
+                self._problem = f"refused the relay: {text}"
+                self._warn("relay_protocol", f"{self._problem}; no visits are received")
+                return
             text = f"invalid message from the relay, ignored: {error}"
             self._warn(f"bad_message.{error.kind}", text, frames[-1])
             return
@@ -340,6 +346,8 @@ class RelayClient:
             capacity=self.capacity if self._accepting else 0,
             spare=self.spare,
             holds=self.held(),
+            # Not with each change of the capacity: they are many.
+            ended=() if self.connected else self.ended(),
             alone=self.link.alone == "cross",
         )
 

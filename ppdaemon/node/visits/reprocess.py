@@ -32,6 +32,9 @@ __all__ = ("Reprocessor",)
 
 _LOG = logging.getLogger(__name__)
 
+LATEST_OUTCOMES = 50_000
+"""Rows of the journal that are read at the start, some 50 MB: 500 visits with 100 detectors each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reprocessor:
@@ -50,6 +53,10 @@ class Reprocessor:
 
     async def recover(self) -> None:
         """End or retry every attempt without an outcome, and export the spools."""
+        for ended, reported, age_s in await self.journal.call(
+            lambda journal: journal.latest_outcomes(LATEST_OUTCOMES)
+        ):
+            self.pump.visits.ended.add([ended], self.pump.clock.mono() - age_s, reported=reported)
         entries = await self.journal.call(lambda journal: journal.unfinished())
         leftovers = await asyncio.to_thread(lambda: [read_leftovers(self.folders, e.key) for e in entries])
         for entry, left in zip(entries, leftovers, strict=True):
@@ -74,7 +81,7 @@ class Reprocessor:
 
     async def _export_spools(self) -> None:
         """Export the spools of a previous run, except those of attempts with a
-        later attempt, which writes the same datasets.
+        later attempt, here or on another node, which writes the same datasets.
         """
         keys = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))

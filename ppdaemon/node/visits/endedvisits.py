@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The latest outcomes of a node, for its hello: the ledger of the relay may be an older copy. Pure code."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ppdaemon.messages import EndedDetectors, ResultEntry
+from ppdaemon.node.visits.model import VisitKey
+from ppdaemon.states import Outcome
+
+__all__ = ("EndedVisits",)
+
+MAX_VISITS = 500
+"""Two hours of visits; with 205 detectors each some 500 kB, half of what a relay accepts."""
+
+
+@dataclass(eq=False)
+class EndedVisits:
+    """Visit-detectors whose outcome is in the journal, and which another node must not process."""
+
+    remember_s: float
+    """A visit that ended longer ago is forgotten: a relay refuses its announcement as too old."""
+    _visits: OrderedDict[VisitKey, tuple[float, dict[int, tuple[int, Outcome, bool]]]] = field(
+        default_factory=OrderedDict
+    )
+    """By visit: when a detector ended last, monotonic seconds; by detector, the relay's number of the
+    attempt, its outcome, and whether the relay has confirmed it."""
+
+    def add(self, entries: Iterable[ResultEntry], now: float, *, reported: bool = False) -> None:
+        """Add outcomes; what was returned to the relay is none."""
+        for entry in entries:
+            if not entry.returned:
+                key = entry.instrument, entry.group
+                _, detectors = self._visits.get(key, (now, {}))
+                asked = entry.attempt if entry.asked is None else entry.asked
+                detectors[entry.detector] = asked, entry.outcome, reported
+                self._visits[key] = now, detectors
+                self._visits.move_to_end(key)
+        while self._visits and (
+            len(self._visits) > MAX_VISITS or now - next(iter(self._visits.values()))[0] > self.remember_s
+        ):
+            self._visits.popitem(last=False)
+
+    def confirm(
+        self, keys: Iterable[tuple[str, str, int, int]], moved: Iterable[tuple[str, str, int, int]]
+    ) -> None:
+        """Record that the relay has these outcomes; forget those that do not count."""
+        for instrument, group, detector, _ in keys:
+            _, detectors = self._visits.get((instrument, group), (0.0, {}))
+            if detector in detectors:
+                detectors[detector] = *detectors[detector][:2], True
+        for instrument, group, detector, _ in moved:
+            self._visits.get((instrument, group), (0.0, {}))[1].pop(detector, None)
+
+    def listed(self) -> tuple[EndedDetectors, ...]:
+        """Return all, for the relay."""
+        found: dict[tuple[str, str, int, Outcome, bool], list[int]] = defaultdict(list)
+        for (instrument, group), (_, detectors) in self._visits.items():
+            for detector, ended in detectors.items():
+                found[instrument, group, *ended].append(detector)
+        return tuple(
+            EndedDetectors(
+                instrument=instrument,
+                group=group,
+                attempt=attempt,
+                detectors=tuple(detectors),
+                outcome=outcome,
+                reported=reported,
+            )
+            for (instrument, group, attempt, outcome, reported), detectors in found.items()
+        )
