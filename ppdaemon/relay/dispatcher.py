@@ -88,6 +88,8 @@ class Dispatcher:
         self._resend_s = resend_s
         self._rejoin_s = rejoin_s
         self._silence_s = silence_s
+        self._compared: set[str] = set()
+        """Nodes with whose journals the ledger has been compared."""
         self._expected: set[str] = set()
         """Nodes of the previous run that have not connected yet."""
         self.adopted = 0
@@ -108,10 +110,12 @@ class Dispatcher:
         return len(self._visits)
 
     def is_new(self, peer: bytes, hello: Hello) -> bool:
-        """Return whether a hello registers a node, whose journal the ledger must be compared with."""
+        """Return whether a hello is the first one of a node since the start, with whose journal the ledger
+        must be compared. Later ones are not believed: what the ledger does not know then is not true.
+        """
         if self.registry.conflicting_peer(hello, peer) is not None:
             return False  # it is refused
-        return hello.origin not in self.registry or self.registry.peer_of(hello.origin) != peer
+        return hello.origin not in self._compared
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return the detectors of a visit without an outcome; empty if it is not open."""
@@ -308,8 +312,11 @@ class Dispatcher:
         self.registry.register(hello, peer, now)
         self._arrived(hello.origin, now)
         effects = orders.Effects.of(orders.SendWelcome(peer))
-        self._adopt_outcomes(hello, effects)
-        corrected, own, adopted = compare_held(self._visits, hello, peer, now)
+        is_first = hello.origin not in self._compared
+        self._compared.add(hello.origin)
+        if is_first:
+            self._adopt_outcomes(hello, effects)
+        corrected, own, adopted = compare_held(self._visits, hello, peer, now, adopt=is_first)
         effects.writes += corrected.writes
         effects.sends += corrected.sends
         self.adopted += adopted

@@ -73,11 +73,12 @@ def is_unknown(reservation: Reservation, node: str, attempt: int, *, may_have_wr
 
 
 def compare_held(
-    visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float
+    visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float, *, adopt: bool
 ) -> tuple[orders.Effects, list[tuple[OpenVisit, Reservation]], int]:
     """Correct the reservations of a node by what it holds, and withdraw what it no longer should have.
 
-    Return also its reservations, and how many of them the ledger did not know.
+    With `adopt`, what the ledger does not know counts as its reservation. Return also its reservations, and
+    how many of them were adopted.
     """
     effects = orders.Effects()
     own: list[tuple[OpenVisit, Reservation]] = []
@@ -90,7 +91,7 @@ def compare_held(
     for (instrument, group, detector), (attempt, state) in listed.items():
         visit = visits.get((instrument, group))
         reservation = None if visit is None else visit.reservations.get(detector)
-        if visit is None or reservation is None:
+        if not adopt or visit is None or reservation is None:
             continue
         if is_unknown(reservation, hello.origin, attempt, may_have_written=state != "held"):
             reservation.release()

@@ -1068,6 +1068,22 @@ def test_what_a_node_has_in_an_attempt_that_an_older_ledger_cannot_know_is_adopt
     assert dispatcher.assignments.load("b") == 1
 
 
+def test_only_the_first_hello_of_a_node_since_the_start_is_compared():
+    """What the ledger does not know later is not true: it would end the work of another node."""
+    dispatcher = restarted()
+    dispatcher.receive(b"b", hello("b"), 0.1)
+    visit = open_visit(0, 1)
+    visit.reservations[0] = Reservation(0, ACKNOWLEDGED, "a")
+    visit.reservations[1] = Reservation(1, ACKNOWLEDGED, "a")
+    dispatcher.add(visit, 0.2)
+    late = hello("b", ended=[of_ended(0, attempt=9)], holds=[holds("crossed", 1, attempt=9)])
+    assert not dispatcher.is_new(b"b2", late)
+    effects = dispatcher.receive(b"b", late, 0.3)
+    assert effects.writes == []
+    assert dispatcher.adopted == 0
+    assert set(dispatcher.open_detectors(KEY)) == {0, 1}
+
+
 def test_a_ledger_that_is_no_older_copy_adopts_nothing():
     dispatcher = restarted()
     visit = open_visit(0, 1)
