@@ -6,10 +6,22 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ("RAMDISKS", "Mount", "is_ramdisk", "mount_of", "read_mounts")
+__all__ = ("LOCAL", "RAMDISKS", "REMOTE", "Mount", "is_ramdisk", "mount_of", "read_mounts")
 
 RAMDISKS = frozenset({"tmpfs", "ramfs"})
 """Types of filesystems in memory."""
+# fmt: off
+LOCAL = frozenset({
+    "bcachefs", "btrfs", "devtmpfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "msdos",
+    "nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs",
+})
+"""All writes go through this host's kernel."""
+REMOTE = frozenset({
+    "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+    "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "wekafs",
+})
+"""Other hosts write raws there."""
+# fmt: on
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

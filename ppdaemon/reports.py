@@ -19,6 +19,9 @@ RELAY_SOCKET = "control.sock"
 JOURNAL_NAME = "journal.sqlite"
 """The journal in a node's state directory."""
 
+SCHEMA = 1
+"""Version of the output of ``ppctl --json``; incremented when a field is removed or its meaning changes."""
+
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
 

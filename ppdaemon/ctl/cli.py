@@ -54,6 +54,7 @@ from ppdaemon.yamlfile import read_key
 
 __all__ = ("main",)
 
+DEFAULT_CONFIG = Path("/etc/ppdaemon/ppdaemon.yaml")
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 NODE_STATE = Path("/var/lib/ppdaemon/node")
 RELAY_RUN = Path("/run/pprelay/control.sock")
@@ -223,6 +224,87 @@ def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool, check: bo
     else:
         _show(report, relaytables.relay_status_view, as_json)
     if check and not report.healthy:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+_file = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help=f"Configuration file of the node. Default: that of ppctl --config, or {DEFAULT_CONFIG}.",
+)
+
+
+def _given_config(path: Path | None) -> Path | None:
+    """Return the configuration file of a command, or of ``ppctl``."""
+    parent = click.get_current_context().parent
+    given: Path | None = None if parent is None else parent.params.get("config")
+    return path or given
+
+
+@_ppctl.command()
+@_file
+@_daemon_command
+def check(daemon: Daemon, path: Path | None, as_json: bool) -> None:
+    """Check this host and a node's configuration before the night.
+
+    Versions, clock, configuration, pipelines, central repo, disks, raw roots,
+    limits, keys, relay, inputs for tonight, and the running daemon. Changes
+    nothing. Run it as the daemon's user, whose rights count.
+
+    Exit code: 0 without errors (there may be warnings), 1 with errors, 78 if the
+    configuration has errors.
+    """
+    from ppdaemon.ctl import check as checking  # imports what the other commands do not need
+
+    given = _given_config(path)
+    if path is not None:
+        with contextlib.suppress(ConfigError):  # the check reports it
+            daemon = _node(None, path)
+    report = checking.run_checks(given or DEFAULT_CONFIG, daemon)
+    _show(report, checking.check_view, as_json)
+    if code := checking.exit_code_of(report.findings):
+        raise click.exceptions.Exit(code)
+
+
+_positive = click.FloatRange(min=0, min_open=True)
+
+
+@_ppctl.command()
+@_file
+@click.option("--camera", metavar="NAME", help="The instrument, if the node has several.")
+@click.option("--detectors", type=click.IntRange(min=1), help="Detectors of a visit on this node.")
+@click.option("--cadence", "cadence_s", type=_positive, help="Seconds between two visits.")
+@click.option("--visit-s", type=_positive, help="Seconds that a visit-detector has a worker.")
+@click.option("--run-s", type=_positive, help="Seconds from its raw to the end of its last task.")
+@click.option("--memory-gb", type=_positive, help="Memory of a worker, 10^9 bytes.")
+@click.option("--ramdisk-gb", type=_positive, help="RAM disk of a worker, 10^9 bytes.")
+@click.option("--cores", type=click.IntRange(min=1), help="Cores of the host.")
+@click.option("--host-gb", type=_positive, help="Memory of the host, 10^9 bytes.")
+@_daemon_command
+def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, **given: float | None) -> None:
+    """Calculate how many workers, cores, and how much memory a node needs.
+
+    From the times in the node's journal, the limits in its configuration, and the
+    host on which this runs; each option replaces one of these numbers. Shows the
+    source of each number, the formulas, and the resource that decides.
+
+    Exit code: 0 if this host is enough, 1 if it is not.
+    """
+    from ppdaemon.ctl import size as sizing
+    from ppdaemon.ctl import sizefigures
+
+    file = _given_config(path)
+    if path is not None:
+        daemon = _node(None, path)
+    figures = sizefigures.of_host(file, camera)
+    figures |= sizefigures.of_journal(daemon, camera) | sizing.Figures.of("option", **given)
+    if missing := [name for name in sizing.NEEDED if name not in figures.values]:
+        options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
+        raise click.UsageError(f"not known: {options}; give these options, or --config of a node")
+    report = sizing.size_of(figures)
+    _show(report, sizing.size_view, as_json)
+    if report.nodes > 1:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 

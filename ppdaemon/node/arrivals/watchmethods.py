@@ -7,22 +7,10 @@ to a network filesystem, nor those to a layer below an overlay or FUSE filesyste
 
 from dataclasses import dataclass
 
+from ppdaemon.mounts import LOCAL, REMOTE
 from ppdaemon.raws.roots import WatchKind
 
 __all__ = ("LOCAL", "WatchMethods", "methods_for")
-
-# fmt: off
-LOCAL = frozenset({
-    "bcachefs", "btrfs", "devtmpfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "jfs", "msdos",
-    "nilfs2", "ntfs", "ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs",
-})
-"""All writes go through this host's kernel."""
-REMOTE = frozenset({
-    "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
-    "orangefs", "panfs", "pvfs2", "quobyte", "smb3", "smbfs", "wekafs",
-})
-"""Other hosts write raws there."""
-# fmt: on
 
 
 @dataclass(frozen=True, slots=True)

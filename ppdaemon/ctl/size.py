@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command ``ppctl size``: how many workers, cores, how much memory and RAM disk a node needs. Pure."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ppdaemon.reports import SCHEMA, VisitRow
+from ppdaemon.states import Outcome, Stage
+from ppdaemon.terminal import new_table, plain
+from ppdaemon.wire import Model
+
+__all__ = ("Figures", "SizeFigure", "SizeNeed", "SizeReport", "measured", "size_of", "size_view")
+
+PERCENTILE = 0.95
+"""Of the times of visit-detectors: so many find a free worker; the others wait a moment."""
+FEWEST = 20
+"""With fewer visit-detectors in the journal its times are not used."""
+LONGEST_GAP_S = 600.0
+"""A longer time between two visits is a break, not a cadence."""
+HOST_MEMORY = 0.1
+"""Fraction of the memory that the system, the supervisor and the page cache get."""
+
+type Unit = Literal["", "s", "GB"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Numbers with their sources; those that are not known are missing."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __or__(self, other: "Figures") -> "Figures":
+        """Return these figures, replaced by those of `other` where it has them."""
+        return Figures({**self.values, **other.values}, {**self.sources, **other.sources})
+
+    @classmethod
+    def of(cls, source: str, **values: float | None) -> "Figures":
+        """Return figures with one source; `None` is a missing figure."""
+        known = {name: float(value) for name, value in values.items() if value is not None}
+        return cls(known, dict.fromkeys(known, source))
+
+
+class SizeFigure(Model):
+    """A number that the result depends on."""
+
+    name: str
+    value: float
+    unit: Unit
+    source: str
+    """Where the number is from."""
+
+
+class SizeNeed(Model):
+    """What is needed of one resource, and what there is."""
+
+    resource: Literal["workers", "cores", "memory", "RAM disk"]
+    needed: float
+    present: float | None
+    """`None` if it is not known, or has no limit."""
+    unit: Unit
+    formula: str
+    """The formula, with its numbers."""
+
+    @property
+    def load(self) -> float:
+        """Return the needed part of what there is."""
+        return self.needed / self.present if self.present else 0.0
+
+
+class SizeReport(Model):
+    """The result of ``ppctl size``."""
+
+    schema_version: int = SCHEMA
+    """Version of this output."""
+    figures: tuple[SizeFigure, ...]
+    """The numbers that were used."""
+    needs: tuple[SizeNeed, ...]
+    """What is needed, by resource."""
+    nodes: int
+    """Nodes such as this one that the camera needs."""
+    limit: str
+    """The resource of this host that decides this."""
+
+
+_FIGURES: dict[str, tuple[str, Unit]] = {
+    "detectors": ("detectors of a visit on this node", ""),
+    "cadence_s": ("time between two visits", "s"),
+    "visit_s": ("time that a visit-detector has a worker", "s"),
+    "run_s": ("time that it computes", "s"),
+    "memory_gb": ("memory of a worker, with its RAM disk", "GB"),
+    "ramdisk_gb": ("RAM disk of a worker", "GB"),
+    "cores": ("cores of the host", ""),
+    "host_gb": ("memory of the host", "GB"),
+    "tmpfs_gb": ("RAM disk of the host", "GB"),
+    "workers": ("workers.max", ""),
+}
+"""By name of a figure: what it is, and its unit."""
+
+NEEDED = ("detectors", "cadence_s", "visit_s", "run_s", "memory_gb", "ramdisk_gb")
+"""Figures without which nothing can be calculated."""
+
+
+def measured(rows: Iterable[VisitRow]) -> Figures:
+    """Return the times in a journal: those that 95 % of the visit-detectors that succeeded do not exceed,
+    from the order to prepare to the spooled outputs, and from the first raw to the end of the last task;
+    and the median time between visits. Nothing of fewer than 20 visit-detectors.
+    """
+    done = [row for row in rows if row.outcome == Outcome.SUCCEEDED]
+    occupied = _times(done, Stage.ASSIGNED, Stage.SPOOLED)
+    if len(occupied) < FEWEST:
+        return Figures()
+    begun: dict[str, float] = {}
+    for row in done:
+        accepted = row.stages.get(Stage.ACCEPTED)
+        if accepted is not None:
+            begun[row.group] = min(begun.get(row.group, math.inf), accepted)
+    starts = sorted(begun.values())
+    gaps = [late - early for early, late in itertools.pairwise(starts)]
+    gaps = [gap for gap in gaps if gap < LONGEST_GAP_S]
+    return Figures.of(
+        f"journal, {len(occupied)} visit-detectors",
+        visit_s=_percentile(occupied),
+        run_s=_percentile(_times(done, Stage.ARRIVED, Stage.PROCESSED)),
+        cadence_s=statistics.median(gaps) if gaps else None,
+    )
+
+
+def _times(rows: Iterable[VisitRow], first: Stage, last: Stage) -> list[float]:
+    return [row.stages[last] - row.stages[first] for row in rows if {first, last} <= row.stages.keys()]
+
+
+def _percentile(values: Sequence[float]) -> float | None:
+    return sorted(values)[math.ceil(PERCENTILE * len(values)) - 1] if values else None
+
+
+def size_of(figures: Figures) -> SizeReport:
+    """Return what a node needs; raises `KeyError` with the name of a figure of `NEEDED` that is missing."""
+    detectors, cadence_s, visit_s, run_s, memory_gb, ramdisk_gb = (figures.values[name] for name in NEEDED)
+    given = figures.values.get
+    # All detectors of a visit come at once: each visit under way needs a worker for each of them.
+    overlapping = max(1, math.ceil(visit_s / cadence_s))
+    workers = detectors * overlapping
+    needs = (
+        SizeNeed(
+            resource="workers",
+            needed=workers,
+            present=given("workers"),
+            unit="",
+            formula=f"{detectors:g} detectors x {overlapping} visits under way at once,"
+            f" ceil({visit_s:.3g} s / {cadence_s:.3g} s)",
+        ),
+        SizeNeed(
+            resource="cores",
+            needed=detectors * run_s / cadence_s,
+            present=given("cores"),
+            unit="",
+            formula=f"{detectors:g} detectors x {run_s:.3g} s / {cadence_s:.3g} s: to keep up;"
+            f" {detectors:g} for the shortest latency",
+        ),
+        SizeNeed(
+            resource="memory",
+            needed=workers * memory_gb / (1 - HOST_MEMORY),
+            present=given("host_gb"),
+            unit="GB",
+            formula=f"{workers:g} workers x {memory_gb:.3g} GB / {1 - HOST_MEMORY:g},"
+            " the rest is for the system",
+        ),
+        SizeNeed(
+            resource="RAM disk",
+            needed=workers * ramdisk_gb,
+            present=given("tmpfs_gb"),
+            unit="GB",
+            formula=f"{workers:g} workers x {ramdisk_gb:.3g} GB",
+        ),
+    )
+    hardware = [need for need in needs if need.resource != "workers"]
+    tightest = max(hardware, key=lambda need: need.load)
+    known = [
+        SizeFigure(name=text, value=value, unit=unit, source=figures.sources[name])
+        for name, (text, unit) in _FIGURES.items()
+        if (value := figures.values.get(name)) is not None
+    ]
+    nodes = max(1, math.ceil(tightest.load))
+    return SizeReport(figures=tuple(known), needs=needs, nodes=nodes, limit=tightest.resource)
+
+
+def size_view(report: SizeReport) -> RenderableType:
+    """Show figures with their sources, needs with their formulas, and which resource decides."""
+    figures = new_table("figure", "value>", "source~")
+    for figure in report.figures:
+        figures.add_row(figure.name, f"{figure.value:.3g} {figure.unit}".strip(), plain(figure.source))
+    needs = new_table("resource", "needed>", "present>", "formula~")
+    for need in report.needs:
+        present = "" if need.present is None else f"{need.present:.3g} {need.unit}".strip()
+        style = "" if need.present is None else "red" if need.load > 1 else "green"
+        needed = Text(f"{need.needed:.3g} {need.unit}".strip(), style=style)
+        needs.add_row(need.resource, needed, present, need.formula)
+    if report.nodes == 1:
+        end = f"This host is enough; {report.limit} decides."
+    else:
+        end = f"{report.nodes} such nodes are needed: {report.limit} decides."
+    return Group(figures, Text(), needs, Text(), Text(end, style="bold"))
