@@ -165,6 +165,8 @@ class Hello(_Envelope):
     older copy."""
     alone: bool = False
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
+    version: str = ""
+    """Version of ppdaemon; blank from an older one."""
 
 
 class VisitAccepted(_Envelope):
@@ -224,6 +226,10 @@ class Heartbeat(_Envelope):
     """The sender is running; sent when there is no other message."""
 
     type: Literal["heartbeat"] = "heartbeat"
+    state: str = ""
+    """State of a node, as in `~ppdaemon.reports.StatusReport`; blank from a relay and from an older node."""
+    problem: str = ""
+    """The worst problem of a node, or blank."""
 
 
 class Welcome(_Envelope):

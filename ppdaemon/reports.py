@@ -600,6 +600,12 @@ class RelayNodeRow(Model):
     """Seconds since its last message; `None` if it sent none since the relay started."""
     messages_lost: int = 0
     """Messages of it that did not arrive, by their sequence numbers."""
+    version: str = ""
+    """Its version of ppdaemon; blank from an older one."""
+    own_state: str = ""
+    """The state that it reports of itself, as in `StatusReport.state`; blank if it is not connected."""
+    problem: str = ""
+    """The worst problem that it reports, or blank."""
 
 
 class RelayVisitRow(Model):

@@ -89,10 +89,7 @@ def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable
         @functools.wraps(command)
         def run(context: click.Context, *args: Any, **options: Any) -> Any:
             if not isinstance(context.obj, kinds):
-                only = (
-                    "needs --relay" if isinstance(context.obj, Daemon) else "is for a node, not for --relay"
-                )
-                raise click.UsageError(f"ppctl {context.info_name} {only}")
+                raise click.UsageError(f"ppctl {context.info_name} is for a node, not for --relay")
             return command(context.obj, *args, **options)
 
         return run
@@ -189,7 +186,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
 def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None, relay: bool) -> None:
     """Show the state of a ppdaemon, or with --relay of a pprelay, and control it.
 
-    A relay has status, visits, visit, nodes, drain, resume and reload.
+    A relay has status, visits, visit, hosts, drain, resume and reload.
     """
     if socket_path and config:
         raise click.UsageError("give --socket or --config, not both")
@@ -237,8 +234,7 @@ _file = click.option(
 
 def _given_config(path: Path | None) -> Path | None:
     """Return the configuration file of a command, or of ``ppctl``."""
-    parent = click.get_current_context().parent
-    given: Path | None = None if parent is None else parent.params.get("config")
+    given: Path | None = click.get_current_context().find_root().params["config"]
     return path or given
 
 
@@ -301,7 +297,8 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     figures |= sizefigures.of_journal(daemon, camera) | sizing.Figures.of("option", **given)
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
         options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
-        raise click.UsageError(f"not known: {options}; give these options, or --config of a node")
+        text = f"give these options; the journal is used if {sizing.FEWEST} of its visit-detectors succeeded"
+        raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)
     if report.nodes > 1:
@@ -358,15 +355,20 @@ def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], a
 
 
 @_ppctl.command()
-@_as_json
-@_for(RelayDaemon)
-def nodes(relay: RelayDaemon, as_json: bool) -> None:
-    """List the nodes of a relay; needs --relay.
+@_common_command
+def hosts(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
+    """List all nodes of the relay on this host, with their worst problems.
 
-    What each of them has and offers to have, when it sent its last message, and
-    whether it is full, draining or spare.
+    What each of them has and offers to have, when it sent its last message, whether
+    it is full, draining or spare, its version, and the state that it reports of
+    itself. --relay is needed only with --socket or --config.
     """
-    _show(relay.nodes(), relaytables.nodes_table, as_json)
+    options = click.get_current_context().find_root().params
+    if isinstance(daemon, Daemon):
+        if options["socket_path"] or options["config"]:
+            raise click.UsageError("ppctl hosts asks a relay: add --relay to its --socket or --config")
+        daemon = _relay(None, None)
+    _show(daemon.nodes(), relaytables.hosts_view, as_json)
 
 
 @_ppctl.command()

@@ -15,7 +15,7 @@ from ppdaemon.reports import RelayDetectorRow, RelayNodeRow, RelayStatusReport, 
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.terminal import duration, new_table, plain
 
-__all__ = ("nodes_table", "relay_status_view", "relay_visit_view", "relay_visits_table")
+__all__ = ("hosts_view", "relay_status_view", "relay_visit_view", "relay_visits_table")
 
 _NODE_STYLES = {"ready": "green", "disconnected": "red"}
 
@@ -73,14 +73,15 @@ def _by_instrument(report: RelayStatusReport) -> Mapping[str, list[int]]:
     return found
 
 
-def nodes_table(rows: Sequence[RelayNodeRow]) -> RenderableType:
-    """Show the nodes of a relay."""
+def hosts_view(rows: Sequence[RelayNodeRow]) -> RenderableType:
+    """Show the nodes of a relay, and below them what each has as its worst problem."""
     if not rows:
         return Text("no nodes", style="dim")
-    table = new_table("node", "state", "has>", "of>", "last message>", "lost>", "detectors~")
+    table = new_table("node", "state", "has>", "of>", "last message>", "lost>", "version", "detectors~")
     for row in rows:
         state = row.state + (", draining" if row.drained and not row.connected else "")
         state += ", spare" if row.spare else ""
+        state += f", {plain(row.own_state)}" if row.own_state not in ("", "running", row.state) else ""
         table.add_row(
             plain(row.node),
             Text(state, style=_NODE_STYLES.get(row.state, "yellow")),
@@ -88,9 +89,15 @@ def nodes_table(rows: Sequence[RelayNodeRow]) -> RenderableType:
             str(row.capacity),
             "" if row.last_message_s is None else f"{duration(row.last_message_s)} ago",
             str(row.messages_lost or ""),
+            plain(row.version),
             ", ".join(f"{plain(name)} {ids}" for name, ids in sorted(row.detectors.items())),
         )
-    return table
+    problems = [
+        Text(f"{plain(row.node)} {plain(row.own_state)}: {plain(row.problem)}", style="red")
+        for row in rows
+        if row.problem
+    ]
+    return Group(table, *problems)
 
 
 def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:

@@ -182,6 +182,7 @@ class NodeParts:
             self.offer,
             self.metrics,
         )
+        self.relay.health = self.status.health
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
         handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
         self.handler = handler

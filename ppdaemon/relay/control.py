@@ -204,6 +204,9 @@ class RelayControl:
             detectors={instrument: ranges(ids) for instrument, ids in offer.detectors.items()},
             last_message_s=None if node is None else self.clock.mono() - node.last_message_at,
             messages_lost=0 if node is None else node.sequence.lost,
+            version="" if node is None else node.version,
+            own_state="" if connected is None else connected.state,
+            problem="" if connected is None else connected.problem,
         )
 
     def _waits(self) -> Iterator[reports.RelayWaitRow]:

@@ -223,8 +223,8 @@ class Dispatcher:
                 keys = tuple((e.instrument, e.group, e.detector, e.attempt) for e in message.entries)
                 moved = tuple(key for key, counts in zip(keys, counted, strict=True) if not counts)
                 effects.sends.append(orders.ConfirmResults(peer, keys, moved))
-            case Heartbeat():
-                pass
+            case Heartbeat(state=state, problem=problem):
+                self.registry.note_health(node, state, problem)
         return effects
 
     def disconnect(self, peer: bytes, now: float) -> None:

@@ -38,6 +38,12 @@ class RegisteredNode:
     alone: bool
     """Whether it may write without a permit."""
     sequence: SequenceCheck = field(default_factory=SequenceCheck)
+    version: str = ""
+    """Its version of ppdaemon."""
+    state: str = ""
+    """The state that it has reported of itself last."""
+    problem: str = ""
+    """The worst problem that it has reported."""
 
 
 class NodeRegistry:
@@ -137,7 +143,8 @@ class NodeRegistry:
         )
         # A Hello has the whole state: what was lost before it needs no repair.
         sequence.restart(hello.sequence)
-        self._nodes[hello.origin] = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone, sequence)
+        node = RegisteredNode(peer, hello.incarnation, offer, now, hello.alone, sequence, hello.version)
+        self._nodes[hello.origin] = node
         self._names[peer] = hello.origin
         self._rebuild_routes()
 
@@ -147,6 +154,10 @@ class NodeRegistry:
         if name is not None:
             self._nodes[name].last_message_at = now
         return name
+
+    def note_health(self, name: str, state: str, problem: str) -> None:
+        """Record what a registered node has reported of itself."""
+        self._nodes[name].state, self._nodes[name].problem = state, problem
 
     def must_ask(self, name: str, sequence: int, now: float) -> bool:
         """Record the number of a message; return whether the node must send its state again."""

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import pytest
 from node import make_node
 
+from ppdaemon import __version__
+from ppdaemon.ctl.client import RelayDaemon
+from ppdaemon.reports import DrainRequest
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import TIMES
 from ppdaemon.testing.played import ClientSockets
@@ -48,6 +51,18 @@ def announce(client, node, group, number=1, *, detectors=9):
     assert (answer["status"], answer["detectors"]) == ("accepted", detectors)
     for detector in range(detectors):
         node.land(group, detector, number=number)
+
+
+def test_the_relay_shows_the_worst_problem_of_each_node(tmp_path, socket_dir):
+    with observatory(tmp_path, socket_dir) as (relay, node, _):
+        daemon = RelayDaemon(relay.control)
+
+        def shown() -> list[tuple[str, str, bool]]:
+            return [(row.version, row.own_state, "drained by" in row.problem) for row in daemon.nodes()]
+
+        wait_until(lambda: shown() == [(__version__, "running", False)], TIMEOUT_S, shown)
+        node.daemon.ask(DrainRequest())
+        wait_until(lambda: shown() == [(__version__, "draining", True)], TIMEOUT_S, shown)
 
 
 def test_a_visit_passes_relay_and_node_and_its_status_is_requested(tmp_path, socket_dir):

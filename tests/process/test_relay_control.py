@@ -67,7 +67,7 @@ def test_an_operator_sees_what_waits_and_why_and_who_has_what(relay, client, wir
     assert (code, report["state"], report["unserved"]) == (0, "degraded", {"DemoCam": [6, 8]})
     node.ack(node.wait_for("visit")[0])
     wait_until(lambda: states(relay) == {"n1": "full", "n2": "ready"}, TIMEOUT_S, lambda: states(relay))
-    rows = {row["node"]: row for row in json.loads(ppctl("nodes", "--json")[1])}
+    rows = {row["node"]: row for row in json.loads(ppctl("hosts", "--json")[1])}
     assert [rows["n1"][key] for key in ("open", "capacity", "detectors", "messages_lost")] == [
         4,
         4,
@@ -157,7 +157,7 @@ def test_visits_are_read_from_the_ledger_while_the_relay_does_not_run(relay, cli
         assert (code, out.count("waiting")) == (0, 10)
         assert ppctl("visit", "g2")[0] == 65
         assert ppctl("status")[0] == 3
-        assert ppctl("nodes")[0] == 69
+        assert ppctl("hosts")[0] == 69
         if end == "killed":  # now there is no WAL beside it
             relay.start()
             relay.stop()

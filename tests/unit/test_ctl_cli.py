@@ -19,8 +19,8 @@ from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
-from ppdaemon.reports import REQUESTS, StatusReport
-from ppdaemon.states import Outcome
+from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport
+from ppdaemon.states import ExitCode, Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
 
@@ -413,7 +413,7 @@ def test_wrong_usage_is_64(ppctl: Ppctl, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nodes",), "ppctl nodes needs --relay"),
+        (("hosts",), "add --relay to its --socket"),
         (("drain", "n1"), "NODE needs --relay"),
         (("--relay", "drain"), "name the node"),
         (("--relay", "workers"), "ppctl workers is for a node, not for --relay"),
@@ -439,12 +439,12 @@ def test_the_socket_of_a_relay_is_found_through_its_configuration(
     for text in (f"state_dir: {socket_dir}\n", f"state_dir: /nowhere\ncontrol: {server.path}\n"):
         config.write_text(text)
         with pytest.raises(SystemExit) as ended:
-            cli.main(["--relay", "--config", str(config), "nodes"])
+            cli.main(["--relay", "--config", str(config), "hosts"])
         assert ended.value.code == 0
         assert capsys.readouterr().out == "no nodes\n"
     config.write_text("state_dir: 7\n")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["--relay", "--config", str(config), "nodes"])
+        cli.main(["--relay", "--config", str(config), "hosts"])
     assert ended.value.code == 78
     assert f"{config}:1: state_dir: missing key, or not a text" in capsys.readouterr().err
 
@@ -583,6 +583,36 @@ def test_too_many_open_files_are_an_error_of_the_connection(monkeypatch, tmp_pat
             ask()
 
 
+def test_all_nodes_are_shown_with_their_problems_without_naming_the_relay(
+    serve: Callable[..., ControlServer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = RelayNodeRow(
+        node="n1",
+        state="closed",
+        connected=True,
+        drained=False,
+        spare=False,
+        capacity=0,
+        open=2,
+        detectors={"Cam": "0-8"},
+        version="1.2.3",
+        own_state="degraded",
+        problem="the journal cannot be written",
+    )
+    server = serve(lambda _request: ok([row.model_dump(mode="json")]))
+    monkeypatch.setattr(cli, "RELAY_RUN", server.path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["hosts"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "closed, degraded" in shown
+    assert "n1 degraded: the journal cannot be written" in shown
+    assert "1.2.3" in shown
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--socket", "/run/ppdaemon/control.sock", "hosts"])
+    assert ended.value.code == ExitCode.USAGE
+
+
 def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
     serve: Callable[..., ControlServer],
     socket_dir: Path,
@@ -594,5 +624,5 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
         monkeypatch.setattr(cli, "RELAY_RUN", run)
         monkeypatch.setattr(cli, "RELAY_STATE", state)
         with pytest.raises(SystemExit) as ended:
-            cli.main(["--relay", "nodes"])
+            cli.main(["--relay", "hosts"])
         assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")

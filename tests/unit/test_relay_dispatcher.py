@@ -138,6 +138,17 @@ def alive(dispatcher, now, *names):
         assert dispatcher.receive(name.encode(), Heartbeat(origin=name, **ENVELOPE), now) == Effects()
 
 
+def test_what_a_node_reports_of_itself_is_that_of_its_last_heartbeat(dispatcher):
+    join(dispatcher, "a", version="1.2.3")
+    (node,) = dispatcher.registry.nodes
+    assert (node.version, node.state, node.problem) == ("1.2.3", "", "")
+    told = Heartbeat(origin="a", **ENVELOPE, state="degraded", problem="the disk is full")
+    dispatcher.receive(b"a", told, 1.0)
+    assert (node.state, node.problem) == ("degraded", "the disk is full")
+    alive(dispatcher, 2.0, "a")  # an older node, or one without a problem
+    assert (node.state, node.problem) == ("", "")
+
+
 # --- routing ---------------------------------------------------------------
 
 

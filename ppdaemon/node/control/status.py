@@ -70,6 +70,7 @@ class Status:
     _fixed_problems: tuple[Finding, ...] = field(init=False)
     _on_ramdisk: bool = field(init=False)
     _problem_log: ProblemLog = field(init=False, default_factory=ProblemLog)
+    _last: StatusReport | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
@@ -99,7 +100,7 @@ class Status:
         stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)
-        return StatusReport(
+        self._last = StatusReport(
             node=self.config.node.name,
             version=__version__,
             pid=os.getpid(),
@@ -143,6 +144,13 @@ class Status:
             reload_refused=bool(self.generations.refusal),
             supervisor_mb=_own_mb(),
         )
+        return self._last
+
+    def health(self) -> tuple[str, str]:
+        """Return the state and the worst problem of the last report, which is made once a second."""
+        if self._last is None:
+            return self.state, ""
+        return self._last.state, next(iter(self._last.problem_texts), "")
 
     def workers(self) -> list[WorkerRow]:
         """Return one row for each slot, by number."""

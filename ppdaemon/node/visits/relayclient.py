@@ -16,7 +16,7 @@ from typing import Any, cast
 import zmq
 import zmq.asyncio
 
-from ppdaemon import messages
+from ppdaemon import __version__, messages
 from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
@@ -43,6 +43,9 @@ FIRST_PAUSE_S = 1.0
 closed first."""
 LONGEST_PAUSE_S = 30.0
 """Limit of the growing pauses between further attempts."""
+
+MAX_PROBLEM = 300
+"""Characters of a problem in a heartbeat."""
 
 MAX_PERMITS_PER_MESSAGE = 2000
 """Visit-detectors in one message, whose answer is far below the size limit of a node."""
@@ -72,6 +75,8 @@ class RelayClient:
     """Returns the latest outcomes of the node."""
     spare: bool = False
     keys: ClientKeys | None = None
+    health: Callable[[], tuple[str, str]] = lambda: ("", "")
+    """Returns the state of the node and its worst problem, which operators see at the relay."""
 
     def __post_init__(self) -> None:
         self._instruments = {key: tuple(value) for key, value in self.instruments.items()}
@@ -249,7 +254,8 @@ class RelayClient:
                     )
                 return
             if self.connected:
-                self._send(messages.Heartbeat)
+                state, problem = self.health()
+                self._send(messages.Heartbeat, state=state, problem=problem[:MAX_PROBLEM])
             else:
                 self._hello()
             until = self.clock.mono() + self.link.heartbeat_s
@@ -349,6 +355,7 @@ class RelayClient:
             # Not with each change of the capacity: they are many.
             ended=() if self.connected else self.ended(),
             alone=self.link.alone == "cross",
+            version=__version__,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:
