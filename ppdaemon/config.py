@@ -518,13 +518,21 @@ class ExportConfig(ConfigPart):
         return value
 
 
+type LoggerName = Annotated[str, pydantic.Field(pattern=r"^[\w-]+(\.[\w-]+)*$")]
+type LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+"""A level of messages."""
+
+
 class LogConfig(ConfigPart):
     """Logs: ``format`` is ``json`` (one object per line) or ``console`` (text)."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    level: LogLevel = "INFO"
     """Messages below this level are not written."""
     format: Literal["json", "console"] = "json"
     """``json``: one object per line. ``console``: for people."""
+    levels: dict[LoggerName, LogLevel] = {}
+    """Other levels for parts of the program or libraries, by logger, which is the module in the field
+    ``logger`` of a line or what it begins with: ``ppdaemon.node.arrivals: DEBUG``, ``lsst.isr: WARNING``."""
 
 
 class MetricsConfig(ConfigPart):

@@ -7,6 +7,7 @@ Context such as group and detector is bound once with
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Literal, TextIO
 
 import structlog
@@ -43,14 +44,26 @@ def _add_task_context(
     return event
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """The handler of a process, with the names of the loggers that have levels of their own."""
+
+    levels: Mapping[str, str] = {}
+
+
 def set_up(
-    level: str, form: Literal["json", "console"], *, stream: TextIO | None = None, **context: object
+    level: str,
+    form: Literal["json", "console"],
+    levels: Mapping[str, str] | None = None,
+    *,
+    stream: TextIO | None = None,
+    **context: object,
 ) -> None:
     """Send all logs of this process to a stream, by default standard error.
 
-    `context` is added to each line. Libraries that log much are limited to warnings.
+    `levels` has other levels by logger, which replace those of a previous call. `context` is added to
+    each line. Libraries that log much are limited to warnings.
     """
-    stream = stream or sys.stderr
+    stream, levels = stream or sys.stderr, levels or {}
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -66,7 +79,8 @@ def set_up(
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=stream.isatty())
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
+    handler.levels = dict(levels)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -74,10 +88,15 @@ def set_up(
         )
     )
     root = logging.getLogger()
+    for previous in root.handlers:
+        for name in previous.levels if isinstance(previous, _Handler) else ():
+            logging.getLogger(name).setLevel(logging.NOTSET)
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Their debug messages are about themselves and would hide those of ppdaemon.
     for noisy in ("asyncio", "botocore", "matplotlib", "urllib3", "watchdog"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    for name, own in levels.items():
+        logging.getLogger(name).setLevel(own)
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**context)

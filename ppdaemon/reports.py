@@ -308,6 +308,8 @@ class Problem(Model):
 class StatusReport(Model):
     """The state of the daemon."""
 
+    schema_version: int = SCHEMA
+    """Version of the output of ``ppctl --json``."""
     node: str
     version: str
     pid: int
@@ -522,6 +524,8 @@ class RelayWaitRow(Model):
 class RelayStatusReport(Model):
     """The state of a relay."""
 
+    schema_version: int = SCHEMA
+    """Version of the output of ``ppctl --json``."""
     relay: str
     version: str
     pid: int

@@ -66,7 +66,7 @@ def main() -> None:
     """Run with the configuration file that is the only argument."""
     file = ConfigFile.read(Path(sys.argv[1]), os.environ)
     config = file.config
-    log.set_up(config.log.level, config.log.format, node=config.node.name)
+    log.set_up(config.log.level, config.log.format, config.log.levels, node=config.node.name)
     setproctitle.setproctitle(f"ppdaemon supervisor {config.node.name}")
     asyncio.run(run(file))
 

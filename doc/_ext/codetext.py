@@ -148,6 +148,8 @@ KINDS = {
     "UserId": "name or number",
     "GroupId": "name or number",
     "Name": "text",
+    "LoggerName": "name of a logger",
+    "LogLevel": "DEBUG, INFO, WARNING or ERROR",
     "Path": "path",
     "str": "text",
     "int": "integer",

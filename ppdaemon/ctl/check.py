@@ -42,7 +42,7 @@ class CheckReport(Model):
     """The findings of ``ppctl check``."""
 
     schema_version: int = SCHEMA
-    """Version of this output."""
+    """Version of the output of ``ppctl --json``."""
     config: str
     """Path of the node's configuration."""
     findings: tuple[CheckFinding, ...]

@@ -79,7 +79,7 @@ class SizeReport(Model):
     """The result of ``ppctl size``."""
 
     schema_version: int = SCHEMA
-    """Version of this output."""
+    """Version of the output of ``ppctl --json``."""
     figures: tuple[SizeFigure, ...]
     """The numbers that were used."""
     needs: tuple[SizeNeed, ...]

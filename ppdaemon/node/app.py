@@ -89,7 +89,7 @@ def run(config: Path) -> None:
     """
     file = ConfigFile.read(config, os.environ)
     settings = file.config
-    log.set_up(settings.log.level, settings.log.format, node=settings.node.name)
+    log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
     for remark in file.remarks():
         _LOG.warning("%s", remark)
     gc.freeze()  # modules stay until the end: no collection visits them, the last one neither

@@ -270,7 +270,7 @@ class NodeParts:
 
     def _switch(self, config: NodeConfig) -> None:
         """Switch to a configuration whose zygote is ready."""
-        log.set_up(config.log.level, config.log.format, node=config.node.name)
+        log.set_up(config.log.level, config.log.format, config.log.levels, node=config.node.name)
         self.visits.config = self.status.config = config
         self.control.set_access(config.security)
         try:

@@ -55,7 +55,7 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     if action == "check-config":
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
-    log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+    log.set_up(config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name)
     _allow_many_connections()
     notifier = Notifier(environment.get("NOTIFY_SOCKET"))
     asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))

@@ -288,7 +288,9 @@ class Relay:
         self._rates[link.SUBMIT].per_s = config.security.submit_per_s
         self._rates[link.NODES].per_s = config.security.nodes_per_s
         self._admit(allowed)
-        log.set_up(config.log.level, config.log.format, program="pprelay", relay=config.name)
+        log.set_up(
+            config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
+        )
         self._config = self._control.config = self._submit_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._metrics.reconfigure(config.metrics.listen)
@@ -472,8 +474,9 @@ class Relay:
             try:
                 visit = read_next_visit(row.fields)
             except BadMessage as error:
-                _LOG.exception(
-                    "a visit in the ledger cannot be read; its detectors end as failed",
+                _LOG.error(
+                    "a visit in the ledger cannot be read, its detectors end as failed: %s",
+                    error,
                     extra={"number": row.number},
                 )
                 outcomes = [

@@ -50,7 +50,14 @@ def run_role(
     order: messages.ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule
 ) -> ExitCode:
     """Run one role until an order to quit, or until the supervisor has ended; return the exit status."""
-    log.set_up(config.log.level, config.log.format, role=order.role, slot=order.slot, epoch=order.epoch)
+    log.set_up(
+        config.log.level,
+        config.log.format,
+        config.log.levels,
+        role=order.role,
+        slot=order.slot,
+        epoch=order.epoch,
+    )
     end.setblocking(True)
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
@@ -101,12 +108,13 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
                     reason = _first_line(error)
-                    # The traceback once per reason: the export is tried again without end.
+                    # The traceback once per reason: the export is tried again without end. A repo that
+                    # is away is expected.
                     _LOG.error(
                         "export of %d visits failed; it is tried again: %s",
                         len(spools),
                         reason,
-                        exc_info=reason != last_reason,
+                        exc_info=reason != last_reason and not isinstance(error, Unavailable),
                     )
                     last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))

@@ -345,6 +345,20 @@ def test_a_failure_before_the_point_of_no_return_is_retried(node, group):
     assert node.marks(group) == {f"{group}~0": 1}
 
 
+def test_an_expected_failure_is_one_line_of_the_workers_log(node, group):
+    """One with a traceback would hide those that are not expected."""
+    for number, (survey, tracebacks) in enumerate((("process:refuse", 0), ("process:raise", 1))):
+        name = f"{group}-{number}"
+        node.relay.reserve(name, survey=survey)
+        node.land(name, number=number)
+        node.relay.outcome(name)
+        log = node.state / "logs" / f"worker-{node.visit(name)[0].slot:04d}.log"
+        lines = [json.loads(line) for line in log.read_text().splitlines() if f'"{name}"' in line]
+        failed = [line for line in lines if line["level"] in ("warning", "error")]
+        assert len(failed) == 1, lines
+        assert len([line for line in failed if "Traceback" in line.get("exception", "")]) == tracebacks
+
+
 def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
     """Fault 45: the central database is down."""
     with running(tmp_path, socket_dir) as node:

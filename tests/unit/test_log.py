@@ -56,6 +56,22 @@ def test_other_lines_know_of_no_task(written) -> None:
     assert "task" not in written(a_record())
 
 
+def test_loggers_have_levels_of_their_own_until_the_next_call(written) -> None:
+    arrivals, task = logging.getLogger("ppdaemon.node.arrivals"), logging.getLogger("lsst.isr")
+    below = logging.getLogger("ppdaemon.node.arrivals.watch")
+    log.set_up("INFO", "json", {arrivals.name: "DEBUG", task.name: "ERROR", "watchdog": "DEBUG"})
+    assert [each.isEnabledFor(logging.DEBUG) for each in (arrivals, below)] == [True, True]
+    assert not task.isEnabledFor(logging.WARNING)
+    assert logging.getLogger("watchdog").isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("ppdaemon.node").isEnabledFor(logging.DEBUG)
+    log.set_up("WARNING", "json", {task.name: "INFO"})  # as a reload does
+    assert not below.isEnabledFor(logging.INFO)
+    assert not logging.getLogger("watchdog").isEnabledFor(logging.INFO)
+    assert task.isEnabledFor(logging.INFO)
+    log.set_up("WARNING", "json")
+    assert not task.isEnabledFor(logging.INFO)
+
+
 def test_long_messages_are_cut(written) -> None:
     event = written(a_record("x" * (log.MAX_MESSAGE + 5)))["event"]
     assert event == "x" * log.MAX_MESSAGE + " [5 more characters]"

@@ -82,7 +82,7 @@ class _FailureReporter(logging.Handler):
 
 def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; the descriptor of `channel` is `protocol.CHANNEL_FD`."""
-    log.set_up(settings.level, settings.form)
+    log.set_up(settings.level, settings.form, settings.levels)
     structlog.contextvars.bind_contextvars(**settings.bound)
     for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)

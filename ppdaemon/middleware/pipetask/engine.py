@@ -73,10 +73,10 @@ class PipetaskEngine(Engine):
                 raise AssertionError(unexpected)
 
     def _arguments(self, job: Job, query: DataQuery) -> list[str]:
-        """Return the command line; the worker's log level is used for all loggers."""
+        """Return the command line; the worker's log levels are used."""
         pipeline = self._folder / f"{job.pipeline.name}.yaml"
         pipeline.write_text(job.pipeline.text)
-        level = self._log.level
+        levels = {".": self._log.level, "lsst": self._log.level, **self._log.levels}
         options = {
             "--butler-config": str(self._repo),
             "--pipeline": str(pipeline),
@@ -86,7 +86,8 @@ class PipetaskEngine(Engine):
             "--graph-fixup": "ppdaemon.middleware.pipetask.child.Gate",
         }
         return [
-            *("--log-level", f".={level}", "--log-level", f"lsst={level}", "run"),
+            *(f"--log-level={name}={level}" for name, level in levels.items()),
+            "run",
             *(part for option in options.items() for part in option),
             # The run exists and has its init-outputs.
             *("--extend-run", "--skip-init-writes", "--no-raise-on-partial-outputs"),
@@ -99,7 +100,11 @@ class PipetaskEngine(Engine):
             if isinstance(value, str | int)
         }
         return protocol.CommandSettings(
-            level=self._log.level, form=self._log.format, bound=bound, context=dict(query.context)
+            level=self._log.level,
+            form=self._log.format,
+            levels=dict(self._log.levels),
+            bound=bound,
+            context=dict(query.context),
         )
 
 

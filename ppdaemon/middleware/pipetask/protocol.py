@@ -40,6 +40,8 @@ class CommandSettings(Model):
     """Level of the log."""
     form: Literal["json", "console"]
     """Format of the log."""
+    levels: dict[str, str]
+    """Other levels, by logger."""
     bound: dict[str, str | int]
     """Fields of each line of the worker's log."""
     context: dict[str, str]
