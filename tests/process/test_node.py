@@ -345,18 +345,18 @@ def test_a_failure_before_the_point_of_no_return_is_retried(node, group):
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_an_expected_failure_is_one_line_of_the_workers_log(node, group):
+def test_an_expected_failure_is_one_line_of_the_workers_log(tmp_path, socket_dir):
     """One with a traceback would hide those that are not expected."""
-    for number, (survey, tracebacks) in enumerate((("process:refuse", 0), ("process:raise", 1))):
-        name = f"{group}-{number}"
-        node.relay.reserve(name, survey=survey)
-        node.land(name, number=number)
-        node.relay.outcome(name)
-        log = node.state / "logs" / f"worker-{node.visit(name)[0].slot:04d}.log"
-        lines = [json.loads(line) for line in log.read_text().splitlines() if f'"{name}"' in line]
-        failed = [line for line in lines if line["level"] in ("warning", "error")]
-        assert len(failed) == 1, lines
-        assert len([line for line in failed if "Traceback" in line.get("exception", "")]) == tracebacks
+    with running(tmp_path, socket_dir, max=1, min=1, spare=0) as node:
+        log = node.state / "logs" / "worker-0000.log"
+        for number, (survey, tracebacks) in enumerate((("process:refuse", 0), ("process:raise", 1)), 1):
+            node.relay.reserve(f"g{number}", survey=survey)
+            node.land(f"g{number}", number=number)
+            node.relay.outcome(f"g{number}")
+            text = log.read_text()
+            failed = [line for line in text.splitlines() if f"group=g{number}" in line and "[info" not in line]
+            assert len(failed) == 1, text
+            assert text.count("Traceback") == tracebacks, text
 
 
 def test_a_central_repo_that_is_down_costs_only_delay(tmp_path, socket_dir):
