@@ -456,22 +456,6 @@ def test_a_second_daemon_with_the_same_folders_is_refused_clearly(tmp_path, sock
         assert f"belongs to a running ppdaemon (process {node.process.pid})" in text
 
 
-def test_the_innermost_module_that_starts_a_thread_is_named(tmp_path, socket_dir):
-    package = tmp_path / "classifier"
-    package.mkdir()
-    (package / "__init__.py").write_text("from classifier import model\n")
-    (package / "model.py").write_text("import classifier.telemetry\n")
-    thread = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
-    (package / "telemetry.py").write_text(f"import threading\n{thread}\n")
-    environment = {"PYTHONPATH": str(tmp_path)}
-    node = make_node(tmp_path, socket_dir, None, preload=["json", "classifier"], environment=environment)
-    node.launch()
-    assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
-    (line,) = (tmp_path / "daemon.log").read_text().splitlines()[-1:]
-    assert "workers.preload.1: classifier: classifier.telemetry starts a thread" in line
-    assert "workers.start: spawn" in line
-
-
 def test_a_template_that_cannot_be_created_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None)
     node.state.mkdir()
