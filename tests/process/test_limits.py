@@ -12,7 +12,7 @@ import pytest
 from node import TESTS, running
 
 from ppdaemon.states import Outcome, SlotState
-from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.processes import alive, descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 SAMPLE_S = 0.1
@@ -214,9 +214,11 @@ def test_a_delegated_group_is_divided_and_kills_a_detached_grandchild_with_its_w
         for name, controller in (("memory", "memory"), ("processes", "pids")):
             assert ("kernel (cgroup)" in limits[name]) == (controller in controllers)
             assert (f"no {controller} controller" in limits[name]) == (controller not in controllers)
+        # The exporter may start after the workers.
+        node.wait(lambda: any(title(pid) == "ppdaemon exporter" for pid in descendants(node.pid)))
         rows = node.workers()
         assert {group_of(row.pid) for row in rows} == {f"worker-{row.slot:04d}" for row in rows}
-        others = {node.process.pid, *descendants(node.process.pid)} - {row.pid for row in rows}
+        others = {node.pid, *descendants(node.pid)} - {row.pid for row in rows}
         assert len(others) >= 3  # supervisor, zygote, exporter
         assert {group_of(pid) for pid in others} == {"supervisor"}
         node.relay.reserve("g1", survey="prepare:detach process:die@1")

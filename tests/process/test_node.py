@@ -459,8 +459,10 @@ def test_modules_that_workers_import_by_themselves_are_named_once(importing):
         importing.land(f"g{number}", number=number)
         assert importing.relay.outcome(f"g{number}").outcome == Outcome.SUCCEEDED
     importing.wait(lambda: importing.status().counters.get("late_imports") == 2)
+    found = "a worker has imported modules by itself"
+    importing.wait(lambda: found in importing.log.read_text())
     text = importing.log.read_text()
-    assert text.count("a worker has imported modules by itself") == 1
+    assert text.count(found) == 1
     assert re.search(r"in its first visit \(0\.[2-9] s, [3-4]\d MB\): heavy\. In workers\.preload", text)
 
 
