@@ -77,9 +77,14 @@ def children(pid: int | None = None) -> set[int]:
     nothing has waited for are included; a process that has ended has none.
     """
     found: set[int] = set()
-    for listing in Path(f"/proc/{pid or 'self'}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-            found.update(int(child) for child in listing.read_text().split())
+    tasks = f"/proc/{pid or 'self'}/task"
+    threads: list[str] = []
+    with contextlib.suppress(OSError):  # such as a process that has ended
+        threads = os.listdir(tasks)
+    for thread in threads:
+        path = f"{tasks}/{thread}/children"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as listing:
+            found.update(map(int, listing.read().split()))
     return found
 
 
