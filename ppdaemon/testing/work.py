@@ -205,13 +205,13 @@ class ScriptedWork:
     def reset(self) -> None:
         """Empty the repo and copy the template again."""
         self._append_line("released", f"{self.order.visit.group} {self.order.detector}")
-        for path in self.context.repo.iterdir():
-            if path.is_file():
-                path.unlink()
+        for entry in os.scandir(self.context.repo):
+            if entry.is_file():
+                os.unlink(entry.path)
         self._copy()
 
     def _copy(self) -> None:
-        (self.context.repo / "registry").write_text((self.context.template / "registry").read_text())
+        shutil.copyfile(f"{self.context.template}/registry", f"{self.context.repo}/registry")
 
     def _append_line(self, file: str, text: str) -> None:
         """Append a line with the time, in one write: other processes append, too."""

@@ -104,7 +104,6 @@ def _restore_gc(before: tuple[Any, ...]) -> None:
 
 def _decimal() -> tuple[Any, ...]:
     context = decimal.getcontext()
-    traps = [flag for flag, trapped in context.traps.items() if trapped]
     return (
         context.prec,
         context.rounding,
@@ -112,7 +111,7 @@ def _decimal() -> tuple[Any, ...]:
         context.Emax,
         context.capitals,
         context.clamp,
-        traps,
+        context.traps.copy(),
     )
 
 

@@ -183,12 +183,12 @@ class Leftovers:
 
     def _new_threads(self) -> list[str]:
         """Return the names of threads that a visit has left and that may still do something."""
-        frames = sys._current_frames()
+        new = [thread for thread in threading.enumerate() if thread.ident not in self._threads]
+        frames = sys._current_frames() if new else {}
         return sorted(
             thread.name
-            for thread in threading.enumerate()
-            if thread.ident not in self._threads
-            and not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
+            for thread in new
+            if not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
             and not _is_idle(thread, frames.get(thread.ident or 0))
         )
 
