@@ -27,7 +27,8 @@ more of them after ``# script:``.
 It writes records into the state directory: ``marks`` has a file per
 visit-detector, a byte longer with each permanent write; ``exported`` a file
 per exported spool; ``prepared`` and ``ingested`` a line per order with the
-time by the monotonic clock, ``released`` one when a visit has ended;
+time by the monotonic clock, ``released`` one when a visit has ended, ``crossed``
+one per permanent write, with the seconds that it waited before the time;
 ``faults.log`` a line per fault. The exporter fails while there is a file
 ``central-down``, and refuses spools while there is ``central-refuses``; with a
 file ``boot-fails`` or ``template-fails`` workers or the template fail, with
@@ -237,7 +238,10 @@ class ScriptedWork:
 
     def _write_permanently(self) -> None:
         """Wait at the point of no return, then write irrevocably."""
+        began = time.monotonic()
         self.context.cross("marker")
+        waited_s = time.monotonic() - began
+        self._append_line("crossed", f"{self.order.visit.group} {self.order.detector} {waited_s!r}")
         marks = self.state / "marks"
         marks.mkdir(exist_ok=True)
         with (marks / f"{self.order.visit.group}~{self.order.detector}").open("a") as stream:
