@@ -38,6 +38,7 @@ names sends the findings in the file ``names``.
 
 import ctypes
 import errno
+import functools
 import importlib
 import json
 import os
@@ -300,9 +301,14 @@ class ScriptedExporter:
 
 def _script_of(pipelines: Pipelines) -> list[str]:
     """Return the words of the first pipeline's file, in a line that begins with ``# script:``."""
-    with open(pipelines.main[0].partition("#")[0], "rb", buffering=0) as stream:
-        _, _, script = stream.read().partition(b"# script:")
-    return script.partition(b"\n")[0].decode().split()
+    path = pipelines.main[0].partition("#")[0]
+    return _read_script(path, os.stat(path).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _read_script(path: str, _written_ns: int) -> list[str]:
+    _, _, script = Path(path).read_text().partition("# script:")
+    return script.partition("\n")[0].split()
 
 
 def open_work(context: WorkerContext) -> ScriptedWork:
