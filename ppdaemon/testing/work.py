@@ -23,12 +23,15 @@ more of them after ``# script:``.
     The visit succeeds in ``prepare``.
 ``idle``
     Nothing permanent, and nothing to export.
+``repeatable``
+    Nothing permanent but what is exported.
 
 It writes records into the state directory: ``marks`` has a file per
 visit-detector, a byte longer with each permanent write; ``exported`` a file
 per exported spool; ``prepared`` and ``ingested`` a line per order with the
 time by the monotonic clock, ``released`` one when a visit has ended, ``crossed``
-one per permanent write, with the seconds that it waited before the time;
+one per permission to write permanently, with the seconds that it was waited for
+before the time;
 ``faults.log`` a line per fault. The exporter fails while there is a file
 ``central-down``, and refuses spools while there is ``central-refuses``; with a
 file ``boot-fails`` or ``template-fails`` workers or the template fail, with
@@ -239,14 +242,19 @@ class ScriptedWork:
 
     def _write_permanently(self) -> None:
         """Wait at the point of no return, then write irrevocably."""
-        began = time.monotonic()
-        self.context.cross("marker")
-        waited_s = time.monotonic() - began
-        self._append_line("crossed", f"{self.order.visit.group} {self.order.detector} {waited_s!r}")
+        if "repeatable" in self._settings:
+            return
+        self._cross("marker")
         marks = self.state / "marks"
         marks.mkdir(exist_ok=True)
         with (marks / f"{self.order.visit.group}~{self.order.detector}").open("a") as stream:
             stream.write("x")
+
+    def _cross(self, what: str) -> None:
+        began = time.monotonic()
+        self.context.cross(what)
+        waited_s = time.monotonic() - began
+        self._append_line("crossed", f"{self.order.visit.group} {self.order.detector} {waited_s!r}")
 
     def _spool(self) -> Path:
         visit = self.order.visit
@@ -258,7 +266,7 @@ class ScriptedWork:
         (partial / "dataset").write_text("pixels")
         self._step("spooling")
         (partial / "manifest.json").write_text(json.dumps({"failed": self._settings.get("failed", "")}))
-        self.context.cross("")
+        self._cross("")
         partial.rename(folder)
         return folder
 

@@ -220,7 +220,11 @@ def _logging() -> dict[Any, Any]:
             logger.filters[:],
         )
         for logger in _loggers()
-        if logger.level or logger.disabled or not logger.propagate or _handlers_of(logger) or logger.filters
+        if logger.level
+        or logger.disabled
+        or not logger.propagate
+        or logger.filters
+        or (logger.handlers and _handlers_of(logger))  # most of some hundred loggers have none
     }
     state[None] = (
         logging.root.manager.disable,

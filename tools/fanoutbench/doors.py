@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How long a worker waits before its permanent write, with and without a relay that permits it.
+"""How long a worker waits before its outputs are complete, with and without a relay that permits it.
 
-Few workers at once: with more than there are cores, each also waits for the others.
+The visits have no other permanent write, before which a worker also waits for a commit of the journal:
+its duration differs by more than a permit takes. Few workers at once: with more than there are cores,
+each also waits for the others.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ __all__ = ("measure_doors",)
 FEW = 2
 """Detectors of a visit."""
 PACE_MS = 100
-"""Work before the permanent write: the permission, which is asked for when the pipeline starts, arrives
+"""Work in each step before it: the permission, which is asked for when the pipeline starts, arrives
 meanwhile."""
 LINK = {"heartbeat_s": 0.2, "silence_s": 1.0}
 """The nodes find soon that the relay has ended."""
@@ -38,11 +40,11 @@ def measure_doors(
         doors = _Doors(observatory, node.state / "crossed")
         for number in range(visits):
             progress(f"permits: visit {number} of {visits}")
-            doors.measure(f"early{number}", f"pace:{PACE_MS}")
-            doors.measure(f"late{number}", "")
+            doors.measure(f"early{number}", f"repeatable pace:{PACE_MS}")
+            doors.measure(f"late{number}", "repeatable")
         alone = [f"alone{number}" for number in range(visits)]
         for group in alone:
-            observatory.announce(group, f"pace:{PACE_MS}")
+            observatory.announce(group, f"repeatable pace:{PACE_MS}")
             observatory.wait_for_all(observatory.prepared, group)
         observatory.telescope.relay.kill()
         observatory.wait(lambda: not observatory.telescope.connected(node))
@@ -68,7 +70,7 @@ def _independent(folder: Path, config: dict[str, Any], **options: Any) -> NodePr
 
 
 class _Doors:
-    """Visits with a permanent write, and the `records` of how long it waited."""
+    """Visits, and the `records` of how long each worker waited for permission."""
 
     def __init__(self, observatory: Observatory, records: Path):
         self._observatory = observatory
@@ -86,6 +88,6 @@ class _Doors:
         self._observatory.wait_for_all(self._observatory.released, group)
 
     def waits_ms(self) -> list[tuple[str, float]]:
-        """Return the group and the wait of each permanent write."""
+        """Return the group and the wait of each worker."""
         lines = map(str.split, self._records.read_text().splitlines())
         return [(group, float(waited) * 1e3) for group, _, waited, _ in lines]

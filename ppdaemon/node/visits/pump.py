@@ -120,8 +120,9 @@ class VisitPump:
         while True:
             for event in await self.inbox.take():
                 self._handle(event)
-            # The inbox may never be empty: timers and sockets are served here.
-            await asyncio.sleep(0)
+            # Timers and sockets are served here, or while `take` waits; the inbox may never be empty.
+            if self.inbox:
+                await asyncio.sleep(0)
 
     async def flush(self) -> None:
         """Wait until all previous events are in the journal.
