@@ -94,7 +94,7 @@ _FIGURES: dict[str, tuple[str, Unit]] = {
     "detectors": ("detectors of a visit on this node", ""),
     "cadence_s": ("time between two visits", "s"),
     "visit_s": ("time that a visit-detector has a worker", "s"),
-    "run_s": ("time that it computes", "s"),
+    "run_s": ("of it without the wait for the raw", "s"),
     "memory_gb": ("memory of a worker, with its RAM disk", "GB"),
     "ramdisk_gb": ("RAM disk of a worker", "GB"),
     "cores": ("cores of the host", ""),
@@ -110,13 +110,15 @@ NEEDED = ("detectors", "cadence_s", "visit_s", "run_s", "memory_gb", "ramdisk_gb
 
 def measured(rows: Iterable[VisitRow]) -> Figures:
     """Return the times in a journal: those that 95 % of the visit-detectors that succeeded do not exceed,
-    from the order to prepare to the spooled outputs, and from the first raw to the end of the last task;
-    and the median time between visits. Nothing of fewer than 20 visit-detectors.
+    from the order to prepare to the spooled outputs, with and without the wait for the first raw; and the
+    median time between visits. Nothing of fewer than 20 visit-detectors.
     """
-    done = [row for row in rows if row.outcome == Outcome.SUCCEEDED]
-    occupied = _times(done, Stage.ASSIGNED, Stage.SPOOLED)
-    if len(occupied) < FEWEST:
+    needed = {Stage.ASSIGNED, Stage.PREPARED, Stage.ARRIVED, Stage.SPOOLED}
+    done = [row for row in rows if row.outcome == Outcome.SUCCEEDED and needed <= row.stages.keys()]
+    if len(done) < FEWEST:
         return Figures()
+    occupied = [row.stages[Stage.SPOOLED] - row.stages[Stage.ASSIGNED] for row in done]
+    waiting = [max(0.0, row.stages[Stage.ARRIVED] - row.stages[Stage.PREPARED]) for row in done]
     begun: dict[str, float] = {}
     for row in done:
         accepted = row.stages.get(Stage.ACCEPTED)
@@ -128,17 +130,13 @@ def measured(rows: Iterable[VisitRow]) -> Figures:
     return Figures.of(
         f"journal, {len(occupied)} visit-detectors",
         visit_s=_percentile(occupied),
-        run_s=_percentile(_times(done, Stage.ARRIVED, Stage.PROCESSED)),
+        run_s=_percentile([both - wait for both, wait in zip(occupied, waiting, strict=True)]),
         cadence_s=statistics.median(gaps) if gaps else None,
     )
 
 
-def _times(rows: Iterable[VisitRow], first: Stage, last: Stage) -> list[float]:
-    return [row.stages[last] - row.stages[first] for row in rows if {first, last} <= row.stages.keys()]
-
-
-def _percentile(values: Sequence[float]) -> float | None:
-    return sorted(values)[math.ceil(PERCENTILE * len(values)) - 1] if values else None
+def _percentile(values: Sequence[float]) -> float:
+    return sorted(values)[math.ceil(PERCENTILE * len(values)) - 1]
 
 
 def size_of(figures: Figures) -> SizeReport:
@@ -204,7 +202,7 @@ def size_view(report: SizeReport) -> RenderableType:
         needed = Text(f"{need.needed:.3g} {need.unit}".strip(), style=style)
         needs.add_row(need.resource, needed, present, need.formula)
     if report.nodes == 1:
-        end = f"This host is enough; {report.limit} decides."
+        end = f"This host is enough; the tightest resource: {report.limit}."
     else:
-        end = f"{report.nodes} such nodes are needed: {report.limit} decides."
+        end = f"{report.nodes} such nodes are needed; the tightest resource: {report.limit}."
     return Group(figures, Text(), needs, Text(), Text(end, style="bold"))

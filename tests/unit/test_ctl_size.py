@@ -27,7 +27,7 @@ def visit_detectors(number: int, occupied_s: float = 50.0) -> list[VisitRow]:
     rows = []
     for count in range(number):
         begin = 1000.0 + 40 * (count // 5)
-        times = {Stage.ACCEPTED: 0.0, Stage.ASSIGNED: 1.0, Stage.ARRIVED: 30.0}
+        times = {Stage.ACCEPTED: 0.0, Stage.ASSIGNED: 1.0, Stage.PREPARED: 10.0, Stage.ARRIVED: 30.0}
         times |= {Stage.PROCESSED: 45.0, Stage.SPOOLED: 1.0 + occupied_s}
         rows.append(
             VisitRow(
@@ -63,7 +63,7 @@ def test_the_resource_that_decides_is_the_tightest_and_gives_the_number_of_nodes
 
 def test_times_are_those_of_the_journal() -> None:
     figures = measured(visit_detectors(100))
-    assert figures.values == {"visit_s": 50.0, "run_s": 15.0, "cadence_s": 40.0}
+    assert figures.values == {"visit_s": 50.0, "run_s": 30.0, "cadence_s": 40.0}
     assert set(figures.sources.values()) == {"journal, 100 visit-detectors"}
 
 
