@@ -44,6 +44,7 @@ import errno
 import functools
 import importlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -513,5 +514,6 @@ FAULTS: dict[str, Callable[[ScriptedWork], object]] = {
     "chdir": lambda work: os.chdir("/"),
     "leave": _leave_all,
     "describe": _describe,
+    "log": lambda work: logging.getLogger("lsst.scripted").info("logged by a task"),
 }
 """All faults, by their names in surveys."""

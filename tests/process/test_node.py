@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from node import make_node, running, running_for_module
 
-from ppdaemon.reports import DrainRequest, RestartRequest, ResumeRequest
+from ppdaemon.reports import DrainRequest, ReloadRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
@@ -373,6 +373,23 @@ def test_an_expected_failure_is_one_line_of_the_workers_log(tmp_path, socket_dir
             ]
             assert len(failed) == 1, text
             assert text.count("Traceback") == tracebacks, text
+
+
+def test_what_tasks_log_is_in_the_workers_log_with_the_visit_unless_its_level_is_off(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir, max=1, min=1, spare=0) as node:
+        log = node.state / "logs" / "worker-0000.log"
+        node.relay.reserve("g1", survey="process:log")
+        node.land("g1")
+        node.relay.outcome("g1")
+        (line,) = [line for line in log.read_text().splitlines() if "logged by a task" in line]
+        assert "[lsst.scripted]" in line
+        assert "group=g1" in line
+        node.rewrite(log={"levels": {"lsst.scripted": "WARNING"}})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        node.relay.reserve("g2", survey="process:log")
+        node.land("g2", number=2)
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        assert log.read_text().count("logged by a task") == 1
 
 
 def test_a_central_repo_that_is_down_costs_only_delay(node, group):

@@ -129,6 +129,15 @@ def test_detectors_surveys_and_nodes_are_switched_without_a_restart(relay, clien
     assert nodes["a"].wait_for("visit")[0].visit.group == "g3"
 
 
+def test_a_reload_changes_the_levels_of_loggers(relay, ppctl):
+    relay.configure(log={"levels": {"ppdaemon.relay.relay": "ERROR"}})
+    assert ppctl("reload")[0] == 0
+    assert not relay.events("configuration reloaded")
+    relay.configure(log={})
+    assert ppctl("reload")[0] == 0
+    assert len(relay.events("configuration reloaded")) == 1
+
+
 def test_a_configuration_with_errors_or_another_address_changes_nothing(relay, client, ppctl):
     relay.configure(keep_days=-1)
     code, _, err = ppctl("reload")
