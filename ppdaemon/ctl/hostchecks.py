@@ -187,16 +187,18 @@ def check_ramdisk(config: NodeConfig) -> Iterator[CheckFinding]:
         yield CheckFinding(item="RAM disk", level="warning", text=text, action="mount a tmpfs there")
         return
     status = os.statvfs(folder)
-    yield ramdisk_finding(
-        folder, filesystem_size(folder), status.f_bavail * status.f_frsize, config.workers.memory.ramdisk
-    )
+    free, workers = status.f_bavail * status.f_frsize, config.workers
+    yield ramdisk_finding(folder, filesystem_size(folder), free, workers.memory.ramdisk, workers.max)
 
 
-def ramdisk_finding(folder: Path, total: int, free: int, worker: int) -> CheckFinding:
-    """Return whether a RAM disk has room for at least one worker's limit; all sizes in bytes."""
+def ramdisk_finding(folder: Path, total: int, free: int, worker: int, workers: int) -> CheckFinding:
+    """Return whether a RAM disk has room for at least one worker at its limit; all sizes in bytes."""
     text = f"{folder}: {size(free)} of {size(total)} free"
-    if total and free < worker:
-        text += f", less than one worker may use ({size(worker)})"
+    if not total:
+        return CheckFinding(item="RAM disk", level="ok", text=f"{folder}: no limit")
+    room = min(free // worker, workers)
+    text += f", room for {room} of {workers} workers if each uses its limit of {size(worker)}"
+    if free < worker:
         action = "mount a larger tmpfs, see ppctl size"
         return CheckFinding(item="RAM disk", level="error", text=text, action=action)
     return CheckFinding(item="RAM disk", level="ok", text=text)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What ``ppctl check`` finds out about a node: configuration, central repo, keys, relay, daemon."""
 
+import contextlib
 import json
 import os
 import socket
@@ -101,7 +102,8 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
         text = f"{config.butler.central} is no folder: whether it is writable is seen at the first export"
         yield CheckFinding(item="central repo", level="skipped", text=text)
         return
-    for folder in repo_folders(root, (root / "butler.yaml").read_text()):
+    folders, database = repo_places(root, (root / "butler.yaml").read_text())
+    for folder in folders:
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -109,20 +111,28 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
             text, action = f"{folder} cannot be written: {error.strerror}", "no output can be exported"
             yield CheckFinding(item="central repo", level="error", text=text, action=action)
             return
-    for database in root.glob("*.sqlite3"):
-        if not os.access(database, os.W_OK):
-            text, action = f"{database} cannot be written", "no output can be exported"
-            yield CheckFinding(item="central repo", level="error", text=text, action=action)
-            return
-    yield CheckFinding(item="central repo", level="ok", text=f"{root} can be read and written")
+    if database is None:
+        text = f"{root}: files can be written; whether the database can is seen at the first export"
+        yield CheckFinding(item="central repo", level="skipped", text=text)
+    elif not os.access(database, os.W_OK):
+        text, action = f"{database} cannot be written", "no output can be exported"
+        yield CheckFinding(item="central repo", level="error", text=text, action=action)
+    else:
+        yield CheckFinding(item="central repo", level="ok", text=f"{root} can be written")
 
 
-def repo_folders(root: Path, text: str) -> list[Path]:
-    """Return the folders in which the datastores of a repo create files, from its ``butler.yaml``."""
-    datastore: Any = (yaml.safe_load(text) or {}).get("datastore", {})
+def repo_places(root: Path, text: str) -> tuple[list[Path], Path | None]:
+    """Return the folders in which the datastores of a repo create files, and the file of its SQLite
+    registry, from its ``butler.yaml``; `None` for another database.
+    """
+    settings: Any = yaml.safe_load(text) or {}
+    database = str(settings.get("registry", {}).get("db", "sqlite:///<butlerRoot>/gen3.sqlite3"))
+    datastore = settings.get("datastore", {})
     parts = [each.get("datastore", {}) for each in datastore.get("datastores", ())] or [datastore]
     written = [str(part.get("root", "<butlerRoot>")).replace("<butlerRoot>", str(root)) for part in parts]
-    return [Path(path.removeprefix("file://")) for path in written if path.startswith(("/", "file:///"))]
+    folders = [Path(path.removeprefix("file://")) for path in written if path.startswith(("/", "file:///"))]
+    file = database.replace("<butlerRoot>", str(root)).removeprefix("sqlite:///")
+    return folders, Path(file) if database.startswith("sqlite:") else None
 
 
 def check_keys(config: NodeConfig) -> Iterator[CheckFinding]:
@@ -183,9 +193,9 @@ def check_daemon(daemon: Daemon) -> Iterator[CheckFinding]:
         return
     yield from daemon_findings(report)
     for process in psutil.Process(report.pid).children():
-        title = " ".join(process.cmdline())
-        if title.startswith("ppdaemon zygote"):
-            yield zygote_finding(len(os.listdir(f"/proc/{process.pid}/task")))
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if " ".join(process.cmdline()).startswith("ppdaemon zygote"):
+                yield zygote_finding(process.num_threads())
 
 
 def daemon_findings(report: StatusReport) -> Iterator[CheckFinding]:

@@ -6,15 +6,21 @@ import json
 import os
 import resource
 import signal
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from controlserver import status
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
+from ppdaemon.config import ArrivalsConfig, NodeConfig, RelayLink, SecurityConfig
 from ppdaemon.ctl import cli, hostchecks, nodechecks
 from ppdaemon.ctl.check import exit_code_of, run_limited
 from ppdaemon.ctl.hostchecks import CheckFinding
+from ppdaemon.curve import new_key_pair
+from ppdaemon.keyfiles import KeyPair, write_key_pair
+from ppdaemon.reports import Problem, StatusReport
 from ppdaemon.states import ExitCode
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
@@ -108,9 +114,9 @@ def test_the_clocks_of_this_host_can_be_read() -> None:
 
 
 def test_a_full_ram_disk_is_an_error() -> None:
-    assert hostchecks.ramdisk_finding(Path("/r"), 100, 50, 40).level == "ok"
-    assert hostchecks.ramdisk_finding(Path("/r"), 100, 30, 40).level == "error"
-    assert hostchecks.ramdisk_finding(Path("/r"), 0, 0, 40).level == "ok"  # no limit
+    assert hostchecks.ramdisk_finding(Path("/r"), 100, 50, 40, 2).level == "ok"
+    assert hostchecks.ramdisk_finding(Path("/r"), 100, 30, 40, 2).level == "error"
+    assert hostchecks.ramdisk_finding(Path("/r"), 0, 0, 40, 2).level == "ok"  # no limit
 
 
 @pytest.mark.parametrize(
@@ -159,10 +165,13 @@ def test_the_exit_code_is_that_of_the_worst_finding() -> None:
     assert code("ok", "error") == ExitCode.FAILED
 
 
-def test_folders_of_datastores_are_those_of_the_repo(tmp_path: Path) -> None:
+def test_places_that_are_written_are_those_of_the_repo(tmp_path: Path) -> None:
     text = "datastore: {datastores: [{datastore: {root: <butlerRoot>/a}}, {datastore: {root: 's3://b'}}]}"
-    assert nodechecks.repo_folders(tmp_path, text) == [tmp_path / "a"]
-    assert nodechecks.repo_folders(tmp_path, "registry: {}") == [tmp_path]
+    sqlite = tmp_path / "gen3.sqlite3"
+    assert nodechecks.repo_places(tmp_path, text) == ([tmp_path / "a"], sqlite)
+    assert nodechecks.repo_places(tmp_path, "registry: {}") == ([tmp_path], sqlite)
+    other = "registry: {db: 'postgresql://host/db'}"
+    assert nodechecks.repo_places(tmp_path, other) == ([tmp_path], None)
 
 
 def test_a_plan_for_tonight_without_inputs_is_an_error() -> None:
@@ -178,6 +187,58 @@ def test_a_plan_for_tonight_without_inputs_is_an_error() -> None:
 def test_a_zygote_has_one_thread() -> None:
     assert nodechecks.zygote_finding(1).level == "ok"
     assert nodechecks.zygote_finding(2).level == "error"
+
+
+def with_keys(key: Path | None, server: Path | None) -> NodeConfig:
+    """Return the part of a configuration that has keys."""
+    return NodeConfig.model_construct(
+        security=SecurityConfig.model_construct(key=key, insecure=False),
+        relay=RelayLink.model_construct(address="tcp://127.0.0.1:1", server=server),
+        arrivals=ArrivalsConfig.model_construct(subscribe=()),
+    )
+
+
+def test_keys_that_do_not_belong_together_or_that_others_can_read_are_errors(tmp_path: Path) -> None:
+    pairs = [new_key_pair() for _ in range(3)]
+    secret, public = write_key_pair(tmp_path, "node1", pairs[0])
+    assert levels(nodechecks.check_keys(with_keys(secret, public))) == ["ok", "ok"]
+    mixed, _ = write_key_pair(tmp_path, "mixed", KeyPair(pairs[1].public, pairs[2].secret))
+    (found,) = nodechecks.check_keys(with_keys(mixed, None))
+    assert (found.level, "not that of the secret one" in found.text) == ("error", True)
+    secret.chmod(0o644)
+    (found, _) = nodechecks.check_keys(with_keys(secret, tmp_path / "missing.key"))
+    assert (found.level, "users other than its owner" in found.text) == ("error", True)
+    assert levels(nodechecks.check_keys(with_keys(None, None))) == ["ok"]
+
+
+def test_a_relay_that_does_not_listen_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        config = with_keys(None, None).model_copy(
+            update={"relay": RelayLink.model_construct(address=f"tcp://127.0.0.1:{port}")}
+        )
+        assert levels(nodechecks.check_relay(config)) == ["ok"]
+    (found,) = nodechecks.check_relay(config)
+    assert (found.level, "refused" in found.text) == ("error", True)
+
+
+def test_problems_of_the_daemon_and_limits_that_nobody_enforces_are_found() -> None:
+    problems = (
+        Problem(source="journal", text="cannot be written", since_tai=0.0, degrades=True),
+        Problem(source="leftovers", text="a folder", since_tai=0.0, degrades=False),
+    )
+    limits = {"memory": "8 GB, supervisor; not by the kernel: no group", "wall time": "900 s"}
+    report = StatusReport.model_validate(status()).model_copy(
+        update={"state": "degraded", "problems": problems, "limits": limits}
+    )
+    found = {each.item: each for each in nodechecks.daemon_findings(report)}
+    assert {item: each.level for item, each in found.items()} == {
+        "daemon": "warning",
+        "journal": "error",
+        "leftovers": "warning",
+        "cgroup": "warning",
+    }
+    assert "kernel: memory;" in found["cgroup"].text
 
 
 def test_another_user_is_warned() -> None:
