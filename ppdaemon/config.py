@@ -22,6 +22,8 @@ from ppdaemon.configtypes import (
     GroupId,
     HttpAddress,
     IngestKind,
+    LoggerName,
+    LogLevel,
     PublicKeyFile,
     Rate,
     Seconds,
@@ -516,11 +518,6 @@ class ExportConfig(ConfigPart):
             except re.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return value
-
-
-type LoggerName = Annotated[str, pydantic.Field(pattern=r"^[\w-]+(\.[\w-]+)*$")]
-type LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-"""A level of messages."""
 
 
 class LogConfig(ConfigPart):

@@ -32,6 +32,8 @@ __all__ = (
     "HttpAddress",
     "IngestKind",
     "KeyFolder",
+    "LogLevel",
+    "LoggerName",
     "PublicKeyFile",
     "Rate",
     "SOCKET_PATH_MAX",
@@ -218,6 +220,9 @@ def _writable(value: Path, info: pydantic.ValidationInfo) -> Path:
 Size = Annotated[int, pydantic.BeforeValidator(_size), pydantic.Field(ge=0)]
 FileName = Annotated[str, pydantic.Field(max_length=200, pattern=r"^\w[\w.-]*$")]
 """A name that is part of paths: no dot at its beginning, so that it is neither ``..`` nor hidden."""
+LoggerName = Annotated[str, pydantic.Field(pattern=r"^[\w-]+(\.[\w-]+)*$")]
+"""The name of a logger."""
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Seconds = Annotated[float, pydantic.Field(gt=0)]
 Rate = Annotated[float, pydantic.Field(ge=1)]
 _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(ge=0)]

@@ -233,9 +233,9 @@ _file = click.option(
 
 
 def _given_config(path: Path | None) -> Path | None:
-    """Return the configuration file of a command, or of ``ppctl``."""
-    given: Path | None = click.get_current_context().find_root().params["config"]
-    return path or given
+    """Return the configuration file of a command, or of ``ppctl``, or the default one if it exists."""
+    given: Path | None = path or click.get_current_context().find_root().params["config"]
+    return given or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
 
 
 @_ppctl.command()

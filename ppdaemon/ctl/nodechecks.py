@@ -83,7 +83,7 @@ def configuration_findings(code: int, output: str, errors: str) -> Iterator[Chec
     for line in filter(None, errors.splitlines()):
         level: Level = "warning" if line.startswith(WARNING) or code == ExitCode.FAILED else "error"
         text = line.removeprefix(WARNING).removeprefix(PREFIX)
-        action = "look at the key" if level == "warning" else "correct the key; the daemon does not start"
+        action = "look at it" if level == "warning" else "correct it; the daemon does not start"
         yield CheckFinding(item="configuration", level=level, text=plain(text), action=action)
     if code == ExitCode.OK:
         yield CheckFinding(item="configuration", level="ok", text=plain(output.strip()))

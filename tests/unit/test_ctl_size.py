@@ -2,6 +2,7 @@
 """What ``ppctl size`` calculates, and from which numbers."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,11 @@ def test_an_option_replaces_what_was_measured() -> None:
     figures = measured(visit_detectors(100)) | Figures.of("option", visit_s=70.0, run_s=None)
     assert (figures.values["visit_s"], figures.sources["visit_s"]) == (70.0, "option")
     assert figures.sources["run_s"].startswith("journal")
+
+
+@pytest.fixture(autouse=True)
+def no_node_on_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "DEFAULT_CONFIG", tmp_path / "none.yaml")
 
 
 def run_size(*arguments: str) -> int:
