@@ -204,7 +204,8 @@ def daemon_findings(report: StatusReport) -> Iterator[CheckFinding]:
     for problem in report.problems:
         level: Level = "error" if problem.degrades else "warning"
         action = "see If you see this message, in the operator's guide"
-        yield CheckFinding(item=problem.source, level=level, text=plain(problem.text), action=action)
+        text = f"{problem.source}: {plain(problem.text)}"
+        yield CheckFinding(item="daemon", level=level, text=text, action=action)
     weak = [name for name, text in report.limits.items() if "not by the kernel" in text]
     if weak:
         text = f"not enforced by the kernel: {', '.join(weak)}; the supervisor does it"
