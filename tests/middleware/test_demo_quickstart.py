@@ -12,14 +12,14 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
-from ppdaemon.clock import tai_iso
 from ppdaemon.config import load_node
 from ppdaemon.demo import __main__ as program
-from ppdaemon.demo import quickstart
+from ppdaemon.demo import observing
 from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.night import CADENCE, NIGHT, plan_night
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, last_attempts
 from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.progress import NightScreen, last_attempts
+from ppdaemon.demo.progress import NightScreen, utc
 from ppdaemon.demo.report import Report, VisitPipelines, show_report
 from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
@@ -145,7 +145,7 @@ def test_without_a_terminal_each_change_is_a_line(visits):
             screen.show([*retried, row(group, 1)], STATUS)
 
     assert printed(show).splitlines() == [
-        f"{tai_iso(BEGIN_TAI_S)[11:21]}  announced {group[11:]}  accepted by the relay",
+        f"{utc(BEGIN_TAI_S)}  announced {group[11:]}  accepted by the relay",
         f"{group}: 1 of 2 detectors done",
         f"{group}: 2 of 2 detectors done",
     ]
@@ -216,6 +216,8 @@ def report(**changes):
         "engine": "separable",
         "injected": 4, "recovered": 3, "false_positives": 1, "alerts": 10, "scored": 9,
         "leaked_processes": 0, "leaked_repos": 0, "left": (), "total_s": 100.0, "latencies": {},
+        "visits": 1, "doubled": 0, "cadence_s": 12.0, "camera": CameraReport(),
+        "host": HostReport(load=HostLoad(cores=2, begin=0.5, end=3.0, cpu_share=0.75)),
     }  # fmt: skip
     return Report(**fields | changes)
 
@@ -261,7 +263,7 @@ def test_a_demonstration_that_is_stopped_early_ends_at_once(visits):
 
     def sleep(seconds):
         asleep.set()
-        quickstart._interruptible_sleep(stop, seconds)
+        observing.interruptible_sleep(stop, seconds)
 
     class Unanswering:
         def ask(self, event):
@@ -269,7 +271,7 @@ def test_a_demonstration_that_is_stopped_early_ends_at_once(visits):
 
     events = timeline(visits, CADENCE, announce=True, cancel=False)[1:]
     telescope = Telescope(None, None, Unanswering(), sleep=sleep)
-    with quickstart._TelescopeThread(telescope, events, stop) as night:
+    with observing.TelescopeThread(telescope, events, stop) as night:
         assert asleep.wait(10.0)
         assert not night.finished()
     assert not night._thread.is_alive()
@@ -281,10 +283,10 @@ def test_a_telescope_that_fails_ends_the_demonstration(visits):
             raise RuntimeError("no power")
 
     events = timeline(visits, CADENCE, announce=True, cancel=False)
-    night = quickstart._TelescopeThread(Telescope(None, None, Broken()), events, threading.Event())
+    night = observing.TelescopeThread(Telescope(None, None, Broken()), events, threading.Event())
     with night:
         night._thread.join(10.0)
-        with pytest.raises(quickstart.DemoFailed, match="the telescope failed: no power"):
+        with pytest.raises(observing.DemoFailed, match="the telescope failed: no power"):
             night.finished()
 
 
