@@ -82,6 +82,7 @@ class TelescopeStopped(Exception):
 
 
 def interruptible_sleep(stop: threading.Event, seconds: float) -> None:
+    """Sleep unless the telescope is stopped; raise `TelescopeStopped` then."""
     if stop.wait(seconds):
         raise TelescopeStopped
 

@@ -96,7 +96,7 @@ def play(output: Path, console: Console, *, workers: int, open_page: bool) -> li
         if not paths.central.exists():
             make_central(paths, console)
         metrics = _free_address()
-        console.print(f"starting pprelay and ppdaemon; their logs are in {output}", highlight=False)
+        console.print(f"starting pprelay and ppdaemon; logs in {output}", highlight=False, soft_wrap=True)
         try:
             with running(paths, workers, mark, metrics=metrics) as services, _page(paths, mark) as url:
                 _print_suggestions(console, suggestions(paths, metrics), url)

@@ -14,7 +14,7 @@ from rich.text import Text
 from ppdaemon.clock import TAI_MINUS_UTC_S, tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.demo.nightreport import last_attempts
-from ppdaemon.demo.telescope import TelescopeEvent
+from ppdaemon.demo.telescope import TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import Outcome, Stage
@@ -82,7 +82,9 @@ class NightScreen:
 
     def on_event(self, event: TelescopeEvent) -> None:
         """Show an event of the telescope; may be called from any thread."""
-        behind = f", behind by {event.late_s:.0f} s" if event.late_s >= BEHIND_S else ""
+        # The pixels are made while the shutter is open: only the raws may be late.
+        late = event.late_s >= BEHIND_S and event.step is not TelescopeStep.EXPOSE
+        behind = f", behind by {event.late_s:.0f} s" if late else ""
         text = f"{utc(event.tai_s)}  {event.step:9} {event.visit.group[11:]}  {event.detail}{behind}"
         self._events.append(text)
         if not self._live:
@@ -106,7 +108,7 @@ class NightScreen:
                 )
 
     def _screen(self, rows: Sequence[VisitRow], status: StatusReport) -> RenderableType:
-        title = f"visits in progress, {utc(status.tai)}; a visit has the name of its start in TAI"
+        title = f"visits in progress, {utc(status.tai)} (their names are TAI)"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
         for name in ("visit", "purpose", "filter", "snaps", "detectors", "done"):
             table.add_column(name)

@@ -80,9 +80,15 @@ def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
     return VisitRow(**fields | {"outcome": outcome} | changes)
 
 
+class Utf8(io.StringIO):
+    """A file that has all letters, as a terminal's: the table replaces the standard output by it."""
+
+    encoding = "utf-8"
+
+
 def printed(show, **options):
     """Return the text printed to a console of 100 columns."""
-    console = Console(file=io.StringIO(), width=100, **options)
+    console = Console(file=Utf8(), width=100, **options)
     show(console)
     return console.file.getvalue()
 
