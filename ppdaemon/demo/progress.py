@@ -64,7 +64,10 @@ class NightScreen:
         self._detectors = detectors
         self._events: deque[str] = deque(maxlen=EVENT_LINES)
         # A log file gets plain lines: no control sequences of a live table.
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        # The standard output stays: rich's replacement has no encoding, from which the letters are chosen.
+        self._live = (
+            Live(console=console, auto_refresh=False, redirect_stdout=False) if console.is_terminal else None
+        )
         self._reported: dict[str, int] = {}
 
     def __enter__(self) -> "NightScreen":

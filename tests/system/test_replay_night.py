@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A night is replayed with the real relay and nodes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "replay_night.py"
+
+
+def run(tmp_path, socket_dir, *options):
+    """Replay with two own nodes; return the report."""
+    report, scratch = tmp_path / "report" / "report.json", tmp_path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    command = [sys.executable, TOOL, "--nodes", "2", "--scratch", scratch, "--ramdisk", socket_dir]
+    command += ["--detectors", "6", "--report", report, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert list(scratch.iterdir()) == list(socket_dir.iterdir()) == []
+    return json.loads(report.read_text())
+
+
+@pytest.mark.slow
+def test_a_replayed_night_has_each_visit_detector_once(tmp_path, socket_dir):
+    report = run(tmp_path, socket_dir, "--visits", "30")
+    counted = {
+        name: report[name] for name in ("visits", "announced", "succeeded", "lost", "doubled", "differing")
+    }
+    expected = {"visits": 30, "announced": 180, "succeeded": 180, "lost": 0, "doubled": 0, "differing": 0}
+    assert counted == expected
+    assert report["latencies"]["answer_ms"]["count"] == 30
+    assert report["latencies"]["accepted_to_ended_ms"]["count"] == 180
+    assert report["memory"]["relay_late_mb"] > 0
+    assert report["camera"]["lateness_s"] is None
+
+
+@pytest.mark.slow
+def test_a_night_in_a_file_is_replayed_with_raws_at_its_times(tmp_path, socket_dir):
+    night = tmp_path / "night.jsonl"
+    subprocess.run([sys.executable, TOOL, "--visits", "3", "--save", night], check=True, timeout=100)
+    report = run(tmp_path, socket_dir, "--night", night, "--speed", "30", "--raws")
+    assert (report["source"], report["succeeded"], report["lost"], report["doubled"]) == (
+        "file night.jsonl",
+        18,
+        0,
+        0,
+    )
+    # Of 30 times the speed: two visits apart, then lead, exposure and readout.
+    assert report["total_s"] > (2 * 40 + 52) / 30
+    assert report["camera"]["lateness_s"]["count"] == 3
+    assert report["latencies"]["tasks_ms"]["count"] == 18
