@@ -50,8 +50,11 @@ class Latency(Model):
     """Percentiles of one duration over all visit-detectors that have it."""
 
     p50_ms: float
+    """Median."""
     p99_ms: float
+    """99 of 100 were not longer."""
     count: int
+    """Visit-detectors, or events of the relay."""
 
     @classmethod
     def of(cls, seconds: Iterable[float | None]) -> "Latency | None":
@@ -67,7 +70,9 @@ class Lateness(Model):
     """How much later than planned the raws of an exposure were complete, in seconds."""
 
     p50: float
+    """Median."""
     max: float
+    """The latest one."""
     count: int
     """Exposures."""
 
@@ -90,6 +95,7 @@ class HostLoad(Model):
     """The load of the host, by all programs on it."""
 
     cores: int
+    """Of the machine, busy or not."""
     begin: float
     """Load average of one minute at the begin of the night."""
     end: float
@@ -102,17 +108,20 @@ class HostReport(Model):
     """The host on which the report was made."""
 
     load: HostLoad
+    """While the night was taken."""
 
 
 class NightReport(Model):
     """A night in numbers."""
 
     visits: int
+    """Visits that were announced."""
     announced: int
     """Visit-detectors that were announced."""
     accepted: int
     """Visit-detectors in the journals; those that the relay accepted where no journal was read."""
     succeeded: int
+    """Visit-detectors whose last attempt succeeded."""
     outcomes: dict[Outcome, int]
     """Visit-detectors by their last outcome."""
     doubled: int | None
@@ -124,7 +133,9 @@ class NightReport(Model):
     total_s: float
     """Duration of the whole run."""
     camera: CameraReport
+    """The simulated camera, which shares the machine."""
     host: HostReport
+    """The machine, which other programs share, too."""
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property

@@ -40,6 +40,7 @@ class VisitPipelines(Model):
     """The pipeline that a visit's detectors got, and the one expected."""
 
     group: str
+    """Name of the visit."""
     rule: str
     """The rule for main pipelines that applies to the visit."""
     pipelines: tuple[str, ...]
@@ -96,15 +97,21 @@ class Report(NightReport):
     selected: tuple[VisitPipelines, ...]
     """The pipelines of each visit compared with the plan."""
     engine: str
+    """Names of the engines that ran the pipelines."""
     injected: int
     """Transients above 10 sigma in their images."""
     recovered: int
+    """Of these, with an alert at their position."""
     false_positives: int
+    """Alerts at other positions than those of sources that changed."""
     alerts: int
+    """Alerts in all files."""
     scored: int
     """Difference images that were compared with the truth."""
     leaked_processes: int
+    """Processes that still ran when relay and daemon had stopped."""
     leaked_repos: int
+    """Folders that the daemon left on the RAM disk."""
     left: tuple[str, ...]
     """Leftover processes and repos by name."""
 
