@@ -28,6 +28,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.ctl.submit import VisitSubmitter, key_options
 from ppdaemon.curve import ClientKeys
 from ppdaemon.demo.delivery import Delivery
+from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
 from ppdaemon.demo.nightreport import NightMeter, night_facts
 from ppdaemon.demo.telescope import SimulatedCamera, Telescope, TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import next_seq_num
@@ -246,9 +247,13 @@ def _replay(
     instrument, raw_root = options["instrument"], options["raw_root"]
     begin_tai = Clock().tai() + START_S
     seq_num = next_seq_num(raw_root, instrument, begin_tai) if raw_root else 1
-    visits = replayed(night, begin_tai, instrument, seq_num)
+    visits = replayed(night, begin_tai, instrument, seq_num, options["speed"])
     if not visits:
         raise click.UsageError(f"{source}: no visit of {instrument} with images")
+    if raw_root and instrument == CAMERA_NAME:
+        names = {exposure.physical_filter for visit in visits for exposure in visit.exposures}
+        if unknown := names - set(FILTER_BANDS):
+            raise click.UsageError(f"{CAMERA_NAME} has no filter {', '.join(sorted(unknown))}")
     progress(f"{len(visits)} visits: {source}")
     if options["relay"]:
         return replay(visits, source, options, options["relay"], keys, raw_root)

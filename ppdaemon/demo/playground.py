@@ -37,6 +37,8 @@ EVERY_S = 40.0
 """From one visit to the next, as at the telescope."""
 WEB = "ppdaemon.web"
 """The page, where it is installed."""
+PAGE_S = 20.0
+"""Time limit for the page's start; a playground does without it."""
 
 
 def suggestions(paths: DemoPaths, metrics: str) -> list[tuple[str, str]]:
@@ -98,7 +100,10 @@ def play(output: Path, console: Console, *, workers: int, open_page: bool) -> li
         metrics = _free_address()
         console.print(f"starting pprelay and ppdaemon; logs in {output}", highlight=False, soft_wrap=True)
         try:
-            with running(paths, workers, mark, metrics=metrics) as services, _page(paths, mark) as url:
+            with (
+                running(paths, workers, mark, metrics=metrics) as services,
+                _page(paths, mark, console) as url,
+            ):
                 _print_suggestions(console, suggestions(paths, metrics), url)
                 if url and open_page and os.environ.get("DISPLAY"):
                     webbrowser.open(url)
@@ -142,17 +147,34 @@ def _until_interrupted(console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _page(paths: DemoPaths, mark: str) -> Iterator[str]:
+def _page(paths: DemoPaths, mark: str, console: Console) -> Iterator[str]:
     """Serve the web page where it is installed; yield its URL, or nothing."""
     if importlib.util.find_spec(WEB) is None:
         yield ""
         return
     address = _free_address()
-    page = start_module("ppweb", [WEB, "--socket", str(paths.control), "--listen", address], paths, mark)
+    page = start_module(
+        "ppweb", [f"{WEB}.app", "--socket", str(paths.control), "--listen", address], paths, mark
+    )
     try:
-        yield f"http://{address}/"
+        until = time.monotonic() + PAGE_S
+        while not (served := _answers(address)) and page.process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if not served:
+            console.print(Text(f"there is no page: {page.tail(1)}", "yellow"))
+        yield f"http://{address}/" if served else ""
     finally:
         page.stop()
+
+
+def _answers(address: str) -> bool:
+    """Return whether a program listens at an address."""
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_address() -> str:

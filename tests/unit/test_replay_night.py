@@ -42,10 +42,15 @@ def night(nights):
 
 def test_filters_of_a_generated_night_have_the_shares_of_the_design(nights, night):
     counts = Counter(each.fields["filters"] for each in night)
-    total = sum(nights.FILTER_SHARES.values())
-    for name, share in nights.FILTER_SHARES.items():
+    total = sum(nights.BAND_SHARES.values())
+    for band, share in nights.BAND_SHARES.items():
         # 400 blocks of 50 visits: three standard deviations of a share of a fifth are 0.06.
-        assert counts[name] / len(night) == pytest.approx(share / total, abs=0.06), name
+        assert counts[nights.FILTERS[band]] / len(night) == pytest.approx(share / total, abs=0.06), band
+
+
+def test_a_night_of_the_simulated_camera_has_its_filters(nights):
+    night = nights.generated(2_000, 40.0, 1, "DemoCam")
+    assert {each.fields["filters"] for each in night} == {"g_01", "r_03", "i_06"}
 
 
 def test_surveys_of_a_generated_night_have_their_shares(nights, night):
@@ -116,7 +121,7 @@ def test_a_replayed_visit_has_all_fields_of_the_original_but_group_and_times(nig
     original = {
         "groupId": "old", "instrument": "LSSTCam", "nimages": 2, "survey": "BLOCK-9", "filters": "r_57,i_39",
         "startTime": 1030.0, "private_sndStamp": 1000.0, "coordinateSystem": 2, "position": [370.0, -30.0],
-        "rotationSystem": 2, "cameraAngle": -10.0, "unknown": {"kept": 1},
+        "rotationSystem": 2, "cameraAngle": -10.0, "unknown": {"kept": 1}, "duration": 60.0,
     }  # fmt: skip
     others = [original | {"instrument": "LATISS"}, original | {"nimages": 0}]
     night = [nights.Announcement(float(number), each) for number, each in enumerate([*others, original])]
@@ -134,6 +139,17 @@ def test_a_replayed_visit_has_all_fields_of_the_original_but_group_and_times(nig
         "BLOCK-9",
     )
     assert {each.group for each in visit.exposures} == {event["groupId"]}
+
+
+@pytest.mark.parametrize(
+    ("speed", "lead_s", "duration_s"), [(1.0, 20.0, 52.0), (10.0, 2.0, 5.2), (0.0, 0.0, 52.0)]
+)
+def test_start_and_duration_are_announced_as_fast_as_the_replay(nights, speed, lead_s, duration_s):
+    night = nights.generated(1, 40.0, 1, "LSSTCam")
+    (visit,) = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", speed=speed)
+    event = visit.next_visit(BEGIN_TAI_S + 1.0)
+    assert event["startTime"] - event["private_sndStamp"] == pytest.approx(lead_s)
+    assert event["duration"] == pytest.approx(duration_s)
 
 
 def test_observations_of_the_scheduler_are_announced_before_their_exposure(nights):

@@ -10,11 +10,12 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
 from ppdaemon.demo.plan import ExposurePlan
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.errors import BadMessage, Unavailable
@@ -25,6 +26,7 @@ from ppdaemon.visit import CoordinateSystem, NextVisit, RotationSystem, read_nex
 __all__ = (
     "Announcement",
     "ReplayedVisit",
+    "filters_of",
     "generated",
     "of_ledger",
     "of_lines",
@@ -38,8 +40,10 @@ LEAD_S, LONGEST_LEAD_S = 20.0, 120.0
 """From the announcement to the shutter if the event does not say so, and the most that is believed."""
 EXPOSURE_S = 30.0
 
-FILTER_SHARES = {"u_24": 56, "g_6": 80, "r_57": 184, "i_39": 184, "z_20": 160, "y_10": 160}
-"""Visits of a field in ten years by filter: the design values of the LSST Science Requirements Document
+FILTERS = {"u": "u_24", "g": "g_6", "r": "r_57", "i": "i_39", "z": "z_20", "y": "y_10"}
+"""Those of LSSTCam, by band."""
+BAND_SHARES = {"u": 56, "g": 80, "r": 184, "i": 184, "z": 160, "y": 160}
+"""Visits of a field in ten years by band: the design values of the LSST Science Requirements Document
 (LPM-17), table 24."""
 DEEP_SHARE, SHORT_SHARE = 0.07, 0.01
 """Part of the blocks on deep drilling fields, as in the simulated surveys of the Rubin scheduler team, and
@@ -74,16 +78,21 @@ class Announcement:
 class ReplayedVisit(VisitPlan):
     """A visit whose announcement has all fields of the original, but group and times."""
 
-    fields: dict[str, Any] = None  # type: ignore[assignment]
+    fields: dict[str, Any] = field(default_factory=dict)
+    speed: float = 1.0
+    """Start and duration are announced as they will be: nodes wait for raws until then."""
 
     def next_visit(self, sent_tai_s: float) -> dict[str, Any]:
         """Return the event."""
-        stamps = {"private_sndStamp": sent_tai_s, "startTime": self.exposures[0].begin_tai_s}
-        return self.fields | {"groupId": self.group} | stamps
+        lead_s = self.lead_s / self.speed if self.speed else 0.0
+        times = {"private_sndStamp": sent_tai_s, "startTime": sent_tai_s + lead_s}
+        if self.speed and isinstance(duration_s := self.fields.get("duration"), int | float):
+            times["duration"] = duration_s / self.speed
+        return self.fields | {"groupId": self.group} | times
 
 
 def replayed(
-    night: Iterable[Announcement], begin_tai_s: float, instrument: str, seq_num: int = 1
+    night: Iterable[Announcement], begin_tai_s: float, instrument: str, seq_num: int = 1, speed: float = 1.0
 ) -> list[ReplayedVisit]:
     """Return the visits of a night that begins now.
 
@@ -96,7 +105,8 @@ def replayed(
         if event.instrument != instrument or event.nimages == 0:
             continue
         number, snaps = len(visits), event.nimages
-        start_s = begin_tai_s + each.after_s + _lead_s(event)
+        announced_s, lead_s = begin_tai_s + each.after_s, _lead_s(event)
+        start_s = announced_s + lead_s
         ra_deg, dec_deg = event.boresight or (0.0, 0.0)
         exposures = tuple(
             ExposurePlan(
@@ -116,7 +126,7 @@ def replayed(
             for snap in range(snaps)
         )
         seq_num += snaps
-        visits.append(ReplayedVisit(number, exposures, begin_tai_s + each.after_s, 0.0, fields=each.fields))
+        visits.append(ReplayedVisit(number, exposures, announced_s, lead_s, fields=each.fields, speed=speed))
     return visits
 
 
@@ -191,16 +201,23 @@ def _event(
     }
 
 
+def filters_of(instrument: str) -> dict[str, str]:
+    """Return the filters of a camera by band; those of LSSTCam for all cameras but the simulated one."""
+    return {band: name for name, band in FILTER_BANDS.items()} if instrument == CAMERA_NAME else FILTERS
+
+
 def generated(visits: int, cadence_s: float, seed: int, instrument: str) -> list[Announcement]:
     """Make a night of blocks of neighboring fields, each visited twice, and of deep fields.
 
     Fields are random, not those that are up: nothing but the sky maps of a site's rules looks at them.
     """
     draw = random.Random(seed)
+    filters = filters_of(instrument)
+    shares = [BAND_SHARES[band] for band in filters]
     night: list[Announcement] = []
     after_s, mounted = 0.0, ""
     while len(night) < visits:
-        (name,) = draw.choices(list(FILTER_SHARES), list(FILTER_SHARES.values()))
+        (name,) = draw.choices(list(filters.values()), shares)
         if mounted and name != mounted:
             after_s += FILTER_CHANGE_S
         mounted = name
@@ -261,7 +278,7 @@ def of_scheduler(visits: int, instrument: str) -> list[Announcement]:
 
 def of_observations(observations: Sequence[Any], instrument: str) -> list[Announcement]:
     """Convert an ``ObservationArray`` of ``rubin_scheduler``; its angles are in radians."""
-    names = {name[0]: name for name in FILTER_SHARES}
+    names = filters_of(instrument)
     found = []
     for number, each in enumerate(observations):
         ra_deg, dec_deg, angle_deg = (math.degrees(each[name]) for name in ("RA", "dec", "rotSkyPos"))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ppdaemon.testing.telescope import running_telescope
+
 TOOL = Path(__file__).parents[2] / "tools" / "replay_night.py"
 
 
@@ -52,3 +54,20 @@ def test_a_night_in_a_file_is_replayed_with_raws_at_its_times(tmp_path, socket_d
     assert report["total_s"] > (2 * 40 + 52) / 30
     assert report["camera"]["lateness_s"]["count"] == 3
     assert report["latencies"]["tasks_ms"]["count"] == 18
+
+
+@pytest.mark.slow
+def test_a_night_is_replayed_at_a_relay_that_runs(tmp_path, socket_dir):
+    report = tmp_path / "report.json"
+    with running_telescope(tmp_path, socket_dir, ["n1"], arrivals={"image_timeout_s": 20}) as (telescope, _):
+        command = [sys.executable, TOOL, "--relay", telescope.relay.submit, "--raw-root", telescope.raws.root]
+        command += ["--instrument", "DemoCam", "--detectors", "2", "--visits", "2", "--speed", "20"]
+        done = subprocess.run([*command, "--report", report], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr + done.stdout
+        written = telescope.writes()
+    found = json.loads(report.read_text())
+    # The relay waits for all nine detectors; seven are not read out.
+    assert (found["visits"], found["announced"], found["succeeded"], found["lost"]) == (2, 18, 4, 0)
+    assert found["outcomes"] == {"succeeded": 4, "no_image": 14}
+    assert (found["doubled"], found["nodes"], found["memory"]) == (None, None, None)
+    assert sorted(written.values()) == [1] * 4
