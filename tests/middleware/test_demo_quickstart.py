@@ -391,6 +391,42 @@ def test_the_page_is_opened_for_a_playground_only():
     assert "--open needs --stay" in result.output
 
 
+SERVING = """
+import socket, sys
+host, _, port = sys.argv[sys.argv.index("--listen") + 1].partition(":")
+server = socket.create_server((host, int(port)))
+while True:
+    server.accept()[0].close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "served", "note"),
+    [
+        (None, False, ""),
+        ("raise SystemExit('the page needs aiohttp')", False, "the page needs aiohttp"),
+        (SERVING, True, ""),
+    ],
+)
+def test_the_page_is_served_where_it_is_installed(paths, tmp_path, monkeypatch, page, served, note):
+    if page is not None:
+        (tmp_path / "modules" / "somepage").mkdir(parents=True)
+        (tmp_path / "modules" / "somepage" / "__init__.py").touch()
+        (tmp_path / "modules" / "somepage" / "app.py").write_text(page)
+        monkeypatch.syspath_prepend(tmp_path / "modules")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setattr(playground, "WEB", "somepage")
+    paths.scratch.mkdir(exist_ok=True)
+    urls = []
+
+    def show(console):
+        with playground._page(paths, "mark", console) as url:
+            urls.append(url)
+
+    assert note in printed(show)
+    assert [url.startswith("http://127.0.0.1:") for url in urls] == [served]
+
+
 # --- the screen --------------------------------------------------------------
 
 
