@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/replay_night.py: nights, what the telescope does of them, and how visits are followed."""
 
+import json
 import math
 import sqlite3
 import sys
@@ -17,6 +18,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.demo.telescope import TelescopeStep
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
+from ppdaemon.raws.layout import make_layout
+from ppdaemon.raws.path import RawFileKind
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import Outcome
@@ -189,12 +192,17 @@ def test_speed_shortens_all_waits_and_0_has_none(nights, replay):
     assert [each.step for each in only] == [TelescopeStep.ANNOUNCE] * 3
 
 
-def test_small_raws_have_the_header_of_their_detector(nights, replay):
+def test_each_detector_has_a_small_raw_and_guiders_too(nights, replay):
     (visit,) = nights.replayed(nights.generated(1, 40.0, 1, "LSSTCam"), BEGIN_TAI_S, "LSSTCam")
-    camera = replay.SmallCamera("LSSTCam", [3])
-    ((detector, path, image, sidecar),) = camera.read_out(visit.exposures[0])
-    assert (detector, len(image), path.suffix) == (3, 5760, ".fits")
-    assert visit.group.encode() in sidecar
+    (plan,) = visit.exposures
+    layout = make_layout("lsst", {"LSSTCam": range(205)})
+    found = list(replay.SmallCamera("LSSTCam", range(205)).read_out(plan))
+    assert [detector for detector, *_ in found] == list(range(205))
+    for detector, path, image, sidecar in found:
+        read = layout.parse(path.as_posix())
+        assert (read.kind, read.exposure, read.detector) == (RawFileKind.IMAGE, plan.exposure_id, detector)
+        assert len(image) == 5760
+        assert json.loads(sidecar)["GROUPID"] == visit.group
 
 
 # --- following ---------------------------------------------------------------

@@ -3,7 +3,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fanoutbench.results import pss_mb
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.demo.nightreport import NightReport, NightTally
 from ppdaemon.demo.plan import ExposurePlan, primary_header
-from ppdaemon.demo.raws import encode_sidecar
+from ppdaemon.demo.raws import encode_sidecar, exposure_folder
 from ppdaemon.demo.telescope import PlannedEvent, SimulatedCamera, TelescopeStep, timeline
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.messages import BUSY, Accepted
@@ -69,10 +69,17 @@ class ReplayReport(NightReport):
 
 
 class SmallCamera(SimulatedCamera):
-    """Makes files for workers that do not look at pixels."""
+    """Makes files for workers that do not look at pixels, an image for each detector.
 
-    def _encode(self, plan: ExposurePlan, detector: int, name: str) -> tuple[bytes, bytes]:
-        return small_fits(), encode_sidecar(primary_header(plan, detector, name))
+    Guiders have no images at a telescope; here all detectors of a visit have their work.
+    """
+
+    def read_out(self, plan: ExposurePlan) -> Iterator[tuple[int, Path, bytes, bytes]]:
+        """Yield detector number, path relative to the raw root, image and sidecar."""
+        for detector in self.detectors:
+            name = self._names[detector][0]
+            sidecar = encode_sidecar(primary_header(plan, detector, name))
+            yield detector, exposure_folder(plan) / f"{plan.obs_id}_{name}.fits", small_fits(), sidecar
 
 
 def planned_events(visits: Iterable[VisitPlan], speed: float, *, raws: bool) -> list[PlannedEvent]:
