@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | test | slow | slow-ml | quick | check | doc | install | uninstall | clean: each makes what it needs from a bare clone.
+# make demo | playground | test | slow | slow-ml | quick | check | doc | install | uninstall | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
@@ -8,10 +8,11 @@ export PYTHON
 # Where it is set, each daemon of a test would compile the whole package, and each worker of pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow slow-ml quick check doc install uninstall clean
+.PHONY: help demo playground test slow slow-ml quick check doc install uninstall clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
+	@echo "make playground  the same until Ctrl-C, with a visit every 40 s, to try all commands on"
 	@echo "make test    all tests but the slow ones"
 	@echo "make slow    the slow tests"
 	@echo "make slow-ml the tests with torch and others, in .venv-ml (several GB)"
@@ -24,6 +25,9 @@ help:
 
 demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo $(ARGS)
+
+playground: $(VENV)/.installed-demo
+	@$(BIN)/python -m ppdaemon.demo --stay $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 

@@ -228,6 +228,8 @@ def _fields_in_source(model: type[pydantic.BaseModel]) -> tuple[dict[str, str], 
             annotations[node.target.id] = ast.unparse(node.annotation)
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 documents[node.target.id] = inspect.cleandoc(after.value.value)
+        elif isinstance(node, ast.FunctionDef):  # a computed field
+            documents[node.name] = ast.get_docstring(node) or ""
     return documents, annotations
 
 

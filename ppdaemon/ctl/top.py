@@ -116,7 +116,9 @@ def follow(daemon: Daemon, console: Console) -> None:
     if not console.is_terminal:
         console.print(screen(daemon.status(), daemon, PIPE_LINES))
         return
-    with _keyboard() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    # The standard output stays: rich's replacement has no encoding, from which the letters are chosen.
+    shown = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False)
+    with _keyboard() as pressed, shown as live:
         key, drawn, report = "a", 0.0, None
         for change in daemon.watch(TICK_S):
             letter = pressed()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``python -m ppdaemon.demo``: run the whole system on a simulated camera."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,29 +15,45 @@ from ppdaemon.states import ExitCode
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--output",
-    default=Path("build/demo"),
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for report.json and the pictures.",
+    help="Folder for report.json and the pictures.  [default: build/demo, with --stay build/playground]",
 )
 @click.option(
     "--workers", default=27, show_default=True, type=click.IntRange(1), help="Largest number of workers."
 )
 @click.option("--keep", is_flag=True, help="Keep the repo, raws, alerts and logs below the output folder.")
-def main(output: Path, workers: int, keep: bool) -> None:
+@click.option(
+    "--stay",
+    is_flag=True,
+    help="Take a visit every 40 s until Ctrl-C; keep repo and journal for the next time.",
+)
+@click.option("--open", "open_page", is_flag=True, help="With --stay: open the web page in a browser.")
+def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: bool) -> None:
     """Take a few visits with a simulated camera, from next_visit to alerts.
 
-    Exits 0 only if every announced visit-detector succeeded and no process or
-    repo is left over.
+    The first visit is taken alone; it decides how often the machine can take
+    the others. Exits 0 only if every announced visit-detector succeeded and no
+    process or repo is left over. With --stay it is a playground: commands to
+    try in another terminal are printed, and Ctrl-C ends it.
     """
+    if open_page and not stay:
+        raise click.UsageError("--open needs --stay")
+    # As after Ctrl-C: all processes are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from ppdaemon.demo.playground import play
         from ppdaemon.demo.quickstart import demonstrate
     except ModuleNotFoundError as error:
         click.echo(f"demo: {error}; install it with: pip install 'ppdaemon[demo]'", err=True)
         sys.exit(ExitCode.UNAVAILABLE)
     console = Console()
     try:
-        report = demonstrate(output, console, workers=workers, keep=keep)
+        if stay:
+            left = play(output or Path("build/playground"), console, workers=workers, open_page=open_page)
+            for name in left:
+                console.print(f"left over: {name}", markup=False)
+            sys.exit(ExitCode.FAILED if left else ExitCode.OK)
+        report = demonstrate(output or Path("build/demo"), console, workers=workers, keep=keep)
     except PPDaemonError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(error.exit_code)

@@ -76,6 +76,7 @@ _REFCAT_MAGNITUDE_ERROR = 0.005
 _CANNOT_CREATE = 73
 
 type Progress = Callable[[str], None]
+type Done = Callable[[int, int], None]
 type Job = partial[list[MasterFile]]
 
 
@@ -87,14 +88,16 @@ def make_central_repo(
     detectors: Sequence[int] = tuple(range(DETECTOR_COUNT)),
     processes: int = 2,
     progress: Progress = print,
+    done: Done = lambda jobs, total: None,
 ) -> Path:
     """Make the demo's central repo in a folder that must not exist yet.
 
     The folder appears by a rename when everything is done. Raws must be
     rendered with the same `skies`; only the first one has templates and is in
     the alert map. `processes` is the number of processes that make images; 1
-    makes them in this process. `progress` gets one line per step. Raises
-    `FileExistsError` if the folder exists.
+    makes them in this process. `progress` gets one line per step, `done` the
+    number of finished jobs and that of all jobs, before each line of a job.
+    Raises `FileExistsError` if the folder exists.
     """
     root = Path(root).absolute()
     if root.exists():
@@ -105,7 +108,7 @@ def make_central_repo(
     shutil.rmtree(partial_root, ignore_errors=True)
     partial_root.mkdir(parents=True)
     try:
-        _fill(partial_root, skies, bands, detectors, processes, progress)
+        _fill(partial_root, skies, bands, detectors, processes, progress, done)
         make_apdb(partial_root, root)
         write_alert_map(partial_root / ALERT_MAP, skies[0])
         partial_root.rename(root)
@@ -123,6 +126,7 @@ def _fill(
     detectors: Sequence[int],
     processes: int,
     progress: Progress,
+    done: Done,
 ) -> None:
     """Make a Butler repo in an empty folder and ingest all datasets."""
     sky = skies[0]
@@ -138,8 +142,9 @@ def _fill(
         progress("reference catalog")
         _put_reference_catalog(butler, skies)
         jobs = _jobs(str(staging), sky, bands, detectors)
-        for done, files in enumerate(_run_jobs(jobs, processes), start=1):
-            progress(f"{done}/{len(jobs)} {_title(files[0])}: {len(files)} files")
+        for finished, files in enumerate(_run_jobs(jobs, processes), start=1):
+            done(finished, len(jobs))
+            progress(f"{finished}/{len(jobs)} {_title(files[0])}: {len(files)} files")
             _ingest(butler, files)
     staging.rmdir()
 

@@ -8,10 +8,14 @@ from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.rules import PIPELINES, SURVEYS, DemoRule
 from ppdaemon.demo.sky import SECOND_DEC_DEG, SECOND_RA_DEG
 from ppdaemon.demo.visits import Cadence, FieldPointing, VisitPlan, plan_visits
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import Stage
 
-__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "plan_night")
+__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "held_cadence_s", "plan_night")
 
 CADENCE = Cadence(every_s=12.0, lead_s=10.0, exposure_s=8.0, readout_s=2.0)
+LONGEST_S = 90.0
+"""A machine that needs longer for a visit gets the next one meanwhile: the night must end."""
 TEMPLATE_BANDS = ("g", "r")
 """No templates in i: the demonstration shows the fallback for such a visit."""
 FIELD = FieldPointing()
@@ -51,10 +55,19 @@ NIGHT = (
 )
 
 
-def plan_night(begin_tai_s: float, planned_visits: Sequence[PlannedVisit] = NIGHT) -> list[VisitPlan]:
-    """Plan the visits; the shutter of one closes before that of the next opens."""
+def plan_night(
+    begin_tai_s: float,
+    planned_visits: Sequence[PlannedVisit] = NIGHT,
+    *,
+    every_s: float = CADENCE.every_s,
+    seq_num: int = 1,
+) -> list[VisitPlan]:
+    """Plan the visits; the shutter of one closes before that of the next opens.
+
+    `every_s` is the time between announcements of visits with one snap, `seq_num` the first
+    sequence number.
+    """
     visits: list[VisitPlan] = []
-    seq_num = 1
     for number, planned in enumerate(planned_visits):
         (visit,) = plan_visits(
             1,
@@ -69,5 +82,22 @@ def plan_night(begin_tai_s: float, planned_visits: Sequence[PlannedVisit] = NIGH
         )
         visits.append(replace(visit, number=number, filter_announced=planned.filter_announced))
         seq_num += planned.snaps
-        begin_tai_s += CADENCE.every_s + (planned.snaps - 1) * (CADENCE.exposure_s + CADENCE.readout_s)
+        begin_tai_s += every_s + (planned.snaps - 1) * (CADENCE.exposure_s + CADENCE.readout_s)
     return visits
+
+
+def held_cadence_s(rows: Sequence[VisitRow]) -> float:
+    """Return the time between announcements that the machine holds, measured at one visit alone.
+
+    A visit uses the machine while it is prepared, and from its first raw to its last export. At least
+    the time of `CADENCE`, at most `LONGEST_S`.
+    """
+    busy_s = _passed_s(rows, Stage.ASSIGNED, Stage.PREPARED) + _passed_s(rows, Stage.ARRIVED, Stage.CENTRAL)
+    return min(max(CADENCE.every_s, busy_s), LONGEST_S)
+
+
+def _passed_s(rows: Sequence[VisitRow], begin: Stage, end: Stage) -> float:
+    """Return the time from the first detector at one stage to the last one at another."""
+    begins = [row.stages[begin] for row in rows if begin in row.stages]
+    ends = [row.stages[end] for row in rows if end in row.stages]
+    return max(max(ends) - min(begins), 0.0) if begins and ends else 0.0

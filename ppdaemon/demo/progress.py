@@ -1,30 +1,58 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Show the progress of a demonstration while it runs."""
+"""Show the progress of a demonstration while it runs. All times are UTC."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from ppdaemon.clock import tai_iso
+from ppdaemon.clock import TAI_MINUS_UTC_S, tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
-from ppdaemon.demo.telescope import TelescopeEvent
+from ppdaemon.demo.nightreport import last_attempts
+from ppdaemon.demo.telescope import TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("NightScreen", "last_attempts")
+__all__ = ("NightScreen", "making_bar", "utc")
 
 # The last events of the telescope; all of them would not fit below the table.
 EVENT_LINES = 6
+# The visits of the demonstration; a playground shows its last ones.
+VISIT_LINES = 7
+BEHIND_S = 1.0
+"""Later than this, an event has a note: less is nothing to worry about."""
 
 
-def last_attempts(rows: Iterable[VisitRow]) -> dict[tuple[str, int], VisitRow]:
-    """Return the last attempt at each visit-detector, by group and detector."""
-    return {(row.group, row.detector): row for row in sorted(rows, key=lambda row: row.attempt)}
+def utc(tai_s: float, letters: slice = slice(11, 19)) -> str:
+    """Return the time of the day in UTC, with its ``Z``; `letters` of the ISO form."""
+    return f"{tai_iso(tai_s - TAI_MINUS_UTC_S)[letters]}Z"
+
+
+@contextmanager
+def making_bar(
+    console: Console, title: str
+) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show one bar that names what is being made; elsewhere than on a terminal a single line.
+
+    Yields what takes a line for each step, and what takes the number of finished jobs and of all.
+    """
+    if not console.is_terminal:
+        console.print(title)
+        yield lambda line: None, lambda jobs, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(title, total=None)
+        yield (
+            lambda line: progress.update(bar, description=f"{title}: {line.partition(' (')[0]}"),
+            lambda jobs, total: progress.update(bar, completed=jobs, total=total),
+        )
 
 
 class NightScreen:
@@ -32,11 +60,14 @@ class NightScreen:
 
     def __init__(self, console: Console, visits: Sequence[VisitPlan], detectors: int):
         self._console = console
-        self._visits = visits
+        self._visits = deque(visits, maxlen=VISIT_LINES)
         self._detectors = detectors
         self._events: deque[str] = deque(maxlen=EVENT_LINES)
         # A log file gets plain lines: no control sequences of a live table.
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        # The standard output stays: rich's replacement has no encoding, from which the letters are chosen.
+        self._live = (
+            Live(console=console, auto_refresh=False, redirect_stdout=False) if console.is_terminal else None
+        )
         self._reported: dict[str, int] = {}
 
     def __enter__(self) -> "NightScreen":
@@ -48,10 +79,16 @@ class NightScreen:
         if self._live:
             self._live.stop()
 
+    def add(self, visits: Sequence[VisitPlan]) -> None:
+        """Show further visits, instead of the oldest ones if there are too many."""
+        self._visits.extend(visits)
+
     def on_event(self, event: TelescopeEvent) -> None:
         """Show an event of the telescope; may be called from any thread."""
-        when = tai_iso(event.tai_s)[11:21]
-        text = f"{when}  {event.step:9} {event.visit.group[11:]}  {event.detail}"
+        # The pixels are made while the shutter is open: only the raws may be late.
+        late = event.late_s >= BEHIND_S and event.step is not TelescopeStep.EXPOSE
+        behind = f", behind by {event.late_s:.0f} s" if late else ""
+        text = f"{utc(event.tai_s)}  {event.step:9} {event.visit.group[11:]}  {event.detail}{behind}"
         self._events.append(text)
         if not self._live:
             self._console.print(text, highlight=False)
@@ -74,7 +111,8 @@ class NightScreen:
                 )
 
     def _screen(self, rows: Sequence[VisitRow], status: StatusReport) -> RenderableType:
-        table = Table(title="visits in progress", title_justify="left", box=None, padding=(0, 1))
+        title = f"visits in progress, {utc(status.tai)} (their names are TAI)"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
         for name in ("visit", "purpose", "filter", "snaps", "detectors", "done"):
             table.add_column(name)
         latest = last_attempts(rows)

@@ -5,13 +5,11 @@ The numbers come from the daemon's journal, the alert files, and the difference
 images in the central repo.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
 from lsst.daf.butler import Butler
 from rich.console import Console
@@ -19,10 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.ctl.tables import failures_table
-from ppdaemon.ctl.timeline import elapsed_s
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT
-from ppdaemon.demo.progress import last_attempts
+from ppdaemon.demo.nightreport import NightMeter, NightReport, NightTally, last_attempts, night_facts
 from ppdaemon.demo.rules import PIPELINES
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
 from ppdaemon.demo.services import DemoPaths
@@ -34,32 +31,16 @@ from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
 
-__all__ = ("Latency", "Report", "make_report", "show_report")
+__all__ = ("Report", "make_report", "show_report")
 
 ALERT_PIPELINE = "ApPipe"
-
-
-class Latency(Model):
-    """Percentiles of one duration over all visit-detectors that have it."""
-
-    p50_ms: float
-    p99_ms: float
-    count: int
-
-    @classmethod
-    def of(cls, seconds: Iterable[float | None]) -> "Latency | None":
-        """Return the percentiles of the known durations; `None` if there are none."""
-        known = [1e3 * value for value in seconds if value is not None]
-        if not known:
-            return None
-        middle, high = np.percentile(known, [50, 99])
-        return cls(p50_ms=round(float(middle), 1), p99_ms=round(float(high), 1), count=len(known))
 
 
 class VisitPipelines(Model):
     """The pipeline that a visit's detectors got, and the one expected."""
 
     group: str
+    """Name of the visit."""
     rule: str
     """The rule for main pipelines that applies to the visit."""
     pipelines: tuple[str, ...]
@@ -100,17 +81,11 @@ class VisitPipelines(Model):
         )
 
 
-class Report(Model):
+class Report(NightReport):
     """The demonstration in numbers."""
 
-    announced: int
-    """Visit-detectors that the telescope announced."""
-    accepted: int
-    """Visit-detectors in the journal."""
-    succeeded: int
-    outcomes: dict[Outcome, int]
-    retried: int
-    """Visit-detectors that needed a second attempt."""
+    cadence_s: float
+    """From one announcement to the next, after the first visit was measured."""
     exposures: int
     """Detector images processed."""
     central: int
@@ -122,21 +97,23 @@ class Report(Model):
     selected: tuple[VisitPipelines, ...]
     """The pipelines of each visit compared with the plan."""
     engine: str
+    """Names of the engines that ran the pipelines."""
     injected: int
     """Transients above 10 sigma in their images."""
     recovered: int
+    """Of these, with an alert at their position."""
     false_positives: int
+    """Alerts at other positions than those of sources that changed."""
     alerts: int
+    """Alerts in all files."""
     scored: int
     """Difference images that were compared with the truth."""
     leaked_processes: int
+    """Processes that still ran when relay and daemon had stopped."""
     leaked_repos: int
+    """Folders that the daemon left on the RAM disk."""
     left: tuple[str, ...]
     """Leftover processes and repos by name."""
-    total_s: float
-    """Duration of the whole demonstration."""
-    latencies: dict[str, Latency]
-    """Milliseconds by name of the measured span."""
 
     @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
@@ -166,37 +143,34 @@ class Report(Model):
         """Number of visit-detectors whose first pipeline could not run."""
         return sum(each.fallbacks for each in self.selected)
 
-    def write(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
-
 
 def make_report(
     rows: Sequence[VisitRow],
     visits: Sequence[VisitPlan],
     paths: DemoPaths,
     leftovers: tuple[Sequence[str], Sequence[str]],
-    total_s: float,
+    meter: NightMeter,
+    cadence_s: float,
 ) -> Report:
     """Collect the results after the daemons have stopped.
 
     `leftovers` are the names of the leftover processes and of the leftover
     repos.
     """
+    tally = NightTally()
+    tally.add(rows)
     last = last_attempts(rows)
-    outcomes = Counter(row.outcome for row in last.values() if row.outcome is not None)
     succeeded = [row for row in last.values() if row.outcome == Outcome.SUCCEEDED]
+    tally.measure("shutter_to_alerts_ms", map(_shutter_to_alerts_s, succeeded))
     days = {visit.exposures[0].day_obs for visit in visits}
     with Butler.from_config(str(paths.central), writeable=False) as butler:
         score = total_score(_scores(butler, visits, paths, days))
         datasets = sum(_count(butler, day) for day in days)
     processes, repos = leftovers
     return Report(
-        announced=len(visits) * DETECTOR_COUNT,
-        accepted=len(last),
-        succeeded=len(succeeded),
-        outcomes=dict(outcomes),
-        retried=sum(1 for row in last.values() if row.attempt > 1),
+        **tally.fields(len(visits), len(visits) * DETECTOR_COUNT),
+        **meter.fields(),
+        cadence_s=cadence_s,
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),
         datasets=datasets,
@@ -211,8 +185,6 @@ def make_report(
         leaked_processes=len(processes),
         leaked_repos=len(repos),
         left=(*processes, *repos),
-        total_s=round(total_s, 1),
-        latencies=_latencies(succeeded),
     )
 
 
@@ -227,26 +199,10 @@ def _skipped_pipelines(row: VisitRow) -> tuple[str, ...]:
     return tuple(name for name in known if name in row.reason and name != _pipeline_name(row))
 
 
-def _latencies(rows: Sequence[VisitRow]) -> dict[str, Latency]:
-    spans = {
-        "prepare_ms": (Stage.ASSIGNED, Stage.PREPARED),
-        "raw_to_first_task_ms": (Stage.ARRIVED, Stage.FIRST_TASK),
-        "tasks_ms": (Stage.FIRST_TASK, Stage.PROCESSED),
-        "spool_ms": (Stage.PROCESSED, Stage.SPOOLED),
-        "central_ms": (Stage.SPOOLED, Stage.CENTRAL),
-    }
-    # With two snaps the wait for the second exposure would count as latency.
-    single = [row for row in rows if len(row.exposures) == 1]
-    found = {
-        name: Latency.of(elapsed_s(row, first, last) for row in single)
-        for name, (first, last) in spans.items()
-    }
-    found["shutter_to_alerts_ms"] = Latency.of(
-        row.stages[Stage.PROCESSED] - row.shutter_close_tai
-        for row in rows
-        if _pipeline_name(row) == ALERT_PIPELINE and row.shutter_close_tai is not None
-    )
-    return {name: latency for name, latency in found.items() if latency is not None}
+def _shutter_to_alerts_s(row: VisitRow) -> float | None:
+    if _pipeline_name(row) != ALERT_PIPELINE or row.shutter_close_tai is None:
+        return None
+    return row.stages[Stage.PROCESSED] - row.shutter_close_tai
 
 
 def _count(butler: Butler, day_obs: int) -> int:
@@ -342,10 +298,9 @@ def _summary_table(report: Report) -> Table:
          f"{report.injected}, {report.recovered} ({report.completeness})"),
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),
         ("leftover processes and repos", f"{report.leaked_processes}, {report.leaked_repos}"),
+        ("seconds between visits", f"{report.cadence_s:.0f}"),
     ]  # fmt: skip
-    for name, latency in report.latencies.items():
-        label = name.removesuffix("_ms").replace("_", " ")
-        facts.append((label, f"{latency.p50_ms:.0f} ms median, {latency.p99_ms:.0f} ms p99"))
+    facts += night_facts(report)
     for label, value in facts:
         table.add_row(label, str(value))
     return table

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ppdaemon.demo.rules import ALERT_MAP, main_rules, preprocessing_rules
 from ppdaemon.errors import PPDaemonError, Unavailable
 from ppdaemon.states import SlotState
 
-__all__ = ("DemoPaths", "Service", "ServiceFailed", "node_config", "relay_config", "running")
+__all__ = ("DemoPaths", "Service", "ServiceFailed", "node_config", "relay_config", "running", "start_module")
 
 # Importing the LSST packages takes long on a busy machine.
 START_S = 90.0
@@ -185,11 +185,19 @@ class Service:
 def _start(name: str, module: str, config: dict[str, Any], paths: DemoPaths, mark: str) -> Service:
     path = paths.scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return start_module(name, [module, "run", "--config", str(path)], paths, mark)
+
+
+def start_module(name: str, arguments: Sequence[str], paths: DemoPaths, mark: str) -> Service:
+    """Start a module as a program that logs to a file; return at once.
+
+    `arguments` begin with the module's name.
+    """
     log = paths.scratch / f"{name}.log"
     # A file, not a pipe: no program reads the log while the service runs.
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "run", "--config", str(path)],
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -202,11 +210,18 @@ def _start(name: str, module: str, config: dict[str, Any], paths: DemoPaths, mar
 
 @contextlib.contextmanager
 def running(
-    paths: DemoPaths, workers: int, mark: str, *, detectors: str = ALL_DETECTORS, **arrivals: float
+    paths: DemoPaths,
+    workers: int,
+    mark: str,
+    *,
+    detectors: str = ALL_DETECTORS,
+    metrics: str | None = None,
+    **arrivals: float,
 ) -> Iterator[tuple[Service, Service]]:
     """Run relay and daemon; stop both at the end, also after an error.
 
-    `mark` identifies the processes, see `leftover_processes`. `arrivals` are
+    `mark` identifies the processes, see `leftover_processes`. `metrics` is the
+    address of the daemon's metrics. `arrivals` are
     keys of the daemon's ``arrivals`` section that replace the defaults. Yields
     when both are connected and a worker is idle.
     """
@@ -217,6 +232,8 @@ def running(
     try:
         config = node_config(paths, workers)
         config["arrivals"] |= arrivals
+        if metrics is not None:
+            config["metrics"] = {"listen": metrics}
         node = _start("ppdaemon", "ppdaemon.node.app", config, paths, mark)
         try:
             _wait_until_connected(paths, relay, node)

@@ -201,6 +201,8 @@ class TelescopeEvent:
     visit: VisitPlan
     exposure: ExposurePlan | None
     detail: str
+    late_s: float = 0.0
+    """How much later than planned it was completed."""
 
 
 class Telescope:
@@ -241,10 +243,10 @@ class Telescope:
             wait_s = begin + planned.after_s - self._clock.mono()
             if wait_s > 0.0:
                 self._sleep(wait_s)
-            delivered += self._execute(planned)
+            delivered += self._execute(planned, begin + planned.after_s)
         return delivered
 
-    def _execute(self, planned: PlannedEvent) -> int:
+    def _execute(self, planned: PlannedEvent, due_mono: float) -> int:
         written = 0
         match planned:
             case PlannedEvent(step=TelescopeStep.ANNOUNCE, visit=visit):
@@ -260,8 +262,9 @@ class Telescope:
                 detail = f"{plan.obs_id} {written} of {len(self._camera.detectors)} detectors"
             case unexpected:
                 raise AssertionError(unexpected)
+        late_s = max(self._clock.mono() - due_mono, 0.0)
         self._on_event(
-            TelescopeEvent(planned.step, self._clock.tai(), planned.visit, planned.exposure, detail)
+            TelescopeEvent(planned.step, self._clock.tai(), planned.visit, planned.exposure, detail, late_s)
         )
         return written
 

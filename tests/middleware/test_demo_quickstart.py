@@ -7,19 +7,23 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
-from ppdaemon.clock import tai_iso
+from ppdaemon.clock import Clock
 from ppdaemon.config import load_node
+from ppdaemon.ctl import cli, send
 from ppdaemon.demo import __main__ as program
-from ppdaemon.demo import quickstart
+from ppdaemon.demo import observing, playground
+from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import DETECTOR_COUNT
-from ppdaemon.demo.night import CADENCE, NIGHT, plan_night
+from ppdaemon.demo.night import CADENCE, LONGEST_S, NIGHT, held_cadence_s, plan_night
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, last_attempts
 from ppdaemon.demo.plan import ImageType
-from ppdaemon.demo.progress import NightScreen, last_attempts
+from ppdaemon.demo.progress import NightScreen, making_bar, utc
 from ppdaemon.demo.report import Report, VisitPipelines, show_report
 from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
@@ -145,7 +149,7 @@ def test_without_a_terminal_each_change_is_a_line(visits):
             screen.show([*retried, row(group, 1)], STATUS)
 
     assert printed(show).splitlines() == [
-        f"{tai_iso(BEGIN_TAI_S)[11:21]}  announced {group[11:]}  accepted by the relay",
+        f"{utc(BEGIN_TAI_S)}  announced {group[11:]}  accepted by the relay",
         f"{group}: 1 of 2 detectors done",
         f"{group}: 2 of 2 detectors done",
     ]
@@ -216,6 +220,8 @@ def report(**changes):
         "engine": "separable",
         "injected": 4, "recovered": 3, "false_positives": 1, "alerts": 10, "scored": 9,
         "leaked_processes": 0, "leaked_repos": 0, "left": (), "total_s": 100.0, "latencies": {},
+        "visits": 1, "doubled": 0, "cadence_s": 12.0, "camera": CameraReport(),
+        "host": HostReport(load=HostLoad(cores=2, begin=0.5, end=3.0, cpu_share=0.75)),
     }  # fmt: skip
     return Report(**fields | changes)
 
@@ -261,7 +267,7 @@ def test_a_demonstration_that_is_stopped_early_ends_at_once(visits):
 
     def sleep(seconds):
         asleep.set()
-        quickstart._interruptible_sleep(stop, seconds)
+        observing.interruptible_sleep(stop, seconds)
 
     class Unanswering:
         def ask(self, event):
@@ -269,7 +275,7 @@ def test_a_demonstration_that_is_stopped_early_ends_at_once(visits):
 
     events = timeline(visits, CADENCE, announce=True, cancel=False)[1:]
     telescope = Telescope(None, None, Unanswering(), sleep=sleep)
-    with quickstart._TelescopeThread(telescope, events, stop) as night:
+    with observing.TelescopeThread(telescope, events, stop) as night:
         assert asleep.wait(10.0)
         assert not night.finished()
     assert not night._thread.is_alive()
@@ -281,10 +287,10 @@ def test_a_telescope_that_fails_ends_the_demonstration(visits):
             raise RuntimeError("no power")
 
     events = timeline(visits, CADENCE, announce=True, cancel=False)
-    night = quickstart._TelescopeThread(Telescope(None, None, Broken()), events, threading.Event())
+    night = observing.TelescopeThread(Telescope(None, None, Broken()), events, threading.Event())
     with night:
         night._thread.join(10.0)
-        with pytest.raises(quickstart.DemoFailed, match="the telescope failed: no power"):
+        with pytest.raises(observing.DemoFailed, match="the telescope failed: no power"):
             night.finished()
 
 
@@ -300,3 +306,193 @@ def test_without_its_packages_the_demonstration_names_the_package_to_install(mon
     result = CliRunner().invoke(program.main, [])
     assert result.exit_code == 69
     assert "pip install 'ppdaemon[demo]'" in result.output
+
+
+# --- the cadence -------------------------------------------------------------
+
+
+def taken(prepared_s, exported_s, detectors=2):
+    """Return rows of a visit that was prepared in one time and took another from the raws to the export."""
+    stages = {Stage.ASSIGNED: 100.0, Stage.ARRIVED: 200.0}
+    ends = [
+        {Stage.PREPARED: 100.0 + prepared_s - each, Stage.CENTRAL: 200.0 + exported_s - each}
+        for each in range(detectors)
+    ]
+    return [row("g", number, stages=stages | end) for number, end in enumerate(ends)]
+
+
+@pytest.mark.parametrize(
+    ("prepared_s", "exported_s", "expected_s"),
+    [(2.0, 3.0, CADENCE.every_s), (5.0, 20.0, 25.0), (60.0, 200.0, LONGEST_S)],
+)
+def test_the_cadence_is_the_time_that_the_first_visit_used_the_machine(prepared_s, exported_s, expected_s):
+    assert held_cadence_s(taken(prepared_s, exported_s)) == expected_s
+
+
+def test_the_cadence_is_the_planned_one_if_the_first_visit_reached_nothing():
+    assert held_cadence_s([]) == CADENCE.every_s
+    assert (
+        held_cadence_s([row("g", 0, outcome=Outcome.CRASHED, stages={Stage.ASSIGNED: 1.0})])
+        == CADENCE.every_s
+    )
+
+
+def test_a_slower_night_has_the_same_visits_further_apart():
+    slow = plan_night(BEGIN_TAI_S, every_s=30.0)
+    assert [visit.number for visit in slow] == list(range(7))
+    gaps = [later.announced_tai_s - earlier.announced_tai_s for earlier, later in pairwise(slow)]
+    assert gaps == pytest.approx([30.0, 40.0, 30.0, 30.0, 30.0, 30.0])  # the second visit has two snaps
+
+
+# --- the playground ----------------------------------------------------------
+
+
+def test_a_playground_takes_a_visit_every_40_s_and_not_before_the_last_one_has_ended():
+    lines = []
+    pace = playground.Pace(lines.append, next_mono=100.0)
+    under_way = [row("g", k, outcome=None) for k in range(DETECTOR_COUNT)]
+    ended = [row("g", k) for k in range(DETECTOR_COUNT)]
+    assert not pace.may_begin(99.0, ended)
+    assert lines == []
+    assert pace.may_begin(100.0, ended)
+    assert not pace.may_begin(101.0, ended[1:])
+    assert not pace.may_begin(102.0, under_way)
+    assert pace.may_begin(103.0, ended)
+    assert len(lines) == 1
+    assert "longer than 40 s" in lines[0]
+
+
+def test_exposures_of_a_playground_have_numbers_of_their_second():
+    noon = 1_795_300_000.0 // 86_400.0 * 86_400.0 + 43_200.0
+    assert [playground.seq_num_at(noon + s) for s in (0.0, 0.9, 1.0, 86_399.0)] == [1, 1, 2, 86_400]
+    assert playground.seq_num_at(noon + 86_400.0) == 1
+
+
+def test_a_playground_suggests_commands_that_exist(paths):
+    group = click.Context(cli._ppctl)
+    for command, shows in playground.suggestions(paths, "127.0.0.1:9464"):
+        assert shows
+        words = command.split()
+        if words[0] == "curl":
+            assert words[-1] == "http://127.0.0.1:9464/metrics"
+            continue
+        assert words[0] == "ppctl"
+        arguments = words[3:] if words[1] == "--socket" else words[1:]
+        known = cli._ppctl.get_command(group, arguments[0])
+        assert known is not None, command
+        if arguments[0] == "send":
+            options = {option for each in send.command.params for option in each.opts}
+            assert {word for word in arguments if word.startswith("--")} <= options
+
+
+def test_the_page_is_opened_for_a_playground_only():
+    result = CliRunner().invoke(program.main, ["--open"])
+    assert result.exit_code == 2
+    assert "--open needs --stay" in result.output
+
+
+SERVING = """
+import socket, sys
+host, _, port = sys.argv[sys.argv.index("--listen") + 1].partition(":")
+server = socket.create_server((host, int(port)))
+while True:
+    server.accept()[0].close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "served", "note"),
+    [
+        (None, False, ""),
+        ("raise SystemExit('the page needs aiohttp')", False, "the page needs aiohttp"),
+        (SERVING, True, ""),
+    ],
+)
+def test_the_page_is_served_where_it_is_installed(paths, tmp_path, monkeypatch, page, served, note):
+    if page is not None:
+        (tmp_path / "modules" / "somepage").mkdir(parents=True)
+        (tmp_path / "modules" / "somepage" / "__init__.py").touch()
+        (tmp_path / "modules" / "somepage" / "app.py").write_text(page)
+        monkeypatch.syspath_prepend(tmp_path / "modules")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setattr(playground, "WEB", "somepage")
+    paths.scratch.mkdir(exist_ok=True)
+    urls = []
+
+    def show(console):
+        with playground._page(paths, "mark", console) as url:
+            urls.append(url)
+
+    assert note in printed(show)
+    assert [url.startswith("http://127.0.0.1:") for url in urls] == [served]
+
+
+# --- the screen --------------------------------------------------------------
+
+
+def test_times_are_utc():
+    assert utc(1_795_317_916.0) == "03:24:39Z"
+
+
+def test_late_raws_are_marked_but_not_the_time_that_making_them_takes(visits):
+    def show(console):
+        with NightScreen(console, visits, 2) as screen:
+            for step, late_s in (
+                (TelescopeStep.ANNOUNCE, 0.2), (TelescopeStep.EXPOSE, 7.0), (TelescopeStep.WRITE, 4.6),
+            ):  # fmt: skip
+                screen.on_event(TelescopeEvent(step, BEGIN_TAI_S, visits[0], None, "x", late_s))
+
+    assert ["behind by 5 s" in line for line in printed(show).splitlines()] == [False, False, True]
+
+
+def test_a_screen_shows_the_last_visits(visits):
+    def show(console):
+        with NightScreen(console, (), 2) as screen:
+            screen.add(visits)
+            screen.add(plan_night(BEGIN_TAI_S + 1000.0)[:1])
+            screen.show([], STATUS)
+
+    text = printed(show, force_terminal=True, color_system=None)
+    assert visits[0].group[11:] not in text
+    assert all(visit.group[11:] in text for visit in visits[1:])
+
+
+def test_what_is_made_is_one_line_without_a_terminal_and_one_bar_on_it():
+    def show(console):
+        with making_bar(console, "making the central repo") as (progress, done):
+            done(3, 20)
+            progress("3/20 calibrations of detector 4 in epoch 1: 2 files")
+
+    assert printed(show) == "making the central repo\n"
+    shown = printed(show, force_terminal=True, color_system=None)
+    assert "calibrations of detector 4" in shown
+    assert "3/20" in shown
+
+
+def test_a_telescope_measures_how_late_it_wrote(visits, tmp_path):
+    now, events = [100.0], []
+
+    class Camera:
+        detectors = (0,)
+
+        def read_out(self, plan):
+            now[0] += 60.0  # longer than the exposure
+            return iter([(0, Path("raw.fits"), b"image", b"sidecar")])
+
+        def write_detector_list(self, root, plan):
+            pass
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    telescope = Telescope(
+        Camera(),
+        Delivery(tmp_path, lambda: BEGIN_TAI_S),
+        clock=Clock(mono=lambda: now[0]),
+        sleep=sleep,
+        on_event=events.append,
+    )
+    telescope.run(timeline(visits[:1], CADENCE, announce=True, cancel=False))
+    assert [event.step for event in events] == list(TelescopeStep)[:1] + list(TelescopeStep)[2:]
+    # The raws were due 20 s after the announcement, and the pixels were made 70 s after it.
+    assert [event.late_s for event in events] == pytest.approx([0.0, 60.0, 50.0])

@@ -6,12 +6,14 @@ import textwrap
 from pathlib import Path
 
 import click
+import pydantic
 import pytest
 import yaml
 from doctools import DOC, codetext
 
 from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.ctl import cli
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Latency, Lateness, NightReport
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
 from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
 from ppdaemon.selection import Rule
@@ -113,6 +115,15 @@ def test_the_documentation_has_the_keys_of_the_example() -> None:
     assert {f"{part}.{key}" for part, keys in example.items() for key in keys} == {
         ".".join(key.split(".")[:2]) for key in shown
     }
+
+
+@pytest.mark.parametrize("model", [NightReport, Latency, CameraReport, Lateness, HostReport, HostLoad])
+def test_every_field_of_a_nights_report_has_its_meaning(model: type[pydantic.BaseModel]) -> None:
+    table = codetext().json_fields(model)
+    fields = re.findall(r"^   \* - ``(\w+)``\n     - .+\n     -(.*)$", table, re.MULTILINE)
+    assert [name for name, _ in fields] == [*model.model_fields, *model.model_computed_fields]
+    assert [name for name, meaning in fields if not meaning] == []
+    assert f"ppdaemon.demo.nightreport.{model.__name__}\n" in (DOC / "reference" / "report.rst").read_text()
 
 
 def test_every_package_is_in_the_reference() -> None:

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/replay_night.py: nights, what the telescope does of them, and how visits are followed."""
+
+import json
+import math
+import sqlite3
+import sys
+from collections import Counter
+from contextlib import closing
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from benchtools import part, program
+from click.testing import CliRunner
+
+from ppdaemon.clock import Clock
+from ppdaemon.demo.telescope import TelescopeStep
+from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.messages import Accepted, DetectorOutcome
+from ppdaemon.raws.layout import make_layout
+from ppdaemon.raws.path import RawFileKind
+from ppdaemon.relay.ledger import Ledger
+from ppdaemon.relay.requests import visit_json
+from ppdaemon.states import Outcome
+from ppdaemon.visit import read_next_visit
+
+BEGIN_TAI_S = 1_795_317_916.0
+
+
+@pytest.fixture(scope="module")
+def nights():
+    return part("nightreplay.nights")
+
+
+@pytest.fixture(scope="module")
+def replay():
+    return part("nightreplay.replay")
+
+
+@pytest.fixture(scope="module")
+def night(nights):
+    return nights.generated(20_000, 40.0, 5, "LSSTCam")
+
+
+def test_filters_of_a_generated_night_have_the_shares_of_the_design(nights, night):
+    counts = Counter(each.fields["filters"] for each in night)
+    total = sum(nights.BAND_SHARES.values())
+    for band, share in nights.BAND_SHARES.items():
+        # 400 blocks of 50 visits: three standard deviations of a share of a fifth are 0.06.
+        assert counts[nights.FILTERS[band]] / len(night) == pytest.approx(share / total, abs=0.06), band
+
+
+def test_a_night_of_the_simulated_camera_has_its_filters(nights):
+    night = nights.generated(2_000, 40.0, 1, "DemoCam")
+    assert {each.fields["filters"] for each in night} == {"g_01", "r_03", "i_06"}
+
+
+def test_surveys_of_a_generated_night_have_their_shares(nights, night):
+    counts = Counter(each.fields["survey"] for each in night)
+    assert set(counts) == {nights.WIDE, nights.DEEP, nights.FOLLOW_UP}
+    assert counts[nights.DEEP] / len(night) == pytest.approx(nights.DEEP_SHARE, abs=0.05)
+
+
+def test_a_filter_change_costs_time_and_nothing_else_does(nights, night):
+    for earlier, later in pairwise(night):
+        changed = earlier.fields["filters"] != later.fields["filters"]
+        expected = 40.0 + (nights.FILTER_CHANGE_S if changed else 0.0)
+        assert later.after_s - earlier.after_s == pytest.approx(expected)
+
+
+def test_the_fields_of_a_block_are_visited_twice_half_an_hour_apart_or_less(nights, night):
+    block = night[: 2 * nights.BLOCK]
+    positions = [tuple(each.fields["position"]) for each in block]
+    assert positions[: nights.BLOCK] == positions[nights.BLOCK :]
+    assert len(set(positions)) == nights.BLOCK
+    assert block[nights.BLOCK].after_s - block[0].after_s == nights.BLOCK * 40.0
+
+
+def test_the_same_seed_is_the_same_night_and_another_one_is_not(nights):
+    assert nights.generated(70, 40.0, 1, "LSSTCam") == nights.generated(70, 40.0, 1, "LSSTCam")
+    assert nights.generated(70, 40.0, 1, "LSSTCam") != nights.generated(70, 40.0, 2, "LSSTCam")
+    assert len(nights.generated(70, 40.0, 1, "LSSTCam")) == 70
+
+
+def test_generated_announcements_are_valid_in_every_field(nights, night):
+    visits = nights.replayed(night[:200], BEGIN_TAI_S, "LSSTCam")
+    events = [read_next_visit(visit.next_visit(BEGIN_TAI_S)) for visit in visits]
+    assert all(event.without_meaning == () and event.boresight for event in events)
+    assert len({event.group for event in events}) == 200
+
+
+def test_a_night_in_a_file_is_the_same_night(nights, night):
+    lines = list(nights.to_lines(night[:20], BEGIN_TAI_S))
+    read = nights.of_lines(["\n", *reversed(lines)], "night.jsonl")
+    assert [each.fields for each in read] == [each.fields for each in night[:20]]
+    assert [each.after_s for each in read] == pytest.approx([each.after_s for each in night[:20]], abs=1e-6)
+
+
+def test_a_line_may_be_the_event_alone_and_a_bad_one_is_named(nights):
+    event = '{"groupId": "g", "instrument": "LSSTCam", "nimages": 1, "private_sndStamp": 1795317916.0}'
+    (read,) = nights.of_lines([event], "n")
+    assert (read.after_s, read.fields["groupId"]) == (0.0, "g")
+    for bad in ("[]", "{", '{"groupId": "g", "instrument": "LSSTCam"}', '{"private_sndStamp": 5.0}'):
+        with pytest.raises(BadMessage, match=r"night\.jsonl, line 2"):
+            nights.of_lines([event, bad], "night.jsonl")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_night_is_read_from_a_ledger_without_visits_known_from_nodes_only(nights, tmp_path, folder):
+    with closing(Ledger(tmp_path, Clock())) as ledger, ledger.transaction():
+        for number, group in enumerate(("b", "a", "z")):
+            visit = read_next_visit({"groupId": group, "instrument": "LSSTCam", "nimages": 1, "extra": 7})
+            ledger.accept(visit, visit_json(visit), (0, 1), BEGIN_TAI_S + 40.0 * number)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", autocommit=True)) as db:
+        db.execute("UPDATE visits SET adopted = 1 WHERE group_id = 'z'")
+    path = tmp_path if folder else tmp_path / "ledger.sqlite"
+    read = nights.of_ledger(path)
+    assert [(each.after_s, each.fields["groupId"]) for each in read] == [(0.0, "b"), (40.0, "a")]
+    assert read[0].fields["extra"] == 7
+
+
+def test_a_replayed_visit_has_all_fields_of_the_original_but_group_and_times(nights):
+    original = {
+        "groupId": "old", "instrument": "LSSTCam", "nimages": 2, "survey": "BLOCK-9", "filters": "r_57,i_39",
+        "startTime": 1030.0, "private_sndStamp": 1000.0, "coordinateSystem": 2, "position": [370.0, -30.0],
+        "rotationSystem": 2, "cameraAngle": -10.0, "unknown": {"kept": 1}, "duration": 60.0,
+    }  # fmt: skip
+    others = [original | {"instrument": "LATISS"}, original | {"nimages": 0}]
+    night = [nights.Announcement(float(number), each) for number, each in enumerate([*others, original])]
+    (visit,) = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", seq_num=5)
+    event = visit.next_visit(BEGIN_TAI_S + 2.0)
+    changed = {name for name in event if event[name] != original[name]}
+    assert changed == {"groupId", "startTime", "private_sndStamp"}
+    assert event["startTime"] == BEGIN_TAI_S + 2.0 + 30.0
+    assert [each.seq_num for each in visit.exposures] == [5, 6]
+    first = visit.exposures[0]
+    assert (first.physical_filter, first.ra_deg, first.rotpa_deg, first.program) == (
+        "r_57",
+        10.0,
+        350.0,
+        "BLOCK-9",
+    )
+    assert {each.group for each in visit.exposures} == {event["groupId"]}
+
+
+@pytest.mark.parametrize(
+    ("speed", "lead_s", "duration_s"), [(1.0, 20.0, 52.0), (10.0, 2.0, 5.2), (0.0, 0.0, 52.0)]
+)
+def test_start_and_duration_are_announced_as_fast_as_the_replay(nights, speed, lead_s, duration_s):
+    night = nights.generated(1, 40.0, 1, "LSSTCam")
+    (visit,) = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", speed=speed)
+    event = visit.next_visit(BEGIN_TAI_S + 1.0)
+    assert event["startTime"] - event["private_sndStamp"] == pytest.approx(lead_s)
+    assert event["duration"] == pytest.approx(duration_s)
+
+
+def test_observations_of_the_scheduler_are_announced_before_their_exposure(nights):
+    kinds = [("RA", float), ("dec", float), ("mjd", float), ("band", "U10"), ("rotSkyPos", float)]
+    observations = np.zeros(2, dtype=[*kinds, ("science_program", "U60")])
+    observations["RA"], observations["dec"] = math.pi / 2, -math.pi / 6
+    observations["mjd"] = (61_220.5, 61_220.5 + 40.0 / 86_400.0)
+    observations["band"] = ("r", "y")
+    observations["science_program"] = ("BLOCK-1", "")
+    night = nights.of_observations(observations, "LSSTCam")
+    assert [each.after_s for each in night] == pytest.approx([0.0, 40.0], abs=1e-4)
+    assert [each.fields["filters"] for each in night] == ["r_57", "y_10"]
+    assert [each.fields["survey"] for each in night] == ["BLOCK-1", nights.WIDE]
+    assert night[0].fields["position"] == pytest.approx([90.0, -30.0])
+
+
+def test_without_the_scheduler_the_packages_to_install_are_named(nights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rubin_scheduler", None)
+    with pytest.raises(Unavailable, match="pip install rubin-scheduler pandas"):
+        nights.of_scheduler(5, "LSSTCam")
+
+
+# --- the telescope -----------------------------------------------------------
+
+
+def test_speed_shortens_all_waits_and_0_has_none(nights, replay):
+    visits = nights.replayed(nights.generated(3, 40.0, 1, "LSSTCam"), BEGIN_TAI_S, "LSSTCam")
+    plain = replay.planned_events(visits, 1.0, raws=True)
+    fast = replay.planned_events(visits, 10.0, raws=True)
+    at_once = replay.planned_events(visits, 0.0, raws=True)
+    assert [each.after_s / 10.0 for each in plain] == pytest.approx([each.after_s for each in fast])
+    assert {each.after_s for each in at_once} == {0.0}
+    assert [(each.step, each.visit.number) for each in at_once] == [
+        (each.step, each.visit.number) for each in plain
+    ]
+    only = replay.planned_events(visits, 0.0, raws=False)
+    assert [each.step for each in only] == [TelescopeStep.ANNOUNCE] * 3
+
+
+def test_each_detector_has_a_small_raw_and_guiders_too(nights, replay):
+    (visit,) = nights.replayed(nights.generated(1, 40.0, 1, "LSSTCam"), BEGIN_TAI_S, "LSSTCam")
+    (plan,) = visit.exposures
+    layout = make_layout("lsst", {"LSSTCam": range(205)})
+    found = list(replay.SmallCamera("LSSTCam", range(205)).read_out(plan))
+    assert [detector for detector, *_ in found] == list(range(205))
+    for detector, path, image, sidecar in found:
+        read = layout.parse(path.as_posix())
+        assert (read.kind, read.exposure, read.detector) == (RawFileKind.IMAGE, plan.exposure_id, detector)
+        assert len(image) == 5760
+        assert json.loads(sidecar)["GROUPID"] == visit.group
+
+
+# --- following ---------------------------------------------------------------
+
+
+class Relay:
+    """Answers as a relay does; `outcomes` are those of each visit's two detectors."""
+
+    def __init__(self, *outcomes, busy=0):
+        self.outcomes = list(outcomes)
+        self.busy = busy
+        self.groups = []
+
+    def ask(self, event):
+        if event.get("type") == "visit_status":
+            found = self.outcomes[self.groups.index(event["groupId"])]
+            each = [
+                DetectorOutcome(detector=k, outcome=outcome, attempt=1) for k, outcome in enumerate(found)
+            ]
+            return Accepted(status="accepted", group=event["groupId"], outcomes=tuple(each))
+        if self.busy:
+            self.busy -= 1
+            return Accepted(status="rejected", reason="busy: too many messages")
+        self.groups.append(event["groupId"])
+        return Accepted(status="accepted", group=event["groupId"], detectors=2)
+
+
+def followed(replay, relay, visits, **options):
+    """Announce visits and follow them to their end."""
+    follower = replay.Follower(relay, visits, lambda line: None, **options)
+    for number in range(visits):
+        follower.ask({"groupId": f"g{number}"})
+    follower.finish()
+    return follower
+
+
+def test_a_visit_without_outcomes_is_lost_and_no_other(replay):
+    good, bad = (Outcome.SUCCEEDED, Outcome.SUCCEEDED), (Outcome.FAILED, None)
+    follower = followed(replay, Relay(good, bad, good), 3, open_visits=1, limit_s=0.0)
+    assert (follower.visits, follower.announced, follower.differing) == (3, 6, None)
+    assert follower.tally.outcomes == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 1}
+    assert follower.tally.doubled is None
+    assert follower.tally.fields(3, 6)["latencies"]["answer_ms"].count == 3
+
+
+def test_no_more_visits_are_open_than_asked_for(replay):
+    relay = Relay(*[(Outcome.SUCCEEDED,) * 2] * 5)
+    follower = replay.Follower(relay, 5, lambda line: None, open_visits=2)
+    for number in range(5):
+        follower.ask({"groupId": f"g{number}"})
+        assert len(follower._open) <= 2
+    follower.finish()
+    assert follower.tally.accepted == 10
+
+
+def test_a_busy_relay_is_asked_again(replay, monkeypatch):
+    monkeypatch.setattr(replay, "BUSY_S", 0.0)
+    follower = followed(replay, Relay((Outcome.SUCCEEDED,) * 2, busy=3), 1)
+    assert (follower.visits, follower.tally.accepted) == (1, 2)
+
+
+# --- the command -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--scheduler", "--night", "."], "use one of"),
+        (["--raw-root", "raw"], "--raw-root needs --relay"),
+        (["--relay", "tcp://127.0.0.1:1", "--raws"], "--raws and --script are for own nodes"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, reason):
+    with program("replay_night") as tool:
+        result = CliRunner().invoke(tool.command, options)
+    assert result.exit_code == 2
+    assert reason in result.output
+
+
+def test_a_saved_night_can_be_replayed(nights, tmp_path):
+    with program("replay_night") as tool:
+        result = CliRunner().invoke(tool.command, ["--visits", "4", "--save", str(tmp_path / "night")])
+    assert result.exit_code == 0, result.output
+    assert len(nights.of_lines((tmp_path / "night").read_text().splitlines(), "night")) == 4
