@@ -43,15 +43,13 @@ EXPOSURE_S = 30.0
 FILTERS = {"u": "u_24", "g": "g_6", "r": "r_57", "i": "i_39", "z": "z_20", "y": "y_10"}
 """Those of LSSTCam, by band."""
 BAND_SHARES = {"u": 56, "g": 80, "r": 184, "i": 184, "z": 160, "y": 160}
-"""Visits of a field in ten years by band: the design values of the LSST Science Requirements Document
-(LPM-17), table 24."""
+"""Illustrative shares of the bands, of a wide survey with more red than blue visits; not those of a document."""
 DEEP_SHARE, SHORT_SHARE = 0.07, 0.01
-"""Part of the blocks on deep drilling fields, as in the simulated surveys of the Rubin scheduler team, and
-of those that follow an alert of others, which is a guess."""
+"""Illustrative parts of the blocks on deep drilling fields, and of those that follow an alert of others."""
 WIDE, DEEP, FOLLOW_UP = "BLOCK-365", "BLOCK-365-DDF", "BLOCK-365-TOO"
 """Surveys; the first is that of ``etc/ppdaemon.yaml``, the others are made up."""
 DEEP_FIELDS = ((9.45, -44.02), (35.57, -4.82), (52.98, -28.12), (58.9, -49.32), (150.11, 2.23))
-"""Centers of the deep drilling fields, degrees: ELAIS S1, XMM-LSS, ECDFS, EDFS (one of two), COSMOS."""
+"""Near the deep drilling fields, degrees, to a tenth or so: ELAIS S1, XMM-LSS, ECDFS, EDFS, COSMOS."""
 BLOCK = 25
 """Fields that are visited one after the other, and then again: two visits of a field are about half an
 hour apart, for moving objects."""
