@@ -45,7 +45,7 @@ FILTERS = {"u": "u_24", "g": "g_6", "r": "r_57", "i": "i_39", "z": "z_20", "y": 
 BAND_SHARES = {"u": 56, "g": 80, "r": 184, "i": 184, "z": 160, "y": 160}
 """Illustrative shares of the bands, of a wide survey with more red than blue visits; not those of a document."""
 DEEP_SHARE, SHORT_SHARE = 0.07, 0.01
-"""Illustrative parts of the blocks on deep drilling fields, and of those that follow an alert of others."""
+"""Illustrative parts of the blocks: on deep drilling fields, and after an alert of others."""
 WIDE, DEEP, FOLLOW_UP = "BLOCK-365", "BLOCK-365-DDF", "BLOCK-365-TOO"
 """Surveys; the first is that of ``etc/ppdaemon.yaml``, the others are made up."""
 DEEP_FIELDS = ((9.45, -44.02), (35.57, -4.82), (52.98, -28.12), (58.9, -49.32), (150.11, 2.23))
