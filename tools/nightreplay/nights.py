@@ -43,7 +43,7 @@ EXPOSURE_S = 30.0
 FILTERS = {"u": "u_24", "g": "g_6", "r": "r_57", "i": "i_39", "z": "z_20", "y": "y_10"}
 """Those of LSSTCam, by band."""
 BAND_SHARES = {"u": 56, "g": 80, "r": 184, "i": 184, "z": 160, "y": 160}
-"""Illustrative shares of the bands, of a wide survey with more red than blue visits; not those of a document."""
+"""Illustrative shares of the bands: a wide survey has more red than blue visits."""
 DEEP_SHARE, SHORT_SHARE = 0.07, 0.01
 """Illustrative parts of the blocks: on deep drilling fields, and after an alert of others."""
 WIDE, DEEP, FOLLOW_UP = "BLOCK-365", "BLOCK-365-DDF", "BLOCK-365-TOO"
