@@ -30,14 +30,16 @@ def terminal_console() -> "Console":
     return Console(markup=False, highlight=False, emoji=False, width=wide)
 
 
-def show(view: "RenderableType") -> None:
-    """Print to standard output; in a pipe without the blanks that fill the columns of tables."""
+def show(view: "RenderableType", *, fold: bool = True) -> None:
+    """Print to standard output; in a pipe without the blanks that fill the columns of tables. Without `fold`
+    a long line stays one line.
+    """
     console = terminal_console()
     if console.is_terminal:
-        console.print(view)
+        console.print(view, soft_wrap=not fold)
         return
     with console.capture() as text:
-        console.print(view)
+        console.print(view, soft_wrap=not fold)
     console.file.writelines(f"{line.rstrip()}\n" for line in text.get().splitlines())
 
 

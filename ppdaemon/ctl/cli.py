@@ -483,7 +483,7 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
             click.echo(json.dumps({"source": line.source, **line.fields, "more": line.more}, default=str))
         return
     for line in lines:
-        show(log.line_text(line))
+        show(log.line_text(line), fold=False)
     if not lines:
         click.echo(f"ppctl: {_logs(daemon)} has no line of this visit", err=True)
 
