@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, assert_never
 
+from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
@@ -27,6 +28,7 @@ from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.changes import changes_of
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
@@ -98,6 +100,7 @@ class VisitPump:
     clock: Clock
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
+    changes: ChangeFeed = field(default_factory=ChangeFeed)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -223,6 +226,7 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
+                self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
 
