@@ -105,7 +105,7 @@ def live_page(*, wall: bool, alerts: bool = False) -> Html:
             class_="bar",
         ),
         tag("div", id="plane", class_="plane"),
-        tag("p", id="detail", aria_live="polite"),
+        tag("p", "choose a detector: click, or Tab and arrow keys", id="detail", aria_live="polite"),
         _legend(),
         _latency_legend(),
         id="focal",

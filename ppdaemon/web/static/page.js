@@ -228,7 +228,10 @@ function live() {
       arrivals: (status.arrivals || []).map((source) => (source.live ? "" : "! ") + source.name + (source.note ? `: ${source.note}` : "")).join("; "),
       "late raws": status.late_raws,
     };
-    byId("figures").replaceChildren(...Object.entries(figures).flatMap(([name, value]) => [element("dt", name), element("dd", value ?? "")]));
+    byId("figures").replaceChildren(...Object.entries(figures).flatMap(([name, value]) => {
+      const minor = ["relay", "arrivals", "late raws", "RAM disk"].includes(name) ? "minor" : "";  // not on a wall
+      return [element("dt", name, minor), element("dd", value ?? "", minor)];
+    }));
   }
 
   function drawFailures() {
@@ -338,12 +341,13 @@ function live() {
     run.style.right = `calc(100% - ${percent(Math.max(0, to))})`;
     button.classList.toggle("over", to > BUDGET_S);
     button.setAttribute("aria-pressed", pressed);
-    words.replaceChildren(element("span", visit.group, "name"), ...[...counts].map(([look, count]) => {
+    const time = element("b", close ? `${Math.max(0, to).toFixed(0)} s` : open ? "shutter open" : "");
+    words.replaceChildren(element("span", visit.group, "name"), time, ...[...counts].map(([look, count]) => {
       const part = element("span", `${count} `);
       part.append(element("span", look.letter, "mark s-" + look.style));
       part.title = look.word;
       return part;
-    }), element("span", close ? `${Math.max(0, to).toFixed(0)} s` : open ? "shutter not closed" : ""));
+    }));
     button.setAttribute("aria-label", `${visit.group}: ` + [...counts].map(([look, count]) => `${count} ${look.word}`).join(", ")
       + (close ? `; ${to.toFixed(0)} s after shutter close` : ""));
   }
