@@ -100,9 +100,13 @@ class LiveModel:
 
     def restart(self, rows: Iterable[VisitRow], failed: Iterable[VisitRow]) -> Delta:
         """The daemon answers: replace everything by the newest rows of its journal, the newest first."""
-        self._away, self._visits, self._failures = None, {}, {}
-        changes = [change_of_row(row) for row in (*rows, *failed)]
-        self.visits(sorted(changes, key=lambda change: (change.received_tai, change.attempt)))
+        self._away, self._visits = None, {}
+        # Of older visits only the failures are shown.
+        found = sorted(map(change_of_row, failed), key=lambda change: change.since_tai)
+        self._failures = {(each.instrument, each.group, each.detector): each for each in found}
+        self.visits(
+            sorted(map(change_of_row, rows), key=lambda change: (change.received_tai, change.attempt))
+        )
         return self.snapshot()
 
     def status(self, report: StatusReport) -> Delta:
