@@ -57,7 +57,10 @@ DEMO = [
 POSTGRES = [
     "psycopg2-binary>=2.9"
 ]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 uses psycopg 3 for bare ones
-WEB = ["aiohttp>=3.10"]  # imported by ppweb only: 38 MB, 0.15 s
+WEB = [
+    "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
+    "fastavro>=1.9",
+]
 TEST = [
     "hypothesis>=6.100",
     "playwright>=1.48",  # drives the chromium of the host

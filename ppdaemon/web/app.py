@@ -36,6 +36,12 @@ __all__ = ("command", "main")
     help="Where to serve the page.",
 )
 @click.option(
+    "--alerts",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of alert files (Avro): show cutouts of the strongest alert of the newest one.",
+)
+@click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help="File with a token that viewers must give; needed where other hosts can reach the address.",
@@ -44,7 +50,12 @@ __all__ = ("command", "main")
     "--behind-proxy", is_flag=True, help="A proxy in front of this program asks viewers who they are."
 )
 def command(
-    socket_path: Path | None, config: Path | None, listen: str, token_file: Path | None, behind_proxy: bool
+    socket_path: Path | None,
+    config: Path | None,
+    listen: str,
+    alerts: Path | None,
+    token_file: Path | None,
+    behind_proxy: bool,
 ) -> None:
     """Serve a web page with the state of a ppdaemon.
 
@@ -61,7 +72,7 @@ def command(
     except ImportError as error:
         raise ConfigError([f"the page needs aiohttp: pip install 'ppdaemon[web]' ({error})"]) from None
     log.set_up("INFO", "json" if "JOURNAL_STREAM" in os.environ else "console", program="ppweb")
-    app = make_app(node_of(socket_path, config), access, Clock())
+    app = make_app(node_of(socket_path, config), access, Clock(), alerts)
     # Viewers keep their connection open for a night: a stop does not wait for them.
     web.run_app(app, host=host, port=port, print=None, access_log=None, shutdown_timeout=0.5)
 

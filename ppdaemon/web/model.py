@@ -4,7 +4,7 @@
 Times leave it as UTC in milliseconds since 1970, as browsers count.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,7 @@ class LiveModel:
         self._visits: dict[_VisitKey, _Visit] = {}
         self._failures: dict[tuple[str, str, int], VisitChange] = {}
         self._away: dict[str, Any] | None = None
+        self._alert: dict[str, Any] | None = None
 
     def snapshot(self) -> Delta:
         """Return everything."""
@@ -88,7 +89,13 @@ class LiveModel:
             "status": self._status,
             "visits": [self._visit(key, visit, visit.cells) for key, visit in self._visits.items()],
             "failures": self._failure_list(),
+            "alert": self._alert,
         }
+
+    def alert(self, facts: Mapping[str, Any]) -> Delta:
+        """There are cutouts of another alert."""
+        self._alert = dict(facts)
+        return {"alert": self._alert}
 
     def away(self, reason: str, tai: float) -> Delta:
         """The daemon does not answer."""

@@ -148,7 +148,14 @@ def live_page(*, wall: bool, alerts: bool = False) -> Html:
                 id="resources",
             ),
             tag("section", tag("h2", "Last failures"), tag("ul", id="failures"), id="failed"),
-            tag("section", tag("h2", "Last alert"), tag("div", id="stamps"), id="alerts") if alerts else None,
+            tag(
+                "section",
+                tag("h2", "Last alert"),
+                tag("div", "none yet", id="stamps", class_="stamps"),
+                id="alerts",
+            )
+            if alerts
+            else None,
         ),
         tag("noscript", "The live page needs JavaScript; the pages of visits and nights do not."),
         wall=wall,

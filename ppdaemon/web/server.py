@@ -19,6 +19,7 @@ from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
 from ppdaemon.reports import VisitRow
 from ppdaemon.web import pages
 from ppdaemon.web.access import COOKIE, Access
+from ppdaemon.web.alerts import AlertWatch
 from ppdaemon.web.follower import Follower
 from ppdaemon.web.hub import Hub, TooManyViewers
 from ppdaemon.web.links import night_link
@@ -41,7 +42,7 @@ LOGIN_PAUSE_S = 1.0
 """After a wrong token, and one at a time: nobody can try many."""
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none';"
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none';"
     " frame-ancestors 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # addresses have names of visits
@@ -59,9 +60,10 @@ class _Site:
     access: Access
     hub: Hub
     login_lock: asyncio.Lock
+    alerts: AlertWatch | None
 
     async def live(self, request: web.Request) -> web.Response:
-        return _html(pages.live_page(wall="wall" in request.query))
+        return _html(pages.live_page(wall="wall" in request.query, alerts=self.alerts is not None))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Send the whole page, then its changes, until the viewer leaves."""
@@ -110,6 +112,13 @@ class _Site:
             lambda: self.daemon.visits(DETECTOR_ROWS, instrument=instrument, detectors=(detector,))
         )
         return _html(pages.detector_page(instrument, detector, name, rows, self._note()))
+
+    async def stamp(self, request: web.Request) -> web.Response:
+        stamps = None if self.alerts is None else self.alerts.stamps
+        image = None if stamps is None else stamps.images.get(request.match_info["name"])
+        if image is None:
+            raise NotFound("there is no such cutout")
+        return web.Response(body=image, content_type="image/png")
 
     async def tonight(self, request: web.Request) -> web.Response:
         raise web.HTTPFound(night_link(day_obs(Clock().tai())))
@@ -170,12 +179,13 @@ async def _add_headers(_request: web.Request, response: web.StreamResponse) -> N
         response.headers.setdefault(name, value)
 
 
-def make_app(daemon: Daemon, access: Access, clock: Clock) -> web.Application:
-    """Return the application: it follows the daemon while it runs."""
+def make_app(daemon: Daemon, access: Access, clock: Clock, alerts: Path | None = None) -> web.Application:
+    """Return the application: it follows the daemon, and the folder of alerts, while it runs."""
     model = LiveModel()
     hub = Hub(model.snapshot, lambda: round((clock.tai() - TAI_MINUS_UTC_S) * 1000))
     follower = Follower(daemon, model, hub, clock)
-    site = _Site(daemon, access, hub, asyncio.Lock())
+    watch = None if alerts is None else AlertWatch(alerts, lambda facts: hub.publish(model.alert(facts)))
+    site = _Site(daemon, access, hub, asyncio.Lock(), watch)
     app = web.Application(middlewares=[site.checked], client_max_size=8192)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
@@ -183,6 +193,7 @@ def make_app(daemon: Daemon, access: Access, clock: Clock) -> web.Application:
             web.get("/", site.live),
             web.get("/events", site.events),
             web.get("/camera/{instrument}", site.camera),
+            web.get("/alert/{name}", site.stamp),
             web.get("/visit/{group:.+}", site.visit),
             web.get(r"/detector/{instrument}/{detector:\d{1,6}}", site.detector),
             web.get("/night/now", site.tonight),
@@ -194,10 +205,11 @@ def make_app(daemon: Daemon, access: Access, clock: Clock) -> web.Application:
     )
 
     async def follow(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(follower.run())
+        tasks = [asyncio.create_task(part.run()) for part in (follower, watch) if part is not None]
         yield
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     app.cleanup_ctx.append(follow)
     return app

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The web page in a browser, beside a running daemon with scripted workers."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import fastavro
+import numpy as np
 import pytest
+from astropy.io import fits
 from node import running
 from ramdisk import TEMPORARY
 
@@ -211,6 +215,40 @@ def test_a_visit_has_its_times_and_its_log(shared, page):
     for path in ("/visit/told-1", "/detector/DemoCam/4", "/night/now"):
         page.goto(web.url(path))
         assert is_narrow(page), path
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_cutouts_of_a_new_alert_appear(tmp_path, shared, page):
+    node, _ = shared
+    alerts = tmp_path / "alerts"
+    alerts.mkdir()
+    web = WebProcess(tmp_path, node.control, "--alerts", str(alerts))
+    try:
+        wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
+        page.goto(web.url("/"))
+        node.wait(lambda: text_of(page, "#stamps") == "none yet")
+        write_alert(alerts / "new.avro")
+        node.wait(lambda: "4711" in text_of(page, "#stamps"))
+        widths = "images => images.map(image => image.complete && image.naturalWidth)"
+        node.wait(lambda: page.locator("#stamps img").evaluate_all(widths) == [5, 5, 5])
+    finally:
+        page.goto("about:blank")
+        web.stop()
+
+
+def write_alert(path: Path) -> None:
+    """Write a file with one alert, renamed into place."""
+    names = ("Science", "Template", "Difference")
+    fields = [{"name": f"cutout{name}", "type": "bytes"} for name in names]
+    schema = {"type": "record", "name": "alert", "fields": [{"name": "diaSourceId", "type": "long"}, *fields]}
+    image = io.BytesIO()
+    fits.PrimaryHDU(np.eye(5, dtype=np.float32)).writeto(image)
+    part = path.with_suffix(".part")
+    with part.open("wb") as stream:
+        packet = {"diaSourceId": 4711} | {f"cutout{name}": image.getvalue() for name in names}
+        fastavro.writer(stream, schema, [packet])
+    part.rename(path)
 
 
 @pytest.mark.slow

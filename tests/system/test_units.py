@@ -54,7 +54,7 @@ def test_the_units_are_valid(placed: Path) -> None:
 
 
 @needs_systemd_analyze
-@pytest.mark.parametrize("name", (*SERVICES, PAGE))
+@pytest.mark.parametrize("name", [*SERVICES, PAGE])
 def test_the_services_may_do_little(placed: Path, name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager"]
     done = subprocess.run(

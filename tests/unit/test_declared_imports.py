@@ -16,6 +16,7 @@ NOT_IMPORTED = {
 """Distributions that are needed without an import, and why."""
 OPTIONAL = {
     "aiohttp": "by ppweb",
+    "fastavro": "where ppweb shows alerts",
     "lsst-dax-apdb": "where an alert database is configured",
     "matplotlib": "where pictures are asked for",
 }

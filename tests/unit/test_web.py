@@ -2,11 +2,18 @@
 """What the web page shows, to whom, and as what text."""
 
 import asyncio
+import io
 import json
+import os
+import struct
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import fastavro
+import numpy as np
 import pytest
+from astropy.io import fits
 
 from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.errors import ConfigError
@@ -18,6 +25,7 @@ from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.web import hub, pages
 from ppdaemon.web.access import Access, check_listen, read_token
+from ppdaemon.web.alerts import NAMES, AlertWatch, png, read_stamps
 from ppdaemon.web.looks import LEGEND, LOOKS
 from ppdaemon.web.markup import Html, tag
 from ppdaemon.web.model import KEEP_FAILURES, KEEP_VISITS, LiveModel
@@ -360,3 +368,65 @@ def test_a_token_that_others_can_read_or_guess_is_refused(tmp_path):
         read_token(path)
     with pytest.raises(ConfigError, match="No such file"):
         read_token(tmp_path / "none")
+
+
+# --- cutouts of alerts ---
+
+
+def write_alerts(path: Path, *alerts: tuple[int, float, np.ndarray | None]) -> None:
+    """Write packets with the fields that are shown."""
+    cutouts = [{"name": f"cutout{name}", "type": ["null", "bytes"]} for name in NAMES]
+    source = {"type": "record", "name": "source", "fields": [{"name": "snr", "type": "double"}]}
+    fields = [{"name": "diaSourceId", "type": "long"}, {"name": "diaSource", "type": source}, *cutouts]
+    packets = []
+    for number, snr, pixels in alerts:
+        stream = io.BytesIO()
+        if pixels is not None:
+            fits.PrimaryHDU(pixels).writeto(stream)
+        images = {f"cutout{name}": stream.getvalue() or None for name in NAMES}
+        packets.append({"diaSourceId": number, "diaSource": {"snr": snr}, **images})
+    with path.open("wb") as file:
+        fastavro.writer(file, {"type": "record", "name": "alert", "fields": fields}, packets)
+
+
+def gray(image: bytes) -> list[list[int]]:
+    """Return the pixels of a gray PNG."""
+    assert image.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", image[16:24])
+    length = struct.unpack(">I", image[33:37])[0]
+    rows = zlib.decompress(image[41 : 41 + length])
+    return [list(rows[n * (width + 1) + 1 : (n + 1) * (width + 1)]) for n in range(height)]
+
+
+def test_the_strongest_alert_with_all_cutouts_is_shown(tmp_path):
+    pixels = np.array([[0, 1, 2], [np.nan, 4, 100]], dtype=np.float32)
+    path = tmp_path / "alerts.avro"
+    write_alerts(path, (1, 5.0, pixels), (2, -8.0, pixels), (3, 99.0, None))
+    stamps = read_stamps(path)
+    assert (stamps.facts["id"], stamps.facts["snr"], stamps.facts["detector"]) == ("2", -8.0, None)
+    top, bottom = gray(stamps.images["Difference"])
+    assert (top[0], top[2], bottom[0]) == (0, 255, 0)  # the first row is at the bottom
+    write_alerts(path, (3, 99.0, None))
+    assert read_stamps(path) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (0, 5), (1, 5000)])
+def test_what_is_no_cutout_is_not_drawn(shape):
+    with pytest.raises(ValueError, match="is not shown"):
+        png(np.zeros(shape, dtype=np.float32))
+
+
+def test_a_broken_file_is_skipped_and_the_next_one_shown(tmp_path, caplog):
+    watch = AlertWatch(tmp_path, lambda facts: None)
+    watch.look()
+    assert (watch.stamps, caplog.text) == (None, "")
+    broken = tmp_path / "a.avro"
+    broken.write_bytes(b"no Avro")
+    os.utime(broken, ns=(1, 1))
+    watch.look()
+    watch.look()
+    assert caplog.text.count("cannot show alerts") == 1
+    write_alerts(tmp_path / "b.avro", (7, 5.0, np.eye(3, dtype=np.float32)))
+    (tmp_path / ".c.avro").write_bytes(b"not complete")
+    watch.look()
+    assert watch.stamps.facts["id"] == "7"

@@ -179,6 +179,7 @@ function live() {
     if (delta.visits) drawPlane(), drawVisits();
     if (delta.status) drawNode();
     if (delta.failures) drawFailures();
+    if (delta.alert && byId("stamps")) drawAlert(delta.alert);
     drawHead();
   }
 
@@ -244,6 +245,20 @@ function live() {
         element("b", failure.outcome), ": " + failure.reason + " ", link("log", visitLink(failure.group) + "#log"));
       return item;
     }));
+  }
+
+  function drawAlert(alert) {
+    const figures = ["Science", "Template", "Difference"].map((name) => {
+      const figure = element("figure"), image = element("img");
+      image.src = `/alert/${name}?${encodeURIComponent(alert.id)}`;
+      image.alt = `${name} cutout`;
+      figure.append(image, element("figcaption", name));
+      return figure;
+    });
+    const fixed = (value, digits) => (typeof value === "number" ? value.toFixed(digits) : "?");
+    const words = `${alert.id}: visit ${alert.visit}, detector ${alert.detector}, ${alert.band || ""} ra ${fixed(alert.ra, 5)}`
+      + ` dec ${fixed(alert.dec, 5)}, S/N ${fixed(alert.snr, 1)}`;
+    byId("stamps").replaceChildren(...figures, element("p", words));
   }
 
   function styleOf(cell) {
