@@ -18,6 +18,7 @@ __all__ = (
     "children",
     "die_with_parent",
     "disregard_group_signals",
+    "has_children",
     "kill_orphans",
     "parent",
     "process_tree",
@@ -26,6 +27,7 @@ __all__ = (
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+WALL = 0x40000000  # linux/wait.h: also children that end with another signal than SIGCHLD
 """Both from linux/prctl.h."""
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Sent to whole groups of processes by a terminal, a batch system or ``kill``: only the supervisor acts
@@ -75,10 +77,24 @@ def children(pid: int | None = None) -> set[int]:
     nothing has waited for are included; a process that has ended has none.
     """
     found: set[int] = set()
-    for listing in Path(f"/proc/{pid or 'self'}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-            found.update(int(child) for child in listing.read_text().split())
+    tasks = f"/proc/{pid or 'self'}/task"
+    threads: list[str] = []
+    with contextlib.suppress(OSError):  # such as a process that has ended
+        threads = os.listdir(tasks)
+    for thread in threads:
+        path = f"{tasks}/{thread}/children"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as listing:
+            found.update(map(int, listing.read().split()))
     return found
+
+
+def has_children() -> bool:
+    """Return whether this process has children, as `children` counts them. Takes 1 us, the list 60 us."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def parent(pid: int) -> int:

@@ -139,8 +139,10 @@ class Watch(Model):
 
 
 class WatchVisits(Model):
-    """Answered by a stream of lists of `VisitChange`: what was written to the journal since the last
-    list, which may be empty. The first one is sent at once and is empty.
+    """Answered by a stream of lists of `VisitChange`: what has changed since the last list.
+
+    The first one is sent at once and is empty. Stages are sent when they are reached, outcomes when they
+    are in the journal.
     """
 
     type: Literal["watch_visits"] = "watch_visits"
@@ -464,7 +466,7 @@ class VisitRow(Model):
 
 
 class VisitChange(Model):
-    """The new state of one visit-detector in the journal."""
+    """The new state of one visit-detector."""
 
     instrument: str
     group: str

@@ -56,6 +56,11 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+# `json.loads` would make a new decoder for each text.
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_null, parse_float=_finite_or_null)
+
+
 def _depth(text: str) -> int:
     """Return an upper bound of the nesting: the number of brackets, also in strings."""
     return max(text.count("["), text.count("{"))
@@ -75,12 +80,7 @@ def parse_json(data: bytes, *, limit: int, nan_as_null: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise BadMessage(f"not UTF-8 at byte {error.start}", "encoding") from None
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_null if nan_as_null else _refuse_constant,
-            parse_float=_finite_or_null if nan_as_null else _finite,
-        )
+        value = (_LENIENT if nan_as_null else _STRICT).decode(text)
     except RecursionError:
         raise BadMessage("nested too deeply", "depth") from None
     except json.JSONDecodeError as error:

@@ -11,10 +11,12 @@ import click
 from benching.cli import options, print_results, progress, run
 from benching.folders import FolderRoots
 from benching.results import Scalar, percentile
+from fanoutbench.bare import BareWorkers, bare_workers
 from fanoutbench.complete import measure_complete_visits
+from fanoutbench.doors import measure_doors
 from fanoutbench.flood import measure_flood
 from fanoutbench.floor import Floor, measured_floor
-from fanoutbench.latency import measure_latencies
+from fanoutbench.latency import Latencies, measure_latencies
 from fanoutbench.observatory import Observatory, running
 from fanoutbench.results import GOALS
 
@@ -28,6 +30,7 @@ class Workload:
     rounds: int
     visits: int
     complete: int
+    doors: int
     curve: bool
 
 
@@ -36,24 +39,31 @@ def measure_latency(
     workload: Workload,
     plain: Observatory,
     floor: Floor,
+    bare: BareWorkers,
     progress: Callable[[str], None],
 ) -> dict[str, Scalar]:
     """Measure visit by visit in turn without and with keys: the load of the machine is the same."""
     if not workload.curve:
-        (latencies,) = measure_latencies([plain], workload.rounds, floor, progress)
-        return latencies.results(floor)
+        (latencies,), paced = measure_latencies([plain], workload.rounds, floor, bare, progress)
+        return latencies.results(floor, bare) | _paced_results(paced)
     progress("starting the same with keys")
     with (
         folder_roots.temporary() as folders,
         running(folders, workload.nodes, workload.detectors, encrypted=True) as encrypted,
     ):
-        both = measure_latencies([plain, encrypted], workload.rounds, floor, progress)
+        both, paced = measure_latencies([plain, encrypted], workload.rounds, floor, bare, progress)
     latencies, with_keys = both
     curve = {
-        f"curve_{name}": value for name, value in with_keys.results(floor).items() if "floor" not in name
+        f"curve_{name}": value
+        for name, value in with_keys.results(floor, bare).items()
+        if "floor" not in name
     }
     ratio = percentile(with_keys.fanout_ms, 50) / percentile(latencies.fanout_ms, 50)
-    return latencies.results(floor) | curve | {"curve_over_plain": ratio}
+    return latencies.results(floor, bare) | _paced_results(paced) | curve | {"curve_over_plain": ratio}
+
+
+def _paced_results(paced: Latencies) -> dict[str, Scalar]:
+    return {f"paced_fanout_p{percent}_ms": percentile(paced.fanout_ms, percent) for percent in (50, 99)}
 
 
 def measure(
@@ -71,15 +81,18 @@ def measure(
         folder_roots.temporary() as folders,
         running(folders, workload.nodes, workload.detectors) as observatory,
         measured_floor(folders.ramdisk) as floor,
+        bare_workers(workload.detectors) as bare,
     ):
         results["slots"] = observatory.slots
         if workload.rounds:
-            results |= measure_latency(folder_roots, workload, observatory, floor, progress)
+            results |= measure_latency(folder_roots, workload, observatory, floor, bare, progress)
         if workload.visits:
             results |= measure_flood(observatory, workload.visits, progress)
         if workload.complete:
             skipped_ms = float(results.get("relay_ms_per_visit") or 0.0)
             results |= measure_complete_visits(observatory, workload.complete, skipped_ms, progress)
+    if workload.doors:
+        results |= measure_doors(folder_roots, workload.doors, progress)
     return results | {"load_at_end": os.getloadavg()[0]}
 
 
@@ -112,6 +125,13 @@ def measure(
     show_default=True,
     type=click.IntRange(0),
     help="Visits with raws and permanent writes.",
+)
+@click.option(
+    "--doors",
+    default=10,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Visits of few detectors whose wait before a permanent write is timed, with and without relay.",
 )
 @click.option(
     "--curve/--no-curve",

@@ -330,7 +330,7 @@ class Daemon(ControlClient):
         return self._follow(reports.Watch(), _STATUS, tick_s)
 
     def watch_visits(self, tick_s: float) -> Iterator[tuple[reports.VisitChange, ...] | None]:
-        """Yield what changes in the journal from now on, and `None` as `watch` does; raises as it does.
+        """Yield what changes of visits from now on, and `None` as `watch` does; raises as it does.
 
         The first list is empty: what was changed before it can be read from now on.
         """

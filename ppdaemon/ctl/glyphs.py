@@ -45,8 +45,10 @@ LEGEND = (
 
 
 def _has_letters() -> bool:
+    # While a live table is shown, rich has put an object without an encoding in the place of stdout.
+    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     try:
-        "█▁✗○".encode(sys.stdout.encoding or "ascii")
+        "█▁✗○".encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
         return False
     return True

@@ -4,8 +4,10 @@
 import ctypes
 import decimal
 import gc
+import itertools
 import locale
 import logging
+import operator
 import os
 import resource
 import signal
@@ -15,7 +17,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from _signal import getsignal  # type: ignore[import-not-found]
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ppdaemon.worker.statepart import Part
@@ -30,43 +34,44 @@ def _umask() -> int:
     return umask
 
 
-_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
-def _handlers() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in _SIGNALS}
+# Not the function of `signal`: its conversion to an enumeration takes most of the time.
+def _handlers() -> tuple[Any, ...]:
+    return tuple(map(getsignal, _SIGNALS))
 
 
-def _restore_handlers(before: Mapping[int, Any]) -> None:
-    for number, handler in before.items():
-        if signal.getsignal(number) != handler:
+def _restore_handlers(before: Sequence[Any]) -> None:
+    for number, handler in zip(_SIGNALS, before, strict=True):
+        if getsignal(number) != handler:
             signal.signal(number, handler)
 
 
 _ENVIRON = os.environ
-_LIBC = ctypes.CDLL(None)
+_ENTRIES = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+"""The variable itself, which has another value when the environment has grown."""
+_is_entry = partial(operator.is_not, None)
 
 
 def _entries() -> frozenset[bytes]:
     """Return the environment that compiled code and child processes have: ``os.putenv`` and code in
     C change only this one.
     """
-    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(_LIBC, "environ")
-    found: list[bytes] = []
-    while environ and (entry := environ[len(found)]) is not None:
-        found.append(entry)
-    return frozenset(found)
+    entries: Iterator[bytes | None] = iter(_ENTRIES) if _ENTRIES else iter(())  # type: ignore[call-overload]
+    return frozenset(itertools.takewhile(_is_entry, entries))  # type: ignore[arg-type]
 
 
 def _environment() -> tuple[Any, ...]:
-    return os.environ is _ENVIRON, dict(_ENVIRON), _entries()
+    # The dictionary behind the mapping, which decodes each name and each value.
+    return os.environ is _ENVIRON, dict(vars(_ENVIRON)["_data"]), _entries()
 
 
 def _restore_environment(before: tuple[Any, ...]) -> None:
     os.environ = _ENVIRON  # noqa: B003
     _, variables, entries = before
-    os.environ.clear()
-    os.environ.update(variables)
+    os.environb.clear()  # has the same dictionary
+    os.environb.update(variables)
     for entry in _entries() - entries:
         os.unsetenv(entry.partition(b"=")[0])
     for entry in entries - _entries():
@@ -99,7 +104,6 @@ def _restore_gc(before: tuple[Any, ...]) -> None:
 
 def _decimal() -> tuple[Any, ...]:
     context = decimal.getcontext()
-    traps = [flag for flag, trapped in context.traps.items() if trapped]
     return (
         context.prec,
         context.rounding,
@@ -107,7 +111,7 @@ def _decimal() -> tuple[Any, ...]:
         context.Emax,
         context.capitals,
         context.clamp,
-        traps,
+        context.traps.copy(),
     )
 
 
@@ -120,12 +124,12 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIMITS = tuple(sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}))
 
 
-def _limits() -> dict[int, tuple[int, int]]:
-    return {limit: resource.getrlimit(limit) for limit in _LIMITS}
+def _limits() -> tuple[tuple[int, int], ...]:
+    return tuple(map(resource.getrlimit, _LIMITS))
 
 
-def _restore_limits(before: Mapping[int, tuple[int, int]]) -> None:
-    for limit, values in before.items():
+def _restore_limits(before: Sequence[tuple[int, int]]) -> None:
+    for limit, values in zip(_LIMITS, before, strict=True):
         if resource.getrlimit(limit) != values:
             resource.setrlimit(limit, values)
 
@@ -216,7 +220,11 @@ def _logging() -> dict[Any, Any]:
             logger.filters[:],
         )
         for logger in _loggers()
-        if logger.level or logger.disabled or not logger.propagate or _handlers_of(logger) or logger.filters
+        if logger.level
+        or logger.disabled
+        or not logger.propagate
+        or logger.filters
+        or (logger.handlers and _handlers_of(logger))  # most of some hundred loggers have none
     }
     state[None] = (
         logging.root.manager.disable,

@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ppdaemon.processes import children
+from ppdaemon.processes import children, has_children
 from ppdaemon.worker.interpreterstate import INTERPRETER
 from ppdaemon.worker.librarystate import LIBRARIES
 from ppdaemon.worker.statepart import Part
@@ -40,6 +40,8 @@ IDLE = (
     concurrent.futures.thread._worker.__code__,  # it gets its work from a queue written in C
 )
 """Functions in which threads wait for work."""
+SEED_BYTES = 32
+"""More than enough for different numbers in all visits."""
 HARMLESS = frozenset({"tqdm"})
 """Packages whose threads do nothing but watch their own objects."""
 
@@ -171,7 +173,9 @@ class Leftovers:
 
     def _new_children(self) -> list[str]:
         """Return the names of processes that a visit has left."""
-        names = []
+        names: list[str] = []
+        if not has_children():
+            return names
         for child in sorted(children() - self._children):
             with contextlib.suppress(OSError):  # it has ended and was waited for
                 names.append(Path(f"/proc/{child}/comm").read_text().strip())
@@ -179,12 +183,12 @@ class Leftovers:
 
     def _new_threads(self) -> list[str]:
         """Return the names of threads that a visit has left and that may still do something."""
-        frames = sys._current_frames()
+        new = [thread for thread in threading.enumerate() if thread.ident not in self._threads]
+        frames = sys._current_frames() if new else {}
         return sorted(
             thread.name
-            for thread in threading.enumerate()
-            if thread.ident not in self._threads
-            and not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
+            for thread in new
+            if not any(fnmatch(thread.name, pattern) for pattern in self._allowed_threads)
             and not _is_idle(thread, frames.get(thread.ident or 0))
         )
 
@@ -202,7 +206,7 @@ def _is_as_before(part: Part, before: Any) -> bool:
     are arrays.
     """
     try:
-        return bool(_read(part) == before)
+        return bool(part.read() == before)
     except Exception:
         return False
 
@@ -233,6 +237,6 @@ def _reseed() -> None:
     """Seed the random generators from the operating system, as in a new worker: a task may have
     seeded them with a constant.
     """
-    random.seed()
+    random.seed(int.from_bytes(os.urandom(SEED_BYTES)))  # without a number, it reads 2500 bytes
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

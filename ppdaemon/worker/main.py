@@ -44,6 +44,7 @@ NOTED_IMPORT_S = 0.2
 """Imports of a first visit that take longer are reported."""
 NOTED_IMPORTS = 8
 """Number of modules that are named then."""
+_LIBC = ctypes.CDLL(None)
 
 
 def run_role(
@@ -225,7 +226,8 @@ class VisitLoop:
                 case messages.Process() as order:
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
-                    _LOG.info("the visit is given up: %s", reason)
+                    # The supervisor logs the outcome: a line of all workers would delay the last one.
+                    _LOG.debug("the visit is given up: %s", reason)
                     self._forget(work)
                 case messages.Quit() | None:
                     return ExitCode.OK
@@ -242,9 +244,9 @@ class VisitLoop:
             _LOG.log(level, "the visit ends with an error: %s", error, exc_info=not failed)
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=_reason_of(error), retriable=retriable)
-        if isinstance(fact, messages.Prepared | messages.Done):
-            # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
-            fact = fact.model_copy(update={"tainted": self._restore()})
+        # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
+        if isinstance(fact, messages.Prepared | messages.Done) and (tainted := self._restore()):
+            fact = fact.model_copy(update={"tainted": tainted})
         if isinstance(fact, messages.Done):
             self._report_imports()
         # Sent before the cleanup, which may take long.
@@ -293,7 +295,7 @@ def trim_memory() -> None:
     Once per visit: a low ``MALLOC_TRIM_THRESHOLD_`` would do it at every large ``free``
     instead, and the next array would have to fault its pages in again.
     """
-    ctypes.CDLL(None).malloc_trim(0)
+    _LIBC.malloc_trim(0)
 
 
 def _bind(order: messages.Prepare) -> None:

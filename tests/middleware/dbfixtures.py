@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from centrals import Central, make_few, run_visit
-from once import made_once
-from postgres import PostgresServer, running_server
+from once import made_once, shared_folder
+from postgres import PostgresServer, shared_server
 from toycam import Rig, load_toy_camera
 
 from ppdaemon.middleware import work
@@ -16,9 +16,9 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """Yield the session's server."""
-    with running_server() as server:
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Yield the server of all test processes."""
+    with shared_server(shared_folder(tmp_path_factory)) as server:
         yield server
 
 
@@ -36,7 +36,15 @@ def few(tmp_path_factory: pytest.TempPathFactory, server: PostgresServer | None)
     """Return a central repo to read; a test that writes must copy it."""
     if server is None:
         return Central(made_once(tmp_path_factory, "few-central", lambda root: make_few(root, None)))
-    return make_few(tmp_path_factory.mktemp("few") / "central", server)
+
+    def make(root: Path) -> None:
+        (root.parent / f"{root.name}.database").write_text(make_few(root, server).database)
+
+    # Of this server: it is another one if those that used the first have ended.
+    made = made_once(tmp_path_factory, f"few-central-{server.name}", make)
+    pristine = Central(made, server, (made.parent / f"{made.name}.database").read_text())
+    # PostgreSQL copies a database only while nobody is connected to it: each process reads its own copy.
+    return pristine.copy(tmp_path_factory.mktemp("few") / "central")
 
 
 @pytest.fixture
@@ -48,10 +56,13 @@ def central(tmp_path: Path, few: Central) -> Central:
 @pytest.fixture(scope="session")
 def few_template(tmp_path_factory: pytest.TempPathFactory, few: Central) -> Path:
     """Return a template of that repo's dimensions and dataset types."""
-    root = tmp_path_factory.mktemp("template")
-    rig = Rig(root, root / "ram", few.root)
-    work.build_template(rig.context)
-    return rig.context.template
+
+    def make(root: Path) -> None:
+        rig = Rig(root, root / "ram", few.root)
+        work.build_template(rig.context)
+
+    database = "sqlite" if few.server is None else few.server.name
+    return made_once(tmp_path_factory, f"few-template-{database}", make) / "ram" / "template"
 
 
 @pytest.fixture(scope="session")

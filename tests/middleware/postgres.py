@@ -2,7 +2,7 @@
 """A PostgreSQL server of the tests' own, started from the machine's programs.
 
 It listens on a unix socket only, forgets to sync, and ends with the process
-that has started it.
+that has started it, or with the last of the processes that share it.
 """
 
 import ctypes
@@ -12,14 +12,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
+from once import locked
 from ramdisk import TEMPORARY
 
 from ppdaemon.testing.waiting import wait_until
@@ -30,70 +31,26 @@ TEMPLATE = "with_gist"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 _PR_SET_PDEATHSIG = 1
+KEEPER = '"$@" </dev/null & cat >/dev/null; kill -INT $!; wait $!; rm -rf "$0"'
+"""Runs a server until no process has the write end of the pipe that is its input."""
 
 
 class PostgresServer:
-    """A running server.
+    """A running server, which another process may have started.
 
     Parameters
     ----------
-    programs : `pathlib.Path`
-        Folder of ``initdb`` and ``postgres``.
     folder : `pathlib.Path`
         For data and socket; its path is short.
-    max_connections : `int`
-        The server's own default is 100, which is what most servers have.
     """
 
-    def __init__(self, programs: Path, folder: Path, max_connections: int):
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._numbers = count(1)
-        identity = _identity(folder)
-        data = folder / "data"
-        initdb = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-locale",
-            "-N",
-        ]
-        subprocess.run(initdb, check=True, capture_output=True, cwd=folder, timeout=START_LIMIT_S, **identity)
-        self._programs, self._max_connections = programs, max_connections
-        self.start()
-        self.create(TEMPLATE, template="template0")
-        self.run(TEMPLATE, "CREATE EXTENSION btree_gist")
 
-    def start(self) -> None:
-        """Start the server, also after `stop`."""
-        folder = self._folder
-        settings = {
-            "listen_addresses": "",
-            "unix_socket_directories": folder,
-            "max_connections": self._max_connections,
-            "fsync": "off",
-            "synchronous_commit": "off",
-            "full_page_writes": "off",
-            "shared_buffers": "64MB",
-            "autovacuum": "off",
-        }
-        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        with (folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", folder / "data", *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                preexec_fn=_end_with_parent,
-                **_identity(folder),
-            )
-        wait_until(self._answers, START_LIMIT_S, (folder / "log").read_text)
+    @property
+    def name(self) -> str:
+        """A name that no other server has."""
+        return self._folder.name
 
     def url(self, database: str) -> str:
         """Return what a Butler's ``registry.db`` takes.
@@ -104,7 +61,7 @@ class PostgresServer:
 
     def create(self, name: str = "", *, template: str = TEMPLATE) -> str:
         """Make a database, a copy of another one; return its name."""
-        name = name or f"repo{next(self._numbers)}"
+        name = name or f"repo{uuid.uuid4().hex}"
         self.run("postgres", f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return name
 
@@ -123,6 +80,78 @@ class PostgresServer:
             "postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
         )
         return len(ended)
+
+
+class OwnPostgresServer(PostgresServer):
+    """A server that this process starts.
+
+    Parameters
+    ----------
+    programs : `pathlib.Path`
+        Folder of ``initdb`` and ``postgres``.
+    folder : `pathlib.Path`
+        For data and socket; its path is short.
+    max_connections : `int`
+        The server's own default is 100, which is what most servers have.
+    users : `int`, optional
+        Read end of a pipe: the server runs until nobody has its write end, and deletes the folder.
+    """
+
+    def __init__(self, programs: Path, folder: Path, max_connections: int, users: int | None = None):
+        super().__init__(folder)
+        identity = _identity(folder)
+        data = folder / "data"
+        initdb = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "-N",
+        ]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=folder, timeout=START_LIMIT_S, **identity)
+        self._programs, self._max_connections, self._users = programs, max_connections, users
+        self.start()
+        self.create(TEMPLATE, template="template0")
+        self.run(TEMPLATE, "CREATE EXTENSION btree_gist")
+
+    def start(self) -> None:
+        """Start the server, also after `stop`."""
+        folder = self._folder
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": folder,
+            "max_connections": self._max_connections,
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "64MB",
+            "autovacuum": "off",
+        }
+        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        command = [self._programs / "postgres", "-D", folder / "data", *options]
+        if self._users is not None:
+            command = ["sh", "-c", KEEPER, folder, *command]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL if self._users is None else self._users,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                # One that is shared outlives this process, also if the tests are interrupted.
+                start_new_session=self._users is not None,
+                preexec_fn=_end_with_parent if self._users is None else None,
+                **_identity(folder),
+            )
+        wait_until(self._answers, START_LIMIT_S, (folder / "log").read_text)
+        if self._users is not None:
+            self._process.returncode = 0  # nobody waits for it: prevents the ResourceWarning of `Popen`
 
     def stop(self) -> None:
         """Disconnect everybody and end."""
@@ -157,24 +186,56 @@ def find_programs() -> Path | None:
     return None
 
 
-@contextmanager
-def running_server(max_connections: int = 100) -> Iterator[PostgresServer]:
-    """Give a server; skip where there is none."""
+def _require_programs() -> Path:
     pytest.importorskip("psycopg2", reason="the extra 'postgres' of ppdaemon is not installed")
     programs = find_programs()
     if programs is None:
         pytest.skip(
             "no PostgreSQL server on this machine: no initdb and postgres in PATH or /usr/lib/postgresql"
         )
+    return programs
+
+
+@contextmanager
+def running_server(max_connections: int = 100) -> Iterator[OwnPostgresServer]:
+    """Give a server that a test may stop; skip where there is none."""
+    programs = _require_programs()
     folder = Path(tempfile.mkdtemp(prefix="pp-pg-", dir=TEMPORARY))
     try:
-        server = PostgresServer(programs, folder, max_connections)
+        server = OwnPostgresServer(programs, folder, max_connections)
         try:
             yield server
         finally:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def shared_server(base: Path) -> Iterator[PostgresServer]:
+    """Give the server of all test processes of a run, whose shared folder is `base`; skip where there is
+    none. The first process starts it, and it ends when no process uses it, also if they are killed.
+    """
+    programs = _require_programs()
+    address = base / "postgres"
+    with locked(base / "postgres.lock"):
+        try:
+            folder = Path(address.read_text())
+            # Fails if the processes that used it have ended.
+            users = os.open(folder / "users", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            folder = Path(tempfile.mkdtemp(prefix="pp-pg-", dir=TEMPORARY))
+            os.mkfifo(folder / "users")
+            reading = os.open(folder / "users", os.O_RDONLY | os.O_NONBLOCK)
+            users = os.open(folder / "users", os.O_WRONLY)
+            os.set_blocking(reading, True)
+            OwnPostgresServer(programs, folder, 100, reading)
+            os.close(reading)
+            address.write_text(str(folder))
+    try:
+        yield PostgresServer(folder)
+    finally:
+        os.close(users)
 
 
 def _identity(folder: Path) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def _more(name: str, made: dict[str, int]) -> Any:
         _more("tractFinds", {"tractFinds": 2}),
         ("pixels", {"byPixel": 4, "overPixels": 1, "manyPixels": 8}),
         _more("pixelPatches", {"pixelPatch": 4}),
-        ("shards", {"toVisit": 1, "byShard": 2}),
+        _more("shards", {"toVisit": 1, "byShard": 2}),
         _more("patchShards", {"patchShard": 14}),
-        ("days", {"byDay": 1, "onlyDay": 1}),
+        _more("days", {"byDay": 1, "onlyDay": 1}),
         _more("tracts", {"byTract": 2, "afterTract": 2, "overTracts": 1}),
         _more("patches", {"byPatch": 5}),
         _more("perTract", {"perTract": 2, "tractOnly": 2}),
@@ -123,7 +123,7 @@ NOWHERE = {"sal": {"coordinateSystem": 1}, "header": {"RA": None, "DEC": None, "
         ("findsTwo", "cannot be built: InvalidQueryError", {}),
         pytest.param("shardPatches", "cannot be built: InvalidQueryError", {}, marks=pytest.mark.slow),
         ("rawPixels", "cannot be built: LookupError", NOWHERE),
-        ("edgeTracts", "its graph is empty", NOWHERE),
+        pytest.param("edgeTracts", "its graph is empty", NOWHERE, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_graph_builder_refuses_is_refused_with_the_same_error(

@@ -22,6 +22,13 @@ pytest_plugins = ("toyfixtures", "columnsclass")
 pytestmark = pytest.mark.usefixtures("columns_class")
 
 
+OFTEN = {"KeepAll", "KeepWeak", "Continue"}
+"""Makers of which each keeps its object in another way than the rest of them: in the tests of each change."""
+MAKER_PARAMS = [
+    pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in (m[:-4] for m in MAKERS)
+]
+
+
 @pytest.fixture(autouse=True)
 def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level("INFO")
@@ -30,7 +37,7 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     ButlerMDC.restore_log_record_factory()
 
 
-@pytest.mark.parametrize("maker", [maker[:-4] for maker in MAKERS])
+@pytest.mark.parametrize("maker", MAKER_PARAMS)
 @pytest.mark.parametrize("snaps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     rigs: MakeRig, maker: str, snaps: int

@@ -508,7 +508,7 @@ def assert_all_theirs(root: Path, grouping: str = "one-to-one") -> None:
         assert not missing, element
 
 
-@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("ours_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_both_orders_end_well_and_equal(
     repo: Path, science: list[ExposureHeader], headers: dict[str, ExposureHeader], ours_first: bool
 ) -> None:

@@ -289,7 +289,7 @@ def test_a_sweep_deletes_what_killed_workers_left(host: Host) -> None:
     assert host.partial_files() == []
 
 
-@pytest.mark.parametrize("budget", [10**6, 1500])
+@pytest.mark.parametrize("budget", [pytest.param(10**6, marks=pytest.mark.slow), 1500])
 def test_many_concurrent_workers_get_the_files_they_request(tmp_path: Path, budget: int) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()

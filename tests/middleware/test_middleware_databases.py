@@ -223,7 +223,14 @@ def test_outputs_of_a_failed_pipeline_are_exported_and_those_without_an_image_ar
 # --- older dimensions --------------------------------------------------------
 
 
-@pytest.mark.parametrize(("server", "universe"), list(OLD_UNIVERSES.items()), indirect=["server"])
+@pytest.mark.parametrize(
+    ("server", "universe"),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each[0] == "SQLite" else ())
+        for each in OLD_UNIVERSES.items()
+    ],
+    indirect=["server"],
+)
 def test_a_central_repo_of_older_dimensions_is_read_and_written(
     server: PostgresServer | None, tmp_path: Path, universe: int
 ) -> None:

@@ -100,7 +100,7 @@ def test_partial_outputs_are_a_success_with_a_caveat(rigs: MakeRig, engines: tup
 @pytest.mark.parametrize(
     ("action", "outcome", "text"),
     [
-        ("exit", Outcome.CRASHED, "SystemExit: 0"),
+        pytest.param("exit", Outcome.CRASHED, "SystemExit: 0", marks=pytest.mark.slow),
         ("full", Outcome.RAMDISK_FULL, "RuntimeError: put failed"),
         ("memory", Outcome.OUT_OF_MEMORY, "MemoryError: 4 TB"),
     ],
@@ -153,7 +153,7 @@ def test_a_task_that_can_no_longer_be_constructed_is_reported_with_its_exception
     assert done.reason == "task scripted: ConnectionError: alert database is away"
 
 
-@pytest.mark.parametrize("kind", ["direct", "separable"])
+@pytest.mark.parametrize("kind", ["direct", pytest.param("separable", marks=pytest.mark.slow)])
 def test_a_task_that_can_be_constructed_again_runs_with_its_init_outputs(
     rigs: MakeRig, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,7 +204,9 @@ def test_a_supplement_finds_the_datasets_made_before_the_image(rigs: MakeRig, ki
 
 
 @ON_SQLITE
-@pytest.mark.parametrize(("kind", "pipeline"), [("direct", "Frame"), ("separable", "Full")])
+@pytest.mark.parametrize(
+    ("kind", "pipeline"), [("direct", "Frame"), pytest.param("separable", "Full", marks=pytest.mark.slow)]
+)
 def test_a_supplement_stays_in_its_own_group_in_the_central_repo(
     rigs: MakeRig, tmp_path: Path, central: Central, kind: str, pipeline: str
 ) -> None:

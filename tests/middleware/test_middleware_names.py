@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from centrals import make_few
-from postgres import PostgresServer, running_server
+from postgres import OwnPostgresServer, running_server
 from toycam import DETECTORS, NAME, Rig, write_pipelines
 
 from ppdaemon.configfile import ConfigFile
@@ -441,14 +441,14 @@ def test_check_config_start_and_reload_report_the_same(
 
 
 @pytest.fixture
-def stoppable() -> Iterator[PostgresServer]:
+def stoppable() -> Iterator[OwnPostgresServer]:
     """Give a PostgreSQL server for one test, which may stop it."""
     with running_server() as server:
         yield server
 
 
 def test_names_in_a_stopped_database_and_the_template_are_unavailable(
-    tmp_path: Path, document: Document, stoppable: PostgresServer
+    tmp_path: Path, document: Document, stoppable: OwnPostgresServer
 ) -> None:
     """Faults 77, 78: what the start then does is tested with scripted names and templates."""
     document["butler"]["central"] = str(make_few(tmp_path / "few", stoppable).root)
@@ -465,7 +465,7 @@ def test_names_in_a_stopped_database_and_the_template_are_unavailable(
 
 @pytest.mark.slow
 def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
-    node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
+    node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: OwnPostgresServer
 ) -> None:
     """Faults 77, 78: the database of the central repo is away at the start."""
     central = make_few(tmp_path / "few", stoppable)
@@ -498,7 +498,7 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
 
 @pytest.mark.slow
 def test_a_name_that_a_database_back_again_does_not_have_is_a_problem_or_an_exit(
-    node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: PostgresServer
+    node: Callable[[], NodeProcess], document: Document, tmp_path: Path, stoppable: OwnPostgresServer
 ) -> None:
     """Fault 78: what could not be resolved turns out to be misspelled, before any visit was accepted."""
     document["butler"] |= {"central": str(make_few(tmp_path / "few", stoppable).root), "skymap": "toi"}

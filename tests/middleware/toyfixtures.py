@@ -36,14 +36,17 @@ def toy_central(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_template(tmp_path_factory: pytest.TempPathFactory, toy_central: Path) -> Path:
     """Return a template that all tests copy."""
-    root = tmp_path_factory.mktemp("template")
-    rig = Rig(root, root / "ram", toy_central)
-    work.build_template(rig.context)
+
+    def make(root: Path) -> None:
+        rig = Rig(root, root / "ram", toy_central)
+        work.build_template(rig.context)
+
+    made = made_once(tmp_path_factory, "toy-template", make)
     # As the zygote does: the full collection at each reset of a worker then
     # does not visit all imported modules.
     gc.collect()
     gc.freeze()
-    return rig.context.template
+    return made / "ram" / "template"
 
 
 type RigsIn = Callable[[Path], AbstractContextManager[MakeRig]]

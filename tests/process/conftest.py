@@ -6,14 +6,11 @@ its relay depend on earlier tests: a test compares with the state at its start.
 """
 
 import itertools
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from node import running
-from ramdisk import TEMPORARY
+from node import running_for_module
 
 from ppdaemon.testing.node import NodeProcess
 
@@ -33,10 +30,7 @@ def shared_node(
     tmp_path_factory: pytest.TempPathFactory, module_leaves_nothing: None, changes: dict[str, Any]
 ) -> Iterator[NodeProcess]:
     """Return the module's daemon; a test takes `node`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
-        running(tmp_path_factory.mktemp("node"), Path(sockets), **changes) as node,
-    ):
+    with running_for_module(tmp_path_factory, **changes) as node:
         yield node
 
 

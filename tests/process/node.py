@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A real ``ppdaemon`` in the configuration of most process tests."""
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
+from ramdisk import TEMPORARY
 
 from ppdaemon.testing.node import PROGRAM, TIMES, NodeProcess, node_config, running_node
 from ppdaemon.testing.played import PlayedRelay
@@ -42,6 +46,16 @@ def running(
     """Run a node with a played relay; `changes` as `parts` takes them."""
     options = {"launcher": launcher, "program": program, "ready": ready}
     with running_node(folder, sockets, **options, **parts(folder, **changes)) as node:
+        yield node
+
+
+@contextmanager
+def running_for_module(folders: pytest.TempPathFactory, **changes: Any) -> Iterator[NodeProcess]:
+    """Run a node in folders that outlive a test; `changes` as `running` takes them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
+        running(folders.mktemp("node"), Path(sockets), **changes) as node,
+    ):
         yield node
 
 

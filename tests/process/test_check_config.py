@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from skymapfiles import write_map
 
 from ppdaemon.states import ExitCode
@@ -57,23 +56,12 @@ def test_a_good_map_is_good_and_a_rule_never_reached_is_a_warning(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        (np.full(12, 7, dtype=np.uint8), "cell 0 is 7, not 0, 1 or 16"),
-        (np.zeros(13, dtype=np.uint8), "13 cells: not 12 nside^2"),
-        (None, "No such file or directory"),
-    ],
-)
-def test_a_bad_map_ends_with_the_line_of_its_rule(
-    tmp_path: Path, cells: np.ndarray | None, message: str
-) -> None:
-    if cells is not None:
-        write_map(tmp_path / "map.fits", cells)
+def test_a_bad_map_ends_with_the_line_of_its_rule(tmp_path: Path) -> None:
+    write_map(tmp_path / "map.fits", np.full(12, 7, dtype=np.uint8))
     done = check(tmp_path, maps=tmp_path)
     assert done.returncode == ExitCode.CONFIG
-    key = "pipelines.main.0.binary-map"
-    assert done.stderr == f"ppdaemon: {tmp_path}/c.yaml:12: {key}: {tmp_path}/map.fits: {message}\n"
+    message = f"{tmp_path}/map.fits: cell 0 is 7, not 0, 1 or 16"
+    assert done.stderr == f"ppdaemon: {tmp_path}/c.yaml:12: pipelines.main.0.binary-map: {message}\n"
 
 
 def test_a_variable_that_is_not_set_ends_with_the_line_of_its_rule(tmp_path: Path) -> None:

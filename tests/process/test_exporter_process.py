@@ -7,8 +7,6 @@ import socket
 import time
 from pathlib import Path
 
-from node import running
-
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
 from ppdaemon.reports import ReloadRequest, WorkersRequest
@@ -24,18 +22,19 @@ def exporter_of(node):
     return next((pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon exporter"), None)
 
 
-def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(tmp_path, socket_dir):
+def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(node, group):
     """Fault 45: the exporter dies while the central repo is down."""
-    with running(tmp_path, socket_dir) as node:
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+    (node.state / "central-down").touch()
+    try:
+        node.relay.reserve(group)
+        node.land(group)
+        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
         node.wait(lambda: node.status().spooled == 1)
         os.kill(node.wait(lambda: exporter_of(node)), signal.SIGKILL)
+    finally:
         (node.state / "central-down").unlink()
-        node.wait(lambda: node.status().spooled == 0)
-        assert node.exported() == ["DemoCam~g1~0~1"]
+    node.wait(lambda: node.status().spooled == 0)
+    assert [name for name in node.exported() if group in name] == [f"DemoCam~{group}~0~1"]
 
 
 def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
@@ -65,33 +64,33 @@ def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_d
         assert [path.name for path in NodeFolders(tmp_path, node.state).spool.iterdir()] == ["DemoCam~g1~0~1"]
 
 
-def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        folders = NodeFolders(tmp_path, node.state)
-        (node.state / "central-refuses").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(node, group):
+    folders = NodeFolders(node.ramdisk, node.state)
+    (node.state / "central-refuses").touch()
+    try:
+        node.relay.reserve(group)
+        node.land(group)
+        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
         node.wait(folders.refused.is_dir)
         node.wait(lambda: node.status().spooled == 0)
         text = f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}"
         node.wait(lambda: text in node.status().problem_texts)
         assert node.status().state == "degraded"
+    finally:
         (node.state / "central-refuses").unlink()
-        (spool,) = folders.refused.iterdir()
-        spool.rename(folders.spool / spool.name)
-        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
-        assert node.wait(node.exported) == ["DemoCam~g1~0~1"]
-        node.wait(lambda: node.status().state == "running")
+    (spool,) = folders.refused.iterdir()
+    spool.rename(folders.spool / spool.name)
+    node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+    node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
+    node.wait(lambda: node.status().state == "running")
 
 
-def test_clients_that_do_not_read_cost_no_descriptor(tmp_path, socket_dir):
-    with running(tmp_path, socket_dir) as node:
-        descriptors = Path(f"/proc/{node.process.pid}/fd")
-        before = len(list(descriptors.iterdir()))
-        for _ in range(5):
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(node.control))
-                client.sendall((encode(WorkersRequest()) + b"\n") * 500)
-        node.wait(lambda: len(list(descriptors.iterdir())) <= before)
-        assert node.status().node == "n1"
+def test_clients_that_do_not_read_cost_no_descriptor(node):
+    descriptors = Path(f"/proc/{node.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(node.control))
+            client.sendall((encode(WorkersRequest()) + b"\n") * 500)
+    node.wait(lambda: len(list(descriptors.iterdir())) <= before)
+    assert node.status().node == "n1"

@@ -9,12 +9,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from node import make_node, running
+from node import make_node, running, running_for_module
 
 from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay
-from ppdaemon.testing.processes import alive, descendants
-from ppdaemon.testing.waiting import TIMEOUT_S
+from ppdaemon.testing.processes import alive
 
 CAN_MOUNT = (
     os.geteuid() == 0
@@ -33,23 +32,35 @@ def slot_of(node, group, state):
     )
 
 
-def test_a_killed_worker_is_replaced_and_its_visit_continues(tmp_path, socket_dir):
+@pytest.fixture(scope="module")
+def single_node(tmp_path_factory, module_leaves_nothing):
+    with running_for_module(tmp_path_factory, min=1, max=1) as node:
+        yield node
+
+
+@pytest.fixture
+def single(single_node):
+    """Return a daemon with one slot, which is idle."""
+    single_node.wait(single_node.is_ready)
+    return single_node
+
+
+def test_a_killed_worker_is_replaced_and_its_visit_continues(single):
     """Fault 30: SIGKILL while idle and while waiting."""
-    with running(tmp_path, socket_dir, min=1, max=1) as node:
-        for number, state in enumerate((SlotState.IDLE, SlotState.WAITING), 1):
-            group = f"g{number}"
-            if state == SlotState.WAITING:
-                node.relay.reserve(group)
-            row = node.wait(lambda state=state: next((r for r in node.workers() if r.state == state), None))
-            os.kill(row.pid, signal.SIGKILL)
-            node.wait(lambda row=row: node.workers()[0].epoch == row.epoch + 1 and node.workers()[0].pid)
-            if state == SlotState.IDLE:
-                node.relay.reserve(group)
-            node.land(group, number=number)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
-            assert node.workers()[0].pid != row.pid
-            assert node.marks(group) == {f"{group}~0": 1}
-            node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
+    for number, state in enumerate((SlotState.IDLE, SlotState.WAITING), 1):
+        group = f"killed-{state}"
+        if state == SlotState.WAITING:
+            single.relay.reserve(group)
+        row = single.wait(lambda state=state: next((r for r in single.workers() if r.state == state), None))
+        os.kill(row.pid, signal.SIGKILL)
+        single.wait(lambda row=row: single.workers()[0].epoch == row.epoch + 1 and single.workers()[0].pid)
+        if state == SlotState.IDLE:
+            single.relay.reserve(group)
+        single.land(group, number=number)
+        assert single.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        assert single.workers()[0].pid != row.pid
+        assert single.marks(group) == {f"{group}~0": 1}
+        single.wait(lambda: single.workers()[0].state == SlotState.IDLE)
 
 
 def test_a_worker_that_dies_before_its_spool_is_complete_has_not_succeeded(node, group):
@@ -59,17 +70,6 @@ def test_a_worker_that_dies_before_its_spool_is_complete_has_not_succeeded(node,
     assert node.relay.outcome(group).outcome == Outcome.CRASHED
     assert node.marks(group) == {f"{group}~0": 1}
     assert not any(group in name for name in node.exported())
-
-
-def test_an_endless_loop_is_killed_at_its_deadline_and_retried(tmp_path, socket_dir):
-    """Fault 32: an endless loop."""
-    with running(tmp_path, socket_dir, times={"run_s": 3}) as node:  # enough for the second attempt
-        node.relay.reserve("g1", survey="process:spin@1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        first, second = node.visit("g1")
-        assert (first.outcome, second.outcome) == (Outcome.RUN_TIMEOUT, Outcome.SUCCEEDED)
-        assert first.slot != second.slot
 
 
 @pytest.mark.skipif(not os.access(FREEZER / "tasks", os.W_OK), reason="needs a writable cgroup v1 freezer")
@@ -105,67 +105,44 @@ def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path
         group.rmdir()
 
 
-def test_a_worker_that_was_stopped_continues_with_its_next_visit(tmp_path, socket_dir):
+def test_a_worker_that_was_stopped_continues_with_its_next_visit(single):
     """Fault 34: stopped, and continued after its visit was canceled."""
-    with running(tmp_path, socket_dir, min=1, max=1) as node:
-        node.relay.reserve("g1")
-        node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
-        pid = node.workers()[0].pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            node.land("g1")
-            node.relay.cancel("g1")
-            assert node.relay.outcome("g1").outcome == Outcome.CANCELLED
-            node.relay.reserve("g2")
-            node.wait(lambda: node.workers()[0].group == "g2")
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        node.land("g2", number=2)
-        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
-        assert node.workers()[0].pid == pid
-        assert node.marks() == {"g2~0": 1}
-
-
-def test_repos_of_the_previous_run_are_removed_and_unknown_files_left(tmp_path, socket_dir):
-    """Fault 43: files on the RAM disk at the start."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay)
-    ram = socket_dir / "ram" / "ppdaemon-n1"
+    single.relay.reserve("stopped")
+    single.wait(lambda: single.workers()[0].state == SlotState.WAITING)
+    pid = single.workers()[0].pid
+    os.kill(pid, signal.SIGSTOP)
     try:
-        node.start()
-        (ram / "photos").mkdir()
-        node.kill()
-        assert (ram / "slots").exists()
-        node.start()
-        status = node.status()
-        assert status.leftovers_removed >= 2
-        assert any(f"{ram}/photos does not belong to ppdaemon" in problem for problem in status.problem_texts)
-        assert node.stop() == 0
-        assert list(ram.iterdir()) == [ram / "photos"]
+        single.land("stopped", number=11)
+        single.relay.cancel("stopped")
+        assert single.relay.outcome("stopped").outcome == Outcome.CANCELLED
+        single.relay.reserve("next")
+        single.wait(lambda: single.workers()[0].group == "next")
     finally:
-        node.stop()
-        relay.close()
+        os.kill(pid, signal.SIGCONT)
+    single.land("next", number=12)
+    assert single.relay.outcome("next").outcome == Outcome.SUCCEEDED
+    assert single.workers()[0].pid == pid
+    assert (single.marks("stopped"), single.marks("next")) == ({}, {"next~0": 1})
 
 
-def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(tmp_path, socket_dir):
+def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(node, group):
     """Fault 46: the journal cannot be written for a while."""
-    with running(tmp_path, socket_dir) as node:
-        lock = sqlite3.connect(node.state / "journal.sqlite", isolation_level=None)
-        lock.execute("BEGIN IMMEDIATE")
-        try:
-            node.relay.reserve("g1")
-            node.relay.wait(lambda: node.relay.naks)
-            assert not node.relay.naks[0].final
-            assert "the journal cannot be written" in node.relay.naks[0].reason
-            assert not node.relay.acked
-            assert any("the journal cannot be written" in problem for problem in node.status().problem_texts)
-            node.relay.wait(lambda: node.relay.hellos[-1].capacity == 0)
-        finally:
-            lock.close()
-        node.relay.wait(lambda: node.relay.hellos[-1].capacity == 6)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+    lock = sqlite3.connect(node.state / "journal.sqlite", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    try:
+        node.relay.reserve(group)
+        (nak,) = node.relay.wait(lambda: [nak for nak in node.relay.naks if nak.group == group])
+        assert not nak.final
+        assert "the journal cannot be written" in nak.reason
+        assert (group, 0) not in node.relay.acked
+        assert any("the journal cannot be written" in problem for problem in node.status().problem_texts)
+        node.relay.wait(lambda: node.relay.hellos[-1].capacity == 0)
+    finally:
+        lock.close()
+    node.relay.wait(lambda: node.relay.hellos[-1].capacity == 6)
+    node.relay.reserve(group)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
 
 
 def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
@@ -186,41 +163,21 @@ def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
         relay.close()
 
 
-def test_nothing_is_left_when_the_daemon_was_killed_while_workers_hang(tmp_path, socket_dir):
-    """Fault 51: workers in the middle of C code die with their supervisor."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay, times={"run_s": 60})
-    try:
-        node.start()
-        for k in range(3):
-            relay.reserve(f"g{k}", survey="process:deaf")
-            node.land(f"g{k}", number=k + 1)
-        node.wait(lambda: sum(row.state == SlotState.PROCESSING for row in node.workers()) == 3)
-        family = descendants(node.process.pid)
-        node.kill()
-        relay.wait(lambda: not any(map(alive, family)), TIMEOUT_S)
-    finally:
-        node.stop()
-        relay.close()
-
-
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs the right to mount")
-def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(tmp_path, socket_dir):
+def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(single):
     """Fault 42: a repo that cannot be wiped, until it can."""
-    with running(tmp_path, socket_dir, min=1, max=1) as node:
-        repo = socket_dir / "ram" / "ppdaemon-n1" / "slots" / "0000"
-        held = repo / "held"
-        held.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", held], check=True)
-        try:
-            os.kill(node.workers()[0].pid, signal.SIGKILL)
-            node.wait(lambda: "cannot be deleted" in node.workers()[0].note)
-            assert node.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
-        finally:
-            # Lazily: the daemon may be reading it now.
-            subprocess.run(["umount", "--lazy", held], check=True)
-        node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
-        assert not held.exists()
+    held = single.ramdisk / "ppdaemon-n1" / "slots" / "0000" / "held"
+    held.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", held], check=True)
+    try:
+        os.kill(single.workers()[0].pid, signal.SIGKILL)
+        single.wait(lambda: "cannot be deleted" in single.workers()[0].note)
+        assert single.workers()[0].state in (SlotState.BACKOFF, SlotState.STARTING)
+    finally:
+        # Lazily: the daemon may be reading it now.
+        subprocess.run(["umount", "--lazy", held], check=True)
+    single.wait(lambda: single.workers()[0].state == SlotState.IDLE)
+    assert not held.exists()
 
 
 def test_a_clock_that_is_set_by_an_hour_moves_no_deadline_and_refuses_no_visit(tmp_path, socket_dir):

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from urllib.parse import quote_plus
 import pytest
 import zmq
 from node import make_node
+from ramdisk import TEMPORARY
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.oldfiles import write_old_files
@@ -47,9 +49,18 @@ needs_mount = pytest.mark.skipif(not MAY_MOUNT, reason="needs the right to mount
 
 
 @pytest.fixture(scope="module")
-def changes() -> dict[str, object]:
+def publisher() -> Iterator["Publisher"]:
+    """Return the publisher of the shared daemon."""
+    with tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets:
+        publisher = Publisher(Path(sockets))
+        yield publisher
+        publisher.close()
+
+
+@pytest.fixture(scope="module")
+def changes(publisher: "Publisher") -> dict[str, object]:
     """Turn the survey off in the shared daemon, too."""
-    return {"arrivals": {"watch": "inotify", "scan_s": NEVER_S}}
+    return {"arrivals": {"watch": "inotify", "scan_s": NEVER_S, "subscribe": [publisher.address]}}
 
 
 @contextmanager
@@ -92,7 +103,7 @@ class Publisher:
 
 
 @pytest.fixture
-def publisher(socket_dir: Path) -> Iterator[Publisher]:
+def own_publisher(socket_dir: Path) -> Iterator[Publisher]:
     publisher = Publisher(socket_dir)
     yield publisher
     publisher.close()
@@ -166,50 +177,49 @@ def watched_folders(pid: int) -> int:
 # --- notices and names ---
 
 
-def test_of_many_notices_the_good_ones_are_used(tmp_path, socket_dir, publisher):
+def test_of_many_notices_the_good_ones_are_used(tmp_path, socket_dir, own_publisher):
     """Fault 16: URL-encoded key, several records, removals, sidecars, other
     buckets, one broken record.
     """
-    arrivals = {"watch": "poll", "poll_s": NEVER_S, "subscribe": [publisher.address]}
+    arrivals = {"watch": "poll", "poll_s": NEVER_S, "subscribe": [own_publisher.address]}
     with daemon(tmp_path, socket_dir, arrivals) as node:
-        publisher.wait_for_subscriber()
+        own_publisher.wait_for_subscriber()
         reserve(node, "g1")
         path = node.land("g1")
         key = str(path.relative_to(node.raw_root))
-        publisher.send({"Records": [record(key, "ObjectRemoved:Delete"), 5, {"s3": None}]})
-        publisher.send({"Records": [record("other/bucket/key", bucket="else")]})
-        publisher.send(b"\xff{")
+        own_publisher.send({"Records": [record(key, "ObjectRemoved:Delete"), 5, {"s3": None}]})
+        own_publisher.send({"Records": [record("other/bucket/key", bucket="else")]})
+        own_publisher.send(b"\xff{")
         assert not ingested(node)
-        publisher.send(
+        own_publisher.send(
             {"Records": [record(key.replace(".fits", ".json")), {"eventName": 5}, record(key), record(key)]}
         )
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert ingested(node) == {("g1", 1): 1}
 
 
-def test_paths_out_of_the_root_are_refused_and_never_opened(tmp_path, socket_dir, publisher):
+def test_paths_out_of_the_root_are_refused_and_never_opened(tmp_path, node, group, publisher):
     """Fault 17: ``..``, an absolute path, a link out of the root, a newline."""
-    arrivals = {"watch": "inotify", "subscribe": [publisher.address]}
-    with daemon(tmp_path, socket_dir, arrivals) as node:
-        publisher.wait_for_subscriber()
-        reserve(node, "g1")
-        # A process that opened it would hang: there is no writer.
-        trap = tmp_path / "trap.fits"
-        os.mkfifo(trap)
-        name = node.land("g1", detector=1).relative_to(node.raw_root)
-        publisher.send({"path": f"../{trap.name}"})
-        publisher.send({"path": str(trap)})
-        publisher.send({"path": f"{name}\n"})
-        node.wait(
-            lambda: [count(node, f"refused.{kind}") for kind in ("escape", "outside", "control")] == [1, 1, 1]
-        )
-        link = Path(str(node.raw_root / name).replace("_S01", "_S00"))
-        link.symlink_to(trap)
-        node.wait(lambda: count(node, "refused.symlink"))
-        assert not ingested(node)
-        link.unlink()
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+    kinds = ("escape", "outside", "control")
+    before = [count(node, f"refused.{kind}") for kind in kinds]
+    links = count(node, "refused.symlink")
+    node.wait(lambda: all(source.live for source in node.status().arrivals))
+    reserve(node, group)
+    # A process that opened it would hang: there is no writer.
+    trap = tmp_path / "trap.fits"
+    os.mkfifo(trap)
+    name = node.land(group, detector=1).relative_to(node.raw_root)
+    publisher.send({"path": f"../{trap.name}"})
+    publisher.send({"path": str(trap)})
+    publisher.send({"path": f"{name}\n"})
+    node.wait(lambda: [count(node, f"refused.{kind}") for kind in kinds] == [each + 1 for each in before])
+    link = Path(str(node.raw_root / name).replace("_S01", "_S00"))
+    link.symlink_to(trap)
+    node.wait(lambda: count(node, "refused.symlink") > links)
+    assert not ingested(node, group)
+    link.unlink()
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
 
 
 # --- contents ---
@@ -293,57 +303,56 @@ def test_a_file_that_comes_twice_is_ingested_once(node, group, first, again):
     assert not [row for row in node.daemon.late(100) if row.group.startswith(group)]
 
 
-def test_a_raw_that_is_taken_away_and_brought_back_is_ingested(tmp_path, socket_dir):
+def test_a_raw_that_is_taken_away_and_brought_back_is_ingested(tmp_path, node, group):
     """Fault 21: deleted before it was opened. What a worker does that cannot
     read it is tested with the middleware.
     """
-    with daemon(tmp_path, socket_dir, {"watch": "inotify"}) as node:
-        reserve(node, "g1")
-        node.process.send_signal(signal.SIGSTOP)
-        try:
-            path = node.land("g1")
-            away = path.rename(tmp_path / path.name)
-        finally:
-            node.process.send_signal(signal.SIGCONT)
-        node.wait(node.status)
-        away.rename(path)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert ingested(node) == {("g1", 1): 1}
+    reserve(node, group)
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        path = node.land(group)
+        away = path.rename(tmp_path / path.name)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    node.wait(node.status)
+    away.rename(path)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert ingested(node, group) == {(group, node.raws.number(group)): 1}
 
 
 # --- events that do not come ---
 
 
-def test_no_file_in_a_new_folder_is_missed(tmp_path, socket_dir):
+def test_no_file_in_a_new_folder_is_missed(node, group):
     """Fault 22: a new directory tree with a file at once."""
-    with daemon(tmp_path, socket_dir, {"watch": "inotify"}) as node:
-        reserve(node, "g1")
-        for number in range(2, 102):
-            node.land("other", number=number)
-        node.land("g1", number=1)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: count(node, "delivered") == 101)
+    before = count(node, "delivered")
+    reserve(node, group)
+    for number in range(5001, 5101):
+        node.land(f"{group}-other", number=number)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.wait(lambda: count(node, "delivered") == before + 101)
 
 
-def test_after_an_overflow_everything_is_found(tmp_path, socket_dir):
+def test_after_an_overflow_everything_is_found(node, group):
     """Fault 23: the queue of events overflows while no thread reads it."""
     queue = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if queue > 100_000:
         pytest.skip(f"fs.inotify.max_queued_events is {queue}: too long to fill")
-    with daemon(tmp_path, socket_dir, {"watch": "inotify"}) as node:
-        folder = node.land("other", number=7).parent
-        node.wait(lambda: count(node, "delivered") == 1)
-        reserve(node, "g1")
-        node.process.send_signal(signal.SIGSTOP)
-        try:
-            (folder / "0").touch()
-            for number in range(queue // 2 + 1):
-                (folder / f"{number}").rename(folder / f"{number + 1}")
-            node.land("g1", number=1)
-        finally:
-            node.process.send_signal(signal.SIGCONT)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert ingested(node) == {("g1", 1): 1}
+    before = count(node, "delivered")
+    folder = node.land(f"{group}-other", number=6001).parent
+    node.wait(lambda: count(node, "delivered") == before + 1)
+    reserve(node, group)
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        (folder / "0").touch()
+        for number in range(queue // 2 + 1):
+            (folder / f"{number}").rename(folder / f"{number + 1}")
+        node.land(group)
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    assert ingested(node, group) == {(group, node.raws.number(group)): 1}
 
 
 @pytest.mark.skipif(not MAY_LIMIT, reason="needs the right to make a user namespace")
@@ -458,17 +467,17 @@ def test_old_files_are_neither_watched_nor_read(tmp_path, socket_dir):
         succeeds(node, "g1", number=1)
 
 
-def test_a_file_that_all_sources_report_is_ingested_once(tmp_path, socket_dir, publisher):
+def test_a_file_that_all_sources_report_is_ingested_once(tmp_path, socket_dir, own_publisher):
     """Fault 29: several sources report one file."""
-    arrivals = {"watch": "inotify", "scan_s": 0.1, "subscribe": [publisher.address]}
+    arrivals = {"watch": "inotify", "scan_s": 0.1, "subscribe": [own_publisher.address]}
     with daemon(tmp_path, socket_dir, arrivals) as node:
-        publisher.wait_for_subscriber()
+        own_publisher.wait_for_subscriber()
         reserve(node, "g1", nimages=2)
         path = node.land("g1", snaps=2)
         key = str(path.relative_to(node.raw_root))
         for _ in range(5):
-            publisher.send({"path": str(path)})
-            publisher.send({"Records": [record(key), record(key)]})
+            own_publisher.send({"path": str(path)})
+            own_publisher.send({"Records": [record(key), record(key)]})
         node.wait(lambda: ingested(node) == {("g1", 1): 1})
         node.land("g1", number=2, snap=2, snaps=2)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED

@@ -172,13 +172,13 @@ def test_a_stream_that_a_task_has_closed_costs_the_worker():
     [
         "random.seed = lambda *_: 1 / 0",
         "threading.enumerate = None",
-        "os.listdir = os.scandir = pathlib.Path.glob = None",
-        "sys._current_frames = None",
+        "os.waitid = None",
+        "sys._current_frames = None; threading.Thread(target=threading.Event().wait, daemon=True).start()",
     ],
 )
 def test_a_restore_that_fails_costs_the_worker_and_nothing_else(replace):
     _, remaining = ended_child(
-        "import pathlib, random, threading",
+        "import random, threading",
         "leftovers = Leftovers()",
         replace,
         "leftovers.restore()",

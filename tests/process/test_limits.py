@@ -12,7 +12,7 @@ import pytest
 from node import TESTS, running
 
 from ppdaemon.states import Outcome, SlotState
-from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.processes import alive, descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 SAMPLE_S = 0.1
@@ -22,7 +22,8 @@ SAMPLE_S = 0.1
 def changes():
     """Return the configuration of the daemon that some tests here share."""
     memory = {"sample_s": SAMPLE_S, "soft": "100MB", "hard": "300MB", "ramdisk": "10MB", "budget": "8GB"}
-    return {"work": "greedy", "memory": memory, "environment": {"PYTHONPATH": str(TESTS)}}
+    environment = {"PYTHONPATH": str(TESTS)}
+    return {"work": "greedy", "memory": memory, "environment": environment, "log_max": "1MB"}
 
 
 def greedy(folder, sockets, *, memory=None, **workers):
@@ -79,21 +80,21 @@ def test_a_visit_that_takes_too_much_cpu_time_is_stopped(tmp_path, socket_dir):
         assert entry.reason == "the visit took more than 0.2 s of CPU time"
 
 
-def test_a_flood_of_log_lines_is_cut_and_counted(tmp_path, socket_dir):
+def test_a_flood_of_log_lines_is_cut_and_counted(node, group):
     """Fault 41: 100,000 lines a second, lines without end, control characters."""
-    with greedy(tmp_path, socket_dir, log_max="1MB") as node:
-        node.relay.reserve("g1", survey="process:flood")
-        node.relay.reserve("g2")
-        for number, group in enumerate(("g1", "g2"), 1):
-            node.land(group, number=number)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
-        log = node.state / "logs" / f"worker-{node.visit('g1')[0].slot:04d}.log"
-        node.wait(lambda: log.stat().st_size < 1_000_000)
-        node.wait(lambda: node.status().counters.get("log_cut"))
-        text = log.read_bytes()
-        assert text.startswith(b"... ")
-        assert b" bytes were cut here\n" in text[:100]
-        assert b"\x1b[2J\x00\r\x07\xff" in text
+    before = node.status().counters.get("log_cut", 0)
+    for each, survey in ((group, "process:flood"), (f"{group}-other", "")):
+        node.relay.reserve(each, survey=survey)
+    for each in (group, f"{group}-other"):
+        node.land(each)
+        assert node.relay.outcome(each).outcome == Outcome.SUCCEEDED
+    log = node.state / "logs" / f"worker-{node.visit(group)[0].slot:04d}.log"
+    node.wait(lambda: log.stat().st_size < 1_000_000)
+    node.wait(lambda: node.status().counters.get("log_cut", 0) > before)
+    text = log.read_bytes()
+    assert text.startswith(b"... ")
+    assert b" bytes were cut here\n" in text[:100]
+    assert b"\x1b[2J\x00\r\x07\xff" in text
 
 
 # --- the RAM disk ------------------------------------------------------------
@@ -130,10 +131,21 @@ def test_a_worker_over_its_ram_disk_quota_is_stopped_and_its_repo_wiped(node, gr
     assert {path.name for path in repo.iterdir()} == {"registry", "tmp"}
 
 
-def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk):
-    """Fault 42: the RAM disk full, then out of inodes, in any stage."""
+def test_a_full_ram_disk_is_reported_and_costs_the_visit_that_filled_it(tmp_path, socket_dir, small_ramdisk):
+    """Fault 42: nearly full, which is reported before it costs a visit; full, then out of inodes, in any
+    stage.
+    """
     stages, faults = ("prepare", "ingest", "process", "export"), ("fill_bytes", "fill_inodes")
     with greedy(tmp_path, socket_dir, image_timeout_s=100) as node:
+        assert node.status().ramdisk_mb < 1
+        other = small_ramdisk / "others"
+        other.write_bytes(bytes(8_200_000))
+        problem = f"{small_ramdisk / 'ppdaemon-n1'} has only "
+        node.wait(lambda: any(line.startswith(problem) for line in node.status().problem_texts))
+        assert node.status().state == "degraded"
+        node.wait(lambda: node.status().ramdisk_mb > 8.2)
+        other.unlink()
+        node.wait(lambda: node.status().state == "running")
         node.relay.reserve("other")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         for number, (stage, fault) in enumerate(itertools.product(stages, faults), 1):
@@ -150,20 +162,6 @@ def test_a_full_ram_disk_costs_the_visit_that_filled_it(tmp_path, socket_dir, sm
             node.wait(lambda repo=repo: {path.name for path in repo.iterdir()} == {"registry", "tmp"})
         node.land("other", number=9)
         assert node.relay.outcome("other").outcome == Outcome.SUCCEEDED
-
-
-def test_a_ram_disk_that_is_nearly_full_is_a_problem_until_it_is_not(tmp_path, socket_dir, small_ramdisk):
-    """Fault 42: reported before it costs a visit."""
-    with greedy(tmp_path, socket_dir) as node:
-        assert node.status().ramdisk_mb < 1
-        other = small_ramdisk / "others"
-        other.write_bytes(bytes(8_200_000))
-        problem = f"{small_ramdisk / 'ppdaemon-n1'} has only "
-        node.wait(lambda: any(line.startswith(problem) for line in node.status().problem_texts))
-        assert node.status().state == "degraded"
-        node.wait(lambda: node.status().ramdisk_mb > 8.2)
-        other.unlink()
-        node.wait(lambda: node.status().state == "running")
 
 
 # --- control groups ----------------------------------------------------------
@@ -205,7 +203,10 @@ def group_of(pid):
     return next(line for line in lines if line.startswith("0::")).rpartition("/")[2]
 
 
-def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, cgroup):
+def test_a_delegated_group_is_divided_and_kills_a_detached_grandchild_with_its_worker(
+    tmp_path, socket_dir, cgroup
+):
+    """Fault 39: a daemonized grandchild, after the end of the zygote."""
     with greedy(tmp_path, socket_dir, launcher=delegated(cgroup)) as node:
         limits = node.status().limits
         assert limits["descendants"] == "supervisor by process group; kernel (cgroup)"
@@ -213,20 +214,16 @@ def test_a_delegated_group_is_divided_and_reported(tmp_path, socket_dir, cgroup)
         for name, controller in (("memory", "memory"), ("processes", "pids")):
             assert ("kernel (cgroup)" in limits[name]) == (controller in controllers)
             assert (f"no {controller} controller" in limits[name]) == (controller not in controllers)
+        # The exporter may start after the workers.
+        node.wait(lambda: any(title(pid) == "ppdaemon exporter" for pid in descendants(node.pid)))
         rows = node.workers()
         assert {group_of(row.pid) for row in rows} == {f"worker-{row.slot:04d}" for row in rows}
-        others = {node.process.pid, *descendants(node.process.pid)} - {row.pid for row in rows}
+        others = {node.pid, *descendants(node.pid)} - {row.pid for row in rows}
         assert len(others) >= 3  # supervisor, zygote, exporter
         assert {group_of(pid) for pid in others} == {"supervisor"}
-
-
-def test_a_detached_grandchild_is_killed_with_its_worker_by_the_group(tmp_path, socket_dir, cgroup):
-    """Fault 39: a daemonized grandchild, after the end of the zygote."""
-    with greedy(tmp_path, socket_dir, launcher=delegated(cgroup)) as node:
         node.relay.reserve("g1", survey="prepare:detach process:die@1")
         note = node.state / "grandchild"
-        node.wait(note.exists)
-        grandchild = int(node.wait(note.read_text))
+        grandchild = int(node.wait(lambda: note.exists() and note.read_text()))
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
         (holder,) = (row for row in node.workers() if row.state == SlotState.WAITING)
         assert group_of(grandchild) == group_of(holder.pid)

@@ -12,7 +12,7 @@ import pytest
 from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots import memory
-from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
+from ppdaemon.node.slots.memory import MemoryFiles, anonymous_share, exclusive_bytes, memory_bound
 from ppdaemon.node.slots.meters import Meters, folder_bytes
 from ppdaemon.processes import parent, process_tree
 
@@ -156,7 +156,7 @@ def test_mapped_files_on_a_disk_do_not_count(folders):
 
 
 def test_a_worker_that_has_ended_uses_nothing(folders):
-    assert memory_files([GONE], folders.ramdisk) == {}
+    assert MemoryFiles.outside(folders.ramdisk).of([GONE]) == {}
     assert anonymous_share(GONE) == 0
     assert (memory_bound(GONE).anonymous, memory_bound(GONE).shared) == (0, 0)
 
@@ -175,7 +175,7 @@ def test_a_process_that_nobody_has_waited_for_uses_nothing_and_stops_no_measurem
     with worker(HOLD) as pid, worker(HOLD) as other:
         monkeypatch.setattr(os, "scandir", refusing(os.scandir))
         monkeypatch.setattr(memory, "open", refusing(open), raising=False)
-        assert memory_files([pid], folders.ramdisk) == {}
+        assert MemoryFiles.outside(folders.ramdisk).of([pid]) == {}
         assert measured(folders, pid, other) == [0, 1]
 
 
@@ -191,7 +191,7 @@ def test_open_files_on_disks_are_not_touched(folders, monkeypatch, tmp_path):
     try:
         with open(file, "w"), worker(f"stream = open({file!r})\n{HOLD}") as pid:
             monkeypatch.setattr(memory.os, "stat", noted)
-            memory_files([pid], folders.ramdisk)
+            MemoryFiles.outside(folders.ramdisk).of([pid])
             monkeypatch.undo()
     finally:
         os.unlink(file)

@@ -33,7 +33,7 @@ def test_an_announcement_of_what_a_node_has_done_is_a_duplicate(relay, wires, mo
     node.ack(visit)
     node.finish(visit)
     wait_until(lambda: set(client.outcomes("g1").values()) == {"succeeded"}, TIMEOUT_S)
-    assert RelayDaemon(relay.control).status().problems == ()
+    assert RelayDaemon(relay.control).status().problem_texts == ()
     ended = EndedDetectors(
         instrument="DemoCam",
         group="g1",
@@ -52,5 +52,5 @@ def test_an_announcement_of_what_a_node_has_done_is_a_duplicate(relay, wires, mo
     node.wait_for("welcome")
     assert client.announce("g1")["status"] == "duplicate"
     assert set(client.outcomes("g1").values()) == {"succeeded"}
-    assert "9 visit-detectors were adopted" in str(RelayDaemon(relay.control).status().problems)
+    assert "9 visit-detectors were adopted" in str(RelayDaemon(relay.control).status().problem_texts)
     assert len(relay.events("the ledger is older than the journal of a node")) == 1

@@ -148,9 +148,9 @@ def test_a_reload_switches_metrics_on_and_an_occupied_port_is_a_problem(tmp_path
         node.rewrite(metrics={"listen": address})
         node.process.send_signal(signal.SIGHUP)
         text = f"metrics cannot be served at {address}: "
-        node.wait(lambda: text in str(node.status().problems))
+        node.wait(lambda: text in str(node.status().problem_texts))
         occupied.close()
-        node.wait(lambda: text not in str(node.status().problems))
+        node.wait(lambda: text not in str(node.status().problem_texts))
         lines = lines_at(address)
         assert 'ppdaemon_build_info{node="n1",' in "\n".join(lines)
         assert "ppdaemon_config_generation 2.0" in lines

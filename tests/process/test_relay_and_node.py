@@ -3,10 +3,13 @@
 
 import os
 import signal
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from node import make_node
+from ramdisk import TEMPORARY
 
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import TIMES
@@ -35,6 +38,16 @@ def observatory(folder, sockets, alone="wait", **workers):
             relay.stop()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, module_leaves_nothing):
+    """Return a relay, a node and a client, for tests that end neither of them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
+        observatory(tmp_path_factory.mktemp("node"), Path(sockets), max=9) as made,
+    ):
+        yield made
+
+
 def all_ended(client, group, outcome="succeeded", detectors=3):
     wait_until(
         lambda: list(client.outcomes(group).values()).count(outcome) == detectors,
@@ -50,12 +63,12 @@ def announce(client, node, group, number=1, *, detectors=9):
         node.land(group, detector, number=number)
 
 
-def test_a_visit_passes_relay_and_node_and_its_status_is_requested(tmp_path, socket_dir):
-    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
-        announce(client, node, "g1")
-        all_ended(client, "g1", detectors=9)
-        assert client.announce("g1", nimages=1)["status"] == "duplicate"
-        assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+def test_a_visit_passes_relay_and_node_and_its_status_is_requested(shared):
+    _, node, client = shared
+    announce(client, node, "passes", 1)
+    all_ended(client, "passes", detectors=9)
+    assert client.announce("passes", nimages=1)["status"] == "duplicate"
+    assert node.marks("passes") == {f"passes~{detector}": 1 for detector in range(9)}
 
 
 @pytest.mark.parametrize("alone", ["wait", "cross"])
@@ -80,48 +93,45 @@ def test_a_restarted_relay_receives_the_outcomes(tmp_path, socket_dir, alone):
         assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
 
 
-def test_a_relay_that_hangs_for_a_while_loses_and_duplicates_no_visit(tmp_path, socket_dir):
-    with observatory(tmp_path, socket_dir, max=9) as (relay, node, client):
-        announce(client, node, "g1")
-        os.kill(relay.process.pid, signal.SIGSTOP)
-        try:
-            node.wait(lambda: "connecting" in node.status().relay)
-        finally:
-            os.kill(relay.process.pid, signal.SIGCONT)
-        announce(client, node, "g2", number=2)
-        for group in ("g1", "g2"):
-            all_ended(client, group, detectors=9)
-        assert node.marks() == {f"{group}~{detector}": 1 for group in ("g1", "g2") for detector in range(9)}
+def test_a_relay_that_hangs_for_a_while_loses_and_duplicates_no_visit(shared):
+    relay, node, client = shared
+    announce(client, node, "hangs1", 2)
+    os.kill(relay.process.pid, signal.SIGSTOP)
+    try:
+        node.wait(lambda: "connecting" in node.status().relay)
+    finally:
+        os.kill(relay.process.pid, signal.SIGCONT)
+    announce(client, node, "hangs2", 3)
+    for group in ("hangs1", "hangs2"):
+        all_ended(client, group, detectors=9)
+        assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(9)}
+    node.wait(lambda: node.status().relay.startswith("connected"))
 
 
-def test_a_visit_announced_while_no_node_is_connected_waits_for_one(tmp_path, socket_dir):
-    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
-        assert node.stop() == 0
-        announce(client, node, "g1")
-        node.start()
-        all_ended(client, "g1", detectors=9)
+def test_a_canceled_visit_ends_at_the_node_too(shared):
+    _, node, client = shared
+    client.announce("canceled", nimages=1)
+    node.wait(lambda: node.status().open_visits == 9)
+    assert client.request({"groupId": "canceled", "scriptSalIndex": 0})["status"] == "accepted"
+    all_ended(client, "canceled", "cancelled", detectors=9)
+    node.wait(lambda: node.status().open_visits == 0)
 
 
-def test_a_canceled_visit_ends_at_the_node_too(tmp_path, socket_dir):
-    with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
-        client.announce("g1", nimages=1)
-        node.wait(lambda: node.status().open_visits == 9)
-        assert client.request({"groupId": "g1", "scriptSalIndex": 0})["status"] == "accepted"
-        all_ended(client, "g1", "cancelled", detectors=9)
-        node.wait(lambda: node.status().open_visits == 0)
-
-
-def test_a_restarted_node_gets_again_what_it_handed_back(tmp_path, socket_dir):
+def test_a_restarted_node_gets_again_what_it_handed_back_and_what_was_announced_meanwhile(
+    tmp_path, socket_dir
+):
     with observatory(tmp_path, socket_dir, max=9) as (_, node, client):
         client.announce("g1", nimages=1)
         node.wait(lambda: node.status().open_visits == 9)
         assert node.stop() == 0
         assert set(client.outcomes("g1").values()) == {None}
+        announce(client, node, "g2", 2)
         node.start()
         for detector in range(9):
             node.land("g1", detector)
-        all_ended(client, "g1", detectors=9)
-        assert node.marks() == {f"g1~{detector}": 1 for detector in range(9)}
+        for group in ("g1", "g2"):
+            all_ended(client, group, detectors=9)
+            assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(9)}
 
 
 def test_what_a_stopping_node_hands_back_runs_on_another(tmp_path, socket_dir):

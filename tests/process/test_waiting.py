@@ -95,22 +95,6 @@ def test_a_raw_without_an_announcement_is_remembered_for_a_later_one(node, group
     assert node.marks(group) == {f"{group}~0": 1}
 
 
-def test_a_raw_from_before_the_watch_is_processed_once(tmp_path, socket_dir):
-    """Fault 12: before the watch."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay)
-    try:
-        node.land("g1")
-        node.start()
-        relay.reserve("g1")
-        assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.marks() == {"g1~0": 1}
-        assert node.stop() == 0
-    finally:
-        node.stop()
-        relay.close()
-
-
 def test_a_raw_that_arrives_during_preload_is_processed_once(node, group):
     """Fault 12: during preload."""
     node.relay.reserve(group, survey="prepare:gate")
@@ -162,16 +146,29 @@ def test_without_a_number_the_header_ends_the_wait(node, group):
     assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
 
 
-def test_without_any_number_the_wait_ends_when_it_is_quiet(tmp_path, socket_dir):
-    """Fault 13: nimages 0, and the header has no number."""
-    with running(tmp_path, socket_dir, arrivals={"quiet_s": 0.5}) as node:
-        node.relay.reserve("g1", nimages=0)
+def test_a_raw_from_before_the_watch_is_processed_once_and_without_any_number_when_it_is_quiet(
+    tmp_path, socket_dir
+):
+    """Fault 12: before the watch. Fault 13: nimages 0, and the header has no number."""
+    relay = PlayedRelay()
+    node = make_node(tmp_path, socket_dir, relay, arrivals={"quiet_s": 0.5})
+    try:
+        node.land("before", number=1)
+        node.start()
+        relay.reserve("before")
+        assert relay.outcome("before").outcome == Outcome.SUCCEEDED
+        relay.reserve("g1", nimages=0)
         waiting(node)
-        node.land("g1", snap=None, snaps=None)
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.land("g1", number=2, snap=None, snaps=None)
+        assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (row,) = node.visit("g1")
         assert not row.partial
         assert row.stages["ingested"] - row.stages["arrived"] >= 0.5
+        assert node.marks() == {"before~0": 1, "g1~0": 1}
+        assert node.stop() == 0
+    finally:
+        node.stop()
+        relay.close()
 
 
 def test_without_any_number_the_list_of_detectors_ends_the_wait(node, group):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The meters, on this process and on folders of the test."""
 
+import io
 import os
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_cpu_time_is_read_also_of_a_process_with_an_odd_name(monkeypatch):
     assert before < cpu_seconds(os.getpid()) < before + 10
     assert cpu_seconds(GONE) == 0
     text = "7 (a) b (c) S " + " ".join(str(k) for k in range(4, 53))
-    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    monkeypatch.setattr("ppdaemon.node.slots.meters.open", lambda path: io.StringIO(text), raising=False)
     assert cpu_seconds(7) == pytest.approx((14 + 15 + 16 + 17) / os.sysconf("SC_CLK_TCK"))
 
 

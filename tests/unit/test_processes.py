@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Names of signals, and signals that end no worker."""
+"""Names of signals, signals that end no worker, and children."""
 
+import os
 import signal
 import subprocess
 import sys
+
+import pytest
 
 from ppdaemon.processes import signal_name
 
@@ -24,3 +27,32 @@ def test_a_signal_to_the_group_ends_programs_that_a_task_has_started_and_not_the
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(-number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+
+
+CLONE = {"x86_64": 56, "aarch64": 220}
+"""Number of the system call by processor."""
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("", False),
+        ("child = os.fork() or time.sleep(60)", True),
+        ("os.fork() or os._exit(0)", True),  # nothing has waited for it
+        ("os.waitpid(os.fork() or os._exit(0), 0)", False),
+        # Its end would send no signal.
+        (f"ctypes.CDLL(None).syscall({CLONE[os.uname().machine]}, 0, 0, 0, 0, 0) or time.sleep(60)", True),
+        ("signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.fork() or time.sleep(60)", True),
+    ],
+)
+def test_children_are_found_as_in_their_list(step, expected):
+    code = (
+        "import ctypes, os, signal, time\n"
+        "from ppdaemon.processes import children, has_children\n"
+        f"{step}\n"
+        "print(has_children(), bool(children()))\n"
+        "for child in children():\n"
+        "    os.kill(child, signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(expected)] * 2

@@ -18,6 +18,7 @@ from ppdaemon.messages import Raw, Welcome
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
+from ppdaemon.node.visits import pump as pump_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
@@ -181,3 +182,24 @@ def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_pat
             assert not node.pump.times.outcomes
 
     asyncio.run(run())
+
+
+def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
+    assignments = [an_assignment(detector=detector) for detector in range(3)]
+    calls = []
+    monkeypatch.setattr(pump_module, "discard", calls.append)
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            node.pump.relay.send_results = lambda entries: None
+            entries = tuple(JournalEntry(each.key, each.visit, received_tai=2e9) for each in assignments)
+            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), entries)))
+            for entry, assignment in zip(entries, assignments, strict=True):
+                node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
+                node.inbox.post(Finish(assignment, Outcome.CANCELLED))
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+
+    asyncio.run(run())
+    assert [[folder.name for folder in folders] for folders in calls] == [
+        [f"DemoCam~g~{detector}~1.part" for detector in range(3)]
+    ]

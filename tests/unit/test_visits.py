@@ -2,6 +2,7 @@
 """Single decisions about visits; `test_visits_invariants` covers random sequences."""
 
 import json
+import logging
 import os
 from dataclasses import replace
 
@@ -190,6 +191,17 @@ def test_a_canceled_visit_leaves_the_queue_after_the_commit(world):
     assert reported(world) == []
     world.commit_all()
     assert (world.queue, reported(world)) == ({}, [(0, 1, Outcome.CANCELLED)])
+
+
+def test_a_cancellation_is_logged_once_for_all_detectors(world, caplog):
+    caplog.set_level(logging.INFO)
+    accepted(world, detectors=(0, 1))
+    world.cancel()
+    world.commit_all()
+    assert len(reported(world)) == 2
+    assert [record.message for record in caplog.records] == [
+        f"{KEY.instrument} {KEY.group} with 2 detectors: canceled by the telescope"
+    ]
 
 
 def test_a_slot_matched_with_a_canceled_visit_stays_idle(world):
@@ -979,6 +991,17 @@ def test_spools_are_renamed_before_they_are_deleted(folders, monkeypatch):
     assert seen == [f"{spool.name}.part"]
     assert spools_left(folders) == []
     assert not spool.exists()
+
+
+def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(folders):
+    spools = [folders.spooled(CAMERA, "g", detector, 1).with_suffix(".part") for detector in range(3)]
+    spools[0].mkdir()
+    spools[1].write_text("no folder")
+    spools[2].mkdir()
+    with pytest.raises(ExceptionGroup) as caught:
+        discard(spools)
+    assert len(caught.value.exceptions) == 1
+    assert [spool.exists() for spool in spools] == [False, True, False]
 
 
 def test_spools_left_are_distinguished_from_other_folders(folders):

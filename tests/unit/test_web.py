@@ -19,7 +19,8 @@ from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.errors import ConfigError
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model as visits
-from ppdaemon.node.visits.changes import changes_of
+from ppdaemon.node.visits.changes import change_of, changes_of
+from ppdaemon.node.visits.openvisits import OpenVisits
 from ppdaemon.reports import Problem, StatusReport, VisitChange, VisitRow, VisitSummary, WorkerRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
@@ -76,8 +77,16 @@ def test_a_write_to_the_journal_is_a_change_of_the_state_that_ppctl_shows():
     assert (found.state, found.latency_s, found.since_tai, found.slot) == (PARTIAL, 41.5, TAI + 50, 2)
     started = entry()
     started.stages |= {Stage.FIRST_TASK: TAI + 9, Stage.ARRIVED: TAI + 8}
-    (found,) = changes_of(visits.Update((started,)), None)
+    found = change_of(started)
     assert (found.state, found.since_tai, found.survey, found.latency_s) == ("first_task", TAI + 9, "s", None)
+
+
+def test_a_stage_is_passed_on_when_it_is_reached_and_not_again_when_it_is_written():
+    opened, found = OpenVisits(), []
+    opened.on_change = found.append
+    opened.mark_changed(entry(3))
+    assert [each.key.detector for each in found] == [3]
+    assert list(changes_of(visits.Update(opened.take_changes()), None)) == []
 
 
 def test_what_was_accepted_before_is_no_change():

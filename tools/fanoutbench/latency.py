@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from benching.results import Scalar, percentile
 
+from fanoutbench.bare import BareWorkers
 from fanoutbench.floor import Floor
 from fanoutbench.observatory import Observatory
 from ppdaemon.states import SlotState
@@ -16,6 +17,8 @@ __all__ = ("Latencies", "measure_latencies")
 
 WARM_UP = 3
 """Visits before the first one that counts: the first visit of a worker imports modules."""
+PACE_MS = 300
+"""Wait of a preparation; a real one takes seconds."""
 FLOOR_SAMPLES = 5
 """Per visit, so that floor and fan-out have the same load of the machine."""
 
@@ -33,9 +36,9 @@ class Latencies:
     machine does not change it."""
     cancel_cpu_ms: list[tuple[float, ...]] = field(default_factory=list)
 
-    def results(self, floor: Floor) -> dict[str, Scalar]:
+    def results(self, floor: Floor, bare: BareWorkers) -> dict[str, Scalar]:
         """Return percentiles."""
-        floor_ms = percentile(floor.samples_ms, 50)
+        floor_ms, bare_ms = percentile(floor.samples_ms, 50), percentile(bare.samples_ms, 50)
         return {
             "fanout_p50_ms": percentile(self.fanout_ms, 50),
             "fanout_p99_ms": percentile(self.fanout_ms, 99),
@@ -47,7 +50,9 @@ class Latencies:
             **_cpu_results("cancel", self.cancel_cpu_ms),
             "floor_p50_ms": floor_ms,
             "floor_p99_ms": percentile(floor.samples_ms, 99),
-            "fanout_over_floor": percentile(self.fanout_ms, 50) / floor_ms,
+            "floor_workers_p50_ms": bare_ms,
+            "floor_workers_p99_ms": percentile(bare.samples_ms, 99),
+            "fanout_over_floor": percentile(self.fanout_ms, 50) / (floor_ms + bare_ms),
         }
 
 
@@ -58,23 +63,34 @@ def _cpu_results(name: str, samples: list[tuple[float, ...]]) -> dict[str, Scala
 
 
 def measure_latencies(
-    observatories: list[Observatory], rounds: int, floor: Floor, progress: Callable[[str], None]
-) -> list[Latencies]:
-    """Announce and cancel visits, at the observatories in turn: the load of the machine is the same."""
-    measured = [Latencies() for _ in observatories]
+    observatories: list[Observatory],
+    rounds: int,
+    floor: Floor,
+    bare: BareWorkers,
+    progress: Callable[[str], None],
+) -> tuple[list[Latencies], Latencies]:
+    """Announce and cancel visits, at the observatories in turn: the load of the machine is the same.
+
+    The second result is of visits of the first observatory whose preparation waits, as a real one
+    does for its queries: then no worker has already finished when the last one gets its order.
+    """
+    measured, paced = [Latencies() for _ in observatories], Latencies()
     for number in range(WARM_UP + rounds):
         for observatory, latencies in zip(observatories, measured, strict=True):
             counted = latencies if number >= WARM_UP else Latencies()
-            _measure_visit(observatory, f"latency{number}", counted)
+            _measure_visit(observatory, f"latency{number}", "idle", counted)
             floor.sample(FLOOR_SAMPLES)
+        if number >= WARM_UP:
+            _measure_visit(observatories[0], f"paced{number}", f"idle pace:{PACE_MS}", paced)
+            bare.sample()
         if number % 20 == 0:
             progress(f"latency: visit {number} of {WARM_UP + rounds}")
-    return measured
+    return measured, paced
 
 
-def _measure_visit(observatory: Observatory, group: str, latencies: Latencies) -> None:
+def _measure_visit(observatory: Observatory, group: str, survey: str, latencies: Latencies) -> None:
     before = observatory.cpu_s()
-    announced = observatory.announce(group, "idle")
+    announced = observatory.announce(group, survey)
     observatory.wait_for_all(observatory.prepared, group)
     times = sorted(observatory.prepared.times[group])
     for found, at in (

@@ -2,7 +2,7 @@
 """The real relay with real nodes, which have a worker in each slot from the start."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,9 +140,19 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def running(folders: BenchFolders, nodes: int, detectors: int, **options: Any) -> Iterator[Observatory]:
-    """Run a relay with nodes that all serve all detectors; raise `BenchFailed` if that fails."""
-    slots = round(detectors / nodes * MARGIN) + 1
+def running(
+    folders: BenchFolders,
+    nodes: int,
+    detectors: int,
+    *,
+    slots: int = 0,
+    link: Mapping[str, float] = LINK,
+    **options: Any,
+) -> Iterator[Observatory]:
+    """Run a relay with nodes that all serve all detectors, each with so many slots, by default a share
+    of the detectors and some more; raise `BenchFailed` if that fails.
+    """
+    slots = slots or round(detectors / nodes * MARGIN) + 1
     parts = {
         "node": {"instruments": {CAMERA: f"0-{detectors - 1}"}},
         "workers": {
@@ -154,7 +164,7 @@ def running(folders: BenchFolders, nodes: int, detectors: int, **options: Any) -
         },
         "arrivals": {"image_timeout_s": 3600},
     }
-    relay = LINK | {"instruments": {CAMERA: {"detectors": f"0-{detectors - 1}"}}} | options.pop("relay", {})
+    relay = {**link, "instruments": {CAMERA: {"detectors": f"0-{detectors - 1}"}}, **options.pop("relay", {})}
     try:
         with running_telescope(
             folders.scratch,
@@ -162,7 +172,7 @@ def running(folders: BenchFolders, nodes: int, detectors: int, **options: Any) -
             [f"n{number}" for number in range(1, nodes + 1)],
             relay=relay,
             start_s=START_S,
-            link=LINK,
+            link=link,
             **options,
             **parts,
         ) as (telescope, client):

@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ppdaemon.mounts import RAMDISKS, read_mounts
 
-__all__ = ("MemoryBound", "anonymous_share", "exclusive_bytes", "memory_bound", "memory_files")
+__all__ = ("MemoryBound", "MemoryFiles", "anonymous_share", "exclusive_bytes", "memory_bound")
 
 type FileKey = tuple[int, int]
 """Device and inode."""
@@ -40,30 +41,15 @@ class MemoryBound:
 
 def memory_bound(pid: int) -> MemoryBound:
     """Return upper bounds, in some 30 us."""
-    fields = _fields(pid, "status")
-    return MemoryBound(fields.get("RssAnon", 0) + fields.get("VmSwap", 0), fields.get("RssShmem", 0))
+    anonymous, swapped, shared = _fields(pid, "status", "RssAnon", "VmSwap", "RssShmem")
+    return MemoryBound(anonymous + swapped, shared)
 
 
 def anonymous_share(pid: int) -> int:
     """Return the anonymous memory and swap of a process, with its share of pages that it shares
     with the zygote and with its own forks: the sum over a worker's processes has each byte once.
     """
-    fields = _fields(pid, "smaps_rollup")
-    return fields.get("Pss_Anon", 0) + fields.get("SwapPss", 0)
-
-
-def memory_files(pids: Iterable[int], folder: Path) -> dict[FileKey, int]:
-    """Return the sizes of the files in memory that some processes hold open or map, such as memfd
-    files and those in ``/dev/shm``. Files in `folder` are left out, except open ones that were
-    deleted, such as temporary files without a name.
-    """
-    search = _Search(f"{folder}/", *_ramdisks())
-    found: dict[FileKey, int] = {}
-    for pid in pids:
-        found |= search.held(pid)
-        if memory_bound(pid).shared > MANY_BYTES:
-            found = search.mapped(pid) | found  # the size of an open file is exact
-    return found
+    return sum(_fields(pid, "smaps_rollup", "Pss_Anon", "SwapPss"))
 
 
 def exclusive_bytes(files: Mapping[int, Mapping[FileKey, int]]) -> dict[int, int]:
@@ -77,13 +63,14 @@ def exclusive_bytes(files: Mapping[int, Mapping[FileKey, int]]) -> dict[int, int
     }
 
 
-def _fields(pid: int, file: str) -> dict[str, int]:
-    """Return the fields in kB of a file in ``/proc`` in bytes; empty if the process has ended."""
-    # Also a process without memory: one that has ended and was not waited for.
+def _fields(pid: int, file: str, *names: str) -> list[int]:
+    """Return fields in kB of a file in ``/proc`` in bytes; 0 if the process has ended."""
+    text = ""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
-        rows = (line.split() for line in stream)
-        return {row[0][:-1]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
-    return {}
+        text = stream.read()
+    # Some are missing of a process without memory: one that has ended and was not waited for.
+    values = (text.partition(f"\n{name}:")[2].partition("kB")[0] for name in names)
+    return [int(value) * 1024 if value else 0 for value in values]
 
 
 def _ramdisks() -> tuple[tuple[str, ...], set[int]]:
@@ -96,12 +83,31 @@ def _ramdisks() -> tuple[tuple[str, ...], set[int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Search:
-    """Finds the files in memory that are not below a folder."""
+class MemoryFiles:
+    """Finds the files in memory that are not below a folder; made for each measurement, because
+    file systems may be mounted in between.
+    """
 
     folder: str
     begins: tuple[str, ...]
     devices: Container[int]
+
+    @classmethod
+    def outside(cls, folder: Path) -> Self:
+        """Return what finds the files outside of a folder."""
+        return cls(f"{folder}/", *_ramdisks())
+
+    def of(self, pids: Iterable[int]) -> dict[FileKey, int]:
+        """Return the sizes of the files in memory that some processes hold open or map, such as
+        memfd files and those in ``/dev/shm``. Files in the folder are left out, except open ones
+        that were deleted, such as temporary files without a name.
+        """
+        found: dict[FileKey, int] = {}
+        for pid in pids:
+            found |= self.held(pid)
+            if memory_bound(pid).shared > MANY_BYTES:
+                found = self.mapped(pid) | found  # the size of an open file is exact
+        return found
 
     def held(self, pid: int) -> dict[FileKey, int]:
         """Return the sizes of open files; none for a process that has ended, waited for or not."""

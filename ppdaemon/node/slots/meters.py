@@ -16,7 +16,7 @@ from pathlib import Path
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
-from ppdaemon.node.slots.memory import anonymous_share, exclusive_bytes, memory_bound, memory_files
+from ppdaemon.node.slots.memory import MemoryFiles, anonymous_share, exclusive_bytes, memory_bound
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.privatefiles import open_private
 from ppdaemon.processes import parent, process_tree
@@ -45,8 +45,8 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def _read(pid: int, file: str) -> str:
     """Return a file of a process in ``/proc``; blank if the process has ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/{file}").read_text()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/{file}") as stream:
+        return stream.read()
     return ""
 
 
@@ -172,10 +172,11 @@ class Meters:
         if number % REPO_EVERY == 0 or self._is_filling():
             self._repos.clear()
             self._ramdisk_measured = self.ramdisk_bytes
-            files = {pids[slot]: memory_files(tree, self.folders.ramdisk) for slot, tree in members.items()}
+            search = MemoryFiles.outside(self.folders.ramdisk)
+            files = {pids[slot]: search.of(tree) for slot, tree in members.items()}
             # What the zygote has is no worker's alone, even if there is only one worker.
             zygotes = {parent(pid) for pid in pids.values()} - files.keys()
-            files |= {pid: memory_files([pid], self.folders.ramdisk) for pid in zygotes}
+            files |= {pid: search.of([pid]) for pid in zygotes}
             self._shared = exclusive_bytes(files)
         self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
         return {

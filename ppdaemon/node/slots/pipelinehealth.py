@@ -78,6 +78,8 @@ class PipelineHealth:
         """
         main = pipelines.main
         aside = {pipeline for pipeline in main[:-1] if pipeline in self._aside}
+        if not aside:
+            return pipelines
         for pipeline in main:
             if pipeline not in aside:
                 break

@@ -71,6 +71,8 @@ class Pool:
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        # Once: for each packet the system would map new memory of this size, and unmap it again.
+        self._packet = memoryview(bytearray(PACKET_LIMIT + 1))
 
     # --- from the supervisor ---------------------------------------------
 
@@ -181,23 +183,21 @@ class Pool:
     # --- from the workers ------------------------------------------------
 
     def _read(self, child: ChildProcess) -> None:
-        """Handle the messages of a worker, 64 at most: the other workers share the event loop."""
-        for _ in range(64):  # a bound: a worker that sends without end must not stop the others
-            try:
-                packet = child.channel.recv(PACKET_LIMIT + 1)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
-                packet = b""
-            if not packet:
-                self._loop.remove_reader(child.channel)
-                return
-            self._handle_packet(child, packet)
-
-    def _handle_packet(self, child: ChildProcess, packet: bytes) -> None:
+        """Handle one message of a worker. The event loop calls this again while there are others,
+        after the other workers': one that sends without end must not stop them.
+        """
         try:
-            event: object = decode(packet, FACTS, limit=PACKET_LIMIT)
+            size = child.channel.recv_into(self._packet)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
+            size = 0
+        if not size:
+            self._loop.remove_reader(child.channel)
+            return
+        try:
+            event: object = decode(bytes(self._packet[:size]), FACTS, limit=PACKET_LIMIT)
         except BadMessage as error:
             self.count[f"bad_words.{error.kind}"] += 1
             event = events.ProtocolViolation(str(error))

@@ -248,8 +248,9 @@ class Visits:
                     # It was open because of an earlier message, whose write
                     # has failed in the meantime.
                     visit = self._open_reserved(entry, _age_s(message), chosen[entry.key.detector])
-                entry.key = entry.key._replace(attempt=attempt)
-                visit.assignment = replace(visit.assignment, key=entry.key)
+                if attempt != entry.key.attempt:
+                    entry.key = entry.key._replace(attempt=attempt)
+                    visit.assignment = replace(visit.assignment, key=entry.key)
                 self._admit(visit, effects)
             elif visit is None:
                 ended.append(entry.key)
@@ -289,7 +290,10 @@ class Visits:
             effects.actions.append(model.Enqueue(visit.assignment))
 
     def _cancel(self, event: CancelVisit, effects: model.Effects) -> None:
-        for visit in self.open.in_group(event.instrument, event.group):
+        visits, reason = self.open.in_group(event.instrument, event.group), events.CancelReceived().reason
+        if visits and event.detectors is None:
+            _LOG.info("%s %s with %d detectors: %s", event.instrument, event.group, len(visits), reason)
+        for visit in visits:
             if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
             if event.detectors is not None:
@@ -297,7 +301,6 @@ class Visits:
                 if visit.key.detector in event.detectors and not visit.requeued:
                     self._withdraw(visit, effects)
                 continue
-            reason = events.CancelReceived().reason
             match visit.phase:
                 case Phase.RESERVED:
                     visit.cancelled = reason
@@ -501,8 +504,9 @@ class Visits:
         visit.phase = Phase.ASSIGNED
         visit.entry.slot, visit.entry.pid = event.slot, event.pid
         chosen = self.health.choose(visit.assignment.pipelines, self._now.mono, self._retry_s)
-        # The next attempt chooses again, from all of them.
-        assignment = replace(visit.assignment, pipelines=chosen)
+        assignment = visit.assignment
+        if chosen is not assignment.pipelines:  # the next attempt chooses again, from all of them
+            assignment = replace(assignment, pipelines=chosen)
         self._to_slot(visit, events.VisitAssigned(assignment), effects)
         for listed in self._arrived.lists_of(*visit.key[:2]):
             self._to_slot(visit, _listed(listed, visit.key), effects)
@@ -631,7 +635,7 @@ class Visits:
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
         _LOG.log(
-            logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING,
+            _log_level(outcome, reason),
             "%s: %s%s%s",
             entry.key,
             outcome,
@@ -829,6 +833,13 @@ def _age_s(message: ReserveVisit) -> float:
     node must not make visits expire.
     """
     return message.sent_tai - message.received_tai
+
+
+def _log_level(outcome: Outcome, reason: str) -> int:
+    """Return the level of the line about an outcome."""
+    if outcome == Outcome.CANCELLED and reason == events.CancelReceived().reason:
+        return logging.DEBUG  # one line for the visit: those of all detectors would delay their cancellation
+    return logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING
 
 
 def _listed(listed: ExpectedSensors, key: Key) -> events.ExposureListed:

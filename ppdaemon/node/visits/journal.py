@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -22,7 +22,7 @@ from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
-from ppdaemon.visit import parent_group
+from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import encode
 
 __all__ = ("Journal", "RowMissing")
@@ -88,6 +88,7 @@ _WRITTEN = [
 
 _IS_VISIT_DETECTOR = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_VISIT_DETECTOR} AND attempt = ?"
+_UPDATE = f"UPDATE attempt SET {' = ?, '.join(_WRITTEN)} = ? WHERE {_IS_KEY}"
 
 
 class RowMissing(LookupError):
@@ -103,6 +104,8 @@ class Journal(SqliteFile):
     def __init__(self, path: Path, clock: Clock = _CLOCK):
         self._clock = clock
         super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
+        self._encoded: tuple[NextVisit | None, str] = None, ""
+        """The visit that was inserted last, and its text."""
         with self.transaction():
             self._keep_ages()
 
@@ -202,7 +205,7 @@ class Journal(SqliteFile):
                 f"SELECT coalesce(max(attempt), 0) FROM attempt WHERE {_IS_VISIT_DETECTOR}", visit_detector
             ).fetchone()
             attempt: int = max(asked, last + 1)
-            self._insert(replace(entry, key=entry.key._replace(attempt=attempt)))
+            self._insert(entry, attempt)
             return attempt
         self._db.execute(
             f"UPDATE attempt SET asked = max(asked, ?) WHERE final = 0 AND {_IS_VISIT_DETECTOR}",
@@ -222,13 +225,17 @@ class Journal(SqliteFile):
         self._db.execute(f"UPDATE attempt SET final = 0 WHERE {_IS_VISIT_DETECTOR}", entry.key[:3])
         self._insert(entry)
 
-    def _insert(self, entry: model.JournalEntry) -> None:
-        visit, stages = encode(entry.visit).decode(), json.dumps(entry.stages)
+    def _insert(self, entry: model.JournalEntry, attempt: int | None = None) -> None:
+        """Insert an attempt, with another number than that of its key if one is passed."""
+        if entry.visit is not self._encoded[0]:  # once for all detectors of a visit
+            self._encoded = entry.visit, encode(entry.visit).decode()
+        visit, stages = self._encoded[1], json.dumps(entry.stages)
         self._db.execute(
             "INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages,"
             " asked, figures, boot, received_mono) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *entry.key,
+                *entry.key[:3],
+                attempt or entry.key.attempt,
                 *(visit, entry.received_tai, entry.visit.survey, stages, entry.asked),
                 *(json.dumps(entry.figures), self._clock.boot(), entry.received_mono),
             ),
@@ -238,7 +245,7 @@ class Journal(SqliteFile):
         for entry in entries:
             values = (getattr(entry, name) for name in _WRITTEN)
             changed = self._db.execute(
-                f"UPDATE attempt SET {' = ?, '.join(_WRITTEN)} = ? WHERE {_IS_KEY}",
+                _UPDATE,
                 (*(json.dumps(v) if isinstance(v, dict | tuple) else v for v in values), *entry.key),
             ).rowcount
             if not changed:

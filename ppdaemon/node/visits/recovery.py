@@ -35,13 +35,21 @@ def _why_partial(spool: Path) -> str:
 
 
 def discard(folders: Iterable[Path]) -> None:
-    """Delete folders; missing ones are ignored."""
+    """Delete folders; missing ones are ignored. Raise an `ExceptionGroup` after the others are deleted
+    if some cannot be.
+    """
+    errors = []
     for folder in folders:
-        if folder.suffix != ".part" and folder.exists():
-            # A crash in the middle must not leave a spool with half its files
-            # under the name of a complete one.
-            folder = folder.rename(folder.with_name(f"{folder.name}.part"))
-        wipe(folder)
+        try:
+            if folder.suffix != ".part" and folder.exists():
+                # A crash in the middle must not leave a spool with half its files
+                # under the name of a complete one.
+                folder = folder.rename(folder.with_name(f"{folder.name}.part"))
+            wipe(folder)
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("folders cannot be deleted", errors)
 
 
 def spools_left(folders: NodeFolders) -> Sequence[Key]:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The worker's end of its channel, with a packet socket in place of the supervisor."""
+
+import socket
+
+import pytest
+
+from ppdaemon import messages
+from ppdaemon.errors import BadMessage
+from ppdaemon.wire import encode
+from ppdaemon.worker.channel import Channel
+
+
+@pytest.fixture
+def ends():
+    supervisor, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with supervisor, worker:
+        yield supervisor, Channel(worker, messages.ORDERS)
+
+
+def test_orders_are_received_whatever_was_received_before(ends):
+    supervisor, channel = ends
+    orders = [
+        messages.GiveUp(reason="a reason that is longer than the next order"),
+        messages.Cross(),
+        messages.Process(exposures=(1, 2)),
+    ]
+    for order in orders:
+        supervisor.send(encode(order))
+    assert [channel.receive() for _ in orders] == orders
+
+
+def test_the_end_of_the_supervisor_is_no_order(ends):
+    supervisor, channel = ends
+    supervisor.close()
+    assert channel.receive() is None
+
+
+@pytest.mark.parametrize(
+    ("packet", "kind"),
+    [
+        (b"no JSON", "field"),
+        (b'{"type": "cross", "unknown": 1}', "field"),
+        (b'{"type": "done", "outcome": "succeeded"}', "field"),
+        (b" " * (messages.PACKET_LIMIT + 1), "size"),
+    ],
+)
+def test_what_is_no_order_is_refused(ends, packet, kind):
+    supervisor, channel = ends
+    supervisor.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * messages.PACKET_LIMIT)
+    supervisor.send(packet)
+    with pytest.raises(BadMessage) as caught:
+        channel.receive()
+    assert caught.value.kind == kind
