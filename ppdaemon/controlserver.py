@@ -21,12 +21,13 @@ from typing import Any
 
 import pydantic
 
+from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.config import SecurityConfig
 from ppdaemon.errors import BadMessage, PPDaemonError, StateUnusable
 from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.privatefiles import check_socket_folder
 from ppdaemon.ratelimit import RateLimit
-from ppdaemon.reports import CONTROL_LIMIT, READING, Ok, RequestFailed, Watch
+from ppdaemon.reports import CONTROL_LIMIT, READING, Ok, RequestFailed, Watch, WatchVisits
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import Model, decode, encode
 
@@ -58,7 +59,7 @@ class ControlServer:
     ``requests`` are those that this daemon knows; ``handle`` gets a request and
     returns its reply; ``status`` returns the current status for clients that watch
     it; ``access`` has the users that may do something; requests that were slowed are counted
-    in ``counters``.
+    in ``counters``; ``changes`` has the changes of visits for clients that watch them.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class ControlServer:
     status: Callable[[], Model]
     access: SecurityConfig = field(default_factory=SecurityConfig)
     counters: Counter[str] = field(default_factory=Counter)
+    changes: ChangeFeed = field(default_factory=ChangeFeed)
 
     def __post_init__(self) -> None:
         self._rate = RateLimit(self.access.control_per_s, time.monotonic)
@@ -173,6 +175,9 @@ class ControlServer:
             if isinstance(request, Watch):
                 await self._stream(writer)
                 return
+            if isinstance(request, WatchVisits):
+                await self._stream_visits(writer)
+                return
             await self._reply(writer, await self._try(request))
             self._clients.set_idle(task, role)
 
@@ -206,6 +211,16 @@ class ControlServer:
             # Before the pause: changes during it are sent right after it.
             self._changed.clear()
             await asyncio.sleep(0.2)
+
+    async def _stream_visits(self, writer: asyncio.StreamWriter) -> None:
+        """Send the changes of visits, at least once and at most 10 times a second."""
+        with self.changes.watched() as watcher:
+            while True:
+                await self._reply(writer, rows_reply(watcher.take()))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(watcher.filled.wait(), 1.0)
+                # The changes of many detectors come in bursts: one list for all of them.
+                await asyncio.sleep(0.1 if watcher.filled.is_set() else 0.0)
 
     @staticmethod
     async def _reply(writer: asyncio.StreamWriter, reply: Ok | RequestFailed) -> None:

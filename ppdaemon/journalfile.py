@@ -18,7 +18,7 @@ from ppdaemon.reports import (
     VisitSummariesRequest,
     VisitSummary,
 )
-from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
+from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
 __all__ = ("converted", "count_late_raws", "late_raws", "visit", "visit_detectors", "visit_summaries")
@@ -129,9 +129,7 @@ def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummar
         )
     ):
         detector, outcome, stages = row["detector"], row["outcome"], row["stages"]
-        detectors[detector] = outcome or max(stages, key=list(Stage).index, default=Stage.ACCEPTED)
-        if outcome == Outcome.SUCCEEDED and row["partial"]:
-            detectors[detector] = "partial"
+        detectors[detector] = state_of(outcome, stages, partial=row["partial"])
         reasons.pop(detector, None)
         if outcome in BAD_OUTCOMES:
             reasons[detector] = row["reason"] or outcome

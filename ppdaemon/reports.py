@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Requests and answers of the control sockets of ``ppdaemon`` and ``pprelay``.
 
-One JSON object per line, one reply per request, in order. Only `Watch` is answered
-by a stream: a `StatusReport` at once and after each change, until the client
-closes the connection.
+One JSON object per line, one reply per request, in order. Only `Watch` and `WatchVisits` are
+answered by a stream, until the client closes the connection.
 """
 
 from typing import Annotated, Any, Literal
@@ -137,9 +136,19 @@ class KillRequest(Model):
 
 
 class Watch(Model):
-    """Stream status reports until the connection closes."""
+    """Answered by a stream of status reports: one at once and one after each change."""
 
     type: Literal["watch"] = "watch"
+
+
+class WatchVisits(Model):
+    """Answered by a stream of lists of `VisitChange`: what has changed since the last list.
+
+    The first one is sent at once and is empty. Stages are sent when they are reached, outcomes when they
+    are in the journal.
+    """
+
+    type: Literal["watch_visits"] = "watch_visits"
 
 
 type Request = Annotated[
@@ -155,7 +164,8 @@ type Request = Annotated[
     | ReloadRequest
     | RestartRequest
     | KillRequest
-    | Watch,
+    | Watch
+    | WatchVisits,
     pydantic.Field(discriminator="type"),
 ]
 REQUESTS = pydantic.TypeAdapter[Request](Request)
@@ -204,6 +214,7 @@ READING: frozenset[type[Model]] = frozenset(
         LateRequest,
         NodesRequest,
         Watch,
+        WatchVisits,
     }
 )
 """Requests that change nothing: readers may send them."""
@@ -457,6 +468,28 @@ class VisitRow(Model):
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
+
+
+class VisitChange(Model):
+    """The new state of one visit-detector."""
+
+    instrument: str
+    group: str
+    detector: int
+    attempt: int
+    survey: str = ""
+    received_tai: float
+    """When the node accepted this attempt, TAI seconds since 1970."""
+    state: str
+    """Its outcome, ``partial``, or the last stage that it has reached."""
+    since_tai: float
+    """When that was reached."""
+    reason: str = ""
+    """Of the outcome: one sentence for the operator."""
+    slot: int | None = None
+    shutter_close_tai: float | None = None
+    latency_s: float | None = None
+    """From shutter close to the end of the last task, if it succeeded."""
 
 
 class VisitSummary(Model):

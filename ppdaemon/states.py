@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names of states, stages, outcomes and exit codes, and groups of them."""
 
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 
 
@@ -84,6 +85,16 @@ NEUTRAL_OUTCOMES = frozenset({Outcome.NO_IMAGE, Outcome.CANCELLED, Outcome.IGNOR
 
 BAD_OUTCOMES = frozenset(Outcome) - NEUTRAL_OUTCOMES - {Outcome.SUCCEEDED}
 """Outcomes that need daytime reprocessing."""
+
+PARTIAL = "partial"
+"""State of a visit-detector that succeeded although images were missing."""
+
+
+def state_of(outcome: Outcome | None, stages: Iterable[Stage], *, partial: bool) -> str:
+    """Return the state of a visit-detector in one word: its outcome, `PARTIAL`, or its last stage."""
+    if outcome == Outcome.SUCCEEDED and partial:
+        return PARTIAL
+    return outcome or max(stages, key=list(Stage).index, default=Stage.ACCEPTED)
 
 
 class ExitCode(IntEnum):

@@ -52,7 +52,7 @@ from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import read_key
 
-__all__ = ("main",)
+__all__ = ("main", "node_of")
 
 DEFAULT_CONFIG = Path("/etc/ppdaemon/ppdaemon.yaml")
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
@@ -119,7 +119,7 @@ def _show[T: Sequence[Model] | Model](data: T, view: Callable[[T], RenderableTyp
         show(view(data))
 
 
-def _node(socket_path: Path | None, config: Path | None) -> Daemon:
+def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
     """Return the daemon of a socket, of a configuration, or of the default paths."""
     if config is None:
         daemon = Daemon(socket_path or _default_socket())
@@ -193,7 +193,7 @@ def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None
     if relay:
         context.obj = _relay(socket_path, config)
         return
-    context.obj = _node(socket_path, config)
+    context.obj = node_of(socket_path, config)
 
 
 @_ppctl.command()

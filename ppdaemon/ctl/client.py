@@ -327,12 +327,24 @@ class Daemon(ControlClient):
         ppdaemon.errors.Unavailable
             Raised when the daemon closes the connection.
         """
+        return self._follow(reports.Watch(), _STATUS, tick_s)
+
+    def watch_visits(self, tick_s: float) -> Iterator[tuple[reports.VisitChange, ...] | None]:
+        """Yield what changes of visits from now on, and `None` as `watch` does; raises as it does.
+
+        The first list is empty: what was changed before it can be read from now on.
+        """
+        return self._follow(reports.WatchVisits(), _CHANGES, tick_s)
+
+    def _follow[T](
+        self, request: pydantic.BaseModel, adapter: pydantic.TypeAdapter[T], tick_s: float
+    ) -> Iterator[T | None]:
         deadline = time.monotonic() + self._timeout_s
         try:
             with _Connection(self._path) as line:
                 line.connect(deadline)
-                line.send(encode(reports.Watch()), deadline)
-                yield _validated(_data(line.receive(deadline)), _STATUS)
+                line.send(encode(request), deadline)
+                yield _validated(_data(line.receive(deadline)), adapter)
                 # No further time limit: a daemon without changes sends nothing.
                 while True:
                     try:
@@ -340,7 +352,7 @@ class Daemon(ControlClient):
                     except TimeoutError:
                         yield None
                     else:
-                        yield _validated(_data(data), _STATUS)
+                        yield _validated(_data(data), adapter)
         except (OSError, EOFError, BadMessage) as error:
             raise self._as_error(error, self._timeout_s) from None
 
@@ -403,6 +415,7 @@ _WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
 _VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
 _SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...])
 _LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
+_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...])
 _REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
 
 _RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)

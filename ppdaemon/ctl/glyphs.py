@@ -5,12 +5,9 @@ import sys
 
 from rich.text import Text
 
-from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
+from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
 
-__all__ = ("LEGEND", "PARTIAL", "glyph", "legend")
-
-PARTIAL = "partial"
-"""State of a visit-detector that succeeded although images were missing."""
+__all__ = ("LEGEND", "glyph", "legend")
 
 _BAD = ("✗", "x", "bold red")
 _GLYPHS: dict[str, tuple[str, str, str]] = {

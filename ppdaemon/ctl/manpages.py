@@ -15,6 +15,7 @@ __all__ = ("PROGRAMS", "completion", "man_page")
 PROGRAMS = {
     "ppdaemon": ("ppdaemon.node.app:cli", 8, ("/etc/ppdaemon/ppdaemon.yaml", "/var/lib/ppdaemon/node")),
     "pprelay": ("ppdaemon.relay.app:_command", 8, ("/etc/ppdaemon/pprelay.yaml", "/var/lib/ppdaemon/relay")),
+    "ppweb": ("ppdaemon.web.app:command", 8, ("/run/ppdaemon/control.sock",)),
     "ppctl": ("ppdaemon.ctl.cli:_ppctl", 1, ("/run/ppdaemon/control.sock",)),
 }
 """For each program: its command, the section of its man page, and the files it uses."""

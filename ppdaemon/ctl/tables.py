@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.ctl.glyphs import PARTIAL, glyph, legend
+from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.reports import (
     LateRow,
@@ -25,7 +25,7 @@ from ppdaemon.reports import (
     VisitSummary,
     WorkerRow,
 )
-from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, Outcome, SlotState, Stage
+from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, PARTIAL, Outcome, SlotState, Stage
 from ppdaemon.terminal import duration, new_table, plain
 
 __all__ = (

@@ -187,7 +187,13 @@ class NodeParts:
         handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
         self.handler = handler
         self.control = ControlServer(
-            config.node.control, REQUESTS, handler.handle, self.status.report, config.security, count
+            config.node.control,
+            REQUESTS,
+            handler.handle,
+            self.status.report,
+            config.security,
+            count,
+            self.pump.changes,
         )
         self.scheduler.watch(self.control.changed)
         ticker = Ticker(

@@ -222,7 +222,9 @@ def test_man_pages_render_without_a_warning(host: Host, program: str) -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_bash_completes_the_commands(host: Host, program: str) -> None:
     script = f"/usr/local/share/bash-completion/completions/{program}"
-    word, expected = {"ppctl": ("vis", "visit visits")}.get(program, ("che", "check-config"))
+    word, expected = {"ppctl": ("vis", "visit visits"), "ppweb": ("--lis", "--listen")}.get(
+        program, ("che", "check-config")
+    )
     complete = f"""
         . {script} && complete -p {program}
         COMP_WORDS=({program} {word}) COMP_CWORD=1

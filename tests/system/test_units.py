@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppdaemon.web.access import Access, check_listen
+from ppdaemon.web.app import command
+
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
 SERVICES = ("ppdaemon", "pprelay")
+PAGE = "ppweb"
+"""It has no state and no watchdog: nothing depends on it."""
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze not installed"
@@ -30,7 +35,7 @@ def unit(name: str) -> configparser.SectionProxy:
 @pytest.fixture
 def placed(tmp_path: Path) -> Path:
     """Copy the units beside stand-ins for the installed programs."""
-    for program in SERVICES:
+    for program in (*SERVICES, PAGE):
         path = tmp_path / "bin" / program
         path.parent.mkdir(exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -49,7 +54,7 @@ def test_the_units_are_valid(placed: Path) -> None:
 
 
 @needs_systemd_analyze
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, PAGE])
 def test_the_services_may_do_little(placed: Path, name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager"]
     done = subprocess.run(
@@ -67,6 +72,17 @@ def test_the_services_are_supervised_as_designed(name: str) -> None:
     assert service["KillMode"] == "mixed"
     assert service["OOMPolicy"] == "continue"
     assert service["RestartPreventExitStatus"] == "64 78"
+
+
+def test_the_page_has_a_user_of_its_own_who_may_only_read() -> None:
+    service = unit(f"{PAGE}.service")
+    assert service["DynamicUser"] == "yes"
+    assert service["SupplementaryGroups"] == unit("ppdaemon.service")["Group"]
+    assert "ReadWritePaths" not in service
+    assert service["RestartPreventExitStatus"] == "64 78"
+    _, *options = service["ExecStart"].split()
+    arguments = command.make_context(PAGE, options).params
+    assert check_listen(arguments["listen"], Access()) == ("127.0.0.1", 8080)
 
 
 def test_the_mount_unit_is_named_by_its_path_and_used_by_the_daemon() -> None:

@@ -3,7 +3,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from typing import Literal
@@ -98,6 +98,8 @@ class OpenVisits:
         self._open: dict[tuple[str, str, int], VisitDetector] = {}
         self._groups: dict[VisitKey, set[int]] = defaultdict(set)
         self._changed: dict[Key, JournalEntry] = {}
+        self.on_change: Callable[[JournalEntry], None] | None = None
+        """Gets each entry that has changed, before it is written."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -167,6 +169,8 @@ class OpenVisits:
     def mark_changed(self, entry: JournalEntry) -> None:
         """Include an entry in the next batch of writes."""
         self._changed[entry.key] = entry
+        if self.on_change is not None:
+            self.on_change(entry)
 
     def take_changes(self) -> tuple[JournalEntry, ...]:
         """Remove and return copies of all changed entries.

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
@@ -28,6 +29,7 @@ from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.changes import change_of, changes_of
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
@@ -99,6 +101,7 @@ class VisitPump:
     clock: Clock
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
+    changes: ChangeFeed = field(default_factory=ChangeFeed)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -111,6 +114,8 @@ class VisitPump:
         self._write_timer: asyncio.TimerHandle | None = None
         self._ask_timer: asyncio.TimerHandle | None = None
         self._uncommitted_outcomes = 0
+        # Not with the next commit: a viewer should see it within 0.3 s.
+        self.visits.open.on_change = lambda entry: self.changes.record(lambda: (change_of(entry),))
 
     @property
     def open(self) -> int:
@@ -226,6 +231,7 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
+                self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
 

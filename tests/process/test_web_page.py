@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The web page in a browser, beside a running daemon with scripted workers."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import fastavro
+import numpy as np
+import pytest
+from astropy.io import fits
+from node import running
+from ramdisk import TEMPORARY
+
+from ppdaemon.testing.node import NodeProcess
+from ppdaemon.testing.telescope import free_port
+from ppdaemon.testing.waiting import wait_until
+
+CHROMIUM = shutil.which("chromium")
+TIMEOUT_S = 30.0
+TOKEN = "0123456789abcdef0123"
+HOSTILE = "<img src=x onerror=document.title='taken'>\"'&"
+PHONE = {"width": 390, "height": 844}
+EVENT_S = 2.0
+"""Far above the 0.3 s of an idle machine: others use this one."""
+
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is missing (Debian: apt install chromium)"
+)
+
+# Notes when each detector gets another look, by the clock of this host.
+RECORD = """() => {
+  window.seen = [];
+  new MutationObserver((changes) => {
+    for (const { target } of changes) {
+      window.seen.push([Number(target.dataset.detector), target.getAttribute("class"), Date.now()]);
+    }
+  }).observe(document.getElementById("plane"), { subtree: true, attributeFilter: ["class"] });
+}"""
+
+
+class WebProcess:
+    """A ``ppweb`` of a node."""
+
+    def __init__(self, folder: Path, control: Path, *options: str, host: str = "127.0.0.1"):
+        self.port = free_port()
+        self.log = folder / f"web-{self.port}.log"
+        arguments = ("--socket", str(control), "--listen", f"{host}:{self.port}", *options)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ppdaemon.web.app", *arguments], stdout=log, stderr=log
+            )
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url("/login"), timeout=TIMEOUT_S):
+                return True
+        except OSError:
+            assert self.process.poll() is None, self.log.read_text()
+            return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(TIMEOUT_S) == 0, self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, module_leaves_nothing) -> Iterator[tuple[NodeProcess, WebProcess]]:
+    folder = tmp_path_factory.mktemp("web")
+    with (
+        tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
+        running(folder, Path(sockets), max=9, min=9) as node,
+    ):
+        web = WebProcess(folder, node.control)
+        try:
+            wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
+            yield node, web
+        finally:
+            web.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(module_leaves_nothing):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: errors.append(request.url) if "127.0.0.1" not in request.url else None)
+    yield page
+    page.context.close()
+    assert errors == []
+
+
+def text_of(page, selector: str) -> str:
+    return page.locator(selector).inner_text()
+
+
+def looks(page) -> dict[int, str]:
+    """Return the letters of the detectors on the focal plane."""
+    cells = page.locator("#plane g[data-detector]").evaluate_all(
+        "cells => cells.map(g => [Number(g.dataset.detector), g.textContent])"
+    )
+    return dict(cells)
+
+
+def is_narrow(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@needs_chromium
+def test_the_focal_plane_follows_a_visit(shared, page):
+    node, web = shared
+    page.goto(web.url("/"))
+    node.relay.reserve("live-1", range(9), survey="process:raise@/7")
+    node.wait(lambda: looks(page) == dict.fromkeys(range(9), "w"))
+    page.evaluate(RECORD)
+    for detector in range(9):
+        node.land("live-1", detector)
+    expected = dict.fromkeys(range(9), "✓") | {7: "✗"}
+    node.wait(lambda: looks(page) == expected, TIMEOUT_S)
+    node.wait(lambda: "detector 7" in text_of(page, "#failures"))
+    assert "ZeroDivisionError" in text_of(page, "#failures")
+    node.wait(lambda: "8 succeeded" in text_of(page, "#figures"))
+    words = text_of(page, "#visits li:first-child")
+    assert "live-1" in words
+    ended = {row.detector: (row.ended_tai - 37) * 1000 for row in node.visit("live-1")}
+    shown = {
+        detector: at for detector, look, at in page.evaluate("window.seen") if look in ("s-good", "s-bad")
+    }
+    late_ms = sorted(shown[detector] - ended[detector] for detector in range(9))
+    assert late_ms[4] < EVENT_S * 1000, late_ms
+    assert is_narrow(page)
+
+
+@needs_chromium
+def test_keys_move_between_detectors_and_visits(shared, page):
+    node, web = shared
+    for group in ("keys-1", "keys-2"):
+        node.relay.reserve(group, range(9), survey="idle skip")
+        node.wait(lambda: not node.relay.open)
+    page.goto(web.url("/"))
+    page.wait_for_selector("#plane g[class]")
+    page.locator("#plane g[tabindex='0']").focus()
+    for key in ("ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+    assert "R22_S11 detector 4" in text_of(page, "#detail")
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("l")
+    assert page.locator(".by-latency").is_visible()
+    page.locator("#visits button").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert text_of(page, "#shown").startswith("keys-1")
+    page.keyboard.press("n")
+    assert text_of(page, "#shown").startswith("keys-2")
+    page.locator("#plane g[data-detector='3']").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/detector/DemoCam/3")
+    assert "keys-2" in text_of(page, "table")
+
+
+@needs_chromium
+def test_names_of_others_are_text_on_every_page(shared, page):
+    node, web = shared
+    node.relay.reserve(HOSTILE, (4,), survey="prepare:raise idle")
+    node.wait(lambda: not node.relay.open)
+    page.goto(web.url("/"))
+    node.wait(lambda: HOSTILE in text_of(page, "#visits"))
+    node.wait(lambda: HOSTILE in text_of(page, "#failures"))
+    page.locator("#shown a").click()
+    page.wait_for_url("**/visit/**")
+    assert text_of(page, "h1") == HOSTILE
+    page.goto(web.url("/night/now"))
+    assert HOSTILE in text_of(page, "table")
+    page.goto(web.url("/detector/DemoCam/4"))
+    assert HOSTILE in text_of(page, "table")
+    assert page.title() != "taken"
+    assert page.locator("img").count() == 0
+
+
+@needs_chromium
+def test_a_visit_has_its_times_and_its_log(shared, page):
+    node, web = shared
+    node.relay.reserve("told-1", (4, 5), survey="process:raise@/4")
+    for detector in (4, 5):
+        node.land("told-1", detector)
+    node.wait(lambda: not node.relay.open)
+    page.goto(web.url("/visit/told-1"))
+    page.wait_for_selector("#plane g[class], .plane g[class]")
+    assert "s after shutter close" in text_of(page, "#d5")
+    assert "ZeroDivisionError" in text_of(page, "#d4")
+    assert "ZeroDivisionError" in text_of(page, ".log")
+    for path in ("/visit/told-1", "/detector/DemoCam/4", "/night/now"):
+        page.goto(web.url(path))
+        assert is_narrow(page), path
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_cutouts_of_a_new_alert_appear(tmp_path, shared, page):
+    node, _ = shared
+    alerts = tmp_path / "alerts"
+    alerts.mkdir()
+    web = WebProcess(tmp_path, node.control, "--alerts", str(alerts))
+    try:
+        wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
+        page.goto(web.url("/"))
+        node.wait(lambda: text_of(page, "#stamps") == "none yet")
+        write_alert(alerts / "new.avro")
+        node.wait(lambda: "4711" in text_of(page, "#stamps"))
+        widths = "images => images.map(image => image.complete && image.naturalWidth)"
+        node.wait(lambda: page.locator("#stamps img").evaluate_all(widths) == [5, 5, 5])
+    finally:
+        page.goto("about:blank")
+        web.stop()
+
+
+def write_alert(path: Path) -> None:
+    """Write a file with one alert, renamed into place."""
+    names = ("Science", "Template", "Difference")
+    fields = [{"name": f"cutout{name}", "type": "bytes"} for name in names]
+    schema = {"type": "record", "name": "alert", "fields": [{"name": "diaSourceId", "type": "long"}, *fields]}
+    image = io.BytesIO()
+    fits.PrimaryHDU(np.eye(5, dtype=np.float32)).writeto(image)
+    part = path.with_suffix(".part")
+    with part.open("wb") as stream:
+        packet = {"diaSourceId": 4711} | {f"cutout{name}": image.getvalue() for name in names}
+        fastavro.writer(stream, schema, [packet])
+    part.rename(path)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_page_survives_a_restart_of_the_daemon(tmp_path, socket_dir, page):
+    with running(tmp_path, socket_dir) as node:
+        web = WebProcess(tmp_path, node.control)
+        try:
+            wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
+            page.goto(web.url("/"))
+            node.wait(lambda: text_of(page, "#state") == "running")
+            assert node.stop() == 0
+            wait_until(lambda: "is ppdaemon running?" in text_of(page, "#away"), TIMEOUT_S, page.content)
+            assert text_of(page, "#state") == "away"
+            node.start()
+            node.wait(lambda: text_of(page, "#state") == "running")
+            assert not page.locator("#away").is_visible()
+            node.relay.reserve("after", (4,), survey="idle skip")
+            node.wait(lambda: "after" in text_of(page, "#visits"))
+        finally:
+            page.goto("about:blank")
+            web.stop()
+
+
+def test_a_token_is_needed_beyond_this_host(tmp_path, shared):
+    node, _ = shared
+    path = tmp_path / "token"
+    path.touch(0o600)
+    path.write_text(TOKEN)
+    web = WebProcess(tmp_path, node.control, "--token-file", str(path), host="0.0.0.0")
+    try:
+        wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
+        for address in ("/events", "/night/now", "/visit/g", "/camera/DemoCam"):
+            assert status_of(web, address) == 403
+        assert status_of(web, "/camera/DemoCam", Authorization=f"Bearer {TOKEN}") == 200
+        assert status_of(web, "/static/page.css") == 200
+        request = urllib.request.Request(web.url("/login"), data=b"token=" + TOKEN.encode())
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            assert answer.url == web.url("/")
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    finally:
+        web.stop()
+
+
+def test_without_a_token_another_name_of_this_host_is_refused(shared):
+    _, web = shared
+    assert status_of(web, "/camera/DemoCam") == 200
+    assert status_of(web, "/camera/DemoCam", Host="evil.example") == 403
+    assert status_of(web, "/camera/DemoCam", Host=f"evil.example:{web.port}") == 403
+
+
+def test_errors_are_pages(shared):
+    _, web = shared
+    assert status_of(web, "/visit/none") == status_of(web, "/night/x") == 404
+    assert status_of(web, "/visit/" + quote("../../etc/passwd", safe="")) == 404
+    assert status_of(web, "/static/../app.py") == 404
+
+
+def status_of(web: WebProcess, path: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(web.url(path), headers=headers), timeout=TIMEOUT_S
+        ) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_many_viewers_get_the_same_events(shared):
+    node, web = shared
+    viewers = [urllib.request.urlopen(web.url("/events"), timeout=TIMEOUT_S) for _ in range(50)]
+    try:
+        for viewer in viewers:
+            assert next_data(viewer)["all"]
+        node.relay.reserve("many-1", (4,), survey="idle skip")
+        node.wait(lambda: not node.relay.open)
+        for viewer in viewers:
+            assert wait_until(lambda viewer=viewer: is_of(next_data(viewer), "many-1"), TIMEOUT_S)
+    finally:
+        for viewer in viewers:
+            viewer.close()
+
+
+def next_data(viewer) -> dict:
+    while not (line := viewer.readline()).startswith(b"data: "):
+        assert line
+    return json.loads(line.removeprefix(b"data: "))
+
+
+def is_of(delta: dict, group: str) -> bool:
+    return any(visit["group"] == group for visit in delta.get("visits", ()))
