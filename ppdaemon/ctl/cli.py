@@ -256,7 +256,7 @@ def check(daemon: Daemon, path: Path | None, as_json: bool) -> None:
     given = _given_config(path)
     if path is not None:
         with contextlib.suppress(ConfigError):  # the check reports it
-            daemon = _node(None, path)
+            daemon = node_of(None, path)
     report = checking.run_checks(given or DEFAULT_CONFIG, daemon)
     _show(report, checking.check_view, as_json)
     if code := checking.exit_code_of(report.findings):
@@ -292,7 +292,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
 
     file = _given_config(path)
     if path is not None:
-        daemon = _node(None, path)
+        daemon = node_of(None, path)
     figures = sizefigures.of_host(file, camera)
     figures |= sizefigures.of_journal(daemon, camera) | sizing.Figures.of("option", **given)
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
