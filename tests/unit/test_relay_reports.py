@@ -122,7 +122,7 @@ def test_each_state_of_a_node_is_shown(world):
     }
     [full] = [row for row in world.control.nodes() if row.node == "full"]
     assert (full.open, full.capacity, full.detectors) == (4, 4, {"DemoCam": "0-3"})
-    text = text_of(relaytables.nodes_table(world.control.nodes()))
+    text = text_of(relaytables.hosts_view(world.control.nodes()))
     assert "disconnected, draining" in text
     assert "full 4 4 0 ms ago DemoCam 0-3" in text
 
