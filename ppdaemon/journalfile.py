@@ -41,6 +41,12 @@ _READ: dict[str, Callable[[Any], Any]] = {
 }
 """Converters of columns that have another type in SQLite."""
 
+_UNUSED = (
+    "NOT EXISTS (SELECT 1 FROM attempt AS each, json_each(each.exposures) WHERE each.instrument ="
+    " late.instrument AND each.grp = late.grp AND each.detector = late.detector AND value = late.exposure)"
+)
+"""No attempt has used a late raw."""
+
 CLOCK_STEP_S = 3600.0
 """Rows are in the order of acceptance, whose times are those of a clock that may have been set."""
 
@@ -78,12 +84,16 @@ def visit(db: sqlite3.Connection, group: str) -> list[VisitRow]:
 def late_raws(db: sqlite3.Connection, request: LateRequest) -> list[LateRow]:
     """Return the selected late raws that no attempt has used, the newest first."""
     conditions, values = _selected(db, request, prefix="attempt.", tai="late.seen_tai")
+    conditions += [
+        _UNUSED,
+        "attempt.attempt = (SELECT max(attempt) FROM attempt AS any WHERE any.instrument = late.instrument"
+        " AND any.grp = late.grp AND any.detector = late.detector)",
+    ]
     rows = converted(
         db.execute(
             'SELECT late.instrument, late.grp AS "group", late.detector, late.exposure, late.path,'
-            " late.seen_tai, max(attempt.attempt) AS attempt, attempt.outcome FROM late JOIN attempt"
-            f" USING (instrument, grp, detector) {_where(conditions)} GROUP BY late.rowid"
-            " HAVING NOT EXISTS (SELECT 1 FROM json_each(attempt.exposures) WHERE value = late.exposure)"
+            " late.seen_tai, attempt.attempt, attempt.outcome FROM late JOIN attempt"
+            f" USING (instrument, grp, detector) {_where(conditions)}"
             " ORDER BY late.rowid DESC LIMIT ?",
             (*values, request.limit),
         )
@@ -93,11 +103,7 @@ def late_raws(db: sqlite3.Connection, request: LateRequest) -> list[LateRow]:
 
 def count_late_raws(db: sqlite3.Connection) -> int:
     """Return the number of all late raws that no attempt has used."""
-    (number,) = db.execute(
-        "SELECT count(*) FROM late WHERE NOT EXISTS (SELECT 1 FROM attempt, json_each(attempt.exposures)"
-        " WHERE attempt.instrument = late.instrument AND attempt.grp = late.grp"
-        " AND attempt.detector = late.detector AND value = late.exposure)"
-    ).fetchone()
+    (number,) = db.execute(f"SELECT count(*) FROM late WHERE {_UNUSED}").fetchone()
     return int(number)
 
 

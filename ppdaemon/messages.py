@@ -82,6 +82,9 @@ class VisitStatus(Model):
 Storable = Annotated[int, pydantic.Field(ge=-(1 << 63), lt=1 << 63)]
 """An integer of 64 bits: SQLite raises an error for a larger one."""
 
+Attempt = Annotated[int, pydantic.Field(ge=0, le=1 << 31)]
+"""Number of an attempt: the next ones are integers of 64 bits, too."""
+
 
 # --- relay and node --------------------------------------------------------
 
@@ -125,7 +128,7 @@ class DetectorsOfVisit(Model):
 
     instrument: Name
     group: Group
-    attempt: Storable
+    attempt: Attempt
     """The relay's number, from the last `ReserveVisit`; retries of the node itself do not change it."""
     detectors: tuple[Storable, ...]
 
@@ -163,6 +166,8 @@ class Hello(_Envelope):
     ended: tuple[EndedDetectors, ...] = ()
     """The latest outcomes in its journal, if it is not connected: the ledger of the relay may be an
     older copy."""
+    complete: bool = True
+    """Whether `ended` has them; a node that is connected, as far as it knows, leaves them out."""
     alone: bool = False
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
     version: str = ""
@@ -176,7 +181,7 @@ class VisitAccepted(_Envelope):
     instrument: Name
     group: Group
     detectors: tuple[Storable, ...]
-    attempt: Storable = 1
+    attempt: Attempt = 1
 
 
 class VisitRefused(_Envelope):
@@ -186,7 +191,7 @@ class VisitRefused(_Envelope):
     instrument: Name
     group: Group
     detectors: tuple[Storable, ...]
-    attempt: Storable = 1
+    attempt: Attempt = 1
     reason: str
     final: bool
     """Whether sending it again, to this or another node, is useless."""
@@ -198,10 +203,10 @@ class ResultEntry(Model):
     instrument: Name
     group: Group
     detector: Storable
-    attempt: Storable = 1
+    attempt: Attempt = 1
     outcome: Outcome
     reason: str = ""
-    asked: Storable | None = None
+    asked: Attempt | None = None
     """The relay's number of the attempt, without retries of the node itself; `None` means `attempt`."""
     returned: bool | None = None
     """Whether this is no outcome: the node has ended it without writing anything permanent, so that
@@ -265,7 +270,7 @@ class ReserveVisit(_Envelope):
     type: Literal["visit"] = "visit"
     visit: NextVisit
     detectors: tuple[Storable, ...]
-    attempt: Storable = 1
+    attempt: Attempt = 1
     received_tai: float
     """When the relay accepted the visit, TAI seconds since 1970; deadlines are
     counted from here."""
@@ -279,7 +284,7 @@ class CancelVisit(_Envelope):
     group: Group
     detectors: tuple[Storable, ...] | None = None
     """Only these detectors, because another node has them now; `None` means all."""
-    attempt: Storable | None = None
+    attempt: Attempt | None = None
     """Later attempts than this one stay; `None` means all attempts."""
 
 

@@ -2,7 +2,6 @@
 """What an operator should check: what does not work now, and since when."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -35,26 +34,40 @@ class ProblemLog:
     """Adds to each finding when it was reported first, and logs when it is not reported any more."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[ProblemSource, str, int], Problem] = {}
+        self._known: list[tuple[str, Problem]] = []
+        """With their subjects."""
 
     def update(self, findings: Iterable[Finding], tai: float) -> tuple[Problem, ...]:
         """Return the problems of now: those that limit the program first, by source, the oldest first."""
-        counts: Counter[tuple[ProblemSource, str]] = Counter()
-        known = self._known
-        self._known = {}
-        for each in findings:
-            # Findings of one source that cannot be told apart are numbered: the text of each may change.
-            number = counts[each.source, each.subject]
-            counts[each.source, each.subject] += 1
-            key = (each.source, each.subject, number)
-            since_tai = known[key].since_tai if key in known else tai - each.age_s
-            self._known[key] = Problem(
-                source=each.source, text=each.text, since_tai=since_tai, degrades=each.degrades
+        findings, before, self._known = list(findings), self._known, []
+        # The same text first: of several findings of one source, one may end and the text of another change.
+        matches = {
+            number: match
+            for number, each in enumerate(findings)
+            if (match := _take(before, each.source, each.subject, each.text)) is not None
+        }
+        for number, each in enumerate(findings):
+            match = matches.get(number) or _take(before, each.source, each.subject)
+            problem = Problem(
+                source=each.source,
+                text=each.text,
+                since_tai=tai - each.age_s if match is None else match.since_tai,
+                degrades=each.degrades,
             )
-        for key in known.keys() - self._known.keys():
-            ended = known[key]
+            self._known.append((each.subject, problem))
+        for _, ended in before:
             _LOG.info("ended after %s: %s", duration(tai - ended.since_tai), plain(ended.text))
-        return tuple(sorted(self._known.values(), key=_rank))
+        return tuple(sorted((problem for _, problem in self._known), key=_rank))
+
+
+def _take(
+    known: list[tuple[str, Problem]], source: ProblemSource, subject: str, text: str | None = None
+) -> Problem | None:
+    """Remove and return the first problem of a source and subject, with a text if one is passed."""
+    for number, (its_subject, problem) in enumerate(known):
+        if (problem.source, its_subject) == (source, subject) and text in (None, problem.text):
+            return known.pop(number)[1]
+    return None
 
 
 def _rank(problem: Problem) -> tuple[bool, int, float]:

@@ -74,6 +74,9 @@ class VisitRequest(Model):
 class VisitSummariesRequest(JournalFilter):
     """Answered with a list of `VisitSummary`, the newest first."""
 
+    limit: Annotated[int, pydantic.Field(ge=1, le=1000)] = 100
+    """Maximum number of visits."""
+
     type: Literal["visit_summaries"] = "visit_summaries"
 
 
@@ -397,7 +400,7 @@ class StatusReport(Model):
     set_aside: int = 0
     """Number of pipelines that are set aside because they end their workers."""
     reload_refused: bool = False
-    """Whether the last reload by a signal was refused."""
+    """Whether the last reload was refused."""
 
     @property
     def problem_texts(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 """Read-only connections to a journal or a ledger, beside the program that writes it, or without one."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from ppdaemon.errors import Unavailable
 
 __all__ = ("reading",)
 
+LONGEST_S = 4.0
+"""How long a query may take: less than ``ppctl`` waits for its answer."""
 BUSY_S = 2.0
 """How long a query waits for a lock; a program that starts holds one while it upgrades the file."""
 
@@ -20,13 +23,20 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
     Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
     """
-    # Without a WAL no program has the file open. Then reading needs no permission to create
-    # the shared memory beside it, which an operator may not have.
-    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
     try:
+        # Without a WAL no program has the file open. Then reading needs no permission to create
+        # the shared memory beside it, which an operator may not have.
+        mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
         uri = f"{path.absolute().as_uri()}?{mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, autocommit=True)) as db:
             db.execute("BEGIN")  # all queries see the same rows
+            deadline = time.monotonic() + LONGEST_S
+            db.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
             yield db
+    except PermissionError:
+        raise Unavailable(f"{path}: permission denied; its group may read it") from None
     except sqlite3.Error as error:
+        if error.args == ("interrupted",):
+            text = f"{path}: the query took more than {LONGEST_S:g} s; select less, such as --since 1h"
+            raise Unavailable(text) from None
         raise Unavailable(f"{path}: the {path.stem} cannot be read: {error}") from None

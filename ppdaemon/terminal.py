@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "show", "size", "terminal_console")
 
-PIPE_WIDTH = 200
+PIPE_WIDTH = 10_000
 """Width of output that does not go to a terminal: lines are not folded, for ``grep``."""
 
 

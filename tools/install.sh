@@ -10,7 +10,8 @@ umask 022 # the services read everything as another user
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/findpython.sh
 action=${1:?usage: tools/install.sh install|uninstall}
-PREFIX=${PREFIX:-/opt/ppdaemon} DESTDIR=${DESTDIR:-} EXTRAS=${EXTRAS:-} PIPFLAGS=${PIPFLAGS:-}
+PREFIX=${PREFIX:-/opt/ppdaemon} DESTDIR=${DESTDIR:-}
+PREFIX=${PREFIX%/} DESTDIR=${DESTDIR%/} EXTRAS=${EXTRAS:-} PIPFLAGS=${PIPFLAGS:-}
 link=$DESTDIR$PREFIX
 
 fail() {
@@ -100,8 +101,9 @@ uninstall() {
       break
     fi
   done
-  for venv in "$link"-*; do
-    if [ -x "$venv/bin/ppctl" ] && [ -e "$venv/pyvenv.cfg" ]; then step rm -rf "$venv"; fi
+  # Only environments of this PREFIX: those of PREFIX-dev and renamed ones are not its.
+  for venv in "$link"-[0-9]*; do
+    if [ -x "$venv/bin/ppctl" ] && [ -e "$venv/pyvenv.cfg" ] && [ ! -L "$venv" ]; then step rm -rf "$venv"; fi
   done
   if [ -L "$link" ]; then step rm "$link"; fi
   if with_systemd; then step systemctl daemon-reload; fi

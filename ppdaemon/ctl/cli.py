@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.configtypes import parse_detector_list, ranges
 from ppdaemon.ctl import log, relaytables, send, tables
-from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon
+from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
 from ppdaemon.ctl.installfiles import install_files
 from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, selecting
@@ -49,7 +49,7 @@ from ppdaemon.reports import (
 )
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
-from ppdaemon.wire import Model
+from ppdaemon.wire import Model, explain
 from ppdaemon.yamlfile import read_key
 
 __all__ = ("main", "node_of")
@@ -126,24 +126,27 @@ def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
         if socket_path is None and SOCKET_VARIABLE not in os.environ:
             daemon.journal = NODE_STATE / JOURNAL_NAME
         return daemon
-    daemon = Daemon(_socket_of(config))
+    daemon = _daemon_of(config)
     with contextlib.suppress(ConfigError):
         daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
     return daemon
 
 
-def _socket_of(config: Path) -> Path:
-    """Return the control socket in a node's configuration."""
+def _daemon_of(config: Path) -> Daemon:
+    """Return the daemon of a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
     try:
-        return Path(read_key(config, ("node", "control"), os.environ))
+        return Daemon(Path(read_key(config, ("node", "control"), os.environ)))
     except ConfigError as error:
-        # A file that somebody has just broken must not keep an operator from the running daemon.
+        # A file that somebody has just broken must not keep an operator from seeing the running daemon;
+        # it may be another one, to which nothing is done.
         socket_path = _default_socket()
-        if not socket_path.exists():
+        if not (is_there(config) and is_there(socket_path)):
             raise
-        click.echo(f"ppctl: warning: {plain(error)}; using {socket_path}", err=True)
-        return socket_path
+        click.echo(f"ppctl: warning: {plain(error)}; reading from {socket_path}", err=True)
+        daemon = Daemon(socket_path)
+        daemon.only_reading = f"{error}; name the daemon by --socket"
+        return daemon
 
 
 def _default_socket() -> Path:
@@ -159,7 +162,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
         socket_path = Path(read_key(config, ("control",), os.environ, default))
-    elif socket_path is None and RELAY_RUN.exists():
+    elif socket_path is None and is_there(RELAY_RUN):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
     if config is not None or socket_path == RELAY_RUN:
@@ -235,7 +238,7 @@ _file = click.option(
 def _given_config(path: Path | None) -> Path | None:
     """Return the configuration file of a command, or of ``ppctl``, or the default one if it exists."""
     given: Path | None = path or click.get_current_context().find_root().params["config"]
-    return given or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    return given or (DEFAULT_CONFIG if is_there(DEFAULT_CONFIG) else None)
 
 
 @_ppctl.command()
@@ -335,7 +338,7 @@ def _show_relay[T: Model](
 
 @_ppctl.command()
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Maximum number of visits."
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Maximum number of visits."
 )
 @selecting
 @_common_command
@@ -633,7 +636,9 @@ def _rows_of_visits(
     daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]
 ) -> list[VisitRow]:
     """Return the visits that arguments name or options select, each once."""
-    if bool(groups) == bool(selected):
+    if groups and selected:
+        raise click.UsageError("use either GROUP or options that select visits")
+    if not groups and not selected:
         raise click.UsageError("name a GROUP, such as latest, or select visits, such as --since 1h")
     if selected:
         visits = [daemon.visit(row.group) for row in daemon.summaries(limit, **selected)]
@@ -708,6 +713,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         return 130  # a shell's exit code for SIGINT
+    except pydantic.ValidationError as error:  # an argument that no request may have
+        click.echo(f"ppctl: {plain(explain(error))}", err=True)
+        return ExitCode.USAGE
     except PPDaemonError as error:
         click.echo("\n".join(f"ppctl: {plain(line)}" for line in str(error).splitlines()), err=True)
         return error.exit_code

@@ -21,7 +21,7 @@ from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
 
-__all__ = ("ControlClient", "Daemon", "Denied", "NotFound", "NotRunning", "RelayDaemon")
+__all__ = ("ControlClient", "Daemon", "Denied", "NotFound", "NotRunning", "RelayDaemon", "is_there")
 
 REPLY_LIMIT = 67_108_864
 """Largest reply in bytes: 10,000 visits with long reasons fit."""
@@ -35,6 +35,14 @@ BACKLOG_PAUSE_S = 0.05
 
 CHECK_FIRST = "look at its effect before you repeat it; drain, resume and reload may be repeated"
 """What to do about a command without an answer."""
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file, or one in a folder that this user may not enter."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 class NotRunning(Unavailable):
@@ -120,6 +128,8 @@ class ControlClient:
 
     program = ""
     """Name of the program, for messages."""
+    only_reading = ""
+    """Why only requests that change nothing may be sent, or blank."""
 
     def __init__(self, path: Path, timeout_s: float = 5.0):
         self._path = path
@@ -157,6 +167,8 @@ class ControlClient:
         ppdaemon.errors.PPDaemonError
             Raised if the request caused an internal error in the daemon.
         """
+        if self.only_reading and type(request) not in reports.READING:
+            raise ConfigError(self.only_reading.splitlines())
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         try:
@@ -278,12 +290,19 @@ class Daemon(ControlClient):
         try:
             return self._request(request, adapter)
         except NotRunning:
-            if self.journal is None or not self.journal.exists():
+            if self.journal is None or not is_there(self.journal):
                 raise
+        try:
             with reading(self.journal) as db:
                 rows = tuple(query(db))
-            self.from_journal = True
-            return rows
+        except Unavailable as error:
+            # A daemon that starts or stops at this moment changes the file while it is read.
+            try:
+                return self._request(request, adapter)
+            except NotRunning as absent:
+                raise Unavailable(f"{absent}; {error}") from None
+        self.from_journal = True
+        return rows
 
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
@@ -404,7 +423,7 @@ class RelayDaemon(ControlClient):
             return self._request(request, adapter)
         except NotRunning:
             path = self.ledger or self._path.with_name(LEDGER_NAME)
-            if not path.exists():
+            if not is_there(path):
                 raise
             self.from_ledger = True
             return tuple(read(path))

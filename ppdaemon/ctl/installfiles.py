@@ -153,8 +153,10 @@ class Installation:
         if not self._dry_run:
             self._make_folder(self._record.parent)  # first, because its name is in the record
             record = {"files": self._digests, "folders": self._folders}
-            self._record.write_text(json.dumps(record, indent=1) + "\n")
-            self._record.chmod(0o644)
+            part = self._record.with_suffix(".part")  # cut by a full disk, it could not be read any more
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.chmod(0o644)
+            part.rename(self._record)
 
     def remove(self) -> Iterator[str]:
         """Delete what was installed and not changed since; yield a line for each file."""

@@ -21,6 +21,8 @@ from ppdaemon.terminal import plain
 __all__ = ("LogLine", "line_text", "supervisor_lines", "worker_lines", "worker_log")
 
 UNIT = "ppdaemon"
+JOURNAL_S = 10.0
+"""How long systemd may search its journal."""
 BEFORE_S, AFTER_S = 60.0, 600.0
 """Around the acceptance of a visit, to find its lines in the log of the supervisor."""
 
@@ -85,7 +87,10 @@ def supervisor_lines(rows: Sequence[VisitRow]) -> list[LogLine]:
         f"--since=@{min(unix) - BEFORE_S:.0f}",
         f"--until=@{max(unix + ended) + AFTER_S:.0f}",
     ]
-    result = subprocess.run(command, capture_output=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, check=False, timeout=JOURNAL_S)
+    except subprocess.TimeoutExpired:
+        return []  # the lines of the workers are shown all the same
     return list(
         _matching(result.stdout.splitlines(), "supervisor", rows[0].group, {r.detector for r in rows})
     )

@@ -97,7 +97,11 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
     """
     if config.butler is None:
         return
-    root = Path(config.butler.central)
+    root = Path(config.butler.central.removeprefix("file://"))
+    if root.is_absolute() and not root.exists():
+        text, action = f"{root} does not exist", "mount it or correct butler.central; no worker can start"
+        yield CheckFinding(item="central repo", level="error", text=text, action=action)
+        return
     if not (root.is_absolute() and root.is_dir()):
         text = f"{config.butler.central} is no folder: whether it is writable is seen at the first export"
         yield CheckFinding(item="central repo", level="skipped", text=text)

@@ -25,6 +25,7 @@ MATCHES = 5
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DAY = re.compile(r"\d{8}|\d{4}-\d\d-\d\d")
 _DAY_S = 86400.0
 _FIELD = re.compile(
     r"(\w+)\s*=\s*('[^']*'|\"[^\"]*\"|[^\s,'\"]+(?:,\d[^\s,]*)*)\s*(?:,|and\b)?\s*", re.IGNORECASE
@@ -72,6 +73,8 @@ def parse_time(text: str, now_tai: float) -> float:
 def _night(text: str) -> tuple[float, float]:
     """Return the beginning and the end of a day_obs, which are at 12 h TAI."""
     try:
+        if not _DAY.fullmatch(text):
+            raise ValueError
         day = datetime.datetime.strptime(text.replace("-", ""), "%Y%m%d").replace(tzinfo=datetime.UTC)
     except ValueError:
         raise ValueError(f"{text!r} is no night: use its day_obs, such as 20261122") from None
@@ -184,6 +187,8 @@ def find_visit(daemon: Daemon, text: str) -> tuple[VisitRow, ...]:
     try:
         return daemon.visit(text)
     except NotFound:
+        if not text:
+            raise
         found = sorted({row.group for row in daemon.summaries(MATCHES + 1, group_prefix=text)})
         if not found:
             raise

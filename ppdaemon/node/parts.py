@@ -272,7 +272,7 @@ class NodeParts:
 
     def _stop_accepting(self) -> None:
         with contextlib.suppress(Refused):  # the daemon stops, and accepts nothing
-            self.handler.set_accepting(False)
+            self.handler.set_accepting(False, self.status.drained_since)
 
     def _switch(self, config: NodeConfig) -> None:
         """Switch to a configuration whose zygote is ready."""

@@ -6,6 +6,7 @@ ledger, by another thread.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ __all__ = ("RelayControl",)
 
 MAX_VISITS = 1000
 """Visits in one answer: some 200,000 rows of the ledger."""
+DISK_S = 5.0
+"""Between two looks at the disk."""
 LONG_WAIT_S = 5.0
 """A detector that waits longer for a node is a problem; while nodes connect again it is none."""
 
@@ -64,6 +67,24 @@ class RelayControl:
         self._started_tai = self.clock.tai()
         self._ledger = self.config.state_dir / LEDGER_NAME
         self._problem_log = ProblemLog()
+        self._measure()
+
+    async def watch_disk(self) -> None:
+        """Measure the ledger every few seconds until canceled: a report is made by the event loop, which a
+        disk that does not answer must not stop.
+        """
+        while True:
+            await asyncio.sleep(DISK_S)
+            await asyncio.to_thread(self._measure)
+
+    def _measure(self) -> None:
+        size_mb: float | None = None
+        with contextlib.suppress(OSError):
+            size_mb = self._ledger.stat().st_size / 1e6
+        self._ledger_mb = size_mb
+        self._corrupt = sorted(
+            self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")
+        )
         self._permits: dict[Literal["granted", "refused"], int] = {"granted": 0, "refused": 0}
 
     async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
@@ -134,10 +155,6 @@ class RelayControl:
         if self.stopping:
             state = "stopping"
         connected = sum(row.connected for row in nodes)
-        try:
-            ledger_mb = self._ledger.stat().st_size / 1e6
-        except OSError:
-            ledger_mb = None
         return reports.RelayStatusReport(
             relay=self.config.name,
             version=__version__,
@@ -159,7 +176,7 @@ class RelayControl:
             },
             spares_suffice=self._spares_suffice(),
             ledger=str(self._ledger),
-            ledger_mb=ledger_mb,
+            ledger_mb=self._ledger_mb,
             ledger_backlog=self.writer.backlog,
             counters=dict(self.throttle.by_kind),
             reloaded_tai=self.reloaded_tai,
@@ -253,7 +270,7 @@ class RelayControl:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.other_protocol:
             yield Finding("nodes", f"refused a node: {self.other_protocol}", "protocol")
-        for path in sorted(self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")):
+        for path in self._corrupt:
             text = (
                 f"the ledger was corrupt and is now {path}: visits in it that are announced again are"
                 " processed again; move the file away when you have read this"

@@ -115,7 +115,7 @@ class Dispatcher:
         """
         if self.registry.conflicting_peer(hello, peer) is not None:
             return False  # it is refused
-        return hello.origin not in self._compared
+        return hello.complete and hello.origin not in self._compared
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return the detectors of a visit without an outcome; empty if it is not open."""
@@ -124,8 +124,10 @@ class Dispatcher:
 
     # --- new and canceled visits --------------------------------------------
 
-    def add(self, visit: OpenVisit, now: float) -> orders.Effects:
-        """Open a visit that is in the ledger, or add its reservations to the open visit of its group."""
+    def add(self, visit: OpenVisit, now: float, *, serve: bool = True) -> orders.Effects:
+        """Open a visit that is in the ledger, or add its reservations to the open visit of its group. Without
+        `serve` it is served with the next tick: the hello of its node follows at once.
+        """
         self._allow_for_pause(now)
         effects = orders.Effects()
         self.reservations += len(visit.reservations)
@@ -136,7 +138,10 @@ class Dispatcher:
                 present.visit, present.adopted = visit.visit, False
             visit = present
         self._visits[visit.key] = visit
-        self._serve(visit, now, effects)
+        if serve:
+            self._serve(visit, now, effects)
+        else:
+            visit.due = now
         return effects
 
     def has_room(self, detectors: int) -> bool:
@@ -307,6 +312,11 @@ class Dispatcher:
             # restarted node need not wait until its previous run counts as silent.
             return orders.Effects.of(
                 orders.SendHeartbeat(conflict), orders.RefuseHello(peer, "taken", reason)
+            )
+        if not hello.complete and hello.origin not in self._compared:
+            # The relay has started again, which the node has not noticed: it has to list its outcomes, too.
+            return orders.Effects.of(
+                orders.RefuseHello(peer, "stranger", "the relay has started again: send hello")
             )
         _LOG.info("node connected", extra={"node": hello.origin, "capacity": hello.capacity})
         self.registry.register(hello, peer, now)

@@ -20,7 +20,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, PPDaemonError, Refused
-from ppdaemon.messages import NODE_LIMIT, FromNode, Hello, NodeMessage, other_protocol
+from ppdaemon.messages import NODE_LIMIT, FromNode, Heartbeat, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import status_line
@@ -160,9 +160,11 @@ class Relay:
         self._prune_at = now
         self._stop_requested = False
         self._reload_requested = asyncio.Event()
-        self._dispatcher.set_drained(ledger.drained_nodes(), now)
+        drained = ledger.drained_nodes()
+        self._dispatcher.set_drained(drained, now)
         self._dispatcher.set_preferences(config.preferred_nodes, now)
-        self._dispatcher.expect(ledger.recent_nodes())
+        # An operator who has removed a node drains it: no start waits for it any more.
+        self._dispatcher.expect(ledger.recent_nodes() - set(drained))
         if unfinished := ledger.unfinished_visits():
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(unfinished)})
         self._restore(unfinished)
@@ -191,6 +193,7 @@ class Relay:
             self._tick(),
             self._reload_on_request(),
             self._metrics.run(),
+            self._control.watch_disk(),
         ]
         for socket, domain, handle, excess in (
             (
@@ -339,7 +342,8 @@ class Relay:
             self._beat_at = now
             self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
-            self._notifier.notify(WATCHDOG=1, STATUS=status_line(self._control.report()))
+            self._notifier.notify(WATCHDOG=1)
+            self._notifier.notify(STATUS=status_line(self._control.report()))
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             self._prune()
@@ -436,7 +440,9 @@ class Relay:
 
     def _receive(self, peer: bytes, message: NodeMessage) -> None:
         if (waiting := self._comparing.get(peer)) is not None:
-            if len(waiting) < MAX_WAITING:
+            if isinstance(message, Hello):  # only the last one counts, and they are large
+                waiting[:] = [each for each in waiting if not isinstance(each, Hello)]
+            if len(waiting) < MAX_WAITING and not isinstance(message, Heartbeat):
                 waiting.append(message)
         elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
             # Its further messages wait: it is registered when the ledger was compared.
@@ -453,7 +459,8 @@ class Relay:
     def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
         """Register a node whose journal the ledger was compared with."""
         opened, adopted = found
-        self._restore(opened)
+        waiting = self._comparing.pop(peer)
+        self._restore(opened, serve=False)
         before = self._dispatcher.adopted
         effects = self._dispatcher.receive(peer, hello, self._clock.mono())
         self._dispatcher.adopted += adopted
@@ -463,13 +470,13 @@ class Relay:
                 "the ledger is older than the journal of a node: what it does not know was adopted",
                 extra={"node": hello.origin, "visit_detectors": adopted},
             )
-        for message in self._comparing.pop(peer):
+        for message in waiting:
             self._receive(peer, message)
 
     # --- visits ---------------------------------------------------------------------
 
-    def _restore(self, visits: Sequence[UnfinishedVisit]) -> None:
-        """Open the visits that the previous run left without all outcomes."""
+    def _restore(self, visits: Sequence[UnfinishedVisit], *, serve: bool = True) -> None:
+        """Open the visits that the previous run left without all outcomes; see `Dispatcher.add`."""
         for row in visits:
             try:
                 visit = read_next_visit(row.fields)
@@ -493,6 +500,7 @@ class Relay:
                 row.cancelled,
                 row.age_s,
                 adopted=row.adopted,
+                serve=serve,
             )
 
     def _open(
@@ -505,6 +513,7 @@ class Relay:
         age_s: float = 0.0,
         *,
         adopted: bool = False,
+        serve: bool = True,
     ) -> None:
         now = self._clock.mono()
         open_visit = make_open_visit(
@@ -518,4 +527,4 @@ class Relay:
             cancelled=cancelled,
             adopted=adopted,
         )
-        self._apply(self._dispatcher.add(open_visit, now))
+        self._apply(self._dispatcher.add(open_visit, now, serve=serve))

@@ -160,7 +160,39 @@ def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
     out, err = capsys.readouterr()
     assert (ended.value.code, "quarantined" in out) == (0, True)
     assert f"{broken}:2: not YAML" in err
-    assert f"using {socket_dir}/control.sock" in err
+    assert f"reading from {socket_dir}/control.sock" in err
+
+
+def test_nothing_is_done_to_a_daemon_that_may_be_another_one(
+    good: ControlServer,
+    socket_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    broken = tmp_path / "node-b.yaml"
+    broken.write_text("node: [")
+    for command in (["drain"], ["restart", "3"], ["kill", "3"], ["resume"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--config", str(broken), *command])
+        assert (ended.value.code, good.requests) == (78, [])
+        assert "name the daemon by --socket" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--config", str(tmp_path / "misspelled.yaml"), "status"])
+    assert (ended.value.code, good.requests) == (78, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("visits", "--where", f"group={'x' * 300}"), ("visit", "g" * 300), ("failed", "--where", "group=''")],
+)
+def test_an_argument_that_no_request_may_have_is_wrong_usage(
+    good: ControlServer, ppctl: Ppctl, arguments: tuple[str, ...]
+) -> None:
+    code, _, err = ppctl(*arguments)
+    assert code in (0, 64)
+    assert "internal error" not in err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

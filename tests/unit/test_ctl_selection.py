@@ -66,6 +66,8 @@ def test_a_data_id_is_read_as_in_the_butler(text, fields):
         ({"where": "detector=3", "detectors": "4"}, "both select by detectors"),
         ({"night": "20261122", "since": "1h"}, "use either --night"),
         ({"night": "last"}, "is no night"),
+        ({"night": "2026112"}, "is no night"),
+        ({"night": "2026-1-1"}, "is no night"),
         ({"outcomes": "crahsed"}, "did you mean 'crashed'"),
         ({"detectors": "3-1"}, "3-1"),
     ],
@@ -110,6 +112,7 @@ def test_a_visit_is_found_by_its_group_its_beginning_or_as_the_latest():
         (("a1", "a2"), "a", "'a' is not unique: a1, a2$"),
         (tuple(f"a{n}" for n in range(9)), "a", r"is not unique: a3, a4, .*, \.\.\."),
         (("a1",), "b", "no visit 'b'"),
+        (("a1",), "", "no visit ''"),
     ],
 )
 def test_a_beginning_of_no_or_several_groups_is_refused(groups, text, error):

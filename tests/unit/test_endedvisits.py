@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The outcomes that a hello lists: those that another node must not process again, and not too many."""
 
-from ppdaemon.messages import Hello, ResultEntry
+import pytest
+
+from ppdaemon.messages import NODE_LIMIT, Hello, ResultEntry
 from ppdaemon.node.visits import endedvisits
 from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.states import Outcome
@@ -53,3 +55,38 @@ def test_old_visits_are_forgotten_and_the_message_is_far_below_its_limit(monkeyp
         ended=ended.listed(),
     )
     assert len(encode(hello)) < 700_000
+
+
+@pytest.mark.parametrize("name", ["2026-11-22T03:25:16.951", "v" * 200, "\N{GREEK SMALL LETTER ALPHA}" * 200])
+@pytest.mark.parametrize("outcomes", [(Outcome.SUCCEEDED,), tuple(Outcome)[:4]])
+def test_a_hello_with_all_outcomes_is_below_the_limit_of_a_relay(name, outcomes):
+    """A larger one would never arrive, and the node could not connect again."""
+    ended = EndedVisits(1e9)
+    for number in range(500):
+        ended.add(
+            (
+                ResultEntry(
+                    instrument="LSSTCam",
+                    group=f"{name}{number}"[-200:],
+                    detector=detector,
+                    attempt=detector % 2 + 1,
+                    outcome=outcomes[detector % len(outcomes)],
+                )
+                for detector in range(205)
+            ),
+            0.0,
+        )
+    listed = ended.listed()
+    assert f"{name}499"[-200:] in {each.group for each in listed}, "the newest are listed"
+    hello = Hello(
+        **{
+            "origin": "n",
+            "incarnation": "x",
+            "sent_tai": 0.0,
+            "sequence": 1,
+            "instruments": {},
+            "capacity": 1,
+        },
+        ended=listed,
+    )
+    assert len(encode(hello)) < 0.8 * NODE_LIMIT

@@ -517,6 +517,19 @@ def journal_at(path, mono_s, boot="boot1"):
     return Journal(path, Clock(mono=lambda: mono_s, tai=lambda: 0.0, boot=lambda: boot))
 
 
+def test_two_reboots_in_a_row_do_not_make_an_open_visit_older(path):
+    """The newest row is final, of the first boot, in which the host ran for days."""
+    with closing(journal_at(path, 1_000_000.0)) as journal:
+        entry, newest = an_entry("open"), an_entry("ended")
+        entry.received_mono, newest.received_mono = 999_990.0, 999_995.0
+        accept(journal, [entry, newest])
+        update(journal, [ended(an_entry("ended"))])
+    for boot in ("boot2", "boot3"):
+        with closing(journal_at(path, 30.0, boot)) as journal:
+            (found,) = journal.unfinished()
+            assert 0.0 <= 30.0 - found.received_mono <= 10.0, boot
+
+
 def test_open_visits_keep_their_age_over_a_reboot(path):
     for number, mono_s in enumerate((1000.0, 1300.0)):
         with closing(journal_at(path, mono_s)) as journal:

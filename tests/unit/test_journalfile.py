@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from ppdaemon import journalfile
+from ppdaemon import journalfile, sqlitereader
 from ppdaemon.ctl import cli
+from ppdaemon.errors import Unavailable
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Requeue, Reserved, Retry, Update
@@ -148,6 +149,37 @@ def test_late_raws_are_counted_as_they_are_listed(path, write):
         listed = journalfile.late_raws(db, LateRequest())
         assert {(row.detector, row.exposure) for row in listed} == {(0, 7), (1, 9)}
         assert journalfile.count_late_raws(db) == 2
+        assert journalfile.late_raws(db, LateRequest(outcomes=(Outcome.NO_IMAGE,), detectors=(2,))) == []
+        (row,) = journalfile.late_raws(db, LateRequest(outcomes=(Outcome.NO_IMAGE,)))
+        assert (row.detector, row.attempt, row.outcome) == (0, 1, Outcome.NO_IMAGE)
+
+
+def test_a_raw_that_an_earlier_attempt_has_used_is_not_late(path, write):
+    write(entry("g", 0, outcome=Outcome.FAILED, exposures=(7,)))
+    write.journal._db.execute("INSERT INTO late VALUES ('DemoCam', 7, 0, 'g', '/raw', 1.0)")
+    write.journal.write(
+        Requeue(1, (entry("g", 0, outcome=Outcome.FAILED),), (entry("g", 0, attempt=2),), (), ())
+    )
+    write(entry("g", 0, attempt=2, outcome=Outcome.FAILED))
+    with reading(path) as db:
+        assert (journalfile.late_raws(db, LateRequest()), journalfile.count_late_raws(db)) == ([], 0)
+
+
+def test_a_query_that_takes_too_long_is_ended_with_what_to_do(path, write, monkeypatch):
+    write(*(entry(f"g{number}") for number in range(50)))
+    monkeypatch.setattr(sqlitereader, "LONGEST_S", -1.0)
+    endless = "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n) SELECT sum(k) FROM n"
+    with pytest.raises(Unavailable, match="select less, such as --since 1h"), reading(path) as db:
+        db.execute(endless).fetchone()
+
+
+def test_a_journal_that_this_user_may_not_read_is_an_error_that_names_it(path, write, monkeypatch):
+    def refuse(self, **_options):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    with pytest.raises(Unavailable, match=r"journal\.sqlite: permission denied"), reading(path):
+        pass
 
 
 def test_one_detector_selects_its_visit_with_all_detectors(path, write):

@@ -170,6 +170,13 @@ def test_the_memory_of_workers_is_shown_as_sum_and_maximum():
     assert node_samples()["ppdaemon_worker_memory_max_bytes",] == 0
 
 
+def test_a_late_raw_that_was_used_does_not_lower_a_counter():
+    """Prometheus would take it for a restart, and count all of them as new."""
+    found = node_samples(a_report(late_raws=2, counters={"late_raws": 7}))
+    assert found["ppdaemon_late_raws_total",] == 7
+    assert found["ppdaemon_late_raws_unused",] == 2
+
+
 def test_labels_with_any_characters_can_be_read():
     name = 'zmq "tcp://host:1"\\\nx'
     found = node_samples(a_report(arrivals=(ArrivalSource(name=name, live=False, files=3),)))

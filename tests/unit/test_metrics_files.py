@@ -74,6 +74,7 @@ def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
         "ppdaemon_relay_build_info": "its version is that of the nodes",
         "ppdaemon_relay_start_time_seconds": "the manager of the service shows it",
         "ppdaemon_template_seconds": "for comparisons by hand",
+        "ppdaemon_late_raws_unused": "ppctl late lists them",
         "ppdaemon_config_generation": "for comparisons by hand",
     }
     assert METRICS.keys() - {SERIES[name].name for name in used} == elsewhere.keys()

@@ -12,6 +12,7 @@ import pytest
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.parts import NodeParts
 from ppdaemon.node.supervisor import Supervisor
@@ -64,14 +65,27 @@ def test_a_second_stop_skips_the_waiting(config):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("state", ["starting", "stopping"])
 @pytest.mark.parametrize("request_", [DrainRequest(), ResumeRequest()])
-def test_a_node_that_starts_or_stops_does_not_change_its_acceptance(state, request_):
-    status, reprocessor, relay = SimpleNamespace(state=state), Mock(), Mock()
+def test_a_node_that_stops_does_not_change_its_acceptance(config, request_):
+    status = SimpleNamespace(state="stopping", config=config, clock=Clock())
+    reprocessor, relay = Mock(), Mock()
+    with pytest.raises(Refused, match="the daemon is stopping"):
+        asyncio.run(RequestHandler(status, Mock(), reprocessor, relay, Mock()).handle(request_))
+    assert (status.state, reprocessor.mock_calls, relay.mock_calls) == ("stopping", [], [])
+
+
+def test_a_drain_while_the_node_starts_counts_when_it_would_accept_visits(config):
+    """The start may wait for hours for the central repo."""
+    folders = NodeFolders.of(config)
+    folders.state.mkdir(parents=True, exist_ok=True)
+    status = SimpleNamespace(state="starting", config=config, clock=Clock(), drained_since=None)
+    reprocessor, relay = Mock(), Mock()
     handler = RequestHandler(status, Mock(), reprocessor, relay, Mock())
-    with pytest.raises(Refused, match=f"the daemon is {state}"):
-        asyncio.run(handler.handle(request_))
-    assert (status.state, reprocessor.mock_calls, relay.mock_calls) == (state, [], [])
+    asyncio.run(handler.handle(DrainRequest()))
+    assert folders.drained_since() == pytest.approx(status.drained_since, abs=1e-3)
+    assert (status.state, reprocessor.mock_calls, relay.mock_calls) == ("starting", [], [])
+    asyncio.run(handler.handle(ResumeRequest()))
+    assert (folders.drained_since(), status.drained_since) == (None, None)
 
 
 @pytest.mark.parametrize(("accepting", "state"), [(True, "running"), (False, "draining")])

@@ -48,6 +48,16 @@ def test_findings_of_one_source_without_a_subject_are_numbered():
     assert since(log.update([one, two], 2.0)) == {"disk 99 % full": 1.0, "log too long": 2.0}
 
 
+def test_of_two_findings_of_a_source_the_one_that_stays_keeps_its_time(caplog):
+    caplog.set_level(logging.INFO)
+    ram, state = Finding("resources", "RAM disk 99 % full"), Finding("resources", "state disk 99 % full")
+    log = ProblemLog()
+    log.update([ram], 0.0)
+    log.update([ram, state], 36_000.0)
+    assert since(log.update([state], 36_060.0)) == {"state disk 99 % full": 36_000.0}
+    assert "ended after 10 h 1 min: RAM disk 99 % full" in caplog.text
+
+
 def test_what_limits_the_program_is_first_then_the_worst_source_then_the_oldest():
     log = ProblemLog()
     log.update([STRANGER], 1.0)

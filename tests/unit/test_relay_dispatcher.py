@@ -1079,6 +1079,39 @@ def test_what_a_node_has_in_an_attempt_that_an_older_ledger_cannot_know_is_adopt
     assert dispatcher.assignments.load("b") == 1
 
 
+def test_a_node_that_has_not_noticed_the_new_relay_is_asked_for_its_outcomes():
+    """Its hello, of a capacity that changed, has none; it must not count as compared."""
+    dispatcher = restarted()
+    dispatcher.add(open_visit(0), 0.0)
+    hasty = hello("b", complete=False)
+    assert not dispatcher.is_new(b"b", hasty)
+    (refused,) = dispatcher.receive(b"b", hasty, 0.1).sends
+    assert (refused.peer, refused.code) == (b"b", "stranger")
+    complete = hello("b", ended=[of_ended(0)])
+    assert dispatcher.is_new(b"b", complete)
+    effects = dispatcher.receive(b"b", complete, 0.2)
+    assert ended(0, Outcome.SUCCEEDED, ADOPTED) in effects.writes
+    changed = dispatcher.receive(b"b", hello("b", complete=False, capacity=4), 0.3)
+    assert SendWelcome(b"b") in changed.sends
+
+
+@pytest.mark.parametrize("state", ["held", "permitted"])
+def test_what_a_late_node_holds_is_not_given_up_before_its_hello(state):
+    """The ledger is an older copy, and the node connects after ``give_up_s``."""
+    dispatcher = restarted()
+    now = GIVE_UP_S + 100.0
+    dispatcher.tick(now)
+    visit = open_visit(0, now=now)
+    visit.reservations[0] = Reservation(
+        0, PERMITTED if state == "permitted" else ACKNOWLEDGED, "b", incarnation="run1"
+    )
+    assert dispatcher.add(visit, now, serve=False) == Effects()
+    effects = dispatcher.receive(b"b", hello("b", holds=[holds(state, 0)]), now)
+    after = dispatcher.tick(now)
+    assert not [each for each in (*effects.writes, *after.writes) if isinstance(each, SetOutcome)]
+    assert not [each for each in (*effects.sends, *after.sends) if isinstance(each, Withdraw)]
+
+
 def test_only_the_first_hello_of_a_node_since_the_start_is_compared():
     """What the ledger does not know later is not true: it would end the work of another node."""
     dispatcher = restarted()

@@ -22,6 +22,7 @@ from ppdaemon.node.visits.model import AcceptanceChanged
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.sqlitereader import reading
+from ppdaemon.states import SlotState
 
 __all__ = ("RequestHandler",)
 
@@ -99,18 +100,23 @@ class RequestHandler:
 
     async def _drain_or_resume(self, accepting: bool) -> None:
         """Accept new visits or none, also after a restart, until the next such request."""
-        if self.status.state in ("starting", "stopping"):
-            raise Refused(f"the daemon is {self.status.state}")
+        if self.status.state == "stopping":
+            raise Refused("the daemon is stopping")
         since = None if accepting else self.status.clock.tai()
         # On disk first: an operator who drains a node before a repair relies on it.
         try:
             await asyncio.to_thread(NodeFolders.of(self.status.config).set_drained, since)
         except OSError as error:
             raise Refused(f"not done, because it cannot be written to the disk: {error}") from None
-        self.set_accepting(accepting, since)
+        if self.status.state == "starting":
+            self.status.drained_since = since  # the start reads the file when it is about to accept visits
+        else:
+            self.set_accepting(accepting, since)
 
     def _restart(self, slot: Slot, *, now: bool) -> str:
         """Replace the worker of a slot; return what is done."""
+        if slot.state in (SlotState.STOPPING, SlotState.KILLING, SlotState.UNKILLABLE):
+            raise Refused(f"slot {slot.number} is {slot.state}; it gets a new worker when this one has ended")
         has = slot.assignment.key if slot.assignment is not None else None
         if now or has is None:
             self.pool.handle(slot.number, RestartRequested())

@@ -177,6 +177,12 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         "ppdaemon_late_raws_total",
         "counter",
         "Raws that arrived after the outcome of their visit-detector.",
+        lambda s: s.report.counters.get("late_raws", 0),
+    ),
+    Metric(
+        "ppdaemon_late_raws_unused",
+        "gauge",
+        "Those that no attempt has used: what ``ppctl late`` lists.",
         lambda s: s.report.late_raws,
     ),
     Metric(
@@ -289,7 +295,7 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
     Metric(
         "ppdaemon_config_reload_successful",
         "gauge",
-        "0 if the last reload by a signal was refused.",
+        "0 if the last reload was refused.",
         lambda s: not s.report.reload_refused,
     ),
     Metric(

@@ -95,7 +95,8 @@ class Status:
         tai = self.clock.tai()
         problems = self._problem_log.update((*self._fixed_problems, *self._problems()), tai)
         is_limited = any(problem.degrades for problem in problems)
-        is_degraded = is_limited and (self.state == "running" or self.generations.waiting)
+        starting = self.state == "starting"
+        is_degraded = is_limited and (self.state == "running" or (starting and self.generations.waiting))
         state: State = "degraded" if is_degraded else self.state
         stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
@@ -113,10 +114,11 @@ class Status:
             started_tai=self.started_tai,
             tai=tai,
             relay=self.relay.text,
-            relay_connected=None if self.config.relay.address is None else self.relay.connected,
+            # What is not started yet has not failed.
+            relay_connected=None if self.config.relay.address is None or starting else self.relay.connected,
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
-            capacity=self.offer.offered,
+            capacity=0 if starting else self.offer.offered,
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
@@ -128,7 +130,7 @@ class Status:
             journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
             logs=str(NodeFolders.of(self.config).logs),
-            arrivals=self.arrivals.report(),
+            arrivals=() if starting else self.arrivals.report(),
             counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
             | self.relay.samples,

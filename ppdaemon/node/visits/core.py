@@ -730,6 +730,7 @@ class Visits:
         again = tuple(self._next(entry) for entry in before)
         for entry in again:
             entry.figures[REQUEUED] = True
+            entry.received_mono = self._now.mono  # its time limit counts from now, also after a restart
         for entry, old in zip(again, before, strict=True):
             self._open_reserved(entry, 0.0, event.chosen[old.key])
         spools = tuple(spool for entry in before if (spool := event.spools.get(entry.key)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The latest outcomes of a node, for its hello: the ledger of the relay may be an older copy. Pure code."""
 
+import json
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,12 @@ from ppdaemon.states import Outcome
 __all__ = ("EndedVisits",)
 
 MAX_VISITS = 500
-"""Two hours of visits; with 205 detectors each some 500 kB, half of what a relay accepts."""
+"""Five hours of visits."""
+MAX_BYTES = 600_000
+"""With what it holds, a hello stays below the 1 MB that a relay accepts: 500 visits of 205 detectors are some
+500 kB, more with long names or many attempts; then the oldest are left out."""
+ENTRY_BYTES, DETECTOR_BYTES = 130, 4
+"""Of one `~ppdaemon.messages.EndedDetectors` as JSON without its names, and of each detector in it."""
 
 
 @dataclass(eq=False)
@@ -54,9 +60,15 @@ class EndedVisits:
             self._visits.get((instrument, group), (0.0, {}))[1].pop(detector, None)
 
     def listed(self) -> tuple[EndedDetectors, ...]:
-        """Return all, for the relay."""
+        """Return the newest, for the relay: as many as fit into its message."""
         found: dict[tuple[str, str, int, Outcome, bool], list[int]] = defaultdict(list)
-        for (instrument, group), (_, detectors) in self._visits.items():
+        size = 0
+        for (instrument, group), (_, detectors) in reversed(self._visits.items()):
+            entries = len(set(detectors.values()))
+            names = len(json.dumps(instrument + group))
+            size += entries * (ENTRY_BYTES + names) + DETECTOR_BYTES * len(detectors)
+            if size > MAX_BYTES:
+                break
             for detector, ended in detectors.items():
                 found[instrument, group, *ended].append(detector)
         return tuple(

@@ -113,13 +113,18 @@ class Journal(SqliteFile):
         """Count the ages of open visits in this boot of the host. The time that it was down is not
         counted, as at the relay: no wall clock counts.
         """
-        newest = self._db.execute("SELECT boot, received_mono FROM attempt ORDER BY rowid DESC LIMIT 1")
-        boot, last = newest.fetchone() or (self._clock.boot(), 0.0)
-        if boot != self._clock.boot():
+        boots = self._db.execute(
+            "SELECT DISTINCT boot FROM attempt WHERE final = 0 AND boot != ?", (self._clock.boot(),)
+        ).fetchall()
+        for (boot,) in boots:
+            # The last time of that boot that is known: of its newest row.
+            (last,) = self._db.execute(
+                "SELECT received_mono FROM attempt WHERE boot = ? ORDER BY rowid DESC LIMIT 1", (boot,)
+            ).fetchone()
             self._db.execute(
                 "UPDATE attempt SET boot = ?1, received_mono = min(?2, received_mono + ?2 - ?3)"
-                " WHERE final = 0 AND boot != ?1",
-                (self._clock.boot(), self._clock.mono(), last),
+                " WHERE final = 0 AND boot = ?4",
+                (self._clock.boot(), self._clock.mono(), last, boot),
             )
 
     # --- writing -----------------------------------------------------------

@@ -354,6 +354,7 @@ class RelayClient:
             holds=self.held(),
             # Not with each change of the capacity: they are many.
             ended=() if self.connected else self.ended(),
+            complete=not self.connected,
             alone=self.link.alone == "cross",
             version=__version__,
         )
