@@ -480,7 +480,7 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
     assert "cannot be read now: OperationalError" in warning
     daemon.launch()
     try:
-        daemon.wait(lambda: any("no worker can start: " in text for text in daemon.status().problems))
+        daemon.wait(lambda: any("no worker can start: " in text for text in daemon.status().problem_texts))
         assert daemon.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             daemon.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
