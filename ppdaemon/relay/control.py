@@ -37,7 +37,7 @@ __all__ = ("RelayControl",)
 
 MAX_VISITS = 1000
 """Visits in one answer: some 200,000 rows of the ledger."""
-DISK_S = 5.0
+DISK_S = 1.0
 """Between two looks at the disk."""
 LONG_WAIT_S = 5.0
 """A detector that waits longer for a node is a problem; while nodes connect again it is none."""
@@ -70,7 +70,7 @@ class RelayControl:
         self._measure()
 
     async def watch_disk(self) -> None:
-        """Measure the ledger every few seconds until canceled: a report is made by the event loop, which a
+        """Measure the ledger each second until canceled: a report is made by the event loop, which a
         disk that does not answer must not stop.
         """
         while True:

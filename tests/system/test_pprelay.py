@@ -129,7 +129,7 @@ def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
         (aside,) = relay.state_dir.glob("ledger.corrupt-*.sqlite")
         assert str(aside) in str(RelayDaemon(relay.control).status().problems)
         aside.rename(socket_dir / aside.name)
-        assert str(aside) not in str(RelayDaemon(relay.control).status().problems)
+        wait_until(lambda: str(aside) not in str(RelayDaemon(relay.control).status().problems))
     finally:
         assert relay.stop() == 0
 
