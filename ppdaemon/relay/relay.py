@@ -441,8 +441,8 @@ class Relay:
     def _receive(self, peer: bytes, message: NodeMessage) -> None:
         if (waiting := self._comparing.get(peer)) is not None:
             if isinstance(message, Hello):  # only the last one counts, and they are large
-                waiting[:] = [each for each in waiting if not isinstance(each, Hello)]
-            if len(waiting) < MAX_WAITING and not isinstance(message, Heartbeat):
+                waiting[:] = [_without_content(each) if isinstance(each, Hello) else each for each in waiting]
+            if len(waiting) < MAX_WAITING:
                 waiting.append(message)
         elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
             # Its further messages wait: it is registered when the ledger was compared.
@@ -528,3 +528,8 @@ class Relay:
             adopted=adopted,
         )
         self._apply(self._dispatcher.add(open_visit, now, serve=serve))
+
+
+def _without_content(hello: Hello) -> Heartbeat:
+    """Return a message with the same number, so that none counts as lost."""
+    return Heartbeat(origin=hello.origin, sent_tai=hello.sent_tai, sequence=hello.sequence)

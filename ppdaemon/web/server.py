@@ -31,8 +31,8 @@ __all__ = ("make_app",)
 _LOG = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-NIGHT_VISITS = 1500
-"""A night has some 1000."""
+NIGHT_VISITS = 1000
+"""A night has some 1000; the page says so if there are more."""
 DETECTOR_ROWS = 100
 WRITE_S = 10.0
 """A viewer that does not read an event for this long is disconnected."""
