@@ -40,7 +40,7 @@ def _more(name: str, made: dict[str, int]) -> Any:
     [
         ("skymap", {"bySkymap": 1}),
         _more("tractFinds", {"tractFinds": 2}),
-        ("pixels", {"byPixel": 4, "overPixels": 1, "manyPixels": 8}),
+        _more("pixels", {"byPixel": 4, "overPixels": 1, "manyPixels": 8}),
         _more("pixelPatches", {"pixelPatch": 4}),
         _more("shards", {"toVisit": 1, "byShard": 2}),
         _more("patchShards", {"patchShard": 14}),
@@ -79,6 +79,7 @@ def test_a_tract_across_ra_0_is_found(rigs: MakeRig, tracts: Path) -> None:
         assert len([name for name, *_ in result.contents if name == "made_edgeTract"]) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_quantum_stops_only_the_quanta_that_depend_on_it(rigs: MakeRig, tracts: Path) -> None:
     result = compare_engines(
         rigs, PAIR, main="tracts", write=write_dimensions, central=tracts, **{"byTract:fail": "tract: 0"}
@@ -89,6 +90,7 @@ def test_a_failed_quantum_stops_only_the_quanta_that_depend_on_it(rigs: MakeRig,
     assert "made_overTracts" not in result.types
 
 
+@pytest.mark.slow
 def test_a_quantum_without_work_leaves_its_output_out(rigs: MakeRig, tracts: Path) -> None:
     result = compare_engines(
         rigs, PAIR, main="tracts", write=write_dimensions, central=tracts, **{"byTract:idle": "tract: 1"}

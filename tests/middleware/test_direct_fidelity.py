@@ -48,6 +48,7 @@ def test_components_conversions_lookups_and_deferred_loads_equal_those_of_separa
     assert "epoch: new" in text
 
 
+@pytest.mark.slow
 def test_a_second_read_returns_a_fresh_object_and_put_outputs_do_not_change(rigs: MakeRig) -> None:
     result = compare_engines(rigs, PAIR, main="Again", write=write_many)
     made = {name: content for (name, *_), content in result.contents.items()}
@@ -82,6 +83,7 @@ def test_two_snaps_are_two_quanta_with_separate_tasks(rigs: MakeRig) -> None:
     assert len([name for name, *_ in result.contents if name == "many_inputs"]) == 2
 
 
+@pytest.mark.slow
 def test_grouped_snaps_are_one_visit(rigs: MakeRig) -> None:
     grouped = {"visits": {"ToyCam": "by-group"}}
     result = compare_engines(rigs, PAIR, main="Many", write=write_many, snaps=(1, 2), butler=grouped)
@@ -89,11 +91,13 @@ def test_grouped_snaps_are_one_visit(rigs: MakeRig) -> None:
     assert result.records["visit_definition"] == 2
 
 
+@pytest.mark.slow
 def test_values_missing_in_the_announcement_are_taken_from_the_raw(rigs: MakeRig) -> None:
     sal = {"filters": "", "duration": 0.0}
     assert compare_engines(rigs, PAIR, main="Many", write=write_many, sal=sal).outcome == Outcome.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_hook_is_run_by_separable_and_logged_once(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +161,7 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_at_the_reset(
     assert all(thread.name != "background-writer" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_the_repo_defines_a_dataset_type_as_soon_as_it_has_it(
     rigs: MakeRig, tmp_path: Path, toy_central: Path
 ) -> None:
@@ -199,6 +204,7 @@ def why_not_direct(rig: Rig) -> list[str | None]:
     ]
 
 
+@pytest.mark.slow
 def test_ambiguous_calibrations_are_reported_by_separable(
     rigs: MakeRig, tmp_path: Path, toy_central: Path
 ) -> None:

@@ -57,6 +57,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ForkedCall]:
     return children
 
 
+@pytest.mark.slow
 def test_two_snaps_in_two_processes_have_the_outputs_of_separable(
     rigs: MakeRig, started: list[ForkedCall]
 ) -> None:

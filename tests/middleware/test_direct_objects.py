@@ -22,7 +22,7 @@ pytest_plugins = ("toyfixtures", "columnsclass")
 pytestmark = pytest.mark.usefixtures("columns_class")
 
 
-OFTEN = {"KeepAll", "KeepWeak", "Continue"}
+OFTEN = {"KeepAll", "Continue"}
 """Makers of which each keeps its object in another way than the rest of them: in the tests of each change."""
 MAKER_PARAMS = [
     pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in (m[:-4] for m in MAKERS)
@@ -45,6 +45,7 @@ def test_tasks_that_keep_or_change_their_objects_do_not_affect_other_tasks(
     compare_sums(rigs, maker, snaps, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("maker", [pytest.param("KeepAll", marks=pytest.mark.slow), "Continue"])
 def test_tasks_do_not_affect_their_next_quantum(rigs: MakeRig, maker: str, processes: int) -> None:
@@ -65,6 +66,7 @@ def compare_sums(rigs: MakeRig, maker: str, snaps: int, processes: int) -> None:
     assert len([name for name, *_ in result.contents if name == "sums_last"]) == snaps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", ["KeepAll", pytest.param("Continue", marks=pytest.mark.slow)])
 def test_datasets_that_are_not_exported_are_passed_on_as_they_were_put(rigs: MakeRig, maker: str) -> None:
     """Only sums of the inputs of tasks are exported here; a second attempt has the same ones."""

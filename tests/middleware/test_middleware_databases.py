@@ -223,6 +223,7 @@ def test_outputs_of_a_failed_pipeline_are_exported_and_those_without_an_image_ar
 # --- older dimensions --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "universe"),
     [

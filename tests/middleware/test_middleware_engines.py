@@ -47,6 +47,7 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 RUN = {"packages", "prompt_deployment"}
 
 
+@pytest.mark.slow
 @COMPARED
 def test_a_visit_with_preprocessing_is_the_same_in_each_engine(
     rigs: MakeRig, engines: tuple[str, str]

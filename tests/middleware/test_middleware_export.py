@@ -387,6 +387,7 @@ CentralExporter(sys.argv[1], Clock(), "node1", Path("unused")).export([Path(sys.
 """
 
 
+@pytest.mark.slow
 def test_an_export_that_was_killed_is_repeated(
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:

@@ -63,7 +63,8 @@ def in_a_process(*arguments: Any, **options: Any) -> Any:
     return pickle.loads(content)
 
 
-@pytest.mark.parametrize("kind", ["direct", pytest.param("separable", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["direct", "separable"])
 def test_another_pipelines_visit_is_as_in_a_new_worker(
     rigs: MakeRig,
     tmp_path: Path,

@@ -351,6 +351,7 @@ def zipped(request: pytest.FixtureRequest, tmp_path: Path, own_central: Path) ->
     return Path(found.ospath)
 
 
+@pytest.mark.slow
 def test_an_archive_is_fetched_once_for_all_workers_and_datasets(
     contexts: MakeContext, own_central: Path, zipped: Path, tmp_path: Path
 ) -> None:
@@ -403,7 +404,9 @@ def test_a_missing_archive_fails_the_preload_until_it_is_back(
 
 
 @pytest.mark.parametrize(
-    ("zipped", "kind"), [("copy", "direct"), ("direct", "separable")], indirect=["zipped"]
+    ("zipped", "kind"),
+    [("copy", "direct"), pytest.param("direct", "separable", marks=pytest.mark.slow)],
+    indirect=["zipped"],
 )
 def test_a_visit_is_processed_with_inputs_in_an_archive(
     rigs: MakeRig, own_central: Path, zipped: Path, kind: str

@@ -91,6 +91,7 @@ def test_init_outputs_are_the_same_datasets_for_all_visits_of_a_host(
     assert first["toy_image"] != second["toy_image"]
 
 
+@pytest.mark.slow
 def test_init_outputs_in_the_central_repo_are_not_spooled_again(
     everything: tuple[Rig, ButlerWork], tmp_path: Path, toy_central: Path
 ) -> None:
@@ -386,7 +387,7 @@ def test_the_alert_database_is_queried_for_the_visit(rigs: MakeRig, apdb: Path) 
     )
 
 
-@pytest.mark.parametrize("index", ["baseline", "last_object_table"])
+@pytest.mark.parametrize("index", ["baseline", pytest.param("last_object_table", marks=pytest.mark.slow)])
 def test_objects_of_a_visit_without_sources_are_found_by_place_and_time(
     rigs: MakeRig, tmp_path: Path, index: str
 ) -> None:

@@ -144,6 +144,7 @@ def pointings(count: int) -> Iterator[Pointing]:
         yield Pointing(*aim, 0.0)
 
 
+@pytest.mark.slow
 def test_templates_and_shards_are_those_of_plane_geometry(central: Butler) -> None:
     camera = load_camera("LSSTCam")
     shards = {n: np.array([list(v) for v in HtmPixelization(7).triangle(n).getVertices()])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from enginecompare import EACH_ENGINE, ENGINES, EXPOSURE, run_worker, start_worker
+from enginecompare import EACH_ENGINE, EXPOSURE, run_worker, start_worker
 from fragiletasks import HALF, write_fragile
 from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import TaskMetadata
@@ -162,7 +162,7 @@ def test_metadata_that_cannot_be_read_again_do_not_end_the_visit(rigs: MakeRig, 
     assert types(manifest) >= OTHERS | {"toy_broken"}
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_text_that_cannot_be_encoded_is_replaced_in_logs_and_metadata(rigs: MakeRig, kind: str) -> None:
     done, manifest = process(rigs, kind, "text")
     assert (done.outcome, done.reason) == (Outcome.SUCCEEDED, "")
@@ -213,6 +213,7 @@ def test_a_log_that_cannot_be_written_fails_its_task_with_the_other_engines(rigs
     assert types(manifest) >= (OTHERS | {"toy_broken"}) - {"breaks_log", "reads_log"}
 
 
+@pytest.mark.slow
 def test_two_snaps_with_replaced_texts_are_the_same_in_one_and_two_processes(rigs: MakeRig) -> None:
     results = [
         run_worker(

@@ -99,6 +99,7 @@ class Frozen:
             self._go.set()
 
 
+@pytest.mark.slow
 def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
     """20,000 files while no thread reads the events, of which 16,384 fit the queue."""
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 1000)

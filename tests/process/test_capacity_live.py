@@ -56,6 +56,7 @@ def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir)
         assert node.status().state == "running"
 
 
+@pytest.mark.slow
 def test_a_node_without_a_usable_slot_offers_nothing_until_a_worker_can_start_again(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=2, max=3, times=PROBES) as node:
         (node.state / "boot-fails").touch()
@@ -101,6 +102,7 @@ def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_pat
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_ends_its_workers_is_set_aside_and_comes_back(tmp_path, socket_dir):
     bad, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
     bad.write_text("{}  # script: process:segv\n")

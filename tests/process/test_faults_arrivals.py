@@ -386,7 +386,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_mount
-@pytest.mark.parametrize("watch", ["inotify", "poll"])
+@pytest.mark.parametrize("watch", ["inotify", pytest.param("poll", marks=pytest.mark.slow)])
 def test_a_mount_that_goes_away_degrades_the_daemon_until_it_is_back(tmp_path, socket_dir, disk, watch):
     """Fault 26: the mount is gone, read-only, back."""
     arrivals = {"roots": [str(disk)], "watch": watch, "poll_s": 0.1, "scan_s": 0.5}
@@ -437,7 +437,8 @@ def hanging(path: Path) -> Iterator[None]:
 
 @needs_mount
 @pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
-@pytest.mark.parametrize("watch", ["inotify", pytest.param("poll", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("watch", ["inotify", "poll"])
 def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path, socket_dir, watch):
     """Fault 27: the filesystem hangs."""
     other = tmp_path / "other"

@@ -4,6 +4,7 @@
 import socket
 from pathlib import Path
 
+import pytest
 from node import make_node, running
 
 from ppdaemon.reports import DrainRequest, RestartRequest, ResumeRequest
@@ -85,6 +86,7 @@ def test_the_service_manager_sees_the_stage_of_the_start_and_why_it_ended(tmp_pa
     assert "workers.preload.0: there.is.no.such.module cannot be imported" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_drain_lasts_until_it_is_resumed(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.daemon.ask(DrainRequest())

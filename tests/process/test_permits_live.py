@@ -62,6 +62,7 @@ def test_a_visit_without_a_permit_ends_without_a_write(node, group, permits, sur
     assert not any(group in name for name in node.exported())
 
 
+@pytest.mark.slow
 def test_a_visit_that_waited_for_its_permit_is_repeated_by_the_next_run(tmp_path, socket_dir):
     """Fault 59: the supervisor dies while a worker waits."""
     with running(tmp_path, socket_dir, times=TIMES | {"run_s": 60}) as node:

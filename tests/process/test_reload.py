@@ -113,6 +113,7 @@ def test_a_visit_ends_as_it_began_and_the_next_is_of_the_new_configuration(tmp_p
             engine = f"in-{stage}"
 
 
+@pytest.mark.slow
 def test_a_visit_that_waits_is_not_disturbed(tmp_path, socket_dir):
     """Fault 54: reload while a worker waits for its raw."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=1, image_timeout_s=100) as node:
@@ -167,6 +168,7 @@ def path_with(folder):
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path, socket_dir):
     """Fault 52: the zygote dies, also while it imports."""
     mood = tmp_path / "bad-mood"
@@ -194,6 +196,7 @@ def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path
         assert node.status().counters["zygote_gone"] >= 2
 
 
+@pytest.mark.slow
 def test_a_zygote_that_hangs_is_replaced(tmp_path, socket_dir):
     """Fault 52: the zygote is stopped, not dead."""
     with running(tmp_path, socket_dir, min=1, spare=0, max=1, times={"boot_s": 4}) as node:

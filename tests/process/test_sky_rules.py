@@ -2,6 +2,7 @@
 """Rules about the sky in a running daemon: per detector, and anew at a reload."""
 
 import numpy as np
+import pytest
 from node import running
 from skymapfiles import write_map
 
@@ -15,6 +16,7 @@ NORTH = np.array([1] * 4 + [16] * 4 + [0] * 4, dtype=np.uint8)
 ON_SKY = {"coordinateSystem": 2, "rotationSystem": 2}
 
 
+@pytest.mark.slow
 def test_a_map_selects_detectors_and_is_read_again_at_a_reload(tmp_path, socket_dir):
     sky_map = tmp_path / "map.fits"
     write_map(sky_map, NORTH)

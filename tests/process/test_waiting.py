@@ -117,6 +117,7 @@ def test_a_raw_that_no_source_reports_is_found_by_the_final_rescan(tmp_path, soc
         assert node.marks() == {"g1~0": 1}
 
 
+@pytest.mark.slow
 def test_a_visit_retried_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
     relay = PlayedRelay()
     node = make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
@@ -306,6 +307,7 @@ def test_a_visit_that_another_node_may_have_is_not_requeued(node, group):
     assert "two nodes would process it" in row.text
 
 
+@pytest.mark.slow
 def test_a_requeued_attempt_changes_the_relays_ledger_and_opens_nothing_there(tmp_path, socket_dir):
     with observatory(tmp_path, socket_dir, image_timeout_s=0.3, max=9) as (relay, node, client):
         client.announce("g1", nimages=1)

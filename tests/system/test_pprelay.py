@@ -233,6 +233,7 @@ def test_a_wait_that_takes_too_long_ends_with_75(relay):
     assert "(under way)" in found.stdout
 
 
+@pytest.mark.slow
 def test_a_stale_event_expires_in_the_ledger_if_no_node_serves_it(socket_dir):
     relay = RelayProcess(socket_dir, expiry_s=4.0)  # longer than a program takes to start and send
     relay.start()

@@ -116,6 +116,7 @@ def test_a_notice_names_the_file(kind):
     assert (stored["size"], set(stored["key"]) & set(" #")) == (2880, set())
 
 
+@pytest.mark.slow
 def test_a_telescope_writes_all_of_lsstcam_on_a_fake_clock(tmp_path, clock):
     cadence = Cadence(70.0, 40.0, 30.0, 2.0)
     seen, slept = [], []
