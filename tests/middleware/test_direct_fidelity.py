@@ -35,6 +35,7 @@ def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     ButlerMDC.restore_log_record_factory()
 
 
+@pytest.mark.slow
 def test_components_conversions_lookups_and_deferred_loads_equal_those_of_separable_in_any_memory(
     rigs: MakeRig,
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_fallback_of_an_unsupported_pipeline_reports_its_reason(rigs: MakeRig)
     assert why_not_direct(rig) == ["the raws are already ingested in the worker's repo"]
 
 
+@pytest.mark.slow
 def test_no_file_of_a_visit_stays_on_the_ram_disk(rigs: MakeRig) -> None:
     rig, worker = rigs(engine={"kind": "direct", "no_return": [], "memory_max": 1}, export={"types": [".*"]})
     write_many(rig)

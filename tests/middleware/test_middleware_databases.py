@@ -198,6 +198,7 @@ def test_all_selected_datasets_are_read_and_optional_ones_may_be_missing(
     assert "optional: []" in text["toy_classes"]
 
 
+@pytest.mark.slow
 @ON_SQLITE
 def test_outputs_of_a_failed_pipeline_are_exported_and_those_without_an_image_are_not(
     make_rig: MakeRig, central: Central, tmp_path: Path

@@ -463,6 +463,7 @@ def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: Prelo
     assert len(context.fetch(context.order())) == 8
 
 
+@pytest.mark.slow
 def test_damaged_cached_calibrations_are_fetched_again(
     rigs: MakeRig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -475,6 +476,7 @@ def test_damaged_cached_calibrations_are_fetched_again(
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
+@pytest.mark.slow
 def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: MakeRig) -> None:
     rig, worker = rigs()
     worker.prepare(rig.order())

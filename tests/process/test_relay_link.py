@@ -234,6 +234,7 @@ def test_detectors_of_a_node_that_vanished_unacknowledged_go_to_another(client, 
     wait_until(lambda: client.outcomes("g") == all_of("succeeded"), TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_a_partition_shorter_and_longer_than_the_silence_doubles_nothing(relay, client, node):
     client.announce("g")
     order = node.wait_for("visit")[0]

@@ -77,6 +77,7 @@ def store_results(relay, message):
         type(relay).on_message(relay, message)
 
 
+@pytest.mark.slow
 def test_what_was_handed_back_is_sent_until_the_relay_has_confirmed_it(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.relay.reserve("g1")

@@ -220,6 +220,7 @@ def test_a_raw_that_arrives_while_the_pipeline_runs_is_late(node, group):
     node.wait(lambda: [row.path for row in late(node, group)] == [str(path)])
 
 
+@pytest.mark.slow
 def test_a_late_raw_is_listed_and_requeued(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, image_timeout_s=0.3, arrivals=FORGETFUL) as node:
         node.relay.reserve("g1", (0, 1))

@@ -75,6 +75,7 @@ def test_every_error_of_a_configuration_is_listed_with_its_line(socket_dir):
         ]
 
 
+@pytest.mark.slow
 def test_a_missing_file_and_a_wrong_word_have_their_exit_codes(tmp_path):
     module = (sys.executable, "-m", "ppdaemon.relay.app")
     missing = run(*module, "--config", tmp_path / "none.yaml")

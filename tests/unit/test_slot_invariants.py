@@ -3,6 +3,7 @@
 
 import signal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_slot import CONFIG, a_raw, an_assignment
@@ -93,9 +94,21 @@ def events(visit_number):
     return st.one_of(facts, facts, others)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_assigned_visit_gets_exactly_one_outcome_and_no_slot_is_stuck(data):
+    check_story(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, deadline=None)
+@given(st.data())
+def test_the_same_of_many_more_stories(data):
+    check_story(data)
+
+
+def check_story(data):
+    """Give a slot random events; each visit gets one outcome, and no slot is stuck."""
     slot = Slot(0, CONFIG, jitter=lambda: 0.5)
     actions = slot.open(0.0)
     assigned, outcomes, now, process = 0, [], 0.0, False
