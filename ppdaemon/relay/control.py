@@ -67,6 +67,7 @@ class RelayControl:
         self._started_tai = self.clock.tai()
         self._ledger = self.config.state_dir / LEDGER_NAME
         self._problem_log = ProblemLog()
+        self._permits: dict[Literal["granted", "refused"], int] = {"granted": 0, "refused": 0}
         self._measure()
 
     async def watch_disk(self) -> None:
@@ -85,7 +86,6 @@ class RelayControl:
         self._corrupt = sorted(
             self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")
         )
-        self._permits: dict[Literal["granted", "refused"], int] = {"granted": 0, "refused": 0}
 
     async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
         """Handle one request and return the reply.

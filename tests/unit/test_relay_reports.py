@@ -107,6 +107,13 @@ def test_a_relay_in_order_is_running(world):
     assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 nodes, 0 open")
 
 
+def test_what_is_measured_each_second_resets_no_count(world):
+    visit = DetectorsOfVisit(instrument="DemoCam", group="g", attempt=1, detectors=(0, 1))
+    world.control.count_permits(Permit(b"a", "run", (visit,)))
+    world.control._measure()
+    assert world.control.report().permits == {"granted": 2, "refused": 0}
+
+
 def test_each_state_of_a_node_is_shown(world):
     for name, capacity in (("full", 4), ("closed", 0), ("drained", 9), ("gone", 9)):
         world.join(name, capacity=capacity)
