@@ -89,7 +89,7 @@ def replay(
         telescope.run(planned_events(visits, speed, raws=raw_root is not None))
         follower.finish()
         return ReplayReport(
-            **follower.tally.fields(follower.visits, follower.announced),
+            **follower.totals.fields(follower.visits, follower.announced),
             **meter.fields(),
             source=source,
             speed=speed,

@@ -98,7 +98,7 @@ def run_limited(
     reader, writer = os.pipe()
     if not (pid := os.fork()):
         _run_in_child(name, check, writer)
-    os.setpgid(pid, pid)  # here and in the child: whoever is first
+    os.setpgid(pid, pid)  # here and in the child: in the one that runs first
     os.close(writer)
     try:
         data = _read_until(reader, time.monotonic() + limit_s)

@@ -2,7 +2,7 @@
 """The form that all reports of a simulated night have, and what fills it.
 
 `ppdaemon.demo.report` adds what only the demonstration knows. Imports no LSST code. The visit
-rows of a long night do not fit into memory: `NightTally` keeps only counts and durations.
+rows of a long night do not fit into memory: `NightTotals` keeps only counts and durations.
 """
 
 import json
@@ -30,7 +30,7 @@ __all__ = (
     "Latency",
     "NightMeter",
     "NightReport",
-    "NightTally",
+    "NightTotals",
     "last_attempts",
     "night_facts",
 )
@@ -153,7 +153,7 @@ def last_attempts(rows: Iterable[VisitRow]) -> dict[tuple[str, int], VisitRow]:
     return {(row.group, row.detector): row for row in sorted(rows, key=lambda row: row.attempt)}
 
 
-class NightTally:
+class NightTotals:
     """Counts outcomes and collects durations."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 from ppdaemon.ctl.tables import failures_table
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT
-from ppdaemon.demo.nightreport import NightMeter, NightReport, NightTally, last_attempts, night_facts
+from ppdaemon.demo.nightreport import NightMeter, NightReport, NightTotals, last_attempts, night_facts
 from ppdaemon.demo.rules import PIPELINES
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
 from ppdaemon.demo.services import DemoPaths
@@ -157,18 +157,18 @@ def make_report(
     `leftovers` are the names of the leftover processes and of the leftover
     repos.
     """
-    tally = NightTally()
-    tally.add(rows)
+    totals = NightTotals()
+    totals.add(rows)
     last = last_attempts(rows)
     succeeded = [row for row in last.values() if row.outcome == Outcome.SUCCEEDED]
-    tally.measure("shutter_to_alerts_ms", map(_shutter_to_alerts_s, succeeded))
+    totals.measure("shutter_to_alerts_ms", map(_shutter_to_alerts_s, succeeded))
     days = {visit.exposures[0].day_obs for visit in visits}
     with Butler.from_config(str(paths.central), writeable=False) as butler:
         score = total_score(_scores(butler, visits, paths, days))
         datasets = sum(_count(butler, day) for day in days)
     processes, repos = leftovers
     return Report(
-        **tally.fields(len(visits), len(visits) * DETECTOR_COUNT),
+        **totals.fields(len(visits), len(visits) * DETECTOR_COUNT),
         **meter.fields(),
         cadence_s=cadence_s,
         exposures=sum(len(row.exposures) for row in succeeded),

@@ -14,7 +14,7 @@ from ppdaemon.demo.nightreport import (
     Lateness,
     NightMeter,
     NightReport,
-    NightTally,
+    NightTotals,
     _busy_share,
     night_facts,
 )
@@ -29,40 +29,40 @@ def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
     return VisitRow(**fields | {"outcome": outcome} | changes)
 
 
-def report(tally, visits=1, announced=4, **changes):
+def report(totals, visits=1, announced=4, **changes):
     fields = {"total_s": 9.5, "camera": CameraReport(), "host": HOST}
-    return NightReport(**tally.fields(visits, announced) | fields | changes)
+    return NightReport(**totals.fields(visits, announced) | fields | changes)
 
 
 def test_the_last_attempt_is_the_outcome_and_what_has_none_is_lost():
-    tally = NightTally()
-    tally.add([row("g", 0, 1, Outcome.CRASHED), row("g", 0, 2), row("g", 1), row("g", 2, outcome=None)])
-    found = report(tally)
+    totals = NightTotals()
+    totals.add([row("g", 0, 1, Outcome.CRASHED), row("g", 0, 2), row("g", 1), row("g", 2, outcome=None)])
+    found = report(totals)
     assert (found.accepted, found.succeeded, found.retried, found.doubled) == (3, 2, 1, 0)
     assert found.outcomes == {Outcome.SUCCEEDED: 2}
     assert found.lost == 2  # detector 2 is open, detector 3 in no journal
 
 
 def test_what_two_attempts_completed_is_doubled_once():
-    tally = NightTally()
-    tally.add([row("g", 0, 1), row("g", 0, 2), row("g", 1)])
-    tally.add([row("h", 0)])
-    assert tally.doubled == 1
-    assert report(tally).succeeded == 3
+    totals = NightTotals()
+    totals.add([row("g", 0, 1), row("g", 0, 2), row("g", 1)])
+    totals.add([row("h", 0)])
+    assert totals.doubled == 1
+    assert report(totals).succeeded == 3
 
 
 def test_latencies_leave_out_failures_and_visits_with_two_snaps():
     stages = {Stage.ASSIGNED: 10.0, Stage.PREPARED: 12.0}
-    tally = NightTally()
-    tally.add(
+    totals = NightTotals()
+    totals.add(
         [
             row("g", 0, stages=stages, exposures=(1,)),
             row("g", 1, stages=stages | {Stage.PREPARED: 99.0}, exposures=(1, 2)),
             row("g", 2, outcome=Outcome.FAILED, stages=stages | {Stage.PREPARED: 99.0}),
         ]
     )
-    tally.measure("answer_ms", [0.001, None])
-    found = report(tally).latencies
+    totals.measure("answer_ms", [0.001, None])
+    found = report(totals).latencies
     assert found == {
         "prepare_ms": Latency(p50_ms=2000.0, p99_ms=2000.0, count=1),
         "answer_ms": Latency(p50_ms=1.0, p99_ms=1.0, count=1),
@@ -94,7 +94,7 @@ def test_a_meter_measures_host_and_camera():
 
 def test_the_file_has_what_is_computed_and_the_summary_names_lateness_and_load(tmp_path):
     late = CameraReport(lateness_s=Lateness(p50=0.5, max=7.0, count=9))
-    found = report(NightTally(), camera=late)
+    found = report(NightTotals(), camera=late)
     found.write(tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["lost"] == 4
@@ -108,8 +108,8 @@ def test_the_file_has_what_is_computed_and_the_summary_names_lateness_and_load(t
 
 @pytest.mark.parametrize("doubled", [0, None])
 def test_doubled_may_be_unknown(doubled):
-    tally = NightTally()
-    tally.doubled = doubled
-    tally.count(Outcome.FAILED, 2)
-    found = report(tally, announced=1)
+    totals = NightTotals()
+    totals.doubled = doubled
+    totals.count(Outcome.FAILED, 2)
+    found = report(totals, announced=1)
     assert (found.doubled, found.lost, found.retried, found.succeeded) == (doubled, 0, 1, 0)

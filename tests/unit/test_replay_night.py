@@ -243,9 +243,9 @@ def test_a_visit_without_outcomes_is_lost_and_no_other(replay):
     good, bad = (Outcome.SUCCEEDED, Outcome.SUCCEEDED), (Outcome.FAILED, None)
     follower = followed(replay, Relay(good, bad, good), 3, open_visits=1, limit_s=0.0)
     assert (follower.visits, follower.announced, follower.differing) == (3, 6, None)
-    assert follower.tally.outcomes == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 1}
-    assert follower.tally.doubled is None
-    assert follower.tally.fields(3, 6)["latencies"]["answer_ms"].count == 3
+    assert follower.totals.outcomes == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 1}
+    assert follower.totals.doubled is None
+    assert follower.totals.fields(3, 6)["latencies"]["answer_ms"].count == 3
 
 
 def test_no_more_visits_are_open_than_asked_for(replay):
@@ -255,13 +255,13 @@ def test_no_more_visits_are_open_than_asked_for(replay):
         follower.ask({"groupId": f"g{number}"})
         assert len(follower._open) <= 2
     follower.finish()
-    assert follower.tally.accepted == 10
+    assert follower.totals.accepted == 10
 
 
 def test_a_busy_relay_is_asked_again(replay, monkeypatch):
     monkeypatch.setattr(replay, "BUSY_S", 0.0)
     follower = followed(replay, Relay((Outcome.SUCCEEDED,) * 2, busy=3), 1)
-    assert (follower.visits, follower.tally.accepted) == (1, 2)
+    assert (follower.visits, follower.totals.accepted) == (1, 2)
 
 
 # --- the command -------------------------------------------------------------

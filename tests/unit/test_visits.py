@@ -838,6 +838,16 @@ def test_a_failed_visit_is_requeued_after_the_commit(world):
     assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
 
 
+def test_the_age_of_a_requeued_visit_counts_from_the_request(world):
+    """After a restart it would be as old as the host has run, and end without another try."""
+    ended(world)
+    world.mono += 50.0
+    ask(world)
+    world.commit_all()
+    (entry,) = world.journal.unfinished()
+    assert entry.received_mono == world.mono
+
+
 def test_what_an_operator_has_requested_again_is_not_handed_back(world):
     ended(world)
     ask(world)

@@ -198,3 +198,18 @@ def integers(field):
 def test_a_newer_peer_may_add_fields():
     refusal = json.loads(encode(HelloRefused(origin="r", sent_tai=1.0, sequence=1, code="taken", reason="x")))
     assert decode(json.dumps(refusal | {"mood": "good"}).encode(), FromRelay, limit=1000).code == "taken"
+
+
+@pytest.mark.parametrize("name", ["holds", "ended"])
+def test_the_number_of_an_attempt_leaves_room_for_the_next_ones(name):
+    """The relay counts on from it, and SQLite raises an error for an integer above 64 bits."""
+    listed = {"instrument": "DemoCam", "group": "g", "attempt": (1 << 63) - 1, "detectors": [0]}
+    listed |= {"state": "held"} if name == "holds" else {"outcome": "failed", "reported": True}
+    hello = {
+        **{"schema": 2, "type": "hello", "origin": "n", "sent_tai": 0.0, "sequence": 1, "life": "x"},
+        **{"instruments": {}, "capacity": 1, name: [listed]},
+    }
+    with pytest.raises(BadMessage, match="attempt"):
+        decode(json.dumps(hello).encode(), FromNode, limit=10_000)
+    listed["attempt"] = 7
+    assert decode(json.dumps(hello).encode(), FromNode, limit=10_000).type == "hello"

@@ -11,7 +11,7 @@ from fanoutbench.observatory import Observatory
 from fanoutbench.results import pss_mb
 
 from ppdaemon.ctl.submit import VisitSubmitter
-from ppdaemon.demo.nightreport import NightReport, NightTally
+from ppdaemon.demo.nightreport import NightReport, NightTotals
 from ppdaemon.demo.plan import ExposurePlan, primary_header
 from ppdaemon.demo.raws import encode_sidecar, exposure_folder
 from ppdaemon.demo.telescope import PlannedEvent, SimulatedCamera, TelescopeStep, timeline
@@ -107,11 +107,11 @@ class Follower:
         open_visits: int = 0,
         limit_s: float = 300.0,
     ):
-        self.tally = NightTally()
+        self.totals = NightTotals()
         self.announced = self.visits = 0
         self.differing: int | None = None
         if observatory is None:
-            self.tally.doubled = None
+            self.totals.doubled = None
         else:
             self.differing = 0
         self._client = client
@@ -131,7 +131,7 @@ class Follower:
         began = time.monotonic()
         while (answer := self._client.ask(event)).status == "rejected" and answer.reason.startswith(BUSY):
             time.sleep(BUSY_S)
-        self.tally.measure("answer_ms", [time.monotonic() - began])
+        self.totals.measure("answer_ms", [time.monotonic() - began])
         if answer.status != "accepted":
             return answer  # the telescope refuses to continue
         self.visits += 1
@@ -151,7 +151,7 @@ class Follower:
         if self._observatory is not None and self._raws:
             writes = self._observatory.telescope.writes()
             doubled = sum(count > 1 for count in writes.values())
-            self.tally.doubled = max(self.tally.doubled or 0, doubled)
+            self.totals.doubled = max(self.totals.doubled or 0, doubled)
 
     def memory(self) -> Memory | None:
         """Return the memory of own relay and nodes."""
@@ -181,7 +181,7 @@ class Follower:
             outcomes = self._outcomes(group)
         if self._observatory is None:
             for outcome, attempt in self._attempts.values():
-                self.tally.count(outcome, attempt)
+                self.totals.count(outcome, attempt)
         else:
             self._compare(group, outcomes)
 
@@ -195,9 +195,9 @@ class Follower:
         """Count what the journals have, and compare it with relay and workers."""
         assert self._observatory is not None
         rows = [row for rows in self._observatory.telescope.journal_rows(group).values() for row in rows]
-        self.tally.add(rows)
+        self.totals.add(rows)
         ended = (row for row in rows if row.ended_tai is not None and Stage.ACCEPTED in row.stages)
-        self.tally.measure("accepted_to_ended_ms", map(_duration_s, ended))
+        self.totals.measure("accepted_to_ended_ms", map(_duration_s, ended))
         known = {row.detector: row.outcome for row in sorted(rows, key=lambda row: row.attempt)}
         self.differing = (self.differing or 0) + sum(
             known.get(detector) != outcome for detector, outcome in outcomes.items()
@@ -205,7 +205,7 @@ class Follower:
         records, attempts = self._observatory.prepared, Counter(row.detector for row in rows)
         records.read()
         extra = sum(records.counts[group, detector] > count for detector, count in attempts.items())
-        self.tally.doubled = (self.tally.doubled or 0) + extra
+        self.totals.doubled = (self.totals.doubled or 0) + extra
 
 
 def _duration_s(row: VisitRow) -> float | None:
