@@ -88,7 +88,7 @@ def test_a_raw_without_an_announcement_is_remembered_for_a_later_one(node, group
     """Fault 11: a raw without next_visit."""
     before = node.status().counters.get("raw_without_visit", 0)
     node.land(group)
-    node.wait(lambda: node.status().counters.get("raw_without_visit", 0) == before + 1)
+    node.wait(lambda: node.status().counters.get("raw_without_visit", 0) > before)
     assert not late(node, group)
     node.relay.reserve(group)
     assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
