@@ -6,6 +6,7 @@ Context such as group and detector is bound once with
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from typing import Literal, TextIO
@@ -17,6 +18,9 @@ __all__ = ("set_up",)
 MAX_MESSAGE = 4000
 """Longer messages are cut, so that a library that prints large objects does not fill
 the log."""
+
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels, and the priorities of ``syslog(3)`` from there on; 7 below."""
 
 
 def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -48,6 +52,29 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The handler of a process, with the names of the loggers that have levels of their own."""
 
     levels: Mapping[str, str] = {}
+
+    def __init__(self, stream: TextIO):
+        super().__init__(stream)
+        self._journal = _is_journal(stream)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; for the journal of systemd with its priority, see ``sd-daemon(3)``."""
+        text = super().format(record)
+        if not self._journal:
+            return text
+        priority = f"<{next((each for level, each in PRIORITIES if record.levelno >= level), 7)}>"
+        return priority + text.replace("\n", f"\n{priority}")
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Return whether a stream goes to the journal of systemd, and not to a file or another process: children
+    inherit the variable.
+    """
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # it has no descriptor
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def set_up(
