@@ -129,6 +129,7 @@ setup(
             "ppdaemon = ppdaemon.node.app:main",
             "pprelay = ppdaemon.relay.app:main",
             "ppctl = ppdaemon.ctl.cli:main",
+            "send_visit = ppdaemon.ctl.send:main",
             "ppweb = ppdaemon.web.app:main",
         ]
     },

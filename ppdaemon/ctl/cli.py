@@ -74,7 +74,7 @@ a relay:      security.key of pprelay.yaml is {secret};
               copy {name}.key to each node (relay.server) and each client (--server)
 a node:       security.key of ppdaemon.yaml is {secret}; the name of the node is {name};
               copy {name}.key into the folder security.nodes of the relay
-a client:     send_visit.py --key {secret} --server RELAY.key;
+a client:     send_visit --key {secret} --server RELAY.key;
               copy {name}.key into the folder security.submit of the relay
 After a change in these folders: systemctl reload pprelay"""
 

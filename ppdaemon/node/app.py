@@ -148,7 +148,7 @@ async def _resolve_once(file: ConfigFile) -> Resolution:
     "--visit",
     required=True,
     type=click.Path(path_type=Path),
-    help="File with a next_visit: JSON with SAL field names, as for send_visit.py. - reads standard input.",
+    help="File with a next_visit: JSON with SAL field names, as for send_visit. - reads standard input.",
 )
 @click.option(
     "--detector",

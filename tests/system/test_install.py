@@ -83,12 +83,20 @@ def test_man_pages_render_without_a_warning(host: Host, program: str) -> None:
         assert host.run("man", "--where", program) == f"{page}\n"
 
 
+COMPLETED = {
+    "ppdaemon": ("che", "check-config"),
+    "pprelay": ("che", "check-config"),
+    "ppweb": ("--lis", "--listen"),
+    "ppctl": ("vis", "visit visits"),
+    "send_visit": ("--can", "--cancel"),
+}
+"""For each program the beginning of a word, and what completes it."""
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_bash_completes_the_commands(host: Host, program: str) -> None:
     script = f"/usr/local/share/bash-completion/completions/{program}"
-    word, expected = {"ppctl": ("vis", "visit visits"), "ppweb": ("--lis", "--listen")}.get(
-        program, ("che", "check-config")
-    )
+    word, expected = COMPLETED[program]
     complete = f"""
         . {script} && complete -p {program}
         COMP_WORDS=({program} {word}) COMP_CWORD=1
@@ -98,6 +106,35 @@ def test_bash_completes_the_commands(host: Host, program: str) -> None:
     definition, found = host.run("bash", "-euc", complete).splitlines()
     assert definition.endswith(f" {program}")
     assert found == expected
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish not installed")
+def test_fish_completes_with_the_whole_help(host: Host, program: str) -> None:
+    word, expected = COMPLETED[program]
+    found = host.run(
+        "fish", "-c", f"complete -C '{program} {word}'", XDG_DATA_DIRS="/usr/local/share:/usr/share"
+    )
+    assert " ".join(line.partition("\t")[0] for line in found.splitlines()) == expected
+    if program == "send_visit":
+        text = "Right ascension of the boresight, degrees."
+        assert host.run("fish", "-c", "complete -C 'send_visit --ra'") == f"--ra\t{text}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(
+    None in (shutil.which("zsh"), shutil.which("script")), reason="zsh or script not installed"
+)
+def test_zsh_completes_what_is_typed(host: Host, program: str) -> None:
+    word, expected = COMPLETED[program]
+    setup = (
+        "autoload -Uz compinit && compinit -D -u",
+        'show() { print -r -- "<$BUFFER>"; exit }; zle -N show; bindkey "^X" show',
+    )
+    host.run("sh", "-c", 'printf "%s\\n" "$@" > /root/.zshrc', "sh", *setup)
+    # Typed ahead: a completion, and a key that shows the line.
+    typed = host.attempt("script", "-qec", "zsh -i", "/dev/null", text=f"{program} {word}\t\x18").stdout
+    assert f"<{program} {expected.split()[0]}" in typed
 
 
 def test_it_can_be_repeated(host: Host) -> None:

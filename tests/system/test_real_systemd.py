@@ -175,8 +175,9 @@ def test_the_journal_has_the_levels_and_fields_of_the_lines(running: Host, syste
         assert logged
         for entry in logged:
             assert priorities[json.loads(entry["MESSAGE"])["level"]] == entry["PRIORITY"], entry
-    line = json.loads(journal(running, "ppdaemon", "--grep", '"group": "lines"').splitlines()[0])
-    assert {"event", "node", "level", "logger", "timestamp"} <= line.keys()
+    line = json.loads(journal(running, "pprelay", "--grep", '"group": "lines"').splitlines()[0])
+    assert {"event", "relay", "level", "logger", "timestamp", "instrument"} <= line.keys()
+    land(running, "lines")
 
 
 def test_the_services_can_write_only_their_folders(running: Host, systemd: Instance) -> None:
