@@ -45,7 +45,8 @@ _PLACES = (
 
 _COMPLETION = {
     "bash": "usr/local/share/bash-completion/completions/{}",
-    "fish": "usr/local/share/fish/vendor_completions.d/{}.fish",
+    # Without XDG_DATA_DIRS, as in a login over ssh, fish reads nothing below /usr/local.
+    "fish": "etc/fish/completions/{}.fish",
     "zsh": "usr/local/share/zsh/site-functions/_{}",
 }
 UNIT_PREFIX = "/opt/ppdaemon"

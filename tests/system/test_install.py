@@ -112,9 +112,7 @@ def test_bash_completes_the_commands(host: Host, program: str) -> None:
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish not installed")
 def test_fish_completes_with_the_whole_help(host: Host, program: str) -> None:
     word, expected = COMPLETED[program]
-    found = host.run(
-        "fish", "-c", f"complete -C '{program} {word}'", XDG_DATA_DIRS="/usr/local/share:/usr/share"
-    )
+    found = host.run("fish", "-c", f"complete -C '{program} {word}'")
     assert " ".join(line.partition("\t")[0] for line in found.splitlines()) == expected
     if program == "send_visit":
         text = "Right ascension of the boresight, degrees."
