@@ -15,7 +15,7 @@ from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
 from ppdaemon.terminal import duration
 from ppdaemon.web.links import detector_link, night_link, visit_link
 from ppdaemon.web.looks import LEGEND, LOOKS, Look
-from ppdaemon.web.markup import Html, tag
+from ppdaemon.markup import Html, tag
 from ppdaemon.web.model import change_of_row
 
 __all__ = (

@@ -23,7 +23,7 @@ from ppdaemon.web.alerts import AlertWatch
 from ppdaemon.web.follower import Follower
 from ppdaemon.web.hub import Hub, TooManyViewers
 from ppdaemon.web.links import night_link
-from ppdaemon.web.markup import Html
+from ppdaemon.markup import Html
 from ppdaemon.web.model import LiveModel
 
 __all__ = ("make_app",)

@@ -28,7 +28,7 @@ from ppdaemon.web import hub, pages
 from ppdaemon.web.access import Access, check_listen, read_token
 from ppdaemon.web.alerts import NAMES, AlertWatch, png, read_stamps
 from ppdaemon.web.looks import LEGEND, LOOKS
-from ppdaemon.web.markup import Html, tag
+from ppdaemon.markup import Html, tag
 from ppdaemon.web.model import KEEP_FAILURES, KEEP_VISITS, LiveModel
 
 TAI = 1_800_000_000.0

@@ -42,6 +42,7 @@ VisitAction = (
     | events.NoteStage
     | events.NoteMeasurements
     | events.NoteRaw
+    | events.NoteRecycled
     | events.RescanRaws
 )
 
@@ -252,6 +253,7 @@ class Pool:
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
                 case events.NoteRecycled(cause=cause, note=note):
                     self._count_recycled(slot, cause, note)
+                    self.post(action)
                 case events.NoteImports():
                     self._warn_of_imports(action)
                 case (
