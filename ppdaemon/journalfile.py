@@ -68,19 +68,14 @@ _BEGUN = (
     " AND (one.attempt = 1 OR NOT EXISTS (SELECT 1 FROM attempt AS earlier"
     f" WHERE {_SAME.format('earlier', 'one')} AND earlier.received_tai < ?1))"
 )
-_COUNTED = ", ".join(
-    f"last.{column}"
-    for column in (
-        'instrument, grp AS "group", detector, attempt, survey, outcome, reason, exposures, partial, datasets,'
-        " stages, figures, shutter_close_tai"
-    ).split(", ")
+_COUNTED = (
+    '{0}.instrument, {0}.grp AS "group", {0}.detector, {0}.attempt, {0}.survey, {0}.outcome, {0}.reason,'
+    " {0}.exposures, {0}.partial, {0}.datasets, {0}.stages, {0}.figures, {0}.shutter_close_tai"
 )
-_IN_TIME = (
-    f"SELECT {_COUNTED.replace('last.', 'one.')} FROM attempt AS one WHERE {_BEGUN}"
-    f" AND {_IS_LAST.format('one')}"
-)
+_IN_TIME = f"SELECT {_COUNTED.format('one')} FROM attempt AS one WHERE {_BEGUN} AND {_IS_LAST.format('one')}"
 _AFTERWARDS = (
-    f"SELECT DISTINCT {_COUNTED} FROM attempt AS one JOIN attempt AS last ON {_SAME.format('last', 'one')}"
+    f"SELECT DISTINCT {_COUNTED.format('last')} FROM attempt AS one"
+    f" JOIN attempt AS last ON {_SAME.format('last', 'one')}"
     f" WHERE {_BEGUN} AND last.attempt > one.attempt AND last.received_tai >= ?2"
     f" AND NOT ({_IS_LAST.format('one')}) AND {_IS_LAST.format('last')}"
 )

@@ -19,9 +19,9 @@ BUSY_S = 2.0
 
 @contextmanager
 def reading(path: Path, *, longest_s: float = LONGEST_S) -> Iterator[sqlite3.Connection]:
-    """Open a file for some queries, of `longest_s` in all; it is closed after them, so that it delays no write.
+    """Open a file for some queries; it is closed after them, so that it delays no write.
 
-    Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
+    They may take `longest_s` together. Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
     """
     try:
         # Without a WAL no program has the file open. Then reading needs no permission to create

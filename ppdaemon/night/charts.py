@@ -314,7 +314,7 @@ def detector_name(instrument: str, detector: int) -> str:
 
 def slowest_chart(report: NightReport) -> Html:
     """Draw the detectors with the longest latencies: median, 95 % and longest."""
-    slowest = [each for each in report.detectors if each.latency is not None][:SLOWEST]
+    slowest = [each for each in report.detector_list if each.latency is not None][:SLOWEST]
     if not slowest:
         return _empty("nothing succeeded")
     longest = max(each.latency.p95_ms for each in slowest if each.latency) / 1e3
@@ -382,7 +382,7 @@ def _focal_plane(
     steps: Sequence[tuple[float, str, str]],
     label: str,
 ) -> Html:
-    known = {each.detector: each for each in report.detectors if each.instrument == instrument}
+    known = {each.detector: each for each in report.detector_list if each.instrument == instrument}
     places = _places(instrument, known)
     if not places:
         return _empty("no detector")

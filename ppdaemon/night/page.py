@@ -43,7 +43,7 @@ def write_page(path: Path, report: NightReport, note: str) -> None:
 
 def night_sections(report: NightReport) -> Html:
     """Return numbers, charts and tables of a night."""
-    instruments = sorted({each.instrument for each in report.detectors})
+    instruments = sorted({each.instrument for each in report.detector_list})
     return tag(
         "div",
         charts.PATTERNS,
@@ -101,7 +101,7 @@ def _table(names: Sequence[str], rows: Iterable[Iterable[Html]]) -> Html:
 def _stages(report: NightReport) -> Html:
     def row(name: str) -> Iterator[Html]:
         latency = report.latencies[name]
-        yield tag("td", tag("b", span_words(name)) if name == ALERT_SPAN else span_words(name))
+        yield tag("td", tag("strong", span_words(name)) if name == ALERT_SPAN else span_words(name))
         for each in (latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.max_ms):
             yield tag("td", f"{each / 1e3:.2f}", class_="number")
         yield tag("td", latency.count, class_="number")

@@ -102,6 +102,10 @@ class NightVisit(Model):
     """The longest of these times."""
     slowest_detector: int | None
     """Its detector."""
+    failed_detector: int | None
+    """The first detector that needs daytime processing."""
+    reason: str
+    """Its reason."""
     spooled: int
     """Visit-detectors with outputs for the central repo."""
     exported: int
@@ -136,6 +140,7 @@ class NightReason(Model):
     group: str
     """Its visit."""
     detector: int
+    """Its detector."""
 
 
 class NightHistogram(Model):
@@ -223,13 +228,16 @@ class NightReport(Model):
     latencies: dict[str, Latency]
     """Milliseconds by name of the measured span."""
     histogram: NightHistogram
+    """Of the latencies to which the budget applies."""
     cache: NightCache
+    """The node's cache of inputs."""
     exports: NightExports
+    """What reached the central repo."""
     reasons: tuple[NightReason, ...]
     """The most frequent ones first."""
     visit_list: tuple[NightVisit, ...]
     """In the order of acceptance."""
-    detectors: tuple[NightDetector, ...]
+    detector_list: tuple[NightDetector, ...]
     """The slowest ones first."""
 
 
@@ -255,6 +263,7 @@ class _Visit(_Part):
     survey: str = ""
     received_tai: float = float("inf")
     slowest: tuple[float, int] | None = None
+    failed: tuple[int, str] | None = None
     spooled: int = 0
     exported: int = 0
 
@@ -295,6 +304,9 @@ class NightTotals:
         if row.datasets:
             visit.spooled += 1
             visit.exported += Stage.CENTRAL in row.stages
+        if row.outcome in BAD_OUTCOMES:
+            failed = row.detector, row.reason or str(row.outcome)
+            visit.failed = min(visit.failed or failed, failed)
         if row.reason and row.outcome not in (None, Outcome.SUCCEEDED):
             self._add_reason(row.outcome, row)
         self._add_figures(row)
@@ -365,7 +377,7 @@ class NightTotals:
             ),
             "reasons": self._reason_list(),
             "visit_list": tuple(_visit(*key, visit) for key, visit in visits),
-            "detectors": self._detector_list(),
+            "detector_list": self._detector_list(),
         }
 
     def _cache(self) -> NightCache:
@@ -418,6 +430,8 @@ def _visit(instrument: str, group: str, visit: _Visit) -> NightVisit:
         median_s=None if median is None else round(median.p50_ms / 1e3, 3),
         slowest_s=None if visit.slowest is None else round(visit.slowest[0], 3),
         slowest_detector=None if visit.slowest is None else visit.slowest[1],
+        failed_detector=None if visit.failed is None else visit.failed[0],
+        reason="" if visit.failed is None else visit.failed[1],
         spooled=visit.spooled,
         exported=visit.exported,
     )

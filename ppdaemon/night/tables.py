@@ -74,7 +74,7 @@ def night_view(report: NightReport) -> RenderableType:
     parts: list[RenderableType] = [Text(f"night {report.day_obs}", style="bold"), grid]
     if report.latencies:
         parts += [Text(), _latency_table(report)]
-    if any(each.latency for each in report.detectors):
+    if any(each.latency for each in report.detector_list):
         parts += [Text(), _detector_table(report)]
     if report.reasons:
         parts += [Text(), _reason_table(report)]
@@ -96,7 +96,7 @@ def _latency_table(report: NightReport) -> RenderableType:
 
 def _detector_table(report: NightReport) -> RenderableType:
     table = new_table("slowest>", "median>", "95 %>", "longest>", f"over {report.budget_s:g} s>", "failed>")
-    for each in report.detectors[:SHOWN]:
+    for each in report.detector_list[:SHOWN]:
         if each.latency is not None:
             seconds = (each.latency.p50_ms, each.latency.p95_ms, each.latency.max_ms)
             cells = (f"{ms / 1e3:.2f}" for ms in seconds)
