@@ -32,7 +32,7 @@ __all__ = (
 )
 
 WIDTH, HEIGHT = 480.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 18.0, 34.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
 BINS_MIN = (5, 10, 15, 30, 60, 120, 240)
 """Widths of the bars of a night, minutes."""
 MOST_BINS = 48
