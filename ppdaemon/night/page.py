@@ -86,7 +86,7 @@ def _outcome_legend() -> Html:
     return charts.legend({name: word for name, (word, _) in charts.GROUPS.items()})
 
 
-def _table(names: Sequence[str], rows: Iterable[Iterable[Html]]) -> Html:
+def _table(names: Sequence[str], rows: Iterable[Iterable[Html]], kind: str) -> Html:
     heads = (
         tag("th", name.rstrip(">"), scope="col", class_="number" if name.endswith(">") else None)
         for name in names
@@ -94,7 +94,7 @@ def _table(names: Sequence[str], rows: Iterable[Iterable[Html]]) -> Html:
     return tag(
         "div",
         tag("table", tag("thead", tag("tr", heads)), tag("tbody", (tag("tr", row) for row in rows))),
-        class_="wide",
+        class_=f"wide {kind}",
     )
 
 
@@ -107,7 +107,7 @@ def _stages(report: NightReport) -> Html:
         yield tag("td", latency.count, class_="number")
 
     names = ("s", "median>", "95 %>", "99 %>", "longest>", "number>")
-    return _table(names, map(row, report.latencies))
+    return _table(names, map(row, report.latencies), "stages")
 
 
 def _reasons(report: NightReport) -> Html:
@@ -125,4 +125,5 @@ def _reasons(report: NightReport) -> Html:
             )
             for each in report.reasons
         ),
+        "reasons",
     )
