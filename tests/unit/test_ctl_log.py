@@ -6,7 +6,6 @@ import logging
 from io import StringIO
 
 import pytest
-import structlog
 from controlserver import visit
 
 from ppdaemon import log as program_log
@@ -36,14 +35,11 @@ def written(request):
                 stream.write(f"{line}\n")
                 continue
             group, detector, text, *error = line
-            with structlog.contextvars.bound_contextvars(
-                instrument="DemoCam", group=group, detector=detector
-            ):
-                logging.getLogger("lsst.isr").warning(text, exc_info=error[0] if error else None)
+            program_log.bind(instrument="DemoCam", group=group, detector=detector)
+            logging.getLogger("lsst.isr").warning(text, exc_info=error[0] if error else None)
         return stream.getvalue()
 
     yield written
-    structlog.contextvars.clear_contextvars()
     root.handlers[:], root.level = handlers, level
 
 
@@ -111,11 +107,13 @@ def test_a_log_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monkeypa
 def test_lines_of_the_supervisor_are_those_of_systemd_around_the_visit(tmp_path, monkeypatch):
     program = tmp_path / "journalctl"
     line = json.dumps({"event": "crashed", "group": GROUP, "detector": 4, "slot": 3})
-    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{line}'\n")
+    of_all = json.dumps({"event": "canceled", "group": GROUP})
+    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{line}'\necho '{of_all}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    (found,) = supervisor_lines([row(4, 3)])
+    found, whole = supervisor_lines([row(4, 3)])
     assert (found.source, found.fields["event"]) == ("supervisor", "crashed")
+    assert whole.fields["event"] == "canceled"
     since, until = (
         float(word.partition("@")[2])
         for word in (tmp_path / "arguments").read_text().split()

@@ -12,11 +12,13 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon import log
 from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
@@ -25,6 +27,7 @@ from ppdaemon.messages import DetectorsOfVisit, ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
@@ -83,6 +86,12 @@ def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] 
             return [journal.write(write) for write in writes]
     except (RowMissing, sqlite3.IntegrityError) as error:
         return error
+
+
+def _about(item: object) -> AbstractContextManager[None]:
+    """Add the attempt that an event or action concerns to the lines that are logged within."""
+    key = getattr(getattr(item, "assignment", item), "key", None)
+    return log.about(**(key._asdict() if isinstance(key, Key) else {}))
 
 
 @dataclass(eq=False)
@@ -188,7 +197,8 @@ class VisitPump:
             effects = self.visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
             self.count["background_error"] += 1
-            _LOG.exception("cannot handle event %r; it is dropped", event)
+            with _about(event):
+                _LOG.exception("cannot handle event %r; it is dropped", event)
             return
         if isinstance(event, model.FlushRequested):
             self._flush(event, effects)
@@ -284,7 +294,8 @@ class VisitPump:
                 self._do(action)
             except Exception:  # costs this action, not the daemon
                 self.count["background_error"] += 1
-                _LOG.exception("cannot perform %r; it is dropped", action)
+                with _about(action):
+                    _LOG.exception("cannot perform %r; it is dropped", action)
 
     def _do(self, action: model.Action) -> None:
         match action:
