@@ -13,12 +13,21 @@ from typing import Any
 from rich.text import Text
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
-from ppdaemon.ctl.client import Denied
+from ppdaemon.ctl.client import Daemon, Denied
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Stage
 from ppdaemon.terminal import plain
 
-__all__ = ("LogLine", "line_text", "lines_of", "supervisor_lines", "worker_lines", "worker_log")
+__all__ = (
+    "LogLine",
+    "line_text",
+    "lines_of",
+    "logs_folder",
+    "supervisor_lines",
+    "visit_lines",
+    "worker_lines",
+    "worker_log",
+)
 
 UNIT = "ppdaemon"
 JOURNAL_S = 10.0
@@ -44,6 +53,21 @@ class LogLine:
     def timestamp(self) -> str:
         """UTC, ISO 8601; blank if the line has none."""
         return str(self.fields.get("timestamp", ""))
+
+
+def logs_folder(daemon: Daemon) -> Path:
+    """Return the folder of a node's logs; raises as `~ppdaemon.ctl.client.Daemon.ask` does."""
+    if daemon.from_journal and daemon.journal is not None:
+        return daemon.journal.with_name("logs")
+    return Path(daemon.status().logs)
+
+
+def visit_lines(daemon: Daemon, rows: Sequence[VisitRow]) -> list[LogLine]:
+    """Return the lines of a visit in the logs of workers and daemon, by time; raises as `worker_lines` and
+    `~ppdaemon.ctl.client.Daemon.ask` do.
+    """
+    lines = [*worker_lines(logs_folder(daemon), rows), *supervisor_lines(rows)]
+    return sorted(lines, key=lambda line: line.timestamp)
 
 
 def worker_log(folder: Path, slot: int) -> Path:
