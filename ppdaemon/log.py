@@ -41,8 +41,7 @@ def _add_task_context(
     context = {"task": label, "data_id": data_id}
     context |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
     for key, value in context.items():
-        # Of several exposures a visit is bound to the first.
-        if value and (key not in event or key == "exposure"):
+        if value and key not in event:
             event[key] = int(value) if value.isdigit() and key in _NUMBERS else value
     return event
 

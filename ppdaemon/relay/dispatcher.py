@@ -616,6 +616,18 @@ class Dispatcher:
         del visit.reservations[reservation.detector]
         self.reservations -= 1
         effects.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
+        effects.ended.append(
+            orders.Ended(
+                *visit.key,
+                reservation.detector,
+                visit.visit.survey,
+                visit.received_tai,
+                reservation.node,
+                reservation.attempt,
+                outcome,
+                reason,
+            )
+        )
 
     def _close_if_ended(self, visit: OpenVisit, effects: orders.Effects) -> None:
         if not visit.reservations and self._visits.pop(visit.key, None) is not None:

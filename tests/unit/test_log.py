@@ -49,10 +49,10 @@ def test_extra_values_of_a_task_are_beside_the_bound_ones(written) -> None:
     assert "MDC" not in line
 
 
-def test_a_task_names_its_own_exposure_of_the_visit_s(written) -> None:
+def test_of_several_exposures_the_worker_names_the_first(written) -> None:
     log.bind(exposure=7, detector=1)
-    line = written(a_record(MDC={"EXPOSURE": "8", "DETECTOR": "2"}))
-    assert (line["exposure"], line["detector"]) == (8, 1)
+    line = written(a_record(MDC={"EXPOSURE": "7, 8", "DETECTOR": "1"}))
+    assert (line["exposure"], line["detector"]) == (7, 1)
 
 
 def test_the_fields_of_a_process_are_in_the_lines_of_its_threads_until_they_are_removed(written) -> None:

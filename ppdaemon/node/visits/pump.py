@@ -88,6 +88,16 @@ def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] 
         return error
 
 
+def _ended(write: model.Write) -> Sequence[model.JournalEntry]:
+    """Return the attempts that end with a write."""
+    match write:
+        case model.Update(entries=entries):
+            return [entry for entry in entries if entry.outcome is not None]
+        case model.Retry(before=before):
+            return [before]
+    return ()
+
+
 def _about(item: object) -> AbstractContextManager[None]:
     """Add the attempt that an event or action concerns to the lines that are logged within."""
     key = getattr(getattr(item, "assignment", item), "key", None)
@@ -111,6 +121,8 @@ class VisitPump:
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
     changes: ChangeFeed = field(default_factory=ChangeFeed)
+    ended: Callable[[model.JournalEntry], None] = lambda entry: None
+    """Called with each attempt that has ended, after the commit."""
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -241,6 +253,8 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
+                for entry in _ended(write):
+                    self.ended(entry)
                 self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
