@@ -111,6 +111,7 @@ def test_a_canceled_visit_ends_at_the_node_too(shared):
     node.wait(lambda: node.status().open_visits == 0)
 
 
+@pytest.mark.slow
 def test_a_restarted_node_gets_again_what_it_handed_back_and_what_was_announced_meanwhile(
     tmp_path, socket_dir
 ):

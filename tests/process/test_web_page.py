@@ -294,6 +294,7 @@ def test_a_page_survives_a_restart_of_the_daemon(tmp_path, socket_dir, page):
             web.stop()
 
 
+@pytest.mark.slow
 def test_a_token_is_needed_beyond_this_host(tmp_path, shared):
     node, _ = shared
     path = tmp_path / "token"
