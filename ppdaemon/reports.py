@@ -302,6 +302,7 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "traces",
     "leftovers",
 ]
 """The part of the program, or the dependency, that a problem is about; the worst first."""

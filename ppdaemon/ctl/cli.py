@@ -460,7 +460,8 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
         rows = find_visit(daemon, group)
         _show_rows(daemon, rows, tables.visit_view, as_json)
         if not as_json:
-            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {_logs(daemon)}/worker-SLOT.log")
+            folder = log.logs_folder(daemon)
+            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {folder}/worker-SLOT.log")
 
 
 @_ppctl.command("log")
@@ -479,8 +480,7 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     if not rows:
         raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
     _note_journal(daemon)
-    lines = [*log.worker_lines(_logs(daemon), rows), *log.supervisor_lines(rows)]
-    lines.sort(key=lambda line: line.timestamp)
+    lines = log.visit_lines(daemon, rows)
     if as_json:
         for line in lines:
             click.echo(json.dumps({"source": line.source, **line.fields, "more": line.more}, default=str))
@@ -488,14 +488,7 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     for line in lines:
         show(log.line_text(line), fold=False)
     if not lines:
-        click.echo(f"ppctl: {_logs(daemon)} has no line of this visit", err=True)
-
-
-def _logs(daemon: Daemon) -> Path:
-    """Return the folder of a node's logs."""
-    if daemon.from_journal and daemon.journal is not None:
-        return daemon.journal.with_name("logs")
-    return Path(daemon.status().logs)
+        click.echo(f"ppctl: {log.logs_folder(daemon)} has no line of this visit", err=True)
 
 
 @_ppctl.command()

@@ -37,6 +37,7 @@ from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
     Effects,
+    Ended,
     Permit,
     RefuseHello,
     RefusePermit,
@@ -45,11 +46,14 @@ from ppdaemon.relay.orders import (
     SendHeartbeat,
     SetOutcome,
 )
+from ppdaemon.relay.spans import span_of
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.traces import TraceKey
+from ppdaemon.tracesender import TraceSender
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
@@ -138,7 +142,8 @@ class Relay:
             reload=self._reload,
         )
         self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
-        self._control.metrics = self._metrics
+        self._traces = TraceSender(config.traces)
+        self._control.metrics, self._control.traces = self._metrics, self._traces
         self._control_server = ControlServer(
             config.control_socket,
             RELAY_REQUESTS,
@@ -187,6 +192,7 @@ class Relay:
         finally:
             await self._control_server.stop()
             self._writer.close()
+            await asyncio.to_thread(self._traces.close)
 
     async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=status_line(self._control.report()))
@@ -298,6 +304,7 @@ class Relay:
         self._config = self._control.config = self._submit_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._metrics.reconfigure(config.metrics.listen)
+        self._traces.reconfigure(config.traces)
         self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
         _LOG.info("configuration reloaded")
 
@@ -373,6 +380,8 @@ class Relay:
                         for send in effects.sends
                     ]
                 )
+                for ended in effects.ended:
+                    self._trace(ended)
             finally:  # an error in one message must not end all further ticks
                 if then is not None:
                     then()
@@ -381,6 +390,11 @@ class Relay:
             return {key for write in writes if (key := ledger.write(write)) is not None}
 
         self._writer.put(Commit(record if writes else None, follow_up))
+
+    def _trace(self, ended: Ended) -> None:
+        tai, name = self._clock.tai(), self._config.name
+        key = TraceKey(ended.instrument, ended.group, ended.detector)
+        self._traces.put(key, lambda: (span_of(ended, name, tai),))
 
     def _log_write_error(self, reason: str) -> None:
         if self._throttle.passes("ledger write"):

@@ -13,7 +13,7 @@ from aiohttp import web
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.ctl.client import Daemon, Denied, NotFound
-from ppdaemon.ctl.log import LogLine, worker_lines
+from ppdaemon.ctl.log import LogLine, visit_lines
 from ppdaemon.ctl.selection import select
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
 from ppdaemon.reports import VisitRow
@@ -38,6 +38,8 @@ WRITE_S = 10.0
 """A viewer that does not read an event for this long is disconnected."""
 KEEPALIVE_S = 15.0
 """Proxies close connections on which nothing is sent for 60 s."""
+LOG_READERS = 2
+"""Logs that are read at once: the journal of systemd may take 10 s, and other pages need threads, too."""
 LOGIN_PAUSE_S = 1.0
 """After a wrong token, and one at a time: nobody can try many."""
 
@@ -60,6 +62,7 @@ class _Site:
     access: Access
     hub: Hub
     login_lock: asyncio.Lock
+    reading_logs: asyncio.Semaphore
     alerts: AlertWatch | None
 
     async def live(self, request: web.Request) -> web.Response:
@@ -93,13 +96,14 @@ class _Site:
 
     async def visit(self, request: web.Request) -> web.Response:
         rows = await asyncio.to_thread(self.daemon.visit, request.match_info["group"])
-        log = await asyncio.to_thread(self._log, rows)
+        async with self.reading_logs:
+            log = await asyncio.to_thread(self._log, rows)
         return _html(pages.visit_page(rows, log, self._note()))
 
     def _log(self, rows: tuple[VisitRow, ...]) -> list[LogLine] | None:
         """Return the lines of a visit, or `None` if this user may not read them."""
         try:
-            return worker_lines(Path(self.daemon.status().logs), rows)
+            return visit_lines(self.daemon, rows)
         except (Denied, Unavailable):
             return None
 
@@ -185,7 +189,7 @@ def make_app(daemon: Daemon, access: Access, clock: Clock, alerts: Path | None =
     hub = Hub(model.snapshot, lambda: round((clock.tai() - TAI_MINUS_UTC_S) * 1000))
     follower = Follower(daemon, model, hub, clock)
     watch = None if alerts is None else AlertWatch(alerts, lambda facts: hub.publish(model.alert(facts)))
-    site = _Site(daemon, access, hub, asyncio.Lock(), watch)
+    site = _Site(daemon, access, hub, asyncio.Lock(), asyncio.Semaphore(LOG_READERS), watch)
     app = web.Application(middlewares=[site.checked], client_max_size=8192)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(

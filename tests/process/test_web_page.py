@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,16 +48,30 @@ RECORD = """() => {
 }"""
 
 
+def journal_variables(folder: Path, log: Path) -> dict[str, str]:
+    """Return variables with which the journal of systemd has a log."""
+    program = folder / "bin" / "journalctl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec cat {log}\n")
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
 class WebProcess:
     """A ``ppweb`` of a node."""
 
-    def __init__(self, folder: Path, control: Path, *options: str, host: str = "127.0.0.1"):
+    def __init__(
+        self, folder: Path, control: Path, *options: str, host: str = "127.0.0.1", journal: Path | None = None
+    ):
         self.port = free_port()
         self.log = folder / f"web-{self.port}.log"
         arguments = ("--socket", str(control), "--listen", f"{host}:{self.port}", *options)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ppdaemon.web.app", *arguments], stdout=log, stderr=log
+                [sys.executable, "-m", "ppdaemon.web.app", *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **({} if journal is None else journal_variables(folder, journal))},
             )
 
     def url(self, path: str) -> str:
@@ -82,7 +97,7 @@ def shared(tmp_path_factory, module_leaves_nothing) -> Iterator[tuple[NodeProces
         tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
         running(folder, Path(sockets), max=9, min=9) as node,
     ):
-        web = WebProcess(folder, node.control)
+        web = WebProcess(folder, node.control, journal=node.log)
         try:
             wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
             yield node, web
@@ -211,7 +226,13 @@ def test_a_visit_has_its_times_and_its_log(shared, page):
     page.wait_for_selector("#plane g[class], .plane g[class]")
     assert "s after shutter close" in text_of(page, "#d5")
     assert "ZeroDivisionError" in text_of(page, "#d4")
-    assert "ZeroDivisionError" in text_of(page, ".log")
+    log = text_of(page, ".log").splitlines()
+    assert any("ZeroDivisionError" in line for line in log)
+    (end,) = [line for line in log if "  supervisor  4  " in line]
+    assert "told-1 detector 4 attempt 1: failed (ZeroDivisionError" in end
+    assert [line[:12] for line in log if line[:1].isdigit()] == sorted(
+        line[:12] for line in log if line[:1].isdigit()
+    )
     for path in ("/visit/told-1", "/detector/DemoCam/4", "/night/now"):
         page.goto(web.url(path))
         assert is_narrow(page), path
@@ -273,6 +294,7 @@ def test_a_page_survives_a_restart_of_the_daemon(tmp_path, socket_dir, page):
             web.stop()
 
 
+@pytest.mark.slow
 def test_a_token_is_needed_beyond_this_host(tmp_path, shared):
     node, _ = shared
     path = tmp_path / "token"
