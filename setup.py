@@ -118,6 +118,7 @@ setup(
     package_data={
         "ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"],
         "ppdaemon.ctl": ["shipped/*/*", "shipped/*/*/*"],
+        "ppdaemon.night": ["*.css"],
         "ppdaemon.web": ["static/*"],
     },
     install_requires=CORE,

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,12 +22,13 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
+from ppdaemon.clock import Clock
 from ppdaemon.configtypes import parse_detector_list, ranges
 from ppdaemon.ctl import log, relaytables, send, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
 from ppdaemon.ctl.installfiles import install_files
 from ppdaemon.ctl.plots import timeline_png
-from ppdaemon.ctl.selection import find_visit, selecting
+from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.ctl.top import follow
 from ppdaemon.curve import new_key_pair
@@ -391,6 +393,43 @@ def failed(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) 
 def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
     refused = () if daemon.from_journal else daemon.status().refused_raws
     return Group(tables.failures_table(rows), tables.refused_table(refused))
+
+
+def _read_night(context: click.Context, _: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_night(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context) from None
+
+
+@_ppctl.command()
+@click.argument("day_obs", required=False, callback=_read_night)
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    help="Read this journal, such as a copy from another host, instead of that of the daemon.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with charts to this file.")
+@_daemon_command
+def night(
+    daemon: Daemon, day_obs: int | None, journal: Path | None, html: Path | None, as_json: bool
+) -> None:
+    """Report a night: outcomes, latencies, slowest detectors, reasons, exports.
+
+    DAY_OBS is the night, such as 20261122; without it, that of the newest visit.
+    The last attempt at each visit-detector counts. Reads the journal itself, beside
+    the daemon or without it. The page of --html needs no other file and no network.
+    """
+    from ppdaemon.night.page import write_page  # numpy, which the other commands do not need
+    from ppdaemon.night.reading import read_night
+    from ppdaemon.night.tables import night_view
+
+    path = journal or daemon.journal_path()
+    report = read_night(path, day_obs, Clock())
+    if html is not None:
+        write_page(html, report, f"{path.name} on {socket.gethostname()}, version {__version__}")
+    if as_json or html is None:
+        _show(report, night_view, as_json)
 
 
 @_ppctl.command()

@@ -44,6 +44,7 @@ VisitAction = (
     | events.NoteStage
     | events.NoteMeasurements
     | events.NoteRaw
+    | events.NoteRecycled
     | events.RescanRaws
 )
 
@@ -258,6 +259,7 @@ class Pool:
                 case events.NoteRecycled(cause=cause, note=note):
                     with _about(slot):
                         self._count_recycled(slot, cause, note)
+                    self.post(action)
                 case events.NoteImports():
                     with _about(slot):
                         self._warn_of_imports(action)

@@ -49,14 +49,13 @@ from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
     HANDED_BACK,
-    REQUEUED,
     WITHDRAWN,
     is_returned,
     refusal_reason,
     requeue_row,
     requeue_warning,
 )
-from ppdaemon.reports import RequeueRow
+from ppdaemon.reports import REQUEUED, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group
@@ -548,6 +547,9 @@ class Visits:
             entry.shutter_close_tai = max(filter(None, closed), default=None)
             self.open.mark_changed(entry)
 
+    def _note_recycled(self, event: events.NoteRecycled, effects: model.Effects) -> None:
+        effects.writes.append(model.CountRecycled(event.cause, self._now.tai))
+
     def _reached(self, visit: VisitDetector, stage: Stage, tai: float) -> None:
         """Record when a stage was reached first."""
         visit.entry.stages.setdefault(stage, tai)
@@ -894,6 +896,7 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     events.RescanRaws: Visits._rescan_requested,
     events.NoteMeasurements: Visits._note_figures,
     events.NoteRaw: Visits._note_raw,
+    events.NoteRecycled: Visits._note_recycled,
     events.NoteStage: Visits._note_stage,
     model.WriteFailed: Visits._write_failed,
     events.RawArrived: Visits._raw_arrived,

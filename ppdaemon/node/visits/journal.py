@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, assert_never
 
-from ppdaemon.clock import Clock
+from ppdaemon.clock import Clock, day_obs
 from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
@@ -75,7 +75,15 @@ def _add_ages(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE attempt ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0")
 
 
-_STEPS = (_complete, _complete, _add_ages)
+def _add_recycled(db: sqlite3.Connection) -> None:
+    # Counts, not a row for each worker: some rows a night, which are never deleted.
+    db.execute(
+        "CREATE TABLE recycled (day_obs INTEGER NOT NULL, cause TEXT NOT NULL, count INTEGER NOT NULL,"
+        " PRIMARY KEY (day_obs, cause))"
+    )
+
+
+_STEPS = (_complete, _complete, _add_ages, _add_recycled)
 """Files of version 1 may lack the same tables and columns as new ones: early
 versions added some without a new number."""
 
@@ -186,6 +194,12 @@ class Journal(SqliteFile):
                         f" WHERE final = 1 AND {_IS_VISIT_DETECTOR}"
                         f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR})",
                         [(key.attempt, f"{WITHDRAWN}; ", *key[:3], *key[:3]) for key in keys],
+                    )
+                case model.CountRecycled(cause=cause, tai=tai):
+                    self._db.execute(
+                        "INSERT INTO recycled VALUES (?, ?, 1)"
+                        " ON CONFLICT (day_obs, cause) DO UPDATE SET count = count + 1",
+                        (day_obs(tai), cause),
                     )
                 case _:
                     assert_never(write)
