@@ -9,7 +9,7 @@ Clients are served by `ppdaemon.relay.submitserver`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -158,8 +158,9 @@ class Relay:
         }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
-        self._comparing: dict[bytes, list[NodeMessage]] = {}
-        """By connection: messages after a hello with which the ledger is being compared."""
+        self._comparing: dict[bytes, tuple[str, list[NodeMessage]]] = {}
+        """By connection: the name of a node with whose hello the ledger is being compared, and its messages
+        since."""
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
@@ -296,7 +297,7 @@ class Relay:
         self._control_server.set_access(config.security)
         self._rates[link.SUBMIT].per_s = config.security.submit_per_s
         self._rates[link.NODES].per_s = config.security.nodes_per_s
-        self._admit(allowed)
+        await self._admit(allowed)
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
         )
@@ -307,7 +308,7 @@ class Relay:
         self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
         _LOG.info("configuration reloaded")
 
-    def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
+    async def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
         """Admit these keys from now on, by socket; disconnect the nodes of all others."""
         if self._gatekeeper is None:
             return
@@ -317,7 +318,8 @@ class Relay:
             if revoked:
                 _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
             if domain == link.NODES:
-                self._disconnect_nodes(revoked)
+                # Behind what these nodes have sent before.
+                await self._events.put(partial(self._disconnect_nodes, revoked))
 
     # --- the pump ---------------------------------------------------------------
 
@@ -416,7 +418,8 @@ class Relay:
 
     # --- nodes ----------------------------------------------------------------------
 
-    def _disconnect_nodes(self, names: Iterable[str]) -> None:
+    def _disconnect_nodes(self, names: Collection[str]) -> None:
+        self._comparing = {peer: each for peer, each in self._comparing.items() if each[0] not in names}
         registry = self._dispatcher.registry
         for name in names:
             if name in registry:
@@ -453,14 +456,15 @@ class Relay:
         self._receive(frames[0], message)
 
     def _receive(self, peer: bytes, message: NodeMessage) -> None:
-        if (waiting := self._comparing.get(peer)) is not None:
+        if (comparing := self._comparing.get(peer)) is not None:
+            _, waiting = comparing
             if isinstance(message, Hello):  # only the last one counts, and they are large
                 waiting[:] = [_without_content(each) if isinstance(each, Hello) else each for each in waiting]
             if len(waiting) < MAX_WAITING:
                 waiting.append(message)
         elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
             # Its further messages wait: it is registered when the ledger was compared.
-            self._comparing[peer] = []
+            self._comparing[peer] = message.origin, []
             detectors = {name: part.detectors for name, part in self._config.instruments.items()}
             self._writer.put(
                 Commit(
@@ -471,20 +475,20 @@ class Relay:
             self._apply(self._dispatcher.receive(peer, message, self._clock.mono()))
 
     def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
-        """Register a node whose journal the ledger was compared with."""
+        """Register a node whose journal the ledger was compared with, unless its key was revoked."""
         opened, adopted = found
-        waiting = self._comparing.pop(peer)
         self._restore(opened, serve=False)
         before = self._dispatcher.adopted
-        effects = self._dispatcher.receive(peer, hello, self._clock.mono())
         self._dispatcher.adopted += adopted
-        self._apply(effects)
+        _, waiting = self._comparing.pop(peer, ("", None))
+        if waiting is not None:
+            self._apply(self._dispatcher.receive(peer, hello, self._clock.mono()))
         if adopted := self._dispatcher.adopted - before:
             _LOG.error(
                 "the ledger is older than the journal of a node: what it does not know was adopted",
                 extra={"node": hello.origin, "visit_detectors": adopted},
             )
-        for message in waiting:
+        for message in waiting or ():
             self._receive(peer, message)
 
     # --- visits ---------------------------------------------------------------------

@@ -167,7 +167,7 @@ class ScriptedWork:
         if "skip" in self._settings:
             return Done(outcome=Outcome.SUCCEEDED)
         self._step("prepare")
-        return Prepared(pipeline="scripted")
+        return Prepared(pipeline="scripted", ran_tasks=bool(self._faults))
 
     def ingest(self, raw: Raw) -> Ingested:
         """Record the raw and its size."""

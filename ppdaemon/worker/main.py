@@ -260,7 +260,10 @@ class VisitLoop:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=_reason_of(error), retriable=retriable)
         # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
-        if isinstance(fact, messages.Prepared | messages.Done) and (tainted := self._restore()):
+        ran_tasks = isinstance(fact, messages.Done) or (
+            isinstance(fact, messages.Prepared) and fact.ran_tasks
+        )
+        if ran_tasks and (tainted := self._restore()):
             fact = fact.model_copy(update={"tainted": tainted})
         if isinstance(fact, messages.Done):
             self._report_imports()

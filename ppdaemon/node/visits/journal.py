@@ -212,17 +212,15 @@ class Journal(SqliteFile):
         not be a second visit.
         """
         *visit_detector, asked = entry.key
-        known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
+        last, known = self._db.execute(
+            "SELECT coalesce(max(attempt), 0),"
             # Neither final nor open: a retry followed.
-            " AND (asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))",
-            (*visit_detector, asked, Outcome.CANCELLED),
+            " max(asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))"
+            f" FROM attempt WHERE {_IS_VISIT_DETECTOR}",
+            (asked, Outcome.CANCELLED, *visit_detector),
         ).fetchone()
-        if known is None:
+        if not known:
             # The node's own retries have numbers, too.
-            (last,) = self._db.execute(
-                f"SELECT coalesce(max(attempt), 0) FROM attempt WHERE {_IS_VISIT_DETECTOR}", visit_detector
-            ).fetchone()
             attempt: int = max(asked, last + 1)
             self._insert(entry, attempt)
             return attempt
