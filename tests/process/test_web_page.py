@@ -271,7 +271,7 @@ SHOWN = """() => {
   const on = [...document.querySelectorAll(".chart > text, section h2, .facts dd, .facts dt, td, .legend li")]
     .map((each) => getComputedStyle(each))
     .map((style) => contrast(card, style.fill === "rgb(0, 0, 0)" ? style.color : style.fill));
-  const cells = [...document.querySelectorAll(".chart g[class]")].map((g) => contrast(
+  const cells = [...document.querySelectorAll(".chart g:has(rect)")].map((g) => contrast(
     getComputedStyle(g.querySelector("rect")).fill, getComputedStyle(g.querySelector("text")).fill));
   const outside = [...document.querySelectorAll("svg.chart text")].filter((each) => {
     const box = each.getBoundingClientRect(), svg = each.closest("svg").getBoundingClientRect();
