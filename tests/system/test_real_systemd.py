@@ -6,7 +6,10 @@ journal, boot. `test_units_live` has the daemons under a manager of one user, wh
 """
 
 import json
+import re
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,6 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(reason := what_is_missing(boot=True)), reason=reason),
 ]
+ROOT = Path(__file__).parents[2]
 PROGRAMS = ("pprelay", "ppdaemon", "ppweb")
 CONFIG = "/etc/ppdaemon/ppdaemon.yaml"
 SCRIPTED = {
@@ -30,6 +34,17 @@ SCRIPTED = {
     "export": {"types": [".*"]},
 }
 """Parts of the shipped configuration that are replaced: workers without LSST code."""
+
+ASK = """
+import sys, urllib.error, urllib.request
+headers = {"Authorization": f"Bearer {sys.argv[1]}"}
+try:
+    print(urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8080/", headers=headers)).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+except urllib.error.URLError:
+    print("does not listen")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +179,30 @@ def test_everything_runs_as_in_the_guide(running: Host, systemd: Instance) -> No
     wait_until(lambda: "following the daemon" in journal(running, "ppweb"), 40, "the page has a status")
     page = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/visit/g1').read().decode())"
     assert "succeeded" in running.run("/opt/ppdaemon/bin/python", "-c", page)
+
+
+def test_the_page_asks_for_a_token_with_the_drop_in_of_the_guide(running: Host, systemd: Instance) -> None:
+    guide = (ROOT / "doc" / "operators" / "web.rst").read_text()
+    drop_in = re.search(r"^ +\[Service\]\n( +\S+=.*\n)+", guide, re.MULTILINE)
+    assert drop_in
+    systemd.systemctl("stop", "ppweb")
+    running.run("install", "-d", "/run/systemd/system/ppweb.service.d")
+    write(running, "/run/systemd/system/ppweb.service.d/token.conf", textwrap.dedent(drop_in[0]))
+    write(running, "/etc/ppdaemon/web-token", "0123456789abcdef0123456789abcdef\n")
+    running.run("chmod", "600", "/etc/ppdaemon/web-token")
+    try:
+        systemd.systemctl("daemon-reload")
+        systemd.systemctl("start", "ppweb")
+        systemd.wait("ppweb", ActiveState="active")
+        asked = ("/opt/ppdaemon/bin/python", "-c", ASK)
+        wait_until(
+            lambda: running.run(*asked, "0123456789abcdef0123456789abcdef") == "200\n", 40, "it is served"
+        )
+        assert running.run(*asked, "another") == "401\n"
+    finally:
+        running.run("rm", "-r", "/run/systemd/system/ppweb.service.d", "/etc/ppdaemon/web-token")
+        systemd.systemctl("stop", "ppweb")
+        systemd.systemctl("daemon-reload")
 
 
 def test_the_journal_has_the_levels_and_fields_of_the_lines(running: Host, systemd: Instance) -> None:
