@@ -39,7 +39,8 @@ ASK = """
 import sys, urllib.error, urllib.request
 headers = {"Authorization": f"Bearer {sys.argv[1]}"}
 try:
-    print(urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8080/", headers=headers)).status)
+    # A visit that does not exist: 404 for those who may see the page.
+    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8080/visit/no-such", headers=headers))
 except urllib.error.HTTPError as error:
     print(error.code)
 except urllib.error.URLError:
@@ -196,9 +197,9 @@ def test_the_page_asks_for_a_token_with_the_drop_in_of_the_guide(running: Host, 
         systemd.wait("ppweb", ActiveState="active")
         asked = ("/opt/ppdaemon/bin/python", "-c", ASK)
         wait_until(
-            lambda: running.run(*asked, "0123456789abcdef0123456789abcdef") == "200\n", 40, "it is served"
+            lambda: running.run(*asked, "0123456789abcdef0123456789abcdef") == "404\n", 40, "it is served"
         )
-        assert running.run(*asked, "another") == "401\n"
+        assert running.run(*asked, "another") == "403\n"
     finally:
         running.run("rm", "-r", "/run/systemd/system/ppweb.service.d", "/etc/ppdaemon/web-token")
         systemd.systemctl("stop", "ppweb")
