@@ -6,10 +6,7 @@ journal, boot. `test_units_live` has the daemons under a manager of one user, wh
 """
 
 import json
-import re
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -24,7 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(reason := what_is_missing(boot=True)), reason=reason),
 ]
-ROOT = Path(__file__).parents[2]
 PROGRAMS = ("pprelay", "ppdaemon", "ppweb")
 CONFIG = "/etc/ppdaemon/ppdaemon.yaml"
 SCRIPTED = {
@@ -34,18 +30,6 @@ SCRIPTED = {
     "export": {"types": [".*"]},
 }
 """Parts of the shipped configuration that are replaced: workers without LSST code."""
-
-ASK = """
-import sys, urllib.error, urllib.request
-headers = {"Authorization": f"Bearer {sys.argv[1]}"}
-try:
-    # A visit that does not exist: 404 for those who may see the page.
-    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:8080/visit/no-such", headers=headers))
-except urllib.error.HTTPError as error:
-    print(error.code)
-except urllib.error.URLError:
-    print("does not listen")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +135,7 @@ def test_a_start_before_the_central_repo_waits_for_it(host: Host, systemd: Insta
         "ppdaemon", "StatusText"
     )
     assert host.attempt("ppctl", "status", "--check").returncode == ExitCode.FAILED
-    # He makes the rest: a part of it is there before the repo.
+    # The rest is made now: a part of it is there before the repo.
     host.run("install", "-d", "/srv/ppdaemon/alerts")
     wait_until(
         lambda: "butler.central: /srv/ppdaemon/repo does not exist" in str(status(host)["problems"]), 40
@@ -180,30 +164,6 @@ def test_everything_runs_as_in_the_guide(running: Host, systemd: Instance) -> No
     wait_until(lambda: "following the daemon" in journal(running, "ppweb"), 40, "the page has a status")
     page = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/visit/g1').read().decode())"
     assert "succeeded" in running.run("/opt/ppdaemon/bin/python", "-c", page)
-
-
-def test_the_page_asks_for_a_token_with_the_drop_in_of_the_guide(running: Host, systemd: Instance) -> None:
-    guide = (ROOT / "doc" / "operators" / "web.rst").read_text()
-    drop_in = re.search(r"^ +\[Service\]\n( +\S+=.*\n)+", guide, re.MULTILINE)
-    assert drop_in
-    systemd.systemctl("stop", "ppweb")
-    running.run("install", "-d", "/run/systemd/system/ppweb.service.d")
-    write(running, "/run/systemd/system/ppweb.service.d/token.conf", textwrap.dedent(drop_in[0]))
-    write(running, "/etc/ppdaemon/web-token", "0123456789abcdef0123456789abcdef\n")
-    running.run("chmod", "600", "/etc/ppdaemon/web-token")
-    try:
-        systemd.systemctl("daemon-reload")
-        systemd.systemctl("start", "ppweb")
-        systemd.wait("ppweb", ActiveState="active")
-        asked = ("/opt/ppdaemon/bin/python", "-c", ASK)
-        wait_until(
-            lambda: running.run(*asked, "0123456789abcdef0123456789abcdef") == "404\n", 40, "it is served"
-        )
-        assert running.run(*asked, "another") == "403\n"
-    finally:
-        running.run("rm", "-r", "/run/systemd/system/ppweb.service.d", "/etc/ppdaemon/web-token")
-        systemd.systemctl("stop", "ppweb")
-        systemd.systemctl("daemon-reload")
 
 
 def test_the_journal_has_the_levels_and_fields_of_the_lines(running: Host, systemd: Instance) -> None:
