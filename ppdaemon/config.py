@@ -506,10 +506,15 @@ class ExportConfig(ConfigPart):
         "preload_metrics",
     )
     """Regular expressions; a dataset type is exported if its whole name matches one."""
+    images: tuple[str, ...] = ("Exposure.*", ".*Image.*", "Mask.*")
+    """Regular expressions; a dataset type whose whole name, or whose storage class, matches one is
+    an image: copied and registered after all others."""
+    copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
+    """Files that are copied to the central repo at once."""
     retry_s: Seconds = 10.0
     """Pause after a failed export; doubled after each further failure, up to 16 times."""
 
-    @pydantic.field_validator("types")
+    @pydantic.field_validator("types", "images")
     @classmethod
     def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:

@@ -115,8 +115,9 @@ def open_work(context: WorkerContext) -> ButlerWork:
 
 def open_exporter(context: WorkerContext) -> CentralExporter:
     """Return the work of an exporter; the first export opens the central repo."""
-    config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
-    return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
+    config = context.config
+    central, refused = _butler_config(config).central, NodeFolders.of(config).refused
+    return CentralExporter(central, context.clock, config.node.name, refused, context.runs, config.export)
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:

@@ -35,6 +35,7 @@ from toycam import (
 
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.mark import mark_datastore
 
 PADDED = 0.004
 """Degrees beyond the detector's edge, half of the usual padding."""
@@ -99,6 +100,7 @@ def make_few(root: Path, server: PostgresServer | None, universe: int | None = N
         _add_shards(butler, root)
         _add_models(butler)
         butler.registry.registerDatasetType(dataset_type(butler, "raw", EXPOSURE))
+        mark_datastore(butler)
     return Central(root, server, database)
 
 
