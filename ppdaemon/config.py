@@ -511,8 +511,12 @@ class ExportConfig(ConfigPart):
     an image: copied and registered after all others."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
     """Files that are copied to the central repo at once."""
-    retry_s: Seconds = 10.0
-    """Pause after a failed export; doubled after each further failure, up to 16 times."""
+    gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
+    """An export begins when for this time no visit-detector has ended, at the latest after ten times as
+    long: the detectors of an exposure share few transactions."""
+    retry_s: Seconds = 5.0
+    """Pause after a failed export. The next one begins with a small query: while the central repo is
+    away it costs no more than that."""
 
     @pydantic.field_validator("types", "images")
     @classmethod

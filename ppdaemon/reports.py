@@ -120,6 +120,15 @@ class ReloadRequest(Model):
     type: Literal["reload"] = "reload"
 
 
+class ExportRequest(Model):
+    """Export what is pending now, or first mark the datastore of the central repo as its own; the
+    latter is answered with a text that tells what was done.
+    """
+
+    type: Literal["export"] = "export"
+    action: Literal["now", "init"]
+
+
 class RestartRequest(Model):
     """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
     a text that says which of the two is done.
@@ -165,6 +174,7 @@ type Request = Annotated[
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
+    | ExportRequest
     | RestartRequest
     | KillRequest
     | Watch
@@ -227,6 +237,7 @@ OPERATING: frozenset[type[Model]] = frozenset(
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
+        ExportRequest,
         RestartRequest,
         KillRequest,
         DrainNodeRequest,

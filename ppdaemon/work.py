@@ -79,6 +79,12 @@ class Exporter(Protocol):
         unchanged; they are passed again later.
         """
 
+    def mark_datastore(self) -> str:
+        """Mark the central repo's datastore as its own, where outputs may be written; return what was done.
+
+        Any exception means that nothing was done.
+        """
+
 
 class WorkModule(Protocol):
     """Functions of the module named by ``workers.work``."""

@@ -7,6 +7,7 @@ steps of a visit are in `ppdaemon.middleware.butlerwork`.
 
 import importlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse, StorageClassFactory
@@ -39,6 +40,9 @@ from ppdaemon.work import WorkerContext
 __all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "resolve_names", "set_up_libraries")
 
 _LOG = logging.getLogger(__name__)
+
+CONNECT_S = 5
+"""Until a PostgreSQL server must have accepted a connection of the exporter."""
 
 PRELOAD = (
     "lsst.daf.butler.datastore.cache_manager",
@@ -116,6 +120,8 @@ def open_work(context: WorkerContext) -> ButlerWork:
 def open_exporter(context: WorkerContext) -> CentralExporter:
     """Return the work of an exporter; the first export opens the central repo."""
     config = context.config
+    # For libpq: a host that is away answers no packet, and the next try would come minutes late.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
     central, refused = _butler_config(config).central, NodeFolders.of(config).refused
     return CentralExporter(central, context.clock, config.node.name, refused, context.runs, config.export)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import sqlalchemy.exc
+import sqlalchemy
 from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
@@ -24,7 +24,7 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import REFUSAL, remove_spool
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.butler.central import close
+from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
@@ -86,6 +86,7 @@ class CentralExporter:
         self._registrar = Registrar(node, config or ExportConfig())
         self._butler: Butler | None = None
         self._mark: DatastoreMark | None = None
+        self._engines: set[sqlalchemy.Engine] = set()
 
     def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
@@ -107,6 +108,8 @@ class CentralExporter:
         except Unavailable:
             self.close()
             raise
+        # A firewall drops idle connections without a word, and the next query would hang.
+        disconnect(self._engines)
         for path in result.done:
             # Before the spool is deleted: after a crash in between, it is exported
             # again, and recorded then.
@@ -136,6 +139,7 @@ class CentralExporter:
     def close(self) -> None:
         """Disconnect; the next export connects again."""
         butler, self._butler, self._mark = self._butler, None, None
+        self._engines.clear()
         close(butler)
 
     def _open(self) -> tuple[Butler, DatastoreMark]:
@@ -152,7 +156,8 @@ class CentralExporter:
     def _connect(self) -> Butler:
         if self._butler is None:
             try:
-                self._butler = Butler.from_config(self._uri, writeable=True)
+                with recorded_engines(self._engines):
+                    self._butler = Butler.from_config(self._uri, writeable=True)
             except (
                 Exception
             ) as error:  # down, of a newer version, without its driver: nothing can be exported

@@ -83,12 +83,14 @@ class Reprocessor:
         """Export the spools of a previous run, except those of attempts with a
         later attempt, here or on another node, which writes the same datasets.
         """
-        keys = await asyncio.to_thread(spools_left, self.folders)
+        keys, renamed = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
         await asyncio.to_thread(discard, [self.folders.spooled(*key) for key in followed])
         for key in keys:
             if key not in followed:
                 self.exporter.add(str(self.folders.spooled(*key)))
+        for path in renamed:
+            self.exporter.add(str(path))  # which quarantines it, with the reason
 
     def export_moved_back(self) -> None:
         """Export spools that an operator has moved back from quarantine."""
