@@ -368,6 +368,9 @@ class ButlerConfig(ConfigPart):
 
     central: str
     """Root, configuration file or alias of the central repo."""
+    read: str | None = None
+    """The same of a replica that is read instead, with the same collections; outputs are written to
+    `central`. `None`: the central repo is read."""
     instrument_class: dict[Name, str]
     """The `lsst.pipe.base.Instrument` of each instrument, as
     ``package.module.Class``."""
@@ -407,6 +410,11 @@ class ButlerConfig(ConfigPart):
                     if name not in classes:
                         hint = did_you_mean(name, classes)
                         yield (key, name), f"instrument_class has no entry for {name}{hint}"
+
+    @property
+    def source(self) -> str:
+        """The repo that is read."""
+        return self.read or self.central
 
     def ingest_of(self, instrument: str) -> IngestKind:
         """Return how raws of an instrument are ingested; ``builtin`` by default."""

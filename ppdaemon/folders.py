@@ -9,7 +9,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.durable import sync, write_durably
 from ppdaemon.reports import JOURNAL_NAME
 
-__all__ = ("REFUSAL", "NodeFolders", "remove_spool")
+__all__ = ("REFUSAL", "NodeFolders", "folder_size", "remove_spool")
 
 REFUSAL = "refused.txt"
 """File in a quarantined spool with the reason why it cannot be exported; it is still
@@ -131,3 +131,11 @@ def remove_spool(spool: Path) -> None:
     # A missing spool counts as exported. An error must not raise then, or the
     # deletion would be repeated without end.
     shutil.rmtree(doomed, ignore_errors=not present)
+
+
+def folder_size(folder: Path) -> int:
+    """Return the size of the files in a folder, not of its folders; 0 if it is gone."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except OSError:  # exported meanwhile
+        return 0

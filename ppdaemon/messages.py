@@ -553,6 +553,8 @@ class Exported(Model):
     """Other spools that cannot be registered; they were moved to quarantine."""
     tai: float
     datasets: int
+    size_bytes: int = 0
+    """Of the files of the exported spools."""
     skipped: dict[str, str] = {}
     """By spool: its datasets that were not exported, because others of the same type, run and data
     ID were, such as ``detector 3 was first: visitSummary``."""

@@ -376,6 +376,12 @@ class StatusReport(Model):
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None
     """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    spooled_mb: float = 0.0
+    """Size of what waits for export, a second ago."""
+    exported_per_min: float = 0.0
+    """Number of visit-detectors that were exported in the last minute."""
+    exported_mb: float = 0.0
+    """Size of what was exported since the daemon started."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str

@@ -14,7 +14,7 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.failures import ramdisk_full_errors
+from ppdaemon.middleware.butler.failures import ramdisk_full_errors, spool_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
@@ -96,7 +96,7 @@ class ButlerWork:
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
         self._library = PipelineLibrary(context.config.pipelines.overrides)
-        self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
+        self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
         self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
@@ -400,7 +400,8 @@ class ButlerWork:
         def may_commit() -> None:
             self._context.cross("")
 
-        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
+        with spool_full_errors(self._context.repo):
+            folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
         return str(folder), len(outputs.refs)
 
 

@@ -90,12 +90,12 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    context.report(Connecting(what=f"the central repo {config.central}"))
+    context.report(Connecting(what=f"the central repo {config.source}"))
     try:
-        with _open_central(config.central) as central:
+        with _open_central(config.source) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
-                text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
+                text = f"{config.source} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
             dataset_types = _template_dataset_types(pipelines, central, instruments)
             records = [
@@ -107,7 +107,7 @@ def build_template(context: WorkerContext) -> None:
                 )
             ]
     except DATABASE_ERRORS as error:
-        raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
+        raise Unavailable(f"the central repo {config.source} cannot be read: {describe(error)}") from error
     versions = hash_versions()
     make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
 

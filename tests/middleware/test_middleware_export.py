@@ -28,6 +28,7 @@ from ppdaemon.messages import Process
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, read_manifest
+from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -383,9 +384,15 @@ def test_spool_folders_of_different_visits_have_different_names() -> None:
     assert folder == NodeFolders(Path(), Path()).spooled(*key).name, "the folder in which the node expects it"
 
 
-def test_a_full_disk_leaves_no_partial_spool(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("on_ramdisk", "outcome"), [(False, Outcome.STATE_FULL), (True, Outcome.RAMDISK_FULL)]
+)
+def test_a_full_disk_leaves_no_partial_spool(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, on_ramdisk: bool, outcome: Outcome
+) -> None:
     def refuse(path: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        full = rig.context.repo / "written-ahead" if on_ramdisk else path
+        raise OSError(errno.ENOSPC, "No space left on device", str(full))
 
     rig, worker = rigs(export={"types": [".*"]})
     worker.prepare(rig.order(main="Short", before=""))
@@ -393,7 +400,7 @@ def test_a_full_disk_leaves_no_partial_spool(rigs: MakeRig, monkeypatch: pytest.
     monkeypatch.setattr(spool, "sync", refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
-    assert caught.value.retriable
+    assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
     assert list(rig.context.spool.iterdir()) == []
 
 

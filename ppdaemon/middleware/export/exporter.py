@@ -124,6 +124,7 @@ class CentralExporter:
             refused=tuple(str(path) for path in spools if path in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
+            size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
             skipped={str(path): note for path, note in result.skipped.items()},
         )
 

@@ -7,6 +7,7 @@ exports, and a pause follows each failure.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Refused
+from ppdaemon.folders import folder_size
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
@@ -36,6 +38,8 @@ EXPORT_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200)
 BATCH = 210
 """Spools in one order: all of an exposure of 205 detectors. They share two central transactions, and
 the answer, which has a path and a note for each, must fit into one packet."""
+MOST_ENDS = 10_000
+"""Exports whose times are remembered, for the rate: a host exports less in a minute."""
 LONGEST_GATHERING = 10
 """In units of `~ppdaemon.config.ExportConfig.gather_s`."""
 _MARKING = ()
@@ -71,6 +75,12 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Since when each is pending, monotonic seconds, in order."""
         self.times = Histogram(EXPORT_BOUNDS_S)
         """How long spools were pending before they were in the central repo, seconds."""
+        self.exported_bytes = 0
+        """Size of all files in the exported spools."""
+        self._sizes: dict[str, int] = {}
+        """Bytes of each pending spool that was measured."""
+        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
+        """When the last spools were exported, monotonic seconds."""
 
     @property
     def waiting(self) -> int:
@@ -82,6 +92,24 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """For how many seconds the first spool has been pending; `None` if none is."""
         since = next(iter(self._spools.values()), None)
         return None if since is None else self._loop.time() - since
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the pending spools, as far as they were measured."""
+        return sum(size for spool, size in self._sizes.items() if spool in self._spools)
+
+    @property
+    def rate(self) -> float:
+        """How many spools were exported in the last minute."""
+        since = self._loop.time() - 60.0
+        return sum(1 for at in self._ends if at >= since)
+
+    async def measure(self) -> None:
+        """Measure the pending spools that were added since the last call."""
+        new = [spool for spool in self._spools if spool not in self._sizes]
+        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in new})
+        known = self._sizes | sizes
+        self._sizes = {spool: known[spool] for spool in self._spools if spool in known}
 
     @property
     def problem(self) -> str:
@@ -192,6 +220,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 for spool in message.spools:
                     if (since := self._spools.pop(spool, None)) is not None:
                         self.times.add(now - since)
+                        self._ends.append(now)
+                self.exported_bytes += message.size_bytes
                 for spool in message.refused:
                     self._spools.pop(spool, None)
                 self._failure = ""
