@@ -83,9 +83,11 @@ class Central:
         return Central(root, self.server, copy)
 
 
-def make_few(root: Path, server: PostgresServer | None, universe: int | None = None) -> Central:
+def make_few(
+    root: Path, server: PostgresServer | None, universe: int | None = None, datastore: Path | None = None
+) -> Central:
     """Make a central repo; without a server it is on SQLite."""
-    settings: dict[str, Any] = {"datastore": {"root": "<butlerRoot>"}}
+    settings: dict[str, Any] = {"datastore": {"root": str(datastore or "<butlerRoot>")}}
     database = server.create() if server else ""
     url = server.url(database) if server else "sqlite:///<butlerRoot>/gen3.sqlite3"
     settings["registry"] = {"db": url}

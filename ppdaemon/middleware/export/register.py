@@ -12,6 +12,7 @@ write to the file. What is no image is copied and registered first.
 """
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from urllib.parse import quote
 
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType, DimensionRecord, FileDataset
+from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
@@ -40,6 +42,8 @@ __all__ = ("DamagedSpools", "Registered", "Registrar")
 
 _LOG = logging.getLogger(__name__)
 
+_SYNCING = 8
+"""Folders that are synced at once: the disk writes them together."""
 ATTEMPTS = 5
 """Attempts at a transaction that collides with others. Each collision means that
 one other exporter has committed: five in a row are five hosts at once."""
@@ -96,7 +100,8 @@ class Registrar:
         another attempt or another host, are not changed. After an error it may be
         called again with the same spools.
         """
-        files = [file for spool, manifest in batch.items() for file in _files(butler, spool, manifest)]
+        # It caches data IDs and their records, of which each manifest repeats a dozen.
+        files = PersistenceContextVars().run(_files, butler, batch)
         for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
             butler.registry.registerDatasetType(dataset_type)
         for run in sorted({ref.run for file in files for ref in file.refs}):
@@ -205,14 +210,19 @@ class Registrar:
         """Copy and sync files, or compare them if there is no folder; return the path of each. Raises
         `DamagedSpools` after all were compared.
         """
+        # Numbered: two spools may have files of the same name.
+        copies = {
+            file.path: file.path if folder is None else folder / f"{number}-{file.path.name}"
+            for number, file in enumerate(files)
+        }
 
         def copy(file: _File) -> BadMessage | None:
-            target = None if folder is None else folder / file.path.name
+            target = copies[file.path]
             try:
-                copy_checked(file.path, target, file.spooled.checksum)
+                copy_checked(file.path, None if folder is None else target, file.spooled.checksum)
             except BadMessage as error:
                 return error
-            if target is not None:
+            if folder is not None:
                 sync(target)  # its spool will be deleted
             return None
 
@@ -221,7 +231,7 @@ class Registrar:
         faults = {file.spool: error for file, error in zip(files, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
-        return {file.path: file.path if folder is None else folder / file.path.name for file in files}
+        return copies
 
 
 def _ingest(
@@ -253,17 +263,18 @@ def _local_root(butler: Butler) -> Path | None:
 
 def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
     """Sync the folders of new files, and those above, which may be new too."""
-    uris = [found.primaryURI for found in butler.get_many_uris(refs).values()]
     root = _local_root(butler)
-    folders = {folder for uri in uris if uri is not None for folder in Path(uri.ospath).parents}
-    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-        if root is not None and folder.is_relative_to(root):
-            sync(folder)
+    uris = (found.primaryURI for found in butler.get_many_uris(refs).values())
+    leaves = {os.path.dirname(uri.ospath) for uri in uris if uri is not None}
+    folders = {folder for leaf in leaves for folder in (Path(leaf), *Path(leaf).parents)}
+    with ThreadPoolExecutor(_SYNCING, "sync") as threads:
+        list(threads.map(sync, (folder for folder in folders if root and folder.is_relative_to(root))))
 
 
-def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[_File]:
+def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:
     return [
         _File(spool, file, [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs])
+        for spool, manifest in batch.items()
         for file in manifest.files
     ]
 
