@@ -519,6 +519,10 @@ class ExportConfig(ConfigPart):
     an image: copied and registered after all others."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
     """Files that are copied to the central repo at once."""
+    ramdisk_max: Size = 0
+    """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
+    exceeds it goes to the state disk. So does everything while exports fail. After a power failure, what
+    was on the RAM disk is gone, and the next start names it. 0: all outputs go to the state disk."""
     gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
     """An export begins when for this time no visit-detector has ended, at the latest after ten times as
     long: the detectors of an exposure share few transactions."""

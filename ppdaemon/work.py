@@ -37,7 +37,9 @@ class WorkerContext:
     runs: Path
     """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
-    """Folder of finished outputs that are not exported yet."""
+    """Folder of finished outputs that are not exported yet, on the state disk."""
+    ramdisk_spool: Path
+    """The same on the RAM disk."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""

@@ -19,7 +19,7 @@ from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.outputs import Outputs
-from ppdaemon.middleware.export.spool import SpoolKey, write_spool
+from ppdaemon.middleware.export.spool import SpoolKey, choose_folder, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
@@ -400,8 +400,10 @@ class ButlerWork:
         def may_commit() -> None:
             self._context.cross("")
 
-        with spool_full_errors(self._context.repo):
-            folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
+        context = self._context
+        parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export.ramdisk_max)
+        with spool_full_errors(context.ramdisk_spool.parent):
+            folder = write_spool(parent, key, outputs.fill, records, chains, failed, may_commit)
         return str(folder), len(outputs.refs)
 
 

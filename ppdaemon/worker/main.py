@@ -74,6 +74,7 @@ def run_role(
         cache=folders.cache,
         runs=folders.runs,
         spool=folders.spool,
+        ramdisk_spool=folders.ramdisk_spool,
         clock=Clock(),
         report=visit_loop.report,
         cross=visit_loop.cross,

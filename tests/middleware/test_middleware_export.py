@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs
+from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
 from lsst.daf.butler import Butler
 from toycam import DETECTORS, GROUP, NAME, MakeRig
 
@@ -27,7 +28,7 @@ from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, read_manifest
+from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
@@ -466,3 +467,38 @@ def test_an_export_that_was_killed_is_repeated(
     assert killed.returncode == -signal.SIGKILL
     assert exporter.export(spools[:1]).datasets == 8
     assert len(outputs(central, "toy_image")) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "pending", "age_s", "on_ramdisk"),
+    [
+        (0, 0, 0, False),
+        (1000, 0, 0, True),
+        (1000, 999, 0, True),
+        (1000, 1000, 0, False),
+        (1000, 1, 61, False),
+    ],
+)
+def test_outputs_are_spooled_on_the_ramdisk_while_there_is_room_and_exports_succeed(
+    tmp_path: Path, limit: int, pending: int, age_s: int, on_ramdisk: bool
+) -> None:
+    disk, ramdisk = tmp_path / "disk", tmp_path / "ramdisk"
+    if pending:
+        (ramdisk / "one").mkdir(parents=True)
+        (ramdisk / "one" / "file").write_bytes(bytes(pending))
+        os.utime(ramdisk / "one", (time.time() - age_s,) * 2)
+    ramdisk.mkdir(exist_ok=True)
+    assert choose_folder(disk, ramdisk, limit) == (ramdisk if on_ramdisk else disk)
+
+
+@ON_SQLITE
+def test_outputs_on_the_ramdisk_are_exported(
+    exporter: CentralExporter, rigs: MakeRig, central: Central
+) -> None:
+    rig, worker = rigs(export={"types": ["toy_.*"], "ramdisk_max": 10**9})
+    rig.context.ramdisk_spool.mkdir()
+    done = run_visit(rig, worker, 1)
+    assert Path(done.spool or "").parent == rig.context.ramdisk_spool
+    assert exporter.export([Path(done.spool or "")]).spools == (done.spool,)
+    assert len(outputs(central, "toy_image")) == 1
+    assert list(rig.context.ramdisk_spool.iterdir()) == []

@@ -560,6 +560,7 @@ class Rig:
             cache=ramdisk / "cache",
             runs=ramdisk / "runs",
             spool=root / "spool",
+            ramdisk_spool=ramdisk / "spool",
             clock=Clock(),
             report=self.reports.append,
             cross=self._cross,

@@ -237,14 +237,14 @@ class CentralExporter:
         )
         self._refused.mkdir(exist_ok=True)
         try:
-            (spool / REFUSAL).write_text(_note(spool, self._uri, reason))
+            (spool / REFUSAL).write_text(_note(self._refused.with_name("spool"), self._uri, reason))
         except OSError as problem:  # a damaged folder may not be writable either
             _LOG.warning(
                 "the reason cannot be written to %s in spool %s: %s", REFUSAL, spool.name, describe(problem)
             )
         # The operator may have copied the spool back, instead of moving it.
         shutil.rmtree(self._refused / spool.name, ignore_errors=True)
-        spool.rename(self._refused / spool.name)
+        shutil.move(spool, self._refused / spool.name)  # copied if it is on the RAM disk
         # The new entry first: a power failure must not lose both.
         sync(self._refused)
         sync(spool.parent)
@@ -259,9 +259,9 @@ def _halves(batch: Batch) -> list[Batch]:
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
 
 
-def _note(spool: Path, uri: str, reason: str) -> str:
+def _note(spools: Path, uri: str, reason: str) -> str:
     return (
         f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
-        f"To export them, remove the cause, move this folder back to {spool.parent}\n"
+        f"To export them, remove the cause, move this folder back to {spools}\n"
         "and run 'ppctl reload'. Otherwise delete this folder.\n"
     )

@@ -7,9 +7,11 @@ Covers writing and reading them. Exporting is done by
 
 import logging
 import shutil
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pydantic
@@ -18,14 +20,26 @@ from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
+from ppdaemon.folders import folder_size
 from ppdaemon.middleware.export.checksums import checksum_of
 from ppdaemon.wire import Model, explain
 
-__all__ = ("MANIFEST", "Manifest", "SpoolKey", "SpooledFile", "check_files", "read_manifest", "write_spool")
+__all__ = (
+    "MANIFEST",
+    "Manifest",
+    "SpoolKey",
+    "SpooledFile",
+    "check_files",
+    "choose_folder",
+    "read_manifest",
+    "write_spool",
+)
 
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_STUCK_S = 60.0
+"""Spools that have waited for so long wait for a central repo that is away."""
 _SYNCING = 4
 """Files that are synced at once: a disk writes them together, and their checksums are computed meanwhile."""
 
@@ -159,3 +173,18 @@ def _secured(folder: Path, files: Iterable[SpooledFile]) -> tuple[SpooledFile, .
 
     with ThreadPoolExecutor(_SYNCING, "spool") as threads:
         return tuple(threads.map(secure, files))
+
+
+def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
+    """Return the folder for the next spool: that on the RAM disk while it has less than a limit, and
+    what is in it is exported soon.
+    """
+    if limit_bytes == 0 or not ramdisk.is_dir():
+        return disk
+    used, now = 0, time.time()
+    for spool in ramdisk.iterdir():
+        used += folder_size(spool)
+        with suppress(FileNotFoundError):  # exported meanwhile
+            if now - spool.stat().st_mtime > _STUCK_S:
+                return disk
+    return disk if used >= limit_bytes else ramdisk

@@ -15,7 +15,7 @@ __all__ = ("discard", "read_leftovers", "spools_left")
 
 def read_leftovers(folders: NodeFolders, key: Key) -> Leftovers:
     """Read the point-of-no-return mark and the spool of an attempt."""
-    mark, spool = folders.mark(*key), folders.spooled(*key)
+    mark, spool = folders.mark(*key), folders.find_spool(*key)
     # A power failure may have cut the mark anywhere: in a character, or before
     # the first one.
     no_return = (mark.read_text(errors="replace") or "something permanent") if mark.exists() else ""
