@@ -343,9 +343,12 @@ def test_a_central_repo_that_became_read_only_keeps_the_spools(
 
 
 @ON_POSTGRES
-def test_closed_connections_cause_no_failure(central: Central, spools: list[Path], tmp_path: Path) -> None:
+def test_an_exporter_that_is_idle_has_no_connection(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    """A firewall may drop it without a word; then the next query would wait for minutes."""
     assert central.server is not None
     with closing(CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")) as exporter:
         exporter.export(spools[:1])
-        assert central.server.cut_off(central.database) == 1
+        assert central.server.cut_off(central.database) == 0
         assert exporter.export(spools[1:]).spools == tuple(str(spool) for spool in spools[1:])

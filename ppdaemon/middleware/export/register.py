@@ -104,8 +104,11 @@ class Registrar:
         files = PersistenceContextVars().run(_files, butler, batch)
         for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
             butler.registry.registerDatasetType(dataset_type)
-        for run in sorted({ref.run for file in files for ref in file.refs}):
-            butler.collections.register(run)
+        # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
+        # leave, nothing can be inserted into the run any more.
+        with butler.transaction():
+            for run in sorted({ref.run for file in files for ref in file.refs}):
+                butler.collections.register(run)
         unknown = _without_known(butler, files)
         wanted = self._without_shared(butler, _first_of_each(unknown))
         records = _records(butler, batch.values())
