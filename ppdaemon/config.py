@@ -369,6 +369,9 @@ class ButlerConfig(ConfigPart):
 
     central: str
     """Root, configuration file or alias of the central repo."""
+    read: str | None = None
+    """The same of a replica that is read instead, with the same collections; outputs are written to
+    `central`. `None`: the central repo is read."""
     instrument_class: dict[Name, str]
     """The `lsst.pipe.base.Instrument` of each instrument, as
     ``package.module.Class``."""
@@ -408,6 +411,11 @@ class ButlerConfig(ConfigPart):
                     if name not in classes:
                         hint = did_you_mean(name, classes)
                         yield (key, name), f"instrument_class has no entry for {name}{hint}"
+
+    @property
+    def source(self) -> str:
+        """The repo that is read."""
+        return self.read or self.central
 
     def ingest_of(self, instrument: str) -> IngestKind:
         """Return how raws of an instrument are ingested; ``builtin`` by default."""
@@ -507,10 +515,23 @@ class ExportConfig(ConfigPart):
         "preload_metrics",
     )
     """Regular expressions; a dataset type is exported if its whole name matches one."""
-    retry_s: Seconds = 10.0
-    """Pause after a failed export; doubled after each further failure, up to 16 times."""
+    images: tuple[str, ...] = ("Exposure.*", ".*Image.*", "Mask.*")
+    """Regular expressions; a dataset type whose whole name, or whose storage class, matches one is
+    an image: copied and registered after all others."""
+    copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
+    """Files that are copied to the central repo at once."""
+    ramdisk_max: Size = 0
+    """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
+    exceeds it goes to the state disk. So does everything while exports fail. After a power failure, what
+    was on the RAM disk is gone, and the next start names it. 0: all outputs go to the state disk."""
+    gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
+    """An export begins when for this time no visit-detector has ended, at the latest after ten times as
+    long: the detectors of an exposure share few transactions."""
+    retry_s: Seconds = 5.0
+    """Pause after a failed export. The next one begins with a small query: while the central repo is
+    away it costs no more than that."""
 
-    @pydantic.field_validator("types")
+    @pydantic.field_validator("types", "images")
     @classmethod
     def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:

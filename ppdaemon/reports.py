@@ -123,6 +123,15 @@ class ReloadRequest(Model):
     type: Literal["reload"] = "reload"
 
 
+class ExportRequest(Model):
+    """Export what is pending now, or first mark the datastore of the central repo as its own; the
+    latter is answered with a text that tells what was done.
+    """
+
+    type: Literal["export"] = "export"
+    action: Literal["now", "init"]
+
+
 class RestartRequest(Model):
     """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
     a text that says which of the two is done.
@@ -168,6 +177,7 @@ type Request = Annotated[
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
+    | ExportRequest
     | RestartRequest
     | KillRequest
     | Watch
@@ -230,6 +240,7 @@ OPERATING: frozenset[type[Model]] = frozenset(
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
+        ExportRequest,
         RestartRequest,
         KillRequest,
         DrainNodeRequest,
@@ -369,6 +380,12 @@ class StatusReport(Model):
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None
     """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    spooled_mb: float = 0.0
+    """Size of what waits for export, a second ago."""
+    exported_per_min: float = 0.0
+    """Number of visit-detectors that were exported in the last minute."""
+    exported_mb: float = 0.0
+    """Size of what was exported since the daemon started."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str

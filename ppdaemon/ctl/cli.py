@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import pydantic
@@ -41,6 +41,7 @@ from ppdaemon.reports import (
     RELAY_SOCKET,
     DrainNodeRequest,
     DrainRequest,
+    ExportRequest,
     KillRequest,
     ReloadRequest,
     RestartRequest,
@@ -66,6 +67,9 @@ RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
 RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
+
+EXPORT_INIT_S = 120.0
+"""Waits for the export that runs, and looks for some of the repo's files."""
 
 KEY_FOLDER = Path("/etc/ppdaemon/keys")
 KEYGEN_TEXT = """\
@@ -607,6 +611,26 @@ def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a reload may take longer
     _send_request(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
+
+
+@_ppctl.command()
+@click.argument("action", type=click.Choice(["now", "init"]))
+@_daemon_command
+def export(daemon: Daemon, action: Literal["now", "init"], as_json: bool) -> None:
+    """Export the pending outputs now, or allow exports to a datastore.
+
+    "now": try again without the pause after a failure, for example when the
+    database of the central repo is back.
+
+    "init": mark the datastore of the central repo as its own. Needed once for a
+    repo that has datasets already. Check before that the datastore's filesystem
+    is mounted: where the mark is, outputs are written. Refused if none of the
+    repo's files is there.
+    """
+    daemon.status()  # fails within 5 s if the daemon hangs; the database may take longer
+    request = ExportRequest(action=action)
+    timeout_s = EXPORT_INIT_S if action == "init" else None
+    _send_request(daemon, request, "exporting", as_json, timeout_s=timeout_s)
 
 
 @_ppctl.command()

@@ -133,7 +133,11 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
+    if report.oldest_spool_s is not None:
+        waiting += f", the first one for {duration(report.oldest_spool_s)}"
+    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
+    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"

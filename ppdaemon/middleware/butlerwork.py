@@ -15,12 +15,12 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.failures import ramdisk_full_errors
+from ppdaemon.middleware.butler.failures import ramdisk_full_errors, spool_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.outputs import Outputs
-from ppdaemon.middleware.export.spool import SpoolKey, write_spool
+from ppdaemon.middleware.export.spool import SpoolKey, choose_folder, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
@@ -100,7 +100,7 @@ class ButlerWork:
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
         self._library = PipelineLibrary(context.config.pipelines.overrides)
-        self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
+        self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
         self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
@@ -414,7 +414,10 @@ class ButlerWork:
         def may_commit() -> None:
             self._context.cross("")
 
-        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
+        context = self._context
+        parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export.ramdisk_max)
+        with spool_full_errors(context.ramdisk_spool.parent):
+            folder = write_spool(parent, key, outputs.fill, records, chains, failed, may_commit)
         return str(folder), len(outputs.refs)
 
 

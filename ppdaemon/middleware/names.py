@@ -71,7 +71,7 @@ class NameResolver:
         for instrument, uri in self._node.engine.apdb.items():
             yield Resolving(what=f"the alert database {uri}")
             yield from self._alert_database(instrument, uri)
-        yield Resolving(what=f"the central repo {self._config.central}")
+        yield Resolving(what=f"the central repo {self._config.source}")
         yield from self._central_repo()
 
     # --- classes -----------------------------------------------------------
@@ -198,8 +198,8 @@ class NameResolver:
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
 
     def _central_repo(self) -> Iterator[NameFinding]:
-        key: KeyPath = ("butler", "central")
-        uri = self._config.central
+        key: KeyPath = ("butler", "read" if self._config.read else "central")
+        uri = self._config.source
         central = CentralReader(uri)
         try:
             with central.reading(Timings(Clock())) as butler:
@@ -224,7 +224,7 @@ class NameResolver:
     def _in_central(self, butler: Butler) -> Iterator[NameFinding]:
         universe = butler.dimensions
         if "group" not in universe.dimensions:
-            text = f"{self._config.central} has dimensions of version {universe.version}, 6 is needed"
+            text = f"{self._config.source} has dimensions of version {universe.version}, 6 is needed"
             yield _error(("butler", "central"), text)
         yield from self._instruments(butler)
         yield from self._collections(butler)

@@ -7,6 +7,7 @@ steps of a visit are in `ppdaemon.middleware.butlerwork`.
 
 import importlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse, StorageClassFactory
@@ -39,6 +40,9 @@ from ppdaemon.work import WorkerContext
 __all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "resolve_names", "set_up_libraries")
 
 _LOG = logging.getLogger(__name__)
+
+CONNECT_S = 5
+"""Until a PostgreSQL server must have accepted a connection of the exporter."""
 
 PRELOAD = (
     "lsst.daf.butler.datastore.cache_manager",
@@ -86,12 +90,12 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    context.report(Connecting(what=f"the central repo {config.central}"))
+    context.report(Connecting(what=f"the central repo {config.source}"))
     try:
-        with _open_central(config.central) as central:
+        with _open_central(config.source) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
-                text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
+                text = f"{config.source} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
             dataset_types = _template_dataset_types(pipelines, central, instruments)
             records = [
@@ -103,7 +107,7 @@ def build_template(context: WorkerContext) -> None:
                 )
             ]
     except DATABASE_ERRORS as error:
-        raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
+        raise Unavailable(f"the central repo {config.source} cannot be read: {describe(error)}") from error
     versions = hash_versions()
     make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
 
@@ -115,8 +119,11 @@ def open_work(context: WorkerContext) -> ButlerWork:
 
 def open_exporter(context: WorkerContext) -> CentralExporter:
     """Return the work of an exporter; the first export opens the central repo."""
-    config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
-    return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
+    config = context.config
+    # For libpq: a host that is away answers no packet, and the next try would come minutes late.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
+    central, refused = _butler_config(config).central, NodeFolders.of(config).refused
+    return CentralExporter(central, context.clock, config.node.name, refused, context.runs, config.export)
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:

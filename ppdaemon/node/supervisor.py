@@ -203,7 +203,7 @@ class Supervisor:
         await self._stop_workers(node)
         # After the last visit has ended: its spool is exported, too.
         exporter = node.exporter
-        exporter.hurry()
+        exporter.hurry(retry=False)
         await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
         await self._wait_until_reported(node)
 

@@ -71,7 +71,7 @@ class Planner:
         self._rules = order.config.pipelines
         self._selector = Selector(self._rules.preprocessing, self._rules.main, cameras)
         self._library = PipelineLibrary(order.config.pipelines.overrides)
-        self._central = CentralReader(config.central)
+        self._central = CentralReader(config.source)
         self._preload = Preload(
             config,
             self._central,

@@ -73,7 +73,7 @@ def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict
             "times": TIMES,
         },
         "pipelines": {"main": [{"pipelines": [str(pipeline)]}]},
-        "export": {"retry_s": 0.2},
+        "export": {"retry_s": 0.2, "gather_s": 0.0},
         "log": {"format": "console"},
     }
     for name, keys in parts.items():

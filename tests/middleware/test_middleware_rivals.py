@@ -156,7 +156,7 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     first, second = (
         CentralExporter(str(central.root), Clock(), host, tmp_path / "refused") for host in ("host1", "host2")
     )
-    kind = type(first._open().collections)
+    kind = type(first._connect().collections)
     read = kind.get_info
     exported: list[Exported] = []
 

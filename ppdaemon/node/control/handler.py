@@ -63,6 +63,11 @@ class RequestHandler:
                 return reports.Ok()
             case reports.ReloadRequest():
                 return await self.reloader.reload()
+            case reports.ExportRequest(action="init"):
+                return reports.Ok(data=await self.status.exporter.mark_datastore())
+            case reports.ExportRequest():
+                self.status.exporter.hurry()
+                return reports.Ok()
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return not_found(f"there is no slot {number}")

@@ -174,6 +174,18 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         lambda s: s.report.oldest_spool_s or 0.0,
     ),
     Metric(
+        "ppdaemon_spooled_bytes",
+        "gauge",
+        "Size of what waits for export.",
+        lambda s: _bytes(s.report.spooled_mb),
+    ),
+    Metric(
+        "ppdaemon_exported_bytes_total",
+        "counter",
+        "Size of the files that were exported.",
+        lambda s: _bytes(s.report.exported_mb),
+    ),
+    Metric(
         "ppdaemon_late_raws_total",
         "counter",
         "Raws that arrived after the outcome of their visit-detector.",

@@ -63,6 +63,7 @@ class Ticker:
             await self.pump.resend_results()
             with contextlib.suppress(Unavailable):  # the journal's own problem is reported by its writer
                 self.status.late_raws = await asyncio.to_thread(self._count_late_raws)
+            await self.exporter.measure()
             self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)
             await asyncio.sleep(1.0)
 

@@ -604,8 +604,9 @@ class Visits:
         retriable = finish.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
         again = self._end(visit, outcome, reason, effects, retriable=retriable, missed=missed)
         if spool is None:
-            folder = self._folders.spooled(*entry.key)
-            effects.actions.append(model.Discard((folder.with_name(f"{folder.name}.part"),)))
+            name = f"{self._folders.spooled(*entry.key).name}.part"
+            parents = self._folders.spool, self._folders.ramdisk_spool
+            effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
         elif again or is_returned(entry):
             # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.

@@ -384,6 +384,14 @@ class Journal(SqliteFile):
         returned = Outcome.CANCELLED, f"{HANDED_BACK}%", f"{WITHDRAWN}%"
         return {key for key in keys if self._db.execute(query, (*key, *returned)).fetchone()[0]}
 
+    def not_exported(self) -> list[Key]:
+        """Return the attempts whose outputs were spooled and are not in the central repo."""
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, attempt FROM attempt WHERE final = 1 AND datasets > 0"
+            " AND json_extract(stages, '$.central') IS NULL"
+        )
+        return [Key(*row) for row in rows]
+
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
         rows = self._rows(

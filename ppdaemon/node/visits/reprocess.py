@@ -32,6 +32,8 @@ __all__ = ("Reprocessor",)
 
 _LOG = logging.getLogger(__name__)
 
+MOST_NAMED = 50
+"""Visit-detectors in one line of the log."""
 LATEST_OUTCOMES = 50_000
 """Rows of the journal that are read at the start, some 50 MB: 500 visits with 100 detectors each."""
 
@@ -83,12 +85,24 @@ class Reprocessor:
         """Export the spools of a previous run, except those of attempts with a
         later attempt, here or on another node, which writes the same datasets.
         """
-        keys = await asyncio.to_thread(spools_left, self.folders)
+        keys, renamed = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
         await asyncio.to_thread(discard, [self.folders.spooled(*key) for key in followed])
         for key in keys:
             if key not in followed:
                 self.exporter.add(str(self.folders.spooled(*key)))
+        for path in renamed:
+            self.exporter.add(str(path))  # which quarantines it, with the reason
+        waiting = await self.journal.call(lambda journal: journal.not_exported())
+        missing = await asyncio.to_thread(lambda: [key for key in waiting if self.folders.is_lost(*key)])
+        lost = sorted(set(missing) - await self.journal.call(lambda journal: journal.followed(missing)))
+        if lost:
+            _LOG.error(
+                "the outputs of %d visit-detectors are gone, they were not exported when the host stopped:"
+                " %s; see ppctl requeue",
+                len(lost),
+                ", ".join(f"{key.group} {key.detector}" for key in lost[:MOST_NAMED]),
+            )
 
     def export_moved_back(self) -> None:
         """Export spools that an operator has moved back from quarantine."""
@@ -145,7 +159,7 @@ class Reprocessor:
         )
 
     def _existing_spools(self, entries: Sequence[JournalEntry]) -> dict[Key, str]:
-        spools = {entry.key: self.folders.spooled(*entry.key) for entry in entries}
+        spools = {entry.key: self.folders.find_spool(*entry.key) for entry in entries}
         return {key: str(spool) for key, spool in spools.items() if spool.exists()}
 
     async def _rescan(self, entries: Sequence[JournalEntry]) -> None:
