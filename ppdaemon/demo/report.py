@@ -26,8 +26,8 @@ from ppdaemon.demo.services import DemoPaths
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.reports import VisitRow
+from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
 

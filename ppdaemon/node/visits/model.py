@@ -26,7 +26,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.reports import RequeueRow
+from ppdaemon.reports import CatchupState, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
@@ -298,7 +298,29 @@ class MarkExported:
     """Which of their datasets are not, and whose are instead."""
 
 
-type Write = Accept | Update | Retry | Requeue | RecordLateRaws | MarkReported | MarkUnreported | MarkExported
+@dataclass(frozen=True, slots=True)
+class MarkCatchup:
+    """Mark attempts that the catch-up processes or has processed."""
+
+    keys: tuple[Key, ...]
+    state: CatchupState | None
+    """`None` removes the mark."""
+    run: str
+    """Output run of the catch-up."""
+    tai: float
+
+
+type Write = (
+    Accept
+    | Update
+    | Retry
+    | Requeue
+    | RecordLateRaws
+    | MarkReported
+    | MarkUnreported
+    | MarkExported
+    | MarkCatchup
+)
 
 
 # --- actions -----------------------------------------------------------------
