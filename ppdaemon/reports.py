@@ -100,8 +100,8 @@ class RequeueRequest(Model):
     sent to another node."""
 
 
-type CatchupState = Literal["running", "done"]
-"""What the catch-up does with a visit-detector, or has done."""
+type CatchupState = Literal["running", "done", "released"]
+"""What the catch-up does with a visit-detector, or has done; ``released``: it has it no longer."""
 
 
 class CatchupRequest(Model):
@@ -113,8 +113,7 @@ class CatchupRequest(Model):
     instrument: Name
     group: Name
     detectors: tuple[int, ...]
-    state: CatchupState | None
-    """`None`: the catch-up has ended without it."""
+    state: CatchupState
     run: str
     """Output run of the catch-up."""
     force: bool = False

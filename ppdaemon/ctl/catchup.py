@@ -205,7 +205,7 @@ class Catchup:
                 self._mark([item for item in claimed if _key(item) in done], "done")
                 # What may have written permanently stays with the catch-up.
                 if not (runner.started and self.config.engine.no_return):
-                    self._mark([item for item in claimed if _key(item) not in done], None)
+                    self._mark([item for item in claimed if _key(item) not in done], "released")
         rest = [row for row in prepared if row.state != "prepared"]
         return [*refused, *rest, *(_explained(row, runner) for row in rows)]
 
@@ -224,7 +224,7 @@ class Catchup:
             refused.append(CatchupRow(**keys, pipeline=name, state="refused", text=answer.text))
         return claimed, refused
 
-    def _mark(self, items: Sequence[CatchupItem], state: CatchupState | None) -> list[tuple[str, RequeueRow]]:
+    def _mark(self, items: Sequence[CatchupItem], state: CatchupState) -> list[tuple[str, RequeueRow]]:
         """Note in the journal what the catch-up does; return the answers with their groups."""
         visits: dict[tuple[str, str, str], list[int]] = {}
         for item in items:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A pipeline for the catch-up: its second task runs for a visit, and fails or waits while a file exists."""
+"""A pipeline for the catch-up: one task runs for a visit, and fails or waits while a file exists."""
 
 import os
 import time
@@ -9,14 +9,14 @@ from typing import Any
 from lsst.pex.config import Field
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.connectionTypes import Input, Output
-from toycam import EXPOSURE, VISIT
 
-_DICT = "StructuredDataDict"
+EXPOSURE = ("instrument", "exposure", "detector")
+VISIT = ("instrument", "visit", "detector")
 
 
 class MeasureConnections(PipelineTaskConnections, dimensions=VISIT):
-    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
-    output = Output(name="toy_measured", doc="measured", storageClass=_DICT, dimensions=VISIT)
+    raw = Input(name="raw", doc="raw", storageClass="ImageV2", dimensions=EXPOSURE)
+    output = Output(name="measured", doc="sum", storageClass="StructuredDataDict", dimensions=VISIT)
 
 
 class MeasureConfig(PipelineTaskConfig, pipelineConnections=MeasureConnections):
@@ -27,14 +27,14 @@ class MeasureTask(PipelineTask):
     ConfigClass = MeasureConfig
     _DefaultName = "measure"
 
-    def run(self, image: Any) -> Struct:
+    def run(self, raw: Any) -> Struct:
         folder = Path(self.config.folder)
         (folder / f"began-{os.getpid()}").touch()
         while (folder / "wait").exists():
             time.sleep(0.05)
         if (folder / "fail").exists():
             raise RuntimeError("no stars: 0 found")
-        return Struct(output={"image": image})
+        return Struct(output={"type": type(raw).__name__})
 
 
 def write_pipeline(folder: Path) -> str:
@@ -42,7 +42,7 @@ def write_pipeline(folder: Path) -> str:
     path = folder / "Measure.yaml"
     path.write_text(
         "description: isr and measure\n"
-        "instrument: toycam.ToyCam\n"
-        f"tasks:\n  isr: toycam.IsrTask\n  measure: {__name__}.MeasureTask\n"
+        "instrument: ppdaemon.demo.instrument.DemoCam\n"
+        f"tasks:\n  isr: ppdaemon.demo.tasks.isr.IsrTask\n  measure: {__name__}.MeasureTask\n"
     )
     return str(path)

@@ -178,7 +178,7 @@ class Journal(SqliteFile):
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
                     )
-                case model.MarkCatchup(keys=keys, state=None):
+                case model.MarkCatchup(keys=keys, state="released"):
                     self._db.executemany(
                         f"UPDATE attempt SET figures = json_remove(figures, '$.{CATCHUP}') WHERE {_IS_KEY}",
                         keys,

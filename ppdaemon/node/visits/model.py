@@ -303,8 +303,8 @@ class MarkCatchup:
     """Mark attempts that the catch-up processes or has processed."""
 
     keys: tuple[Key, ...]
-    state: CatchupState | None
-    """`None` removes the mark."""
+    state: CatchupState
+    """``released`` removes the mark."""
     run: str
     """Output run of the catch-up."""
     tai: float

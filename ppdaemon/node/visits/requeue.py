@@ -29,7 +29,7 @@ def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
 
 def catchup_refusal(entry: JournalEntry, request: CatchupRequest) -> str:
     """Return why the catch-up cannot have a visit-detector, or a blank."""
-    if request.state is None:
+    if request.state == "released":
         return "" if retries.catchup_state(entry) == "running" else "the catch-up does not have it"
     # A catch-up that was killed is repeated, and what it has made is noted by the same or another one.
     force = request.force or request.state == "done" or retries.catchup_state(entry) == "running"
