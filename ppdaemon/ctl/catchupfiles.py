@@ -156,7 +156,7 @@ def bps_file(
         "extraQgraphOptions": shlex.join(_graph_options(unit, config)),
         "submitPath": f"{folder}/submit/{unit.name}/{{timestamp}}",
         "defaultPreCmdOpts": "--long-log --log-level=INFO",
-        "numberOfRetries": 1,
+        "numberOfRetries": 0,  # a task that failed late may have written alerts
         # 16 by default, of which each imports the middleware again.
         "finalJob": {"requestCpus": 1, "updateOutputChain": ""},
     }

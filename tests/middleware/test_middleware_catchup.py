@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the catch-up brings into the central repo, and how it recognizes what was made there."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lsst.ctrl.bps import BPS_DEFAULTS, BpsConfig
+from lsst.ctrl.bps.parsl.site import SiteConfig
 from lsst.daf.butler import Butler, DatasetType
 from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
@@ -17,6 +20,7 @@ from ppdaemon.selection import output_chain
 
 pytest_plugins = ["toyfixtures"]
 
+ROOT = Path(__file__).parents[2]
 FIRST = DAY * 100000 + 1
 CHAIN = output_chain(NAME, DAY)
 RAWS = f"{NAME}/raw/all"
@@ -186,3 +190,29 @@ def put_outputs(butler: Butler, item: CatchupItem, name: str, value: Any) -> Non
         content = ButlerLogRecords.from_records([ButlerLogRecord.model_validate(record)])
     data_id = {"instrument": NAME, dimension: FIRST, "detector": item.detector}
     butler.put(content, name, data_id, run=item.run)
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_bps_reads_the_submit_file_and_parsl_its_site(tmp_path: Path, name: str) -> None:
+    """With the packages themselves; Slurm is not needed for that. The override arrives as one word."""
+    file = tmp_path / "bps.yaml"
+    text = (ROOT / "tests" / "data" / "catchup" / "bps.yaml").read_text()
+    if name == "slurm":
+        own = text[text.index("wmsServiceClass") :]
+        text = f"includeConfigs: [{ROOT / 'etc' / 'bps' / 'slurm.yaml'}]\n{text.removesuffix(own)}"
+    file.write_text(text)
+    config = BpsConfig(str(file), defaults=BPS_DEFAULTS)
+    config[".bps_defined.operator"] = "somebody"  # as bps does
+    _, command = config.search("createQuantumGraph", opt={"curvals": {"qgraphFile": "a.qg"}})
+    words = shlex.split(command)
+    assert words[words.index("-d") + 1].endswith("AND ((exposure IN (11, 12) AND detector IN (0..2, 5)))")
+    assert {"--extend-run", "--clobber-outputs", "alerts:folder='/a b'"} <= set(words)
+    assert "-o" not in words
+    (executor,) = SiteConfig.from_config(config).get_executors()
+    assert executor.label == name
+
+
+def test_the_site_for_condor_has_all_that_the_submit_file_leaves_open() -> None:
+    config = BpsConfig(str(ROOT / "etc" / "bps" / "htcondor.yaml"))
+    assert config["wmsServiceClass"] == "lsst.ctrl.bps.htcondor.HTCondorService"
+    assert config[".site.pool.profile.condor"]
