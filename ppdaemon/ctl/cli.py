@@ -442,7 +442,10 @@ def _print_catchup(
     config: NodeConfig, form: str, folder: Path | None, limit: int, selected: dict[str, Any]
 ) -> None:
     """Print commands, or write submit files and print their names."""
-    items, refused = catchup.items_of(config, catchup.failed_of(config, limit, selected))
+    found = catchup.failed_of(config, limit, selected)
+    if len(found) == limit:
+        click.echo(f"# only the newest {limit}: see --limit", err=True)
+    items, refused = catchup.items_of(config, found)
     for row in refused:
         click.echo(f"# {row.group} detector {row.detector}: {plain(row.text) or row.state}", err=True)
     for item in items:
@@ -531,7 +534,13 @@ def _catchup() -> None:
 def _catchup_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that all commands of the catch-up have; the command gets what they select."""
 
-    @_limit
+    @click.option(
+        "--limit",
+        type=click.IntRange(1, 10_000),
+        default=10_000,
+        show_default=True,
+        help="Maximum number of visit-detectors, the newest ones.",
+    )
     @selecting
     @_file
     @click.option(

@@ -91,6 +91,7 @@ class _Preparer:
         self._cameras = cameras
         self._search = RawSearch(config.arrivals, config.node.instruments)
         self._files = RawFiles(config.arrivals)
+        self._limits: dict[str, RawLimits] = {}
 
     def make_collections(self, chain: str, run: str, instrument: str) -> None:
         collections = self._butler.collections
@@ -139,7 +140,7 @@ class _Preparer:
         present = _with_raw(butler, item, run, known)
         announced = self._announced(item, instrument)
         with tempfile.TemporaryDirectory(prefix="raws-", dir=self._scratch) as incoming:
-            raws = VisitRaws(announced, False, self._limits(item.instrument), self._files, Path(incoming))
+            raws = VisitRaws(announced, False, self._limits_of(item.instrument), self._files, Path(incoming))
             reasons = self._take(item, raws, present)
             with butler.transaction():
                 insert_records(butler, raws.shared_records)
@@ -152,9 +153,8 @@ class _Preparer:
     def _take(self, item: CatchupItem, raws: VisitRaws, present: Collection[int]) -> list[str]:
         begin_tai, _ = expected_begin(item.visit, item.received_tai)
         days = frozenset(day_obs(begin_tai + margin) for margin in (-DAY_MARGIN_S, 0.0, DAY_MARGIN_S))
-        found = self._search.find(item.instrument, item.group, [item.detector], days).get(item.detector, [])
         reasons = []
-        for raw in found:
+        for raw in self._search.find(item.instrument, item.group, item.detector, days):
             if raw.exposure in present or raw.exposure in raws.files:
                 continue
             try:
@@ -179,13 +179,15 @@ class _Preparer:
     def _instrument(self, name: str) -> Instrument:
         return Instrument.from_string(self._central.instrument_class[name])
 
-    def _limits(self, instrument: str) -> RawLimits:
-        filters = self._butler.query_dimension_records(
-            "physical_filter", instrument=instrument, explain=False, limit=None
-        )
-        names = frozenset(str(record.name) for record in filters)
-        command = register_command(self._central, instrument)
-        return RawLimits(self._config.exposures, names, command, Clock())
+    def _limits_of(self, instrument: str) -> RawLimits:
+        if instrument not in self._limits:
+            filters = self._butler.query_dimension_records(
+                "physical_filter", instrument=instrument, explain=False, limit=None
+            )
+            names = frozenset(str(record.name) for record in filters)
+            command = register_command(self._central, instrument)
+            self._limits[instrument] = RawLimits(self._config.exposures, names, command, Clock())
+        return self._limits[instrument]
 
 
 def _known_exposures(butler: Butler, item: CatchupItem) -> set[int]:
@@ -352,11 +354,12 @@ def _visits(butler: Butler, instrument: str, exposures: Iterable[int]) -> set[in
 
 
 def _last_error(butler: Butler, log: DatasetRef) -> str:
-    """Return the last error in the log of a task: the last line of an exception, or the message."""
+    """Return the last error in the log of a task: its exception, or the message."""
     for record in reversed(list(butler.get(log))):
         if record.levelno >= logging.ERROR:
-            lines = (record.exc_info or record.message).strip().splitlines()
-            return plain(lines[-1]) if lines else record.name
+            _, _, exception = record.message.partition(" failed. Exception ")
+            lines = (exception or record.exc_info or record.message).strip().splitlines() or [record.name]
+            return plain(lines[0] if exception else lines[-1])
     return "it has ended without outputs and without an error in its log"
 
 

@@ -175,7 +175,7 @@ def put_outputs(butler: Butler, item: CatchupItem, name: str, value: Any) -> Non
         record = {
             "name": label,
             "asctime": "2026-11-22T00:00:00Z",
-            "message": "failed",
+            "message": f"Execution of task 'calibrate' failed. Exception RuntimeError: {value}",
             "levelno": 40,
             "levelname": "ERROR",
             "filename": "a.py",
@@ -184,7 +184,6 @@ def put_outputs(butler: Butler, item: CatchupItem, name: str, value: Any) -> Non
             "funcName": "f",
             "process": 1,
             "processName": "p",
-            "exc_info": f"Traceback\nRuntimeError: {value}\n",
             "MDC": {},
         }
         content = ButlerLogRecords.from_records([ButlerLogRecord.model_validate(record)])
@@ -208,8 +207,12 @@ def test_bps_reads_the_submit_file_and_parsl_its_site(tmp_path: Path, name: str)
     assert words[words.index("-d") + 1].endswith("AND ((exposure IN (11, 12) AND detector IN (0..2, 5)))")
     assert {"--extend-run", "--clobber-outputs", "alerts:folder='/a b'"} <= set(words)
     assert "-o" not in words
-    (executor,) = SiteConfig.from_config(config).get_executors()
-    assert executor.label == name
+    # The executor of the host itself is not made: Parsl leaves sockets open then.
+    site = SiteConfig.from_config(config)
+    assert type(site).__name__ == name.capitalize()
+    if name == "slurm":
+        (executor,) = site.get_executors()
+        assert executor.provider.walltime == "02:00:00"
 
 
 def test_the_site_for_condor_has_all_that_the_submit_file_leaves_open() -> None:

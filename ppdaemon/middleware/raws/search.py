@@ -22,6 +22,10 @@ SIDECAR_LIMIT = 1_048_576
 """Largest sidecar that is read, bytes; real ones have 3 to 4 kB."""
 
 
+type _Index = dict[tuple[str, int | None], list[tuple[str, RawName]]]
+"""Files by the group of the visit and the detector; `None` for files of all detectors."""
+
+
 class RawSearch:
     """Searches local raw roots; objects in stores are not searched."""
 
@@ -30,45 +34,33 @@ class RawSearch:
         self._roots = [
             (str(root.path), make_layout(root.layout or config.layout, instruments)) for root in config.roots
         ]
-        self._groups: dict[tuple[str, int], str | None] = {}
-        """Group of each exposure whose paths do not contain it, by instrument and exposure."""
-        self._listed: dict[tuple[str, str, frozenset[int]], list[tuple[str, RawName]]] = {}
+        self._indexes: dict[tuple[str, str, frozenset[int]], _Index] = {}
 
-    def find(
-        self, instrument: str, group: str, detectors: Collection[int], days: frozenset[int]
-    ) -> dict[int, list[Raw]]:
-        """Return the raws of a visit by detector; ``days`` are those on which it may have been exposed."""
-        found: dict[int, list[Raw]] = {}
+    def find(self, instrument: str, group: str, detector: int, days: frozenset[int]) -> list[Raw]:
+        """Return the raws of a visit-detector; ``days`` are those on which it may have been exposed."""
+        found: list[tuple[str, RawName]] = []
         for root, layout in self._roots:
             if "group" in layout.fields:
-                expected = ExpectedRaws(instrument, frozenset(detectors), group)
-                listed = _files(root, layout, expected)
+                found += _files(root, layout, ExpectedRaws(instrument, frozenset({detector}), group))
             else:
-                listed = iter(self._files_of_days(root, layout, instrument, days))
-            for path, name in listed:
-                if name.group is None and self._group_of(path, name, root) != group:
-                    continue
-                for detector in detectors if name.detector is None else (name.detector,):
-                    if detector in detectors:
-                        raws = found.setdefault(detector, [])
-                        raws.append(_raw(path, name, group, detector))
-        return found
+                index = self._index(root, layout, instrument, days)
+                found += [file for key in (detector, None) for file in index.get((group, key), ())]
+        return [_raw(path, name, group, detector) for path, name in found]
 
-    def _files_of_days(
-        self, root: str, layout: Layout, instrument: str, days: frozenset[int]
-    ) -> list[tuple[str, RawName]]:
+    def _index(self, root: str, layout: Layout, instrument: str, days: frozenset[int]) -> _Index:
         key = root, instrument, days
-        if key not in self._listed:
-            expected = ExpectedRaws(instrument, self._detectors[instrument], days=days)
-            self._listed[key] = list(_files(root, layout, expected))
-        return self._listed[key]
-
-    def _group_of(self, path: str, name: RawName, root: str) -> str | None:
-        """Return the group of the visit of an exposure, from a sidecar or a header."""
-        key = name.instrument, name.exposure
-        if self._groups.get(key) is None:  # the next file of the exposure may be readable
-            self._groups[key] = _read_group(path, root)
-        return self._groups[key]
+        if key not in self._indexes:
+            index = self._indexes[key] = {}
+            groups: dict[int, str | None] = {}
+            for path, name in _files(
+                root, layout, ExpectedRaws(instrument, self._detectors[instrument], days=days)
+            ):
+                # One file of each exposure is read, or the next if that has no group.
+                if groups.get(name.exposure) is None:
+                    groups[name.exposure] = _read_group(path, root)
+                if (group := groups[name.exposure]) is not None:
+                    index.setdefault((group, name.detector), []).append((path, name))
+        return self._indexes[key]
 
 
 def _files(root: str, layout: Layout, expected: ExpectedRaws) -> Iterator[tuple[str, RawName]]:
