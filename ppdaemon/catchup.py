@@ -5,6 +5,7 @@ from typing import Literal
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.reports import SCHEMA
+from ppdaemon.selection import pipeline_name
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import Model
 
@@ -39,6 +40,14 @@ class CatchupItem(Model):
     """Path of the pipeline file."""
     run: str
     """Output run of the catch-up."""
+    preprocessing: tuple[str, ...] = ()
+    """Paths of the pipelines that run before it, each into a run of its own."""
+
+    @property
+    def steps(self) -> tuple[tuple[str, str], ...]:
+        """Path and run of all pipelines, in the order in which they run."""
+        before = [(path, run_of(self.chain, pipeline_name(path))) for path in self.preprocessing]
+        return (*before, (self.pipeline, self.run))
 
 
 class CatchupOrder(Model):

@@ -93,6 +93,7 @@ def items_of(
                     exposures=each.exposures,
                     chain=chain,
                     pipeline=path,
+                    preprocessing=() if pipeline is not None else choice.pipelines.preprocessing,
                 )
             )
     return items, refused
@@ -101,21 +102,32 @@ def items_of(
 def units_of_items(
     items: Iterable[CatchupItem], rows: Sequence[CatchupRow] | None = None
 ) -> list[CatchupUnit]:
-    """Return the units of items, with the exposures that are prepared, or those that the journal has."""
+    """Return the units of items in the order in which they run, with the exposures that are prepared, or
+    those that the journal has.
+    """
     prepared = None
     if rows is not None:
         prepared = {_key(row): row.exposures for row in rows if row.state == "prepared"}
-    return units_of(
-        (
-            each.instrument,
-            each.chain,
-            each.pipeline,
-            each.run,
-            each.detector,
-            each.exposures if prepared is None else prepared.get(_key(each), ()),
+
+    def units(items: Iterable[tuple[CatchupItem, Iterable[tuple[str, str]]]]) -> list[CatchupUnit]:
+        return units_of(
+            (
+                each.instrument,
+                each.chain,
+                path,
+                run,
+                each.detector,
+                each.exposures if prepared is None else prepared.get(_key(each), ()),
+            )
+            for each, steps in items
+            for path, run in steps
         )
-        for each in items
-    )
+
+    items = tuple(items)
+    return [
+        *units((each, each.steps[:-1]) for each in items),
+        *units((each, each.steps[-1:]) for each in items),
+    ]
 
 
 def _key(each: CatchupItem | CatchupRow) -> tuple[str, str, int]:

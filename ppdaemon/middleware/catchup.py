@@ -10,6 +10,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,23 @@ from lsst.pipe.base import Instrument
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode
 
 from ppdaemon.camera import load_camera
-from ppdaemon.catchup import CatchupItem, CatchupOrder, CatchupRow, inputs_of
+from ppdaemon.catchup import CatchupItem, CatchupOrder, CatchupRow, inputs_of, run_of
 from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable, VisitFailed
+from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline, resolved
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN
+from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE
+from ppdaemon.middleware.preload.groupdata import put_footprint, types_of_groups
 from ppdaemon.middleware.preload.preload import register_command
 from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
-from ppdaemon.middleware.raws.regions import CameraLoader, find_camera, footprint_of
+from ppdaemon.middleware.raws.records import group_record
+from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
 from ppdaemon.middleware.raws.search import RawSearch
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.middleware.run.engine import RunResult
@@ -73,12 +78,17 @@ def prepare(
     What is there is not changed and not copied again.
     """
     preparer = _Preparer(butler, config, scratch, cameras)
-    for chain, run, instrument in sorted({(item.chain, item.run, item.instrument) for item in items}):
+    if any(item.preprocessing for item in items):  # not within the transaction of an item
+        for dataset_type in types_of_groups(butler.dimensions):
+            butler.registry.registerDatasetType(dataset_type)
+    runs = {(item.chain, run, item.instrument) for item in items for _, run in item.steps}
+    for chain, run, instrument in sorted(runs):
         preparer.make_collections(chain, run, instrument)
     for item in items:
         yield preparer.prepare(item)
     for chain, instrument in sorted({(item.chain, item.instrument) for item in items}):
-        preparer.define_inputs(chain, instrument)
+        before = sorted({run for item in items if item.chain == chain for _, run in item.steps[:-1]})
+        preparer.define_inputs(chain, instrument, before)
 
 
 class _Preparer:
@@ -96,23 +106,33 @@ class _Preparer:
     def make_collections(self, chain: str, run: str, instrument: str) -> None:
         collections = self._butler.collections
         collections.register(self._instrument(instrument).makeDefaultRawIngestRunName())
+        collections.register(run_of(chain, NO_PIPELINE_RUN))
         collections.register(run)
         collections.register(chain, CollectionType.CHAINED)
         if run not in collections.get_info(chain).children:
             collections.prepend_chain(chain, run)
 
-    def define_inputs(self, chain: str, instrument: str) -> None:
-        """Define the inputs of a day: only what exists, because ``pipetask`` refuses anything else."""
+    def define_inputs(self, chain: str, instrument: str, before: Sequence[str]) -> None:
+        """Define the inputs of a day: only what exists, because ``pipetask`` refuses anything else.
+
+        ``before`` are the runs of preprocessing; what it made in the night is searched after them.
+        """
         collections = self._butler.collections
         raws = self._instrument(instrument).makeDefaultRawIngestRunName()
         named = [*self._central.calibs, *self._central.inputs]
         preloaded = sorted(collections.query(f"{chain}/{NO_PIPELINE_RUN}/*"))
         names = [each.format(instrument=instrument) for each in named]
-        found = existing_collections(self._butler, [*preloaded, *names, raws])
+        earlier = [run for run in self._children(inputs_of(chain)) if run.startswith(f"{chain}/")]
+        found = existing_collections(self._butler, [*before, *earlier, *preloaded, *names, raws])
         inputs = inputs_of(chain)
         collections.register(inputs, CollectionType.CHAINED)
         if collections.get_info(inputs).children != found:
             collections.redefine_chain(inputs, found)
+
+    def _children(self, chain: str) -> tuple[str, ...]:
+        with suppress(MissingCollectionError):
+            return self._butler.collections.get_info(chain).children
+        return ()
 
     def prepare(self, item: CatchupItem) -> CatchupRow:
         keys = item.model_dump(include={"instrument", "group", "detector", "attempt", "run"})
@@ -148,7 +168,19 @@ class _Preparer:
                 exposures = tuple(sorted({*present, *raws.files}))
                 records = _exposure_records(butler, item.instrument, exposures)
                 insert_records(butler, announced.visit_records(filter(_has_visit, records)))
+                if exposures and item.preprocessing:
+                    self._put_footprint(item, announced.footprint)
         return exposures, len(refs), reasons
+
+    def _put_footprint(self, item: CatchupItem, footprint: Footprint) -> None:
+        """Write the input of preprocessing, as a worker does before the image."""
+        insert_records(self._butler, [group_record(self._butler.dimensions, item.instrument, item.group)])
+        run = run_of(item.chain, NO_PIPELINE_RUN)
+        data_id = {"instrument": item.instrument, "group": item.group, "detector": item.detector}
+        if self._butler.find_dataset(FOOTPRINT_TYPE, data_id, collections=run) is None:
+            pipelines = Pipelines(main=(item.pipeline,))
+            order = Prepare(visit=item.visit, detector=item.detector, pipelines=pipelines)
+            put_footprint(self._butler, order, footprint, run)
 
     def _take(self, item: CatchupItem, raws: VisitRaws, present: Collection[int]) -> list[str]:
         begin_tai, _ = expected_begin(item.visit, item.received_tai)
@@ -276,10 +308,15 @@ def check(butler: Butler, config: NodeConfig, items: Sequence[CatchupItem]) -> I
 
     A task has succeeded if its metadata are there: it writes them last. Exit codes of ``bps`` do not tell it.
     """
-    made = {(item.pipeline, item.run): item for item in items}
-    tasks = {run: list(_tasks(butler, config, path, run)) for path, run in made}
+    steps = {step for item in items for step in item.steps}
+    tasks = {run: list(_tasks(butler, config, path, run)) for path, run in sorted(steps)}
     for item in items:
-        yield _checked(butler, config, item, tasks[item.run])
+        row = _checked(butler, config, item, tasks[item.run])
+        for _, run in item.steps[:-1]:
+            if row.state == "not_run" and row.exposures:  # because preprocessing has failed?
+                before = _checked(butler, config, item, tasks[run])
+                row = row if before.state == "done" else before
+        yield row
 
 
 def _tasks(butler: Butler, config: NodeConfig, path: str, run: str) -> Iterator[_Task]:

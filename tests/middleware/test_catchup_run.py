@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catchuptasks import write_pipeline
+from catchuptasks import write_pipelines
 from demovisits import plan_exposure
 from lsst.daf.butler import Butler
 
@@ -61,8 +61,10 @@ class Site:
             "skymap": "demo",
         }
         config["workers"]["environment"] = self.variables
+        before, main = write_pipelines(folder)
         config["pipelines"] = {
-            "main": [{"pipelines": [write_pipeline(folder)]}],
+            "preprocessing": [{"pipelines": [before]}],
+            "main": [{"pipelines": [main]}],
             "overrides": {"measure:folder": str(folder)},
         }
         self.node = NodeProcess(folder, config, environment={"PYTHONPATH": self.variables["PYTHONPATH"]})

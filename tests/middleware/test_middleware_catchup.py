@@ -91,7 +91,8 @@ def test_raws_exposures_and_visits_with_regions_are_brought_once(rig: Rig, tmp_p
     assert first["regions"][FIRST, 1] is not None
     assert first["visits"][0].region is not None
     assert first["chain"][0] == run_of(CHAIN, "Frame")
-    assert first["inputs"] == (f"{NAME}/calib/certified", f"{NAME}/templates", "refcats/toy", RAWS)
+    preloaded = run_of(CHAIN, "NoPipeline")
+    assert first["inputs"] == (preloaded, f"{NAME}/calib/certified", f"{NAME}/templates", "refcats/toy", RAWS)
     assert path.exists()  # the raw itself stays
 
     land(rig, 2)
@@ -138,6 +139,20 @@ def test_a_raw_whose_path_has_no_group_is_found_by_its_header(tmp_path: Path, to
         raw.rename(folder / f"{DAY * 100000 + seq_num}_001.fits")
     (row,) = prepared(rig, tmp_path, an_item(rig))
     assert (row.state, row.exposures, row.text) == ("prepared", (FIRST,), "")
+
+
+def test_preprocessing_gets_its_input_once_and_its_outputs_are_found_first(rig: Rig, tmp_path: Path) -> None:
+    land(rig, 1)
+    item = an_item(rig).model_copy(update={"preprocessing": (rig.paths["Known"],)})
+    for _ in range(2):
+        assert [row.state for row in prepared(rig, tmp_path, item)] == ["prepared"]
+        first, second, *_ = content(rig)["inputs"]
+        assert (first, second) == (run_of(CHAIN, "Known"), run_of(CHAIN, "NoPipeline"))
+        with Butler.from_config(str(rig.central)) as butler:
+            (ref,) = butler.query_datasets("regionTimeInfo", collections=inputs_of(CHAIN), explain=False)
+            assert (ref.dataId["group"], ref.dataId["detector"]) == (GROUP, 1)
+            assert butler.get(ref).region is not None
+    assert checked(rig, item) == [("not_run", "known has not run")]
 
 
 def checked(rig: Rig, *items: CatchupItem) -> list[tuple[str, str]]:
