@@ -124,7 +124,8 @@ def pipetask_command(unit: CatchupUnit, config: NodeConfig, processes: int) -> l
     assert config.butler is not None
     options = ["--output-run", unit.run, "--register-dataset-types", "-j", str(processes)]
     return [
-        *("pipetask", "run", "-b", config.butler.central, "-p", unit.pipeline, "-i", inputs_of(unit.chain)),
+        *("pipetask", "--long-log", "run", "-b", config.butler.central, "-p", unit.pipeline),
+        *("-i", inputs_of(unit.chain)),
         *options,
         *_graph_options(unit, config),
         *("-d", data_query(unit, config.butler.skymap)),

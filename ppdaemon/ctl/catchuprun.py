@@ -38,7 +38,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TOTAL = re.compile(r"QuantumGraph contains (\d+) quant")
 _EXECUTED = re.compile(r"Executed (\d+) quanta successfully, (\d+) failed")
 _BAD_LINE = re.compile(r"^(?:WARNING|ERROR|CRITICAL|FATAL) \S+ \S+ \(.*?\)\(\S+\) - (.+)$", re.MULTILINE)
-_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Conflict\w*): .+$", re.MULTILINE)
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): .+$", re.MULTILINE)
 
 
 class Interrupted(PPDaemonError):

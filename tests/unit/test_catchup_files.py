@@ -199,6 +199,8 @@ def test_the_reason_is_the_last_exception_or_the_last_warnings():
     line = "2026-11-29T14:39:58.404+00:00 lsst.pipe.base ()(a.py:218) - "
     warnings = f"INFO {line}begin\nWARNING {line}no raw\nERROR {line}dropped\nINFO {line}end\n"
     assert reason_in(iter(["", warnings])) == "no raw; dropped"
+    empty = f"ERROR {line}no rows, so QuantumGraph will be empty.\nError: QuantumGraph was empty; see above\n"
+    assert reason_in(iter([empty])) == "no rows, so QuantumGraph will be empty."
     raised = f"{warnings}Traceback\n  File x\nlsst.a.EmptyQuantumGraphError: no quanta\nmore\n"
     assert reason_in(iter([raised, warnings])) == "lsst.a.EmptyQuantumGraphError: no quanta"
     assert reason_in(iter(["", f"INFO {line}all is well\n"])) == ""
