@@ -190,6 +190,11 @@ def test_pipetask_does_the_same(site: Site) -> None:
     assert site.outputs() == {"measured": [GOOD], "measure_metadata": [GOOD]}
     assert site.again()[GOOD] == "done by the catch-up"
 
+    # Of another detector the central repo has no calibrations: its graph is empty.
+    code, rows = site.catchup("run", "--with", "pipetask", "--force", "--detector", str(PERMANENT))
+    assert (code, rows[PERMANENT]["state"], rows[PERMANENT]["new_raws"]) == (1, "not_run", 1)
+    assert "calib" in rows[PERMANENT]["text"] or "bias" in rows[PERMANENT]["text"], rows[PERMANENT]
+
 
 @pytest.mark.parametrize("kind", ["bps", "pipetask"])
 def test_after_term_nothing_is_left_and_the_daemon_may_retry(site: Site, kind: str) -> None:
