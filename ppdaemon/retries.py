@@ -50,8 +50,8 @@ def refusal_reason(ended: Ended, attempt: int, *, force: bool) -> str:
         return ""
     if state := catchup_state(ended):
         run = ended.figures[CATCHUP].get("run", "")
-        did = "has processed it" if state == "done" else "processes it"
-        return f"the catch-up {did} (run {run}): its outputs would be there twice; --force accepts that"
+        did = "the catch-up has processed it" if state == "done" else "the catch-up processes it"
+        return f"{did} (run {run}): its outputs would be there twice; --force accepts that"
     if ended.no_return:
         return (
             f"attempt {attempt} passed the point of no return ({ended.no_return}):"

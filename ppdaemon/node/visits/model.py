@@ -310,6 +310,14 @@ class MarkCatchup:
     tai: float
 
 
+@dataclass(frozen=True, slots=True)
+class CountRecycled:
+    """Count a worker that was replaced, for the report of the night."""
+
+    cause: str
+    tai: float
+
+
 type Write = (
     Accept
     | Update
@@ -320,6 +328,7 @@ type Write = (
     | MarkUnreported
     | MarkExported
     | MarkCatchup
+    | CountRecycled
 )
 
 

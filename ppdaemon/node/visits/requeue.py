@@ -8,11 +8,7 @@ from ppdaemon.reports import CatchupRequest, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("REQUEUED", "catchup_refusal", "is_returned", "refusal_reason", "requeue_row", "requeue_warning")
-
-# In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
-REQUEUED = "requeued"
-"""Key in `JournalEntry.figures` of attempts that an operator has requested."""
+__all__ = ("catchup_refusal", "is_returned", "refusal_reason", "requeue_row", "requeue_warning")
 
 
 def is_returned(ended: JournalEntry | ResultEntry) -> bool:
