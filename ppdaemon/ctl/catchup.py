@@ -5,11 +5,13 @@ What needs the Butler is done by `ppdaemon.middleware.catchup` in a process of i
 """
 
 import fcntl
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from ppdaemon.ctl.catchupfiles import CatchupUnit, units_of
 from ppdaemon.ctl.catchuprun import Runner, run_program
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import FailedVisit
 from ppdaemon.pointing import expected_begin
@@ -37,7 +39,15 @@ from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import new_table, plain
 
-__all__ = ("Catchup", "catchup_view", "failed_of", "folder_of", "items_of", "units_of_items")
+__all__ = (
+    "Catchup",
+    "catchup_view",
+    "failed_of",
+    "folder_of",
+    "items_of",
+    "units_of_items",
+    "with_overrides",
+)
 
 _ROWS = pydantic.TypeAdapter(list[CatchupRow])
 _STYLES = {"done": "green", "prepared": "green", "failed": "red", "refused": "yellow", "not_run": "red"}
@@ -130,6 +140,33 @@ def units_of_items(
     ]
 
 
+def with_overrides(units: Sequence[CatchupUnit], config: NodeConfig) -> list[CatchupUnit]:
+    """Return units with the overrides of their tasks: ``pipetask`` refuses those of other pipelines.
+
+    Raises `~ppdaemon.errors.ConfigError` if a pipeline file cannot be read.
+    """
+    overrides = config.pipelines.overrides
+    if not (overrides and units):
+        return list(units)
+    paths = sorted({unit.pipeline for unit in units})
+    command = [sys.executable, "-m", "ppdaemon.middleware.catchup", "labels", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, env=work_environment(config), check=False)
+    if done.returncode:
+        raise ConfigError(done.stderr.strip().splitlines()[-1:])
+    labels = json.loads(done.stdout)
+    return [
+        replace(
+            unit,
+            overrides={
+                key: value
+                for key, value in overrides.items()
+                if key.partition(":")[0] in labels[unit.pipeline]
+            },
+        )
+        for unit in units
+    ]
+
+
 def _key(each: CatchupItem | CatchupRow) -> tuple[str, str, int]:
     return each.instrument, each.group, each.detector
 
@@ -206,7 +243,7 @@ class Catchup:
             done: set[tuple[str, str, int]] = set()
             try:
                 prepared = ask_central("prepare", self.config, claimed, self.folder)
-                for unit in units_of_items(claimed, prepared):
+                for unit in with_overrides(units_of_items(claimed, prepared), self.config):
                     runner.run(unit)
                 ready = {_key(row) for row in prepared if row.state == "prepared"}
                 rows = ask_central(
@@ -219,7 +256,8 @@ class Catchup:
                 if not (runner.started and self.config.engine.no_return):
                     self._mark([item for item in claimed if _key(item) not in done], "released")
         rest = [row for row in prepared if row.state != "prepared"]
-        return [*refused, *rest, *(_explained(row, runner) for row in rows)]
+        steps = {_key(item): item.steps for item in claimed}
+        return [*refused, *rest, *(_explained(row, steps[_key(row)], runner.reasons) for row in rows)]
 
     def _claim(self, items: Sequence[CatchupItem]) -> tuple[list[CatchupItem], list[CatchupRow]]:
         """Ask the daemon for visit-detectors; return those that the catch-up may process, and the others."""
@@ -258,9 +296,10 @@ def _report(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _explained(row: CatchupRow, runner: Runner) -> CatchupRow:
-    why = runner.reasons.get(row.run, "")
-    return row.model_copy(update={"text": why}) if row.state == "not_run" and why else row
+def _explained(row: CatchupRow, steps: Iterable[tuple[str, str]], reasons: Mapping[str, str]) -> CatchupRow:
+    """Add the first error in the logs if a task has not run."""
+    why = next((reasons[run] for _, run in steps if reasons.get(run)), "")
+    return row.model_copy(update={"text": f"{row.text}: {why}"}) if row.state == "not_run" and why else row
 
 
 def catchup_view(report: CatchupReport) -> RenderableType:

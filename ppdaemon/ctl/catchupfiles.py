@@ -7,7 +7,7 @@ import csv
 import io
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class CatchupUnit:
     """Output run."""
     exposures: tuple[tuple[int, int], ...]
     """Exposures and their detectors."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration of its tasks, by ``label:field``."""
 
     @property
     def name(self) -> str:
@@ -127,7 +129,7 @@ def pipetask_command(unit: CatchupUnit, config: NodeConfig, processes: int) -> l
         *("pipetask", "--long-log", "run", "-b", config.butler.central, "-p", unit.pipeline),
         *("-i", inputs_of(unit.chain)),
         *options,
-        *_graph_options(unit, config),
+        *_graph_options(unit),
         *("-d", data_query(unit, config.butler.skymap)),
     ]
 
@@ -154,7 +156,7 @@ def bps_file(
         },
         # The run is a member of the day's chain already.
         "pipetaskOutput": "",
-        "extraQgraphOptions": shlex.join(_graph_options(unit, config)),
+        "extraQgraphOptions": shlex.join(_graph_options(unit)),
         "submitPath": f"{folder}/submit/{unit.name}/{{timestamp}}",
         "defaultPreCmdOpts": "--long-log --log-level=INFO",
         "numberOfRetries": 0,  # a task that failed late may have written alerts
@@ -174,11 +176,11 @@ def bps_file(
     return head + yaml.safe_dump(settings, sort_keys=False, width=100)
 
 
-def _graph_options(unit: CatchupUnit, config: NodeConfig) -> list[str]:
+def _graph_options(unit: CatchupUnit) -> list[str]:
     """Return the options that build the graph: what has succeeded in this run is not repeated."""
     return [
         *("--extend-run", "--clobber-outputs"),
-        *(part for pair in _overrides(config.pipelines.overrides) for part in ("-c", pair)),
+        *(part for pair in _overrides(unit.overrides) for part in ("-c", pair)),
     ]
 
 

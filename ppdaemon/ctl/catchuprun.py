@@ -37,7 +37,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _TOTAL = re.compile(r"QuantumGraph contains (\d+) quant")
 _EXECUTED = re.compile(r"Executed (\d+) quanta successfully, (\d+) failed")
-_BAD_LINE = re.compile(r"^(?:WARNING|ERROR|CRITICAL|FATAL) \S+ \S+ \(.*?\)\(\S+\) - (.+)$", re.MULTILINE)
+_BAD_LINE = re.compile(r"^(?:ERROR|CRITICAL|FATAL) \S+ \S+ \(.*?\)\(\S+\) - (.+)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): .+$", re.MULTILINE)
 
 
@@ -120,7 +120,7 @@ class Runner:
 
 
 def reason_in(texts: Iterator[str]) -> str:
-    """Return the last error in the first log that has one: an exception, else the last warnings."""
+    """Return the last error in the first log that has one: an exception, else the last messages."""
     for text in texts:
         if exceptions := _EXCEPTION.findall(text):
             return str(exceptions[-1])

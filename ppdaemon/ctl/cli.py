@@ -455,7 +455,7 @@ def _print_catchup(
             text = "no raw is known; ppctl catchup prepare searches for it"
             click.echo(f"# {item.group} detector {item.detector}: {text}", err=True)
     folder = (folder or catchup.folder_of(config, selected)).absolute()
-    for unit in catchup.units_of_items(items):
+    for unit in catchup.with_overrides(catchup.units_of_items(items), config):
         if form == "pipetask":
             click.echo(shlex.join(catchupfiles.pipetask_command(unit, config, os.cpu_count() or 1)))
             continue

@@ -2,7 +2,8 @@
 """The daytime catch-up in the central repo: brings raws and visits there, and asks for what was made.
 
 ``python -m ppdaemon.middleware.catchup prepare`` (or ``check``) reads a `~ppdaemon.catchup.CatchupOrder` as
-JSON and prints a list of `~ppdaemon.catchup.CatchupRow`. Raws are checked, and records made, as by a worker.
+JSON and prints a list of `~ppdaemon.catchup.CatchupRow`; ``labels PATH...`` prints the labels of pipelines.
+Raws are checked, and records made, as by a worker.
 """
 
 import json
@@ -36,7 +37,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
-from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline, resolved
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_of, load_pipeline, resolved
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE
 from ppdaemon.middleware.preload.groupdata import put_footprint, types_of_groups
@@ -424,12 +425,16 @@ def _run(task: str) -> list[CatchupRow]:
 def main() -> None:
     """Run one task and print its rows as JSON."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    task, *paths = sys.argv[1:]
     try:
-        rows = _run(sys.argv[1])
-    except PPDaemonError as error:
+        if task == "labels":
+            found: Any = {path: sorted(labels_of(path)) for path in paths}
+        else:
+            found = [row.model_dump(mode="json") for row in _run(task)]
+    except (PPDaemonError, UnusablePipeline) as error:
         print(f"ppctl: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    json.dump([row.model_dump(mode="json") for row in rows], sys.stdout)
+        sys.exit(error.exit_code if isinstance(error, PPDaemonError) else ExitCode.CONFIG)
+    json.dump(found, sys.stdout)
     sys.stdout.flush()
     sys.exit(ExitCode.OK)
 

@@ -3,6 +3,7 @@
 
 import csv
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,10 @@ def test_exposures_with_different_detectors_are_not_mixed():
 
 
 def test_the_commands_and_the_submit_file_are_those_of_the_files(night):
-    units = catchup.units_of_items(chosen(night)[0])
+    units = [
+        replace(unit, overrides=night.pipelines.overrides)
+        for unit in catchup.units_of_items(chosen(night)[0])
+    ]
     lines = [shlex.join(catchupfiles.pipetask_command(unit, night, 8)) for unit in units]
     assert lines == (DATA / "pipetask.txt").read_text().splitlines()
     text = catchupfiles.bps_file(units[0], night, Path("/catchup"), 8)
@@ -149,7 +153,9 @@ def test_the_commands_and_the_submit_file_are_those_of_the_files(night):
 @pytest.mark.parametrize("value", [{"a": 1}, "${HOME}", "{x}"])
 def test_an_override_that_bps_would_change_is_refused(tmp_path, value):
     config = make_config(tmp_path, **{"isr:field": value})
-    unit = catchupfiles.CatchupUnit("DemoCam", CHAIN, "/p/A.yaml", "R", ((11, 0),))
+    unit = catchupfiles.CatchupUnit(
+        "DemoCam", CHAIN, "/p/A.yaml", "R", ((11, 0),), config.pipelines.overrides
+    )
     with pytest.raises(ConfigError, match="isr:field"):
         catchupfiles.bps_file(unit, config, Path("/catchup"), 8)
 
@@ -179,7 +185,8 @@ def test_what_the_catch_up_has_is_not_retried_and_is_released(night):
 
 
 def test_the_command_line_prints_commands_and_writes_submit_files(night, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_node_config", lambda path: night)
+    rules = night.pipelines.model_copy(update={"overrides": {}})  # for them pipelines are read
+    monkeypatch.setattr(cli, "_node_config", lambda path: night.model_copy(update={"pipelines": rules}))
     socket = ("--socket", str(tmp_path / "none"))
     with pytest.raises(SystemExit) as ended:
         cli.main([*socket, "failed", "--format", "pipetask"])
@@ -195,10 +202,10 @@ def test_the_command_line_prints_commands_and_writes_submit_files(night, tmp_pat
     assert all(yaml.safe_load(Path(path).read_text())["payload"]["outputRun"] for path in written)
 
 
-def test_the_reason_is_the_last_exception_or_the_last_warnings():
+def test_the_reason_is_the_last_exception_or_the_last_errors():
     line = "2026-11-29T14:39:58.404+00:00 lsst.pipe.base ()(a.py:218) - "
-    warnings = f"INFO {line}begin\nWARNING {line}no raw\nERROR {line}dropped\nINFO {line}end\n"
-    assert reason_in(iter(["", warnings])) == "no raw; dropped"
+    warnings = f"WARNING {line}no eups\nERROR {line}dropped\nERROR {line}empty\nINFO {line}end\n"
+    assert reason_in(iter(["", warnings])) == "dropped; empty"
     empty = f"ERROR {line}no rows, so QuantumGraph will be empty.\nError: QuantumGraph was empty; see above\n"
     assert reason_in(iter([empty])) == "no rows, so QuantumGraph will be empty."
     raised = f"{warnings}Traceback\n  File x\nlsst.a.EmptyQuantumGraphError: no quanta\nmore\n"
