@@ -235,9 +235,7 @@ def _known_exposures(butler: Butler, item: CatchupItem) -> set[int]:
     return {*item.exposures, *(int(record.id) for record in records)}
 
 
-def _with_raw(
-    butler: Butler, item: CatchupItem | CatchupRow, run: str, exposures: Collection[int]
-) -> set[int]:
+def _with_raw(butler: Butler, item: CatchupItem, run: str, exposures: Collection[int]) -> set[int]:
     """Return the exposures of which the repo has the detector's raw."""
     if not exposures or known_dataset_type(butler, "raw") is None:
         return set()
@@ -326,6 +324,7 @@ def _tasks(butler: Butler, config: NodeConfig, path: str, run: str) -> Iterator[
         graph: PipelineGraph = resolved(load_pipeline(path, config.pipelines.overrides), butler)
     except UnusablePipeline as error:
         raise ConfigError([str(error)]) from error
+    graph.sort()
     for label, task in graph.tasks.items():
         names = task.dimensions.names
         dimension = next((name for name in ("visit", "exposure", "group") if name in names), None)
@@ -356,6 +355,8 @@ def _checked(butler: Butler, config: NodeConfig, item: CatchupItem, tasks: Seque
     instrument = Instrument.from_string(config.butler.instrument_class[item.instrument])
     run = instrument.makeDefaultRawIngestRunName()
     exposures = _with_raw(butler, item, run, _known_exposures(butler, item))
+    if not tasks:
+        return row.model_copy(update={"text": "no task of the pipeline runs for a detector of an exposure"})
     if not exposures:
         return row.model_copy(update={"text": "no raw in the central repo: ppctl catchup prepare"})
     values: dict[str, list[Any]] = {

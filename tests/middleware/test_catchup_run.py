@@ -31,7 +31,7 @@ from ppdaemon.testing.node import NodeProcess, node_config
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NAME = "DemoCam"
 GOOD, WITHOUT_RAW, PERMANENT = 4, 5, 6
@@ -41,7 +41,8 @@ DAY, GROUP = PLAN.day_obs, PLAN.group
 CHAIN = output_chain(NAME, DAY)
 RUN = run_of(CHAIN, "Measure")
 MARK = "PPDAEMON_TEST_CATCHUP"
-LIMIT_S = 300.0
+LIMIT_S = 600.0
+"""Alone, a run takes 40 s; on a loaded machine five minutes were seen."""
 
 
 class Site:
