@@ -257,6 +257,8 @@ class Catchup:
                     self._mark([item for item in claimed if _key(item) not in done], "released")
         rest = [row for row in prepared if row.state != "prepared"]
         steps = {_key(item): item.steps for item in claimed}
+        new = {_key(row): row.new_raws for row in prepared}
+        rows = [row.model_copy(update={"new_raws": new[_key(row)]}) for row in rows]
         return [*refused, *rest, *(_explained(row, steps[_key(row)], runner.reasons) for row in rows)]
 
     def _claim(self, items: Sequence[CatchupItem]) -> tuple[list[CatchupItem], list[CatchupRow]]:
