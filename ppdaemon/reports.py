@@ -103,6 +103,26 @@ class RequeueRequest(Model):
     sent to another node."""
 
 
+type CatchupState = Literal["running", "done", "released"]
+"""What the catch-up does with a visit-detector, or has done; ``released``: it has it no longer."""
+
+
+class CatchupRequest(Model):
+    """The daytime catch-up processes detectors of a visit, has processed them, or processes them no longer:
+    the daemon refuses to retry the first two. Answered with a list of `RequeueRow`.
+    """
+
+    type: Literal["catchup"] = "catchup"
+    instrument: Name
+    group: Name
+    detectors: tuple[int, ...]
+    state: CatchupState
+    run: str
+    """Output run of the catch-up."""
+    force: bool = False
+    """Also those that may have written something permanent."""
+
+
 class DrainRequest(Model):
     """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
@@ -174,6 +194,7 @@ type Request = Annotated[
     | VisitRequest
     | LateRequest
     | RequeueRequest
+    | CatchupRequest
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
@@ -237,6 +258,7 @@ READING: frozenset[type[Model]] = frozenset(
 OPERATING: frozenset[type[Model]] = frozenset(
     {
         RequeueRequest,
+        CatchupRequest,
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
@@ -488,7 +510,10 @@ class VisitRow(Model):
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
-    has the datasets that the central repo has from another visit-detector, and from which."""
+    has the datasets that the central repo has from another visit-detector, and from which;
+    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up."""
+    no_return: str = ""
+    """What an attempt at this visit-detector did that cannot be repeated, or a blank."""
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
@@ -553,12 +578,12 @@ class LateRow(Model):
 
 
 class RequeueRow(Model):
-    """Result of a `RequeueRequest` for one detector."""
+    """Result of a `RequeueRequest` or a `CatchupRequest` for one detector."""
 
     instrument: str
     detector: int
     attempt: int | None = None
-    """Number of the new attempt; `None` if it was refused."""
+    """Number of the new attempt, or of the one that the catch-up has; `None` if it was refused."""
     text: str = ""
     """Reason of the refusal, or a remark on the new attempt."""
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
+from ppdaemon.ctl.catchupfiles import again
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.reports import (
@@ -257,10 +258,9 @@ def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> Rende
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
-        again = "may succeed" if row.retriable else ""
         name = plain(row.group)
         reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again(row), reason)
     return table
 
 

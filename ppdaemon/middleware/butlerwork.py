@@ -25,7 +25,6 @@ from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
-    output_chain,
     output_run,
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
@@ -48,6 +47,7 @@ from ppdaemon.middleware.run.runner import (
     nothing_permanent,
 )
 from ppdaemon.middleware.run.separable import SeparableEngine
+from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 

@@ -37,7 +37,15 @@ from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
-__all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "resolve_names", "set_up_libraries")
+__all__ = (
+    "PRELOAD",
+    "build_template",
+    "open_exporter",
+    "open_work",
+    "raw_type",
+    "resolve_names",
+    "set_up_libraries",
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -170,7 +178,7 @@ def _template_dataset_types(
     universe = central.dimensions
     found = {each.name: each for each in (*types_of_runs(universe), *types_of_groups(universe))}
     for instrument in instruments:
-        raw = _raw_type(instrument, central)
+        raw = raw_type(instrument, central)
         found.setdefault(raw.name, raw)
     for pipeline in pipelines:
         try:
@@ -188,7 +196,7 @@ def _template_dataset_types(
     return list(found.values())
 
 
-def _raw_type(instrument: Instrument, central: Butler) -> DatasetType:
+def raw_type(instrument: Instrument, central: Butler) -> DatasetType:
     """Return the definition of ``raw``: the central repo's, or the instrument's own."""
     known = known_dataset_type(central, "raw")
     if known is not None:

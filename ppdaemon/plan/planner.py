@@ -19,7 +19,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
-from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_chain, output_run
+from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -34,7 +34,7 @@ from ppdaemon.middleware.raws.regions import (
 )
 from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
-from ppdaemon.selection import Selector, TargetPositions, pipeline_name
+from ppdaemon.selection import Selector, TargetPositions, output_chain, pipeline_name
 
 __all__ = ("Planner",)
 

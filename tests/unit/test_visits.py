@@ -49,7 +49,8 @@ from ppdaemon.node.visits.model import (
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
+from ppdaemon.node.visits.requeue import is_returned
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 

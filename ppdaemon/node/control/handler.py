@@ -58,6 +58,8 @@ class RequestHandler:
                 return rows_reply(await self._read(lambda db: journalfile.late_raws(db, request)))
             case reports.RequeueRequest():
                 return await self._requeue(request)
+            case reports.CatchupRequest():
+                return rows_reply(await self.reprocessor.mark_catchup(request))
             case reports.DrainRequest() | reports.ResumeRequest():
                 await self._drain_or_resume(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()

@@ -48,14 +48,13 @@ from ppdaemon.node.visits import model
 from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
-    HANDED_BACK,
-    WITHDRAWN,
     is_returned,
     refusal_reason,
     requeue_row,
     requeue_warning,
 )
 from ppdaemon.reports import REQUEUED, RequeueRow
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group

@@ -19,11 +19,11 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, RequeueRequested
+from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, MarkCatchup, RequeueRequested
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import refusal_reason
-from ppdaemon.reports import RequeueRow
+from ppdaemon.node.visits.requeue import catchup_refusal, refusal_reason
+from ppdaemon.reports import CatchupRequest, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -136,6 +136,32 @@ class Reprocessor:
         for detector in set(detectors or ()) - {entry.key.detector for entry in entries}:
             rows.append(RequeueRow(instrument=instrument, detector=detector, text="not in the journal"))
         return sorted(rows, key=lambda row: (row.instrument, row.detector))
+
+    async def mark_catchup(self, request: CatchupRequest) -> list[RequeueRow]:
+        """Note which visit-detectors the daytime catch-up has, unless they are processed here, or something
+        permanent may have been written. Return one row for each detector.
+        """
+        # Under the lock of requeues: one visit-detector is either retried or caught up.
+        async with self._lock:
+            await self.pump.flush()
+            known = await self.journal.call(lambda journal: journal.last_attempts(request.group))
+            entries = {
+                entry.key.detector: entry for entry in known if entry.key.instrument == request.instrument
+            }
+            rows: list[RequeueRow] = []
+            keys: list[Key] = []
+            for detector in request.detectors:
+                entry = entries.get(detector)
+                text = "not in the journal" if entry is None else catchup_refusal(entry, request)
+                if entry is not None and not text:
+                    keys.append(entry.key)
+                attempt = None if entry is None or text else entry.key.attempt
+                rows.append(
+                    RequeueRow(instrument=request.instrument, detector=detector, attempt=attempt, text=text)
+                )
+            mark = MarkCatchup(tuple(keys), request.state, request.run, self.pump.clock.tai())
+            await self.journal.call(lambda journal: journal.write(mark))
+        return rows
 
     async def _requeue(self, entries: Sequence[JournalEntry], *, force: bool) -> Sequence[RequeueRow]:
         allowed = [entry for entry in entries if not refusal_reason(entry, force=force)]
