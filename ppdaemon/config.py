@@ -504,6 +504,8 @@ class ExportConfig(ConfigPart):
         "packages",
         "prompt_deployment",
         "preload_metrics",
+        "promptPreload_metrics",
+        "prompt_provenance",
     )
     """Regular expressions; a dataset type is exported if its whole name matches one."""
     retry_s: Seconds = 10.0

@@ -33,6 +33,7 @@ from ppdaemon.middleware.pipelines.provenance import hash_versions
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
@@ -161,7 +162,10 @@ def _template_dataset_types(
 ) -> list[DatasetType]:
     """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
     universe = central.dimensions
-    found = {each.name: each for each in (*types_of_runs(universe), *types_of_groups(universe))}
+    found = {
+        each.name: each
+        for each in (*types_of_runs(universe), *types_of_groups(universe), provenance_type(universe))
+    }
     for instrument in instruments:
         raw = _raw_type(instrument, central)
         found.setdefault(raw.name, raw)

@@ -48,6 +48,10 @@ class Outputs:
         self._is_exported = is_exported
         self._located: dict[tuple[str, ...], list[LocatedFile]] = {}
 
+    def includes(self, name: str) -> bool:
+        """Return whether datasets of a type are exported."""
+        return self._types.fullmatch(name) is not None
+
     def forget(self) -> None:
         """Drop all located files, because the worker's repo is new."""
         self._located.clear()
@@ -72,7 +76,7 @@ class Outputs:
         for run in runs:
             names = butler.collections.get_info(run, include_summary=True).dataset_types or ()
             for name in sorted(names):
-                if self._types.fullmatch(name):
+                if self.includes(name):
                     refs += butler.query_datasets(
                         name, collections=run, find_first=False, explain=False, limit=None
                     )
