@@ -57,6 +57,7 @@ DEMO = [
 POSTGRES = [
     "psycopg2-binary>=2.9"
 ]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 uses psycopg 3 for bare ones
+KAFKA = ["confluent-kafka>=2.6"]  # imported by ppdaemon.publish.kafka only: 4 MB, and its threads
 WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
@@ -119,10 +120,11 @@ setup(
         "demo": DEMO + WEB,
         "postgres": POSTGRES,
         "web": WEB,
-        "test": DEMO + POSTGRES + WEB + TEST,
-        "dev": DEMO + POSTGRES + WEB + TEST + DEV,
+        "kafka": KAFKA,
+        "test": DEMO + POSTGRES + KAFKA + WEB + TEST,
+        "dev": DEMO + POSTGRES + KAFKA + WEB + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": DEMO + POSTGRES + WEB + TEST + ML,
+        "ml": DEMO + POSTGRES + KAFKA + WEB + TEST + ML,
     },
     entry_points={
         "console_scripts": [

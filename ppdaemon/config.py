@@ -6,7 +6,6 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 `ppdaemon.raws.roots`.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,9 +33,11 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
+from ppdaemon.publish.config import Publication
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -497,7 +498,7 @@ class ExposuresConfig(ConfigPart):
 class ExportConfig(ConfigPart):
     """Outputs that are copied to the central repo."""
 
-    types: tuple[str, ...] = (
+    types: Annotated[tuple[str, ...], pydantic.AfterValidator(regular_expressions)] = (
         r".*_metadata",
         r".*_log",
         r".*_config",
@@ -510,16 +511,6 @@ class ExportConfig(ConfigPart):
     """Regular expressions; a dataset type is exported if its whole name matches one."""
     retry_s: Seconds = 10.0
     """Pause after a failed export; doubled after each further failure, up to 16 times."""
-
-    @pydantic.field_validator("types")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return value
 
 
 class LogConfig(ConfigPart):
@@ -567,6 +558,8 @@ class NodeConfig(ConfigPart):
     exposures: ExposuresConfig = ExposuresConfig()
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
+    publish: tuple[Publication, ...] = ()
+    """Metrics and telemetry that are sent to Kafka topics or REST proxies, after the alerts."""
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 

@@ -38,6 +38,8 @@ class NodeFolders:
         """The journal's SQLite file."""
         self.spool = state / "spool"
         """Outputs that wait for export."""
+        self.publish = state / "publish"
+        """Metrics that wait to be published."""
         self.refused = state / "refused"
         """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"

@@ -38,6 +38,8 @@ class WorkerContext:
     """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
     """Folder of finished outputs that are not exported yet."""
+    publish: Path
+    """Folder of metrics that are not published yet; exists if anything is published."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""

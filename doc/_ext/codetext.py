@@ -145,6 +145,7 @@ KINDS = {
     "PublicKeyFile": "file",
     "KeyFolder": "folder",
     "Publisher": "address or mapping",
+    "Publication": "mapping",
     "UserId": "name or number",
     "GroupId": "name or number",
     "Name": "text",

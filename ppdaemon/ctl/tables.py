@@ -134,6 +134,9 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    for place in report.publish:
+        counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
+        yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"

@@ -18,6 +18,7 @@ from ppdaemon.middleware.butler.failures import ramdisk_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
+from ppdaemon.middleware.export.bundles import hand_to_publisher
 from ppdaemon.middleware.export.outputs import Outputs
 from ppdaemon.middleware.export.spool import SpoolKey, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
@@ -427,6 +428,10 @@ class ButlerWork:
             self._context.cross("")
 
         folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
+        # Before the outcome is sent: its spool may be exported, and deleted, at once.
+        hand_to_publisher(
+            folder, self._context.config.publish, self._context.publish, self._context.clock.tai()
+        )
         return str(folder), len(outputs.refs)
 
 

@@ -32,6 +32,7 @@ from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
 from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.names import NameCheck
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
@@ -112,6 +113,14 @@ class NodeParts:
         self.exporter = ExporterProcess(
             config.export, folders.slots / "exporter", folders.logs / "exporter.log", request_fork, inbox.post
         )
+        self.publisher = PublisherProcess(
+            config.publish,
+            folders.publish,
+            self._lifeline,
+            environment,
+            folders.logs / "publisher.log",
+            config.log,
+        )
         self.chooser = PipelineChooser(config, inbox.post, count)
         self.relay = RelayClient(
             config.relay,
@@ -158,6 +167,7 @@ class NodeParts:
             folders,
             clock,
             count,
+            publish=self.publisher.add,
         )
         self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
@@ -181,6 +191,7 @@ class NodeParts:
             self.generations,
             self.offer,
             self.metrics,
+            self.publisher,
         )
         self.relay.health = self.status.health
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
@@ -205,6 +216,7 @@ class NodeParts:
             self.pool,
             self.exporter,
             self.reader,
+            self.publisher,
             self.names,
             self.offer,
             folders,
@@ -235,6 +247,7 @@ class NodeParts:
         await self.control.stop()
         await self.arrivals.stop()
         self.exporter.close()
+        self.publisher.close()
         self.pool.close()
         await self.generations.close()
         self._lifeline.close()

@@ -74,6 +74,7 @@ def run_role(
         cache=folders.cache,
         runs=folders.runs,
         spool=folders.spool,
+        publish=folders.publish,
         clock=Clock(),
         report=visit_loop.report,
         cross=visit_loop.cross,

@@ -2,6 +2,7 @@
 """Datasets that programs of others look for: metrics of the preload, provenance, the run of preprocessing."""
 
 import json
+import time
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import Manifest, read_manifest
+from ppdaemon.publish.messages import BUNDLES
+from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -152,3 +155,32 @@ def test_the_central_repo_returns_the_graph(rigs: MakeRig, central: Central, tmp
             if graph.bipartite_xgraph.nodes[node].get("dataset_type_name") == "toy_association"
         )
         assert butler.get_dataset(written) is not None, "the same dataset as in the repo"
+
+
+PUBLISH = {"what": ".*_metrics", "to": "https://nobody/proxy"}
+
+
+def test_published_metrics_are_left_for_the_publisher(rigs: MakeRig) -> None:
+    rig, worker = rigs(export={"types": [".*_metrics", "toy_isr"]}, publish=[PUBLISH])
+    rig.context.publish.mkdir()
+    worker.prepare(rig.order())
+    worker.ingest(rig.raw())
+    done = worker.process(Process(exposures=(EXPOSURE,)))
+    (path,) = rig.context.publish.iterdir()
+    assert path.name == f"{Path(done.spool or '').name}.json"
+    (bundle,) = BUNDLES.validate_json(path.read_bytes())
+    assert bundle.dataset_type == "promptPreload_metrics", "preload_metrics is no bundle"
+    assert bundle.data_id == {"instrument": NAME, "group": GROUP, "detector": 1}
+    assert bundle.run.split("/")[-2] == "NoPipeline"
+    assert "prepButlerTimeMetric" in bundle.content
+    assert abs(bundle.utc - time.time()) < 600
+
+
+def test_metrics_that_cannot_be_left_cost_no_output(rigs: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
+    rig, worker = rigs(export={"types": [".*_metrics", "toy_isr"]}, publish=[PUBLISH])
+    worker.prepare(rig.order())  # the folder does not exist
+    worker.ingest(rig.raw())
+    done = worker.process(Process(exposures=(EXPOSURE,)))
+    assert done.outcome == Outcome.SUCCEEDED
+    assert read_manifest(Path(done.spool or "")).files
+    assert "the metrics of" in caplog.text

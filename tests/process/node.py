@@ -65,6 +65,7 @@ def parts(
     image_timeout_s: float = 30,
     arrivals: Mapping[str, Any] | None = None,
     times: Mapping[str, float] | None = None,
+    publish: Sequence[Mapping[str, Any]] = (),
     **workers: Any,
 ) -> dict[str, Any]:
     """Return changes of `node_config`: further names are keys of its part ``workers``."""
@@ -73,4 +74,5 @@ def parts(
         "arrivals": {"image_timeout_s": image_timeout_s, **(arrivals or {})},
         "workers": {"times": TIMES | dict(times or {}), **workers},
         "pipelines": {"main": rules},
+        "publish": list(publish),
     }

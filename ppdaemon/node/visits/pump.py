@@ -35,6 +35,8 @@ from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import MAX_RESULTS_PER_MESSAGE, RelayClient
+from ppdaemon.node.visits.telemetry import telemetry_of
+from ppdaemon.publish.messages import Telemetry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -102,6 +104,8 @@ class VisitPump:
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
     changes: ChangeFeed = field(default_factory=ChangeFeed)
+    publish: Callable[[Telemetry, str], None] = lambda telemetry, file: None
+    """Called with each final outcome, and the name of the file with its metrics."""
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -231,6 +235,7 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
+                    self._publish(write.entries)
                 self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
@@ -242,6 +247,11 @@ class VisitPump:
         # A write that has not been acknowledged to the relay or an operator may
         # fail with the file; all others are repeated until they succeed.
         self.journal.put(Commit(partial(_write, effects.writes), done, failed if may_fail else None))
+
+    def _publish(self, entries: Sequence[model.JournalEntry]) -> None:
+        for entry in entries:
+            if (telemetry := telemetry_of(entry, self.visits.config.node.name)) is not None:
+                self.publish(telemetry, f"{self.folders.spooled(*entry.key).name}.json")
 
     def _flush(self, event: model.FlushRequested, effects: model.Effects) -> None:
         """Commit the changes and reply; the reply does not wait for a journal
