@@ -37,7 +37,7 @@ from ppdaemon.configtypes import (
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
-from ppdaemon.publish.config import Publication
+from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -495,6 +495,34 @@ class ExposuresConfig(ConfigPart):
     """``exact``: the filter must be an announced one."""
 
 
+class WriterConfig(ConfigPart):
+    """The observatory's own service that registers outputs (``prompt_processing_butler_writer``)."""
+
+    to: KafkaAddress | None = None
+    """``kafka://BROKER:PORT,BROKER:PORT/TOPIC``, from which the service reads events; `None`: the
+    exporter registers outputs itself."""
+    options: dict[str, str] = {}
+    """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    timeout_s: Seconds = 30.0
+    """Time limit of the acknowledgments."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find that Kafka cannot be used here."""
+        if (to := valid_values(keys, "to")) and to[0] is not None and (problem := needs_kafka()):
+            yield ("to",), problem
+
+    @property
+    def brokers(self) -> str:
+        """The brokers of Kafka."""
+        return split_kafka(self.to or "")[0]
+
+    @property
+    def topic(self) -> str:
+        """The topic of Kafka."""
+        return split_kafka(self.to or "")[1]
+
+
 class ExportConfig(ConfigPart):
     """Outputs that are copied to the central repo."""
 
@@ -511,6 +539,7 @@ class ExportConfig(ConfigPart):
     """Regular expressions; a dataset type is exported if its whole name matches one."""
     retry_s: Seconds = 10.0
     """Pause after a failed export; doubled after each further failure, up to 16 times."""
+    writer: WriterConfig = WriterConfig()
 
 
 class LogConfig(ConfigPart):

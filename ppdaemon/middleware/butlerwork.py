@@ -113,7 +113,10 @@ class ButlerWork:
         self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
-        self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
+        export = context.config.export
+        self._outputs = Outputs(
+            export.types, init_outputs.is_exported, with_records=export.writer.to is not None
+        )
         self._visit: _Visit | None = None
         self._used = False
 

@@ -22,6 +22,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.writer import WriterExporter
 from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
@@ -114,9 +115,12 @@ def open_work(context: WorkerContext) -> ButlerWork:
     return ButlerWork(context, _butler_config(context.config))
 
 
-def open_exporter(context: WorkerContext) -> CentralExporter:
+def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     """Return the work of an exporter; the first export opens the central repo."""
     config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
+    writer = context.config.export.writer
+    if writer.to is not None:
+        return WriterExporter(config.central, context.template, writer, context.clock, refused, context.runs)
     return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
 
 

@@ -12,7 +12,7 @@ import pydantic
 from ppdaemon.configtypes import ConfigPart, Seconds, regular_expressions, valid_values
 from ppdaemon.yamlfile import KeyPath
 
-__all__ = ("TELEMETRY", "KafkaAddress", "Publication", "needs_kafka")
+__all__ = ("TELEMETRY", "KafkaAddress", "Publication", "needs_kafka", "split_kafka")
 
 TELEMETRY = "telemetry"
 """Among the dataset types: the outcomes of visit-detectors."""
