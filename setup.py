@@ -62,8 +62,14 @@ WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
 ]
+OTEL = [
+    "opentelemetry-api>=1.40,<2",  # imported where traces are configured only
+    "opentelemetry-exporter-otlp-proto-http>=1.40,<2",
+    "opentelemetry-sdk>=1.40,<2",
+]
 TEST = [
     "hypothesis>=6.100",
+    "opentelemetry-proto>=1.40,<2",  # a collector's side
     "playwright>=1.48",  # drives the chromium of the host
     "pytest>=8.2",
     "pytest-timeout>=2.3",
@@ -113,6 +119,7 @@ setup(
     package_data={
         "ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"],
         "ppdaemon.ctl": ["shipped/*/*", "shipped/*/*/*"],
+        "ppdaemon.night": ["*.css"],
         "ppdaemon.web": ["static/*"],
     },
     install_requires=CORE,
@@ -121,10 +128,11 @@ setup(
         "postgres": POSTGRES,
         "web": WEB,
         "kafka": KAFKA,
-        "test": DEMO + POSTGRES + KAFKA + WEB + TEST,
-        "dev": DEMO + POSTGRES + KAFKA + WEB + TEST + DEV,
+        "otel": OTEL,
+        "test": DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST,
+        "dev": DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": DEMO + POSTGRES + KAFKA + WEB + TEST + ML,
+        "ml": DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [

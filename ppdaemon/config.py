@@ -14,6 +14,7 @@ import pydantic
 
 from ppdaemon.configtypes import (
     CollectionTemplate,
+    CollectorUrl,
     ConfigPart,
     ConnectAddress,
     Detectors,
@@ -572,6 +573,17 @@ class MetricsConfig(ConfigPart):
                 yield ("listen",), f"other hosts can connect to {listen}: it needs metrics.insecure: true"
 
 
+class TracesConfig(ConfigPart):
+    """Traces of visit-detectors for OpenTelemetry."""
+
+    endpoint: CollectorUrl | None = None
+    """Where a collector receives OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces``; `None`: no
+    traces. Needs the extra ``otel``."""
+    ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
+    """Which share of all visit-detectors is traced, 0 to 1: the same in the relay and its nodes, which then
+    choose the same ones."""
+
+
 class NodeConfig(ConfigPart):
     """The whole configuration of ``ppdaemon``."""
 
@@ -590,6 +602,7 @@ class NodeConfig(ConfigPart):
     publish: tuple[Publication, ...] = ()
     """Metrics and telemetry that are sent to Kafka topics or REST proxies, after the alerts."""
     metrics: MetricsConfig = MetricsConfig()
+    traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()
 
     @classmethod

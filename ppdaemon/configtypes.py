@@ -4,6 +4,7 @@ base of the parts of a configuration.
 """
 
 import grp
+import importlib.util
 import ipaddress
 import pwd
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -24,6 +26,7 @@ from ppdaemon.yamlfile import KeyPath
 __all__ = (
     "Address",
     "CollectionTemplate",
+    "CollectorUrl",
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
@@ -153,6 +156,20 @@ def _connectable(value: str) -> str:
     return value
 
 
+def _collector_url(value: str) -> str:
+    """Check the address of a collector of traces, and that this installation can send to one."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value} is not an address: write for instance http://127.0.0.1:4318/v1/traces")
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ValueError("traces need the extra otel: pip install 'ppdaemon[otel]'")
+    return value
+
+
 def _http_address(value: str) -> str:
     match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):([0-9]+)", value)
     if match is None:
@@ -251,6 +268,7 @@ KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]
 HttpAddress = Annotated[str, pydantic.AfterValidator(_http_address)]
+CollectorUrl = Annotated[str, pydantic.AfterValidator(_collector_url)]
 CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 

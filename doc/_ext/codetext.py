@@ -138,6 +138,7 @@ KINDS = {
     "WritableFolder": "folder that can be written",
     "HttpAddress": "HOST:PORT",
     "KafkaAddress": "``kafka://BROKER:PORT/TOPIC``",
+    "CollectorUrl": "URL",
     "Address": "address, such as ``tcp://host:5570``",
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",

@@ -43,14 +43,19 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
+from ppdaemon.node.visits.spans import spans_of
+from ppdaemon.node.visits.telemetry import telemetry_of
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.traces import TraceKey
+from ppdaemon.tracesender import TraceSender
 
 __all__ = ("NodeParts",)
 
@@ -167,8 +172,9 @@ class NodeParts:
             folders,
             clock,
             count,
-            publish=self.publisher.add,
+            ended=self._attempt_ended,
         )
+        self.traces = TraceSender(config.traces)
         self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
@@ -192,6 +198,7 @@ class NodeParts:
             self.offer,
             self.metrics,
             self.publisher,
+            self.traces,
         )
         self.relay.health = self.status.health
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
@@ -254,6 +261,14 @@ class NodeParts:
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
 
+    def _attempt_ended(self, entry: JournalEntry) -> None:
+        config = self.status.config
+        if (telemetry := telemetry_of(entry, config.node.name)) is not None:
+            self.publisher.add(telemetry, f"{NodeFolders.of(config).spooled(*entry.key).name}.json")
+        has_relay = config.relay.address is not None
+        make = partial(spans_of, entry, config.node.name, has_relay=has_relay)
+        self.traces.put(TraceKey(*entry.key[:3]), make)
+
     def _metrics_source(self) -> NodeSource:
         return NodeSource(
             self.status.report(),
@@ -303,6 +318,7 @@ class NodeParts:
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
         self.metrics.reconfigure(config.metrics.listen)
+        self.traces.reconfigure(config.traces)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
         self.offer.reconfigure(config.workers)

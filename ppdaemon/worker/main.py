@@ -15,15 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
@@ -45,6 +43,8 @@ NOTED_IMPORT_S = 0.2
 NOTED_IMPORTS = 8
 """Number of modules that are named then."""
 _LIBC = ctypes.CDLL(None)
+_VISIT_FIELDS = ("instrument", "group", "detector", "attempt", "stage", "exposure")
+"""Fields of the lines about a visit-detector."""
 
 
 def run_role(
@@ -181,6 +181,11 @@ class VisitLoop:
         """Send a fact of the present visit to the supervisor at once."""
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
+        match fact:
+            case messages.StageReached(stage=stage):
+                log.bind(stage=stage)
+            case messages.Prepared():
+                log.bind(stage=Stage.PREPARED)
         self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
 
     def cross(self, what: str) -> None:
@@ -228,11 +233,13 @@ class VisitLoop:
                     _bind(order)
                     self._attempt(partial(work.prepare, order), work)
                 case messages.Ingest(raw=raw):
+                    log.bind(stage=Stage.ARRIVED, exposure=raw.exposure)
                     try:
                         self.report(work.ingest(raw))
                     except Exception as error:
                         self._send_refused(raw.exposure, error)
                 case messages.Process() as order:
+                    log.bind(stage=Stage.INGESTED, exposure=min(order.exposures, default=None))
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
                     # The supervisor logs the outcome: a line of all workers would delay the last one.
@@ -254,7 +261,10 @@ class VisitLoop:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=_reason_of(error), retriable=retriable)
         # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
-        if isinstance(fact, messages.Prepared | messages.Done) and (tainted := self._restore()):
+        ran_tasks = isinstance(fact, messages.Done) or (
+            isinstance(fact, messages.Prepared) and fact.ran_tasks
+        )
+        if ran_tasks and (tainted := self._restore()):
             fact = fact.model_copy(update={"tainted": tainted})
         if isinstance(fact, messages.Done):
             self._report_imports()
@@ -287,7 +297,7 @@ class VisitLoop:
         work.reset()
         self._scratch.enter()
         trim_memory()
-        structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
+        log.bind(**dict.fromkeys(_VISIT_FIELDS))
 
     def _send_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
@@ -308,6 +318,6 @@ def trim_memory() -> None:
 
 
 def _bind(order: messages.Prepare) -> None:
-    structlog.contextvars.bind_contextvars(
-        instrument=order.visit.instrument, group=order.visit.group, detector=order.detector
-    )
+    visit = order.visit
+    values = (visit.instrument, visit.group, order.detector, order.attempt, Stage.ASSIGNED, None)
+    log.bind(**dict(zip(_VISIT_FIELDS, values, strict=True)))

@@ -5,8 +5,9 @@ import logging
 import shutil
 from pathlib import Path
 
+from ppdaemon import log
 from ppdaemon.durable import sync
-from ppdaemon.folders import REFUSAL
+from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.middleware.butler.failures import describe
 
 __all__ = ("quarantine",)
@@ -17,13 +18,15 @@ _LOG = logging.getLogger(__name__)
 def quarantine(spool: Path, error: Exception, refused: Path, uri: str) -> None:
     """Move a spool to the quarantine folder `refused`, with the reason in it; `uri` is the central repo."""
     reason = describe(error)
-    _LOG.error(
-        "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
-        spool.name,
-        refused,
-        REFUSAL,
-        reason,
-    )
+    names = ("instrument", "group", "detector", "attempt")
+    with log.about(**dict(zip(names, NodeFolders.parse_spool_name(spool.name) or (), strict=False))):
+        _LOG.error(
+            "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
+            spool.name,
+            refused,
+            REFUSAL,
+            reason,
+        )
     refused.mkdir(exist_ok=True)
     try:
         (spool / REFUSAL).write_text(_note(spool, uri, reason))

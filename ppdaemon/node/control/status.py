@@ -32,6 +32,7 @@ from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.tracesender import TraceSender
 
 __all__ = ("Status",)
 
@@ -59,6 +60,7 @@ class Status:
     offer: CapacityOffer
     metrics: MetricsServer
     publisher: PublisherProcess
+    traces: TraceSender
     state: State = "starting"
     drained_since: float | None = None
     """Since when an operator wants no visits here, TAI seconds."""
@@ -134,7 +136,11 @@ class Status:
             publish=self.publisher.report(),
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=() if starting else self.arrivals.report(),
-            counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
+            counters={
+                **self.count,
+                **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()},
+                **self.traces.counters,
+            },
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
             | self.relay.samples,
             problems=problems,
@@ -228,6 +234,8 @@ class Status:
                 yield Finding("publish", text, place.name, degrades=False)
         if self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
+        if self.traces.problem:
+            yield Finding("traces", self.traces.problem, degrades=False)
         if self.pool.cgroups.problem:
             yield Finding("limits", self.pool.cgroups.problem)
         for slot in self.pool.slots.values():

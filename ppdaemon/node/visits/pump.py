@@ -12,11 +12,13 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon import log
 from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
@@ -25,6 +27,7 @@ from ppdaemon.messages import DetectorsOfVisit, ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
@@ -35,8 +38,6 @@ from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.node.visits.recovery import discard, read_leftovers
 from ppdaemon.node.visits.relayclient import MAX_RESULTS_PER_MESSAGE, RelayClient
-from ppdaemon.node.visits.telemetry import telemetry_of
-from ppdaemon.publish.messages import Telemetry
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -87,6 +88,22 @@ def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] 
         return error
 
 
+def _ended(write: model.Write) -> Sequence[model.JournalEntry]:
+    """Return the attempts that end with a write."""
+    match write:
+        case model.Update(entries=entries):
+            return [entry for entry in entries if entry.outcome is not None]
+        case model.Retry(before=before):
+            return [before]
+    return ()
+
+
+def _about(item: object) -> AbstractContextManager[None]:
+    """Add the attempt that an event or action concerns to the lines that are logged within."""
+    key = getattr(getattr(item, "assignment", item), "key", None)
+    return log.about(**(key._asdict() if isinstance(key, Key) else {}))
+
+
 @dataclass(eq=False)
 class VisitPump:
     """Handles the events of the inbox and performs the effects."""
@@ -104,8 +121,8 @@ class VisitPump:
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
     changes: ChangeFeed = field(default_factory=ChangeFeed)
-    publish: Callable[[Telemetry, str], None] = lambda telemetry, file: None
-    """Called with each final outcome, and the name of the file with its metrics."""
+    ended: Callable[[model.JournalEntry], None] = lambda entry: None
+    """Called with each attempt that has ended, after the commit."""
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -192,7 +209,8 @@ class VisitPump:
             effects = self.visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
             self.count["background_error"] += 1
-            _LOG.exception("cannot handle event %r; it is dropped", event)
+            with _about(event):
+                _LOG.exception("cannot handle event %r; it is dropped", event)
             return
         if isinstance(event, model.FlushRequested):
             self._flush(event, effects)
@@ -235,7 +253,8 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
-                    self._publish(write.entries)
+                for entry in _ended(write):
+                    self.ended(entry)
                 self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
@@ -247,11 +266,6 @@ class VisitPump:
         # A write that has not been acknowledged to the relay or an operator may
         # fail with the file; all others are repeated until they succeed.
         self.journal.put(Commit(partial(_write, effects.writes), done, failed if may_fail else None))
-
-    def _publish(self, entries: Sequence[model.JournalEntry]) -> None:
-        for entry in entries:
-            if (telemetry := telemetry_of(entry, self.visits.config.node.name)) is not None:
-                self.publish(telemetry, f"{self.folders.spooled(*entry.key).name}.json")
 
     def _flush(self, event: model.FlushRequested, effects: model.Effects) -> None:
         """Commit the changes and reply; the reply does not wait for a journal
@@ -294,7 +308,8 @@ class VisitPump:
                 self._do(action)
             except Exception:  # costs this action, not the daemon
                 self.count["background_error"] += 1
-                _LOG.exception("cannot perform %r; it is dropped", action)
+                with _about(action):
+                    _LOG.exception("cannot perform %r; it is dropped", action)
 
     def _do(self, action: model.Action) -> None:
         match action:
