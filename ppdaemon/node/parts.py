@@ -263,7 +263,7 @@ class NodeParts:
 
     def _attempt_ended(self, entry: JournalEntry) -> None:
         config = self.status.config
-        if (telemetry := telemetry_of(entry, config.node.name)) is not None:
+        if self.publisher.enabled and (telemetry := telemetry_of(entry, config.node.name)) is not None:
             self.publisher.add(telemetry, f"{NodeFolders.of(config).spooled(*entry.key).name}.json")
         has_relay = config.relay.address is not None
         make = partial(spans_of, entry, config.node.name, has_relay=has_relay)

@@ -120,6 +120,8 @@ class PublishReport(Model):
     """Counts of a publisher since its start; sent when they change."""
 
     type: Literal["published"] = "published"
+    orders: int
+    """Orders whose records are in the counts."""
     places: tuple[DestinationReport, ...]
 
 

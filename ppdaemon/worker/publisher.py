@@ -38,6 +38,7 @@ class Publisher:
             (config, Destination(config, lambda config=config: open_sink(config)))  # type: ignore[misc]
             for config in settings.publish
         ]
+        self._orders = 0
         self._last: messages.PublishReport | None = None
 
     def serve(self) -> None:
@@ -63,6 +64,7 @@ class Publisher:
                 due = time.monotonic() + REPORT_S
 
     def _publish(self, order: messages.Publish) -> None:
+        self._orders += 1
         for config, place in self._places:
             place.add(telemetry_records(order.telemetry, config))
         self._publish_file(self._folder / order.file)
@@ -81,7 +83,8 @@ class Publisher:
         path.unlink(missing_ok=True)
 
     def _report(self) -> None:
-        report = messages.PublishReport(places=tuple(place.report() for _, place in self._places))
+        places = tuple(place.report() for _, place in self._places)
+        report = messages.PublishReport(orders=self._orders, places=places)
         if report != self._last:
             self._channel.send(encode(report))
             self._last = report

@@ -122,3 +122,11 @@ def test_a_killed_publisher_is_replaced(tmp_path: Path, socket_dir: Path, proxy:
         node.wait(lambda: node.status().publish[0].sent == 2)
         assert [each["group"] for each in proxy.records(TOPIC)] == ["g1", "g2"]
         assert node.status().publish[0].dropped == 0
+
+
+def test_a_stop_publishes_the_last_outcomes(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
+    with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
+        for number in range(3):
+            succeed(node, f"g{number}")
+        assert node.stop() == 0
+    assert [each["group"] for each in proxy.records(TOPIC)] == ["g0", "g1", "g2"]

@@ -257,9 +257,11 @@ def test_a_proxy_that_does_not_answer_delays_no_other_place(
 
 
 def test_a_topic_gets_each_record_in_order(cluster: KafkaCluster) -> None:
-    config = Publication.model_validate({"what": "telemetry", "to": f"kafka://{cluster.brokers}/outcomes"})
+    config = Publication.model_validate(
+        {"what": ["telemetry", ".*_metrics"], "to": f"kafka://{cluster.brokers}/outcomes"}
+    )
     destination = Destination(config, lambda: open_sink(config))
-    twice = records(config, 3) + records(config, 3)
+    twice = [*(records(config, 2) * 2), *bundle_records(BUNDLE, config), *bundle_records(BUNDLE, config)]
     destination.add(twice)
     destination.send_some()
     assert destination.report().sent == 6

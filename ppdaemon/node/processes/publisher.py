@@ -55,6 +55,10 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
         self._environment = environment
         self._log_config = log_config
         self._pending: deque[Publish] = deque()
+        self._orders = 0
+        """Outcomes that were sent to the present publisher."""
+        self._reported = 0
+        """Those that are in its last report."""
         self._dropped = 0
         """Outcomes that this process could not hand on."""
         self._before: Counter[tuple[str, str]] = Counter()
@@ -85,7 +89,8 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
     @property
     def waiting(self) -> int:
         """How many records and outcomes are not published, as far as is known."""
-        return len(self._pending) + sum(each.waiting for each in self._now.values())
+        unreported = self._orders - self._reported
+        return len(self._pending) + unreported + sum(each.waiting for each in self._now.values())
 
     def report(self) -> tuple[DestinationReport, ...]:
         """Return the counts of each destination since the start of the daemon."""
@@ -126,13 +131,15 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
             if not self._child.send(encode(self._pending[0])):
                 return  # it does not read: sent with a later one, or dropped
             self._pending.popleft()
+            self._orders += 1
 
     def _received(self, message: PublisherFact, descriptors: list[int]) -> None:
         match message:
             case PublisherReady():
                 self._ready()
-            case PublishReport(places=places):
+            case PublishReport(orders=orders, places=places):
                 self.lifecycle.succeeded()
+                self._reported = orders
                 self._now = {each.name: each for each in places}
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
@@ -140,4 +147,4 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
             self._before[name, "sent"] += each.sent
             # What waited in the process is lost with it.
             self._before[name, "dropped"] += each.dropped + each.waiting
-        self._now = {}
+        self._now, self._orders, self._reported = {}, 0, 0
