@@ -62,6 +62,7 @@ BPS = [
     "lsst-ctrl-bps-parsl" + LSST,  # on this host, or at a site with Slurm
     "parsl>=2026.1",
 ]
+KAFKA = ["confluent-kafka>=2.6"]  # imported by ppdaemon.publish.kafka only: 4 MB, and its threads
 WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
@@ -132,11 +133,12 @@ setup(
         "demo": DEMO + WEB,
         "postgres": POSTGRES,
         "web": WEB,
+        "kafka": KAFKA,
         "otel": OTEL,
-        "test": BPS + DEMO + POSTGRES + WEB + OTEL + TEST,
-        "dev": BPS + DEMO + POSTGRES + WEB + OTEL + TEST + DEV,
+        "test": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST,
+        "dev": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": BPS + DEMO + POSTGRES + WEB + OTEL + TEST + ML,
+        "ml": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [

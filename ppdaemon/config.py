@@ -6,7 +6,6 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 `ppdaemon.raws.roots`.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,9 +34,11 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
+from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -503,19 +504,53 @@ class ExposuresConfig(ConfigPart):
     """``exact``: the filter must be an announced one."""
 
 
+class WriterConfig(ConfigPart):
+    """The observatory's own service that registers outputs (``prompt_processing_butler_writer``)."""
+
+    to: KafkaAddress | None = None
+    """``kafka://BROKER:PORT,BROKER:PORT/TOPIC``, from which the service reads events; `None`: the
+    exporter registers outputs itself."""
+    options: dict[str, str] = {}
+    """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    timeout_s: Seconds = 30.0
+    """Time limit of the acknowledgments."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find that Kafka cannot be used here."""
+        if (to := valid_values(keys, "to")) and to[0] is not None and (problem := needs_kafka()):
+            yield ("to",), problem
+
+    @property
+    def brokers(self) -> str:
+        """The brokers of Kafka."""
+        return split_kafka(self.to or "")[0]
+
+    @property
+    def topic(self) -> str:
+        """The topic of Kafka."""
+        return split_kafka(self.to or "")[1]
+
+
 class ExportConfig(ConfigPart):
     """Outputs that are copied to the central repo."""
 
-    types: tuple[str, ...] = (
+    types: Annotated[tuple[str, ...], pydantic.AfterValidator(regular_expressions)] = (
         r".*_metadata",
         r".*_log",
         r".*_config",
         "packages",
         "prompt_deployment",
         "preload_metrics",
+        "promptPreload_metrics",
+        "prompt_provenance",
     )
     """Regular expressions; a dataset type is exported if its whole name matches one."""
-    images: tuple[str, ...] = ("Exposure.*", ".*Image.*", "Mask.*")
+    images: Annotated[tuple[str, ...], pydantic.AfterValidator(regular_expressions)] = (
+        "Exposure.*",
+        ".*Image.*",
+        "Mask.*",
+    )
     """Regular expressions; a dataset type whose whole name, or whose storage class, matches one is
     an image: copied and registered after all others."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
@@ -530,16 +565,7 @@ class ExportConfig(ConfigPart):
     retry_s: Seconds = 5.0
     """Pause after a failed export. The next one begins with a small query: while the central repo is
     away it costs no more than that."""
-
-    @pydantic.field_validator("types", "images")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return value
+    writer: WriterConfig = WriterConfig()
 
 
 class LogConfig(ConfigPart):
@@ -598,6 +624,8 @@ class NodeConfig(ConfigPart):
     exposures: ExposuresConfig = ExposuresConfig()
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
+    publish: tuple[Publication, ...] = ()
+    """Metrics and telemetry that are sent to Kafka topics or REST proxies, after the alerts."""
     metrics: MetricsConfig = MetricsConfig()
     traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()

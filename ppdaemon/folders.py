@@ -40,6 +40,8 @@ class NodeFolders:
         """Outputs that wait for export."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
+        self.publish = state / "publish"
+        """Metrics that wait to be published."""
         self.refused = state / "refused"
         """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"

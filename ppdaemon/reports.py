@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from ppdaemon.publish.messages import DestinationReport
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
@@ -338,6 +339,7 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "publish",
     "traces",
     "leftovers",
 ]
@@ -412,8 +414,10 @@ class StatusReport(Model):
     """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    publish: tuple[DestinationReport, ...] = ()
+    """What has become of the metrics and telemetry for each destination, since the daemon started."""
     logs: str = ""
-    """Folder of the logs of workers, zygote, exporter and reader."""
+    """Folder of the logs of workers, zygote, exporter, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]

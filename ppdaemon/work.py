@@ -40,6 +40,8 @@ class WorkerContext:
     """Folder of finished outputs that are not exported yet, on the state disk."""
     ramdisk_spool: Path
     """The same on the RAM disk."""
+    publish: Path
+    """Folder of metrics that are not published yet; exists if anything is published."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""

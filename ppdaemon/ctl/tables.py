@@ -139,6 +139,9 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
         waiting += f", the first one for {duration(report.oldest_spool_s)}"
     rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
     yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    for place in report.publish:
+        counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
+        yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"

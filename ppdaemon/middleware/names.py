@@ -35,6 +35,7 @@ from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.selection import Rule
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
@@ -175,7 +176,10 @@ class NameResolver:
 
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
-        names = {each.name for each in (*types_of_runs(universe), *types_of_groups(universe))}
+        names = {
+            each.name
+            for each in (*types_of_runs(universe), *types_of_groups(universe), provenance_type(universe))
+        }
         names |= {FOOTPRINT_TYPE, *output_types(self._loaded.values())}
         for number, pattern in enumerate(self._node.export.types):
             if not any(re.fullmatch(pattern, name) for name in names):

@@ -23,6 +23,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.writer import WriterExporter
 from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
@@ -34,6 +35,7 @@ from ppdaemon.middleware.pipelines.provenance import hash_versions
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
@@ -125,13 +127,18 @@ def open_work(context: WorkerContext) -> ButlerWork:
     return ButlerWork(context, _butler_config(context.config))
 
 
-def open_exporter(context: WorkerContext) -> CentralExporter:
+def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     """Return the work of an exporter; the first export opens the central repo."""
-    config = context.config
+    config, folders = context.config, NodeFolders.of(context.config)
     # For libpq: a host that is away answers no packet, and the next try would come minutes late.
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
-    central, refused = _butler_config(config).central, NodeFolders.of(config).refused
-    return CentralExporter(central, context.clock, config.node.name, refused, context.runs, config.export)
+    central = _butler_config(config).central
+    writer = config.export.writer
+    if writer.to is not None:
+        return WriterExporter(central, context.template, writer, context.clock, folders.refused, context.runs)
+    return CentralExporter(
+        central, context.clock, config.node.name, folders.refused, context.runs, config.export
+    )
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
@@ -176,7 +183,10 @@ def _template_dataset_types(
 ) -> list[DatasetType]:
     """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
     universe = central.dimensions
-    found = {each.name: each for each in (*types_of_runs(universe), *types_of_groups(universe))}
+    found = {
+        each.name: each
+        for each in (*types_of_runs(universe), *types_of_groups(universe), provenance_type(universe))
+    }
     for instrument in instruments:
         raw = raw_type(instrument, central)
         found.setdefault(raw.name, raw)

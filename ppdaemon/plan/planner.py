@@ -19,7 +19,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
-from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_run
+from ppdaemon.middleware.pipelines.provenance import hash_versions, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -192,9 +192,9 @@ class Planner:
         """Yield each selected pipeline with its state and output run."""
         first = {each.path: each for each in preload_plan.preprocessing}
         then = {each.path: each for each in preload_plan.main}
-        preload_run = self._run(NO_PIPELINE_RUN, preload_plan.preprocessing, footprint)
         for path in chosen.preprocessing:
-            yield _pipeline("preprocessing", path, list(first), preload_plan, preload_run)
+            run = self._run(first[path].name, [first[path]], footprint) if path in first else None
+            yield _pipeline("preprocessing", path, list(first), preload_plan, run)
         for path in chosen.main:
             run = self._run(then[path].name, [then[path]], footprint) if path in then else None
             yield _pipeline("main", path, list(then), preload_plan, run)

@@ -75,6 +75,7 @@ def run_role(
         runs=folders.runs,
         spool=folders.spool,
         ramdisk_spool=folders.ramdisk_spool,
+        publish=folders.publish,
         clock=Clock(),
         report=visit_loop.report,
         cross=visit_loop.cross,

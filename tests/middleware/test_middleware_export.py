@@ -59,7 +59,7 @@ def test_outputs_of_many_visits_are_found_through_the_chain_of_the_day(
         assert len(butler.query_dimension_records("visit_detector_region", instrument=NAME)) == 2
         assert butler.query_dimension_records("visit")[0].region is not None
         runs = butler.collections.get_info(CHAIN).children
-    assert [run.split("/")[3] for run in runs] == ["Frame", "NoPipeline"]
+    assert [run.split("/")[3] for run in runs] == ["Frame", "Known", "NoPipeline"]
     assert len(outputs(central, "isr_config")) == 1, "each visit makes the same one"
 
 
@@ -73,7 +73,7 @@ def test_a_repeated_export_changes_nothing(
     assert (before.datasets, again.datasets) == (8, 0)
     assert outputs(central, "toy_image") == found
     with Butler.from_config(str(central.root)) as butler:
-        assert len(butler.collections.get_info(CHAIN).children) == 2
+        assert len(butler.collections.get_info(CHAIN).children) == 3
 
 
 @ON_SQLITE
@@ -112,7 +112,7 @@ def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
     exporter.export(spools[:1])
     with Butler.from_config(str(central.root)) as butler:
         runs = butler.collections.get_info(CHAIN).children
-    assert [run.split("/")[-2] for run in runs] == ["Frame", "NoPipeline", "u"]
+    assert [run.split("/")[-2] for run in runs] == ["Frame", "Known", "NoPipeline", "u"]
     exporter.export(spools[2:])
     with Butler.from_config(str(central.root)) as butler:
         assert butler.collections.get_info(CHAIN).children == runs

@@ -561,6 +561,7 @@ class Rig:
             runs=ramdisk / "runs",
             spool=root / "spool",
             ramdisk_spool=ramdisk / "spool",
+            publish=root / "publish",
             clock=Clock(),
             report=self.reports.append,
             cross=self._cross,
@@ -591,7 +592,7 @@ class Rig:
             "export": {"types": ["toy_.*", ".*_metadata", ".*_config"]},
         }
         for part, values in changes.items():
-            usual[part] = usual.get(part, {}) | values
+            usual[part] = usual.get(part, {}) | values if isinstance(values, dict) else values
         return NodeConfig.model_validate(usual)
 
     def order(self, detector: int = 1, *, main: str = "Full", before: str = "Known", **sal: Any) -> Prepare:

@@ -8,7 +8,6 @@ the others. Registering is done by `ppdaemon.middleware.export.register`.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,16 +17,15 @@ import sqlalchemy
 from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
-from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
+from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
+from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
 from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
 from ppdaemon.middleware.run.initoutputs import record_exported
@@ -228,29 +226,7 @@ class CentralExporter:
 
     def _quarantine(self, spool: Path, error: Exception, result: _Results) -> None:
         """Move a spool to quarantine, with the reason in it."""
-        reason = describe(error)
-        names = ("instrument", "group", "detector", "attempt")
-        with log.about(**dict(zip(names, NodeFolders.parse_spool_name(spool.name) or (), strict=False))):
-            _LOG.error(
-                "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
-                spool.name,
-                self._refused,
-                REFUSAL,
-                reason,
-            )
-        self._refused.mkdir(exist_ok=True)
-        try:
-            (spool / REFUSAL).write_text(_note(self._refused.with_name("spool"), self._uri, reason))
-        except OSError as problem:  # a damaged folder may not be writable either
-            _LOG.warning(
-                "the reason cannot be written to %s in spool %s: %s", REFUSAL, spool.name, describe(problem)
-            )
-        # The operator may have copied the spool back, instead of moving it.
-        shutil.rmtree(self._refused / spool.name, ignore_errors=True)
-        shutil.move(spool, self._refused / spool.name)  # copied if it is on the RAM disk
-        # The new entry first: a power failure must not lose both.
-        sync(self._refused)
-        sync(spool.parent)
+        quarantine(spool, error, self._refused, self._uri)
         result.refused.append(spool)
 
     def _unavailable(self, error: Exception) -> Unavailable:
@@ -260,11 +236,3 @@ class CentralExporter:
 def _halves(batch: Batch) -> list[Batch]:
     middle = len(batch) // 2
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
-
-
-def _note(spools: Path, uri: str, reason: str) -> str:
-    return (
-        f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
-        f"To export them, remove the cause, move this folder back to {spools}\n"
-        "and run 'ppctl reload'. Otherwise delete this folder.\n"
-    )

@@ -16,7 +16,7 @@ from ppdaemon.selection import output_chain
 __all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_run")
 
 NO_PIPELINE_RUN = "NoPipeline"
-"""Replaces the pipeline in the name of the run of footprints, metrics and preprocessing."""
+"""Replaces the pipeline in the name of the run of footprints and metrics."""
 
 _DIGITS = 8
 """Of the hash, in the name of each run: short, and enough to distinguish a site's deployments."""

@@ -186,6 +186,27 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         lambda s: _bytes(s.report.exported_mb),
     ),
     Metric(
+        "ppdaemon_published_total",
+        "counter",
+        "Records of metrics and telemetry that were accepted, by destination.",
+        lambda s: {each.name: each.sent for each in s.report.publish},
+        ("destination",),
+    ),
+    Metric(
+        "ppdaemon_publish_dropped_total",
+        "counter",
+        "Records that were dropped because nobody took them, by destination.",
+        lambda s: {each.name: each.dropped for each in s.report.publish},
+        ("destination",),
+    ),
+    Metric(
+        "ppdaemon_publish_waiting",
+        "gauge",
+        "Records that wait, by destination.",
+        lambda s: {each.name: each.waiting for each in s.report.publish},
+        ("destination",),
+    ),
+    Metric(
         "ppdaemon_late_raws_total",
         "counter",
         "Raws that arrived after the outcome of their visit-detector.",
