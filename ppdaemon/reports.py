@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from ppdaemon.publish.messages import DestinationReport
 from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.visit import Name
 from ppdaemon.wire import Model
@@ -103,6 +104,26 @@ class RequeueRequest(Model):
     sent to another node."""
 
 
+type CatchupState = Literal["running", "done", "released"]
+"""What the catch-up does with a visit-detector, or has done; ``released``: it has it no longer."""
+
+
+class CatchupRequest(Model):
+    """The daytime catch-up processes detectors of a visit, has processed them, or processes them no longer:
+    the daemon refuses to retry the first two. Answered with a list of `RequeueRow`.
+    """
+
+    type: Literal["catchup"] = "catchup"
+    instrument: Name
+    group: Name
+    detectors: tuple[int, ...]
+    state: CatchupState
+    run: str
+    """Output run of the catch-up."""
+    force: bool = False
+    """Also those that may have written something permanent."""
+
+
 class DrainRequest(Model):
     """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
@@ -121,6 +142,15 @@ class ReloadRequest(Model):
     """
 
     type: Literal["reload"] = "reload"
+
+
+class ExportRequest(Model):
+    """Export what is pending now, or first mark the datastore of the central repo as its own; the
+    latter is answered with a text that tells what was done.
+    """
+
+    type: Literal["export"] = "export"
+    action: Literal["now", "init"]
 
 
 class RestartRequest(Model):
@@ -165,9 +195,11 @@ type Request = Annotated[
     | VisitRequest
     | LateRequest
     | RequeueRequest
+    | CatchupRequest
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
+    | ExportRequest
     | RestartRequest
     | KillRequest
     | Watch
@@ -227,9 +259,11 @@ READING: frozenset[type[Model]] = frozenset(
 OPERATING: frozenset[type[Model]] = frozenset(
     {
         RequeueRequest,
+        CatchupRequest,
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
+        ExportRequest,
         RestartRequest,
         KillRequest,
         DrainNodeRequest,
@@ -305,6 +339,7 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "publish",
     "traces",
     "leftovers",
 ]
@@ -369,12 +404,20 @@ class StatusReport(Model):
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None
     """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    spooled_mb: float = 0.0
+    """Size of what waits for export, a second ago."""
+    exported_per_min: float = 0.0
+    """Number of visit-detectors that were exported in the last minute."""
+    exported_mb: float = 0.0
+    """Size of what was exported since the daemon started."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    publish: tuple[DestinationReport, ...] = ()
+    """What has become of the metrics and telemetry for each destination, since the daemon started."""
     logs: str = ""
-    """Folder of the logs of workers, zygote, exporter and reader."""
+    """Folder of the logs of workers, zygote, exporter, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]
@@ -471,7 +514,10 @@ class VisitRow(Model):
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
-    has the datasets that the central repo has from another visit-detector, and from which."""
+    has the datasets that the central repo has from another visit-detector, and from which;
+    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up."""
+    no_return: str = ""
+    """What an attempt at this visit-detector did that cannot be repeated, or a blank."""
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
@@ -536,12 +582,12 @@ class LateRow(Model):
 
 
 class RequeueRow(Model):
-    """Result of a `RequeueRequest` for one detector."""
+    """Result of a `RequeueRequest` or a `CatchupRequest` for one detector."""
 
     instrument: str
     detector: int
     attempt: int | None = None
-    """Number of the new attempt; `None` if it was refused."""
+    """Number of the new attempt, or of the one that the catch-up has; `None` if it was refused."""
     text: str = ""
     """Reason of the refusal, or a remark on the new attempt."""
 

@@ -38,6 +38,7 @@ _PLACES = (
     ("ctl/shipped/etc/*.yaml", "etc/ppdaemon"),
     ("ctl/shipped/etc/prometheus/*", "usr/local/share/ppdaemon/prometheus"),
     ("ctl/shipped/etc/grafana/*", "usr/local/share/ppdaemon/grafana"),
+    ("ctl/shipped/etc/bps/*", "usr/local/share/ppdaemon/bps"),
     ("ctl/shipped/etc/pacemaker/*", "usr/local/share/ppdaemon/pacemaker"),
     ("demo/pipelines/*.yaml", "etc/ppdaemon/pipelines"),
 )
