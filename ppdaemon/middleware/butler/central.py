@@ -25,7 +25,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_ou
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.states import Outcome
 
-__all__ = ("CentralReader", "close", "existing_collections", "known_dataset_type")
+__all__ = ("CentralReader", "close", "existing_collections", "known_dataset_type", "record_engines")
 
 _LOG = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class CentralReader:
 
     def _connect(self) -> Butler:
         if self._butler is None:
-            with _record_engines(self._engines):
+            with record_engines(self._engines):
                 self._butler = Butler.from_config(self._uri, writeable=False)
         else:
             # Collections and dataset types may have been added since the last reading.
@@ -139,7 +139,7 @@ class CentralReader:
 
 
 @contextmanager
-def _record_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
+def record_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
     """Collect the engines with which a Butler connects; it has no public attribute for them."""
 
     def record(connection: sqlalchemy.Connection) -> None:
