@@ -25,19 +25,31 @@ CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
 
 
-class StatusRequest(Model):
+DEFERRED = pydantic.ConfigDict(defer_build=True)
+"""Models and adapters are built when they are first used: a command of ``ppctl`` needs few of them, and
+all take 30 ms of its start.
+"""
+
+
+class ControlModel(Model):
+    """Base of requests and answers."""
+
+    model_config = DEFERRED
+
+
+class StatusRequest(ControlModel):
     """Answered with a `StatusReport`, by a relay with a `RelayStatusReport`."""
 
     type: Literal["status"] = "status"
 
 
-class WorkersRequest(Model):
+class WorkersRequest(ControlModel):
     """Answered with a list of `WorkerRow`."""
 
     type: Literal["workers"] = "workers"
 
 
-class JournalFilter(Model):
+class JournalFilter(ControlModel):
     """Selects rows of a journal; a relay ignores all but `limit`."""
 
     limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
@@ -64,7 +76,7 @@ class VisitsRequest(JournalFilter):
     """Only those with an outcome in `~ppdaemon.states.BAD_OUTCOMES`."""
 
 
-class VisitRequest(Model):
+class VisitRequest(ControlModel):
     """Answered with the list of `VisitRow` of one group, by a relay of `RelayDetectorRow`."""
 
     type: Literal["visit"] = "visit"
@@ -86,7 +98,7 @@ class LateRequest(JournalFilter):
     type: Literal["late"] = "late"
 
 
-class RequeueRequest(Model):
+class RequeueRequest(ControlModel):
     """Process detectors of a visit again that have an outcome; answered with a
     list of `RequeueRow`.
     """
@@ -100,19 +112,19 @@ class RequeueRequest(Model):
     sent to another node."""
 
 
-class DrainRequest(Model):
+class DrainRequest(ControlModel):
     """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
     type: Literal["drain"] = "drain"
 
 
-class ResumeRequest(Model):
+class ResumeRequest(ControlModel):
     """Accept visits again."""
 
     type: Literal["resume"] = "resume"
 
 
-class ReloadRequest(Model):
+class ReloadRequest(ControlModel):
     """Read the configuration again; answered when it is in use, or when it was
     rejected.
     """
@@ -120,7 +132,7 @@ class ReloadRequest(Model):
     type: Literal["reload"] = "reload"
 
 
-class RestartRequest(Model):
+class RestartRequest(ControlModel):
     """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
     a text that says which of the two is done.
     """
@@ -131,20 +143,20 @@ class RestartRequest(Model):
     """Whether to interrupt the visit that it has."""
 
 
-class KillRequest(Model):
+class KillRequest(ControlModel):
     """Kill the worker of a slot at once."""
 
     type: Literal["kill"] = "kill"
     slot: int
 
 
-class Watch(Model):
+class Watch(ControlModel):
     """Answered by a stream of status reports: one at once and one after each change."""
 
     type: Literal["watch"] = "watch"
 
 
-class WatchVisits(Model):
+class WatchVisits(ControlModel):
     """Answered by a stream of lists of `VisitChange`: what has changed since the last list.
 
     The first one is sent at once and is empty. Stages are sent when they are reached, outcomes when they
@@ -171,23 +183,23 @@ type Request = Annotated[
     | WatchVisits,
     pydantic.Field(discriminator="type"),
 ]
-REQUESTS = pydantic.TypeAdapter[Request](Request)
+REQUESTS = pydantic.TypeAdapter[Request](Request, config=DEFERRED)
 
 
-class NodesRequest(Model):
+class NodesRequest(ControlModel):
     """To a relay; answered with a list of `RelayNodeRow`."""
 
     type: Literal["nodes"] = "nodes"
 
 
-class DrainNodeRequest(Model):
+class DrainNodeRequest(ControlModel):
     """To a relay: send nothing new to a node until it is resumed."""
 
     type: Literal["drain_node"] = "drain_node"
     node: Name
 
 
-class ResumeNodeRequest(Model):
+class ResumeNodeRequest(ControlModel):
     """To a relay: send visits to a node again."""
 
     type: Literal["resume_node"] = "resume_node"
@@ -205,9 +217,9 @@ type RelayRequest = Annotated[
     | Watch,
     pydantic.Field(discriminator="type"),
 ]
-RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
+RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest, config=DEFERRED)
 
-READING: frozenset[type[Model]] = frozenset(
+READING: frozenset[type[ControlModel]] = frozenset(
     {
         StatusRequest,
         WorkersRequest,
@@ -221,7 +233,7 @@ READING: frozenset[type[Model]] = frozenset(
     }
 )
 """Requests that change nothing: readers may send them."""
-OPERATING: frozenset[type[Model]] = frozenset(
+OPERATING: frozenset[type[ControlModel]] = frozenset(
     {
         RequeueRequest,
         DrainRequest,
@@ -236,14 +248,14 @@ OPERATING: frozenset[type[Model]] = frozenset(
 """Requests that only operators may send."""
 
 
-class Ok(Model):
+class Ok(ControlModel):
     """The request was done; `data` is its answer."""
 
     type: Literal["ok"] = "ok"
     data: Any = None
 
 
-class RequestFailed(Model):
+class RequestFailed(ControlModel):
     """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
@@ -252,10 +264,10 @@ class RequestFailed(Model):
 
 
 type Reply = Annotated[Ok | RequestFailed, pydantic.Field(discriminator="type")]
-REPLIES = pydantic.TypeAdapter[Reply](Reply)
+REPLIES = pydantic.TypeAdapter[Reply](Reply, config=DEFERRED)
 
 
-class ArrivalSource(Model):
+class ArrivalSource(ControlModel):
     """One source of raw arrivals."""
 
     name: str
@@ -273,7 +285,7 @@ class ArrivalSource(Model):
     """Why it does not work, or what else to know."""
 
 
-class RefusedRaw(Model):
+class RefusedRaw(ControlModel):
     """A raw that was found and delivered to no visit."""
 
     path: str
@@ -307,7 +319,7 @@ type ProblemSource = Literal[
 """The part of the program, or the dependency, that a problem is about; the worst first."""
 
 
-class Problem(Model):
+class Problem(ControlModel):
     """Something that does not work now."""
 
     source: ProblemSource
@@ -319,7 +331,7 @@ class Problem(Model):
     """Whether it limits the program now; otherwise it should be checked by day."""
 
 
-class StatusReport(Model):
+class StatusReport(ControlModel):
     """The state of the daemon."""
 
     schema_version: int = SCHEMA
@@ -413,7 +425,7 @@ class StatusReport(Model):
         return self.state == "running" and not any(problem.degrades for problem in self.problems)
 
 
-class WorkerRow(Model):
+class WorkerRow(ControlModel):
     """One slot."""
 
     slot: int
@@ -437,7 +449,7 @@ class WorkerRow(Model):
     """Why the worker was stopped last, or why the slot is quarantined."""
 
 
-class VisitRow(Model):
+class VisitRow(ControlModel):
     """One journal row: a visit-detector's attempt."""
 
     instrument: str
@@ -473,7 +485,7 @@ class VisitRow(Model):
     ended_tai: float | None = None
 
 
-class VisitChange(Model):
+class VisitChange(ControlModel):
     """The new state of one visit-detector."""
 
     instrument: str
@@ -495,7 +507,7 @@ class VisitChange(Model):
     """From shutter close to the end of the last task, if it succeeded."""
 
 
-class VisitSummary(Model):
+class VisitSummary(ControlModel):
     """One visit on one node, with the last attempt at each of its detectors there."""
 
     instrument: str
@@ -514,7 +526,7 @@ class VisitSummary(Model):
     """Its reason."""
 
 
-class LateRow(Model):
+class LateRow(ControlModel):
     """A raw that arrived after the outcome of its visit-detector and is not used yet."""
 
     instrument: str
@@ -531,7 +543,7 @@ class LateRow(Model):
     """Of that attempt; `None` while it is under way."""
 
 
-class RequeueRow(Model):
+class RequeueRow(ControlModel):
     """Result of a `RequeueRequest` for one detector."""
 
     instrument: str
@@ -542,7 +554,7 @@ class RequeueRow(Model):
     """Reason of the refusal, or a remark on the new attempt."""
 
 
-class RelayWaitRow(Model):
+class RelayWaitRow(ControlModel):
     """A detector that waits for a node."""
 
     instrument: Name
@@ -557,7 +569,7 @@ class RelayWaitRow(Model):
     """Why it waits, such as ``no node serves it``."""
 
 
-class RelayStatusReport(Model):
+class RelayStatusReport(ControlModel):
     """The state of a relay."""
 
     schema_version: int = SCHEMA
@@ -618,7 +630,7 @@ class RelayStatusReport(Model):
         return self.state == "running"
 
 
-class RelayNodeRow(Model):
+class RelayNodeRow(ControlModel):
     """A node that is, or was, connected to the relay, or is drained."""
 
     node: str
@@ -648,7 +660,7 @@ class RelayNodeRow(Model):
     """The worst problem that it reports, or blank."""
 
 
-class RelayVisitRow(Model):
+class RelayVisitRow(ControlModel):
     """One visit in the ledger."""
 
     instrument: str
@@ -666,7 +678,7 @@ class RelayVisitRow(Model):
     """Number of detectors with each outcome."""
 
 
-class RelayDetectorRow(Model):
+class RelayDetectorRow(ControlModel):
     """One detector of a visit in the ledger."""
 
     instrument: str

@@ -11,29 +11,24 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, cast
 
 import click
 import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.configtypes import parse_detector_list, ranges
-from ppdaemon.ctl import log, relaytables, send, tables
+from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
-from ppdaemon.ctl.installfiles import install_files
-from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, selecting
 from ppdaemon.ctl.timeline import build_timelines
-from ppdaemon.ctl.top import follow
-from ppdaemon.curve import new_key_pair
+from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
-from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
     JOURNAL_NAME,
     RELAY_SOCKET,
@@ -50,7 +45,6 @@ from ppdaemon.reports import (
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model, explain
-from ppdaemon.yamlfile import read_key
 
 __all__ = ("main", "node_of")
 
@@ -128,7 +122,7 @@ def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
         return daemon
     daemon = _daemon_of(config)
     with contextlib.suppress(ConfigError):
-        daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
+        daemon.journal = _path_in(config, "node", "state_dir") / JOURNAL_NAME
     return daemon
 
 
@@ -136,7 +130,7 @@ def _daemon_of(config: Path) -> Daemon:
     """Return the daemon of a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
     try:
-        return Daemon(Path(read_key(config, ("node", "control"), os.environ)))
+        return Daemon(_path_in(config, "node", "control"))
     except ConfigError as error:
         # A file that somebody has just broken must not keep an operator from seeing the running daemon;
         # it may be another one, to which nothing is done.
@@ -149,6 +143,13 @@ def _daemon_of(config: Path) -> Daemon:
         return daemon
 
 
+def _path_in(config: Path, *key: str, default: str | None = None) -> Path:
+    """Return the path that a configuration file has, without a look at its other keys."""
+    from ppdaemon.yamlfile import read_key
+
+    return Path(read_key(config, key, os.environ, default))
+
+
 def _default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
@@ -159,9 +160,8 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
         socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
     if config is not None:
-        folder = Path(read_key(config, ("state_dir",), os.environ))
-        default = str(folder / RELAY_SOCKET)
-        socket_path = Path(read_key(config, ("control",), os.environ, default))
+        folder = _path_in(config, "state_dir")
+        socket_path = _path_in(config, "control", default=str(folder / RELAY_SOCKET))
     elif socket_path is None and is_there(RELAY_RUN):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
@@ -170,7 +170,28 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     return relay
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands, of which some are imported when they are named: the others must start at once."""
+
+    elsewhere: Mapping[str, str] = {
+        "install-files": "ppdaemon.ctl.installfiles:install_files",
+        "send": "ppdaemon.ctl.send:command",
+    }
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(context), *self.elsewhere})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command, or `None` if there is none of this name."""
+        if name in self.elsewhere:
+            return cast(click.Command, resolve_name(self.elsewhere[name]))
+        return super().get_command(context, name)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="ppctl")
 @click.option(
     "--socket",
@@ -479,6 +500,8 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     if not rows:
         raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
     _note_journal(daemon)
+    from ppdaemon.ctl import log
+
     lines = [*log.worker_lines(_logs(daemon), rows), *log.supervisor_lines(rows)]
     lines.sort(key=lambda line: line.timestamp)
     if as_json:
@@ -509,6 +532,8 @@ def workers(daemon: Daemon, as_json: bool) -> None:
 @_daemon
 def top(daemon: Daemon) -> None:
     """Show the state of the daemon continuously, until Ctrl-C."""
+    from ppdaemon.ctl.top import follow
+
     with contextlib.suppress(KeyboardInterrupt):
         follow(daemon, terminal_console())
 
@@ -622,6 +647,8 @@ def timeline(
     rows = _rows_of_visits(daemon, groups, limit, selected)
     _note_journal(daemon)
     if png:
+        from ppdaemon.ctl.plots import timeline_png
+
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
     if as_json:
@@ -664,6 +691,10 @@ def keygen(name: str, folder: Path) -> None:
     user of the program, and NAME.key, which is copied to the other end. Existing
     files are not overwritten.
     """
+    from ppdaemon.curve import new_key_pair  # with asyncio and ZeroMQ
+    from ppdaemon.keyfiles import write_key_pair
+    from ppdaemon.privatefiles import check_path
+
     if not re.fullmatch(r"\w[\w.-]*", name):
         text = "use letters, digits, dots, hyphens and underscores only, and a letter or digit first"
         raise click.UsageError(f"{name!r}: {text}")
@@ -676,8 +707,6 @@ def keygen(name: str, folder: Path) -> None:
         raise StateUnusable(f"{error.filename}: {error.strerror}; nothing was overwritten") from None
     click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
-
-_ppctl.add_command(send.command, "send")
 
 _other_program = _ppctl.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
@@ -696,9 +725,6 @@ def simulate(args: tuple[str, ...]) -> None:
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
-
-
-_ppctl.add_command(install_files)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -18,10 +18,10 @@ import zmq.asyncio
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import ranges
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys
+from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import PUBLIC_SUFFIX, UnusableKey, read_key_pair, read_public_key

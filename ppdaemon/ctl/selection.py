@@ -4,17 +4,16 @@
 import datetime
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
-from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
-from ppdaemon.yamlfile import did_you_mean
 
 __all__ = ("LATEST", "find_visit", "parse_data_id", "parse_time", "select", "selecting")
 
@@ -70,6 +69,12 @@ def parse_time(text: str, now_tai: float) -> float:
     return instant.timestamp() + TAI_MINUS_UTC_S
 
 
+def _hint(name: str, names: Sequence[str]) -> str:
+    from ppdaemon.yamlfile import did_you_mean  # with its parser, which only a wrong name needs
+
+    return did_you_mean(name, names)
+
+
 def _night(text: str) -> tuple[float, float]:
     """Return the beginning and the end of a day_obs, which are at 12 h TAI."""
     try:
@@ -92,7 +97,7 @@ def _outcomes(text: str) -> tuple[Outcome, ...]:
             chosen.append(Outcome(name))
         except ValueError:
             raise ValueError(
-                f"there is no outcome {name!r}{did_you_mean(name, [*map(str, Outcome), 'bad'])}"
+                f"there is no outcome {name!r}{_hint(name, [*map(str, Outcome), 'bad'])}"
             ) from None
     return tuple(chosen)
 
@@ -112,7 +117,7 @@ def parse_data_id(text: str) -> dict[str, str]:
         name, value = found[1], found[2]
         if name not in _NAMES:
             raise ValueError(
-                f"{name} cannot be used here{did_you_mean(name, list(_NAMES))}; use {', '.join(_NAMES)}"
+                f"{name} cannot be used here{_hint(name, list(_NAMES))}; use {', '.join(_NAMES)}"
             )
         if _NAMES[name] in fields:
             raise ValueError(f"{name} is there twice")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import parse_detector_list, ranges
+from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.pointing import BeginField
 from ppdaemon.selection import Rule, TargetPositions

@@ -13,6 +13,7 @@ from doctools import DOC, codetext
 
 from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.ctl import cli
+from ppdaemon.ctl.manpages import commands_of
 from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Latency, Lateness, NightReport
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
 from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
@@ -52,11 +53,10 @@ def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_arguments_are_those_of_the_commands() -> None:
-    group = cli._ppctl
-    assert isinstance(group, click.Group)
+    commands = commands_of(cli._ppctl)
     for name, arguments in re.findall(r"^``([\w-]+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
-        (argument,) = [p for p in group.commands[name].params if isinstance(p, click.Argument)]
-        assert argument.make_metavar(click.Context(group.commands[name])) == arguments
+        (argument,) = [p for p in commands[name].params if isinstance(p, click.Argument)]
+        assert argument.make_metavar(click.Context(commands[name])) == arguments
 
 
 def test_every_exit_code_is_listed_and_no_other() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.installfiles import RECORD, Decision, Installation, InstalledFile, all_files, decide
-from ppdaemon.ctl.manpages import PROGRAMS, man_page
+from ppdaemon.ctl.manpages import PROGRAMS, commands_of, man_page
 
 ROOT = Path(__file__).parents[2]
 PREFIX = PurePosixPath("/srv/pp")
@@ -176,8 +176,8 @@ def test_each_program_has_a_man_page_and_completion() -> None:
 def test_a_man_page_has_every_command_and_option(program: str) -> None:
     text = man_page(program).replace("\\-", "-")
     command: click.Command = resolve_name(PROGRAMS[program][0])
-    commands = command.commands if isinstance(command, click.Group) else {}
-    assert re.findall(r'^\.SS "(.+)"$', text, re.MULTILINE) == sorted(commands)
+    commands = commands_of(command)
+    assert re.findall(r'^\.SS "(.+)"$', text, re.MULTILINE) == list(commands)
     for each in (command, *commands.values()):
         for parameter in each.params:
             if isinstance(parameter, click.Option):

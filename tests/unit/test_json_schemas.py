@@ -15,6 +15,7 @@ from doctools import DOC
 
 from ppdaemon import reports
 from ppdaemon.ctl import cli
+from ppdaemon.ctl.manpages import commands_of
 from ppdaemon.plan import models
 
 STORED = Path(__file__).with_name("json_fields.json")
@@ -90,10 +91,9 @@ def test_the_page_has_the_versions() -> None:
 
 def test_every_command_that_prints_json_is_on_the_page() -> None:
     page = (DOC / "reference" / "json.rst").read_text()
-    group: Any = cli._ppctl
     missing = [
         name
-        for name, command in group.commands.items()
+        for name, command in commands_of(cli._ppctl).items()
         if any(option.name == "as_json" for option in command.params)
         and f"ppctl {name}``" not in page
         and name not in ("resume", "reload", "restart", "kill")  # "drain and the like"
