@@ -6,9 +6,11 @@ Makes rich renderables of the reports; does not print.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import PurePath
 
 from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -214,10 +216,13 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
 
 
 def _letters(states: Sequence[str], most: int | None) -> Text:
-    letters = list(map(glyph, states))
+    # Most neighbors are alike: a text of a thousand visits has 200,000 letters.
+    runs = [(glyph(state), sum(1 for _ in same)) for state, same in groupby(states)]
     if most is None or len(states) <= most:
-        return Text.assemble(*letters)
-    counts = Counter((letter.plain, letter.style) for letter in letters)
+        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in runs))
+    counts: Counter[tuple[str, str | Style]] = Counter()
+    for letter, number in runs:
+        counts[letter.plain, letter.style] += number
     return Text(" ").join(
         Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
     )
