@@ -289,9 +289,11 @@ class RefusedRaw(ControlModel):
     """A raw that was found and delivered to no visit."""
 
     path: str
+    """Its path, or its URI in an object store."""
     kind: str
     """Category of the reason, one word, as in `StatusReport.counters`."""
     reason: str
+    """Why no visit used it, in one sentence."""
     seen_tai: float
     """When it was refused, TAI seconds since 1970."""
 
@@ -323,6 +325,7 @@ class Problem(ControlModel):
     """Something that does not work now."""
 
     source: ProblemSource
+    """The part of the program, or the dependency, that it is about."""
     text: str
     """What does not work, and what the program does about it."""
     since_tai: float
@@ -430,13 +433,16 @@ class WorkerRow(ControlModel):
 
     slot: int
     state: SlotState
+    """State of the slot."""
     epoch: int
     """Counts the workers of the slot."""
     pid: int | None = None
+    """Process id of the worker; `None` if the slot has none."""
     since_s: float
     """Seconds in this state."""
     instrument: str | None = None
     group: str | None = None
+    """Group of the visit that the worker has; without one, all four names of it are `None`."""
     detector: int | None = None
     attempt: int | None = None
     memory_mb: float | None = None
@@ -467,8 +473,11 @@ class VisitRow(ControlModel):
     engine: str = ""
     """Name of the engine that ran it."""
     slot: int | None = None
+    """Slot whose worker had it last; `None` if none had it."""
     pid: int | None = None
+    """Process id of that worker."""
     exposures: tuple[int, ...] = ()
+    """Ids of the exposures of which raws were ingested."""
     partial: bool = False
     """Whether images were missing."""
     retriable: bool = False
@@ -483,6 +492,7 @@ class VisitRow(ControlModel):
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
+    """When the attempt had its outcome, TAI seconds since 1970."""
 
 
 class VisitChange(ControlModel):
@@ -535,6 +545,7 @@ class LateRow(ControlModel):
     detector: int
     exposure: int
     path: str
+    """Its path, or its URI in an object store."""
     seen_tai: float
     """When it was found to be complete, TAI seconds since 1970."""
     attempt: int
@@ -575,6 +586,7 @@ class RelayStatusReport(ControlModel):
     schema_version: int = SCHEMA
     """Version of the output of ``ppctl --json``."""
     relay: str
+    """Name of the relay."""
     version: str
     pid: int
     state: Literal["running", "degraded", "stopping"]
@@ -638,6 +650,7 @@ class RelayNodeRow(ControlModel):
     """``full``: it has as many visit-detectors as it offers to have. ``draining``: an operator
     has drained it. ``closed``: it offers to take none."""
     connected: bool
+    """Whether it is connected now."""
     drained: bool
     """Whether an operator has drained it at the relay."""
     spare: bool
@@ -667,10 +680,13 @@ class RelayVisitRow(ControlModel):
     group: str
     survey: str = ""
     received_tai: float
+    """When the relay received it, TAI seconds since 1970."""
     cancelled: bool
+    """Whether it was canceled."""
     ended_tai: float | None
     """When its last detector had an outcome; `None` while it is open."""
     detectors: int
+    """Number of its detectors."""
     open: dict[str, int]
     """Number of detectors without an outcome in each state: ``waiting`` for a node, ``sent`` to
     one, ``acknowledged`` by it, ``permitted`` to write permanently."""
@@ -689,8 +705,12 @@ class RelayDetectorRow(ControlModel):
     node: str | None
     """The node that has it or had it last."""
     attempt: int
+    """Number of the last attempt, from 1."""
     received_tai: float
     """When the relay received the visit."""
     acknowledged_tai: float | None
+    """When the node acknowledged it; `None` if it did not."""
     outcome: Outcome | None
+    """Its outcome; `None` while it is under way."""
     reason: str
+    """Why it has this outcome or waits, or blank."""

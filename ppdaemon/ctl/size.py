@@ -52,8 +52,11 @@ class SizeFigure(Model):
     """A number that the result depends on."""
 
     name: str
+    """What the number is."""
     value: float
+    """The number."""
     unit: Unit
+    """Its unit; blank for a count."""
     source: str
     """Where the number is from."""
 
@@ -62,10 +65,13 @@ class SizeNeed(Model):
     """What is needed of one resource, and what there is."""
 
     resource: Literal["workers", "cores", "memory", "RAM disk"]
+    """The resource."""
     needed: float
+    """What the camera needs of it."""
     present: float | None
     """`None` if it is not known, or has no limit."""
     unit: Unit
+    """Unit of both numbers; blank for a count."""
     formula: str
     """The formula, with its numbers."""
 

@@ -3,7 +3,11 @@
 
 import re
 import textwrap
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeAliasType
 
 import click
 import pydantic
@@ -11,13 +15,14 @@ import pytest
 import yaml
 from doctools import DOC, codetext
 
-from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.config import NodeConfig, Publisher, load_node
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.manpages import commands_of
+from ppdaemon.ctl.manpages import PROGRAMS, commands_of
 from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Latency, Lateness, NightReport
+from ppdaemon.raws.layout import CustomLayout
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
 from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
-from ppdaemon.selection import Rule
+from ppdaemon.selection import DecRange, RaRange, Rule
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 
 ROOT = DOC.parent
@@ -46,10 +51,15 @@ def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]
     commands = capsys.readouterr().out.partition("Commands:")[2]
     existing = set(re.findall(r"^  ([\w-]+) ", commands, re.MULTILINE))
     assert set(re.findall(r"^``([\w-]+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
-    shown = re.findall(
-        r"^``ppctl ([\w-]+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE
-    )
-    assert set(shown) == existing
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_help_of_every_command_is_shown_and_of_no_other(program: str) -> None:
+    page = (DOC / "reference" / "programs.rst").read_text()
+    shown = re.findall(rf"^\.\. program-help:: {program}(?: ([\w-]+))?$", page, re.MULTILINE)
+    # Below their headings is the help of the program that they start.
+    shown += {"demo", "simulate"} & {*re.findall(rf"^``{program} ([\w-]+)``$", page, re.MULTILINE)}
+    assert sorted(shown) == ["", *commands_of(resolve_name(PROGRAMS[program][0]))]
 
 
 def test_the_arguments_are_those_of_the_commands() -> None:
@@ -102,11 +112,44 @@ def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:
         (RootConfig, "arrivals.roots[]."),
         (RemoteRoot, "arrivals.remote[]."),
         (Rule, "rule."),
+        (RaRange, "rule.ra."),
+        (DecRange, "rule.dec."),
+        (CustomLayout, "arrivals.layout."),
+        (Publisher, "arrivals.subscribe[]."),
     ],
 )
 def test_every_key_has_its_documentation(model, prefix) -> None:
     text = codetext().config_keys(model, prefix)
     assert text.count(".. confval:: ") == text.count("   :type: ") > 1
+
+
+def models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    """Yield the models in a type, and those in their fields."""
+    if isinstance(annotation, TypeAliasType):
+        annotation = annotation.__value__
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_in(field.annotation)
+    for part in typing.get_args(annotation):
+        yield from models_in(part)
+
+
+def shown_with(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]]:
+    """Yield a model and those whose keys are below its own on the page."""
+    yield model
+    _, annotations = codetext()._fields_in_source(model)
+    for name, field in model.model_fields.items():
+        part = codetext()._model_in(field.annotation)
+        if part is not None and codetext()._is_part(annotations[name]):
+            yield from shown_with(part)
+
+
+def test_the_page_has_each_model_of_a_configuration() -> None:
+    page = (DOC / "reference" / "configuration.rst").read_text()
+    names = re.findall(r"^\.\. config-keys:: (\S+)$", page, re.MULTILINE)
+    shown = {model for name in names for model in shown_with(resolve_name(name))}
+    assert shown == {*models_in(NodeConfig), *models_in(RelayConfig)}
 
 
 def test_the_documentation_has_the_keys_of_the_example() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from doctools import DOC
+import pydantic
+import pytest
+from doctools import DOC, codetext
 
 from ppdaemon import reports
 from ppdaemon.ctl import cli
@@ -83,6 +85,39 @@ def test_every_model_of_the_control_sockets_is_on_the_page() -> None:
     shown = {name.rpartition(".")[2] for name in documented()}
     rows = {name for name in vars(reports) if name.endswith(("Row", "Report", "Summary"))}
     assert rows <= shown
+
+
+@pytest.mark.parametrize("name", documented())
+def test_every_field_has_its_meaning(name: str) -> None:
+    model = resolve_name(name)
+    rows = re.findall(
+        r"^   \* - ``(\w+)``\n     - .+\n     - (\S.*)$", codetext().json_fields(model), re.MULTILINE
+    )
+    assert [field for field, _ in rows] == [*model.model_fields, *model.model_computed_fields]
+
+
+def test_a_field_without_a_meaning_ends_the_build() -> None:
+    class Silent(pydantic.BaseModel):
+        """Has no docstring below its field."""
+
+        number: int
+
+    with pytest.raises(codetext().Undocumented, match=r"Silent\.number has no docstring"):
+        codetext().json_fields(Silent)
+
+
+def test_every_model_in_another_is_on_the_page() -> None:
+    nested = {
+        name
+        for model in documented()
+        for name, schema in resolve_name(model)
+        .model_json_schema(mode="serialization")
+        .get("$defs", {})
+        .items()
+        if schema["type"] == "object"
+    }
+    # It has the names of SAL, which are not those of this project.
+    assert nested - {"NextVisit"} <= {name.rpartition(".")[2] for name in documented()}
 
 
 def test_the_page_has_the_versions() -> None:
