@@ -176,6 +176,7 @@ class _Commands(click.Group):
     elsewhere: Mapping[str, str] = {
         "install-files": "ppdaemon.ctl.installfiles:install_files",
         "send": "ppdaemon.ctl.send:command",
+        "web": "ppdaemon.ctl.webpage:web",
     }
 
     def list_commands(self, context: click.Context) -> list[str]:
