@@ -81,11 +81,15 @@ CREATE TABLE drained (node TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ADOPTIONS = "ALTER TABLE visits ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0"
 """Whether only a node has announced it: its content has only instrument and group."""
 
+CANCELLATIONS = "ALTER TABLE visits ADD COLUMN cancelled_tai REAL"
+"""When a visit was canceled; NULL if it was not, or by an older relay."""
+
 STEPS: tuple[SchemaStep, ...] = (
     lambda db: db.executescript(SCHEMA),
     lambda db: db.executescript(PERMITS),
     lambda db: db.executescript(AGES),
     lambda db: db.executescript(ADOPTIONS),
+    lambda db: db.executescript(CANCELLATIONS),
 )
 
 
@@ -432,7 +436,11 @@ class Ledger(SqliteFile):
                     (outcome, _valid_unicode(reason), attempt, group, instrument, detector, node),
                 )
             case orders.SetCancelled(number):
-                self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
+                self._db.execute(
+                    "UPDATE visits SET cancelled = 1, cancelled_tai = coalesce(cancelled_tai, ?)"
+                    " WHERE number = ?",
+                    (self._clock.tai(), number),
+                )
             case orders.CloseVisit(number):
                 self._db.execute(
                     "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
