@@ -310,7 +310,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     host on which this runs; each option replaces one of these numbers. Shows the
     source of each number, the formulas, and the resource that decides.
 
-    Exit code: 0 if this host is enough, 1 if it is not.
+    Exit code: 0 if this host and workers.max are enough, 1 if not.
     """
     from ppdaemon.ctl import size as sizing
     from ppdaemon.ctl import sizefigures
@@ -326,7 +326,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
         raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)
-    if report.nodes > 1:
+    if not report.enough:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 

@@ -95,6 +95,11 @@ class SizeReport(Model):
     limit: str
     """The resource of this host that decides this."""
 
+    @property
+    def enough(self) -> bool:
+        """Whether this host has what the camera needs, and ``workers.max`` allows it to be used."""
+        return all(need.load <= 1 for need in self.needs)
+
 
 _FIGURES: dict[str, tuple[str, Unit]] = {
     "detectors": ("detectors of a visit on this node", ""),
@@ -207,8 +212,9 @@ def size_view(report: SizeReport) -> RenderableType:
         style = "" if need.present is None else "red" if need.load > 1 else "green"
         needed = Text(f"{need.needed:.3g} {need.unit}".strip(), style=style)
         needs.add_row(need.resource, needed, present, need.formula)
-    if report.nodes == 1:
-        end = f"This host is enough; the tightest resource: {report.limit}."
-    else:
-        end = f"{report.nodes} such nodes are needed; the tightest resource: {report.limit}."
+    workers = report.needs[0]
+    end = "This host is enough" if report.nodes == 1 else f"{report.nodes} such nodes are needed"
+    end += f"; the tightest resource: {report.limit}."
+    if report.nodes == 1 and not report.enough:
+        end += f" But workers.max is too low: set it to {workers.needed:g} or more, otherwise visits wait."
     return Group(figures, Text(), needs, Text(), Text(end, style="bold"))
