@@ -109,6 +109,26 @@ def test_deleted_configuration_stays_deleted(tmp_path: Path) -> None:
     assert not (tmp_path / CONFIG).exists()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_dangling_link_is_left_and_not_written_through(tmp_path: Path, installed: bool) -> None:
+    """The site may have its configuration on a disk that is not mounted now."""
+    folder, target = tmp_path / "root", tmp_path / "unmounted" / "a.yaml"
+    path = folder / CONFIG
+    if installed:
+        install(folder, [InstalledFile(CONFIG, b"1")])
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    target.parent.mkdir()
+    left = f"left {CONFIG}, which was changed here"
+    new = [InstalledFile(CONFIG, b"2")]
+    assert install(folder, new) == [f"{left}; the new version is {CONFIG}.new"]
+    assert install(folder, new) == [left]
+    assert left in remove(folder)
+    assert path.is_symlink()
+    assert not target.exists()
+
+
 def test_files_that_a_version_no_longer_has_are_deleted(tmp_path: Path) -> None:
     install(tmp_path, V1)
     assert install(tmp_path, V1[:1]) == [f"deleted {UNIT}"]
