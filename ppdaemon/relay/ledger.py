@@ -239,6 +239,11 @@ class Ledger(SqliteFile):
             unknown = [each for each in numbers if _is_unknown(rows.get(each), hello.origin, listed)]
             self._insert_adopted(visit.number, unknown, hello, listed)
             adopted += len(unknown)
+            if isinstance(listed, EndedDetectors) and listed.last is not None:
+                again = [each for each in numbers if _is_requeued(rows.get(each), hello.origin, listed)]
+                requeued = listed.model_copy(update={"attempt": listed.last})
+                self._insert_adopted(visit.number, again, hello, requeued)
+                adopted += len(again)
             if unknown and isinstance(listed, HeldDetectors):
                 reservations = tuple(
                     each for each in self._reserved(visit.number) if each.detector in unknown
@@ -472,6 +477,17 @@ def _is_unknown(row: Sequence[Any] | None, node: str, listed: HeldDetectors | En
     return listed.attempt > attempt or bool(
         confirmed and decided and (its_node, attempt) == (node, listed.attempt)
     )
+
+
+def _is_requeued(row: Sequence[Any] | None, node: str, listed: EndedDetectors) -> bool:
+    """Return whether the ledger does not know the confirmed outcome of a requeue, which has the relay's
+    number of the attempt before it; see `_is_unknown`.
+    """
+    if row is None or not listed.reported or listed.last is None:
+        return False
+    its_node, attempt, outcome, _ = row
+    # A retry of the node itself has the outcome that the ledger has.
+    return its_node == node and listed.last > attempt and outcome not in (None, listed.outcome)
 
 
 def _valid_unicode(reason: str) -> str:
