@@ -108,7 +108,8 @@ def _matching(lines: Iterable[bytes], source: str, group: str, detectors: set[in
             continue
         if current is not None:
             yield current
-        is_wanted = fields.get("group") == group and fields.get("detector") in detectors
+        # A line of the supervisor may be about all detectors.
+        is_wanted = fields.get("group") == group and fields.get("detector") in {*detectors, None}
         current = LogLine(source, fields) if is_wanted else None
     if current is not None:
         yield current

@@ -23,7 +23,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
-from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
@@ -181,6 +181,13 @@ class VisitLoop:
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
         self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
+        match fact:
+            case messages.Prepared():
+                _bind(stage=Stage.PREPARED.value)
+            case messages.Ingested():
+                _bind(stage=Stage.INGESTED.value)
+            case messages.StageReached(stage=stage):
+                _bind(stage=stage.value)
 
     def cross(self, what: str) -> None:
         """Wait until the supervisor allows a step that must be done on one node only; see
@@ -224,9 +231,12 @@ class VisitLoop:
             match self._channel.receive():
                 case messages.Prepare() as order:
                     self._visit_number, self._order, self._crossed = order.visit_number, order, None
-                    _bind(order)
+                    visit = order.visit
+                    _bind(instrument=visit.instrument, group=visit.group, detector=order.detector)
+                    _bind(stage=Stage.ASSIGNED.value)
                     self._attempt(partial(work.prepare, order), work)
                 case messages.Ingest(raw=raw):
+                    _bind(exposure=raw.exposure, stage=Stage.ARRIVED.value)
                     try:
                         self.report(work.ingest(raw))
                     except Exception as error:
@@ -286,7 +296,7 @@ class VisitLoop:
         work.reset()
         self._scratch.enter()
         trim_memory()
-        structlog.contextvars.unbind_contextvars("instrument", "group", "detector")
+        structlog.contextvars.unbind_contextvars("instrument", "group", "detector", "exposure", "stage")
 
     def _send_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
@@ -306,7 +316,6 @@ def trim_memory() -> None:
     _LIBC.malloc_trim(0)
 
 
-def _bind(order: messages.Prepare) -> None:
-    structlog.contextvars.bind_contextvars(
-        instrument=order.visit.instrument, group=order.visit.group, detector=order.detector
-    )
+def _bind(**fields: object) -> None:
+    """Add fields to all later lines of the log, until the end of the visit."""
+    structlog.contextvars.bind_contextvars(**fields)

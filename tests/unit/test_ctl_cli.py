@@ -146,6 +146,28 @@ def test_a_socket_of_the_environment_is_used(
     assert (ended.value.code, "quarantined" in capsys.readouterr().out) == (0, True)
 
 
+def test_a_relays_socket_of_the_environment_is_used(
+    serve: Callable[..., ControlServer],
+    socket_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve(lambda _request: ok([]))
+    monkeypatch.setenv(cli.RELAY_SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--relay", "hosts"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
+
+
+def test_a_visit_shows_the_way_to_its_log(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    answers = GOOD | {"status": status(logs="/var/lib/x/logs")}
+    serve(lambda request: ok(answers[request["type"]]))
+    group = "2025-11-22T03:25:16.951"
+    way = f"log: ppctl log {group} [DETECTOR], from /var/lib/x/logs/worker-SLOT.log"
+    assert ppctl("visit", group)[1].splitlines()[-1] == way
+    assert way not in ppctl("visit", group, "--json")[1]
+
+
 def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
     good: ControlServer,
     socket_dir: Path,

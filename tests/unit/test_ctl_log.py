@@ -125,6 +125,19 @@ def test_lines_of_the_supervisor_are_those_of_systemd_around_the_visit(tmp_path,
     assert since < accepted < until
 
 
+def test_a_line_about_all_detectors_is_of_the_visit_and_that_of_another_is_not(tmp_path, monkeypatch):
+    program = tmp_path / "journalctl"
+    lines = [
+        json.dumps({"event": "canceled", "group": GROUP}),
+        json.dumps({"event": "other", "group": "g2"}),
+        json.dumps({"event": "of another detector", "group": GROUP, "detector": 5}),
+    ]
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert [line.fields["event"] for line in supervisor_lines([row(4, 3)])] == ["canceled"]
+
+
 def test_without_systemd_there_are_no_lines_of_the_supervisor(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert supervisor_lines([row(4, 3)]) == []

@@ -69,6 +69,25 @@ def test_the_arguments_are_those_of_the_commands() -> None:
         assert argument.make_metavar(click.Context(commands[name])) == arguments
 
 
+def test_commands_in_the_text_exist() -> None:
+    """Also those of upgrade and roll-back, which are written down as commands."""
+    programs = {name: commands_of(resolve_name(PROGRAMS[name][0])) for name in ("ppctl", "ppdaemon")}
+    options = r"(?:--(?:socket|config) \S+ |--relay )*"
+    for path in (README, *DOC.rglob("*.rst")):
+        for program, name in re.findall(
+            rf"(?:``|^ +(?:\$ )?)(ppctl|ppdaemon) {options}([a-z][a-z-]+)", path.read_text(), re.MULTILINE
+        ):
+            assert name in programs[program], f"{path.name}: {program} {name}"
+
+
+def test_an_installation_makes_the_repo_before_it_starts_the_daemon() -> None:
+    for path in (ROOT / "tools" / "install.sh", DOC / "operators" / "systemd.rst"):
+        text = path.read_text()
+        start = re.search(r"enable --now (?:run-ppramdisk.mount )?ppdaemon", text)
+        assert start is not None, path
+        assert 0 < text.index("central repo") < start.start(), path
+
+
 def test_every_exit_code_is_listed_and_no_other() -> None:
     text = section("exit-codes", DOC / "operators" / "exit-codes.rst")
     assert [int(number) for number in re.findall(r"^(\d+) ", text, re.MULTILINE)] == sorted(ExitCode)

@@ -116,7 +116,12 @@ class Pool:
             actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
             self.count["invalid_transition"] += 1
-            _LOG.exception("slot %d cannot handle %r in its state; the event is ignored", number, event)
+            _LOG.exception(
+                "slot %d cannot handle %r in its state; the event is ignored",
+                number,
+                event,
+                extra=_fields(slot),
+            )
             return
         self._perform(slot, actions)
 
@@ -150,7 +155,10 @@ class Pool:
         slot = self.slots.get(message.slot)
         if slot is None or slot.epoch != message.epoch or slot.state != SlotState.STARTING:
             _LOG.warning(
-                "a worker of slot %d epoch %d started too late; it is killed", message.slot, message.epoch
+                "a worker of slot %d epoch %d started too late; it is killed",
+                message.slot,
+                message.epoch,
+                extra={"slot": message.slot},
             )
             child.signal(signal.SIGKILL)
             child.close()
@@ -191,7 +199,8 @@ class Pool:
         except BlockingIOError:
             return
         except OSError as error:
-            _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
+            text = "channel of slot %d cannot be read and is closed: %s"
+            _LOG.warning(text, child.slot, error, extra=_fields(self.slots[child.slot]))
             size = 0
         if not size:
             self._loop.remove_reader(child.channel)
@@ -279,6 +288,7 @@ class Pool:
                 slot.number,
                 note,
                 self.count[f"recycled.{cause}"],
+                extra=_fields(slot),
             )
 
     def _warn_of_imports(self, imports: events.NoteImports) -> None:
@@ -354,6 +364,7 @@ class Pool:
                 "repo of slot %d cannot be deleted; its next worker waits until it can: %s",
                 slot.number,
                 error,
+                extra=_fields(slot),
             )
 
     def _set_timer(self) -> None:
@@ -371,3 +382,8 @@ class Pool:
         for number in self._deadlines.due(self.clock.mono()):
             self.handle(number, events.DeadlinePassed())
         self._set_timer()
+
+
+def _fields(slot: Slot) -> dict[str, object]:
+    """Return the fields of a log line about a slot: its number, and the visit-detector that it has."""
+    return {"slot": slot.number, **(slot.assignment.key._asdict() if slot.assignment else {})}

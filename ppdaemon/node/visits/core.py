@@ -56,7 +56,7 @@ from ppdaemon.node.visits.requeue import (
 )
 from ppdaemon.reports import RequeueRow
 from ppdaemon.selection import PipelineChoice
-from ppdaemon.states import Outcome, Stage
+from ppdaemon.states import Outcome, Stage, state_of
 from ppdaemon.visit import parent_group
 
 __all__ = ("Visits",)
@@ -292,7 +292,8 @@ class Visits:
     def _cancel(self, event: CancelVisit, effects: model.Effects) -> None:
         visits, reason = self.open.in_group(event.instrument, event.group), events.CancelReceived().reason
         if visits and event.detectors is None:
-            _LOG.info("%s %s with %d detectors: %s", event.instrument, event.group, len(visits), reason)
+            context = {"instrument": event.instrument, "group": event.group}
+            _LOG.info("%s %s with %d detectors: %s", *context.values(), len(visits), reason, extra=context)
         for visit in visits:
             if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
@@ -641,7 +642,13 @@ class Visits:
             outcome,
             f" ({entry.reason})" if reason else "",
             ", retrying" if again else "",
-            extra={**entry.key._asdict(), "slot": entry.slot, "outcome": outcome},
+            extra={
+                **entry.key._asdict(),
+                "slot": entry.slot,
+                "exposure": max(entry.exposures, default=None),
+                "stage": state_of(None, entry.stages, partial=False),
+                "outcome": outcome,
+            },
         )
         self.open.remove(visit)
         self._asked.pop(entry.key, None)
