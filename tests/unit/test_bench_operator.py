@@ -39,7 +39,7 @@ def test_times_of_a_command_are_those_of_its_process() -> None:
     commands.run((sys.executable, "-c", "print('x' * 1_000_000)"), times)
     results = times.results("any")
     assert results["any_ms"] == results["any_min_ms"] >= results["any_cpu_ms"] > 0
-    with pytest.raises(commands.subprocess.CalledProcessError):
+    with pytest.raises(commands.BenchFailed, match="exited with 3"):
         commands.run((sys.executable, "-c", "raise SystemExit(3)"), times)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benching.results import Scalar
+from poolbench.node import BenchFailed
 
 __all__ = ("PPCTL", "PYTHON", "Times", "first_frame", "run")
 
@@ -33,7 +34,7 @@ class Times:
 
 
 def run(command: Sequence[str], times: Times) -> None:
-    """Run a command once, with its output in a pipe. Raises `subprocess.CalledProcessError` if it fails."""
+    """Run a command once, with its output in a pipe. Raises `BenchFailed` if it fails."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -42,7 +43,7 @@ def run(command: Sequence[str], times: Times) -> None:
             pass
     _ended(process, times, began)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise BenchFailed(f"{' '.join(command[3:])} exited with {process.returncode}")
 
 
 def first_frame(command: Sequence[str], shown: bytes, times: Times, listen: Callable[[], None]) -> None:
@@ -63,7 +64,7 @@ def first_frame(command: Sequence[str], shown: bytes, times: Times, listen: Call
             output += keyboard.read(65536)
             if time.monotonic() - began > LIMIT_S:
                 process.kill()
-                raise TimeoutError(output.decode(errors="replace"))
+                raise BenchFailed(f"no frame in {LIMIT_S:g} s: {output.decode(errors='replace')}")
         wall_ms = (time.monotonic() - began) * 1e3
         keyboard.write(b"q")
         listen()
