@@ -61,8 +61,14 @@ WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
 ]
+OTEL = [
+    "opentelemetry-api>=1.40,<2",  # imported where traces are configured only
+    "opentelemetry-exporter-otlp-proto-http>=1.40,<2",
+    "opentelemetry-sdk>=1.40,<2",
+]
 TEST = [
     "hypothesis>=6.100",
+    "opentelemetry-proto>=1.40,<2",  # a collector's side
     "playwright>=1.48",  # drives the chromium of the host
     "pytest>=8.2",
     "pytest-timeout>=2.3",
@@ -112,6 +118,7 @@ setup(
     package_data={
         "ppdaemon": ["cameras/*.yaml", "demo/pipelines/*.yaml", "py.typed"],
         "ppdaemon.ctl": ["shipped/*/*", "shipped/*/*/*"],
+        "ppdaemon.night": ["*.css"],
         "ppdaemon.web": ["static/*"],
     },
     install_requires=CORE,
@@ -119,10 +126,11 @@ setup(
         "demo": DEMO + WEB,
         "postgres": POSTGRES,
         "web": WEB,
-        "test": DEMO + POSTGRES + WEB + TEST,
-        "dev": DEMO + POSTGRES + WEB + TEST + DEV,
+        "otel": OTEL,
+        "test": DEMO + POSTGRES + WEB + OTEL + TEST,
+        "dev": DEMO + POSTGRES + WEB + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": DEMO + POSTGRES + WEB + TEST + ML,
+        "ml": DEMO + POSTGRES + WEB + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [

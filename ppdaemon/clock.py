@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 
-__all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "tai_iso")
+__all__ = ("Clock", "TAI_MINUS_UTC_S", "day_obs", "night_limits", "tai_iso")
 
 
 def _tai() -> float:
@@ -70,3 +70,25 @@ def day_obs(tai_s: float) -> int:
     """
     instant = datetime.datetime.fromtimestamp(tai_s - 43200.0, tz=datetime.UTC)
     return instant.year * 10000 + instant.month * 100 + instant.day
+
+
+def night_limits(day: int) -> tuple[float, float]:
+    """Return the beginning and the end of an observing day, which are at 12 h TAI.
+
+    Parameters
+    ----------
+    day : `int`
+        ``YYYYMMDD``.
+
+    Returns
+    -------
+    begin_tai, end_tai : `float`
+        TAI seconds since 1970.
+
+    Raises
+    ------
+    ValueError
+        Raised if there is no such day.
+    """
+    noon = datetime.datetime.strptime(f"{day:08}", "%Y%m%d").replace(hour=12, tzinfo=datetime.UTC)
+    return noon.timestamp(), noon.timestamp() + 86400.0

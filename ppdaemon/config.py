@@ -15,6 +15,7 @@ import pydantic
 
 from ppdaemon.configtypes import (
     CollectionTemplate,
+    CollectorUrl,
     ConfigPart,
     ConnectAddress,
     Detectors,
@@ -550,6 +551,17 @@ class MetricsConfig(ConfigPart):
                 yield ("listen",), f"other hosts can connect to {listen}: it needs metrics.insecure: true"
 
 
+class TracesConfig(ConfigPart):
+    """Traces of visit-detectors for OpenTelemetry."""
+
+    endpoint: CollectorUrl | None = None
+    """Where a collector receives OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces``; `None`: no
+    traces. Needs the extra ``otel``."""
+    ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
+    """Which share of all visit-detectors is traced, 0 to 1: the same in the relay and its nodes, which then
+    choose the same ones."""
+
+
 class NodeConfig(ConfigPart):
     """The whole configuration of ``ppdaemon``."""
 
@@ -566,6 +578,7 @@ class NodeConfig(ConfigPart):
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
     metrics: MetricsConfig = MetricsConfig()
+    traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()
 
     @classmethod

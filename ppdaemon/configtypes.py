@@ -4,6 +4,7 @@ base of the parts of a configuration.
 """
 
 import grp
+import importlib.util
 import ipaddress
 import pwd
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -25,6 +27,7 @@ from ppdaemon.yamlfile import KeyPath
 __all__ = (
     "Address",
     "CollectionTemplate",
+    "CollectorUrl",
     "ConfigPart",
     "ConnectAddress",
     "Detectors",
@@ -104,6 +107,20 @@ def _address(value: str) -> str:
 def _connectable(value: str) -> str:
     if value.startswith("tcp://") and "*" in value:
         raise ValueError(f"{value}: name the host and the port to connect to instead of *")
+    return value
+
+
+def _collector_url(value: str) -> str:
+    """Check the address of a collector of traces, and that this installation can send to one."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value} is not an address: write for instance http://127.0.0.1:4318/v1/traces")
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ValueError("traces need the extra otel: pip install 'ppdaemon[otel]'")
     return value
 
 
@@ -205,6 +222,7 @@ KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]
 HttpAddress = Annotated[str, pydantic.AfterValidator(_http_address)]
+CollectorUrl = Annotated[str, pydantic.AfterValidator(_collector_url)]
 CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
 ConnectAddress = Annotated[Address, pydantic.AfterValidator(_connectable)]
 

@@ -6,8 +6,8 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
     JournalFilter,
@@ -21,7 +21,18 @@ from ppdaemon.reports import (
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
-__all__ = ("converted", "count_late_raws", "late_raws", "visit", "visit_detectors", "visit_summaries")
+__all__ = (
+    "NightRow",
+    "converted",
+    "count_late_raws",
+    "last_attempts",
+    "late_raws",
+    "newest_tai",
+    "recycled",
+    "visit",
+    "visit_detectors",
+    "visit_summaries",
+)
 
 _SHOWN = (
     'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
@@ -56,9 +67,53 @@ _SUMMARY = (
     f" FROM attempt WHERE {_IS_VISIT} ORDER BY detector, attempt)"
 )
 """States by detector, without those of open visit-detectors; survey, time, and latency of a visit."""
+_SAME = "{0}.instrument = {1}.instrument AND {0}.grp = {1}.grp AND {0}.detector = {1}.detector"
+_IS_LAST = (
+    # A canceled one stays final when the relay requests the visit-detector once more.
+    "({0}.final = 1 OR {0}.outcome IS NULL) AND ({0}.outcome IS NOT 'cancelled' OR NOT EXISTS"
+    f" (SELECT 1 FROM attempt AS next WHERE {_SAME.format('next', '{0}')} AND next.attempt > {{0}}.attempt))"
+)
+_BEGUN = (
+    "one.received_tai >= ?1 AND one.received_tai < ?2 AND one.rowid >= ?3 AND one.rowid < ?4"
+    " AND (one.attempt = 1 OR NOT EXISTS (SELECT 1 FROM attempt AS earlier"
+    f" WHERE {_SAME.format('earlier', 'one')} AND earlier.received_tai < ?1))"
+)
+_COUNTED = (
+    "{0}.instrument, {0}.grp, {0}.detector, {0}.attempt, {0}.outcome, {0}.exposures, {0}.stages,"
+    " {0}.figures, {0}.reason, {0}.survey, {0}.partial, {0}.datasets, {0}.shutter_close_tai"
+)
+"""Columns of a `NightRow`."""
+_IN_TIME = f"SELECT {_COUNTED.format('one')} FROM attempt AS one WHERE {_BEGUN} AND {_IS_LAST.format('one')}"
+_AFTERWARDS = (
+    f"SELECT DISTINCT {_COUNTED.format('last')} FROM attempt AS one"
+    f" JOIN attempt AS last ON {_SAME.format('last', 'one')}"
+    f" WHERE {_BEGUN} AND last.attempt > one.attempt AND last.received_tai >= ?2"
+    f" AND NOT ({_IS_LAST.format('one')}) AND {_IS_LAST.format('last')}"
+)
+"""Last attempts that were made after the time in which the first one was."""
 
 CLOCK_STEP_S = 3600.0
 """Rows are in the order of acceptance, whose times are those of a clock that may have been set."""
+
+
+class NightRow(NamedTuple):
+    """What the report of a night needs of a `~ppdaemon.reports.VisitRow`, not validated: a night has
+    200,000, and half of its time would be spent on that.
+    """
+
+    instrument: str
+    group: str
+    detector: int
+    attempt: int
+    outcome: Outcome | None
+    exposures: Sequence[int]
+    stages: Mapping[Stage, float]
+    figures: Mapping[str, Any]
+    reason: str
+    survey: str
+    partial: bool
+    datasets: int
+    shutter_close_tai: float | None
 
 
 def converted(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
@@ -111,10 +166,38 @@ def late_raws(db: sqlite3.Connection, request: LateRequest) -> list[LateRow]:
     return [LateRow(**row) for row in rows]
 
 
-def count_late_raws(db: sqlite3.Connection) -> int:
-    """Return the number of all late raws that no attempt has used."""
-    (number,) = db.execute(f"SELECT count(*) FROM late WHERE {_UNUSED}").fetchone()
+def count_late_raws(db: sqlite3.Connection, request: LateRequest | None = None) -> int:
+    """Return the number of all late raws that no attempt has used, or of those that a request selects."""
+    conditions, values = _selected(db, request or LateRequest(), prefix="late.", tai="late.seen_tai")
+    query = f"SELECT count(*) FROM late {_where([*conditions, _UNUSED])}"
+    (number,) = db.execute(query, values).fetchone()
     return int(number)
+
+
+def newest_tai(db: sqlite3.Connection) -> float | None:
+    """Return when the newest attempt was accepted; `None` if there is none."""
+    row = db.execute("SELECT received_tai FROM attempt ORDER BY rowid DESC LIMIT 1").fetchone()
+    return None if row is None else float(row[0])
+
+
+def last_attempts(db: sqlite3.Connection, begin_tai: float, end_tai: float) -> Iterator[NightRow]:
+    """Yield the last attempt at each visit-detector that was accepted first within these times, also if
+    it was made later.
+    """
+    load = json.JSONDecoder().decode
+    rows = _row_of(db, begin_tai - CLOCK_STEP_S), _row_of(db, end_tai + CLOCK_STEP_S)
+    for query in (_IN_TIME, _AFTERWARDS):
+        for values in db.execute(query, (begin_tai, end_tai, *rows)):
+            outcome, *texts = values[4:8]
+            known = None if outcome is None else Outcome(outcome)
+            yield NightRow._make((*values[:4], known, *map(load, texts), *values[8:]))
+
+
+def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int] | None:
+    """Return how many workers were replaced in a night, by cause; `None` from a journal without them."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'recycled'").fetchone():
+        return None
+    return dict(db.execute("SELECT cause, count FROM recycled WHERE day_obs = ? ORDER BY cause", (day_obs,)))
 
 
 def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> list[VisitSummary]:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Logging of all programs: one JSON object per line, or colored text.
 
-Context such as group and detector is bound once with
-`structlog.contextvars.bind_contextvars` and added to all later lines.
+Each line about a visit-detector has the fields ``instrument``, ``group``, ``detector`` and
+``attempt``, and ``stage``, ``exposure``, ``slot`` and ``outcome`` where there is one. A worker has
+one visit at a time: it binds them with `bind`. Other processes have many and name them with `about`.
 """
 
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Literal, TextIO
 
 import structlog
 
-__all__ = ("set_up",)
+__all__ = ("about", "bind", "bound", "set_up")
 
 MAX_MESSAGE = 4000
 """Longer messages are cut, so that a library that prints large objects does not fill
@@ -40,14 +42,52 @@ def _add_task_context(
     context |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
     for key, value in context.items():
         if value and key not in event:
-            event[key] = value
+            event[key] = int(value) if value.isdigit() and key in _NUMBERS else value
     return event
 
 
+_NUMBERS = frozenset({"detector", "exposure"})
+"""Fields that are numbers in all lines, and text in the record of a task."""
+
+
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler of a process, with the names of the loggers that have levels of their own."""
+    """The handler of a process, with the fields of all its lines."""
 
     levels: Mapping[str, str] = {}
+    """The loggers that have levels of their own."""
+    fields: Mapping[str, object] = {}
+
+    def add_fields(
+        self, _logger: object, _name: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        """Add the fields that a line does not have."""
+        return {**self.fields, **event}
+
+
+def _handlers() -> list[_Handler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Handler)]
+
+
+def bind(**fields: object) -> None:
+    """Add fields to all later lines of this process, those of its threads too; `None` removes one."""
+    for handler in _handlers():
+        bound = {**handler.fields, **fields}
+        handler.fields = {name: value for name, value in bound.items() if value is not None}
+
+
+def bound() -> Mapping[str, object]:
+    """Return the fields of all lines of this process."""
+    return {name: value for handler in _handlers() for name, value in handler.fields.items()}
+
+
+def about(**fields: object) -> AbstractContextManager[None]:
+    """Add fields to the lines that are logged within; those that are `None` are left out.
+
+    To be used around the line or around code that decides: a task or a callback that is created
+    within would keep the fields.
+    """
+    known = {name: value for name, value in fields.items() if value is not None}
+    return structlog.contextvars.bound_contextvars(**known)
 
 
 def set_up(
@@ -64,8 +104,11 @@ def set_up(
     each line. Libraries that log much are limited to warnings.
     """
     stream, levels = stream or sys.stderr, levels or {}
+    handler = _Handler(stream)
+    handler.levels, handler.fields = dict(levels), context
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        handler.add_fields,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -79,8 +122,6 @@ def set_up(
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=stream.isatty())
     )
-    handler = _Handler(stream)
-    handler.levels = dict(levels)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -88,8 +129,8 @@ def set_up(
         )
     )
     root = logging.getLogger()
-    for previous in root.handlers:
-        for name in previous.levels if isinstance(previous, _Handler) else ():
+    for previous in _handlers():
+        for name in previous.levels:
             logging.getLogger(name).setLevel(logging.NOTSET)
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -98,5 +139,3 @@ def set_up(
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     for name, own in levels.items():
         logging.getLogger(name).setLevel(own)
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**context)

@@ -461,6 +461,8 @@ class Prepared(Fact):
     """Times (``..._ms``) and counts of the preload, for the journal."""
     tainted: str = ""
     """As in `Done`: what the preprocessing has left in the process."""
+    ran_tasks: bool = pydantic.Field(True, exclude=True)
+    """Whether code of tasks has run, which may have changed the process. Not sent."""
 
 
 class Ingested(Fact):

@@ -21,6 +21,9 @@ JOURNAL_NAME = "journal.sqlite"
 SCHEMA = 1
 """Version of the output of ``ppctl --json``; incremented when a field is removed or its meaning changes."""
 
+REQUEUED = "requeued"
+"""Key in `VisitRow.figures` of attempts that an operator has requested. It is in journals on disk."""
+
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
 
@@ -316,6 +319,7 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "traces",
     "leftovers",
 ]
 """The part of the program, or the dependency, that a problem is about; the worst first."""

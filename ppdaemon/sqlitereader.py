@@ -18,10 +18,10 @@ BUSY_S = 2.0
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, *, longest_s: float = LONGEST_S) -> Iterator[sqlite3.Connection]:
     """Open a file for some queries; it is closed after them, so that it delays no write.
 
-    Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
+    They may take `longest_s` together. Raises `~ppdaemon.errors.Unavailable` if the file cannot be read.
     """
     try:
         # Without a WAL no program has the file open. Then reading needs no permission to create
@@ -30,13 +30,13 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         uri = f"{path.absolute().as_uri()}?{mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, autocommit=True)) as db:
             db.execute("BEGIN")  # all queries see the same rows
-            deadline = time.monotonic() + LONGEST_S
+            deadline = time.monotonic() + longest_s
             db.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
             yield db
     except PermissionError:
         raise Unavailable(f"{path}: permission denied; its group may read it") from None
     except sqlite3.Error as error:
         if error.args == ("interrupted",):
-            text = f"{path}: the query took more than {LONGEST_S:g} s; select less, such as --since 1h"
+            text = f"{path}: the query took more than {longest_s:g} s; select less, such as --since 1h"
             raise Unavailable(text) from None
         raise Unavailable(f"{path}: the {path.stem} cannot be read: {error}") from None

@@ -56,7 +56,9 @@ class Work(Protocol):
     """
 
     def prepare(self, order: messages.Prepare) -> messages.Prepared:
-        """Do everything that needs no pixels: choose the pipeline, load its inputs."""
+        """Do everything that needs no pixels: choose the pipeline, load its inputs. Return ``ran_tasks`` as
+        `False` if no code of tasks has run: the process need not be compared with its state before.
+        """
 
     def ingest(self, raw: messages.Raw) -> messages.Ingested:
         """Ingest a complete raw; raise `~ppdaemon.errors.VisitFailed` with ``BAD_RAW`` if it is unusable."""

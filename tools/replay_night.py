@@ -32,6 +32,7 @@ from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
 from ppdaemon.demo.nightreport import NightMeter, night_facts
 from ppdaemon.demo.telescope import SimulatedCamera, Telescope, TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import next_seq_num
+from ppdaemon.night.page import write_page
 from ppdaemon.states import ExitCode
 
 START_S = 2.0
@@ -89,8 +90,10 @@ def replay(
         telescope.run(planned_events(visits, speed, raws=raw_root is not None))
         follower.finish()
         return ReplayReport(
-            **follower.totals.fields(follower.visits, follower.announced),
+            **follower.totals.fields() | {"visits": follower.visits},
             **meter.fields(),
+            announced=follower.announced,
+            doubled=follower.totals.doubled,
             source=source,
             speed=speed,
             detectors=options["detectors"],
@@ -238,6 +241,7 @@ def command(keys: ClientKeys | None, **options: Any) -> None:
     report = _replay(source, night, options, keys)
     options["report"].parent.mkdir(parents=True, exist_ok=True)
     report.write(options["report"])
+    write_page(options["report"].with_name("night.html"), report, source)
     show(report)
     if not report.good:
         raise SystemExit(ExitCode.FAILED)

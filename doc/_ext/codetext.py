@@ -137,6 +137,7 @@ KINDS = {
     "Detectors": "detectors, such as 0-8,12",
     "WritableFolder": "folder that can be written",
     "HttpAddress": "HOST:PORT",
+    "CollectorUrl": "URL",
     "Address": "address, such as ``tcp://host:5570``",
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
     "ConnectAddress": "address, such as ``tcp://host:5570``",

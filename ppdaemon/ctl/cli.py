@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,9 +23,10 @@ import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
+from ppdaemon.clock import Clock
 from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
-from ppdaemon.ctl.selection import find_visit, selecting
+from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
@@ -415,6 +417,43 @@ def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
     return Group(tables.failures_table(rows), tables.refused_table(refused))
 
 
+def _read_night(context: click.Context, _: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_night(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context) from None
+
+
+@_ppctl.command()
+@click.argument("day_obs", required=False, callback=_read_night)
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    help="Read this journal, such as a copy from another host, instead of that of the daemon.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with charts to this file.")
+@_daemon_command
+def night(
+    daemon: Daemon, day_obs: int | None, journal: Path | None, html: Path | None, as_json: bool
+) -> None:
+    """Report a night: outcomes, latencies, slowest detectors, reasons, exports.
+
+    DAY_OBS is the night, such as 20261122; without it, that of the newest visit.
+    The last attempt at each visit-detector counts. Reads the journal itself, beside
+    the daemon or without it. The page of --html needs no other file and no network.
+    """
+    from ppdaemon.night.page import write_page  # numpy, which the other commands do not need
+    from ppdaemon.night.reading import read_night
+    from ppdaemon.night.tables import night_view
+
+    path = journal or daemon.journal_path()
+    report = read_night(path, day_obs, Clock())
+    if html is not None:
+        write_page(html, report, f"{path.name} on {socket.gethostname()}, version {__version__}")
+    if as_json or html is None:
+        _show(report, night_view, as_json)
+
+
 @_ppctl.command()
 @_limit
 @selecting
@@ -482,7 +521,10 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
         rows = find_visit(daemon, group)
         _show_rows(daemon, rows, tables.visit_view, as_json)
         if not as_json:
-            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {_logs(daemon)}/worker-SLOT.log")
+            from ppdaemon.ctl import log
+
+            folder = log.logs_folder(daemon)
+            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {folder}/worker-SLOT.log")
 
 
 @_ppctl.command("log")
@@ -503,8 +545,7 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     _note_journal(daemon)
     from ppdaemon.ctl import log
 
-    lines = [*log.worker_lines(_logs(daemon), rows), *log.supervisor_lines(rows)]
-    lines.sort(key=lambda line: line.timestamp)
+    lines = log.visit_lines(daemon, rows)
     if as_json:
         for line in lines:
             click.echo(json.dumps({"source": line.source, **line.fields, "more": line.more}, default=str))
@@ -512,14 +553,7 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     for line in lines:
         show(log.line_text(line), fold=False)
     if not lines:
-        click.echo(f"ppctl: {_logs(daemon)} has no line of this visit", err=True)
-
-
-def _logs(daemon: Daemon) -> Path:
-    """Return the folder of a node's logs."""
-    if daemon.from_journal and daemon.journal is not None:
-        return daemon.journal.with_name("logs")
-    return Path(daemon.status().logs)
+        click.echo(f"ppctl: {log.logs_folder(daemon)} has no line of this visit", err=True)
 
 
 @_ppctl.command()

@@ -304,6 +304,15 @@ class Daemon(ControlClient):
         self.from_journal = True
         return rows
 
+    def journal_path(self) -> Path:
+        """Return the path of the journal: known, or of the running daemon; raises as `ask` does."""
+        if self.journal is not None and is_there(self.journal):
+            return self.journal
+        # Beside its folder of logs; an older daemon does not send that.
+        if not (logs := self.status().logs):
+            raise Unavailable("the daemon does not report where its journal is: use --config")
+        return Path(logs).with_name(reports.JOURNAL_NAME)
+
     def requeue(
         self, group: str, detectors: tuple[int, ...] | None, *, force: bool
     ) -> tuple[reports.RequeueRow, ...]:

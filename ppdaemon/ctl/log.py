@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ from typing import Any
 from rich.text import Text
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
-from ppdaemon.ctl.client import Denied
+from ppdaemon.ctl.client import Daemon, Denied
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Stage
 from ppdaemon.terminal import plain
 
-__all__ = ("LogLine", "line_text", "supervisor_lines", "worker_lines", "worker_log")
+__all__ = (
+    "LogLine",
+    "line_text",
+    "lines_of",
+    "logs_folder",
+    "supervisor_lines",
+    "visit_lines",
+    "worker_lines",
+    "worker_log",
+)
 
 UNIT = "ppdaemon"
 JOURNAL_S = 10.0
@@ -44,6 +53,21 @@ class LogLine:
     def timestamp(self) -> str:
         """UTC, ISO 8601; blank if the line has none."""
         return str(self.fields.get("timestamp", ""))
+
+
+def logs_folder(daemon: Daemon) -> Path:
+    """Return the folder of a node's logs; raises as `~ppdaemon.ctl.client.Daemon.ask` does."""
+    if daemon.from_journal and daemon.journal is not None:
+        return daemon.journal.with_name("logs")
+    return Path(daemon.status().logs)
+
+
+def visit_lines(daemon: Daemon, rows: Sequence[VisitRow]) -> list[LogLine]:
+    """Return the lines of a visit in the logs of workers and daemon, by time; raises as `worker_lines` and
+    `~ppdaemon.ctl.client.Daemon.ask` do.
+    """
+    lines = [*worker_lines(logs_folder(daemon), rows), *supervisor_lines(rows)]
+    return sorted(lines, key=lambda line: line.timestamp)
 
 
 def worker_log(folder: Path, slot: int) -> Path:
@@ -97,26 +121,40 @@ def supervisor_lines(rows: Sequence[VisitRow]) -> list[LogLine]:
 
 
 def _matching(lines: Iterable[bytes], source: str, group: str, detectors: set[int]) -> Iterator[LogLine]:
-    """Yield the lines of one visit, each when the next one begins."""
-    quoted = json.dumps(group).encode()
+    """Yield the lines of one visit: those of some detectors, and those of all together."""
+    wanted = {None, *detectors}
+    return lines_of(
+        lines,
+        source,
+        lambda fields: fields.get("group") == group and fields.get("detector") in wanted,
+        json.dumps(group).encode(),
+    )
+
+
+def lines_of(
+    lines: Iterable[bytes],
+    source: str,
+    is_wanted: Callable[[Mapping[str, Any]], bool] = lambda fields: True,
+    text: bytes = b"",
+) -> Iterator[LogLine]:
+    """Yield the wanted lines of a log, each when the next one begins; JSON is parsed if it has a text."""
     current: LogLine | None = None
     for raw in lines:
-        fields = _fields(raw) if quoted in raw or b"{" not in raw[:1] else {}
+        fields = _fields(raw) if text in raw or b"{" not in raw[:1] else {}
         if fields is None:
             if current is not None:
                 current.more.append(raw.decode(errors="replace").rstrip("\n"))
             continue
         if current is not None:
             yield current
-        # A line of the supervisor may be about all detectors.
-        is_wanted = fields.get("group") == group and fields.get("detector") in {*detectors, None}
-        current = LogLine(source, fields) if is_wanted else None
+        current = LogLine(source, fields) if is_wanted(fields) else None
     if current is not None:
         yield current
 
 
 _CONSOLE = re.compile(r"(?P<timestamp>\d{4}-\d\d-\d\dT\S+) \[(?P<level>\w+) *\] (?P<event>.*)")
 _LOGGER = re.compile(r"\s*\[[\w.]+\]\s*$")
+_NUMBERS = {"attempt", "detector", "exposure", "slot"}
 _PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 
 
@@ -132,8 +170,9 @@ def _fields(raw: bytes) -> dict[str, Any] | None:
         return None
     fields: dict[str, Any] = dict(_PAIR.findall(found["event"]))
     fields = {name: value.strip("'") for name, value in fields.items()}
-    if str(fields.get("detector", "")).isdigit():
-        fields["detector"] = int(fields["detector"])
+    for name in _NUMBERS & fields.keys():
+        if fields[name].isdigit():
+            fields[name] = int(fields[name])
     event = _LOGGER.sub("", _PAIR.split(found["event"])[0]).strip()
     return fields | {"timestamp": found["timestamp"], "level": found["level"], "event": event}
 

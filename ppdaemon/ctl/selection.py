@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, night_limits
 from ppdaemon.ctl.client import Daemon, NotFound
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 
-__all__ = ("LATEST", "find_visit", "parse_data_id", "parse_time", "select", "selecting")
+__all__ = ("LATEST", "find_visit", "parse_data_id", "parse_night", "parse_time", "select", "selecting")
 
 LATEST = "latest"
 """Stands for the group of the newest visit."""
@@ -25,7 +25,6 @@ MATCHES = 5
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)")
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DAY = re.compile(r"\d{8}|\d{4}-\d\d-\d\d")
-_DAY_S = 86400.0
 _FIELD = re.compile(
     r"(\w+)\s*=\s*('[^']*'|\"[^\"]*\"|[^\s,'\"]+(?:,\d[^\s,]*)*)\s*(?:,|and\b)?\s*", re.IGNORECASE
 )
@@ -75,16 +74,16 @@ def _hint(name: str, names: Sequence[str]) -> str:
     return did_you_mean(name, names)
 
 
-def _night(text: str) -> tuple[float, float]:
-    """Return the beginning and the end of a day_obs, which are at 12 h TAI."""
+def parse_night(text: str) -> int:
+    """Return a day_obs, which may be written with dashes; raises ValueError."""
     try:
         if not _DAY.fullmatch(text):
             raise ValueError
-        day = datetime.datetime.strptime(text.replace("-", ""), "%Y%m%d").replace(tzinfo=datetime.UTC)
+        day = int(text.replace("-", ""))
+        night_limits(day)
     except ValueError:
         raise ValueError(f"{text!r} is no night: use its day_obs, such as 20261122") from None
-    begin = day.timestamp() + _DAY_S / 2
-    return begin, begin + _DAY_S
+    return day
 
 
 def _outcomes(text: str) -> tuple[Outcome, ...]:
@@ -137,7 +136,7 @@ def select(options: dict[str, str | None], now_tai: float) -> dict[str, Any]:
         raise ValueError("use either --night, or --since and --until")
     selected: dict[str, Any] = {}
     if "night" in texts:
-        selected["since_tai"], selected["until_tai"] = _night(texts.pop("night"))
+        selected["since_tai"], selected["until_tai"] = night_limits(parse_night(texts.pop("night")))
     for name in ("since", "until"):
         if name in texts:
             selected[f"{name}_tai"] = parse_time(texts.pop(name), now_tai)

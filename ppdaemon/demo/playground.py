@@ -23,12 +23,13 @@ from rich.text import Text
 from ppdaemon.clock import Clock
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT, plan_night
-from ppdaemon.demo.nightreport import NightMeter, last_attempts
+from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
 from ppdaemon.demo.quickstart import make_central, short_folder
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running, start_module
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
 from ppdaemon.errors import Unavailable
+from ppdaemon.night.report import last_attempts
 from ppdaemon.reports import VisitRow
 
 __all__ = ("EVERY_S", "Pace", "play", "seq_num_at", "suggestions")
@@ -52,6 +53,7 @@ def suggestions(paths: DemoPaths, metrics: str) -> list[tuple[str, str]]:
         (f"{ctl} timeline latest", "where its time went"),
         (f"{ctl} log latest", "what was logged for it"),
         (f"{ctl} restart 0", "replace a worker after its visit"),
+        (f"{ctl} night", "the night in numbers; with --html FILE as a page"),
         (f"{ctl} drain", "take no more visits"),
         (f"{ctl} resume", "take visits again"),
         (f"{send} --ra {DEFAULT_RA_DEG} --dec {DEFAULT_DEC_DEG} --angle 0", "a visit that gets no raws"),

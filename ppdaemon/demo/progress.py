@@ -13,9 +13,9 @@ from rich.text import Text
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
-from ppdaemon.demo.nightreport import last_attempts
 from ppdaemon.demo.telescope import TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.night.report import last_attempts
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import Outcome, Stage
 

@@ -28,13 +28,14 @@ from ppdaemon.demo.progress import making_bar
 from ppdaemon.demo.report import Report, make_report, show_report
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.night.page import write_page
 from ppdaemon.reports import StatusReport, VisitRow
 
 __all__ = ("demonstrate", "make_central", "short_folder")
 
 
 def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> Report:
-    """Run the demonstration; write ``report.json`` and pictures below `output`.
+    """Run the demonstration; write ``report.json``, ``night.html`` and pictures below `output`.
 
     With `keep` the repo, raws, alerts and logs stay below `output`, too.
     Raises `~ppdaemon.errors.PPDaemonError` with the reason if it does not
@@ -42,7 +43,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     """
     output = output.resolve()  # programs follow no links to their folders
     output.mkdir(parents=True, exist_ok=True)
-    for old in ("report.json", "alerts.png", "timeline.png"):
+    for old in ("report.json", "night.html", "alerts.png", "timeline.png"):
         (output / old).unlink(missing_ok=True)
     scratch = output / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -91,13 +92,14 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
     with console.status("comparing alerts with the injected truth"):
         report = make_report(rows, visits, paths, leftovers, meter, cadence_s)
         report.write(output / "report.json")
+        write_page(output / "night.html", report, "the demonstration")
         timeline_png(rows, output / "timeline.png")
         with contextlib.suppress(ValueError):  # no alerts: the report shows a count of 0
             plot_alerts(sorted(paths.alerts.glob("*.avro")), output / "alerts.png")
     show_report(report, rows, console)
     for each in build_timelines([row for row in rows if row.group == visits[0].group]):
         console.print(timeline_view(each, console.width))
-    console.print(f"\n{output}/report.json, alerts.png, timeline.png", highlight=False)
+    console.print(f"\n{output}/report.json, night.html, alerts.png, timeline.png", highlight=False)
     return report
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from ppdaemon.ctl.tables import failures_table
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT
-from ppdaemon.demo.nightreport import NightMeter, NightReport, NightTotals, last_attempts, night_facts
+from ppdaemon.demo.nightreport import NightMeter, SimulatedNight, night_facts
 from ppdaemon.demo.rules import PIPELINES
 from ppdaemon.demo.score import DetectorScore, score_alerts, total_score
 from ppdaemon.demo.services import DemoPaths
@@ -27,6 +27,7 @@ from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.middleware.pipelines.provenance import output_chain
+from ppdaemon.night.report import NightTotals, last_attempts
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
@@ -81,7 +82,7 @@ class VisitPipelines(Model):
         )
 
 
-class Report(NightReport):
+class Report(SimulatedNight):
     """The demonstration in numbers."""
 
     cadence_s: float
@@ -168,8 +169,10 @@ def make_report(
         datasets = sum(_count(butler, day) for day in days)
     processes, repos = leftovers
     return Report(
-        **totals.fields(len(visits), len(visits) * DETECTOR_COUNT),
+        **totals.fields() | {"visits": len(visits)},
         **meter.fields(),
+        announced=len(visits) * DETECTOR_COUNT,
+        doubled=totals.doubled,
         cadence_s=cadence_s,
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),

@@ -5,6 +5,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lsst.daf.butler import DimensionRecord
 from lsst.pipe.base import Instrument
@@ -53,6 +54,9 @@ from ppdaemon.work import WorkerContext
 __all__ = ("ButlerWork",)
 
 _LOG = logging.getLogger(__name__)
+
+MAX_TASKS = 500
+"""Tasks whose times are sent, 40 kB: a packet takes 128 kB."""
 
 
 @dataclass(slots=True)
@@ -161,7 +165,7 @@ class ButlerWork:
                 if built.declined:
                     timings.values["not_direct"] = built.declined
                 result = built.run(visit.reporter.before(job.pipeline, timings.values))
-                self._report_stage(Stage.PROCESSED)
+                self._report_stage(Stage.PROCESSED, **self._task_times(visit, result))
                 spool, datasets = self._spool(visit, built, order.exposures, result)
                 result = result.without(built.run.unwritten)
                 self._report_stage(Stage.SPOOLED)
@@ -196,8 +200,18 @@ class ButlerWork:
         self._repo.close()
         self._central.close()
 
-    def _report_stage(self, stage: Stage) -> None:
-        self._context.report(StageReached(stage=stage, tai=self._context.clock.tai()))
+    def _report_stage(self, stage: Stage, **detail: Any) -> None:
+        self._context.report(StageReached(stage=stage, tai=self._context.clock.tai(), detail=detail))
+
+    def _task_times(self, visit: _Visit, result: RunResult) -> dict[str, Any]:
+        """Return label, begin, end and error of each task for the trace, if there are traces."""
+        if self._context.config.traces.endpoint is None:
+            return {}
+        tasks: list[tuple[str, float, float, str | None]] = [(*times, None) for times in result.times]
+        if (failure := result.failure) and (began := visit.reporter.began.get(failure.label)):
+            # Its end is not in the metadata of a task: others may have run after it.
+            tasks.append((failure.label, began, self._context.clock.tai(), failure.text))
+        return {"tasks": tasks[:MAX_TASKS]}
 
     def _prepared(self) -> _Visit:
         if self._visit is None:

@@ -42,14 +42,18 @@ from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
+from ppdaemon.node.visits.spans import spans_of
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.traces import TraceKey
+from ppdaemon.tracesender import TraceSender
 
 __all__ = ("NodeParts",)
 
@@ -158,7 +162,9 @@ class NodeParts:
             folders,
             clock,
             count,
+            ended=self._trace,
         )
+        self.traces = TraceSender(config.traces)
         self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
@@ -181,6 +187,7 @@ class NodeParts:
             self.generations,
             self.offer,
             self.metrics,
+            self.traces,
         )
         self.relay.health = self.status.health
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
@@ -241,6 +248,12 @@ class NodeParts:
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
 
+    def _trace(self, entry: JournalEntry) -> None:
+        config = self.status.config
+        has_relay = config.relay.address is not None
+        make = partial(spans_of, entry, config.node.name, has_relay=has_relay)
+        self.traces.put(TraceKey(*entry.key[:3]), make)
+
     def _metrics_source(self) -> NodeSource:
         return NodeSource(
             self.status.report(),
@@ -290,6 +303,7 @@ class NodeParts:
         self.scheduler.reconfigure(config.workers)
         self._meters.config = config.workers
         self.metrics.reconfigure(config.metrics.listen)
+        self.traces.reconfigure(config.traces)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
         self.offer.reconfigure(config.workers)

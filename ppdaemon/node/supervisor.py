@@ -122,6 +122,8 @@ class Supervisor:
             node.journal.finish()
             await asyncio.gather(writing, return_exceptions=True)
             node.journal.close()
+            # After the last outcome was written.
+            await asyncio.to_thread(node.traces.close)
         if self._failure is not None:
             raise PPDaemonError(f"a part of the daemon failed: {self._failure}") from self._failure
 

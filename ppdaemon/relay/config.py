@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, MetricsConfig, SecurityConfig, silence_conflicts
+from ppdaemon.config import LogConfig, MetricsConfig, SecurityConfig, TracesConfig, silence_conflicts
 from ppdaemon.configtypes import (
     SOCKET_PATH_MAX,
     Address,
@@ -135,6 +135,7 @@ class RelayConfig(ConfigPart):
     that is announced again after it was deleted is processed again."""
     security: RelaySecurity = RelaySecurity()
     metrics: MetricsConfig = MetricsConfig()
+    traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()
 
     @classmethod

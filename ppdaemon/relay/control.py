@@ -31,6 +31,7 @@ from ppdaemon.relay.orders import Permit, RefusePermit
 from ppdaemon.relay.routing import NodeOffer, spares_suffice
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.throttle import Throttle
+from ppdaemon.tracesender import TraceSender
 from ppdaemon.yamlfile import did_you_mean
 
 __all__ = ("RelayControl",)
@@ -60,6 +61,7 @@ class RelayControl:
     refused_reload: str = field(default="", init=False)
     """Why the last reload without a client was refused."""
     metrics: MetricsServer | None = field(default=None, init=False)
+    traces: TraceSender | None = field(default=None, init=False)
     other_protocol: str = field(default="", init=False)
     """Which node was refused last because of the version of its messages."""
 
@@ -178,7 +180,7 @@ class RelayControl:
             ledger=str(self._ledger),
             ledger_mb=self._ledger_mb,
             ledger_backlog=self.writer.backlog,
-            counters=dict(self.throttle.by_kind),
+            counters={**self.throttle.by_kind, **({} if self.traces is None else self.traces.counters)},
             reloaded_tai=self.reloaded_tai,
             reload_refused=bool(self.refused_reload),
             permits=dict(self._permits),
@@ -268,6 +270,8 @@ class RelayControl:
             yield Finding("configuration", self.refused_reload, degrades=False)
         if self.metrics is not None and self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
+        if self.traces is not None and self.traces.problem:
+            yield Finding("traces", self.traces.problem, degrades=False)
         if self.other_protocol:
             yield Finding("nodes", f"refused a node: {self.other_protocol}", "protocol")
         for path in self._corrupt:

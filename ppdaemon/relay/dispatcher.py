@@ -23,6 +23,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
+from ppdaemon import log
 from ppdaemon.messages import (
     Heartbeat,
     Hello,
@@ -406,10 +407,8 @@ class Dispatcher:
                 reservation.release()
                 released[reservation.attempt].append(detector)
         _write_released(visit, released, effects)
-        _LOG.info(
-            "node refused a visit",
-            extra={"node": node, "group": nak.group, "detectors": len(nak.detectors), "reason": nak.reason},
-        )
+        with log.about(instrument=nak.instrument, group=nak.group, node=node, reason=nak.reason):
+            _LOG.info("node refused a visit", extra={"detectors": len(nak.detectors)})
         self._serve(visit, now, effects)
 
     def _result(self, node: str, entry: ResultEntry, now: float, effects: orders.Effects) -> bool:
@@ -427,10 +426,9 @@ class Dispatcher:
             return True
         asked = entry.attempt if entry.asked is None else entry.asked
         if (reservation.node, reservation.attempt) != (node, asked):
-            _LOG.info(
-                "ignored an outcome: the detector was moved to another node",
-                extra={"node": node, "group": entry.group, "detector": entry.detector},
-            )
+            fields = entry.model_dump(include={"instrument", "group", "detector", "attempt", "outcome"})
+            with log.about(**fields, node=node):
+                _LOG.info("ignored an outcome: the detector was moved to another node")
             return entry.returned is True or reservation.node == node
         if entry.returned:
             reservation.refused_until[node] = now + REFUSAL_S
@@ -618,6 +616,18 @@ class Dispatcher:
         del visit.reservations[reservation.detector]
         self.reservations -= 1
         effects.writes.append(orders.SetOutcome(visit.number, reservation.detector, outcome, reason, node))
+        effects.ended.append(
+            orders.Ended(
+                *visit.key,
+                reservation.detector,
+                visit.visit.survey,
+                visit.received_tai,
+                reservation.node,
+                reservation.attempt,
+                outcome,
+                reason,
+            )
+        )
 
     def _close_if_ended(self, visit: OpenVisit, effects: orders.Effects) -> None:
         if not visit.reservations and self._visits.pop(visit.key, None) is not None:

@@ -447,8 +447,11 @@ class Ledger(SqliteFile):
                     (self._clock.tai(), number),
                 )
             case orders.CloseVisit(number):
+                # Not if a detector was added since the decision, in a commit that was queued before.
                 self._db.execute(
-                    "UPDATE visits SET ended_tai = ? WHERE number = ?", (self._clock.tai(), number)
+                    "UPDATE visits SET ended_tai = ? WHERE number = ? AND NOT EXISTS"
+                    " (SELECT 1 FROM detectors WHERE visit = number AND outcome IS NULL)",
+                    (self._clock.tai(), number),
                 )
         return None
 

@@ -188,6 +188,22 @@ class CloseVisit:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A detector has its outcome: for its trace, after the writes."""
+
+    instrument: str
+    group: str
+    detector: int
+    survey: str
+    received_tai: float
+    node: str
+    """The node that had it last; blank if none had it."""
+    attempt: int
+    outcome: Outcome
+    reason: str
+
+
 type Send = (
     SendHeartbeat
     | SendWelcome
@@ -217,6 +233,7 @@ class Effects:
 
     writes: list[Write] = field(default_factory=list)
     sends: list[Send] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
 
     @classmethod
     def of(cls, *sends: Send, writes: Sequence[Write] = ()) -> "Effects":

@@ -9,7 +9,7 @@ Clients are served by `ppdaemon.relay.submitserver`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
     Effects,
+    Ended,
     Permit,
     RefuseHello,
     RefusePermit,
@@ -45,11 +46,14 @@ from ppdaemon.relay.orders import (
     SendHeartbeat,
     SetOutcome,
 )
+from ppdaemon.relay.spans import span_of
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.traces import TraceKey
+from ppdaemon.tracesender import TraceSender
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
 
@@ -138,7 +142,8 @@ class Relay:
             reload=self._reload,
         )
         self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
-        self._control.metrics = self._metrics
+        self._traces = TraceSender(config.traces)
+        self._control.metrics, self._control.traces = self._metrics, self._traces
         self._control_server = ControlServer(
             config.control_socket,
             RELAY_REQUESTS,
@@ -153,8 +158,9 @@ class Relay:
         }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
-        self._comparing: dict[bytes, list[NodeMessage]] = {}
-        """By connection: messages after a hello with which the ledger is being compared."""
+        self._comparing: dict[bytes, tuple[str, list[NodeMessage]]] = {}
+        """By connection: the name of a node with whose hello the ledger is being compared, and its messages
+        since."""
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
@@ -186,6 +192,7 @@ class Relay:
         finally:
             await self._control_server.stop()
             self._writer.close()
+            await asyncio.to_thread(self._traces.close)
 
     async def _serve(self) -> None:
         self._notifier.notify(READY=1, STATUS=status_line(self._control.report()))
@@ -290,17 +297,18 @@ class Relay:
         self._control_server.set_access(config.security)
         self._rates[link.SUBMIT].per_s = config.security.submit_per_s
         self._rates[link.NODES].per_s = config.security.nodes_per_s
-        self._admit(allowed)
+        await self._admit(allowed)
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
         )
         self._config = self._control.config = self._submit_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._metrics.reconfigure(config.metrics.listen)
+        self._traces.reconfigure(config.traces)
         self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
         _LOG.info("configuration reloaded")
 
-    def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
+    async def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
         """Admit these keys from now on, by socket; disconnect the nodes of all others."""
         if self._gatekeeper is None:
             return
@@ -310,7 +318,8 @@ class Relay:
             if revoked:
                 _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
             if domain == link.NODES:
-                self._disconnect_nodes(revoked)
+                # Behind what these nodes have sent before.
+                await self._events.put(partial(self._disconnect_nodes, revoked))
 
     # --- the pump ---------------------------------------------------------------
 
@@ -371,6 +380,8 @@ class Relay:
                         for send in effects.sends
                     ]
                 )
+                for ended in effects.ended:
+                    self._trace(ended)
             finally:  # an error in one message must not end all further ticks
                 if then is not None:
                     then()
@@ -379,6 +390,11 @@ class Relay:
             return {key for write in writes if (key := ledger.write(write)) is not None}
 
         self._writer.put(Commit(record if writes else None, follow_up))
+
+    def _trace(self, ended: Ended) -> None:
+        tai, name = self._clock.tai(), self._config.name
+        key = TraceKey(ended.instrument, ended.group, ended.detector)
+        self._traces.put(key, lambda: (span_of(ended, name, tai),))
 
     def _log_write_error(self, reason: str) -> None:
         if self._throttle.passes("ledger write"):
@@ -402,7 +418,8 @@ class Relay:
 
     # --- nodes ----------------------------------------------------------------------
 
-    def _disconnect_nodes(self, names: Iterable[str]) -> None:
+    def _disconnect_nodes(self, names: Collection[str]) -> None:
+        self._comparing = {peer: each for peer, each in self._comparing.items() if each[0] not in names}
         registry = self._dispatcher.registry
         for name in names:
             if name in registry:
@@ -439,14 +456,15 @@ class Relay:
         self._receive(frames[0], message)
 
     def _receive(self, peer: bytes, message: NodeMessage) -> None:
-        if (waiting := self._comparing.get(peer)) is not None:
+        if (comparing := self._comparing.get(peer)) is not None:
+            _, waiting = comparing
             if isinstance(message, Hello):  # only the last one counts, and they are large
                 waiting[:] = [_without_content(each) if isinstance(each, Hello) else each for each in waiting]
             if len(waiting) < MAX_WAITING:
                 waiting.append(message)
         elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
             # Its further messages wait: it is registered when the ledger was compared.
-            self._comparing[peer] = []
+            self._comparing[peer] = message.origin, []
             detectors = {name: part.detectors for name, part in self._config.instruments.items()}
             self._writer.put(
                 Commit(
@@ -457,20 +475,20 @@ class Relay:
             self._apply(self._dispatcher.receive(peer, message, self._clock.mono()))
 
     def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
-        """Register a node whose journal the ledger was compared with."""
+        """Register a node whose journal the ledger was compared with, unless its key was revoked."""
         opened, adopted = found
-        waiting = self._comparing.pop(peer)
         self._restore(opened, serve=False)
         before = self._dispatcher.adopted
-        effects = self._dispatcher.receive(peer, hello, self._clock.mono())
         self._dispatcher.adopted += adopted
-        self._apply(effects)
+        _, waiting = self._comparing.pop(peer, ("", None))
+        if waiting is not None:
+            self._apply(self._dispatcher.receive(peer, hello, self._clock.mono()))
         if adopted := self._dispatcher.adopted - before:
             _LOG.error(
                 "the ledger is older than the journal of a node: what it does not know was adopted",
                 extra={"node": hello.origin, "visit_detectors": adopted},
             )
-        for message in waiting:
+        for message in waiting or ():
             self._receive(peer, message)
 
     # --- visits ---------------------------------------------------------------------

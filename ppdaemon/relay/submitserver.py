@@ -236,6 +236,7 @@ class SubmitServer:
             effects = self.dispatcher.cancel(key, self.clock.mono())
             combined.writes += effects.writes
             combined.sends += effects.sends
+            combined.ended += effects.ended
         self.apply_effects(combined, partial(reply, answer))
 
 

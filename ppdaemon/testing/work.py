@@ -54,7 +54,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import Unavailable, VisitFailed
@@ -167,7 +167,7 @@ class ScriptedWork:
         if "skip" in self._settings:
             return Done(outcome=Outcome.SUCCEEDED)
         self._step("prepare")
-        return Prepared(pipeline="scripted")
+        return Prepared(pipeline="scripted", ran_tasks=bool(self._faults))
 
     def ingest(self, raw: Raw) -> Ingested:
         """Record the raw and its size."""
@@ -180,7 +180,7 @@ class ScriptedWork:
         """Write once permanently, then spool."""
         if "idle" in self._settings:
             return Done(outcome=Outcome.SUCCEEDED)
-        self._report_stage(Stage.FIRST_TASK)
+        began = self._report_stage(Stage.FIRST_TASK)
         early = "early" in self._settings
         if early:
             self._write_permanently()
@@ -194,7 +194,9 @@ class ScriptedWork:
         if not early:
             self._write_permanently()
         self._step("written")
-        self._report_stage(Stage.PROCESSED)
+        traced = self.context.config.traces.endpoint is not None
+        tasks = [("scripted", began, self.context.clock.tai(), None)] if traced else []
+        self._report_stage(Stage.PROCESSED, **({"tasks": tasks} if traced else {}))
         self._step("export")
         done = Done(
             outcome=Outcome.SUCCEEDED,
@@ -227,8 +229,10 @@ class ScriptedWork:
         os.write(descriptor, f"{text} {now!r}\n".encode())
         os.close(descriptor)
 
-    def _report_stage(self, stage: Stage) -> None:
-        self.context.report(StageReached(stage=stage, tai=self.context.clock.tai()))
+    def _report_stage(self, stage: Stage, **detail: Any) -> float:
+        tai = self.context.clock.tai()
+        self.context.report(StageReached(stage=stage, tai=tai, detail=detail))
+        return tai
 
     def _step(self, step: str) -> None:
         """Take the scripted time, then the scripted faults."""

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ppdaemon.camera import load_camera
-from ppdaemon.clock import TAI_MINUS_UTC_S, day_obs
+from ppdaemon.clock import TAI_MINUS_UTC_S, day_obs, night_limits
 from ppdaemon.ctl.log import LogLine
 from ppdaemon.errors import ConfigError
-from ppdaemon.reports import VisitRow, VisitSummary
-from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
+from ppdaemon.markup import Html, tag
+from ppdaemon.night.page import night_sections
+from ppdaemon.night.report import BUDGET_S, OPEN, NightReport, NightVisit
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import Stage
 from ppdaemon.terminal import duration
 from ppdaemon.web.links import detector_link, night_link, visit_link
 from ppdaemon.web.looks import LEGEND, LOOKS, Look
-from ppdaemon.web.markup import Html, tag
 from ppdaemon.web.model import change_of_row
 
 __all__ = (
@@ -28,9 +30,6 @@ __all__ = (
     "visit_page",
 )
 
-BUDGET_S = 60.0
-"""From shutter close to the alerts."""
-
 KEYS = (
     ("arrow keys", "move to another detector, or to another visit in the list"),
     ("Enter", "open the page of the detector, or show the visit"),
@@ -41,7 +40,7 @@ KEYS = (
 )
 
 
-def _page(title: str, *body: object, script: bool = True, wall: bool = False) -> Html:
+def _page(title: str, *body: object, script: bool = True, wall: bool = False, charts: bool = False) -> Html:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -49,6 +48,7 @@ def _page(title: str, *body: object, script: bool = True, wall: bool = False) ->
         tag("title", title),
         tag("link", rel="icon", href="/static/icon.svg"),
         tag("link", rel="stylesheet", href="/static/page.css"),
+        tag("link", rel="stylesheet", href="/night.css") if charts else None,
         tag("script", src="/static/page.js", defer="") if script else None,
     )
     return Html(
@@ -323,29 +323,18 @@ def _latency_text(latencies: Sequence[float]) -> str:
     )
 
 
-def night_page(day: int, visits: Sequence[VisitSummary], *, more: bool, note: str) -> Html:
-    """Return the page of a night; `more` if only its newest visits are there."""
-    states = Counter(state for visit in visits for state in visit.detectors.values())
-    total, bad = states.total(), sum(states[outcome] for outcome in BAD_OUTCOMES)
-    good = states[Outcome.SUCCEEDED] + states[PARTIAL]
-    slowest = [visit.slowest_s for visit in visits if visit.slowest_s is not None]
-    date = datetime.datetime.strptime(str(day), "%Y%m%d").replace(tzinfo=datetime.UTC)
-    before, after = (int((date + datetime.timedelta(days=n)).strftime("%Y%m%d")) for n in (-1, 1))
+def night_page(report: NightReport) -> Html:
+    """Return the page of a night: the charts of its report, and its visits, the newest first."""
+    day = report.day_obs or 0
+    noon_tai, _ = night_limits(day)
     return _page(
         f"night {day}",
         _top(
             tag("h1", f"Night {day}"),
-            tag("a", "the night before", href=night_link(before)),
-            tag("a", "the night after", href=night_link(after)),
+            tag("a", "the night before", href=night_link(day_obs(noon_tai - 1.0))),
+            tag("a", "the night after", href=night_link(day_obs(noon_tai + 86_401.0))),
         ),
-        tag("p", note, class_="note") if note else None,
-        tag("p", f"Only the newest {len(visits)} visits are shown.", class_="note") if more else None,
-        tag(
-            "p",
-            f"{len(visits)} visits, {total} visit-detectors: {good} succeeded, {bad} failed; ",
-            ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
-        ),
-        tag("p", f"slowest detector of a visit: {_latency_text(slowest)}") if slowest else None,
+        night_sections(report),
         _table(
             ("accepted, UTC", "visit", "survey", "slowest", "detectors", "first failure"),
             (
@@ -359,7 +348,7 @@ def night_page(day: int, visits: Sequence[VisitSummary], *, more: bool, note: st
                         "" if visit.slowest_s is None else duration(visit.slowest_s),
                         class_="over" if (visit.slowest_s or 0) > BUDGET_S else None,
                     ),
-                    tag("td", _strip(visit)),
+                    tag("td", _counts(visit)),
                     tag(
                         "td",
                         ""
@@ -368,19 +357,19 @@ def night_page(day: int, visits: Sequence[VisitSummary], *, more: bool, note: st
                         class_="reason",
                     ),
                 )
-                for visit in visits
+                for visit in reversed(report.visit_list)
             ),
         ),
         script=False,
+        charts=True,
     )
 
 
-def _strip(visit: VisitSummary) -> Html:
-    """A mark for each detector, or the number of each kind of mark if they are many."""
-    if len(visit.detectors) <= 24:
-        marks = (_mark(state) for _, state in sorted(visit.detectors.items()))
-        return tag("span", marks, class_="strip")
-    looks = Counter(LOOKS.get(state, Look("?", "none", state)) for state in visit.detectors.values())
+def _counts(visit: NightVisit) -> Html:
+    """Return a mark for each kind of outcome, with its number."""
+    looks: Counter[Look] = Counter()
+    for state, count in visit.outcomes.items():
+        looks[LOOKS[Stage.ACCEPTED if state == OPEN else state]] += count
     return tag(
         "span",
         (

@@ -13,9 +13,12 @@ from aiohttp import web
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.ctl.client import Daemon, Denied, NotFound
-from ppdaemon.ctl.log import LogLine, worker_lines
-from ppdaemon.ctl.selection import select
+from ppdaemon.ctl.log import LogLine, visit_lines
+from ppdaemon.ctl.selection import parse_night
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
+from ppdaemon.markup import Html
+from ppdaemon.night.page import CHARTS_CSS
+from ppdaemon.night.reading import read_night
 from ppdaemon.reports import VisitRow
 from ppdaemon.web import pages
 from ppdaemon.web.access import COOKIE, Access
@@ -23,7 +26,6 @@ from ppdaemon.web.alerts import AlertWatch
 from ppdaemon.web.follower import Follower
 from ppdaemon.web.hub import Hub, TooManyViewers
 from ppdaemon.web.links import night_link
-from ppdaemon.web.markup import Html
 from ppdaemon.web.model import LiveModel
 
 __all__ = ("make_app",)
@@ -31,13 +33,13 @@ __all__ = ("make_app",)
 _LOG = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-NIGHT_VISITS = 1000
-"""A night has some 1000; the page says so if there are more."""
 DETECTOR_ROWS = 100
 WRITE_S = 10.0
 """A viewer that does not read an event for this long is disconnected."""
 KEEPALIVE_S = 15.0
 """Proxies close connections on which nothing is sent for 60 s."""
+LOG_READERS = 2
+"""Logs that are read at once: the journal of systemd may take 10 s, and other pages need threads, too."""
 LOGIN_PAUSE_S = 1.0
 """After a wrong token, and one at a time: nobody can try many."""
 
@@ -60,6 +62,8 @@ class _Site:
     access: Access
     hub: Hub
     login_lock: asyncio.Lock
+    night_lock: asyncio.Lock
+    reading_logs: asyncio.Semaphore
     alerts: AlertWatch | None
 
     async def live(self, request: web.Request) -> web.Response:
@@ -93,13 +97,14 @@ class _Site:
 
     async def visit(self, request: web.Request) -> web.Response:
         rows = await asyncio.to_thread(self.daemon.visit, request.match_info["group"])
-        log = await asyncio.to_thread(self._log, rows)
+        async with self.reading_logs:
+            log = await asyncio.to_thread(self._log, rows)
         return _html(pages.visit_page(rows, log, self._note()))
 
     def _log(self, rows: tuple[VisitRow, ...]) -> list[LogLine] | None:
         """Return the lines of a visit, or `None` if this user may not read them."""
         try:
-            return worker_lines(Path(self.daemon.status().logs), rows)
+            return visit_lines(self.daemon, rows)
         except (Denied, Unavailable):
             return None
 
@@ -124,14 +129,17 @@ class _Site:
         raise web.HTTPFound(night_link(day_obs(Clock().tai())))
 
     async def night(self, request: web.Request) -> web.Response:
-        day = request.match_info["day"]
         try:
-            selected = select({"night": day}, 0.0)
+            day = parse_night(request.match_info["day"])
         except ValueError as error:
             raise NotFound(str(error)) from None
-        visits = await asyncio.to_thread(lambda: self.daemon.summaries(NIGHT_VISITS, **selected))
-        more = len(visits) == NIGHT_VISITS
-        return _html(pages.night_page(int(day), visits, more=more, note=self._note()))
+        # One at a time: a whole night takes seconds, during which events are sent later.
+        async with self.night_lock:
+            report = await asyncio.to_thread(lambda: read_night(self.daemon.journal_path(), day, Clock()))
+        return _html(await asyncio.to_thread(pages.night_page, report))
+
+    async def night_css(self, request: web.Request) -> web.Response:
+        return web.Response(text=CHARTS_CSS.read_text(), content_type="text/css")
 
     def _note(self) -> str:
         return "The daemon does not run; this is from its journal." if self.daemon.from_journal else ""
@@ -185,7 +193,8 @@ def make_app(daemon: Daemon, access: Access, clock: Clock, alerts: Path | None =
     hub = Hub(model.snapshot, lambda: round((clock.tai() - TAI_MINUS_UTC_S) * 1000))
     follower = Follower(daemon, model, hub, clock)
     watch = None if alerts is None else AlertWatch(alerts, lambda facts: hub.publish(model.alert(facts)))
-    site = _Site(daemon, access, hub, asyncio.Lock(), watch)
+    logs = asyncio.Semaphore(LOG_READERS)
+    site = _Site(daemon, access, hub, asyncio.Lock(), asyncio.Lock(), logs, watch)
     app = web.Application(middlewares=[site.checked], client_max_size=8192)
     app.on_response_prepare.append(_add_headers)
     app.add_routes(
@@ -198,6 +207,7 @@ def make_app(daemon: Daemon, access: Access, clock: Clock, alerts: Path | None =
             web.get(r"/detector/{instrument}/{detector:\d{1,6}}", site.detector),
             web.get("/night/now", site.tonight),
             web.get("/night/{day}", site.night),
+            web.get("/night.css", site.night_css),
             web.get("/login", site.login_form),
             web.post("/login", site.login),
             web.static("/static", STATIC),

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -45,6 +43,8 @@ NOTED_IMPORT_S = 0.2
 NOTED_IMPORTS = 8
 """Number of modules that are named then."""
 _LIBC = ctypes.CDLL(None)
+_VISIT_FIELDS = ("instrument", "group", "detector", "attempt", "stage", "exposure")
+"""Fields of the lines about a visit-detector."""
 
 
 def run_role(
@@ -180,14 +180,12 @@ class VisitLoop:
         """Send a fact of the present visit to the supervisor at once."""
         if isinstance(fact, messages.Done) and fact.nothing_permanent and self._order is not None:
             self._mark(self._order).unlink(missing_ok=True)
-        self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
         match fact:
-            case messages.Prepared():
-                _bind(stage=Stage.PREPARED.value)
-            case messages.Ingested():
-                _bind(stage=Stage.INGESTED.value)
             case messages.StageReached(stage=stage):
-                _bind(stage=stage.value)
+                log.bind(stage=stage)
+            case messages.Prepared():
+                log.bind(stage=Stage.PREPARED)
+        self._channel.send(fact.model_copy(update={"visit_number": self._visit_number}))
 
     def cross(self, what: str) -> None:
         """Wait until the supervisor allows a step that must be done on one node only; see
@@ -231,17 +229,16 @@ class VisitLoop:
             match self._channel.receive():
                 case messages.Prepare() as order:
                     self._visit_number, self._order, self._crossed = order.visit_number, order, None
-                    visit = order.visit
-                    _bind(instrument=visit.instrument, group=visit.group, detector=order.detector)
-                    _bind(stage=Stage.ASSIGNED.value)
+                    _bind(order)
                     self._attempt(partial(work.prepare, order), work)
                 case messages.Ingest(raw=raw):
-                    _bind(exposure=raw.exposure, stage=Stage.ARRIVED.value)
+                    log.bind(stage=Stage.ARRIVED, exposure=raw.exposure)
                     try:
                         self.report(work.ingest(raw))
                     except Exception as error:
                         self._send_refused(raw.exposure, error)
                 case messages.Process() as order:
+                    log.bind(stage=Stage.INGESTED, exposure=min(order.exposures, default=None))
                     self._attempt(partial(work.process, order), work)
                 case messages.GiveUp(reason=reason):
                     # The supervisor logs the outcome: a line of all workers would delay the last one.
@@ -263,7 +260,10 @@ class VisitLoop:
             retriable = isinstance(error, VisitFailed) and error.retriable
             fact = messages.Done(outcome=_outcome_of(error), reason=_reason_of(error), retriable=retriable)
         # Also after the preparation: a main pipeline is not to see what the preprocessing has changed.
-        if isinstance(fact, messages.Prepared | messages.Done) and (tainted := self._restore()):
+        ran_tasks = isinstance(fact, messages.Done) or (
+            isinstance(fact, messages.Prepared) and fact.ran_tasks
+        )
+        if ran_tasks and (tainted := self._restore()):
             fact = fact.model_copy(update={"tainted": tainted})
         if isinstance(fact, messages.Done):
             self._report_imports()
@@ -296,7 +296,7 @@ class VisitLoop:
         work.reset()
         self._scratch.enter()
         trim_memory()
-        structlog.contextvars.unbind_contextvars("instrument", "group", "detector", "exposure", "stage")
+        log.bind(**dict.fromkeys(_VISIT_FIELDS))
 
     def _send_refused(self, exposure: int, error: Exception) -> None:
         failed = isinstance(error, VisitFailed)
@@ -316,6 +316,7 @@ def trim_memory() -> None:
     _LIBC.malloc_trim(0)
 
 
-def _bind(**fields: object) -> None:
-    """Add fields to all later lines of the log, until the end of the visit."""
-    structlog.contextvars.bind_contextvars(**fields)
+def _bind(order: messages.Prepare) -> None:
+    visit = order.visit
+    values = (visit.instrument, visit.group, order.detector, order.attempt, Stage.ASSIGNED, None)
+    log.bind(**dict(zip(_VISIT_FIELDS, values, strict=True)))

@@ -21,7 +21,7 @@ from ppdaemon.demo import observing, playground
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.night import CADENCE, LONGEST_S, NIGHT, held_cadence_s, plan_night
-from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, last_attempts
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, making_bar, utc
 from ppdaemon.demo.report import Report, VisitPipelines, show_report
@@ -29,6 +29,7 @@ from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_a
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
+from ppdaemon.night.report import NightTotals, last_attempts
 from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.selection import Selector, pipeline_name
@@ -223,7 +224,7 @@ def report(**changes):
         "visits": 1, "doubled": 0, "cadence_s": 12.0, "camera": CameraReport(),
         "host": HostReport(load=HostLoad(cores=2, begin=0.5, end=3.0, cpu_share=0.75)),
     }  # fmt: skip
-    return Report(**fields | changes)
+    return Report(**NightTotals().fields() | fields | changes)
 
 
 @pytest.mark.parametrize(

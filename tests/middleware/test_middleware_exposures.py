@@ -346,7 +346,9 @@ def export(central: Central, folder: Path, spools: list[Path], together: bool) -
     exporter.close()
 
 
-@pytest.mark.parametrize(("order", "together"), [((2, 3, 1), False), ((2, 1, 3), True)])
+@pytest.mark.parametrize(
+    ("order", "together"), [pytest.param((2, 3, 1), False, marks=pytest.mark.slow), ((2, 1, 3), True)]
+)
 def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
     lacking: dict[int, Path], tmp_path: Path, central: Central, order: tuple[int, ...], together: bool
 ) -> None:
@@ -385,7 +387,7 @@ def pointings(tmp_path_factory: pytest.TempPathFactory, rigs_in: Any) -> dict[in
 
 
 @pytest.mark.parametrize("order", [(2, 1), (1, 2)])
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_header_with_a_pointing_is_preferred_to_another_detectors_without(
     pointings: dict[int, Path], tmp_path: Path, central: Central, order: tuple[int, int], together: bool
 ) -> None:

@@ -164,6 +164,7 @@ def test_the_second_detector_has_a_note_with_its_datasets(
     assert_complete(central)
 
 
+@pytest.mark.slow
 def test_it_has_the_note_too_if_it_is_exported_later(
     exporter: CentralExporter, central: Central, two: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -188,6 +188,42 @@ def test_a_failing_task_never_falls_back_and_keeps_what_others_made(rigs: MakeRi
     assert "toy_image" not in names_in(done.spool)
 
 
+TRACES = {"endpoint": "http://127.0.0.1:4318/v1/traces"}
+
+
+def stages_of(rig: Rig) -> dict[Stage, StageReached]:
+    return {fact.stage: fact for fact in rig.reports if isinstance(fact, StageReached)}
+
+
+@pytest.mark.parametrize("kind", ["direct", "separable", pytest.param("pipetask", marks=pytest.mark.slow)])
+def test_where_there_are_traces_the_times_of_tasks_are_reported(rigs: MakeRig, kind: str) -> None:
+    rig, worker = rigs(traces=TRACES, engine={"kind": kind})
+    done = run_visit(rig, worker, main="Frame", before="")
+    assert (done.outcome, done.engine) == (Outcome.SUCCEEDED, kind)
+    stages = stages_of(rig)
+    tasks = stages[Stage.PROCESSED].detail["tasks"]
+    assert sorted(label for label, *_ in tasks) == ["calibrate", "isr"]
+    begin, end = stages[Stage.FIRST_TASK].tai, stages[Stage.PROCESSED].tai
+    for _, task_begin, task_end, problem in tasks:
+        assert begin <= task_begin < task_end <= end
+        assert problem is None
+    assert tasks == sorted(tasks, key=lambda task: task[1])
+
+
+def test_the_time_of_a_task_that_failed_is_reported_with_its_error(rigs: MakeRig) -> None:
+    rig, worker = rigs(traces=TRACES, pipelines={"overrides": {"calibrate:fail": "no stars"}})
+    run_visit(rig, worker, main="Frame", before="")
+    isr, (label, begin, end, problem) = stages_of(rig)[Stage.PROCESSED].detail["tasks"]
+    assert (isr[0], label, problem) == ("isr", "calibrate", "RuntimeError: no stars")
+    assert isr[2] <= begin < end
+
+
+def test_without_traces_no_times_of_tasks_are_reported(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    run_visit(rig, worker, main="Frame", before="")
+    assert stages_of(rig)[Stage.PROCESSED].detail == {}
+
+
 def test_a_failure_after_a_point_of_no_return_is_not_retried(rigs: MakeRig) -> None:
     rig, worker = rigs(pipelines={"overrides": {"associate:fail": "half written"}})
     done = run_visit(rig, worker)

@@ -11,7 +11,8 @@ import pytest
 from ramdisk import TEMPORARY
 
 from ppdaemon.testing.node import PROGRAM, TIMES, NodeProcess, node_config, running_node
-from ppdaemon.testing.played import PlayedRelay
+from ppdaemon.testing.played import ClientSockets, PlayedRelay
+from ppdaemon.testing.relay import RelayProcess, SubmitClient
 
 TESTS = Path(__file__).parent
 
@@ -47,6 +48,33 @@ def running(
     options = {"launcher": launcher, "program": program, "ready": ready}
     with running_node(folder, sockets, **options, **parts(folder, **changes)) as node:
         yield node
+
+
+@contextmanager
+def observatory(
+    folder: Path,
+    sockets: Path,
+    alone: str = "wait",
+    *,
+    relay_keys: Mapping[str, Any] | None = None,
+    node_keys: Mapping[str, Mapping[str, Any]] | None = None,
+    **workers: Any,
+) -> Iterator[tuple[RelayProcess, NodeProcess, SubmitClient]]:
+    """Run a relay and a node, and give a client of the relay; further keys of their configurations."""
+    relay = RelayProcess(sockets, **(relay_keys or {})).start()
+    node = make_node(folder, sockets, None, **workers)
+    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0, "alone": alone}
+    node.config |= node_keys or {}
+    try:
+        with ClientSockets() as wires:
+            node.start()
+            node.wait(lambda: node.status().relay.startswith("connected"))
+            yield relay, node, SubmitClient(wires, relay.submit)
+        assert node.stop() == 0, node.story()
+    finally:
+        node.stop()
+        if relay.process.poll() is None:
+            relay.stop()
 
 
 @contextmanager

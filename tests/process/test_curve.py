@@ -451,6 +451,7 @@ def test_send_visit_takes_its_keys_from_options_or_the_environment(relay):
     assert (done.returncode, f"chmod 600 {own}" in done.stderr) == (64, True)
 
 
+@pytest.mark.slow
 def test_a_whole_node_with_keys_and_a_reload_of_them(relay, submitter, tmp_path, socket_dir):
     link = {"address": relay.nodes, "server": str(relay.keys / "relay.key"), "silence_s": 1.0}
     security = {"key": str(relay.keys / "stranger.key_secret")}

@@ -72,6 +72,7 @@ def test_a_worker_that_dies_before_its_spool_is_complete_has_not_succeeded(node,
     assert not any(group in name for name in node.exported())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access(FREEZER / "tasks", os.W_OK), reason="needs a writable cgroup v1 freezer")
 def test_a_process_that_survives_kill_is_fenced_and_the_others_continue(tmp_path, socket_dir):
     """Fault 33: unkillable, as on a frozen filesystem."""

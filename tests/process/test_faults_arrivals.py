@@ -184,6 +184,7 @@ def watched_folders(pid: int) -> int:
 # --- notices and names ---
 
 
+@pytest.mark.slow
 def test_of_many_notices_the_good_ones_are_used(tmp_path, socket_dir, own_publisher):
     """Fault 16: URL-encoded key, several records, removals, sidecars, other
     buckets, one broken record.
@@ -364,7 +365,7 @@ def test_after_an_overflow_everything_is_found(node, group):
 
 
 @pytest.mark.skipif(not MAY_LIMIT, reason="needs the right to make a user namespace")
-@pytest.mark.parametrize("limit", ["instances", "watches"])
+@pytest.mark.parametrize("limit", ["instances", pytest.param("watches", marks=pytest.mark.slow)])
 def test_where_watches_run_out_the_sysctl_is_named_and_files_are_polled(tmp_path, socket_dir, limit):
     """Fault 24: the watch limit."""
     script = f'echo 0 > /proc/sys/user/max_inotify_{limit}; exec "$@"'
@@ -412,7 +413,7 @@ def test_a_mount_that_goes_away_degrades_the_daemon_until_it_is_back(tmp_path, s
         succeeds(node, "g2", number=2)
 
 
-@pytest.mark.parametrize("watch", ["inotify", "poll"])
+@pytest.mark.parametrize("watch", ["inotify", pytest.param("poll", marks=pytest.mark.slow)])
 def test_a_root_that_vanishes_degrades_the_daemon_until_it_is_back(tmp_path, socket_dir, watch):
     """Fault 26: the folder is gone, and back."""
     with daemon(tmp_path, socket_dir, {"watch": watch, "poll_s": 0.1, "scan_s": 0.5}) as node:
@@ -465,6 +466,7 @@ def test_a_root_that_hangs_stops_neither_the_supervisor_nor_other_roots(tmp_path
 # --- very many files ---
 
 
+@pytest.mark.slow
 def test_old_files_are_neither_watched_nor_read(tmp_path, socket_dir):
     """Fault 28: very many old files at start; the benchmark has a million."""
     root = tmp_path / "raw"

@@ -149,6 +149,7 @@ def test_a_descriptor_that_is_another_file_by_now_is_left_alone(socket_dir):
     asyncio.run(body())
 
 
+@pytest.mark.slow
 def test_a_relay_with_too_many_silent_peers_serves_the_others(socket_dir):
     """Both sockets: each peer finishes its handshake, and none sends anything."""
     relay = RelayProcess(socket_dir).start()

@@ -55,6 +55,7 @@ def reload(node):
     return node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S).splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.waits("the service manager answers after 1.2 s; orphans are killed each second")
 def test_all_findings_are_the_same_at_start_reload_and_check_config(tmp_path, socket_dir, monkeypatch):
     """Fault 78: with names that do not exist, the daemon does not start. What is no error at a start is
@@ -189,6 +190,7 @@ def test_what_cannot_be_resolved_is_resolved_later(tmp_path, socket_dir):
         node.wait(lambda: node.status().state == "running")
 
 
+@pytest.mark.slow
 @pytest.mark.waits("the start waits 5 s for a check that does not answer")
 def test_a_check_that_hangs_delays_neither_visits_nor_the_start_nor_a_stop_for_long(tmp_path, socket_dir):
     """Faults 54 and 78: a database does not answer; visits are accepted meanwhile."""

@@ -375,31 +375,6 @@ def test_an_expected_failure_is_one_line_of_the_workers_log(tmp_path, socket_dir
             assert text.count("Traceback") == tracebacks, text
 
 
-def test_each_line_about_a_visit_has_its_names_as_fields(tmp_path, socket_dir):
-    with PlayedRelay() as relay:
-        node = make_node(tmp_path, socket_dir, relay, max=1, min=1, spare=0, attempts=1)
-        node.config["log"]["format"] = "json"
-        node.start()
-        try:
-            relay.reserve("g1", detectors=(4,), survey="process:log process:raise")
-            node.land("g1", 4)
-            relay.outcome("g1", 4)
-        finally:
-            assert node.stop() == 0
-    exposure = node.raws.exposure(1)
-    names = {"instrument": "DemoCam", "group": "g1", "detector": 4, "exposure": exposure, "slot": 0}
-    worker = [json.loads(line) for line in (node.state / "logs" / "worker-0000.log").read_text().splitlines()]
-    (task,) = [line for line in worker if line["event"] == "logged by a task"]
-    (failed,) = [line for line in worker if "the visit ends with an error" in line["event"]]
-    supervisor = [json.loads(line) for line in node.log.read_text().splitlines()]
-    (outcome,) = [line for line in supervisor if line.get("outcome") == "failed"]
-    for line in (task, failed, outcome):
-        assert {name: line.get(name) for name in names} == names
-        assert line["stage"] == "first_task"
-    # Nothing of the visit remains for lines after it.
-    assert [line for line in worker if "group" in line and line["timestamp"] > failed["timestamp"]] == []
-
-
 def test_what_tasks_log_is_in_the_workers_log_with_the_visit_unless_its_level_is_off(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, max=1, min=1, spare=0) as node:
         log = node.state / "logs" / "worker-0000.log"

@@ -4,11 +4,10 @@
 import os
 import signal
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from node import make_node
+from node import make_node, observatory
 from ramdisk import TEMPORARY
 
 from ppdaemon import __version__
@@ -16,29 +15,9 @@ from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.reports import DrainRequest
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import TIMES
-from ppdaemon.testing.played import ClientSockets
-from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import wait_until
 
 TIMEOUT_S = 30.0
-
-
-@contextmanager
-def observatory(folder, sockets, alone="wait", **workers):
-    """Run a relay and a node, and give a client of the relay."""
-    relay = RelayProcess(sockets).start()
-    node = make_node(folder, sockets, None, **workers)
-    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0, "alone": alone}
-    try:
-        with ClientSockets() as wires:
-            node.start()
-            node.wait(lambda: node.status().relay.startswith("connected"))
-            yield relay, node, SubmitClient(wires, relay.submit)
-        assert node.stop() == 0, node.story()
-    finally:
-        node.stop()
-        if relay.process.poll() is None:
-            relay.stop()
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +111,7 @@ def test_a_canceled_visit_ends_at_the_node_too(shared):
     node.wait(lambda: node.status().open_visits == 0)
 
 
+@pytest.mark.slow
 def test_a_restarted_node_gets_again_what_it_handed_back_and_what_was_announced_meanwhile(
     tmp_path, socket_dir
 ):

@@ -220,6 +220,7 @@ def changes():
     return {"min": 2, "spare": 0, "max": 2, "memory": {"sample_s": 0.1}}
 
 
+@pytest.mark.slow
 def test_a_zygote_without_descriptors_is_reported_and_retried(node, group):
     """Fault 53: forks fail."""
     node.wait(node.is_ready)
@@ -240,6 +241,7 @@ def test_a_zygote_without_descriptors_is_reported_and_retried(node, group):
     assert node.zygotes() == [zygote]
 
 
+@pytest.mark.slow
 def test_a_supervisor_without_free_descriptors_continues(node, group):
     """Fault 53: descriptors run out."""
     node.wait(lambda: node.status().slots == {SlotState.IDLE: 2})

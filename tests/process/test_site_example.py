@@ -4,11 +4,13 @@
 import inspect
 import textwrap
 
+import pytest
 import yaml
 
 from ppdaemon import testing
 
 
+@pytest.mark.slow
 def test_the_example_of_the_kit_is_a_test_that_passes(tmp_path, monkeypatch):
     rules = [{"survey": "BLOCK-T1", "pipelines": None}, {"pipelines": [str(tmp_path / "Ap.yaml")]}]
     (tmp_path / "Ap.yaml").touch()

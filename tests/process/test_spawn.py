@@ -45,6 +45,7 @@ def test_a_crash_is_tried_again(node, group, fault):
     assert node.marks(group) == {f"{group}~0": 1}
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_supervisor(tmp_path, socket_dir):
     """Fault 51: the supervisor of spawned workers is killed."""
     relay = PlayedRelay()
@@ -75,6 +76,7 @@ def test_no_dead_worker_stays_a_zombie(node):
     assert not os.path.exists(f"/proc/{worker.pid}")
 
 
+@pytest.mark.slow
 def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
     with running(tmp_path, socket_dir, min=1, spare=0, max=1) as node:
         node.relay.reserve("g1")

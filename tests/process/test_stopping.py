@@ -23,7 +23,7 @@ def signal_all(pids, number):
             os.kill(pid, number)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_ends_only_the_daemon_and_its_running_visit_succeeds(
     tmp_path, socket_dir, start
 ):

@@ -349,6 +349,7 @@ def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, 
     run(body)
 
 
+@pytest.mark.slow
 def test_a_reader_that_owes_an_answer_for_too_long_is_replaced(tmp_path, publisher, store):
     async def body() -> None:
         hurried = RemoteCatcher()
@@ -368,6 +369,7 @@ def test_a_reader_that_owes_an_answer_for_too_long_is_replaced(tmp_path, publish
     run(body)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_serve_is_asked_again(tmp_path, publisher, store):
     async def body() -> None:
         async with RemoteCatcher().catching(tmp_path, publisher, store, f"{store.uri}/raw") as catcher:

@@ -106,6 +106,7 @@ def test_a_raw_that_arrives_during_preload_is_processed_once(node, group):
     assert node.marks(group) == {f"{group}~0": 1}
 
 
+@pytest.mark.slow
 def test_a_raw_that_no_source_reports_is_found_by_the_final_rescan(tmp_path, socket_dir):
     """Fault 12: at the deadline, with all events lost."""
     with running(tmp_path, socket_dir, image_timeout_s=1.0, arrivals=BLIND) as node:

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from astropy.io import fits
 from node import running
 from ramdisk import TEMPORARY
 
+from ppdaemon.clock import night_limits
+from ppdaemon.night.page import write_page
+from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.telescope import free_port
 from ppdaemon.testing.waiting import wait_until
@@ -47,16 +53,30 @@ RECORD = """() => {
 }"""
 
 
+def journal_variables(folder: Path, log: Path) -> dict[str, str]:
+    """Return variables with which the journal of systemd has a log."""
+    program = folder / "bin" / "journalctl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec cat {log}\n")
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
 class WebProcess:
     """A ``ppweb`` of a node."""
 
-    def __init__(self, folder: Path, control: Path, *options: str, host: str = "127.0.0.1"):
+    def __init__(
+        self, folder: Path, control: Path, *options: str, host: str = "127.0.0.1", journal: Path | None = None
+    ):
         self.port = free_port()
         self.log = folder / f"web-{self.port}.log"
         arguments = ("--socket", str(control), "--listen", f"{host}:{self.port}", *options)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ppdaemon.web.app", *arguments], stdout=log, stderr=log
+                [sys.executable, "-m", "ppdaemon.web.app", *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **({} if journal is None else journal_variables(folder, journal))},
             )
 
     def url(self, path: str) -> str:
@@ -82,7 +102,7 @@ def shared(tmp_path_factory, module_leaves_nothing) -> Iterator[tuple[NodeProces
         tempfile.TemporaryDirectory(prefix="pp-", dir=TEMPORARY) as sockets,
         running(folder, Path(sockets), max=9, min=9) as node,
     ):
-        web = WebProcess(folder, node.control)
+        web = WebProcess(folder, node.control, journal=node.log)
         try:
             wait_until(web.is_up, TIMEOUT_S, web.log.read_text)
             yield node, web
@@ -193,7 +213,7 @@ def test_names_of_others_are_text_on_every_page(shared, page):
     page.wait_for_url("**/visit/**")
     assert text_of(page, "h1") == HOSTILE
     page.goto(web.url("/night/now"))
-    assert HOSTILE in text_of(page, "table")
+    assert HOSTILE in page.locator("table").last.inner_text()
     page.goto(web.url("/detector/DemoCam/4"))
     assert HOSTILE in text_of(page, "table")
     assert page.title() != "taken"
@@ -211,10 +231,108 @@ def test_a_visit_has_its_times_and_its_log(shared, page):
     page.wait_for_selector("#plane g[class], .plane g[class]")
     assert "s after shutter close" in text_of(page, "#d5")
     assert "ZeroDivisionError" in text_of(page, "#d4")
-    assert "ZeroDivisionError" in text_of(page, ".log")
+    log = text_of(page, ".log").splitlines()
+    assert any("ZeroDivisionError" in line for line in log)
+    (end,) = [line for line in log if "  supervisor  4  " in line]
+    assert "told-1 detector 4 attempt 1: failed (ZeroDivisionError" in end
+    assert [line[:12] for line in log if line[:1].isdigit()] == sorted(
+        line[:12] for line in log if line[:1].isdigit()
+    )
     for path in ("/visit/told-1", "/detector/DemoCam/4", "/night/now"):
         page.goto(web.url(path))
         assert is_narrow(page), path
+
+
+@needs_chromium
+def test_the_page_of_a_night_has_the_charts_of_its_report(shared, page):
+    node, web = shared
+    node.relay.reserve("night-1", (4, 5), survey="process:raise@/4")
+    for detector in (4, 5):
+        node.land("night-1", detector)
+    node.wait(lambda: not node.relay.open)
+    page.goto(web.url("/night/now"))
+    row = page.locator("tr", has_text="night-1").last
+    assert "ZeroDivisionError" in row.inner_text()
+    assert page.locator("svg.chart").count() >= 4
+    # By the style sheet: a page of its own has it inside.
+    fill = page.locator(".m3 .cell").first.evaluate("cell => getComputedStyle(cell).fill")
+    assert fill == "rgb(254, 232, 56)"
+    assert is_narrow(page)
+
+
+SHOWN = """() => {
+  const rgb = (text) => text.match(/[0-9.]+/g).slice(0, 3).map(Number);
+  const light = (text) => rgb(text)
+    .map((part) => part / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, k) => sum + part * [0.2126, 0.7152, 0.0722][k], 0);
+  const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+  const card = getComputedStyle(document.querySelector("section")).backgroundColor;
+  const on = [...document.querySelectorAll(".chart > text, section h2, .facts dd, .facts dt, td, .legend li")]
+    .map((each) => getComputedStyle(each))
+    .map((style) => contrast(card, style.fill === "rgb(0, 0, 0)" ? style.color : style.fill));
+  const cells = [...document.querySelectorAll(".chart g:has(rect)")].map((g) => contrast(
+    getComputedStyle(g.querySelector("rect")).fill, getComputedStyle(g.querySelector("text")).fill));
+  const outside = [...document.querySelectorAll("svg.chart text")].filter((each) => {
+    const box = each.getBoundingClientRect(), svg = each.closest("svg").getBoundingClientRect();
+    return box.width && (box.left < svg.left - 1 || box.right > svg.right + 1 || box.bottom > svg.bottom + 1);
+  }).map((each) => each.textContent);
+  const ground = getComputedStyle(document.body).backgroundColor;
+  return { text: Math.min(...on), cells: Math.min(...cells), outside, ground };
+}"""
+"""Contrasts of texts, and texts that are cut off."""
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_of_a_night_can_be_read_on_every_screen_and_on_paper(browser, tmp_path, scheme):
+    file = tmp_path / "night.html"
+    totals = NightTotals()
+    for number in range(30):
+        for detector in range(9):
+            totals.add_last(night_row(number, detector))
+    write_page(file, NightReport(day_obs=20261129, **totals.fields()), "a test")
+    page = browser.new_page(color_scheme=scheme)
+    others: list[str] = []
+    page.on("request", lambda request: others.append(request.url))
+    page.on("console", lambda message: others.append(message.text))
+    page.goto(file.as_uri())
+    assert others == [file.as_uri()]
+    for width, height in ((390, 844), (1280, 800), (1920, 1080)):
+        page.set_viewport_size({"width": width, "height": height})
+        shown = page.evaluate(SHOWN)
+        assert is_narrow(page), width
+        assert shown["outside"] == []
+        assert shown["text"] >= 4.5
+        assert shown["cells"] >= 4.5
+    assert shown["ground"] == {"light": "rgb(246, 247, 248)", "dark": "rgb(15, 20, 26)"}[scheme]
+    page.emulate_media(media="print")
+    shown = page.evaluate(SHOWN)
+    assert shown["ground"] == "rgb(255, 255, 255)"
+    assert shown["text"] >= 4.5
+    page.context.close()
+
+
+def night_row(number: int, detector: int) -> VisitRow:
+    """Return a visit-detector; some are slow, some failed."""
+    accepted = night_limits(20261129)[0] + 600.0 * number
+    fails = (number + detector) % 11 == 0
+    stages = {Stage.ACCEPTED: accepted, Stage.ASSIGNED: accepted + 0.1, Stage.PREPARED: accepted + 9.0}
+    if not fails:
+        stages |= {Stage.ARRIVED: accepted + 64.0, Stage.FIRST_TASK: accepted + 64.2}
+        stages |= {Stage.PROCESSED: accepted + 90.0 + 5 * detector + number, Stage.SPOOLED: accepted + 200.0}
+        stages |= {Stage.CENTRAL: accepted + 204.0} if number < 15 else {}
+    return VisitRow(
+        instrument="DemoCam",
+        group=f"g{number}",
+        detector=detector,
+        attempt=1,
+        outcome=Outcome.FAILED if fails else Outcome.SUCCEEDED,
+        reason=f"task isr: no flat of {number}" if fails else "",
+        stages=stages,
+        datasets=0 if fails else 7,
+        shutter_close_tai=accepted + 60.0,
+    )
 
 
 @pytest.mark.slow
@@ -273,6 +391,7 @@ def test_a_page_survives_a_restart_of_the_daemon(tmp_path, socket_dir, page):
             web.stop()
 
 
+@pytest.mark.slow
 def test_a_token_is_needed_beyond_this_host(tmp_path, shared):
     node, _ = shared
     path = tmp_path / "token"

@@ -119,6 +119,7 @@ def test_a_signal_stops_it_soon(relay, number):
     assert relay.stop_duration_s() < 5.0
 
 
+@pytest.mark.slow
 def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
     relay = RelayProcess(socket_dir)
     relay.state_dir.mkdir()
@@ -227,6 +228,7 @@ def test_a_cancelled_visit_ends_a_wait_and_was_what_the_canceller_wanted(relay):
     assert "if it arrives within 60 s" in remembered.stdout
 
 
+@pytest.mark.slow
 def test_a_wait_that_takes_too_long_ends_with_75(relay):
     found = send_visit("--instrument", "DemoCam", "--relay", relay.submit, "--wait", "--timeout", "3")
     assert found.returncode == 75

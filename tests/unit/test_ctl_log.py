@@ -6,12 +6,11 @@ import logging
 from io import StringIO
 
 import pytest
-import structlog
 from controlserver import visit
 
 from ppdaemon import log as program_log
 from ppdaemon.ctl.client import Denied
-from ppdaemon.ctl.log import line_text, supervisor_lines, worker_lines, worker_log
+from ppdaemon.ctl.log import line_text, supervisor_lines, visit_lines, worker_lines, worker_log
 from ppdaemon.reports import VisitRow
 
 GROUP = "2025-11-22T03:25:16.951"
@@ -36,14 +35,11 @@ def written(request):
                 stream.write(f"{line}\n")
                 continue
             group, detector, text, *error = line
-            with structlog.contextvars.bound_contextvars(
-                instrument="DemoCam", group=group, detector=detector
-            ):
-                logging.getLogger("lsst.isr").warning(text, exc_info=error[0] if error else None)
+            program_log.bind(instrument="DemoCam", group=group, detector=detector)
+            logging.getLogger("lsst.isr").warning(text, exc_info=error[0] if error else None)
         return stream.getvalue()
 
     yield written
-    structlog.contextvars.clear_contextvars()
     root.handlers[:], root.level = handlers, level
 
 
@@ -111,11 +107,13 @@ def test_a_log_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monkeypa
 def test_lines_of_the_supervisor_are_those_of_systemd_around_the_visit(tmp_path, monkeypatch):
     program = tmp_path / "journalctl"
     line = json.dumps({"event": "crashed", "group": GROUP, "detector": 4, "slot": 3})
-    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{line}'\n")
+    of_all = json.dumps({"event": "canceled", "group": GROUP})
+    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/arguments\necho '{line}'\necho '{of_all}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    (found,) = supervisor_lines([row(4, 3)])
+    found, whole = supervisor_lines([row(4, 3)])
     assert (found.source, found.fields["event"]) == ("supervisor", "crashed")
+    assert whole.fields["event"] == "canceled"
     since, until = (
         float(word.partition("@")[2])
         for word in (tmp_path / "arguments").read_text().split()
@@ -125,17 +123,33 @@ def test_lines_of_the_supervisor_are_those_of_systemd_around_the_visit(tmp_path,
     assert since < accepted < until
 
 
-def test_a_line_about_all_detectors_is_of_the_visit_and_that_of_another_is_not(tmp_path, monkeypatch):
+class Away:
+    """A node that does not run, whose journal is read."""
+
+    from_journal = True
+
+    def __init__(self, journal):
+        self.journal = journal
+
+
+def test_lines_of_workers_and_supervisor_are_in_the_order_of_their_times(tmp_path, monkeypatch):
+    def text(event, second):
+        return json.dumps(
+            {"event": event, "timestamp": f"2025-11-22T03:25:{second}Z", "group": GROUP, "detector": 4}
+        )
+
+    (tmp_path / "logs").mkdir()
+    worker_log(tmp_path / "logs", 3).write_text(f"{text('first', 10)}\n{text('third', 30)}\n")
     program = tmp_path / "journalctl"
-    lines = [
-        json.dumps({"event": "canceled", "group": GROUP}),
-        json.dumps({"event": "other", "group": "g2"}),
-        json.dumps({"event": "of another detector", "group": GROUP, "detector": 5}),
-    ]
-    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    program.write_text(f"#!/bin/sh\necho '{text('second', 20)}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert [line.fields["event"] for line in supervisor_lines([row(4, 3)])] == ["canceled"]
+    found = visit_lines(Away(tmp_path / "journal.sqlite"), [row(4, 3)])
+    assert [(line.source, line.fields["event"]) for line in found] == [
+        ("slot 3", "first"),
+        ("supervisor", "second"),
+        ("slot 3", "third"),
+    ]
 
 
 def test_without_systemd_there_are_no_lines_of_the_supervisor(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from doctools import DOC, codetext
 from ppdaemon.config import NodeConfig, Publisher, load_node
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.manpages import PROGRAMS, commands_of
-from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Latency, Lateness, NightReport
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Lateness, SimulatedNight
 from ppdaemon.raws.layout import CustomLayout
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
 from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
@@ -179,7 +179,7 @@ def test_the_documentation_has_the_keys_of_the_example() -> None:
     }
 
 
-@pytest.mark.parametrize("model", [NightReport, Latency, CameraReport, Lateness, HostReport, HostLoad])
+@pytest.mark.parametrize("model", [SimulatedNight, CameraReport, Lateness, HostReport, HostLoad])
 def test_every_field_of_a_nights_report_has_its_meaning(model: type[pydantic.BaseModel]) -> None:
     table = codetext().json_fields(model)
     fields = re.findall(r"^   \* - ``(\w+)``\n     - .+\n     -(.*)$", table, re.MULTILINE)

@@ -29,8 +29,8 @@ READING = {
 OF_PROCESSES = {"status", "workers", "top", "hosts"}
 """Commands that show what only a running program knows."""
 CONTROLLING = {"requeue", "drain", "resume", "reload", "restart", "kill"}
-WITHOUT = {"check", "size", "web", "send", "simulate", "keygen", "install-files", "demo"}
-"""Commands that need no daemon."""
+WITHOUT = {"night", "check", "size", "web", "send", "simulate", "keygen", "install-files", "demo"}
+"""Commands that need no daemon: the first one reads the journal in any case."""
 
 
 def entry(

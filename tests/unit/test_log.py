@@ -5,9 +5,9 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import structlog
 
 from ppdaemon import log
 
@@ -16,7 +16,7 @@ from ppdaemon import log
 def written() -> Iterator[Callable[[logging.LogRecord], dict[str, object]]]:
     """Give a function that logs a record and returns the line; the former logging comes back."""
     root = logging.getLogger()
-    handlers, level, context = root.handlers[:], root.level, structlog.contextvars.get_contextvars()
+    handlers, level = root.handlers[:], root.level
     stream = io.StringIO()
     log.set_up("INFO", "json", stream=stream, slot=3)
 
@@ -27,8 +27,6 @@ def written() -> Iterator[Callable[[logging.LogRecord], dict[str, object]]]:
     yield write
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**context)
 
 
 def a_record(message: str = "done", **extra: object) -> logging.LogRecord:
@@ -38,17 +36,42 @@ def a_record(message: str = "done", **extra: object) -> logging.LogRecord:
 
 
 def test_extra_values_of_a_task_are_beside_the_bound_ones(written) -> None:
-    structlog.contextvars.bind_contextvars(detector=1)
+    log.bind(detector=1)
     mapped = {"LABEL": "isr:{exposure: 7}", "RUN": "run", "DETECTOR": "1", "EXPOSURE": "7", "GROUP": "g"}
     line = written(a_record(MDC=mapped))
     assert (line["task"], line["data_id"], line["exposure"], line["group"]) == (
         "isr",
         "{exposure: 7}",
-        "7",
+        7,
         "g",
     )
     assert (line["detector"], line["slot"], line["event"]) == (1, 3, "done")
     assert "MDC" not in line
+
+
+def test_of_several_exposures_the_worker_names_the_first(written) -> None:
+    log.bind(exposure=7, detector=1)
+    line = written(a_record(MDC={"EXPOSURE": "7, 8", "DETECTOR": "1"}))
+    assert (line["exposure"], line["detector"]) == (7, 1)
+
+
+def test_the_fields_of_a_process_are_in_the_lines_of_its_threads_until_they_are_removed(written) -> None:
+    log.bind(group="g", detector=1)
+    with ThreadPoolExecutor(1) as threads:
+        line = threads.submit(written, a_record()).result()
+        assert (line["group"], line["detector"], line["slot"]) == ("g", 1, 3)
+        log.bind(group=None, detector=None)
+        assert not {"group", "detector"} & threads.submit(written, a_record()).result().keys()
+    assert log.bound() == {"slot": 3}
+
+
+def test_fields_of_some_lines_are_in_these_only(written) -> None:
+    with log.about(group="g", detector=1, exposure=None, slot=4):
+        with log.about(detector=2):
+            assert (line := written(a_record()))["detector"] == 2
+        assert "exposure" not in line
+        assert (line["group"], line["slot"], written(a_record())["detector"]) == ("g", 4, 1)
+    assert written(a_record()).keys() == {"event", "level", "logger", "timestamp", "slot"}
 
 
 def test_other_lines_know_of_no_task(written) -> None:

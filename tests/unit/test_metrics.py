@@ -13,9 +13,8 @@ from ppdaemon.metricsserver import families, text_of
 from ppdaemon.node.control.metrics import NODE_METRICS, NodeSource
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
-from ppdaemon.node.visits.requeue import REQUEUED
 from ppdaemon.relay.metrics import RELAY_METRICS
-from ppdaemon.reports import ArrivalSource, Problem, RelayStatusReport, RelayWaitRow, StatusReport
+from ppdaemon.reports import REQUEUED, ArrivalSource, Problem, RelayStatusReport, RelayWaitRow, StatusReport
 from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
 TABLES = (*NODE_METRICS, *RELAY_METRICS)

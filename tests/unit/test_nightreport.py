@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The form of all reports of a night: what is counted as lost, doubled, late and busy."""
+"""The report of a simulated night: what is counted as lost, doubled, late and busy."""
 
 import json
 from collections import namedtuple
@@ -10,14 +10,13 @@ from ppdaemon.demo.nightreport import (
     CameraReport,
     HostLoad,
     HostReport,
-    Latency,
     Lateness,
     NightMeter,
-    NightReport,
-    NightTotals,
+    SimulatedNight,
     _busy_share,
     night_facts,
 )
+from ppdaemon.night.report import Latency, NightTotals
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 
@@ -30,8 +29,8 @@ def row(group, detector, attempt=1, outcome=Outcome.SUCCEEDED, **changes):
 
 
 def report(totals, visits=1, announced=4, **changes):
-    fields = {"total_s": 9.5, "camera": CameraReport(), "host": HOST}
-    return NightReport(**totals.fields(visits, announced) | fields | changes)
+    fields = {"total_s": 9.5, "camera": CameraReport(), "host": HOST, "doubled": totals.doubled}
+    return SimulatedNight(**totals.fields() | {"visits": visits, "announced": announced} | fields | changes)
 
 
 def test_the_last_attempt_is_the_outcome_and_what_has_none_is_lost():
@@ -64,8 +63,8 @@ def test_latencies_leave_out_failures_and_visits_with_two_snaps():
     totals.measure("answer_ms", [0.001, None])
     found = report(totals).latencies
     assert found == {
-        "prepare_ms": Latency(p50_ms=2000.0, p99_ms=2000.0, count=1),
-        "answer_ms": Latency(p50_ms=1.0, p99_ms=1.0, count=1),
+        "prepare_ms": Latency(p50_ms=2000.0, p95_ms=2000.0, p99_ms=2000.0, max_ms=2000.0, count=1),
+        "answer_ms": Latency(p50_ms=1.0, p95_ms=1.0, p99_ms=1.0, max_ms=1.0, count=1),
     }
 
 

@@ -12,10 +12,11 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.budget import RestartBudget
 from ppdaemon.node.slots.deadlines import Deadlines
-from ppdaemon.node.slots.events import NoteStage
+from ppdaemon.node.slots.events import NoteRecycled, NoteStage
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
-from ppdaemon.node.visits.model import JournalEntry
+from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.model import CountRecycled, JournalEntry, Now
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
 from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.states import Stage
@@ -140,6 +141,21 @@ def test_the_observing_day_turns_at_noon_tai():
     assert (day_obs(noon - 0.001), day_obs(noon)) == (20251121, 20251122)
     assert tai_iso(noon) == "2025-11-22T12:00:00.000"
     assert Clock().tai() > noon
+
+
+def test_a_replaced_worker_is_counted_here_and_in_the_journal(config, clock):
+    posted = []
+
+    async def perform():
+        pool = Pool(config, clock, lambda order: True, posted.append, Counter())
+        pool._perform(Slot(0, config.workers, lambda: 0.5), [NoteRecycled("age", "because of its age")])
+        pool.close()
+        return pool.count
+
+    assert asyncio.run(perform()) == {"recycled.age": 1}
+    event, now = posted[0], Now(clock.mono(), clock.tai())
+    effects = Visits(config, Counter()).handle(event, now)
+    assert effects.writes == [CountRecycled("age", now.tai)]
 
 
 def test_a_stage_has_the_time_at_which_it_was_reached_not_handled(config, clock):

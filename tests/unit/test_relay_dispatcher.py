@@ -29,6 +29,7 @@ from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
     Effects,
+    Ended,
     Permit,
     RefuseHello,
     RefusePermit,
@@ -505,7 +506,9 @@ def test_results_are_confirmed_and_the_last_one_closes_the_visit(dispatcher):
     dispatcher.add(open_visit(), 0.0)
     dispatcher.receive(b"a", ack("a", 0, 1), 0.1)
     first = dispatcher.receive(b"a", results("a", 0), 1.0)
-    assert first == Effects.of(confirm(b"a", 0), writes=[ended(0, Outcome.SUCCEEDED, node="a")])
+    assert first.sends == [confirm(b"a", 0)]
+    assert first.writes == [ended(0, Outcome.SUCCEEDED, node="a")]
+    assert first.ended == [Ended(*KEY, 0, "", 0.0, "a", 1, Outcome.SUCCEEDED, "")]
     last = dispatcher.receive(b"a", results("a", 1, outcome=Outcome.FAILED), 2.0)
     assert last.writes == [ended(1, Outcome.FAILED, node="a"), CloseVisit(1)]
     assert (len(dispatcher), dispatcher.reservations) == (0, 0)
@@ -955,7 +958,9 @@ def test_a_cancelled_visit_does_not_move_to_another_node(dispatcher):
     dispatcher.cancel(KEY, 0.1)
     effects = stop_messages(dispatcher, silent, other)
     reason = "canceled before a node acknowledged it"
-    assert effects == Effects.of(writes=[ended(0, Outcome.CANCELLED, reason), CloseVisit(1)])
+    assert effects.writes == [ended(0, Outcome.CANCELLED, reason), CloseVisit(1)]
+    assert effects.sends == []
+    assert effects.ended == [Ended(*KEY, 0, "", 0.0, silent.decode(), 1, Outcome.CANCELLED, reason)]
 
 
 def test_a_cancellation_reaches_a_node_that_comes_back(dispatcher):

@@ -79,6 +79,24 @@ def test_a_detector_that_is_added_to_a_closed_visit_opens_it_again(ledger):
     assert [reservation.detector for reservation in unfinished.reservations] == [1]
 
 
+@pytest.mark.parametrize("adds", ["announcement", "hello"])
+def test_a_visit_stays_open_if_a_detector_is_added_between_decision_and_commit_of_its_end(ledger, adds):
+    number = accept(ledger, (0,)).number
+    end = [SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number)]
+    if adds == "announcement":
+        accept(ledger, (1,))
+    else:
+        held = HeldDetectors(instrument="DemoCam", group="g", attempt=1, detectors=(1,), state="held")
+        fields = {"incarnation": "run1", "instruments": {}, "capacity": 9, "sent_tai": 0.0, "sequence": 1}
+        hello = Hello(origin="n1", holds=(held,), **fields)
+        transact(ledger, [lambda ledger: ledger.adopt(hello, {"DemoCam": {0, 1}})])
+    write(ledger, *end)
+    [unfinished] = ledger.unfinished_visits()
+    assert [reservation.detector for reservation in unfinished.reservations] == [1]
+    write(ledger, SetOutcome(number, 1, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))
+    assert ledger.unfinished_visits() == []
+
+
 def test_a_group_of_another_instrument_is_another_visit(ledger):
     assert accept(ledger).number != accept(ledger, instrument="LATISS").number
     [visits] = transact(ledger, [lambda ledger: ledger.find("g")])
@@ -181,13 +199,17 @@ def test_a_closed_visit_is_not_unended_but_still_known(ledger):
     assert accept(ledger, (0,)).added == ()
 
 
+def end(ledger, group, detectors=(0, 1, 2)):
+    number = accept(ledger, detectors, groupId=group).number
+    outcomes = [SetOutcome(number, detector, Outcome.SUCCEEDED, "", "n1") for detector in detectors]
+    write(ledger, *outcomes, CloseVisit(number))
+
+
 def test_only_what_ended_before_is_pruned(ledger, clock):
-    closed = accept(ledger, groupId="old").number
-    write(ledger, CloseVisit(closed))
+    end(ledger, "old")
     accept(ledger, groupId="open")
     clock.advance(100.0)
-    young = accept(ledger, groupId="young").number
-    write(ledger, CloseVisit(young))
+    end(ledger, "young")
     before = clock.tai() - 50.0
     assert transact(ledger, [lambda ledger: ledger.prune(before)]) == [1]
     assert transact(ledger, [lambda ledger: ledger.prune(before)]) == [0]
@@ -196,8 +218,7 @@ def test_only_what_ended_before_is_pruned(ledger, clock):
 
 
 def test_pruning_takes_the_rows_of_detectors_too(ledger, clock, tmp_path):
-    number = accept(ledger).number
-    write(ledger, CloseVisit(number))
+    end(ledger, "g")
     transact(ledger, [lambda ledger: ledger.prune(clock.tai() + 1.0)])
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         assert db.execute("SELECT count(*) FROM detectors").fetchone() == (0,)

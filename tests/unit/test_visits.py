@@ -204,16 +204,6 @@ def test_a_cancellation_is_logged_once_for_all_detectors(world, caplog):
     ]
 
 
-def test_a_logged_outcome_has_its_names_as_fields(world, caplog):
-    caplog.set_level(logging.INFO)
-    accepted(world)
-    world.assign(0)
-    world.finish(0, Outcome.CRASHED)
-    (record,) = [each for each in caplog.records if getattr(each, "outcome", None)]
-    names = ("instrument", "group", "detector", "attempt", "slot", "stage", "outcome")
-    assert [getattr(record, name) for name in names] == [*KEY, 0, "accepted", "crashed"]
-
-
 def test_a_slot_matched_with_a_canceled_visit_stays_idle(world):
     accepted(world)
     world.cancel()  # decided, not committed

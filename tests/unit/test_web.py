@@ -17,18 +17,20 @@ from astropy.io import fits
 
 from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.errors import ConfigError
+from ppdaemon.markup import Html, tag
+from ppdaemon.night.page import night_sections, report_page
+from ppdaemon.night.report import NightReport, NightTotals
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model as visits
 from ppdaemon.node.visits.changes import change_of, changes_of
 from ppdaemon.node.visits.openvisits import OpenVisits
-from ppdaemon.reports import Problem, StatusReport, VisitChange, VisitRow, VisitSummary, WorkerRow
+from ppdaemon.reports import Problem, StatusReport, VisitChange, VisitRow, WorkerRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, SlotState, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.web import hub, pages
 from ppdaemon.web.access import Access, check_listen, read_token
 from ppdaemon.web.alerts import NAMES, AlertWatch, png, read_stamps
 from ppdaemon.web.looks import LEGEND, LOOKS
-from ppdaemon.web.markup import Html, tag
 from ppdaemon.web.model import KEEP_FAILURES, KEEP_VISITS, LiveModel
 
 TAI = 1_800_000_000.0
@@ -256,14 +258,11 @@ def test_text_of_others_is_never_markup():
         tag("p", "<b>", Html("<i></i>"), title="\"'<") == '<p title="&quot;&#x27;&lt;">&lt;b&gt;<i></i></p>'
     )
     rows = [row(0, HOSTILE, survey=HOSTILE, reason=HOSTILE, pipeline=HOSTILE, outcome=Outcome.FAILED)]
-    summary = VisitSummary(
-        instrument="DemoCam", group=HOSTILE, survey=HOSTILE, received_tai=TAI, detectors={0: "failed"},
-        failed_detector=0, reason=HOSTILE,
-    )  # fmt: skip
     made = [
         pages.visit_page(rows, [], HOSTILE),
         pages.detector_page("DemoCam", 0, "R22_S00", rows, HOSTILE),
-        pages.night_page(20261129, [summary], more=True, note=HOSTILE),
+        pages.night_page(night(*rows)),
+        report_page(night(*rows), HOSTILE),
         pages.message_page("Not found", HOSTILE),
     ]
     for page in made:
@@ -300,20 +299,31 @@ def test_every_state_has_a_look_and_each_look_its_letter():
     ] == []
 
 
+def night(*rows: VisitRow) -> NightReport:
+    totals = NightTotals()
+    totals.add(rows)
+    return NightReport(day_obs=20261129, **totals.fields())
+
+
 def test_the_latency_of_a_night_is_compared_with_the_budget():
-    summaries = [
-        VisitSummary(
-            instrument="DemoCam",
-            group=f"g{seconds}",
-            received_tai=TAI,
-            detectors={0: "succeeded"},
-            slowest_s=seconds,
+    """The numbers and the charts are those of the report, of which test_night has the values."""
+    rows = [
+        row(
+            0,
+            f"g{seconds}",
+            outcome=Outcome.SUCCEEDED,
+            shutter_close_tai=TAI,
+            stages={"processed": TAI + seconds},
         )
         for seconds in (30.0, 50.0, 70.0)
     ]
-    text = Text(pages.night_page(20261129, summaries, more=False, note="")).text
-    assert "latency median 50.0 s, longest 70.0 s, 1 of 3 over 60 s" in text
-    assert "3 visits, 3 visit-detectors: 3 succeeded, 0 failed" in text
+    page = pages.night_page(night(*rows))
+    assert night_sections(night(*rows)) in page
+    text = Text(page).text
+    assert "3 with 3 visit-detectors" in text
+    assert "2 of 3 (66.67%)" in text
+    assert ("class", "over") in Text(page).attributes
+    assert "g70.070.0 s" in text
 
 
 def test_the_focal_plane_has_the_detectors_of_the_camera():

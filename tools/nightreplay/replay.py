@@ -11,12 +11,13 @@ from fanoutbench.observatory import Observatory
 from fanoutbench.results import pss_mb
 
 from ppdaemon.ctl.submit import VisitSubmitter
-from ppdaemon.demo.nightreport import NightReport, NightTotals
+from ppdaemon.demo.nightreport import SimulatedNight
 from ppdaemon.demo.plan import ExposurePlan, primary_header
 from ppdaemon.demo.raws import encode_sidecar, exposure_folder
 from ppdaemon.demo.telescope import PlannedEvent, SimulatedCamera, TelescopeStep, timeline
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.messages import BUSY, Accepted
+from ppdaemon.night.report import NightTotals
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.raws import small_fits
@@ -44,7 +45,7 @@ class Memory(Model):
     nodes_late_mb: float
 
 
-class ReplayReport(NightReport):
+class ReplayReport(SimulatedNight):
     """A replayed night in numbers."""
 
     source: str

@@ -18,10 +18,11 @@ import sqlalchemy.exc
 from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
+from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.folders import REFUSAL, remove_spool
+from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.butler.central import close
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
@@ -199,13 +200,15 @@ class CentralExporter:
     def _quarantine(self, spool: Path, error: Exception, result: _Results) -> None:
         """Move a spool to quarantine, with the reason in it."""
         reason = describe(error)
-        _LOG.error(
-            "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
-            spool.name,
-            self._refused,
-            REFUSAL,
-            reason,
-        )
+        names = ("instrument", "group", "detector", "attempt")
+        with log.about(**dict(zip(names, NodeFolders.parse_spool_name(spool.name) or (), strict=False))):
+            _LOG.error(
+                "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
+                spool.name,
+                self._refused,
+                REFUSAL,
+                reason,
+            )
         self._refused.mkdir(exist_ok=True)
         try:
             (spool / REFUSAL).write_text(_note(spool, self._uri, reason))

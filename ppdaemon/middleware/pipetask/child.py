@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import click
 import networkx
-import structlog
 from lsst.ctrl.mpexec.cli.pipetask import cli
 from lsst.daf.butler import DataCoordinate
 from lsst.daf.butler.cli.utils import catch_and_exit
@@ -83,7 +82,7 @@ class _FailureReporter(logging.Handler):
 def run(channel: socket.socket, settings: protocol.CommandSettings, arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; the descriptor of `channel` is `protocol.CHANNEL_FD`."""
     log.set_up(settings.level, settings.form, settings.levels)
-    structlog.contextvars.bind_contextvars(**settings.bound)
+    log.bind(**settings.bound)
     for key, value in settings.context.items():
         ButlerMDC.MDC(key, value)
     disable_astropy_downloads()

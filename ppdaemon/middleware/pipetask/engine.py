@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import structlog
 from lsst.pipe.base import TaskMetadata
 
+from ppdaemon import log
 from ppdaemon.config import LogConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
@@ -94,11 +94,7 @@ class PipetaskEngine(Engine):
         ]
 
     def _settings(self, query: DataQuery) -> protocol.CommandSettings:
-        bound = {
-            key: value
-            for key, value in structlog.contextvars.get_contextvars().items()
-            if isinstance(value, str | int)
-        }
+        bound = {key: value for key, value in log.bound().items() if isinstance(value, str | int)}
         return protocol.CommandSettings(
             level=self._log.level,
             form=self._log.format,

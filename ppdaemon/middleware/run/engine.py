@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The interface of an engine: it builds a graph for the data of a visit and runs it, task by task."""
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 
+from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space, outcome_of, unmasked
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
@@ -128,6 +130,8 @@ class RunResult:
     """Which successful tasks lack outputs or had no work, as a sentence."""
     unwritten: tuple[Unwritten, ...] = ()
     """Datasets that are not exported because they cannot be written."""
+    times: tuple[tuple[str, float, float], ...] = ()
+    """Label, begin and end of each quantum that succeeded, TAI seconds."""
 
     def without(self, unwritten: Iterable[Unwritten]) -> "RunResult":
         """Return the result without some datasets, after all others were written."""
@@ -168,15 +172,26 @@ class RunResult:
         """
         partial: dict[str, None] = {}
         without_work: dict[str, None] = {}
+        times: list[tuple[str, float, float]] = []
         for label, metadata in succeeded:
             # Metadata read from a file have floats instead of integers.
-            flags = QuantumSuccessCaveats(int(metadata["quantum"]["caveats"]))
+            quantum = metadata["quantum"]
+            if "prepUtc" in quantum and "endUtc" in quantum:
+                times.append((label, _tai(quantum["prepUtc"]), _tai(quantum["endUtc"])))
+            flags = QuantumSuccessCaveats(int(quantum["caveats"]))
             if QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR in flags:
                 partial[label] = None
             elif QuantumSuccessCaveats.NO_WORK in flags:
                 without_work[label] = None
         parts = ((partial, "partial outputs of"), (without_work, "no work for"))
-        return cls(failure, "; ".join(f"{text} {', '.join(labels)}" for labels, text in parts if labels))
+        caveats = "; ".join(f"{text} {', '.join(labels)}" for labels, text in parts if labels)
+        return cls(failure, caveats, times=tuple(times))
+
+
+def _tai(utc: str) -> float:
+    """Return the time of a task's metadata, ISO 8601 in UTC with or without an offset."""
+    instant = datetime.datetime.fromisoformat(utc)
+    return instant.replace(tzinfo=instant.tzinfo or datetime.UTC).timestamp() + TAI_MINUS_UTC_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class NoReturnReporter:
         self._context = context
         self.passed: set[str] = set()
         """Labels of tasks that may have written something permanent."""
+        self.began: dict[str, float] = {}
+        """When the last quantum of each task began, TAI seconds."""
 
     def before(
         self, pipeline: LoadedPipeline, first: Mapping[str, object] | None = None
@@ -64,6 +66,7 @@ class NoReturnReporter:
         pending = [] if first is None else [dict(first)]
 
         def before_task(label: str) -> None:
+            self.began[label] = self._context.clock.tai()
             if pending:
                 self._context.report(
                     StageReached(stage=Stage.FIRST_TASK, tai=self._context.clock.tai(), detail=pending.pop())

@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq.asyncio
 
+from ppdaemon import log
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.config import ArrivalsConfig, Publisher
 from ppdaemon.curve import ClientKeys
@@ -187,7 +188,8 @@ class Arrivals:
                 f"the final rescan for {visit.group} was stopped after {RESCAN_S:g} s; raws that it has not "
                 "found may be reported as missing: check that the filesystem of the raw roots is not slow"
             )
-            self._counts.warn("final_rescan_cut_short", text)
+            with log.about(instrument=visit.instrument, group=visit.group):
+                self._counts.warn("final_rescan_cut_short", text)
         return tuple(file for rescan in rescans for file in rescan.not_taken)
 
     @property

@@ -12,11 +12,13 @@ import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pydantic
 
+from ppdaemon import log
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
@@ -329,7 +331,8 @@ class RawCompletion:
         is_misplaced = own is not None and None not in (own.obsid, obsid) and own.obsid != obsid
         if own and facts and own.group != facts.group and name.group is None and not is_misplaced:
             text = f"{path}: its header or sidecar has the group {own.group!r}, other files of its exposure "
-            self.counts.warn("contradiction", f"{text}have {facts.group!r}; its own group is used")
+            with _about(name, own.group):
+                self.counts.warn("contradiction", f"{text}have {facts.group!r}; its own group is used")
             facts = own
         try:
             if facts is None:
@@ -349,7 +352,8 @@ class RawCompletion:
         pending.end = end
         del self._pending[_key(pending.name)]
         if isinstance(end, Abandon):
-            self.refuse(pending.files[0].path, end.kind, end.reason)
+            with _about(pending.name, pending.name.group):
+                self.refuse(pending.files[0].path, end.kind, end.reason)
             return
         # Before `deliver`: a sighting that it causes must not deliver the raw again.
         key = _key(pending.name)
@@ -441,6 +445,11 @@ def _refusal(error: BadMessage) -> Abandon:
 
 def _key(name: RawName) -> _Key:
     return name.instrument, name.exposure, name.detector
+
+
+def _about(name: RawName, group: str | None) -> AbstractContextManager[None]:
+    """Add a raw, and its group if that is known, to the lines that are logged within."""
+    return log.about(instrument=name.instrument, group=group, detector=name.detector, exposure=name.exposure)
 
 
 async def until_concluded(pending: PendingRaw) -> None:

@@ -31,6 +31,7 @@ from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.tracesender import TraceSender
 
 __all__ = ("Status",)
 
@@ -57,6 +58,7 @@ class Status:
     generations: Generations
     offer: CapacityOffer
     metrics: MetricsServer
+    traces: TraceSender
     state: State = "starting"
     drained_since: float | None = None
     """Since when an operator wants no visits here, TAI seconds."""
@@ -131,7 +133,11 @@ class Status:
             exporter=self.exporter.text,
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=() if starting else self.arrivals.report(),
-            counters={**self.count, **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()}},
+            counters={
+                **self.count,
+                **{f"arrivals.{k}": n for k, n in self.arrivals.counters.items()},
+                **self.traces.counters,
+            },
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
             | self.relay.samples,
             problems=problems,
@@ -220,6 +226,8 @@ class Status:
         yield from (Finding("resources", problem) for problem in self.meters.problems)
         if self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
+        if self.traces.problem:
+            yield Finding("traces", self.traces.problem, degrades=False)
         if self.pool.cgroups.problem:
             yield Finding("limits", self.pool.cgroups.problem)
         for slot in self.pool.slots.values():

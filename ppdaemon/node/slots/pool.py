@@ -12,8 +12,10 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import BadMessage
@@ -42,6 +44,7 @@ VisitAction = (
     | events.NoteStage
     | events.NoteMeasurements
     | events.NoteRaw
+    | events.NoteRecycled
     | events.RescanRaws
 )
 
@@ -116,12 +119,8 @@ class Pool:
             actions = slot.handle(event, self.clock.mono())
         except InvalidTransition:
             self.count["invalid_transition"] += 1
-            _LOG.exception(
-                "slot %d cannot handle %r in its state; the event is ignored",
-                number,
-                event,
-                extra=_fields(slot),
-            )
+            with _about(slot):
+                _LOG.exception("slot %d cannot handle %r in its state; the event is ignored", number, event)
             return
         self._perform(slot, actions)
 
@@ -154,12 +153,10 @@ class Pool:
         child = adopt(message, descriptors)
         slot = self.slots.get(message.slot)
         if slot is None or slot.epoch != message.epoch or slot.state != SlotState.STARTING:
-            _LOG.warning(
-                "a worker of slot %d epoch %d started too late; it is killed",
-                message.slot,
-                message.epoch,
-                extra={"slot": message.slot},
-            )
+            with log.about(slot=message.slot, epoch=message.epoch):
+                _LOG.warning(
+                    "a worker of slot %d epoch %d started too late; it is killed", message.slot, message.epoch
+                )
             child.signal(signal.SIGKILL)
             child.close()
             return
@@ -199,8 +196,8 @@ class Pool:
         except BlockingIOError:
             return
         except OSError as error:
-            text = "channel of slot %d cannot be read and is closed: %s"
-            _LOG.warning(text, child.slot, error, extra=_fields(self.slots[child.slot]))
+            with _about(self.slots[child.slot]):
+                _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
             size = 0
         if not size:
             self._loop.remove_reader(child.channel)
@@ -260,9 +257,12 @@ class Pool:
                     # the next stage before it is handled.
                     self.post(events.NoteStage(key, stage, self.clock.tai()))
                 case events.NoteRecycled(cause=cause, note=note):
-                    self._count_recycled(slot, cause, note)
+                    with _about(slot):
+                        self._count_recycled(slot, cause, note)
+                    self.post(action)
                 case events.NoteImports():
-                    self._warn_of_imports(action)
+                    with _about(slot):
+                        self._warn_of_imports(action)
                 case (
                     events.Finish()
                     | events.NoteStage()
@@ -288,7 +288,6 @@ class Pool:
                 slot.number,
                 note,
                 self.count[f"recycled.{cause}"],
-                extra=_fields(slot),
             )
 
     def _warn_of_imports(self, imports: events.NoteImports) -> None:
@@ -322,7 +321,7 @@ class Pool:
         if slot.epoch != epoch or slot.state != SlotState.STARTING:
             return
         repo = self._folders.repo(slot.number)
-        log = self._folders.logs / f"worker-{slot.number:04d}.log"
+        log_file = self._folders.logs / f"worker-{slot.number:04d}.log"
         try:
             repo.mkdir(parents=True, exist_ok=True)
             if any(repo.iterdir()):  # the last wipe failed
@@ -332,7 +331,7 @@ class Pool:
             # Later: this runs within `_perform`, and the slot must not change under it.
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked(str(error)))
             return
-        order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log))
+        order = ForkWorker(role="worker", slot=slot.number, epoch=epoch, repo=str(repo), log=str(log_file))
         if not self.request_fork(order):
             self._loop.call_soon(self.handle, slot.number, events.WorkerNotForked("no zygote"))
 
@@ -360,12 +359,12 @@ class Pool:
         del self._wiping[slot.number]
         if not done.cancelled() and (error := done.exception()):
             self.count["wipe_failed"] += 1
-            _LOG.error(
-                "repo of slot %d cannot be deleted; its next worker waits until it can: %s",
-                slot.number,
-                error,
-                extra=_fields(slot),
-            )
+            with _about(slot):
+                _LOG.error(
+                    "repo of slot %d cannot be deleted; its next worker waits until it can: %s",
+                    slot.number,
+                    error,
+                )
 
     def _set_timer(self) -> None:
         due = self._deadlines.next()
@@ -384,6 +383,7 @@ class Pool:
         self._set_timer()
 
 
-def _fields(slot: Slot) -> dict[str, object]:
-    """Return the fields of a log line about a slot: its number, and the visit-detector that it has."""
-    return {"slot": slot.number, **(slot.assignment.key._asdict() if slot.assignment else {})}
+def _about(slot: Slot) -> AbstractContextManager[None]:
+    """Add a slot, and the visit-detector that it has, to the lines that are logged within."""
+    key = {} if slot.assignment is None else slot.assignment.key._asdict()
+    return log.about(slot=slot.number, epoch=slot.epoch, **key)

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from ppdaemon import log
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import ReserveVisit
 from ppdaemon.node.visits.model import FromLink, Reserved
@@ -57,7 +58,8 @@ class PipelineChooser:
                 self._post(Reserved(message, chosen))
             except Exception:  # costs this message, which the relay repeats, not the daemon
                 self._count["background_error"] += 1
-                _LOG.exception("cannot select pipelines for %r; the relay sends it again", message.visit)
+                with log.about(instrument=message.visit.instrument, group=message.visit.group):
+                    _LOG.exception("cannot select pipelines for %r; the relay sends it again", message.visit)
 
     async def choose(self, visit: NextVisit, detectors: Sequence[int]) -> Mapping[int, PipelineChoice]:
         """Return the pipelines of each detector of a visit."""

@@ -18,10 +18,12 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ppdaemon import log
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
@@ -47,16 +49,15 @@ from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
     HANDED_BACK,
-    REQUEUED,
     WITHDRAWN,
     is_returned,
     refusal_reason,
     requeue_row,
     requeue_warning,
 )
-from ppdaemon.reports import RequeueRow
+from ppdaemon.reports import REQUEUED, RequeueRow
 from ppdaemon.selection import PipelineChoice
-from ppdaemon.states import Outcome, Stage, state_of
+from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group
 
 __all__ = ("Visits",)
@@ -292,8 +293,8 @@ class Visits:
     def _cancel(self, event: CancelVisit, effects: model.Effects) -> None:
         visits, reason = self.open.in_group(event.instrument, event.group), events.CancelReceived().reason
         if visits and event.detectors is None:
-            context = {"instrument": event.instrument, "group": event.group}
-            _LOG.info("%s %s with %d detectors: %s", *context.values(), len(visits), reason, extra=context)
+            with log.about(instrument=event.instrument, group=event.group):
+                _LOG.info("%s %s with %d detectors: %s", event.instrument, event.group, len(visits), reason)
         for visit in visits:
             if event.attempt is not None and event.attempt < visit.entry.asked:
                 continue
@@ -546,6 +547,9 @@ class Visits:
             entry.shutter_close_tai = max(filter(None, closed), default=None)
             self.open.mark_changed(entry)
 
+    def _note_recycled(self, event: events.NoteRecycled, effects: model.Effects) -> None:
+        effects.writes.append(model.CountRecycled(event.cause, self._now.tai))
+
     def _reached(self, visit: VisitDetector, stage: Stage, tai: float) -> None:
         """Record when a stage was reached first."""
         visit.entry.stages.setdefault(stage, tai)
@@ -557,11 +561,13 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
-        if event.worker_died:
-            assert visit.entry.slot is not None, visit.key
-            self.health.died(event.assignment, visit.entry.slot, event.reason, self._now.mono, self._retry_s)
-        elif event.worker_died is False:
-            self.health.lived(event.assignment, self._now.mono)
+        with _about(visit.entry):
+            if event.worker_died:
+                assert visit.entry.slot is not None, visit.key
+                slot = visit.entry.slot
+                self.health.died(event.assignment, slot, event.reason, self._now.mono, self._retry_s)
+            elif event.worker_died is False:
+                self.health.lived(event.assignment, self._now.mono)
         if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.
@@ -635,21 +641,15 @@ class Visits:
             outcome, reason = Outcome.CANCELLED, self._handing_back
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
-        _LOG.log(
-            _log_level(outcome, reason),
-            "%s: %s%s%s",
-            entry.key,
-            outcome,
-            f" ({entry.reason})" if reason else "",
-            ", retrying" if again else "",
-            extra={
-                **entry.key._asdict(),
-                "slot": entry.slot,
-                "exposure": max(entry.exposures, default=None),
-                "stage": state_of(None, entry.stages, partial=False),
-                "outcome": outcome,
-            },
-        )
+        with _about(entry):
+            _LOG.log(
+                _log_level(outcome, reason),
+                "%s: %s%s%s",
+                entry.key,
+                outcome,
+                f" ({entry.reason})" if reason else "",
+                ", retrying" if again else "",
+            )
         self.open.remove(visit)
         self._asked.pop(entry.key, None)
         if again:
@@ -843,6 +843,17 @@ def _age_s(message: ReserveVisit) -> float:
     return message.sent_tai - message.received_tai
 
 
+def _about(entry: model.JournalEntry) -> AbstractContextManager[None]:
+    """Add an attempt to the lines that are logged within."""
+    return log.about(
+        **entry.key._asdict(),
+        slot=entry.slot,
+        stage=max(entry.stages, key=list(Stage).index, default=None),
+        exposure=min(entry.exposures or entry.seen, default=None),
+        outcome=entry.outcome,
+    )
+
+
 def _log_level(outcome: Outcome, reason: str) -> int:
     """Return the level of the line about an outcome."""
     if outcome == Outcome.CANCELLED and reason == events.CancelReceived().reason:
@@ -885,6 +896,7 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     events.RescanRaws: Visits._rescan_requested,
     events.NoteMeasurements: Visits._note_figures,
     events.NoteRaw: Visits._note_raw,
+    events.NoteRecycled: Visits._note_recycled,
     events.NoteStage: Visits._note_stage,
     model.WriteFailed: Visits._write_failed,
     events.RawArrived: Visits._raw_arrived,

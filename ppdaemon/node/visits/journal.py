@@ -14,12 +14,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, assert_never
 
-from ppdaemon.clock import Clock
+from ppdaemon.clock import Clock, day_obs
 from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import HANDED_BACK, REQUEUED, WITHDRAWN, is_returned
+from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
+from ppdaemon.reports import REQUEUED
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -75,7 +76,15 @@ def _add_ages(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE attempt ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0")
 
 
-_STEPS = (_complete, _complete, _add_ages)
+def _add_recycled(db: sqlite3.Connection) -> None:
+    # Counts, not a row for each worker: some rows a night, which are never deleted.
+    db.execute(
+        "CREATE TABLE recycled (day_obs INTEGER NOT NULL, cause TEXT NOT NULL, count INTEGER NOT NULL,"
+        " PRIMARY KEY (day_obs, cause))"
+    )
+
+
+_STEPS = (_complete, _complete, _add_ages, _add_recycled)
 """Files of version 1 may lack the same tables and columns as new ones: early
 versions added some without a new number."""
 
@@ -187,6 +196,12 @@ class Journal(SqliteFile):
                         f" AND attempt = (SELECT max(attempt) FROM attempt WHERE {_IS_VISIT_DETECTOR})",
                         [(key.attempt, f"{WITHDRAWN}; ", *key[:3], *key[:3]) for key in keys],
                     )
+                case model.CountRecycled(cause=cause, tai=tai):
+                    self._db.execute(
+                        "INSERT INTO recycled VALUES (?, ?, 1)"
+                        " ON CONFLICT (day_obs, cause) DO UPDATE SET count = count + 1",
+                        (day_obs(tai), cause),
+                    )
                 case _:
                     assert_never(write)
         return None
@@ -198,17 +213,15 @@ class Journal(SqliteFile):
         not be a second visit.
         """
         *visit_detector, asked = entry.key
-        known = self._db.execute(
-            f"SELECT 1 FROM attempt WHERE {_IS_VISIT_DETECTOR}"
+        last, known = self._db.execute(
+            "SELECT coalesce(max(attempt), 0),"
             # Neither final nor open: a retry followed.
-            " AND (asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))",
-            (*visit_detector, asked, Outcome.CANCELLED),
+            " max(asked >= ? OR outcome IS NULL OR (final = 1 AND outcome != ?))"
+            f" FROM attempt WHERE {_IS_VISIT_DETECTOR}",
+            (asked, Outcome.CANCELLED, *visit_detector),
         ).fetchone()
-        if known is None:
+        if not known:
             # The node's own retries have numbers, too.
-            (last,) = self._db.execute(
-                f"SELECT coalesce(max(attempt), 0) FROM attempt WHERE {_IS_VISIT_DETECTOR}", visit_detector
-            ).fetchone()
             attempt: int = max(asked, last + 1)
             self._insert(entry, attempt)
             return attempt

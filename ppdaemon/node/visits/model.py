@@ -298,7 +298,25 @@ class MarkExported:
     """Which of their datasets are not, and whose are instead."""
 
 
-type Write = Accept | Update | Retry | Requeue | RecordLateRaws | MarkReported | MarkUnreported | MarkExported
+@dataclass(frozen=True, slots=True)
+class CountRecycled:
+    """Count a worker that was replaced, for the report of the night."""
+
+    cause: str
+    tai: float
+
+
+type Write = (
+    Accept
+    | Update
+    | Retry
+    | Requeue
+    | RecordLateRaws
+    | MarkReported
+    | MarkUnreported
+    | MarkExported
+    | CountRecycled
+)
 
 
 # --- actions -----------------------------------------------------------------

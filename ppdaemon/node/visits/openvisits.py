@@ -12,8 +12,8 @@ from ppdaemon.messages import DetectorsOfVisit, HeldDetectors, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
 from ppdaemon.node.visits.model import JournalEntry, VisitKey
-from ppdaemon.node.visits.requeue import REQUEUED
 from ppdaemon.raws.path import ExpectedRaws
+from ppdaemon.reports import REQUEUED
 from ppdaemon.states import Stage
 
 __all__ = ("OpenVisits", "Permit", "Phase", "VisitDetector", "snapshot")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ppdaemon.metrics import HistogramsByLabels
 from ppdaemon.node.visits.model import JournalEntry
-from ppdaemon.node.visits.requeue import REQUEUED
+from ppdaemon.reports import REQUEUED
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 
 __all__ = ("OutcomeTimes",)

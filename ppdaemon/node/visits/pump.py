@@ -12,11 +12,13 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from ppdaemon import log
 from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
@@ -25,6 +27,7 @@ from ppdaemon.messages import DetectorsOfVisit, ResultEntry
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.slots.events import VisitAssigned
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
@@ -85,6 +88,22 @@ def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] 
         return error
 
 
+def _ended(write: model.Write) -> Sequence[model.JournalEntry]:
+    """Return the attempts that end with a write."""
+    match write:
+        case model.Update(entries=entries):
+            return [entry for entry in entries if entry.outcome is not None]
+        case model.Retry(before=before):
+            return [before]
+    return ()
+
+
+def _about(item: object) -> AbstractContextManager[None]:
+    """Add the attempt that an event or action concerns to the lines that are logged within."""
+    key = getattr(getattr(item, "assignment", item), "key", None)
+    return log.about(**(key._asdict() if isinstance(key, Key) else {}))
+
+
 @dataclass(eq=False)
 class VisitPump:
     """Handles the events of the inbox and performs the effects."""
@@ -102,6 +121,8 @@ class VisitPump:
     count: Counter[str]
     times: OutcomeTimes = field(default_factory=OutcomeTimes)
     changes: ChangeFeed = field(default_factory=ChangeFeed)
+    ended: Callable[[model.JournalEntry], None] = lambda entry: None
+    """Called with each attempt that has ended, after the commit."""
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -188,7 +209,8 @@ class VisitPump:
             effects = self.visits.handle(event, now)
         except Exception:  # costs this event, not the daemon
             self.count["background_error"] += 1
-            _LOG.exception("cannot handle event %r; it is dropped", event)
+            with _about(event):
+                _LOG.exception("cannot handle event %r; it is dropped", event)
             return
         if isinstance(event, model.FlushRequested):
             self._flush(event, effects)
@@ -231,6 +253,8 @@ class VisitPump:
             for write, result in zip(effects.writes, results, strict=True):
                 if isinstance(write, model.Update):
                     self.times.record(write.entries)
+                for entry in _ended(write):
+                    self.ended(entry)
                 self.changes.record(partial(changes_of, write, result))
                 if isinstance(write, model.Accept | model.Requeue | model.RecordLateRaws):
                     self.inbox.post(model.WriteCommitted(write, result))
@@ -284,7 +308,8 @@ class VisitPump:
                 self._do(action)
             except Exception:  # costs this action, not the daemon
                 self.count["background_error"] += 1
-                _LOG.exception("cannot perform %r; it is dropped", action)
+                with _about(action):
+                    _LOG.exception("cannot perform %r; it is dropped", action)
 
     def _do(self, action: model.Action) -> None:
         match action:

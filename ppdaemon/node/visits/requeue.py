@@ -8,7 +8,6 @@ from ppdaemon.states import Outcome, Stage
 
 __all__ = (
     "HANDED_BACK",
-    "REQUEUED",
     "WITHDRAWN",
     "is_returned",
     "refusal_reason",
@@ -21,8 +20,6 @@ HANDED_BACK = "handed back"
 """Beginning of the reason of a visit-detector that the relay gives to another node."""
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
-REQUEUED = "requeued"
-"""Key in `JournalEntry.figures` of attempts that an operator has requested."""
 
 
 def is_returned(ended: JournalEntry | ResultEntry) -> bool:
