@@ -50,6 +50,7 @@ __all__ = (
     "WritableFolder",
     "is_local",
     "valid_values",
+    "regular_expressions",
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
@@ -93,6 +94,16 @@ def _no_switch(value: Any) -> Any:
 
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket, bytes: ``sun_path`` of unix(7) without its last zero."""
+
+
+def regular_expressions(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return regular expressions, or raise `ValueError` if one of them is none."""
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return value
 
 
 def _address(value: str) -> str:

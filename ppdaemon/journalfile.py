@@ -7,6 +7,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
@@ -22,9 +23,11 @@ from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
 __all__ = (
+    "FailedVisit",
     "NightRow",
     "converted",
     "count_late_raws",
+    "failed_visits",
     "last_attempts",
     "late_raws",
     "newest_tai",
@@ -36,13 +39,17 @@ __all__ = (
 
 _SHOWN = (
     'instrument, grp AS "group", detector, attempt, survey, outcome, reason, pipeline, engine, slot, pid,'
-    " exposures, partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai"
+    " exposures, partial, retriable, datasets, stages, figures, shutter_close_tai, ended_tai,"
+    " (SELECT max(no_return) FROM attempt AS any WHERE any.grp = attempt.grp"
+    " AND any.instrument = attempt.instrument AND any.detector = attempt.detector) AS no_return"
 )
 """Columns of a `~ppdaemon.reports.VisitRow`."""
 
 _READ: dict[str, Callable[[Any], Any]] = {
     "exposures": lambda text: tuple(json.loads(text)),
     "figures": json.loads,
+    "late": json.loads,
+    "seen": json.loads,
     "final": bool,
     "outcome": lambda text: None if text is None else Outcome(text),
     "partial": bool,
@@ -126,8 +133,40 @@ def converted(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class FailedVisit:
+    """A visit-detector that needs daytime reprocessing."""
+
+    row: VisitRow
+    visit: NextVisit
+    received_tai: float
+    exposures: tuple[int, ...]
+    """Exposures whose raws have arrived, used or not, also after the outcome."""
+
+
 def visit_detectors(db: sqlite3.Connection, request: VisitsRequest) -> list[VisitRow]:
     """Return the attempts that a request selects, the newest first."""
+    return [VisitRow(**row) for row in converted(_visit_detectors(db, request, _SHOWN))]
+
+
+def failed_visits(db: sqlite3.Connection, request: VisitsRequest) -> list[FailedVisit]:
+    """Return the visit-detectors that a request selects, with what is needed to process them."""
+    more = (
+        " visit, received_tai, seen, (SELECT json_group_array(exposure) FROM late WHERE"
+        " late.instrument = attempt.instrument AND late.grp = attempt.grp"
+        " AND late.detector = attempt.detector) AS late"
+    )
+    found = []
+    for row in converted(_visit_detectors(db, request, f"{_SHOWN},{more}")):
+        visit, received_tai, seen, late = (
+            row.pop(name) for name in ("visit", "received_tai", "seen", "late")
+        )
+        exposures = {*row["exposures"], *seen, *late}
+        found.append(FailedVisit(VisitRow(**row), visit, received_tai, tuple(sorted(exposures))))
+    return found
+
+
+def _visit_detectors(db: sqlite3.Connection, request: VisitsRequest, columns: str) -> sqlite3.Cursor:
     conditions, values = _selected(db, request)
     if request.failed:
         bad = ", ".join("?" * len(BAD_OUTCOMES))
@@ -136,8 +175,8 @@ def visit_detectors(db: sqlite3.Connection, request: VisitsRequest) -> list[Visi
             " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0)"
         )
         values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE]
-    query = f"SELECT {_SHOWN} FROM attempt {_where(conditions)} ORDER BY rowid DESC LIMIT ?"
-    return [VisitRow(**row) for row in converted(db.execute(query, (*values, request.limit)))]
+    query = f"SELECT {columns} FROM attempt {_where(conditions)} ORDER BY rowid DESC LIMIT ?"
+    return db.execute(query, (*values, request.limit))
 
 
 def visit(db: sqlite3.Connection, group: str) -> list[VisitRow]:

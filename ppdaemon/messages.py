@@ -427,13 +427,21 @@ class ExportSpool(Model):
     """Folders with a manifest each."""
 
 
+class MarkDatastore(Model):
+    """Order to mark the datastore of the central repo as the repo's own; answered by `DatastoreMarked`."""
+
+    type: Literal["mark_datastore"] = "mark_datastore"
+
+
 class Quit(Model):
     """Order to end with exit code 0."""
 
     type: Literal["quit"] = "quit"
 
 
-type WorkerOrder = Annotated[Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | Quit, _BY_TYPE]
+type WorkerOrder = Annotated[
+    Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | MarkDatastore | Quit, _BY_TYPE
+]
 ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
@@ -549,6 +557,8 @@ class Exported(Model):
     """Other spools that cannot be registered; they were moved to quarantine."""
     tai: float
     datasets: int
+    size_bytes: int = 0
+    """Of the files of the exported spools."""
     skipped: dict[str, str] = {}
     """By spool: its datasets that were not exported, because others of the same type, run and data
     ID were, such as ``detector 3 was first: visitSummary``."""
@@ -562,7 +572,16 @@ class SpoolRefused(Model):
     reason: str
 
 
-type ExporterFact = Annotated[Ready | Exported | SpoolRefused, _BY_TYPE]
+class DatastoreMarked(Model):
+    """The datastore of the central repo is marked, or cannot be."""
+
+    type: Literal["datastore_marked"] = "datastore_marked"
+    text: str
+    """What was done, or why nothing was."""
+    refused: bool = False
+
+
+type ExporterFact = Annotated[Ready | Exported | SpoolRefused | DatastoreMarked, _BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 

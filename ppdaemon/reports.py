@@ -115,6 +115,26 @@ class RequeueRequest(ControlModel):
     sent to another node."""
 
 
+type CatchupState = Literal["running", "done", "released"]
+"""What the catch-up does with a visit-detector, or has done; ``released``: it has it no longer."""
+
+
+class CatchupRequest(ControlModel):
+    """The daytime catch-up processes detectors of a visit, has processed them, or processes them no longer:
+    the daemon refuses to retry the first two. Answered with a list of `RequeueRow`.
+    """
+
+    type: Literal["catchup"] = "catchup"
+    instrument: Name
+    group: Name
+    detectors: tuple[int, ...]
+    state: CatchupState
+    run: str
+    """Output run of the catch-up."""
+    force: bool = False
+    """Also those that may have written something permanent."""
+
+
 class DrainRequest(ControlModel):
     """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
@@ -133,6 +153,15 @@ class ReloadRequest(ControlModel):
     """
 
     type: Literal["reload"] = "reload"
+
+
+class ExportRequest(ControlModel):
+    """Export what is pending now, or first mark the datastore of the central repo as its own; the
+    latter is answered with a text that tells what was done.
+    """
+
+    type: Literal["export"] = "export"
+    action: Literal["now", "init"]
 
 
 class RestartRequest(ControlModel):
@@ -177,9 +206,11 @@ type Request = Annotated[
     | VisitRequest
     | LateRequest
     | RequeueRequest
+    | CatchupRequest
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
+    | ExportRequest
     | RestartRequest
     | KillRequest
     | Watch
@@ -239,9 +270,11 @@ READING: frozenset[type[ControlModel]] = frozenset(
 OPERATING: frozenset[type[ControlModel]] = frozenset(
     {
         RequeueRequest,
+        CatchupRequest,
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
+        ExportRequest,
         RestartRequest,
         KillRequest,
         DrainNodeRequest,
@@ -268,6 +301,21 @@ class RequestFailed(ControlModel):
 
 type Reply = Annotated[Ok | RequestFailed, pydantic.Field(discriminator="type")]
 REPLIES = pydantic.TypeAdapter[Reply](Reply, config=DEFERRED)
+
+
+class DestinationReport(ControlModel):
+    """What has become of the records for one destination."""
+
+    name: str
+    """What is published, and where."""
+    sent: int = 0
+    """Records that were accepted there."""
+    dropped: int = 0
+    """Records that nobody took in time, or that are never accepted."""
+    waiting: int = 0
+    """Records that wait to be sent."""
+    problem: str = ""
+    """Why they wait; empty if they do not."""
 
 
 class ArrivalSource(ControlModel):
@@ -319,6 +367,7 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "publish",
     "traces",
     "leftovers",
 ]
@@ -384,12 +433,20 @@ class StatusReport(ControlModel):
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None
     """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    spooled_mb: float = 0.0
+    """Size of what waits for export, a second ago."""
+    exported_per_min: float = 0.0
+    """Number of visit-detectors that were exported in the last minute."""
+    exported_mb: float = 0.0
+    """Size of what was exported since the daemon started."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    publish: tuple[DestinationReport, ...] = ()
+    """What has become of the metrics and telemetry for each destination, since the daemon started."""
     logs: str = ""
-    """Folder of the logs of workers, zygote, exporter and reader."""
+    """Folder of the logs of workers, zygote, exporter, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]
@@ -492,7 +549,10 @@ class VisitRow(ControlModel):
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
-    has the datasets that the central repo has from another visit-detector, and from which."""
+    has the datasets that the central repo has from another visit-detector, and from which;
+    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up."""
+    no_return: str = ""
+    """What an attempt at this visit-detector did that cannot be repeated, or a blank."""
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
@@ -559,12 +619,12 @@ class LateRow(ControlModel):
 
 
 class RequeueRow(ControlModel):
-    """Result of a `RequeueRequest` for one detector."""
+    """Result of a `RequeueRequest` or a `CatchupRequest` for one detector."""
 
     instrument: str
     detector: int
     attempt: int | None = None
-    """Number of the new attempt; `None` if it was refused."""
+    """Number of the new attempt, or of the one that the catch-up has; `None` if it was refused."""
     text: str = ""
     """Reason of the refusal, or a remark on the new attempt."""
 

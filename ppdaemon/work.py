@@ -37,7 +37,11 @@ class WorkerContext:
     runs: Path
     """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
-    """Folder of finished outputs that are not exported yet."""
+    """Folder of finished outputs that are not exported yet, on the state disk."""
+    ramdisk_spool: Path
+    """The same on the RAM disk."""
+    publish: Path
+    """Folder of metrics that are not published yet; exists if anything is published."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""
@@ -79,6 +83,12 @@ class Exporter(Protocol):
         Spools that are registered already are not registered again, and those that cannot be
         registered are moved away and returned as refused. Any exception leaves the others
         unchanged; they are passed again later.
+        """
+
+    def mark_datastore(self) -> str:
+        """Mark the central repo's datastore as its own, where outputs may be written; return what was done.
+
+        Any exception means that nothing was done.
         """
 
 

@@ -336,6 +336,17 @@ class Daemon(ControlClient):
         request = reports.RequeueRequest(group=group, detectors=detectors, force=force)
         return self._request(request, _REQUEUED, timeout_s=REQUEUE_S)
 
+    def mark_catchup(
+        self, instrument: str, group: str, detectors: tuple[int, ...], **mark: Any
+    ) -> tuple[reports.RequeueRow, ...]:
+        """Note that the catch-up has detectors of a visit, or not; raises as `ask` does.
+
+        `mark` has the other fields of `~ppdaemon.reports.CatchupRequest`. Returns for each detector the
+        attempt, or the reason of the refusal.
+        """
+        request = reports.CatchupRequest(instrument=instrument, group=group, detectors=detectors, **mark)
+        return self._request(request, _REQUEUED)
+
     def watch(self, tick_s: float) -> Iterator[reports.StatusReport | None]:
         """Yield the state of the daemon until the connection ends.
 

@@ -40,6 +40,7 @@ _PLACES = (
     ("ctl/shipped/etc/*.yaml", "etc/ppdaemon"),
     ("ctl/shipped/etc/prometheus/*", "usr/local/share/ppdaemon/prometheus"),
     ("ctl/shipped/etc/grafana/*", "usr/local/share/ppdaemon/grafana"),
+    ("ctl/shipped/etc/bps/*", "usr/local/share/ppdaemon/bps"),
     ("ctl/shipped/etc/pacemaker/*", "usr/local/share/ppdaemon/pacemaker"),
     ("demo/pipelines/*.yaml", "etc/ppdaemon/pipelines"),
 )
@@ -47,7 +48,8 @@ _PLACES = (
 
 _COMPLETION = {
     "bash": "usr/local/share/bash-completion/completions/{}",
-    "fish": "usr/local/share/fish/vendor_completions.d/{}.fish",
+    # Without XDG_DATA_DIRS, as in a login over ssh, fish reads nothing below /usr/local.
+    "fish": "etc/fish/completions/{}.fish",
     "zsh": "usr/local/share/zsh/site-functions/_{}",
 }
 UNIT_PREFIX = "/opt/ppdaemon"

@@ -17,6 +17,7 @@ PROGRAMS = {
     "pprelay": ("ppdaemon.relay.app:_command", 8, ("/etc/ppdaemon/pprelay.yaml", "/var/lib/ppdaemon/relay")),
     "ppweb": ("ppdaemon.web.app:command", 8, ("/run/ppdaemon/control.sock",)),
     "ppctl": ("ppdaemon.ctl.cli:_ppctl", 1, ("/run/ppdaemon/control.sock",)),
+    "send_visit": ("ppdaemon.ctl.send:command", 1, ()),
 }
 """For each program: its command, the section of its man page, and the files it uses."""
 
@@ -40,7 +41,9 @@ def completion(program: str, shell: str) -> str:
     """Return the script with which a shell completes a program's commands and options."""
     kind = get_completion_class(shell)
     assert kind is not None, shell
-    return kind(_command(program), {}, program, f"_{program.upper()}_COMPLETE").source()
+    source = kind(_command(program), {}, program, f"_{program.upper()}_COMPLETE").source()
+    # Click separates kind and text by a comma, and reads only what is before the next one.
+    return source.replace('string split "," $', 'string split --max 1 "," $')
 
 
 def man_page(program: str) -> str:
@@ -65,7 +68,8 @@ def man_page(program: str) -> str:
             inner = click.Context(each, info_name=name, parent=context)
             lines += [f'.SS "{name}"', *_synopsis(f"{program} {name}", each, inner), ".PP"]
             lines += [*_paragraphs(each), *_options(each, inner)]
-    lines += [".SH FILES", *(line for path in files for line in (f".I {_escape(path)}", ".br"))]
+    if files:
+        lines += [".SH FILES", *(line for path in files for line in (f".I {_escape(path)}", ".br"))]
     others = ", ".join(f"{name}({part[1]})" for name, part in PROGRAMS.items() if name != program)
     return "\n".join([*lines, ".SH SEE ALSO", others, ""])
 

@@ -241,7 +241,7 @@ def daemon_findings(report: StatusReport) -> Iterator[CheckFinding]:
     weak = [name for name, text in report.limits.items() if "not by the kernel" in text]
     if weak:
         text = f"not enforced by the kernel: {', '.join(weak)}; the supervisor does it"
-        action = "run it under its systemd unit, which delegates a control group"
+        action = "run it under its systemd unit, on a host with control groups of version 2; see ppctl status"
         yield CheckFinding(item="cgroup", level="warning", text=text, action=action)
     elif report.limits:
         yield CheckFinding(item="cgroup", level="ok", text="the kernel enforces the limits of workers")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``ppctl send`` and ``tools/send_visit.py``: announce a visit to a relay, or cancel one, as the script queue
+"""``send_visit`` and ``ppctl send``: announce a visit to a relay, or cancel one, as the script queue
 would.
 """
 

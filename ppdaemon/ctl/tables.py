@@ -135,7 +135,14 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
+    if report.oldest_spool_s is not None:
+        waiting += f", the first one for {duration(report.oldest_spool_s)}"
+    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
+    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    for place in report.publish:
+        counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
+        yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"
@@ -254,14 +261,15 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
     """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
+    from ppdaemon.ctl.catchupfiles import again  # with the configuration, which other tables do not need
+
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
-        again = "may succeed" if row.retriable else ""
         name = plain(row.group)
         reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again(row), reason)
     return table
 
 

@@ -87,15 +87,15 @@ def run(config: Path) -> None:
     SIGHUP reads the configuration file again. If the file has an error, the old
     configuration stays in use.
     """
-    file = ConfigFile.read(config, os.environ)
-    settings = file.config
-    log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
-    for remark in file.remarks():
-        _LOG.warning("%s", remark)
-    gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
-    setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     try:
+        file = ConfigFile.read(config, os.environ)
+        settings = file.config
+        log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
+        for remark in file.remarks():
+            _LOG.warning("%s", remark)
+        gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
+        setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier))
     except (PPDaemonError, OSError) as error:
         # `systemctl status` shows it until the next start.
@@ -148,7 +148,7 @@ async def _resolve_once(file: ConfigFile) -> Resolution:
     "--visit",
     required=True,
     type=click.Path(path_type=Path),
-    help="File with a next_visit: JSON with SAL field names, as for send_visit.py. - reads standard input.",
+    help="File with a next_visit: JSON with SAL field names, as for send_visit. - reads standard input.",
 )
 @click.option(
     "--detector",

@@ -20,6 +20,7 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
 from ppdaemon.curve import Gatekeeper
+from ppdaemon.errors import PPDaemonError
 from ppdaemon.keyfiles import read_key_pair
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
@@ -27,6 +28,7 @@ from ppdaemon.relay.config import RelayConfig, RelaySecurity, load_relay
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.relay import Relay, RelaySockets
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain
 
 __all__ = ("main",)
 
@@ -51,14 +53,22 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     has an error, the old configuration stays in use. check-config reads the file,
     lists all errors in it, and exits.
     """
-    config = load_relay(path, environment)
     if action == "check-config":
+        config = load_relay(path, environment)
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
-    log.set_up(config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name)
-    _allow_many_connections()
     notifier = Notifier(environment.get("NOTIFY_SOCKET"))
-    asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+    try:
+        config = load_relay(path, environment)
+        log.set_up(
+            config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
+        )
+        _allow_many_connections()
+        asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+    except (PPDaemonError, OSError) as error:
+        # `systemctl status` shows it until the next start.
+        notifier.notify(STATUS=f"ended: {plain(error)}")
+        raise
 
 
 def _allow_many_connections() -> None:

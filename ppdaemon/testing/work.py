@@ -302,6 +302,12 @@ class ScriptedExporter:
         names = tuple(map(str, spools))
         return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
 
+    def mark_datastore(self) -> str:
+        """Return a text; nothing is marked."""
+        if (self._state / "central-down").exists():
+            raise ConnectionError("the central repo is down")
+        return "marked"
+
     def _refuse(self, spools: Sequence[Path]) -> Exported:
         refused = NodeFolders.of(self._context.config).refused
         refused.mkdir(exist_ok=True)

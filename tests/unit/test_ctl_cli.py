@@ -46,6 +46,7 @@ GOOD: dict[str, Any] = {
     "drain": None,
     "resume": None,
     "reload": "generation 2 serves",
+    "export": None,
     "restart": None,
     "kill": None,
 }
@@ -262,6 +263,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
         (("reload",), ("generation 2 serves",)),
+        (("export", "now"), ("exporting",)),
         (("restart", "3"), ("slot 3 restarts",)),
         (("kill", "3"), ("slot 3 is killed",)),
     ],
@@ -296,6 +298,7 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
     ppctl("visits", "--limit", "7", "--since", "2026-11-22T00:00", "--where", "instrument=LSSTCam detector=3")
     ppctl("failed", "--outcome", "crashed,failed")
     ppctl("restart", "3")
+    ppctl("export", "init")
     ppctl("visit", "a#1")
     requests = (REQUESTS.validate_python(each) for each in good.requests)
     assert [{"type": each.type, **each.model_dump(exclude_defaults=True)} for each in requests] == [
@@ -309,6 +312,8 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
         {"type": "visits", "failed": True, "outcomes": (Outcome.CRASHED, Outcome.FAILED)},
         {"type": "status"},  # which has the raws that no visit got
         {"type": "restart", "slot": 3},
+        {"type": "status"},  # whether the daemon hangs
+        {"type": "export", "action": "init"},
         {"type": "visit", "group": "a#1"},
         {"type": "status"},  # which has the folder of the logs
     ]

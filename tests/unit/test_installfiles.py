@@ -11,7 +11,7 @@ import pytest
 
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.installfiles import RECORD, Decision, Installation, InstalledFile, all_files, decide
-from ppdaemon.ctl.manpages import PROGRAMS, commands_of, man_page
+from ppdaemon.ctl.manpages import PROGRAMS, commands_of, completion, man_page
 
 ROOT = Path(__file__).parents[2]
 PREFIX = PurePosixPath("/srv/pp")
@@ -190,6 +190,12 @@ def test_the_pipelines_of_the_example_are_installed() -> None:
 def test_each_program_has_a_man_page_and_completion() -> None:
     scripts = re.findall(r'"(\w+) = ppdaemon\.', (ROOT / "setup.py").read_text())
     assert set(scripts) == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_fish_gets_the_whole_help_of_an_option(program: str) -> None:
+    """Click's script cuts it at its first comma."""
+    assert "(string split --max 1 " in completion(program, "fish")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -32,8 +32,8 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
-from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.reports import VisitRow
+from ppdaemon.retries import WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit

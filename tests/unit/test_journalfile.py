@@ -28,9 +28,9 @@ READING = {
 """Commands that are answered by the journal, with arguments."""
 OF_PROCESSES = {"status", "workers", "top", "hosts"}
 """Commands that show what only a running program knows."""
-CONTROLLING = {"requeue", "drain", "resume", "reload", "restart", "kill"}
-WITHOUT = {"night", "check", "size", "web", "send", "simulate", "keygen", "install-files", "demo"}
-"""Commands that need no daemon: the first one reads the journal in any case."""
+CONTROLLING = {"requeue", "retry", "export", "drain", "resume", "reload", "restart", "kill"}
+WITHOUT = {"night", "catchup", "check", "size", "web", "send", "simulate", "keygen", "install-files", "demo"}
+"""Commands that need no daemon: the first two read the journal in any case."""
 
 
 def entry(

@@ -15,7 +15,7 @@ from pathlib import Path
 import sqlalchemy
 from lsst.daf.butler import Butler, ButlerConfig
 
-from ppdaemon.middleware.butler.central import record_engines
+from ppdaemon.middleware.butler.central import recorded_engines
 from ppdaemon.middleware.butler.failures import describe
 
 __all__ = ("findings",)
@@ -41,7 +41,7 @@ def findings(uri: str) -> Iterator[Finding]:
     """Yield whether files can be made in the datastores, and rows in the registry."""
     engines: set[sqlalchemy.Engine] = set()
     try:
-        with record_engines(engines):
+        with recorded_engines(engines):
             butler = Butler.from_config(uri, writeable=False)  # another one inserts rows as it is opened
     except Exception as error:  # down, of another version, without its driver
         yield _error(f"{uri} cannot be opened: {describe(error)}")

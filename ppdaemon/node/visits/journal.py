@@ -19,8 +19,9 @@ from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
+from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.reports import REQUEUED
+from ppdaemon.retries import CATCHUP, HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -185,6 +186,18 @@ class Journal(SqliteFile):
                         "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
+                    )
+                case model.MarkCatchup(keys=keys, state="released"):
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_remove(figures, '$.{CATCHUP}') WHERE {_IS_KEY}",
+                        keys,
+                    )
+                case model.MarkCatchup(keys=keys, state=state, run=run, tai=tai):
+                    value = json.dumps({"state": state, "run": run, "tai": tai})
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_set(figures, '$.{CATCHUP}', json(?))"
+                        f" WHERE {_IS_KEY}",
+                        [(value, *key) for key in keys],
                     )
                 case model.MarkUnreported(keys=keys):
                     # Never lower: a repeated older reservation must not hide a later one.
@@ -357,7 +370,7 @@ class Journal(SqliteFile):
             "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
             " final, partial, (SELECT max(no_return) FROM attempt AS any WHERE any.grp = this.grp"
             " AND any.instrument = this.instrument AND any.detector = this.detector) AS no_return, asked,"
-            " reported"
+            " reported, figures"
             " FROM attempt AS this WHERE grp = ? GROUP BY instrument, detector ORDER BY instrument, detector",
             group,
         )
@@ -384,6 +397,14 @@ class Journal(SqliteFile):
         )
         returned = Outcome.CANCELLED, f"{HANDED_BACK}%", f"{WITHDRAWN}%"
         return {key for key in keys if self._db.execute(query, (*key, *returned)).fetchone()[0]}
+
+    def not_exported(self) -> list[Key]:
+        """Return the attempts whose outputs were spooled and are not in the central repo."""
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, attempt FROM attempt WHERE final = 1 AND datasets > 0"
+            " AND json_extract(stages, '$.central') IS NULL"
+        )
+        return [Key(*row) for row in rows]
 
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
