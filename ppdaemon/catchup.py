@@ -87,3 +87,4 @@ class CatchupReport(Model):
     schema_version: int = SCHEMA
     """Version of the output of ``ppctl --json``."""
     rows: tuple[CatchupRow, ...]
+    """The visit-detectors, those that are refused last."""

@@ -147,6 +147,8 @@ class EndedDetectors(DetectorsOfVisit):
     outcome: Outcome
     reported: bool
     """Whether a relay has confirmed it; otherwise `Results` follow."""
+    last: Attempt | None = None
+    """The node's own number of the attempt, if it differs: that of a retry, or of a requeue."""
 
 
 class Hello(_Envelope):

@@ -125,7 +125,9 @@ class RaRange(Model):
     """
 
     min: float
+    """Begin of the range, degrees."""
     max: float
+    """End of the range, degrees."""
 
     @property
     def surprising(self) -> bool:
@@ -160,7 +162,9 @@ class DecRange(Model):
     """Declinations in degrees, both ends included; the bounds may be beyond the poles."""
 
     min: _Declination
+    """Lowest declination, degrees."""
     max: _Declination
+    """Highest declination, degrees."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "DecRange":

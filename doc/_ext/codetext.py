@@ -173,6 +173,7 @@ KINDS = {
     "DecRange": "mapping of min and max, degrees",
     "CoordType": "detector or boresight",
     "_MapFile": "path",
+    "_Declination": "number",
 }
 """How values of a type are written; by the name that the annotation has."""
 
@@ -279,6 +280,22 @@ def _default(field: Any) -> str:
 # --- JSON ---------------------------------------------------------------------
 
 
+COMMON = {
+    "attempt": "Number of the attempt at the visit-detector, from 1.",
+    "dataset_type": "Name of the dataset type.",
+    "detector": "Id of the detector.",
+    "exposure": "Id of the exposure.",
+    "group": "Group of the visit, as it was announced.",
+    "instrument": "Short name of the camera.",
+    "node": "Name of the node.",
+    "pid": "Process id of the program.",
+    "slot": "Number of the slot.",
+    "survey": "Survey of the visit, as it was announced.",
+    "version": "Version of the program.",
+}
+"""By name: the meaning of fields that have none of their own."""
+
+
 def json_fields(model: type[pydantic.BaseModel]) -> str:
     """Return the fields of a model as a table, by its JSON schema."""
     schema = model.model_json_schema(mode="serialization")
@@ -296,10 +313,12 @@ def json_fields(model: type[pydantic.BaseModel]) -> str:
         "     - meaning",
     ]
     for name, field in schema["properties"].items():
+        if not (document := documents.get(name) or COMMON.get(name)):
+            raise Undocumented(f"{model.__module__}.{model.__name__}.{name} has no docstring")
         lines += [
             f"   * - ``{name}``",
             f"     - {_json_type(field)}",
-            f"     - {_plain(' '.join(documents.get(name, '').split()))}".rstrip(),
+            f"     - {_plain(' '.join(document.split()))}",
         ]
     return "\n".join(lines) + "\n"
 

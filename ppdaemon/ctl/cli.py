@@ -13,32 +13,25 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 import pydantic
 from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.catchup import CatchupItem, CatchupReport, CatchupRow
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig, load_node
-from ppdaemon.configtypes import parse_detector_list, ranges
-from ppdaemon.ctl import catchup, catchupfiles, log, relaytables, send, tables
+from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
-from ppdaemon.ctl.installfiles import install_files
-from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.timeline import build_timelines
-from ppdaemon.ctl.top import follow
-from ppdaemon.curve import new_key_pair
+from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
-from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
     JOURNAL_NAME,
     RELAY_SOCKET,
@@ -56,7 +49,11 @@ from ppdaemon.reports import (
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model, explain
-from ppdaemon.yamlfile import read_key
+
+if TYPE_CHECKING:  # imported by the commands that need them: the others must start at once
+    from ppdaemon.catchup import CatchupItem, CatchupRow
+    from ppdaemon.config import NodeConfig
+    from ppdaemon.ctl.catchup import Catchup
 
 __all__ = ("main", "node_of")
 
@@ -137,7 +134,7 @@ def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
         return daemon
     daemon = _daemon_of(config)
     with contextlib.suppress(ConfigError):
-        daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
+        daemon.journal = _path_in(config, "node", "state_dir") / JOURNAL_NAME
     return daemon
 
 
@@ -145,7 +142,7 @@ def _daemon_of(config: Path) -> Daemon:
     """Return the daemon of a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
     try:
-        return Daemon(Path(read_key(config, ("node", "control"), os.environ)))
+        return Daemon(_path_in(config, "node", "control"))
     except ConfigError as error:
         # A file that somebody has just broken must not keep an operator from seeing the running daemon;
         # it may be another one, to which nothing is done.
@@ -158,6 +155,13 @@ def _daemon_of(config: Path) -> Daemon:
         return daemon
 
 
+def _path_in(config: Path, *key: str, default: str | None = None) -> Path:
+    """Return the path that a configuration file has, without a look at its other keys."""
+    from ppdaemon.yamlfile import read_key
+
+    return Path(read_key(config, key, os.environ, default))
+
+
 def _default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
@@ -168,9 +172,8 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
         socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
     if config is not None:
-        folder = Path(read_key(config, ("state_dir",), os.environ))
-        default = str(folder / RELAY_SOCKET)
-        socket_path = Path(read_key(config, ("control",), os.environ, default))
+        folder = _path_in(config, "state_dir")
+        socket_path = _path_in(config, "control", default=str(folder / RELAY_SOCKET))
     elif socket_path is None and is_there(RELAY_RUN):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
@@ -179,7 +182,29 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     return relay
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands, of which some are imported when they are named: the others must start at once."""
+
+    elsewhere: Mapping[str, str] = {
+        "install-files": "ppdaemon.ctl.installfiles:install_files",
+        "send": "ppdaemon.ctl.send:command",
+        "web": "ppdaemon.ctl.webpage:web",
+    }
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(context), *self.elsewhere})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command, or `None` if there is none of this name."""
+        if name in self.elsewhere:
+            return cast(click.Command, resolve_name(self.elsewhere[name]))
+        return super().get_command(context, name)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="ppctl")
 @click.option(
     "--socket",
@@ -297,7 +322,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     host on which this runs; each option replaces one of these numbers. Shows the
     source of each number, the formulas, and the resource that decides.
 
-    Exit code: 0 if this host is enough, 1 if it is not.
+    Exit code: 0 if this host and workers.max are enough, 1 if not.
     """
     from ppdaemon.ctl import size as sizing
     from ppdaemon.ctl import sizefigures
@@ -313,7 +338,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
         raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)
-    if report.nodes > 1:
+    if not report.enough:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
@@ -429,14 +454,18 @@ def failed(
         return
     rows = daemon.visits(limit, failed=True, **selected)
     if form == "csv":
+        from ppdaemon.ctl import catchupfiles
+
         _note_journal(daemon)
         click.echo(catchupfiles.failed_csv(rows), nl=False)
         return
     _show_rows(daemon, rows, partial(_failed_view, daemon), as_json or form == "json")
 
 
-def _node_config(path: Path | None) -> NodeConfig:
+def _node_config(path: Path | None) -> "NodeConfig":
     """Read the configuration of a node that processes images."""
+    from ppdaemon.config import load_node
+
     given = _given_config(path) or DEFAULT_CONFIG
     config = load_node(given, os.environ, writing=False)
     if config.butler is None:
@@ -445,9 +474,11 @@ def _node_config(path: Path | None) -> NodeConfig:
 
 
 def _print_catchup(
-    config: NodeConfig, form: str, folder: Path | None, limit: int, selected: dict[str, Any]
+    config: "NodeConfig", form: str, folder: Path | None, limit: int, selected: dict[str, Any]
 ) -> None:
     """Print commands, or write submit files and print their names."""
+    from ppdaemon.ctl import catchup, catchupfiles
+
     found = catchup.failed_of(config, limit, selected)
     if len(found) == limit:
         click.echo(f"# only the newest {limit}: see --limit", err=True)
@@ -606,6 +637,9 @@ def _catchup_command(command: Callable[..., Any]) -> Callable[..., Any]:
         as_json: bool,
         **options: Any,
     ) -> None:
+        from ppdaemon.catchup import CatchupReport
+        from ppdaemon.ctl import catchup
+
         config = _node_config(path)
         if path is not None:
             daemon = node_of(None, path)
@@ -623,7 +657,7 @@ def _catchup_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @_catchup.command("prepare")
 @_catchup_command
-def prepare_catchup(work: catchup.Catchup, items: Sequence[CatchupItem]) -> list[CatchupRow]:
+def prepare_catchup(work: "Catchup", items: "Sequence[CatchupItem]") -> "list[CatchupRow]":
     """Bring raws, exposures and visits of what failed into the central repo.
 
     Raws are searched in the central repo and below arrivals.roots. What is there is
@@ -636,7 +670,7 @@ def prepare_catchup(work: catchup.Catchup, items: Sequence[CatchupItem]) -> list
 
 @_catchup.command("check")
 @_catchup_command
-def check_catchup(work: catchup.Catchup, items: Sequence[CatchupItem]) -> list[CatchupRow]:
+def check_catchup(work: "Catchup", items: "Sequence[CatchupItem]") -> "list[CatchupRow]":
     """Ask the central repo what a catch-up has made, and note in the journal what is done.
 
     For work that was submitted by hand, or at a site whose "bps submit" does not wait.
@@ -669,8 +703,8 @@ def check_catchup(work: catchup.Catchup, items: Sequence[CatchupItem]) -> list[C
 )
 @_catchup_command
 def run_catchup(
-    work: catchup.Catchup, items: Sequence[CatchupItem], kind: Literal["bps", "pipetask"], **options: Any
-) -> list[CatchupRow]:
+    work: "Catchup", items: "Sequence[CatchupItem]", kind: Literal["bps", "pipetask"], **options: Any
+) -> "list[CatchupRow]":
     """Prepare, process and check what failed; end all that was started after TERM or Ctrl-C.
 
     The daemon does not retry meanwhile what the catch-up has, and later not what it
@@ -697,6 +731,8 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
         rows = find_visit(daemon, group)
         _show_rows(daemon, rows, tables.visit_view, as_json)
         if not as_json:
+            from ppdaemon.ctl import log
+
             folder = log.logs_folder(daemon)
             click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {folder}/worker-SLOT.log")
 
@@ -717,6 +753,8 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     if not rows:
         raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
     _note_journal(daemon)
+    from ppdaemon.ctl import log
+
     lines = log.visit_lines(daemon, rows)
     if as_json:
         for line in lines:
@@ -739,6 +777,8 @@ def workers(daemon: Daemon, as_json: bool) -> None:
 @_daemon
 def top(daemon: Daemon) -> None:
     """Show the state of the daemon continuously, until Ctrl-C."""
+    from ppdaemon.ctl.top import follow
+
     with contextlib.suppress(KeyboardInterrupt):
         follow(daemon, terminal_console())
 
@@ -872,6 +912,8 @@ def timeline(
     rows = _rows_of_visits(daemon, groups, limit, selected)
     _note_journal(daemon)
     if png:
+        from ppdaemon.ctl.plots import timeline_png
+
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
     if as_json:
@@ -914,6 +956,10 @@ def keygen(name: str, folder: Path) -> None:
     user of the program, and NAME.key, which is copied to the other end. Existing
     files are not overwritten.
     """
+    from ppdaemon.curve import new_key_pair  # with asyncio and ZeroMQ
+    from ppdaemon.keyfiles import write_key_pair
+    from ppdaemon.privatefiles import check_path
+
     if not re.fullmatch(r"\w[\w.-]*", name):
         text = "use letters, digits, dots, hyphens and underscores only, and a letter or digit first"
         raise click.UsageError(f"{name!r}: {text}")
@@ -926,8 +972,6 @@ def keygen(name: str, folder: Path) -> None:
         raise StateUnusable(f"{error.filename}: {error.strerror}; nothing was overwritten") from None
     click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
-
-_ppctl.add_command(send.command, "send")
 
 _other_program = _ppctl.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
@@ -946,9 +990,6 @@ def simulate(args: tuple[str, ...]) -> None:
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
-
-
-_ppctl.add_command(install_files)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

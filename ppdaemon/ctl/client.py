@@ -450,17 +450,17 @@ class RelayDaemon(ControlClient):
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
-_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
-_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
-_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...])
-_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
-_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...])
-_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
+_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...], config=reports.DEFERRED)
+_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...], config=reports.DEFERRED)
+_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...], config=reports.DEFERRED)
+_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...], config=reports.DEFERRED)
+_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...], config=reports.DEFERRED)
+_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...], config=reports.DEFERRED)
 
 _RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)
-_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...])
-_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...])
-_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...])
+_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...], config=reports.DEFERRED)
+_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...], config=reports.DEFERRED)
+_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...], config=reports.DEFERRED)
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:

@@ -26,6 +26,8 @@ __all__ = ("Decision", "Installation", "InstalledFile", "all_files", "decide", "
 RECORD = "usr/local/share/ppdaemon/installed.json"
 CONFIGURATION = "etc/"
 NEW = ".new"
+DANGLING = "dangling link"
+"""In the place of a digest."""
 
 # /usr/local/lib is for what a site installs outside of packages: systemd reads it, and a file of
 # the same name below /etc is preferred, as is a drop-in of `systemctl edit`.
@@ -174,7 +176,10 @@ class Installation:
 
     def _digest_of(self, name: str) -> str | None:
         path = self._folder / name
-        return _digest(path.read_bytes()) if path.exists() else None
+        if path.exists():
+            return _digest(path.read_bytes())
+        # A link of the site, to a disk that is not mounted: neither deleted, nor a place to write through.
+        return DANGLING if path.is_symlink() else None
 
     def _write(self, file: InstalledFile) -> None:
         if self._dry_run:

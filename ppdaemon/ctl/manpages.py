@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 
 from ppdaemon import __version__
 
-__all__ = ("PROGRAMS", "completion", "man_page")
+__all__ = ("PROGRAMS", "commands_of", "completion", "man_page")
 
 PROGRAMS = {
     "ppdaemon": ("ppdaemon.node.app:cli", 8, ("/etc/ppdaemon/ppdaemon.yaml", "/var/lib/ppdaemon/node")),
@@ -26,6 +26,15 @@ def _command(program: str) -> click.Command:
     # By name: ctl imports neither node nor relay, and this needs no more than their options.
     command: click.Command = resolve_name(PROGRAMS[program][0])
     return command
+
+
+def commands_of(command: click.Command) -> dict[str, click.Command]:
+    """Return the commands of a program by name, sorted; none if it is one command itself."""
+    if not isinstance(command, click.Group):
+        return {}
+    context = click.Context(command)
+    found = {name: command.get_command(context, name) for name in sorted(command.list_commands(context))}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def completion(program: str, shell: str) -> str:
@@ -53,9 +62,9 @@ def man_page(program: str) -> str:
         ".SH OPTIONS",
         *_options(command, context),
     ]
-    if isinstance(command, click.Group):
+    if commands := commands_of(command):
         lines.append(".SH COMMANDS")
-        for name, each in sorted(command.commands.items()):
+        for name, each in commands.items():
             inner = click.Context(each, info_name=name, parent=context)
             lines += [f'.SS "{name}"', *_synopsis(f"{program} {name}", each, inner), ".PP"]
             lines += [*_paragraphs(each), *_options(each, inner)]

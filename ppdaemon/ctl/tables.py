@@ -6,14 +6,15 @@ Makes rich renderables of the reports; does not print.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import PurePath
 
 from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.ctl.catchupfiles import again
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.reports import (
@@ -222,10 +223,13 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
 
 
 def _letters(states: Sequence[str], most: int | None) -> Text:
-    letters = list(map(glyph, states))
+    # Most neighbors are alike: a text of a thousand visits has 200,000 letters.
+    runs = [(glyph(state), sum(1 for _ in same)) for state, same in groupby(states)]
     if most is None or len(states) <= most:
-        return Text.assemble(*letters)
-    counts = Counter((letter.plain, letter.style) for letter in letters)
+        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in runs))
+    counts: Counter[tuple[str, str | Style]] = Counter()
+    for letter, number in runs:
+        counts[letter.plain, letter.style] += number
     return Text(" ").join(
         Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
     )
@@ -257,6 +261,8 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
     """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
+    from ppdaemon.ctl.catchupfiles import again  # with the configuration, which other tables do not need
+
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")

@@ -135,7 +135,9 @@ class NightReason(Model):
     """A reason of outcomes; those that differ in numbers only are one."""
 
     outcome: Outcome
+    """The outcome that they explain."""
     count: int
+    """Number of visit-detectors."""
     reason: str
     """Of the first visit-detector that had it."""
     group: str

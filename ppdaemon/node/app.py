@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import signal
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.environment import CHILD_ENVIRONMENT
@@ -211,22 +211,7 @@ def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
 
 def main() -> None:
     """Run the program and exit with its code."""
-    try:
-        cli.main(prog_name="ppdaemon", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"ppdaemon: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (OSError, sqlite3.OperationalError) as error:
-        _LOG.debug("the daemon exits", exc_info=True)
-        click.echo(f"ppdaemon: {error}", err=True)
-        sys.exit(ExitCode.OS)
+    run_command(cli, "ppdaemon")
 
 
 if __name__ == "__main__":

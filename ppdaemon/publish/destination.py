@@ -17,9 +17,9 @@ from ppdaemon.backoff import Backoff
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
-from ppdaemon.publish.messages import DestinationReport
 from ppdaemon.publish.records import Record
 from ppdaemon.publish.restproxy import RestProxy
+from ppdaemon.reports import DestinationReport
 
 __all__ = ("Destination", "Sink", "open_sink")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.publish.config import Publication
+from ppdaemon.reports import DestinationReport
 from ppdaemon.wire import Model
 
 __all__ = (
@@ -14,7 +15,6 @@ __all__ = (
     "PUBLISHER_FACTS",
     "PUBLISHER_ORDERS",
     "Bundle",
-    "DestinationReport",
     "Publish",
     "PublishReport",
     "PublisherFact",
@@ -100,20 +100,6 @@ class PublisherReady(Model):
 
     type: Literal["publisher_ready"] = "publisher_ready"
     pid: int
-
-
-class DestinationReport(Model):
-    """What has become of the records for one destination."""
-
-    name: str
-    """What is published, and where."""
-    sent: int = 0
-    """Records that were accepted there."""
-    dropped: int = 0
-    """Records that nobody took in time, or that are never accepted."""
-    waiting: int = 0
-    problem: str = ""
-    """Why they wait; empty if they do not."""
 
 
 class PublishReport(Model):

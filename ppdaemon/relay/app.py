@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.keyfiles import read_key_pair
@@ -118,18 +119,7 @@ def _gatekeeper(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; without arguments, those of the process."""
     try:
-        _command.main(args=arguments, prog_name="pprelay", standalone_mode=False, obj=os.environ)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.OK)
-    except PPDaemonError as error:
-        click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        click.echo(f"pprelay: {error}", err=True)
-        sys.exit(ExitCode.OS)
+        run_command(_command, "pprelay", arguments, obj=os.environ)
     except Exception:
         _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)

@@ -420,6 +420,14 @@ def test_without_a_token_another_name_of_this_host_is_refused(shared):
     assert status_of(web, "/camera/DemoCam", Host=f"evil.example:{web.port}") == 403
 
 
+def test_ppctl_web_prints_the_url_of_a_page_that_runs(shared):
+    _, web = shared
+    command = [sys.executable, "-c", "from ppdaemon.ctl.cli import main; main()", "web"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0
+    assert web.url("/") in done.stdout.splitlines()
+
+
 def test_errors_are_pages(shared):
     _, web = shared
     assert status_of(web, "/visit/none") == status_of(web, "/night/x") == 404

@@ -16,7 +16,6 @@ from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.messages import (
     PUBLISHER_FACTS,
-    DestinationReport,
     Publish,
     PublisherFact,
     PublisherReady,
@@ -24,6 +23,7 @@ from ppdaemon.publish.messages import (
     PublishReport,
     Telemetry,
 )
+from ppdaemon.reports import DestinationReport
 from ppdaemon.wire import encode
 
 __all__ = ("PublisherProcess",)

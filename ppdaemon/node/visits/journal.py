@@ -20,6 +20,7 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
+from ppdaemon.reports import REQUEUED
 from ppdaemon.retries import CATCHUP, HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
@@ -417,14 +418,19 @@ class Journal(SqliteFile):
 
     def latest_outcomes(self, limit: int) -> list[tuple[ResultEntry, bool, float]]:
         """Return the newest outcomes, the oldest first: whether the relay has confirmed them, and for
-        how long their visits are known to be received, seconds.
+        how long their visits are known to be received, seconds. While an operator's attempt is open, the
+        outcome before it counts.
         """
         known = {self._clock.boot(): self._clock.mono()}
         found = []
         for *key, asked, outcome, reason, reported, boot, received_mono in self._db.execute(
             "SELECT instrument, grp, detector, max(attempt, asked), asked, outcome, reason, reported, boot,"
-            " received_mono FROM attempt WHERE final = 1 ORDER BY rowid DESC LIMIT ?",
-            (limit,),
+            " received_mono FROM attempt AS this WHERE final = 1 OR outcome IS NOT NULL AND EXISTS (SELECT 1"
+            " FROM attempt AS next WHERE next.instrument = this.instrument AND next.grp = this.grp"
+            " AND next.detector = this.detector AND next.attempt = this.attempt + 1"
+            " AND next.outcome IS NULL AND json_extract(next.figures, ?) IS NOT NULL)"
+            " ORDER BY rowid DESC LIMIT ?",
+            (f"$.{REQUEUED}", limit),
         ):
             names = dict(zip(("instrument", "group", "detector", "attempt"), key, strict=True))
             entry = ResultEntry(**names, asked=asked, outcome=outcome, reason=reason)
