@@ -37,6 +37,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_of, load_pipeline, resolved
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE
@@ -76,7 +77,8 @@ def prepare(
 ) -> Iterator[CatchupRow]:
     """Bring raws, exposures and visits into the central repo, and make the collections of the catch-up.
 
-    What is there is not changed and not copied again.
+    What is there is not changed and not copied again. Raises `~ppdaemon.errors.Unavailable` if the
+    datastore does not have its mark: it may not be mounted.
     """
     preparer = _Preparer(butler, config, scratch, cameras)
     if any(item.preprocessing for item in items):  # not within the transaction of an item
@@ -102,6 +104,8 @@ class _Preparer:
         self._cameras = cameras
         self._search = RawSearch(config.arrivals, config.node.instruments)
         self._files = RawFiles(config.arrivals)
+        self._mark = DatastoreMark(butler)
+        self._mark.check()  # before anything is made, and again before each raw
         self._limits: dict[str, RawLimits] = {}
 
     def make_collections(self, chain: str, run: str, instrument: str) -> None:
@@ -163,6 +167,7 @@ class _Preparer:
         with tempfile.TemporaryDirectory(prefix="raws-", dir=self._scratch) as incoming:
             raws = VisitRaws(announced, False, self._limits_of(item.instrument), self._files, Path(incoming))
             reasons = self._take(item, raws, present)
+            self._mark.check()
             with butler.transaction():
                 insert_records(butler, raws.shared_records)
                 refs = _ingest(butler, instrument, item, raws.files, run)

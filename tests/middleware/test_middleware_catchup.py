@@ -15,7 +15,9 @@ from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, Rig, load_toy_camera
 
 from ppdaemon.catchup import CatchupItem, CatchupRow, inputs_of, run_of
+from ppdaemon.errors import Unavailable
 from ppdaemon.middleware.catchup import check, prepare
+from ppdaemon.middleware.export.mark import MARK
 from ppdaemon.selection import output_chain
 
 pytest_plugins = ["toyfixtures"]
@@ -104,6 +106,17 @@ def test_raws_exposures_and_visits_with_regions_are_brought_once(rig: Rig, tmp_p
     assert second["regions"].keys() == {(FIRST, 1), (FIRST, 2)}
     assert prepared(rig, tmp_path, an_item(rig, 1))[0].new_raws == 0
     assert content(rig) == second
+
+
+def test_nothing_is_brought_into_a_datastore_without_its_mark(rig: Rig, tmp_path: Path) -> None:
+    """Such as the empty folder of a filesystem that is not mounted."""
+    land(rig, 1)
+    (rig.central / MARK).unlink()
+    with pytest.raises(Unavailable, match="has no mark"):
+        prepared(rig, tmp_path, an_item(rig))
+    with Butler.from_config(str(rig.central)) as butler:
+        assert not butler.query_dimension_records("exposure", explain=False)
+        assert not butler.collections.query(CHAIN + "*")
 
 
 def test_a_raw_that_only_the_central_repo_has_is_used(rig: Rig, tmp_path: Path) -> None:
