@@ -125,7 +125,8 @@ class _Preparer:
         collections = self._butler.collections
         raws = self._instrument(instrument).makeDefaultRawIngestRunName()
         named = [*self._central.calibs, *self._central.inputs]
-        preloaded = sorted(collections.query(f"{chain}/{NO_PIPELINE_RUN}/*"))
+        made = {run.rpartition("/")[0] for run in before} | {f"{chain}/{NO_PIPELINE_RUN}"}
+        preloaded = sorted(run for folder in made for run in collections.query(f"{folder}/*"))
         names = [each.format(instrument=instrument) for each in named]
         earlier = [run for run in self._children(inputs_of(chain)) if run.startswith(f"{chain}/")]
         found = existing_collections(self._butler, [*before, *earlier, *preloaded, *names, raws])

@@ -46,6 +46,7 @@ class Site:
         self.refused = folder / "refused"
         self.config = WriterConfig(to=f"kafka://{brokers}/{TOPIC}", timeout_s=10.0)
         self.rig, self.worker = self.host()
+        self.exporter().mark_datastore()
 
     def host(self) -> tuple[Any, Any]:
         """Return a host with its own folders."""
@@ -192,9 +193,22 @@ def test_a_datastore_that_is_away_is_not_made_anew(site: Site) -> None:
     away = site.root.rename(site.root.with_name("away"))
     with pytest.raises(Unavailable):
         site.exporter().export([spool])
-    assert read_manifest(spool).files
     assert not site.root.exists()
-    away.rename(site.root)
+    site.root.mkdir()  # the empty folder on which it was mounted
+    shutil.copy(away / "butler.yaml", site.root)
+    with pytest.raises(Unavailable, match="has no mark"):
+        site.exporter().export([spool])
+    assert read_manifest(spool).files
+    assert [path.name for path in site.root.iterdir()] == ["butler.yaml"]
+
+
+def test_a_file_that_was_changed_in_the_spool_is_not_handed_over(site: Site) -> None:
+    spool = site.spool()
+    path = next(spool.glob("*.yaml"))
+    text = path.read_bytes()
+    path.write_bytes(text[:-1] + b"x")
+    exported = site.exporter().export([spool])
+    assert exported.refused == (str(spool),)
 
 
 def test_events_of_two_hosts_at_once_lose_no_detector(site: Site, cluster: KafkaCluster) -> None:

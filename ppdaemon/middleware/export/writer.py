@@ -9,9 +9,7 @@ The service loses a whole event if one dataset of it contradicts the registry, s
 over only once: by the first spool that finds no file in its place.
 """
 
-import errno
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +38,9 @@ from ppdaemon.messages import Exported
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions
+from ppdaemon.middleware.export.checksums import copy_checked
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.mark import COMMAND, MARK
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, check_files, read_manifest
 from ppdaemon.middleware.run.initoutputs import record_exported
@@ -129,8 +130,17 @@ class WriterExporter:
             refused=tuple(map(str, refused)),
             tai=self._clock.tai(),
             datasets=datasets,
+            size_bytes=sum(
+                file.size_bytes for path in done if path in manifests for file in manifests[path].files
+            ),
             skipped=skipped,
         )
+
+    def mark_datastore(self) -> str:
+        """Mark the datastore as the repo's, with a connection to its database; see
+        `~ppdaemon.middleware.export.mark`.
+        """
+        return CentralExporter(self._uri, self._clock, "", self._refused).mark_datastore()
 
     def _copy(self, spool: Path, manifest: Manifest) -> tuple[list[WriterEvent], list[str]]:
         """Copy the files whose place is free; return the events, and the types of the other datasets."""
@@ -147,13 +157,15 @@ class WriterExporter:
             taken, ours = _existing(datastore, files), _read_ours(spool)
             free = [each for each in files if each.place not in taken or each.file.name in ours]
             write_durably(spool / _OURS, "\n".join(each.file.name for each in free))
+            for each in free:
+                copy_checked(spool / each.file.name, None, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
             if copies:
                 datastore.ingest(*copies, transfer="copy", record_validation_info=False)
                 _sync(each.place for each in free)
             new = [ref for each in free for ref in each.refs]
             placed = list(datastore.export(new, directory=None, transfer=None))
-        except BadMessage:
+        except (BadMessage, Unavailable):
             raise
         except Exception as error:  # each kind of store raises others
             text = f"the datastore of {self._uri} cannot be written to: {describe(error)}"
@@ -203,9 +215,12 @@ class _PlacedFile:
 def _existing(datastore: Datastore, files: Iterable[_PlacedFile]) -> set[ResourcePath]:
     """Return the places that have a file."""
     for root in datastore.roots.values():
-        # The folder of a mount that is away may be missing: its files would be lost with the spool.
-        if root is not None and root.isLocal and not root.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root.ospath)
+        # A mount that is away is an empty folder, or none: its files would be lost with the spool.
+        if root is not None and root.isLocal and not root.join(MARK).exists():
+            raise Unavailable(
+                f"the datastore {root} has no mark {MARK}: nothing is exported. If it is mounted and belongs"
+                f" to the repo, run '{COMMAND}' once"
+            )
     return {uri for uri, exists in ResourcePath.mexists(each.place for each in files).items() if exists}
 
 
