@@ -559,6 +559,10 @@ class ExportConfig(ConfigPart):
     """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
     exceeds it goes to the state disk. So does everything while exports fail. After a power failure, what
     was on the RAM disk is gone, and the next start names it. 0: all outputs go to the state disk."""
+    spool_max: Annotated[Size, pydantic.Field(gt=0)] | None = None
+    """Size of what may wait for export, on both disks together. Above it the oldest spools lose their
+    `images`, which are logged and shown as not exported; all other outputs stay. `None`: no limit but
+    that of the disk, where visit-detectors end as ``state_full``."""
     gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
     """An export begins when for this time no visit-detector has ended, at the latest after ten times as
     long: the detectors of an exposure share few transactions."""

@@ -425,6 +425,8 @@ class ExportSpool(Model):
     type: Literal["export"] = "export"
     spools: tuple[str, ...]
     """Folders with a manifest each."""
+    excess_bytes: Storable = 0
+    """By how much all that waits is too large: images of these spools are given up first."""
 
 
 class MarkDatastore(Model):

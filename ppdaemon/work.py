@@ -77,8 +77,9 @@ class Work(Protocol):
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
-    def export(self, spools: Sequence[Path]) -> messages.Exported:
-        """Export these spools in one central transaction, then delete them.
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> messages.Exported:
+        """Export these spools together, then delete them. Before, give up images of about the size
+        `excess_bytes`, those of the first spools first.
 
         Spools that are registered already are not registered again, and those that cannot be
         registered are moved away and returned as refused. Any exception leaves the others

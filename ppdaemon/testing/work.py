@@ -283,7 +283,7 @@ class ScriptedExporter:
         self._context = context
         self._state = context.config.node.state_dir
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Register, then delete; a spool that does not exist counts as exported, as with the real
         exporter.
         """

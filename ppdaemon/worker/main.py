@@ -105,9 +105,9 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
     last_reason = ""
     while True:
         match channel.receive():
-            case messages.ExportSpool(spools=spools):
+            case messages.ExportSpool(spools=spools, excess_bytes=excess_bytes):
                 try:
-                    channel.send(exporter.export([Path(spool) for spool in spools]))
+                    channel.send(exporter.export([Path(spool) for spool in spools], excess_bytes))
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
                     reason = _first_line(error)

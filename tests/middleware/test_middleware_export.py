@@ -502,3 +502,23 @@ def test_outputs_on_the_ramdisk_are_exported(
     assert exporter.export([Path(done.spool or "")]).spools == (done.spool,)
     assert len(outputs(central, "toy_image")) == 1
     assert list(rig.context.ramdisk_spool.iterdir()) == []
+
+
+@ON_SQLITE
+def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
+    central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ExportConfig(images=("toy_image",))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
+    away = central.root.rename(central.root.with_name("away"))
+    with closing(exporter):
+        with pytest.raises(Unavailable):
+            exporter.export([spools[0], spools[2]], excess_bytes=1)
+        assert f"the images of {spools[0].name} are given up" in caplog.text
+        assert spools[2].name not in caplog.text, "that was enough"
+        away.rename(central.root)
+        exported = exporter.export([spools[0], spools[2]])
+    assert exported.refused == ()
+    assert exported.skipped[str(spools[0])].endswith("too much waited for export: toy_image")
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
+    assert [detector for detector, _ in outputs(central, "toy_isr")] == [1, 2], "all others stay"

@@ -2,6 +2,7 @@
 """Supervised child processes: real ones, and an exporter that the test plays."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node import TESTS
@@ -177,14 +179,14 @@ def test_a_closed_process_is_dead_and_none_follows(tmp_path):
 class PlayedExporter:
     """Plays the zygote and the exporters that it would fork: a process that sleeps, and the test."""
 
-    def __init__(self, folder: Path, retry_s: float = 0.05, gather_s: float = 0.0):
+    def __init__(self, folder: Path, **changes: Any):
         self.orders: list[ForkWorker] = []
         self.serves = True
         self.done: list[Exported] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
         log = folder / "exporter.log"
-        self.config = ExportConfig(retry_s=retry_s, gather_s=gather_s)
+        self.config = ExportConfig(**({"retry_s": 0.05, "gather_s": 0.0} | changes))
         self.exporter = ExporterProcess(self.config, folder / "repo", log, self._ask, self.done.append)
         self.exporter.start()
 
@@ -388,6 +390,25 @@ def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
         assert played.exporter.text == f"exporting {BATCH}"
 
     play(tmp_path, body, gather_s=60.0)
+
+
+def test_an_order_tells_by_how_much_too_much_waits(tmp_path):
+    async def body(played):
+        spools = [tmp_path / name for name in "ab"]
+        for spool in spools:
+            spool.mkdir()
+            (spool / "file").write_bytes(bytes(100))
+            played.exporter.add(str(spool))
+        await played.exporter.measure()
+        assert played.exporter.waiting_bytes == 200
+        played.serve()
+        order = json.loads(await played.next_order())
+        assert (order["spools"], order["excess_bytes"]) == ([str(spool) for spool in spools], 50)
+        (spools[0] / "file").unlink()
+        await played.exporter.measure()
+        assert played.exporter.waiting_bytes == 100, "they were measured again"
+
+    play(tmp_path, body, spool_max=150)
 
 
 def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):

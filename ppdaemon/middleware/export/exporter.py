@@ -27,7 +27,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
-from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
+from ppdaemon.middleware.export.spool import Manifest, check_files, give_up_images, read_manifest
 from ppdaemon.middleware.run.initoutputs import record_exported
 
 __all__ = ("CentralExporter",)
@@ -87,17 +87,20 @@ class CentralExporter:
         self._mark: DatastoreMark | None = None
         self._engines: set[sqlalchemy.Engine] = set()
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
+        If more waits than is allowed, images of the first spools are deleted before.
 
         Spool folders that do not exist count as exported, unless they are in
         quarantine. Raises `~ppdaemon.errors.Unavailable` if the central repo
         accepts nothing: the spools then stay, except those that are certainly
         invalid.
         """
+        self._give_up_images(spools, excess_bytes)
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
+        batch: Batch = {}
         try:
             # First: a repo that is away costs no more than this.
             opened = self._open() if present else None
@@ -124,7 +127,7 @@ class CentralExporter:
             tai=self._clock.tai(),
             datasets=result.datasets,
             size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
-            skipped={str(path): note for path, note in result.skipped.items()},
+            skipped=_notes(result, batch),
         )
 
     def mark_datastore(self) -> str:
@@ -178,6 +181,23 @@ class CentralExporter:
             else:
                 batch[spool] = manifest
         return batch
+
+    def _give_up_images(self, spools: Sequence[Path], excess_bytes: int) -> None:
+        """Delete images of about this size, the oldest first."""
+        for spool in spools:
+            if excess_bytes <= 0:
+                return
+            try:
+                given_up = give_up_images(spool, self._registrar.images)
+            except BadMessage:  # it is quarantined in a moment, or gone
+                continue
+            if given_up:
+                excess_bytes -= given_up
+                _LOG.error(
+                    "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
+                    spool.name,
+                    given_up / 1e6,
+                )
 
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:
         """Register all spools together; if that fails, find the spools that cause it."""
@@ -236,3 +256,14 @@ class CentralExporter:
 def _halves(batch: Batch) -> list[Batch]:
     middle = len(batch) // 2
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
+
+
+def _notes(result: _Results, batch: Batch) -> dict[str, str]:
+    """Return which datasets of each spool were not exported, and why."""
+    notes = {}
+    for path in result.done:
+        names = ", ".join(batch[path].given_up)
+        given_up = f"given up while too much waited for export: {names}" if names else ""
+        if note := "; ".join(filter(None, (result.skipped.get(path), given_up))):
+            notes[str(path)] = note
+    return notes

@@ -90,7 +90,8 @@ class Registrar:
     def __init__(self, node: str, config: ExportConfig):
         self._node = node
         self._copies = config.copies
-        self._images = re.compile("|".join(f"(?:{pattern})" for pattern in config.images) or r"(?!)")
+        self.images = re.compile("|".join(f"(?:{pattern})" for pattern in config.images) or r"(?!)")
+        """Matches the names or storage classes of images."""
         self._owners = Owners()
 
     def register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
@@ -144,7 +145,7 @@ class Registrar:
 
     def _is_image(self, dataset_type: DatasetType) -> bool:
         names = dataset_type.name, dataset_type.storageClass_name
-        return any(self._images.fullmatch(name) for name in names)
+        return any(self.images.fullmatch(name) for name in names)
 
     def _without_shared(self, butler: Butler, files: Iterable[_File]) -> list[_File]:
         """Remove init-outputs (datasets without dimensions), and datasets of which another detector

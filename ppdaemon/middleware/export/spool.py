@@ -6,6 +6,7 @@ Covers writing and reading them. Exporting is done by
 """
 
 import logging
+import re
 import shutil
 import time
 import urllib.parse
@@ -31,6 +32,7 @@ __all__ = (
     "SpooledFile",
     "check_files",
     "choose_folder",
+    "give_up_images",
     "read_manifest",
     "write_spool",
 )
@@ -83,6 +85,8 @@ class Manifest(Model):
     records: tuple[SerializedDimensionRecord, ...]
     """Dimension records that the central repo may lack."""
     files: tuple[SpooledFile, ...]
+    given_up: tuple[str, ...] = ()
+    """Types of images that were deleted because too much waited for export."""
     failed: str = ""
     """Why the outputs are partial; the supervisor reads it if the worker died
     before it sent the reason."""
@@ -188,3 +192,29 @@ def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
             if now - spool.stat().st_mtime > _STUCK_S:
                 return disk
     return disk if used >= limit_bytes else ramdisk
+
+
+def give_up_images(spool: Path, images: re.Pattern[str]) -> int:
+    """Delete the files of a spool with datasets whose type or storage class matches; return their size."""
+    manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
+    for file in manifest.files:
+        each = file.refs[0].datasetType
+        assert each is not None  # a spooled dataset has its type
+        if images.fullmatch(each.name) or images.fullmatch(each.storageClass or ""):
+            doomed.append(file)
+            names.append(each.name)
+        else:
+            kept.append(file)
+    if not doomed:
+        return 0
+    update = {"files": tuple(kept), "given_up": (*manifest.given_up, *names)}
+    changed = manifest.model_copy(update=update)
+    # The manifest first: it must not name a file that is gone.
+    new = spool / f"{MANIFEST}.new"
+    new.write_text(changed.model_dump_json(exclude_none=True))
+    sync(new)
+    new.rename(spool / MANIFEST)
+    sync(spool)
+    for file in doomed:
+        (spool / file.name).unlink(missing_ok=True)
+    return sum(file.size_bytes for file in doomed)

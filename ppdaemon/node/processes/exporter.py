@@ -64,7 +64,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, request_fork)
         self._failure = ""
         self._done = done
-        self._gather_s = config.gather_s
+        self._gather_s, self._spool_max = config.gather_s, config.spool_max
         self._gathering: asyncio.TimerHandle | None = None
         self._added = 0.0
         """When the last spool became pending, monotonic seconds."""
@@ -174,7 +174,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def replace(self, config: ExportConfig) -> None:
         """Replace the process by one with a new configuration, after the present export."""
-        self._gather_s = config.gather_s
+        self._gather_s, self._spool_max = config.gather_s, config.spool_max
         self.lifecycle.set_pauses(config.retry_s, LONGEST_PAUSE * config.retry_s)
         if self._child is None:
             self.start()  # one that is being forked has the old configuration: its epoch is refused
@@ -196,7 +196,10 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             self._order(_MARKING, messages.MarkDatastore())
         elif self._spools and self._is_gathered():
             spools = tuple(self._spools)[:BATCH]
-            self._order(spools, messages.ExportSpool(spools=spools))
+            excess_bytes = 0 if self._spool_max is None else max(0, self.waiting_bytes - self._spool_max)
+            order = messages.ExportSpool(spools=spools, excess_bytes=excess_bytes)
+            if self._order(spools, order) and excess_bytes:  # they will be smaller
+                self._sizes = {spool: size for spool, size in self._sizes.items() if spool not in spools}
 
     def _is_gathered(self) -> bool:
         """Return whether the pending spools are to be exported now; otherwise `_serve` is called then."""
