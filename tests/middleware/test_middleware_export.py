@@ -26,6 +26,7 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
+from ppdaemon.middleware.butler.failures import spool_full_errors
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
@@ -403,6 +404,39 @@ def test_a_full_disk_leaves_no_partial_spool(
         worker.process(Process(exposures=(FIRST,)))
     assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
     assert list(rig.context.spool.iterdir()) == []
+
+
+def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More workers than fit have chosen the RAM disk at the same moment."""
+    sync = spool.sync
+
+    def refuse_ramdisk(path: Path) -> None:
+        if path.is_relative_to(rig.context.ramdisk_spool):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
+        sync(path)
+
+    rig, worker = rigs(export={"types": [".*"], "ramdisk_max": 10**9})
+    rig.context.ramdisk_spool.mkdir()
+    monkeypatch.setattr(spool, "sync", refuse_ramdisk)
+    done = run_visit(rig, worker, 1)
+    assert done.outcome == Outcome.SUCCEEDED
+    assert Path(done.spool or "").parent == rig.context.spool
+    spool.check_files(Path(done.spool or ""), read_manifest(Path(done.spool or "")))
+    assert list(rig.context.ramdisk_spool.iterdir()) == []
+
+
+def test_of_a_copy_to_a_full_disk_the_disk_of_the_copy_is_named(tmp_path: Path) -> None:
+    ramdisk, disk = tmp_path / "ramdisk", tmp_path / "disk"
+    # As shutil.copyfile raises it.
+    error = OSError(errno.ENOSPC, "No space left", str(ramdisk / "output"), None, str(disk / "output"))
+    with (
+        pytest.raises(VisitFailed, match="no space left for the spool") as caught,
+        spool_full_errors(ramdisk),
+    ):
+        raise error
+    assert caught.value.outcome == Outcome.STATE_FULL
 
 
 @ON_SQLITE
