@@ -10,10 +10,12 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 from lsst.daf.butler import Butler, CollectionType, DatasetRef, MissingCollectionError
 from lsst.resources import ResourcePath
 
+from ppdaemon.durable import sync
 from ppdaemon.errors import Refused, Unavailable
 from ppdaemon.middleware.butler.failures import describe
 
@@ -80,17 +82,23 @@ def mark_datastore(butler: Butler) -> str:
     repo_id = _repo_id(butler)  # another host may have been faster
     done = []
     for root in roots:
+        place = root.join(MARK)
+        text = f"{repo_id}\nppdaemon exports to this datastore only while this file is here.\n".encode()
         try:
-            root.join(MARK).write(
-                f"{repo_id}\nppdaemon exports to this datastore only while this file is here.\n".encode(),
-                overwrite=False,
-            )
-            done.append(f"{root} is marked now")
-            _LOG.warning("the datastore %s is marked as that of repo %s", root, repo_id)
+            place.write(text, overwrite=False)
         except FileExistsError:
-            if (found := _read(root)) != repo_id:
-                raise Refused(f"{root} is marked as that of another repo, {found}, not {repo_id}") from None
-            done.append(f"{root} was marked before")
+            if found := _read(root):
+                if found != repo_id:
+                    problem = f"{root} is marked as that of another repo, {found}, not {repo_id}"
+                    raise Refused(problem) from None
+                done.append(f"{root} was marked before")
+                continue
+            place.write(text, overwrite=True)  # a crash of the host has emptied it
+        if place.isLocal:
+            sync(Path(place.ospath))
+            sync(Path(root.ospath))
+        done.append(f"{root} is marked now")
+        _LOG.warning("the datastore %s is marked as that of repo %s", root, repo_id)
     return "; ".join(done)
 
 
