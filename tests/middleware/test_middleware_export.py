@@ -539,6 +539,29 @@ def test_outputs_on_the_ramdisk_are_exported(
 
 
 @ON_SQLITE
+def test_the_rest_of_a_spool_is_exported_whose_run_had_images_only(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    manifest = read_manifest(spools[0])
+    (run,) = {file.refs[0].run for file in manifest.files if type_of(file) == "toy_image"}
+    files = tuple(each for each in manifest.files if each.refs[0].run != run or type_of(each) == "toy_image")
+    changed = manifest.model_copy(update={"files": files})
+    (spools[0] / MANIFEST).write_text(changed.model_dump_json(exclude_none=True))
+    config = ExportConfig(images=("toy_image",))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
+    with closing(exporter):
+        exported = exporter.export(spools[:1], excess_bytes=1)
+    assert (exported.spools, exported.datasets) == ((str(spools[0]),), len(files) - 1)
+    with Butler.from_config(str(central.root)) as butler:
+        assert run not in butler.collections.get_info(CHAIN).children
+
+
+def type_of(file: spool.SpooledFile) -> str:
+    assert file.refs[0].datasetType is not None
+    return file.refs[0].datasetType.name
+
+
+@ON_SQLITE
 def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
     central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,11 +117,9 @@ def write_spool(
     partial.mkdir(parents=True)
     try:
         files = _secured(partial, fill(partial))
-        used = {ref.run for file in files for ref in file.refs}
-        in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
         manifest = Manifest(
             key=key,
-            chains={chain: runs for chain, runs in in_use.items() if runs},
+            chains=_in_use(chains, files),
             records=tuple(record.to_simple() for record in records),
             files=files,
             failed=failed(),
@@ -181,6 +179,15 @@ def _secured(folder: Path, files: Iterable[SpooledFile]) -> tuple[SpooledFile, .
         return tuple(threads.map(secure, files))
 
 
+def _in_use(
+    chains: Mapping[str, tuple[str, ...]], files: Iterable[SpooledFile]
+) -> dict[str, tuple[str, ...]]:
+    """Return chains without the runs of which there is no file: the central repo may not have these."""
+    used = {ref.run for file in files for ref in file.refs}
+    in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
+    return {chain: runs for chain, runs in in_use.items() if runs}
+
+
 def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
     """Return the folder for the next spool: that on the RAM disk while it has less than a limit, and
     what is in it is exported soon.
@@ -238,7 +245,8 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
             kept.append(file)
     if not doomed:
         return 0
-    update = {"files": tuple(kept), "given_up": (*manifest.given_up, *names)}
+    chains = _in_use(manifest.chains, kept)
+    update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
     new = spool / f"{MANIFEST}.new"
