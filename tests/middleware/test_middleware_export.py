@@ -21,6 +21,7 @@ from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
 from lsst.daf.butler import Butler
 from toycam import DETECTORS, GROUP, NAME, MakeRig
 
+from ppdaemon import folders
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Unavailable, VisitFailed
@@ -237,6 +238,36 @@ def break_spool(spool: Path, damage: str) -> None:
             spool.touch()
         case unexpected:
             raise AssertionError(unexpected)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("full", [False, True])
+def test_a_bad_spool_on_the_ramdisk_is_quarantined_on_the_state_disk(
+    exporter: CentralExporter, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    rename, sync, synced = Path.rename, folders.sync, []
+
+    def other_disk(path: Path, target: Path) -> Path:
+        if target.parent == tmp_path / "refused" and path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    def noted(path: Path) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        synced.append(path.name)
+        sync(path)
+
+    monkeypatch.setattr(Path, "rename", other_disk)
+    monkeypatch.setattr(folders, "sync", noted)
+    names = {path.name for path in spools[0].iterdir()}
+    (spools[0] / MANIFEST).write_text("{")
+    exported = exporter.export([spools[0], spools[2]])
+    assert (exported.spools, exported.refused) == ((str(spools[2]),), (str(spools[0]),))
+    assert spools[0].exists() == full
+    assert [path.name for path in (tmp_path / "refused").iterdir()] == ([] if full else [spools[0].name])
+    if not full:
+        assert names <= set(synced), "a power failure must not lose them after the RAM disk"
 
 
 @ON_SQLITE
