@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.errors import StateUnusable
-from ppdaemon.folders import NodeFolders, save_spools
+from ppdaemon.folders import NodeFolders, folder_size, save_spools
 from ppdaemon.privatefiles import check_shared_folder, make_folder, write_private
 from ppdaemon.processes import processes_with_variable
 from ppdaemon.statelock import LockHeld, StateLock
@@ -39,6 +39,11 @@ class NodeLock:
     """RAM-disk repos of previous runs that were deleted."""
     unknown: tuple[Path, ...]
     """Paths in the RAM-disk folder that do not belong to ppdaemon; left in place."""
+
+    @staticmethod
+    def unsaved_bytes(folders: NodeFolders) -> int:
+        """Return the size of the spools that `release` moves."""
+        return sum(folder_size(spool) for spool in folders.ramdisk_spool.glob("*"))
 
     def release(self, folders: NodeFolders) -> None:
         """Move spools to the state disk, delete everything on the RAM disk and unlock."""

@@ -31,6 +31,9 @@ EXPORT_AT_STOP_S = 10.0
 """How long a stop waits for exports. Remaining spools are exported after the next start."""
 PUBLISH_AT_STOP_S = 3.0
 """How long a stop waits for metrics and telemetry that are not published; the rest is dropped."""
+SAVE_S, SAVE_BYTES_PER_S = 30.0, 20e6
+"""Longest time in which spools are moved from the RAM disk to the state disk: a slow disk. After
+``TimeoutStopSec`` the service manager would kill the daemon, and a boot of the host delete them."""
 IDLE_TIMEOUT_S = 10.0
 """How long a stop waits for a journal that cannot be written. Outcomes that are
 not written are recovered at the next start."""
@@ -101,6 +104,8 @@ class Supervisor:
             )
             await self._serve(node)
         finally:
+            if size := await asyncio.to_thread(lock.unsaved_bytes, folders):
+                self.notifier.notify(EXTEND_TIMEOUT_USEC=round(1e6 * (SAVE_S + size / SAVE_BYTES_PER_S)))
             await asyncio.to_thread(lock.release, folders)
 
     async def _serve(self, node: NodeParts) -> None:

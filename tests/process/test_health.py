@@ -22,14 +22,19 @@ def problems_of(node, source):
 
 def status_lines(listener):
     """Return the values of STATUS that were sent to a service manager since the last call."""
+    lines = "\n".join(messages_of(listener)).splitlines()
+    return [line.removeprefix("STATUS=") for line in lines if line.startswith("STATUS=")]
+
+
+def messages_of(listener):
+    """Return what was sent to a service manager since the last call."""
     listener.setblocking(False)
-    lines = []
+    messages = []
     while True:
         try:
-            message = listener.recv(65_536).decode()
+            messages.append(listener.recv(65_536).decode())
         except BlockingIOError:
-            return lines
-        lines += [line.removeprefix("STATUS=") for line in message.splitlines() if line.startswith("STATUS=")]
+            return messages
 
 
 def test_fault_77_a_relay_that_is_not_there_degrades_the_node_until_it_is(tmp_path, socket_dir):
@@ -86,6 +91,20 @@ def test_the_service_manager_sees_the_stage_of_the_start_and_why_it_ended(tmp_pa
         lines = status_lines(manager)
     assert "starting: importing the modules of the workers" in lines[0]
     assert "workers.preload.0: there.is.no.such.module cannot be imported" in lines[-1]
+
+
+def test_the_service_manager_waits_until_spools_are_moved_from_the_ramdisk(tmp_path, socket_dir):
+    node = make_node(tmp_path, socket_dir, variables={"NOTIFY_SOCKET": str(socket_dir / "notify")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(socket_dir / "notify"))
+        node.launch()
+        node.wait(node.is_ready)
+        ramdisk = node.ramdisk / "ppdaemon-n1" / "spool"
+        (ramdisk / "DemoCam~g~0~1").mkdir()
+        (ramdisk / "DemoCam~g~0~1" / "manifest.json").write_text("{}")
+        assert node.stop() == 0
+        assert "\nEXTEND_TIMEOUT_USEC=3" in "\n" + "\n".join(messages_of(manager))
+    assert (node.state / "spool" / "DemoCam~g~0~1" / "manifest.json").read_text() == "{}"
 
 
 @pytest.mark.slow
