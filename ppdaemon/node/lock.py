@@ -123,6 +123,8 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
         raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
     for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
         shutil.rmtree(path)  # its process died while it wrote or deleted the spool
+    for path in folders.publish.glob("*.part"):
+        path.unlink()  # the same, of metrics
     return removed, unknown
 
 

@@ -22,6 +22,7 @@ from ppdaemon.durable import write_durably
 from ppdaemon.errors import Refused, Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.wire import encode
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
@@ -36,6 +37,8 @@ SCRATCH = "tmp"
 """Working directory of a worker, in its folder on the RAM disk."""
 MAX_TAINTED = 300
 """Characters of the list of what a visit has left."""
+SHORT_NOTE = 100
+"""Characters about each of the 210 spools of an export, if the whole notes are too long."""
 MAX_REASON = 500
 """Characters of a reason; the journal stores no more."""
 NOTED_IMPORT_S = 0.2
@@ -107,7 +110,7 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
         match channel.receive():
             case messages.ExportSpool(spools=spools, excess_bytes=excess_bytes):
                 try:
-                    channel.send(exporter.export([Path(spool) for spool in spools], excess_bytes))
+                    channel.send(fitting(exporter.export([Path(spool) for spool in spools], excess_bytes)))
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
                     reason = _first_line(error)
@@ -131,6 +134,17 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                 return ExitCode.OK
             case unexpected:
                 raise AssertionError(unexpected)
+
+
+def fitting(exported: messages.Exported) -> messages.Exported:
+    """Return a report that fits into one packet: with shorter notes, if there are very many long ones."""
+    if len(encode(exported)) <= messages.PACKET_LIMIT:
+        return exported
+    skipped = {
+        spool: note if len(note) <= SHORT_NOTE else f"{note[:SHORT_NOTE]} ..."
+        for spool, note in exported.skipped.items()
+    }
+    return exported.model_copy(update={"skipped": skipped})
 
 
 def _first_line(error: BaseException) -> str:

@@ -80,8 +80,12 @@ def test_processes_of_a_previous_run_are_killed_and_those_of_other_nodes_are_not
 def test_incomplete_spools_of_a_dead_process_are_removed(folders):
     for name in ("DemoCam~g~0~1", "DemoCam~g~1~1.part", "DemoCam~g~2~1.done"):
         (folders.spool / name).mkdir(parents=True)
+    folders.publish.mkdir()
+    for name in ("DemoCam~g~0~1.json", "DemoCam~g~1~1.part"):
+        (folders.publish / name).touch()
     lock = lock_node(folders, "run")
     assert [path.name for path in folders.spool.iterdir()] == ["DemoCam~g~0~1"]
+    assert [path.name for path in folders.publish.iterdir()] == ["DemoCam~g~0~1.json"]
     lock.release(folders)
 
 

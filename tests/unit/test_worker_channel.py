@@ -9,6 +9,7 @@ from ppdaemon import messages
 from ppdaemon.errors import BadMessage
 from ppdaemon.wire import encode
 from ppdaemon.worker.channel import Channel
+from ppdaemon.worker.main import fitting
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_what_is_no_order_is_refused(ends, packet, kind):
     with pytest.raises(BadMessage) as caught:
         channel.receive()
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("names", [1, 50])
+def test_a_report_of_an_export_fits_into_a_packet(names):
+    spools = [f"/var/lib/ppdaemon/node/spool/LSSTCam~2026-11-22T03%3A25%3A16.951~{n}~1" for n in range(210)]
+    note = "detector 3 was first: " + ", ".join(f"visit_level_output_{n}" for n in range(names))
+    report = messages.Exported(spools=tuple(spools), tai=1.0, datasets=9, skipped=dict.fromkeys(spools, note))
+    sent = fitting(report)
+    assert len(encode(sent)) <= messages.PACKET_LIMIT
+    assert sent.skipped.keys() == set(spools)
+    assert {text[:60] for text in sent.skipped.values()} == {note[:60]}
+    assert (sent == report) == (names == 1)
