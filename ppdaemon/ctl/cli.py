@@ -466,9 +466,9 @@ def requeue(
 ) -> None:
     """Process detectors of a visit again that have ended.
 
-    GROUP is the visit. DETECTORS is a list such as 0-8,12; without it, all
-    detectors that did not succeed are processed again, with the raws that have
-    arrived by now.
+    GROUP may be the beginning of only one group, or "latest". DETECTORS is a list
+    such as 0-8,12; without it, all detectors that did not succeed are processed
+    again, with the raws that have arrived by now.
 
     Detectors that succeeded, are being processed, or have outputs that wait for
     export are refused. Without --force, detectors are also refused if something
@@ -476,7 +476,7 @@ def requeue(
     or there is no detector to process.
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a requeue may take longer
-    rows = daemon.requeue(group, detectors, force=force)
+    rows = daemon.requeue(find_visit(daemon, group)[0].group, detectors, force=force)
     _show(rows, tables.requeue_table, as_json)
     refused = [row for row in rows if row.attempt is None]
     if refused and (detectors is not None or len(refused) == len(rows)):

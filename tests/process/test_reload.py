@@ -32,7 +32,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         before = {row.pid for row in node.workers()}
         (old,) = node.zygotes()
         node.rewrite(workers={"max": 1, "min": 1}, engine={"no_return": ["new"]}, log={"level": "WARNING"})
-        assert reload(node) == "generation 2 serves"
+        assert reload(node) == "the new configuration is in use (generation 2)"
         status = node.status()
         assert (status.generation, status.workers_max, status.problem_texts) == (2, 1, status.problem_texts)
         assert 0 <= status.tai - status.reloaded_tai < TIMEOUT_S
