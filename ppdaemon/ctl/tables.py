@@ -108,10 +108,11 @@ def head_line(report: StatusReport) -> Text:
 
 
 def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
-    """Return one line for each problem, with the time since it began."""
+    """Return one line for each problem, with the time since it began; ``!`` limits the node now."""
     return [
         Text(
-            f"! {duration(report.tai - problem.since_tai)}: {plain(problem.text)}",
+            f"{'!' if problem.degrades else '-'} {duration(report.tai - problem.since_tai)}:"
+            f" {plain(problem.text)}",
             style="red" if problem.degrades else "yellow",
         )
         for problem in report.problems

@@ -286,6 +286,18 @@ def test_a_reason_of_several_detectors_is_shown_once_with_all_of_them() -> None:
     ]
 
 
+def test_a_problem_that_limits_nothing_has_another_mark(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    problems = [
+        {"source": "slots", "text": "slot 3 is quarantined", "since_tai": 1.0, "degrades": True},
+        {"source": "metrics", "text": "metrics cannot be served", "since_tai": 1.0, "degrades": False},
+    ]
+    serve(lambda request: ok(status(problems=problems)))
+    marks = [line[0] for line in ppctl("status")[1].splitlines() if line[0] in "!-"]
+    assert marks == ["!", "-"]
+
+
 def test_no_failure_is_one_line(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     serve(lambda request: ok(status() if request["type"] == "status" else []))
     assert ppctl("failed")[1] == "nothing failed\n"
