@@ -164,7 +164,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
         folder = Path(read_key(config, ("state_dir",), os.environ))
         default = str(folder / RELAY_SOCKET)
         socket_path = Path(read_key(config, ("control",), os.environ, default))
-    elif socket_path is None and is_there(RELAY_RUN):
+    elif socket_path is None and (is_there(RELAY_RUN) or not is_there(folder / RELAY_SOCKET)):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
     if config is not None or socket_path == RELAY_RUN:
@@ -303,6 +303,8 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
         options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
         text = f"give these options; the journal is used if {sizing.FEWEST} of its visit-detectors succeeded"
+        if file is None:
+            text = f"there is no {DEFAULT_CONFIG}: name the configuration with --config, or {text}"
         raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)

@@ -432,10 +432,10 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
     return Telescope(camera, delivery, relay, clock=clock, on_event=print_event).run(events)
 
 
-def cli() -> None:
+def cli(name: str | None = None) -> None:
     """Run the program; wrong usage exits with status 64."""
     try:
-        main.main(standalone_mode=False)
+        main.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(ExitCode.USAGE)
@@ -444,4 +444,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    cli()
+    cli("ppctl simulate")

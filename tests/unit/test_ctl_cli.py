@@ -693,3 +693,8 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
         with pytest.raises(SystemExit) as ended:
             cli.main(["--relay", "hosts"])
         assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
+    server.path.unlink()
+    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "missing")
+    with pytest.raises(SystemExit):  # none is there: the one that the help names
+        cli.main(["--relay", "hosts"])
+    assert str(socket_dir / "missing") in capsys.readouterr().err

@@ -371,6 +371,13 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
+def test_without_daemon_and_journal_the_option_for_it_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--socket", str(tmp_path / "control.sock"), "night"])
+    assert ended.value.code == ExitCode.UNAVAILABLE
+    assert "Its journal is not known: use --config" in capsys.readouterr().err
+
+
 def test_the_command_prints_a_table_json_or_writes_a_page(tmp_path, path, journal, capsys):
     write(journal, entry("g"), entry("g", 1, outcome=Outcome.FAILED, reason="task isr: \x1b[31mno flat"))
     code, shown = run(capsys, str(DAY), "--journal", str(path))
