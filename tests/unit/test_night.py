@@ -144,7 +144,7 @@ def test_a_night_with_only_failures_has_reasons_and_no_times():
     assert found.detector_list[0] == NightDetector(
         instrument="DemoCam", detector=0, outcomes={"failed": 1}, latency=None, over_budget=0
     )
-    assert dict(facts(found))["outcomes"] == "1 no_image, 2 failed, 1 crashed, 1 without"
+    assert dict(facts(found))["outcomes"] == "1 no_image, 2 failed, 1 crashed, 1 without one yet"
 
 
 def test_half_a_night_without_exports_is_seen():
