@@ -6,9 +6,11 @@ Makes rich renderables of the reports; does not print.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import PurePath
 
 from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -135,7 +137,14 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
+    if report.oldest_spool_s is not None:
+        waiting += f", the first one for {duration(report.oldest_spool_s)}"
+    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
+    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    for place in report.publish:
+        counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
+        yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"
@@ -216,10 +225,13 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
 
 
 def _letters(states: Sequence[str], most: int | None) -> Text:
-    letters = list(map(glyph, states))
+    # Most neighbors are alike: a text of a thousand visits has 200,000 letters.
+    runs = [(glyph(state), sum(1 for _ in same)) for state, same in groupby(states)]
     if most is None or len(states) <= most:
-        return Text.assemble(*letters)
-    counts = Counter((letter.plain, letter.style) for letter in letters)
+        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in runs))
+    counts: Counter[tuple[str, str | Style]] = Counter()
+    for letter, number in runs:
+        counts[letter.plain, letter.style] += number
     return Text(" ").join(
         Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
     )
@@ -251,14 +263,15 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
     """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
+    from ppdaemon.ctl.catchupfiles import again  # with the configuration, which other tables do not need
+
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
-        again = "may succeed" if row.retriable else ""
         name = plain(row.group)
         reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again(row), reason)
     return table
 
 

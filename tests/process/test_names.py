@@ -249,6 +249,10 @@ def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, sock
         assert node.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
             reload(node)
+        # A part of what an operator makes is there, and the rest looks like a misspelled name.
+        write(node, ERRORS[1])
+        node.wait(lambda: any("workers.min: second" in found for found in node.status().problem_texts))
+        write(node)
         (node.state / "template-unavailable").unlink()
         node.wait(lambda: node.status().relay.startswith("connected"))
         node.wait(lambda: node.status().state == "running")

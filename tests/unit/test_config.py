@@ -10,7 +10,7 @@ import yaml
 
 from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.configfile import ConfigFile, exceeds_unit
-from ppdaemon.configtypes import parse_detector_list
+from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
 from ppdaemon.states import ExitCode

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.size import Figures, measured, size_of
+from ppdaemon.ctl.size import Figures, measured, size_of, size_view
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.terminal import show
 
 FIGURES = Figures.of(
     "option",
@@ -60,6 +61,20 @@ def test_the_resource_that_decides_is_the_tightest_and_gives_the_number_of_nodes
     assert (size_of(FIGURES).limit, size_of(FIGURES).nodes) == ("memory", 1)
     small = size_of(FIGURES | Figures.of("option", cores=2))
     assert (small.limit, small.nodes) == ("cores", 3)
+
+
+def test_too_few_workers_are_not_enough_although_the_host_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def end(workers: int) -> tuple[bool, str]:
+        report = size_of(FIGURES | Figures.of("option", workers=workers))
+        show(size_view(report))
+        return report.enough, capsys.readouterr().out.splitlines()[-1]
+
+    assert end(30) == (True, "This host is enough; the tightest resource: memory.")
+    enough, text = end(29)
+    assert not enough
+    assert "workers.max is too low: set it to 30 or more" in text
+    many = size_of(FIGURES | Figures.of("option", workers=30, cores=2))
+    assert (many.enough, many.nodes) == (False, 3)
 
 
 def test_times_are_those_of_the_journal() -> None:

@@ -18,6 +18,7 @@ from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.meters import REPO_EVERY, Meters
 from ppdaemon.node.slots.pool import Pool
@@ -58,6 +59,7 @@ class Status:
     generations: Generations
     offer: CapacityOffer
     metrics: MetricsServer
+    publisher: PublisherProcess
     traces: TraceSender
     state: State = "starting"
     drained_since: float | None = None
@@ -129,8 +131,12 @@ class Status:
             refused_by_kind=dict(self.arrivals.refused_by_kind),
             spooled=self.exporter.waiting,
             oldest_spool_s=self.exporter.oldest_s,
+            spooled_mb=self.exporter.waiting_bytes / 1e6,
+            exported_per_min=self.exporter.rate,
+            exported_mb=self.exporter.exported_bytes / 1e6,
             journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
+            publish=self.publisher.report(),
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=() if starting else self.arrivals.report(),
             counters={
@@ -223,6 +229,11 @@ class Status:
         for names, note in dead_sources(self.arrivals.report()):
             yield Finding("arrivals", f"arrivals: {names}: {note}", names)
         yield from (Finding("resources", problem) for problem in self.meters.problems)
+        for place in self.publisher.report():
+            if place.problem:
+                counts = f"{place.waiting} waiting, {place.dropped} dropped"
+                text = f"publish: {place.name}: {counts}: {place.problem}"
+                yield Finding("publish", text, place.name, degrades=False)
         if self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.traces.problem:
