@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.configtypes import ranges
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
+from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     LateRow,
     RefusedRaw,
