@@ -160,7 +160,7 @@ def _states(daemon: Daemon) -> Iterator[StatusReport | Unavailable | None]:
 
 
 def _away(error: Unavailable) -> RenderableType:
-    return Group(Text(f"{plain(error)}; asking again", style="bold red"), Text(), Text("q quit", style="dim"))
+    return Group(Text(f"{plain(error)} (asking again)", style="bold red"), Text(), Text("q quit", style="dim"))
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def test_a_daemon_that_restarts_is_shown_again(monkeypatch, replace_terminal, sh
     top.follow(node, Console(file=io.StringIO(), force_terminal=True))
     first, away, still_away, again = (getattr(view, "renderables", [view])[0].plain for view in shown)
     assert (first, again) == ("before", "after")
-    assert away == still_away == "no daemon listens here; asking again"
+    assert away == still_away == "no daemon listens here (asking again)"
 
 
 def test_a_daemon_that_was_never_there_ends_the_program(replace_terminal):
