@@ -133,9 +133,10 @@ def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     # For libpq: a host that is away answers no packet, and the next try would come minutes late.
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
     central = _butler_config(config).central
-    writer = config.export.writer
-    if writer.to is not None:
-        return WriterExporter(central, context.template, writer, context.clock, folders.refused, context.runs)
+    if config.export.writer.to is not None:
+        return WriterExporter(
+            central, context.template, config.export, context.clock, folders.refused, context.runs
+        )
     return CentralExporter(
         central, context.clock, config.node.name, folders.refused, context.runs, config.export
     )

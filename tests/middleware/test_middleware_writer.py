@@ -16,7 +16,7 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from toycam import GROUP, NAME, MakeRig
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import WriterConfig
+from ppdaemon.config import ExportConfig, WriterConfig
 from ppdaemon.errors import Unavailable
 from ppdaemon.messages import Process
 from ppdaemon.middleware import work
@@ -60,12 +60,12 @@ class Site:
         worker.ingest(rig.raw())
         return Path(worker.process(Process(exposures=(EXPOSURE,))).spool)
 
-    def exporter(self, **config: Any) -> WriterExporter:
+    def exporter(self, images: tuple[str, ...] = (), **config: Any) -> WriterExporter:
         context = self.rig.context
         return WriterExporter(
             str(self.root),
             context.template,
-            self.config.model_copy(update=config),
+            ExportConfig(images=images, writer=self.config.model_copy(update=config)),
             Clock(),
             self.refused,
             context.runs,
@@ -186,6 +186,16 @@ def test_a_damaged_spool_and_an_event_that_is_too_large_are_quarantined(
     exported = site.exporter(options={"message.max.bytes": "2000"}).export([damaged, large])
     assert set(exported.refused) == {str(damaged), str(large)}
     assert {path.name for path in site.refused.iterdir()} == {damaged.name, large.name}
+
+
+def test_of_too_much_that_waits_images_are_given_up_and_reported(site: Site, cluster: KafkaCluster) -> None:
+    spool = site.spool()
+    exported = site.exporter(images=("toy_image",)).export([spool], excess_bytes=1)
+    assert exported.spools == (str(spool),)
+    assert exported.skipped[str(spool)].endswith("too much waited for export: toy_image")
+    names = {ref.datasetType.name for ref in site.ingest([value for _, value in cluster.read(TOPIC, 2)])}
+    assert "toy_isr" in names
+    assert "toy_image" not in names
 
 
 def test_a_datastore_that_is_away_is_not_made_anew(site: Site) -> None:

@@ -27,7 +27,13 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
-from ppdaemon.middleware.export.spool import Manifest, check_files, give_up_images, read_manifest
+from ppdaemon.middleware.export.spool import (
+    Manifest,
+    check_files,
+    give_up_oldest_images,
+    given_up_note,
+    read_manifest,
+)
 from ppdaemon.middleware.run.initoutputs import record_exported
 
 __all__ = ("CentralExporter",)
@@ -96,7 +102,7 @@ class CentralExporter:
         accepts nothing: the spools then stay, except those that are certainly
         invalid.
         """
-        self._give_up_images(spools, excess_bytes)
+        give_up_oldest_images(spools, self._registrar.images, excess_bytes)
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
@@ -182,23 +188,6 @@ class CentralExporter:
                 batch[spool] = manifest
         return batch
 
-    def _give_up_images(self, spools: Sequence[Path], excess_bytes: int) -> None:
-        """Delete images of about this size, the oldest first."""
-        for spool in spools:
-            if excess_bytes <= 0:
-                return
-            try:
-                given_up = give_up_images(spool, self._registrar.images)
-            except BadMessage:  # it is quarantined in a moment, or gone
-                continue
-            if given_up:
-                excess_bytes -= given_up
-                _LOG.error(
-                    "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
-                    spool.name,
-                    given_up / 1e6,
-                )
-
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:
         """Register all spools together; if that fails, find the spools that cause it."""
         try:
@@ -262,8 +251,6 @@ def _notes(result: _Results, batch: Batch) -> dict[str, str]:
     """Return which datasets of each spool were not exported, and why."""
     notes = {}
     for path in result.done:
-        names = ", ".join(batch[path].given_up)
-        given_up = f"given up while too much waited for export: {names}" if names else ""
-        if note := "; ".join(filter(None, (result.skipped.get(path), given_up))):
+        if note := "; ".join(filter(None, (result.skipped.get(path), given_up_note(batch[path])))):
             notes[str(path)] = note
     return notes

@@ -13,7 +13,6 @@ write to the file. What is no image is copied and registered first.
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile
+from ppdaemon.middleware.export.spool import Manifest, SpooledFile, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
 __all__ = ("DamagedSpools", "Registered", "Registrar")
@@ -90,7 +89,7 @@ class Registrar:
     def __init__(self, node: str, config: ExportConfig):
         self._node = node
         self._copies = config.copies
-        self.images = re.compile("|".join(f"(?:{pattern})" for pattern in config.images) or r"(?!)")
+        self.images = image_types(config.images)
         """Matches the names or storage classes of images."""
         self._owners = Owners()
 

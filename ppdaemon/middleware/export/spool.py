@@ -32,7 +32,9 @@ __all__ = (
     "SpooledFile",
     "check_files",
     "choose_folder",
-    "give_up_images",
+    "give_up_oldest_images",
+    "given_up_note",
+    "image_types",
     "read_manifest",
     "write_spool",
 )
@@ -194,7 +196,36 @@ def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
     return disk if used >= limit_bytes else ramdisk
 
 
-def give_up_images(spool: Path, images: re.Pattern[str]) -> int:
+def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches the names or storage classes of images."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
+
+
+def give_up_oldest_images(spools: Iterable[Path], images: re.Pattern[str], excess_bytes: int) -> None:
+    """Delete images of about this size, those of the first spools first."""
+    for spool in spools:
+        if excess_bytes <= 0:
+            return
+        try:
+            given_up = _give_up_images(spool, images)
+        except BadMessage:  # it is quarantined in a moment, or gone
+            continue
+        if given_up:
+            excess_bytes -= given_up
+            _LOG.error(
+                "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
+                spool.name,
+                given_up / 1e6,
+            )
+
+
+def given_up_note(manifest: Manifest) -> str:
+    """Return which datasets of a spool were given up, if any."""
+    names = ", ".join(manifest.given_up)
+    return f"given up while too much waited for export: {names}" if names else ""
+
+
+def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
     """Delete the files of a spool with datasets whose type or storage class matches; return their size."""
     manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
     for file in manifest.files:

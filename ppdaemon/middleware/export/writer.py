@@ -30,7 +30,7 @@ from lsst.daf.butler.dimensions import SerializedDimensionRecord
 from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import WriterConfig
+from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync, write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
@@ -42,7 +42,15 @@ from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import COMMAND, MARK
 from ppdaemon.middleware.export.quarantine import quarantine
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile, check_files, read_manifest
+from ppdaemon.middleware.export.spool import (
+    Manifest,
+    SpooledFile,
+    check_files,
+    give_up_oldest_images,
+    given_up_note,
+    image_types,
+    read_manifest,
+)
 from ppdaemon.middleware.run.initoutputs import record_exported
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
 
@@ -72,23 +80,25 @@ class WriterExporter:
     """
 
     def __init__(
-        self, uri: str, template: Path, config: WriterConfig, clock: Clock, refused: Path, runs: Path | None
+        self, uri: str, template: Path, config: ExportConfig, clock: Clock, refused: Path, runs: Path | None
     ):
         self._uri = uri
         self._template = template
-        self._config = config
+        self._config = config.writer
+        self._images = image_types(config.images)
         self._clock = clock
         self._refused = refused
         self._runs = runs
         self._universe: DimensionUniverse | None = None
         self._producer: KafkaProducer | None = None
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Hand spools over and delete them; report which were handed over and which quarantined.
 
         Raises `~ppdaemon.errors.Unavailable` if the datastore or Kafka cannot be
         written to; the spools stay then, except those that were handed over.
         """
+        give_up_oldest_images(spools, self._images, excess_bytes)
         done: list[Path] = []
         copied: list[Path] = []
         refused: list[Path] = []
@@ -110,8 +120,9 @@ class WriterExporter:
                 refused.append(spool)
                 continue
             datasets += sum(len(event.datasets) for event in made)
-            if others:
-                skipped[str(spool)] = f"another one was first: {', '.join(others)}"
+            first = f"another one was first: {', '.join(others)}" if others else ""
+            if note := "; ".join(filter(None, (first, given_up_note(manifest)))):
+                skipped[str(spool)] = note
             key = f"{manifest.key.instrument} {manifest.key.detector}"
             copied.append(spool)
             events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
