@@ -160,7 +160,8 @@ def _states(daemon: Daemon) -> Iterator[StatusReport | Unavailable | None]:
 
 
 def _away(error: Unavailable) -> RenderableType:
-    return Group(Text(f"{plain(error)} (asking again)", style="bold red"), Text(), Text("q quit", style="dim"))
+    text = Text(f"{plain(error)} (asking again)", style="bold red")
+    return Group(text, Text(), Text("q quit", style="dim"))
 
 
 @contextlib.contextmanager
