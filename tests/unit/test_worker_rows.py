@@ -2,6 +2,7 @@
 """The rows of many workers do not hold the event loop."""
 
 import asyncio
+import itertools
 from unittest.mock import Mock
 
 from ppdaemon.node.control.handler import ROWS_AT_ONCE, RequestHandler
@@ -26,5 +27,5 @@ def test_other_tasks_run_while_the_rows_of_many_workers_are_made():
         return counts, asking.result().data
 
     counts, data = asyncio.run(ask())
-    assert max(after - before for before, after in zip(counts, counts[1:], strict=False)) == ROWS_AT_ONCE
+    assert max(after - before for before, after in itertools.pairwise(counts)) == ROWS_AT_ONCE
     assert [row["slot"] for row in data] == made
