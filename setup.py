@@ -57,6 +57,12 @@ DEMO = [
 POSTGRES = [
     "psycopg2-binary>=2.9"
 ]  # for postgresql+psycopg2: URLs; SQLAlchemy 2.1 uses psycopg 3 for bare ones
+BPS = [
+    "lsst-ctrl-bps" + LSST,  # the command bps of ppctl catchup run
+    "lsst-ctrl-bps-parsl" + LSST,  # on this host, or at a site with Slurm
+    "parsl>=2026.1",
+]
+KAFKA = ["confluent-kafka>=2.6"]  # imported by ppdaemon.publish.kafka only: 4 MB, and its threads
 WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
@@ -123,20 +129,23 @@ setup(
     },
     install_requires=CORE,
     extras_require={
+        "bps": BPS,
         "demo": DEMO + WEB,
         "postgres": POSTGRES,
         "web": WEB,
+        "kafka": KAFKA,
         "otel": OTEL,
-        "test": DEMO + POSTGRES + WEB + OTEL + TEST,
-        "dev": DEMO + POSTGRES + WEB + OTEL + TEST + DEV,
+        "test": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST,
+        "dev": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": DEMO + POSTGRES + WEB + OTEL + TEST + ML,
+        "ml": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [
             "ppdaemon = ppdaemon.node.app:main",
             "pprelay = ppdaemon.relay.app:main",
             "ppctl = ppdaemon.ctl.cli:main",
+            "send_visit = ppdaemon.ctl.send:main",
             "ppweb = ppdaemon.web.app:main",
         ]
     },

@@ -6,7 +6,6 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 `ppdaemon.raws.roots`.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,9 +34,11 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
+from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -369,6 +370,9 @@ class ButlerConfig(ConfigPart):
 
     central: str
     """Root, configuration file or alias of the central repo."""
+    read: str | None = None
+    """The same of a replica that is read instead, with the same collections; outputs are written to
+    `central`. `None`: the central repo is read."""
     instrument_class: dict[Name, str]
     """The `lsst.pipe.base.Instrument` of each instrument, as
     ``package.module.Class``."""
@@ -408,6 +412,11 @@ class ButlerConfig(ConfigPart):
                     if name not in classes:
                         hint = did_you_mean(name, classes)
                         yield (key, name), f"instrument_class has no entry for {name}{hint}"
+
+    @property
+    def source(self) -> str:
+        """The repo that is read."""
+        return self.read or self.central
 
     def ingest_of(self, instrument: str) -> IngestKind:
         """Return how raws of an instrument are ingested; ``builtin`` by default."""
@@ -495,30 +504,72 @@ class ExposuresConfig(ConfigPart):
     """``exact``: the filter must be an announced one."""
 
 
+class WriterConfig(ConfigPart):
+    """The observatory's own service that registers outputs (``prompt_processing_butler_writer``)."""
+
+    to: KafkaAddress | None = None
+    """``kafka://BROKER:PORT,BROKER:PORT/TOPIC``, from which the service reads events; `None`: the
+    exporter registers outputs itself."""
+    options: dict[str, str] = {}
+    """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    timeout_s: Seconds = 30.0
+    """Time limit of the acknowledgments."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find that Kafka cannot be used here."""
+        if (to := valid_values(keys, "to")) and to[0] is not None and (problem := needs_kafka()):
+            yield ("to",), problem
+
+    @property
+    def brokers(self) -> str:
+        """The brokers of Kafka."""
+        return split_kafka(self.to or "")[0]
+
+    @property
+    def topic(self) -> str:
+        """The topic of Kafka."""
+        return split_kafka(self.to or "")[1]
+
+
 class ExportConfig(ConfigPart):
     """Outputs that are copied to the central repo."""
 
-    types: tuple[str, ...] = (
+    types: Annotated[tuple[str, ...], pydantic.AfterValidator(regular_expressions)] = (
         r".*_metadata",
         r".*_log",
         r".*_config",
         "packages",
         "prompt_deployment",
         "preload_metrics",
+        "promptPreload_metrics",
+        "prompt_provenance",
     )
     """Regular expressions; a dataset type is exported if its whole name matches one."""
-    retry_s: Seconds = 10.0
-    """Pause after a failed export; doubled after each further failure, up to 16 times."""
-
-    @pydantic.field_validator("types")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return value
+    images: Annotated[tuple[str, ...], pydantic.AfterValidator(regular_expressions)] = (
+        "Exposure.*",
+        ".*Image.*",
+        "Mask.*",
+    )
+    """Regular expressions; a dataset type whose whole name, or whose storage class, matches one is
+    an image: copied and registered after all others."""
+    copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
+    """Files that are copied to the central repo at once."""
+    ramdisk_max: Size = 0
+    """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
+    exceeds it goes to the state disk. So does everything while exports fail. After a power failure, what
+    was on the RAM disk is gone, and the next start names it. 0: all outputs go to the state disk."""
+    spool_max: Annotated[Size, pydantic.Field(gt=0)] | None = None
+    """Size of what may wait for export, on both disks together. Above it the oldest spools lose their
+    `images`, which are logged and shown as not exported; all other outputs stay. `None`: no limit but
+    that of the disk, where visit-detectors end as ``state_full``."""
+    gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
+    """An export begins when for this time no visit-detector has ended, at the latest after ten times as
+    long: the detectors of an exposure share few transactions."""
+    retry_s: Seconds = 5.0
+    """Pause after a failed export. The next one begins with a small query: while the central repo is
+    away it costs no more than that."""
+    writer: WriterConfig = WriterConfig()
 
 
 class LogConfig(ConfigPart):
@@ -577,6 +628,8 @@ class NodeConfig(ConfigPart):
     exposures: ExposuresConfig = ExposuresConfig()
     engine: EngineConfig = EngineConfig()
     export: ExportConfig = ExportConfig()
+    publish: tuple[Publication, ...] = ()
+    """Metrics and telemetry that are sent to Kafka topics or REST proxies, after the alerts."""
     metrics: MetricsConfig = MetricsConfig()
     traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()

@@ -9,7 +9,7 @@ import ipaddress
 import pwd
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 import pydantic
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ppdaemon.detectorlist import parse_detector_list, unique
 from ppdaemon.keyfiles import read_allow_list, read_key_pair, read_public_key
 from ppdaemon.thishost import host_context
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import KeyPath
+from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = (
     "Address",
@@ -49,8 +50,7 @@ __all__ = (
     "WritableFolder",
     "is_local",
     "valid_values",
-    "parse_detector_list",
-    "ranges",
+    "regular_expressions",
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
@@ -79,19 +79,10 @@ def _detectors(value: Any) -> Any:
         switches = [(_detectors(str(key)), switch) for key, switch in value.items()]
         if wrong := [switch for _, switch in switches if switch not in (True, False)]:
             raise ValueError(f"{wrong[0]!r} is not a switch of a detector; write true or false")
-        _unique(tuple(number for numbers, _ in switches for number in numbers))
+        unique(tuple(number for numbers, _ in switches for number in numbers))
         return tuple(number for numbers, switch in switches if switch for number in numbers)
     if isinstance(value, str):
-        ids: list[int] = []
-        for part in value.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-            if match is None:
-                raise ValueError(f"{value!r} is not a list of detectors; write for instance 0-8,12")
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first or last - first > 10_000:
-                raise ValueError(f"{part.strip()!r} is not a range of detectors")
-            ids.extend(range(first, last + 1))
-        return tuple(ids)
+        return parse_detector_list(value)
     return value
 
 
@@ -101,33 +92,18 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
-def _unique(value: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(value)) != len(value):
-        raise ValueError("a detector is listed twice")
-    return value
-
-
-def parse_detector_list(text: str) -> tuple[int, ...]:
-    """Return the detector ids of a text such as ``0-8,12``, in the order written.
-
-    Raises `ValueError` if the text is not such a list; the error shows an example.
-    """
-    return _unique(tuple(_detectors(text)))
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Format numbers as `parse_detector_list` reads them, such as ``0-8,12``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket, bytes: ``sun_path`` of unix(7) without its last zero."""
+
+
+def regular_expressions(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return regular expressions, or raise `ValueError` if one of them is none."""
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return value
 
 
 def _address(value: str) -> str:
@@ -244,7 +220,7 @@ Seconds = Annotated[float, pydantic.Field(gt=0)]
 Rate = Annotated[float, pydantic.Field(ge=1)]
 _Detector = Annotated[int, pydantic.BeforeValidator(_no_switch), pydantic.Field(ge=0)]
 Detectors = Annotated[
-    tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(_unique)
+    tuple[_Detector, ...], pydantic.BeforeValidator(_detectors), pydantic.AfterValidator(unique)
 ]
 UserId = Annotated[int, pydantic.BeforeValidator(_user_id), pydantic.Field(ge=0)]
 GroupId = Annotated[int, pydantic.BeforeValidator(_group_id), pydantic.Field(ge=0)]
@@ -304,11 +280,14 @@ def _detail(kind: Any, text: str, key_path: KeyPath) -> InitErrorDetails:
 
 
 def _valid_keys(part: type[ConfigPart], value: Any, context: object) -> SimpleNamespace:
-    """Return the valid keys of a part that has errors, and the defaults of those that are missing."""
+    """Return the valid keys of a part that has errors, and the defaults of those that are missing; not of
+    one that is misspelled, since its default could contradict other keys.
+    """
     found: dict[str, Any] = {}
+    unknown = [str(key) for key in value if key not in part.model_fields] if isinstance(value, dict) else []
     for name, field in part.model_fields.items() if isinstance(value, dict) else ():
         if name not in value:
-            if not field.is_required():
+            if not field.is_required() and not any(did_you_mean(key, [name]) for key in unknown):
                 found[name] = field.get_default(call_default_factory=True)
             continue
         checked: Any = Annotated[field.annotation, field]

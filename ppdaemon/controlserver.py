@@ -169,7 +169,8 @@ class ControlServer:
             if role < (Role.READER if type(request) in READING else Role.OPERATOR):
                 # In a thread: the user database may be on another host.
                 text = await asyncio.to_thread(access_error, peer, role, request.type)
-                _LOG.info("refused a control request: %s", text)
+                if self._throttle.passes(f"denied {peer.uid}"):
+                    _LOG.info("refused a control request: %s", text)
                 await self._reply(writer, RequestFailed(code="denied", text=text))
                 return
             if isinstance(request, Watch):

@@ -9,7 +9,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.durable import sync, write_durably
 from ppdaemon.reports import JOURNAL_NAME
 
-__all__ = ("REFUSAL", "NodeFolders", "remove_spool")
+__all__ = ("REFUSAL", "NodeFolders", "folder_size", "remove_spool", "save_spools")
 
 REFUSAL = "refused.txt"
 """File in a quarantined spool with the reason why it cannot be exported; it is still
@@ -38,6 +38,10 @@ class NodeFolders:
         """The journal's SQLite file."""
         self.spool = state / "spool"
         """Outputs that wait for export."""
+        self.ramdisk_spool = ramdisk / "spool"
+        """Outputs that wait for the next export, while exports succeed."""
+        self.publish = state / "publish"
+        """Metrics that wait to be published."""
         self.refused = state / "refused"
         """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"
@@ -89,6 +93,11 @@ class NodeFolders:
         """Return the number of quarantined spools."""
         return sum(1 for _ in self.refused.glob("*"))
 
+    def is_lost(self, instrument: str, group: str, detector: int, attempt: int) -> bool:
+        """Return whether there is no spool of an attempt, quarantined ones included."""
+        spool = self.find_spool(instrument, group, detector, attempt)
+        return not (spool.exists() or (self.refused / spool.name).exists())
+
     def returned_spools(self) -> list[Path]:
         """Return the spools that an operator has moved back from `refused` for another export."""
         return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
@@ -97,6 +106,12 @@ class NodeFolders:
         """Return the spool of an attempt; the folder exists only when it is complete."""
         quoted = quote(group, safe="").replace("~", "%7E")
         return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
+
+    def find_spool(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
+        """Return where the spool of an attempt is: on the RAM disk, or else where `spooled` expects it."""
+        spool = self.spooled(instrument, group, detector, attempt)
+        on_ramdisk = self.ramdisk_spool / spool.name
+        return on_ramdisk if on_ramdisk.exists() else spool
 
     def mark(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
         """Return the marker file of an attempt that may have written something permanent.
@@ -131,3 +146,37 @@ def remove_spool(spool: Path) -> None:
     # A missing spool counts as exported. An error must not raise then, or the
     # deletion would be repeated without end.
     shutil.rmtree(doomed, ignore_errors=not present)
+
+
+def folder_size(folder: Path) -> int:
+    """Return the size of the files in a folder, not of its folders; 0 if it is gone."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except OSError:  # exported meanwhile
+        return 0
+
+
+def save_spools(source: Path, target: Path) -> list[Path]:
+    """Move complete spools from the RAM disk to a folder on a disk; return their new paths.
+
+    A crash never leaves half a spool under its name. Raises `OSError` if one cannot be moved; it stays.
+    """
+    saved = []
+    for spool in sorted(source.iterdir()) if source.is_dir() else ():
+        if spool.suffix in (".part", ".done"):
+            shutil.rmtree(spool)
+            continue
+        partial = target / f"{spool.name}.part"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            shutil.copytree(spool, partial)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
+            shutil.rmtree(target / spool.name, ignore_errors=True)
+            saved.append(partial.rename(target / spool.name))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync(target)
+        shutil.rmtree(spool)
+    return saved

@@ -7,6 +7,7 @@ one visit at a time: it binds them with `bind`. Other processes have many and na
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -19,6 +20,9 @@ __all__ = ("about", "bind", "bound", "set_up")
 MAX_MESSAGE = 4000
 """Longer messages are cut, so that a library that prints large objects does not fill
 the log."""
+
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels, and the priorities of ``syslog(3)`` from there on; 7 below."""
 
 
 def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -57,11 +61,34 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The loggers that have levels of their own."""
     fields: Mapping[str, object] = {}
 
+    def __init__(self, stream: TextIO):
+        super().__init__(stream)
+        self._journal = _is_journal(stream)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; for the journal of systemd with its priority, see ``sd-daemon(3)``."""
+        text = super().format(record)
+        if not self._journal:
+            return text
+        priority = f"<{next((each for level, each in PRIORITIES if record.levelno >= level), 7)}>"
+        return priority + text.replace("\n", f"\n{priority}")
+
     def add_fields(
         self, _logger: object, _name: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         """Add the fields that a line does not have."""
         return {**self.fields, **event}
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Return whether a stream goes to the journal of systemd, and not to a file or another process: children
+    inherit the variable.
+    """
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # it has no descriptor
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _handlers() -> list[_Handler]:

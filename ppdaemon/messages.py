@@ -147,6 +147,8 @@ class EndedDetectors(DetectorsOfVisit):
     outcome: Outcome
     reported: bool
     """Whether a relay has confirmed it; otherwise `Results` follow."""
+    last: Attempt | None = None
+    """The node's own number of the attempt, if it differs: that of a retry, or of a requeue."""
 
 
 class Hello(_Envelope):
@@ -423,6 +425,14 @@ class ExportSpool(Model):
     type: Literal["export"] = "export"
     spools: tuple[str, ...]
     """Folders with a manifest each."""
+    excess_bytes: Storable = 0
+    """By how much all that waits is too large: images of these spools are given up first."""
+
+
+class MarkDatastore(Model):
+    """Order to mark the datastore of the central repo as the repo's own; answered by `DatastoreMarked`."""
+
+    type: Literal["mark_datastore"] = "mark_datastore"
 
 
 class Quit(Model):
@@ -431,7 +441,9 @@ class Quit(Model):
     type: Literal["quit"] = "quit"
 
 
-type WorkerOrder = Annotated[Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | Quit, _BY_TYPE]
+type WorkerOrder = Annotated[
+    Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | MarkDatastore | Quit, _BY_TYPE
+]
 ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
 
@@ -547,6 +559,8 @@ class Exported(Model):
     """Other spools that cannot be registered; they were moved to quarantine."""
     tai: float
     datasets: int
+    size_bytes: int = 0
+    """Of the files of the exported spools."""
     skipped: dict[str, str] = {}
     """By spool: its datasets that were not exported, because others of the same type, run and data
     ID were, such as ``detector 3 was first: visitSummary``."""
@@ -560,7 +574,16 @@ class SpoolRefused(Model):
     reason: str
 
 
-type ExporterFact = Annotated[Ready | Exported | SpoolRefused, _BY_TYPE]
+class DatastoreMarked(Model):
+    """The datastore of the central repo is marked, or cannot be."""
+
+    type: Literal["datastore_marked"] = "datastore_marked"
+    text: str
+    """What was done, or why nothing was."""
+    refused: bool = False
+
+
+type ExporterFact = Annotated[Ready | Exported | SpoolRefused | DatastoreMarked, _BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 

@@ -21,8 +21,9 @@ CREDENTIALS = struct.Struct("3i")
 """``struct ucred`` of unix(7): process, user, group."""
 SO_PEERGROUPS = 59
 """From asm-generic/socket.h; the socket module does not have it."""
-MAX_GROUPS = 1024
-"""A user with more groups is treated as if it had only the primary one; Linux allows 65,536."""
+MAX_GROUPS = 256
+"""A user with more groups is treated as if it had only the primary one; Linux allows 65,536, and Python
+reads 1024 bytes of an option."""
 
 
 class Role(IntEnum):

@@ -28,19 +28,31 @@ CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
 
 
-class StatusRequest(Model):
+DEFERRED = pydantic.ConfigDict(defer_build=True)
+"""Models and adapters are built when they are first used: a command of ``ppctl`` needs few of them, and
+all take 30 ms of its start.
+"""
+
+
+class ControlModel(Model):
+    """Base of requests and answers."""
+
+    model_config = DEFERRED
+
+
+class StatusRequest(ControlModel):
     """Answered with a `StatusReport`, by a relay with a `RelayStatusReport`."""
 
     type: Literal["status"] = "status"
 
 
-class WorkersRequest(Model):
+class WorkersRequest(ControlModel):
     """Answered with a list of `WorkerRow`."""
 
     type: Literal["workers"] = "workers"
 
 
-class JournalFilter(Model):
+class JournalFilter(ControlModel):
     """Selects rows of a journal; a relay ignores all but `limit`."""
 
     limit: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 100
@@ -67,7 +79,7 @@ class VisitsRequest(JournalFilter):
     """Only those with an outcome in `~ppdaemon.states.BAD_OUTCOMES`."""
 
 
-class VisitRequest(Model):
+class VisitRequest(ControlModel):
     """Answered with the list of `VisitRow` of one group, by a relay of `RelayDetectorRow`."""
 
     type: Literal["visit"] = "visit"
@@ -89,7 +101,7 @@ class LateRequest(JournalFilter):
     type: Literal["late"] = "late"
 
 
-class RequeueRequest(Model):
+class RequeueRequest(ControlModel):
     """Process detectors of a visit again that have an outcome; answered with a
     list of `RequeueRow`.
     """
@@ -103,19 +115,39 @@ class RequeueRequest(Model):
     sent to another node."""
 
 
-class DrainRequest(Model):
+type CatchupState = Literal["running", "done", "released"]
+"""What the catch-up does with a visit-detector, or has done; ``released``: it has it no longer."""
+
+
+class CatchupRequest(ControlModel):
+    """The daytime catch-up processes detectors of a visit, has processed them, or processes them no longer:
+    the daemon refuses to retry the first two. Answered with a list of `RequeueRow`.
+    """
+
+    type: Literal["catchup"] = "catchup"
+    instrument: Name
+    group: Name
+    detectors: tuple[int, ...]
+    state: CatchupState
+    run: str
+    """Output run of the catch-up."""
+    force: bool = False
+    """Also those that may have written something permanent."""
+
+
+class DrainRequest(ControlModel):
     """Accept no more visits, also after a restart, until a `ResumeRequest`; the running ones are finished."""
 
     type: Literal["drain"] = "drain"
 
 
-class ResumeRequest(Model):
+class ResumeRequest(ControlModel):
     """Accept visits again."""
 
     type: Literal["resume"] = "resume"
 
 
-class ReloadRequest(Model):
+class ReloadRequest(ControlModel):
     """Read the configuration again; answered when it is in use, or when it was
     rejected.
     """
@@ -123,7 +155,16 @@ class ReloadRequest(Model):
     type: Literal["reload"] = "reload"
 
 
-class RestartRequest(Model):
+class ExportRequest(ControlModel):
+    """Export what is pending now, or first mark the datastore of the central repo as its own; the
+    latter is answered with a text that tells what was done.
+    """
+
+    type: Literal["export"] = "export"
+    action: Literal["now", "init"]
+
+
+class RestartRequest(ControlModel):
     """Replace the worker of a slot, after its visit if it has one; also ends a quarantine. Answered with
     a text that says which of the two is done.
     """
@@ -134,20 +175,20 @@ class RestartRequest(Model):
     """Whether to interrupt the visit that it has."""
 
 
-class KillRequest(Model):
+class KillRequest(ControlModel):
     """Kill the worker of a slot at once."""
 
     type: Literal["kill"] = "kill"
     slot: int
 
 
-class Watch(Model):
+class Watch(ControlModel):
     """Answered by a stream of status reports: one at once and one after each change."""
 
     type: Literal["watch"] = "watch"
 
 
-class WatchVisits(Model):
+class WatchVisits(ControlModel):
     """Answered by a stream of lists of `VisitChange`: what has changed since the last list.
 
     The first one is sent at once and is empty. Stages are sent when they are reached, outcomes when they
@@ -165,32 +206,34 @@ type Request = Annotated[
     | VisitRequest
     | LateRequest
     | RequeueRequest
+    | CatchupRequest
     | DrainRequest
     | ResumeRequest
     | ReloadRequest
+    | ExportRequest
     | RestartRequest
     | KillRequest
     | Watch
     | WatchVisits,
     pydantic.Field(discriminator="type"),
 ]
-REQUESTS = pydantic.TypeAdapter[Request](Request)
+REQUESTS = pydantic.TypeAdapter[Request](Request, config=DEFERRED)
 
 
-class NodesRequest(Model):
+class NodesRequest(ControlModel):
     """To a relay; answered with a list of `RelayNodeRow`."""
 
     type: Literal["nodes"] = "nodes"
 
 
-class DrainNodeRequest(Model):
+class DrainNodeRequest(ControlModel):
     """To a relay: send nothing new to a node until it is resumed."""
 
     type: Literal["drain_node"] = "drain_node"
     node: Name
 
 
-class ResumeNodeRequest(Model):
+class ResumeNodeRequest(ControlModel):
     """To a relay: send visits to a node again."""
 
     type: Literal["resume_node"] = "resume_node"
@@ -208,9 +251,9 @@ type RelayRequest = Annotated[
     | Watch,
     pydantic.Field(discriminator="type"),
 ]
-RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest)
+RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest, config=DEFERRED)
 
-READING: frozenset[type[Model]] = frozenset(
+READING: frozenset[type[ControlModel]] = frozenset(
     {
         StatusRequest,
         WorkersRequest,
@@ -224,12 +267,14 @@ READING: frozenset[type[Model]] = frozenset(
     }
 )
 """Requests that change nothing: readers may send them."""
-OPERATING: frozenset[type[Model]] = frozenset(
+OPERATING: frozenset[type[ControlModel]] = frozenset(
     {
         RequeueRequest,
+        CatchupRequest,
         DrainRequest,
         ResumeRequest,
         ReloadRequest,
+        ExportRequest,
         RestartRequest,
         KillRequest,
         DrainNodeRequest,
@@ -239,14 +284,14 @@ OPERATING: frozenset[type[Model]] = frozenset(
 """Requests that only operators may send."""
 
 
-class Ok(Model):
+class Ok(ControlModel):
     """The request was done; `data` is its answer."""
 
     type: Literal["ok"] = "ok"
     data: Any = None
 
 
-class RequestFailed(Model):
+class RequestFailed(ControlModel):
     """The request was not done; `text` is the reason."""
 
     type: Literal["failed"] = "failed"
@@ -255,10 +300,25 @@ class RequestFailed(Model):
 
 
 type Reply = Annotated[Ok | RequestFailed, pydantic.Field(discriminator="type")]
-REPLIES = pydantic.TypeAdapter[Reply](Reply)
+REPLIES = pydantic.TypeAdapter[Reply](Reply, config=DEFERRED)
 
 
-class ArrivalSource(Model):
+class DestinationReport(ControlModel):
+    """What has become of the records for one destination."""
+
+    name: str
+    """What is published, and where."""
+    sent: int = 0
+    """Records that were accepted there."""
+    dropped: int = 0
+    """Records that nobody took in time, or that are never accepted."""
+    waiting: int = 0
+    """Records that wait to be sent."""
+    problem: str = ""
+    """Why they wait; empty if they do not."""
+
+
+class ArrivalSource(ControlModel):
     """One source of raw arrivals."""
 
     name: str
@@ -276,13 +336,15 @@ class ArrivalSource(Model):
     """Why it does not work, or what else to know."""
 
 
-class RefusedRaw(Model):
+class RefusedRaw(ControlModel):
     """A raw that was found and delivered to no visit."""
 
     path: str
+    """Its path, or its URI in an object store."""
     kind: str
     """Category of the reason, one word, as in `StatusReport.counters`."""
     reason: str
+    """Why no visit used it, in one sentence."""
     seen_tai: float
     """When it was refused, TAI seconds since 1970."""
 
@@ -305,16 +367,18 @@ type ProblemSource = Literal[
     "limits",
     "configuration",
     "metrics",
+    "publish",
     "traces",
     "leftovers",
 ]
 """The part of the program, or the dependency, that a problem is about; the worst first."""
 
 
-class Problem(Model):
+class Problem(ControlModel):
     """Something that does not work now."""
 
     source: ProblemSource
+    """The part of the program, or the dependency, that it is about."""
     text: str
     """What does not work, and what the program does about it."""
     since_tai: float
@@ -323,7 +387,7 @@ class Problem(Model):
     """Whether it limits the program now; otherwise it should be checked by day."""
 
 
-class StatusReport(Model):
+class StatusReport(ControlModel):
     """The state of the daemon."""
 
     schema_version: int = SCHEMA
@@ -369,12 +433,20 @@ class StatusReport(Model):
     """Number of visit-detectors that wait for export."""
     oldest_spool_s: float | None = None
     """Seconds for which the first of them has waited in this run of the daemon; `None` if none waits."""
+    spooled_mb: float = 0.0
+    """Size of what waits for export, a second ago."""
+    exported_per_min: float = 0.0
+    """Number of visit-detectors that were exported in the last minute."""
+    exported_mb: float = 0.0
+    """Size of what was exported since the daemon started."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    publish: tuple[DestinationReport, ...] = ()
+    """What has become of the metrics and telemetry for each destination, since the daemon started."""
     logs: str = ""
-    """Folder of the logs of workers, zygote, exporter and reader."""
+    """Folder of the logs of workers, zygote, exporter, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]
@@ -417,18 +489,21 @@ class StatusReport(Model):
         return self.state == "running" and not any(problem.degrades for problem in self.problems)
 
 
-class WorkerRow(Model):
+class WorkerRow(ControlModel):
     """One slot."""
 
     slot: int
     state: SlotState
+    """State of the slot."""
     epoch: int
     """Counts the workers of the slot."""
     pid: int | None = None
+    """Process id of the worker; `None` if the slot has none."""
     since_s: float
     """Seconds in this state."""
     instrument: str | None = None
     group: str | None = None
+    """Group of the visit that the worker has; without one, all four names of it are `None`."""
     detector: int | None = None
     attempt: int | None = None
     memory_mb: float | None = None
@@ -441,7 +516,7 @@ class WorkerRow(Model):
     """Why the worker was stopped last, or why the slot is quarantined."""
 
 
-class VisitRow(Model):
+class VisitRow(ControlModel):
     """One journal row: a visit-detector's attempt."""
 
     instrument: str
@@ -459,8 +534,11 @@ class VisitRow(Model):
     engine: str = ""
     """Name of the engine that ran it."""
     slot: int | None = None
+    """Slot whose worker had it last; `None` if none had it."""
     pid: int | None = None
+    """Process id of that worker."""
     exposures: tuple[int, ...] = ()
+    """Ids of the exposures of which raws were ingested."""
     partial: bool = False
     """Whether images were missing."""
     retriable: bool = False
@@ -471,13 +549,17 @@ class VisitRow(Model):
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
-    has the datasets that the central repo has from another visit-detector, and from which."""
+    has the datasets that the central repo has from another visit-detector, and from which;
+    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up."""
+    no_return: str = ""
+    """What an attempt at this visit-detector did that cannot be repeated, or a blank."""
     shutter_close_tai: float | None = None
     """End of the last exposure from its header, TAI seconds since 1970."""
     ended_tai: float | None = None
+    """When the attempt had its outcome, TAI seconds since 1970."""
 
 
-class VisitChange(Model):
+class VisitChange(ControlModel):
     """The new state of one visit-detector."""
 
     instrument: str
@@ -499,7 +581,7 @@ class VisitChange(Model):
     """From shutter close to the end of the last task, if it succeeded."""
 
 
-class VisitSummary(Model):
+class VisitSummary(ControlModel):
     """One visit on one node, with the last attempt at each of its detectors there."""
 
     instrument: str
@@ -518,7 +600,7 @@ class VisitSummary(Model):
     """Its reason."""
 
 
-class LateRow(Model):
+class LateRow(ControlModel):
     """A raw that arrived after the outcome of its visit-detector and is not used yet."""
 
     instrument: str
@@ -527,6 +609,7 @@ class LateRow(Model):
     detector: int
     exposure: int
     path: str
+    """Its path, or its URI in an object store."""
     seen_tai: float
     """When it was found to be complete, TAI seconds since 1970."""
     attempt: int
@@ -535,18 +618,18 @@ class LateRow(Model):
     """Of that attempt; `None` while it is under way."""
 
 
-class RequeueRow(Model):
-    """Result of a `RequeueRequest` for one detector."""
+class RequeueRow(ControlModel):
+    """Result of a `RequeueRequest` or a `CatchupRequest` for one detector."""
 
     instrument: str
     detector: int
     attempt: int | None = None
-    """Number of the new attempt; `None` if it was refused."""
+    """Number of the new attempt, or of the one that the catch-up has; `None` if it was refused."""
     text: str = ""
     """Reason of the refusal, or a remark on the new attempt."""
 
 
-class RelayWaitRow(Model):
+class RelayWaitRow(ControlModel):
     """A detector that waits for a node."""
 
     instrument: Name
@@ -561,12 +644,13 @@ class RelayWaitRow(Model):
     """Why it waits, such as ``no node serves it``."""
 
 
-class RelayStatusReport(Model):
+class RelayStatusReport(ControlModel):
     """The state of a relay."""
 
     schema_version: int = SCHEMA
     """Version of the output of ``ppctl --json``."""
     relay: str
+    """Name of the relay."""
     version: str
     pid: int
     state: Literal["running", "degraded", "stopping"]
@@ -622,7 +706,7 @@ class RelayStatusReport(Model):
         return self.state == "running"
 
 
-class RelayNodeRow(Model):
+class RelayNodeRow(ControlModel):
     """A node that is, or was, connected to the relay, or is drained."""
 
     node: str
@@ -630,6 +714,7 @@ class RelayNodeRow(Model):
     """``full``: it has as many visit-detectors as it offers to have. ``draining``: an operator
     has drained it. ``closed``: it offers to take none."""
     connected: bool
+    """Whether it is connected now."""
     drained: bool
     """Whether an operator has drained it at the relay."""
     spare: bool
@@ -652,17 +737,20 @@ class RelayNodeRow(Model):
     """The worst problem that it reports, or blank."""
 
 
-class RelayVisitRow(Model):
+class RelayVisitRow(ControlModel):
     """One visit in the ledger."""
 
     instrument: str
     group: str
     survey: str = ""
     received_tai: float
+    """When the relay received it, TAI seconds since 1970."""
     cancelled: bool
+    """Whether it was canceled."""
     ended_tai: float | None
     """When its last detector had an outcome; `None` while it is open."""
     detectors: int
+    """Number of its detectors."""
     open: dict[str, int]
     """Number of detectors without an outcome in each state: ``waiting`` for a node, ``sent`` to
     one, ``acknowledged`` by it, ``permitted`` to write permanently."""
@@ -670,7 +758,7 @@ class RelayVisitRow(Model):
     """Number of detectors with each outcome."""
 
 
-class RelayDetectorRow(Model):
+class RelayDetectorRow(ControlModel):
     """One detector of a visit in the ledger."""
 
     instrument: str
@@ -681,8 +769,12 @@ class RelayDetectorRow(Model):
     node: str | None
     """The node that has it or had it last."""
     attempt: int
+    """Number of the last attempt, from 1."""
     received_tai: float
     """When the relay received the visit."""
     acknowledged_tai: float | None
+    """When the node acknowledged it; `None` if it did not."""
     outcome: Outcome | None
+    """Its outcome; `None` while it is under way."""
     reason: str
+    """Why it has this outcome or waits, or blank."""

@@ -32,6 +32,7 @@ __all__ = (
     "Selector",
     "image_type",
     "never_reached",
+    "output_chain",
     "pipeline_name",
     "select",
 )
@@ -63,6 +64,15 @@ def pipeline_name(path: str) -> str:
     # A folder with # is lost by lsst.resources, and commas separate collections.
     steps = [os.path.splitext(os.path.basename(file))[0], *_NO_LABEL.split(labels)]
     return "-".join(filter(None, steps))
+
+
+def output_chain(instrument: str, day_obs: int) -> str:
+    """Return the name of the chain of all outputs of a day (``YYYYMMDD``).
+
+    For instance ``LSSTCam/prompt/output-2026-11-22``.
+    """
+    digits = f"{day_obs:08d}"
+    return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
 
 
 def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:
@@ -115,7 +125,9 @@ class RaRange(Model):
     """
 
     min: float
+    """Begin of the range, degrees."""
     max: float
+    """End of the range, degrees."""
 
     @property
     def surprising(self) -> bool:
@@ -150,7 +162,9 @@ class DecRange(Model):
     """Declinations in degrees, both ends included; the bounds may be beyond the poles."""
 
     min: _Declination
+    """Lowest declination, degrees."""
     max: _Declination
+    """Highest declination, degrees."""
 
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> "DecRange":

@@ -77,6 +77,7 @@ class Outcome(StrEnum):
     EXPORT_TIMEOUT = "export_timeout"
     OUT_OF_MEMORY = "out_of_memory"
     RAMDISK_FULL = "ramdisk_full"
+    STATE_FULL = "state_full"
     INTERRUPTED = "interrupted"
 
 

@@ -37,7 +37,11 @@ class WorkerContext:
     runs: Path
     """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
-    """Folder of finished outputs that are not exported yet."""
+    """Folder of finished outputs that are not exported yet, on the state disk."""
+    ramdisk_spool: Path
+    """The same on the RAM disk."""
+    publish: Path
+    """Folder of metrics that are not published yet; exists if anything is published."""
     clock: Clock
     report: Callable[[messages.StageReached | messages.Connecting], None]
     """Sends a fact to the supervisor at once; raises `OSError` if the supervisor has ended."""
@@ -73,12 +77,19 @@ class Work(Protocol):
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
-    def export(self, spools: Sequence[Path]) -> messages.Exported:
-        """Export these spools in one central transaction, then delete them.
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> messages.Exported:
+        """Export these spools together, then delete them. Before, give up images of about the size
+        `excess_bytes`, those of the first spools first.
 
         Spools that are registered already are not registered again, and those that cannot be
         registered are moved away and returned as refused. Any exception leaves the others
         unchanged; they are passed again later.
+        """
+
+    def mark_datastore(self) -> str:
+        """Mark the central repo's datastore as its own, where outputs may be written; return what was done.
+
+        Any exception means that nothing was done.
         """
 
 

@@ -7,7 +7,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-__all__ = ("ConnectionMonitor",)
+__all__ = ("KEYS_OF_ONE", "UNKNOWN_KEY", "WRONG_SERVER", "ConnectionMonitor")
 
 EVENTS = (
     zmq.EVENT_DISCONNECTED
@@ -19,12 +19,13 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+UNKNOWN_KEY = "the server does not admit this key; add it there"
+KEYS_OF_ONE = "only one of the two ends has keys; compare their configuration"
+WRONG_SERVER = "the server ended the handshake; check that it has keys, and that this end has its public key"
 REFUSALS = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the server does not admit this key; add it there",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "only one of the two ends has keys; compare their configuration",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
-        "the server ended the handshake; check that it has keys, and that this end has its public key"
-    ),
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: UNKNOWN_KEY,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: KEYS_OF_ONE,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: WRONG_SERVER,
 }
 """What a failed handshake means."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.visits.requeue import HANDED_BACK
 from ppdaemon.reports import StatusReport
+from ppdaemon.retries import HANDED_BACK
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.testing.played import VisitDetector
 

@@ -89,12 +89,17 @@ NEXT
 
 uninstall() {
   local name venv
-  for name in ppdaemon pprelay; do
+  for name in ppweb ppdaemon pprelay; do
     if systemctl -q "--root=$DESTDIR/" is-enabled "$name" 2>/dev/null ||
       { with_systemd && systemctl -q is-active "$name"; }; then
       fail "$name is enabled or runs: systemctl disable --now $name"
     fi
   done
+  # Nothing uses it without the daemon, and its unit is deleted.
+  if with_systemd && systemctl -q is-active run-ppramdisk.mount; then
+    step systemctl stop run-ppramdisk.mount
+    step rmdir /run/ppramdisk
+  fi
   for venv in "$link" "$link"-*; do
     if [ -x "$venv/bin/ppctl" ]; then
       step "$venv/bin/python" "$venv/bin/ppctl" install-files "$DESTDIR/" --remove

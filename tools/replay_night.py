@@ -98,6 +98,7 @@ def replay(
             speed=speed,
             detectors=options["detectors"],
             nodes=None if observatory is None else options["nodes"],
+            cancelled=follower.cancelled,
             differing=follower.differing,
             memory=follower.memory(),
         )
@@ -123,6 +124,7 @@ def show(report: ReplayReport) -> None:
     outcomes = ", ".join(f"{count} {name}" for name, count in report.outcomes.items())
     facts = [
         ("visits, visit-detectors", f"{report.visits}, {report.announced}"),
+        *([("visits canceled", str(report.cancelled))] if report.cancelled else ()),
         ("outcomes", outcomes),
         ("lost, doubled, differing", f"{report.lost}, {report.doubled}, {report.differing}"),
         ("seconds", f"{report.total_s:.0f}"),

@@ -137,6 +137,7 @@ KINDS = {
     "Detectors": "detectors, such as 0-8,12",
     "WritableFolder": "folder that can be written",
     "HttpAddress": "HOST:PORT",
+    "KafkaAddress": "``kafka://BROKER:PORT/TOPIC``",
     "CollectorUrl": "URL",
     "Address": "address, such as ``tcp://host:5570``",
     "CollectionTemplate": "collection, in which ``{instrument}`` is replaced",
@@ -146,6 +147,7 @@ KINDS = {
     "PublicKeyFile": "file",
     "KeyFolder": "folder",
     "Publisher": "address or mapping",
+    "Publication": "mapping",
     "UserId": "name or number",
     "GroupId": "name or number",
     "Name": "text",
@@ -171,6 +173,7 @@ KINDS = {
     "DecRange": "mapping of min and max, degrees",
     "CoordType": "detector or boresight",
     "_MapFile": "path",
+    "_Declination": "number",
 }
 """How values of a type are written; by the name that the annotation has."""
 
@@ -277,6 +280,22 @@ def _default(field: Any) -> str:
 # --- JSON ---------------------------------------------------------------------
 
 
+COMMON = {
+    "attempt": "Number of the attempt at the visit-detector, from 1.",
+    "dataset_type": "Name of the dataset type.",
+    "detector": "Id of the detector.",
+    "exposure": "Id of the exposure.",
+    "group": "Group of the visit, as it was announced.",
+    "instrument": "Short name of the camera.",
+    "node": "Name of the node.",
+    "pid": "Process id of the program.",
+    "slot": "Number of the slot.",
+    "survey": "Survey of the visit, as it was announced.",
+    "version": "Version of the program.",
+}
+"""By name: the meaning of fields that have none of their own."""
+
+
 def json_fields(model: type[pydantic.BaseModel]) -> str:
     """Return the fields of a model as a table, by its JSON schema."""
     schema = model.model_json_schema(mode="serialization")
@@ -294,10 +313,12 @@ def json_fields(model: type[pydantic.BaseModel]) -> str:
         "     - meaning",
     ]
     for name, field in schema["properties"].items():
+        if not (document := documents.get(name) or COMMON.get(name)):
+            raise Undocumented(f"{model.__module__}.{model.__name__}.{name} has no docstring")
         lines += [
             f"   * - ``{name}``",
             f"     - {_json_type(field)}",
-            f"     - {_plain(' '.join(documents.get(name, '').split()))}".rstrip(),
+            f"     - {_plain(' '.join(document.split()))}",
         ]
     return "\n".join(lines) + "\n"
 

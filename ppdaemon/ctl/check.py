@@ -75,12 +75,12 @@ def _of_config(path: Path, config: NodeConfig) -> list[Check]:
         ("state disk", hostchecks.check_state_disk),
         ("raws", hostchecks.check_inotify),
         ("limits", hostchecks.check_limits),
-        ("central repo", nodechecks.check_repo),
         ("keys", nodechecks.check_keys),
         ("relay", nodechecks.check_relay),
     ]
     checks: list[Check] = [(name, partial(check, config), SHORT_S) for name, check in short]
     if config.butler is not None:
+        checks.append(("central repo", partial(nodechecks.check_repo, config), LONG_S))
         check = partial(nodechecks.check_calibrations, path, config)
         checks.append(("inputs for tonight", check, LONG_S * len(config.node.instruments)))
     return checks

@@ -10,12 +10,14 @@ import functools
 import json
 import os
 import re
+import shlex
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 import pydantic
@@ -23,24 +25,19 @@ from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
-from ppdaemon.configtypes import parse_detector_list, ranges
-from ppdaemon.ctl import log, relaytables, send, tables
+from ppdaemon.ctl import relaytables, tables
 from ppdaemon.ctl.client import ControlClient, Daemon, NotFound, NotRunning, RelayDaemon, is_there
-from ppdaemon.ctl.installfiles import install_files
-from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.timeline import build_timelines
-from ppdaemon.ctl.top import follow
-from ppdaemon.curve import new_key_pair
+from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import ConfigError, PPDaemonError, StateUnusable
-from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.privatefiles import check_path
 from ppdaemon.reports import (
     JOURNAL_NAME,
     RELAY_SOCKET,
     DrainNodeRequest,
     DrainRequest,
+    ExportRequest,
     KillRequest,
     ReloadRequest,
     RestartRequest,
@@ -52,7 +49,11 @@ from ppdaemon.reports import (
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model, explain
-from ppdaemon.yamlfile import read_key
+
+if TYPE_CHECKING:  # imported by the commands that need them: the others must start at once
+    from ppdaemon.catchup import CatchupItem, CatchupRow
+    from ppdaemon.config import NodeConfig
+    from ppdaemon.ctl.catchup import Catchup
 
 __all__ = ("main", "node_of")
 
@@ -67,6 +68,9 @@ RELOAD_S = 300.0
 """A reload takes seconds for imports and the template repo; the daemon's own limit
 is shorter than this one."""
 
+EXPORT_INIT_S = 120.0
+"""Waits for the export that runs, and looks for some of the repo's files."""
+
 KEY_FOLDER = Path("/etc/ppdaemon/keys")
 KEYGEN_TEXT = """\
 wrote {secret} (secret: keep it on this host; its program must run as this user)
@@ -76,7 +80,7 @@ a relay:      security.key of pprelay.yaml is {secret};
               copy {name}.key to each node (relay.server) and each client (--server)
 a node:       security.key of ppdaemon.yaml is {secret}; the name of the node is {name};
               copy {name}.key into the folder security.nodes of the relay
-a client:     send_visit.py --key {secret} --server RELAY.key;
+a client:     send_visit --key {secret} --server RELAY.key;
               copy {name}.key into the folder security.submit of the relay
 After a change in these folders: systemctl reload pprelay"""
 
@@ -130,7 +134,7 @@ def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
         return daemon
     daemon = _daemon_of(config)
     with contextlib.suppress(ConfigError):
-        daemon.journal = Path(read_key(config, ("node", "state_dir"), os.environ)) / JOURNAL_NAME
+        daemon.journal = _path_in(config, "node", "state_dir") / JOURNAL_NAME
     return daemon
 
 
@@ -138,7 +142,7 @@ def _daemon_of(config: Path) -> Daemon:
     """Return the daemon of a node's configuration."""
     # Only this key: the variables of others may be set for the daemon alone.
     try:
-        return Daemon(Path(read_key(config, ("node", "control"), os.environ)))
+        return Daemon(_path_in(config, "node", "control"))
     except ConfigError as error:
         # A file that somebody has just broken must not keep an operator from seeing the running daemon;
         # it may be another one, to which nothing is done.
@@ -151,6 +155,13 @@ def _daemon_of(config: Path) -> Daemon:
         return daemon
 
 
+def _path_in(config: Path, *key: str, default: str | None = None) -> Path:
+    """Return the path that a configuration file has, without a look at its other keys."""
+    from ppdaemon.yamlfile import read_key
+
+    return Path(read_key(config, key, os.environ, default))
+
+
 def _default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
@@ -161,10 +172,9 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
         socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
     if config is not None:
-        folder = Path(read_key(config, ("state_dir",), os.environ))
-        default = str(folder / RELAY_SOCKET)
-        socket_path = Path(read_key(config, ("control",), os.environ, default))
-    elif socket_path is None and is_there(RELAY_RUN):
+        folder = _path_in(config, "state_dir")
+        socket_path = _path_in(config, "control", default=str(folder / RELAY_SOCKET))
+    elif socket_path is None and (is_there(RELAY_RUN) or not is_there(folder / RELAY_SOCKET)):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
     if config is not None or socket_path == RELAY_RUN:
@@ -172,7 +182,29 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     return relay
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands, of which some are imported when they are named: the others must start at once."""
+
+    elsewhere: Mapping[str, str] = {
+        "install-files": "ppdaemon.ctl.installfiles:install_files",
+        "send": "ppdaemon.ctl.send:command",
+        "web": "ppdaemon.ctl.webpage:web",
+    }
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*super().list_commands(context), *self.elsewhere})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command, or `None` if there is none of this name."""
+        if name in self.elsewhere:
+            return cast(click.Command, resolve_name(self.elsewhere[name]))
+        return super().get_command(context, name)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="ppctl")
 @click.option(
     "--socket",
@@ -290,7 +322,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     host on which this runs; each option replaces one of these numbers. Shows the
     source of each number, the formulas, and the resource that decides.
 
-    Exit code: 0 if this host is enough, 1 if it is not.
+    Exit code: 0 if this host and workers.max are enough, 1 if not.
     """
     from ppdaemon.ctl import size as sizing
     from ppdaemon.ctl import sizefigures
@@ -303,10 +335,12 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
         options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
         text = f"give these options; the journal is used if {sizing.FEWEST} of its visit-detectors succeeded"
+        if file is None:
+            text = f"there is no {DEFAULT_CONFIG}: name the configuration with --config, or {text}"
         raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)
-    if report.nodes > 1:
+    if not report.enough:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
@@ -376,18 +410,96 @@ def hosts(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
     _show(daemon.nodes(), relaytables.hosts_view, as_json)
 
 
+_FORMATS = ("table", "json", "csv", "pipetask", "bps")
+
+
 @_ppctl.command()
 @_limit
 @selecting
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default="table",
+    show_default=True,
+    help="json and csv for programs, pipetask for commands, bps for submit files.",
+)
+@_file
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="For bps: where to write; see ppctl catchup run."
+)
 @_daemon_command
-def failed(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
+def failed(
+    daemon: Daemon,
+    limit: int,
+    selected: dict[str, Any],
+    form: str,
+    path: Path | None,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
     """List visit-detectors that need daytime reprocessing.
 
-    Below them are the latest raws that were found but used by no visit. With
-    --json these are not printed here: see "ppctl status --json".
+    "again" is whether they may be processed again, by "ppctl retry" or by "ppctl
+    catchup": done by the catch-up; in the catch-up; needs --force, because alerts may
+    be written twice; may succeed; may fail again. Below them are the latest raws that
+    were found but used by no visit. With --json these are not printed here: see
+    "ppctl status --json".
+
+    pipetask and bps need the node's configuration, read its journal, and leave out
+    what is done and what needs --force. They name exposures whose raws have arrived;
+    "ppctl catchup prepare" brings these into the central repo first, and "ppctl
+    catchup run" does all of it.
     """
+    if form in ("pipetask", "bps"):
+        _print_catchup(_node_config(path), form, folder, limit, selected)
+        return
     rows = daemon.visits(limit, failed=True, **selected)
-    _show_rows(daemon, rows, partial(_failed_view, daemon), as_json)
+    if form == "csv":
+        from ppdaemon.ctl import catchupfiles
+
+        _note_journal(daemon)
+        click.echo(catchupfiles.failed_csv(rows), nl=False)
+        return
+    _show_rows(daemon, rows, partial(_failed_view, daemon), as_json or form == "json")
+
+
+def _node_config(path: Path | None) -> "NodeConfig":
+    """Read the configuration of a node that processes images."""
+    from ppdaemon.config import load_node
+
+    given = _given_config(path) or DEFAULT_CONFIG
+    config = load_node(given, os.environ, writing=False)
+    if config.butler is None:
+        raise ConfigError([f"{given}: butler: missing key, it names the central repo"])
+    return config
+
+
+def _print_catchup(
+    config: "NodeConfig", form: str, folder: Path | None, limit: int, selected: dict[str, Any]
+) -> None:
+    """Print commands, or write submit files and print their names."""
+    from ppdaemon.ctl import catchup, catchupfiles
+
+    found = catchup.failed_of(config, limit, selected)
+    if len(found) == limit:
+        click.echo(f"# only the newest {limit}: see --limit", err=True)
+    items, refused = catchup.items_of(config, found)
+    for row in refused:
+        click.echo(f"# {row.group} detector {row.detector}: {plain(row.text) or row.state}", err=True)
+    for item in items:
+        if not item.exposures:
+            text = "no raw is known; ppctl catchup prepare searches for it"
+            click.echo(f"# {item.group} detector {item.detector}: {text}", err=True)
+    folder = (folder or catchup.folder_of(config, selected)).absolute()
+    for unit in catchup.with_overrides(catchup.units_of_items(items), config):
+        if form == "pipetask":
+            click.echo(shlex.join(catchupfiles.pipetask_command(unit, config, os.cpu_count() or 1)))
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{unit.name}.yaml"
+        file.write_text(catchupfiles.bps_file(unit, config, folder, os.cpu_count() or 1))
+        click.echo(file)
 
 
 def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
@@ -466,9 +578,9 @@ def requeue(
 ) -> None:
     """Process detectors of a visit again that have ended.
 
-    GROUP is the visit. DETECTORS is a list such as 0-8,12; without it, all
-    detectors that did not succeed are processed again, with the raws that have
-    arrived by now.
+    GROUP may be the beginning of only one group, or "latest". DETECTORS is a list
+    such as 0-8,12; without it, all detectors that did not succeed are processed
+    again, with the raws that have arrived by now.
 
     Detectors that succeeded, are being processed, or have outputs that wait for
     export are refused. Without --force, detectors are also refused if something
@@ -476,11 +588,133 @@ def requeue(
     or there is no detector to process.
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a requeue may take longer
-    rows = daemon.requeue(group, detectors, force=force)
+    rows = daemon.requeue(find_visit(daemon, group)[0].group, detectors, force=force)
     _show(rows, tables.requeue_table, as_json)
     refused = [row for row in rows if row.attempt is None]
     if refused and (detectors is not None or len(refused) == len(rows)):
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+_ppctl.add_command(requeue, "retry")
+
+
+@_ppctl.group("catchup")
+def _catchup() -> None:
+    """Process by day, in the central repo, what failed in a night.
+
+    Of what "ppctl failed" lists, all but what is done, is under way, or has passed the
+    point of no return. Outputs are in the run .../PIPELINE/catchup of the day's chain.
+    """
+
+
+def _catchup_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that all commands of the catch-up have; the command gets what they select."""
+
+    @click.option(
+        "--limit",
+        type=click.IntRange(1, 10_000),
+        default=10_000,
+        show_default=True,
+        help="Maximum number of visit-detectors, the newest ones.",
+    )
+    @selecting
+    @_file
+    @click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        help="For files and logs. Default: catchup/DAY_OBS, or catchup/all, in the state directory.",
+    )
+    @click.option("--pipeline", metavar="FILE", help="Use this pipeline instead of the configured ones.")
+    @click.option("--force", is_flag=True, help="Also what may have written alerts, or is done.")
+    @_daemon_command
+    @functools.wraps(command)
+    def run(
+        daemon: Daemon,
+        limit: int,
+        selected: dict[str, Any],
+        path: Path | None,
+        folder: Path | None,
+        pipeline: str | None,
+        force: bool,
+        as_json: bool,
+        **options: Any,
+    ) -> None:
+        from ppdaemon.catchup import CatchupReport
+        from ppdaemon.ctl import catchup
+
+        config = _node_config(path)
+        if path is not None:
+            daemon = node_of(None, path)
+        found = catchup.failed_of(config, limit, selected)
+        items, others = catchup.items_of(config, found, force=force, pipeline=pipeline)
+        where = (folder or catchup.folder_of(config, selected)).absolute()
+        rows = command(catchup.Catchup(daemon, config, where, force=force), items, **options)
+        report = CatchupReport(rows=(*rows, *others))
+        _show(report, catchup.catchup_view, as_json)
+        if any(row.state not in ("done", "prepared") for row in report.rows):
+            raise click.exceptions.Exit(ExitCode.FAILED)
+
+    return run
+
+
+@_catchup.command("prepare")
+@_catchup_command
+def prepare_catchup(work: "Catchup", items: "Sequence[CatchupItem]") -> "list[CatchupRow]":
+    """Bring raws, exposures and visits of what failed into the central repo.
+
+    Raws are searched in the central repo and below arrivals.roots. What is there is
+    neither changed nor copied again. Also makes the collections of the catch-up.
+
+    Exit code 1: some visit-detectors have no raw, or are refused.
+    """
+    return work.prepare(items)
+
+
+@_catchup.command("check")
+@_catchup_command
+def check_catchup(work: "Catchup", items: "Sequence[CatchupItem]") -> "list[CatchupRow]":
+    """Ask the central repo what a catch-up has made, and note in the journal what is done.
+
+    For work that was submitted by hand, or at a site whose "bps submit" does not wait.
+
+    Exit code 1: some visit-detectors are not done.
+    """
+    return work.check(items)
+
+
+@_catchup.command("run")
+@click.option(
+    "--with",
+    "kind",
+    type=click.Choice(["bps", "pipetask"]),
+    default="bps",
+    show_default=True,
+    help="bps submit, with Parsl on this host or at --site; or one pipetask run.",
+)
+@click.option(
+    "--cores",
+    type=click.IntRange(min=1),
+    default=os.cpu_count() or 1,
+    show_default="all",
+    help="Processes at once.",
+)
+@click.option(
+    "--site",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Settings of another site for bps, such as etc/bps/slurm.yaml.",
+)
+@_catchup_command
+def run_catchup(
+    work: "Catchup", items: "Sequence[CatchupItem]", kind: Literal["bps", "pipetask"], **options: Any
+) -> "list[CatchupRow]":
+    """Prepare, process and check what failed; end all that was started after TERM or Ctrl-C.
+
+    The daemon does not retry meanwhile what the catch-up has, and later not what it
+    has done. Call it again to continue: what has succeeded is not repeated.
+
+    Exit code 1: some visit-detectors are not done; the last column has the reason.
+    """
+    return work.run(items, kind, **options)
 
 
 @_ppctl.command()
@@ -499,6 +733,8 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
         rows = find_visit(daemon, group)
         _show_rows(daemon, rows, tables.visit_view, as_json)
         if not as_json:
+            from ppdaemon.ctl import log
+
             folder = log.logs_folder(daemon)
             click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {folder}/worker-SLOT.log")
 
@@ -519,6 +755,8 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
     if not rows:
         raise NotFound(f"the visit has none of these detectors: {ranges(detectors or ())}")
     _note_journal(daemon)
+    from ppdaemon.ctl import log
+
     lines = log.visit_lines(daemon, rows)
     if as_json:
         for line in lines:
@@ -541,6 +779,8 @@ def workers(daemon: Daemon, as_json: bool) -> None:
 @_daemon
 def top(daemon: Daemon) -> None:
     """Show the state of the daemon continuously, until Ctrl-C."""
+    from ppdaemon.ctl.top import follow
+
     with contextlib.suppress(KeyboardInterrupt):
         follow(daemon, terminal_console())
 
@@ -610,6 +850,26 @@ def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
 
 
 @_ppctl.command()
+@click.argument("action", type=click.Choice(["now", "init"]))
+@_daemon_command
+def export(daemon: Daemon, action: Literal["now", "init"], as_json: bool) -> None:
+    """Export the pending outputs now, or allow exports to a datastore.
+
+    "now": try again without the pause after a failure, for example when the
+    database of the central repo is back.
+
+    "init": mark the datastore of the central repo as its own. Needed once for a
+    repo that has datasets already. Check before that the datastore's filesystem
+    is mounted: where the mark is, outputs are written. Refused if none of the
+    repo's files is there.
+    """
+    daemon.status()  # fails within 5 s if the daemon hangs; the database may take longer
+    request = ExportRequest(action=action)
+    timeout_s = EXPORT_INIT_S if action == "init" else None
+    _send_request(daemon, request, "exporting", as_json, timeout_s=timeout_s)
+
+
+@_ppctl.command()
 @click.argument("slot", type=click.IntRange(min=0))
 @click.option("--now", is_flag=True, help="Interrupt the visit-detector that the slot has.")
 @_daemon_command
@@ -654,6 +914,8 @@ def timeline(
     rows = _rows_of_visits(daemon, groups, limit, selected)
     _note_journal(daemon)
     if png:
+        from ppdaemon.ctl.plots import timeline_png
+
         timeline_png(rows, png)
         click.echo(f"wrote {png}", err=as_json)
     if as_json:
@@ -696,6 +958,10 @@ def keygen(name: str, folder: Path) -> None:
     user of the program, and NAME.key, which is copied to the other end. Existing
     files are not overwritten.
     """
+    from ppdaemon.curve import new_key_pair  # with asyncio and ZeroMQ
+    from ppdaemon.keyfiles import write_key_pair
+    from ppdaemon.privatefiles import check_path
+
     if not re.fullmatch(r"\w[\w.-]*", name):
         text = "use letters, digits, dots, hyphens and underscores only, and a letter or digit first"
         raise click.UsageError(f"{name!r}: {text}")
@@ -708,8 +974,6 @@ def keygen(name: str, folder: Path) -> None:
         raise StateUnusable(f"{error.filename}: {error.strerror}; nothing was overwritten") from None
     click.echo(KEYGEN_TEXT.format(name=name, secret=secret, public=public))
 
-
-_ppctl.add_command(send.command, "send")
 
 _other_program = _ppctl.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
@@ -728,9 +992,6 @@ def simulate(args: tuple[str, ...]) -> None:
 def demo(args: tuple[str, ...]) -> None:
     """Run the system with a simulated camera (ppctl demo --help)."""
     os.execv(sys.executable, [sys.executable, "-m", "ppdaemon.demo", *args])
-
-
-_ppctl.add_command(install_files)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

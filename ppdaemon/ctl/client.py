@@ -308,8 +308,12 @@ class Daemon(ControlClient):
         """Return the path of the journal: known, or of the running daemon; raises as `ask` does."""
         if self.journal is not None and is_there(self.journal):
             return self.journal
+        try:
+            logs = self.status().logs
+        except NotRunning as error:
+            raise NotRunning(f"{error} Its journal is not known: use --config") from None
         # Beside its folder of logs; an older daemon does not send that.
-        if not (logs := self.status().logs):
+        if not logs:
             raise Unavailable("the daemon does not report where its journal is: use --config")
         return Path(logs).with_name(reports.JOURNAL_NAME)
 
@@ -335,6 +339,17 @@ class Daemon(ControlClient):
         """
         request = reports.RequeueRequest(group=group, detectors=detectors, force=force)
         return self._request(request, _REQUEUED, timeout_s=REQUEUE_S)
+
+    def mark_catchup(
+        self, instrument: str, group: str, detectors: tuple[int, ...], **mark: Any
+    ) -> tuple[reports.RequeueRow, ...]:
+        """Note that the catch-up has detectors of a visit, or not; raises as `ask` does.
+
+        `mark` has the other fields of `~ppdaemon.reports.CatchupRequest`. Returns for each detector the
+        attempt, or the reason of the refusal.
+        """
+        request = reports.CatchupRequest(instrument=instrument, group=group, detectors=detectors, **mark)
+        return self._request(request, _REQUEUED)
 
     def watch(self, tick_s: float) -> Iterator[reports.StatusReport | None]:
         """Yield the state of the daemon until the connection ends.
@@ -439,17 +454,17 @@ class RelayDaemon(ControlClient):
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
-_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...])
-_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...])
-_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...])
-_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...])
-_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...])
-_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...])
+_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...], config=reports.DEFERRED)
+_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...], config=reports.DEFERRED)
+_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...], config=reports.DEFERRED)
+_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...], config=reports.DEFERRED)
+_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...], config=reports.DEFERRED)
+_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...], config=reports.DEFERRED)
 
 _RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)
-_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...])
-_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...])
-_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...])
+_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...], config=reports.DEFERRED)
+_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...], config=reports.DEFERRED)
+_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...], config=reports.DEFERRED)
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:

@@ -78,6 +78,7 @@ class CheckFinding(Model):
     item: str
     """What was checked."""
     level: Level
+    """``skipped``: could not be checked here."""
     text: str
     """What was found."""
     action: str = ""

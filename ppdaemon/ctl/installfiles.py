@@ -26,6 +26,8 @@ __all__ = ("Decision", "Installation", "InstalledFile", "all_files", "decide", "
 RECORD = "usr/local/share/ppdaemon/installed.json"
 CONFIGURATION = "etc/"
 NEW = ".new"
+DANGLING = "dangling link"
+"""In the place of a digest."""
 
 # /usr/local/lib is for what a site installs outside of packages: systemd reads it, and a file of
 # the same name below /etc is preferred, as is a drop-in of `systemctl edit`.
@@ -38,6 +40,7 @@ _PLACES = (
     ("ctl/shipped/etc/*.yaml", "etc/ppdaemon"),
     ("ctl/shipped/etc/prometheus/*", "usr/local/share/ppdaemon/prometheus"),
     ("ctl/shipped/etc/grafana/*", "usr/local/share/ppdaemon/grafana"),
+    ("ctl/shipped/etc/bps/*", "usr/local/share/ppdaemon/bps"),
     ("ctl/shipped/etc/pacemaker/*", "usr/local/share/ppdaemon/pacemaker"),
     ("demo/pipelines/*.yaml", "etc/ppdaemon/pipelines"),
 )
@@ -45,7 +48,8 @@ _PLACES = (
 
 _COMPLETION = {
     "bash": "usr/local/share/bash-completion/completions/{}",
-    "fish": "usr/local/share/fish/vendor_completions.d/{}.fish",
+    # Without XDG_DATA_DIRS, as in a login over ssh, fish reads nothing below /usr/local.
+    "fish": "etc/fish/completions/{}.fish",
     "zsh": "usr/local/share/zsh/site-functions/_{}",
 }
 UNIT_PREFIX = "/opt/ppdaemon"
@@ -172,7 +176,10 @@ class Installation:
 
     def _digest_of(self, name: str) -> str | None:
         path = self._folder / name
-        return _digest(path.read_bytes()) if path.exists() else None
+        if path.exists():
+            return _digest(path.read_bytes())
+        # A link of the site, to a disk that is not mounted: neither deleted, nor a place to write through.
+        return DANGLING if path.is_symlink() else None
 
     def _write(self, file: InstalledFile) -> None:
         if self._dry_run:

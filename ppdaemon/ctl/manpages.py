@@ -10,13 +10,14 @@ from click.shell_completion import get_completion_class
 
 from ppdaemon import __version__
 
-__all__ = ("PROGRAMS", "completion", "man_page")
+__all__ = ("PROGRAMS", "commands_of", "completion", "man_page")
 
 PROGRAMS = {
     "ppdaemon": ("ppdaemon.node.app:cli", 8, ("/etc/ppdaemon/ppdaemon.yaml", "/var/lib/ppdaemon/node")),
     "pprelay": ("ppdaemon.relay.app:_command", 8, ("/etc/ppdaemon/pprelay.yaml", "/var/lib/ppdaemon/relay")),
     "ppweb": ("ppdaemon.web.app:command", 8, ("/run/ppdaemon/control.sock",)),
     "ppctl": ("ppdaemon.ctl.cli:_ppctl", 1, ("/run/ppdaemon/control.sock",)),
+    "send_visit": ("ppdaemon.ctl.send:command", 1, ()),
 }
 """For each program: its command, the section of its man page, and the files it uses."""
 
@@ -27,11 +28,22 @@ def _command(program: str) -> click.Command:
     return command
 
 
+def commands_of(command: click.Command) -> dict[str, click.Command]:
+    """Return the commands of a program by name, sorted; none if it is one command itself."""
+    if not isinstance(command, click.Group):
+        return {}
+    context = click.Context(command)
+    found = {name: command.get_command(context, name) for name in sorted(command.list_commands(context))}
+    return {name: each for name, each in found.items() if each is not None}
+
+
 def completion(program: str, shell: str) -> str:
     """Return the script with which a shell completes a program's commands and options."""
     kind = get_completion_class(shell)
     assert kind is not None, shell
-    return kind(_command(program), {}, program, f"_{program.upper()}_COMPLETE").source()
+    source = kind(_command(program), {}, program, f"_{program.upper()}_COMPLETE").source()
+    # Click separates kind and text by a comma, and reads only what is before the next one.
+    return source.replace('string split "," $', 'string split --max 1 "," $')
 
 
 def man_page(program: str) -> str:
@@ -50,13 +62,14 @@ def man_page(program: str) -> str:
         ".SH OPTIONS",
         *_options(command, context),
     ]
-    if isinstance(command, click.Group):
+    if commands := commands_of(command):
         lines.append(".SH COMMANDS")
-        for name, each in sorted(command.commands.items()):
+        for name, each in commands.items():
             inner = click.Context(each, info_name=name, parent=context)
             lines += [f'.SS "{name}"', *_synopsis(f"{program} {name}", each, inner), ".PP"]
             lines += [*_paragraphs(each), *_options(each, inner)]
-    lines += [".SH FILES", *(line for path in files for line in (f".I {_escape(path)}", ".br"))]
+    if files:
+        lines += [".SH FILES", *(line for path in files for line in (f".I {_escape(path)}", ".br"))]
     others = ", ".join(f"{name}({part[1]})" for name, part in PROGRAMS.items() if name != program)
     return "\n".join([*lines, ".SH SEE ALSO", others, ""])
 

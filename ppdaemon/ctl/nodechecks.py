@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What ``ppctl check`` finds out about a node: configuration, central repo, keys, relay, daemon."""
 
+import asyncio
 import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
-import yaml
 import zmq
+import zmq.asyncio
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import ranges
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
+from ppdaemon.curve import ClientKeys
+from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
-from ppdaemon.keyfiles import UnusableKey, read_key_pair, read_public_key
+from ppdaemon.keyfiles import PUBLIC_SUFFIX, UnusableKey, read_key_pair, read_public_key
 from ppdaemon.privatefiles import user_name
 from ppdaemon.reports import StatusReport
 from ppdaemon.sqlitereader import reading
@@ -31,6 +32,7 @@ from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.thishost import nearest_existing
 from ppdaemon.visit import NextVisit
+from ppdaemon.zmqmonitor import KEYS_OF_ONE, UNKNOWN_KEY, WRONG_SERVER, ConnectionMonitor
 
 __all__ = (
     "check_calibrations",
@@ -44,6 +46,8 @@ __all__ = (
 
 CONNECT_S = 3.0
 """A relay in the same building answers in milliseconds."""
+POLL_S = 0.02
+NO_ANSWER = f"no relay has answered within {CONNECT_S:g} s"
 TONIGHT_S = 43_200.0
 """The night that is checked by day: twelve hours from now."""
 PREFIX = "ppdaemon: "
@@ -73,8 +77,15 @@ def check_configuration(path: Path) -> Iterator[CheckFinding]:
 
 def _run_ppdaemon(arguments: list[str], stdin: str = "") -> tuple[int, str, str]:
     """Return the exit code, the output and the errors of a ``ppdaemon`` command of this installation."""
-    command = [sys.executable, "-m", "ppdaemon.node.app", *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    return _run(["ppdaemon.node.app", *arguments], stdin=stdin)
+
+
+def _run(
+    arguments: list[str], environment: Mapping[str, str] | None = None, stdin: str = ""
+) -> tuple[int, str, str]:
+    """Return the exit code, the output and the errors of a module of this installation."""
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -90,53 +101,25 @@ def configuration_findings(code: int, output: str, errors: str) -> Iterator[Chec
 
 
 def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
-    """Return whether outputs can be written to the central repo, without writing any.
-
-    Only a repo in a folder: a file without a name is made in its datastore, and the database
-    of its registry must be writable.
+    """Return whether outputs can be registered in the central repo, without writing any; as the exporter
+    would, in its environment.
     """
     if config.butler is None:
         return
-    root = Path(config.butler.central.removeprefix("file://"))
+    central = config.butler.central
+    root = Path(central.removeprefix("file://"))
     if root.is_absolute() and not root.exists():
         text, action = f"{root} does not exist", "mount it or correct butler.central; no worker can start"
         yield CheckFinding(item="central repo", level="error", text=text, action=action)
         return
-    if not (root.is_absolute() and root.is_dir()):
-        text = f"{config.butler.central} is no folder: whether it is writable is seen at the first export"
-        yield CheckFinding(item="central repo", level="skipped", text=text)
+    environment = {**os.environ, **config.workers.environment}
+    code, output, errors = _run(["ppdaemon.middleware.butler.writable", central], environment)
+    if code != ExitCode.OK:
+        last = plain((errors.strip().splitlines() or [f"exit code {code}"])[-1])
+        yield CheckFinding(item="central repo", level="error", text=f"cannot be checked: {last}")
         return
-    folders, database = repo_places(root, (root / "butler.yaml").read_text())
-    for folder in folders:
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            text, action = f"{folder} cannot be written: {error.strerror}", "no output can be exported"
-            yield CheckFinding(item="central repo", level="error", text=text, action=action)
-            return
-    if database is None:
-        text = f"{root}: files can be written; whether the database can is seen at the first export"
-        yield CheckFinding(item="central repo", level="skipped", text=text)
-    elif not os.access(database, os.W_OK):
-        text, action = f"{database} cannot be written", "no output can be exported"
-        yield CheckFinding(item="central repo", level="error", text=text, action=action)
-    else:
-        yield CheckFinding(item="central repo", level="ok", text=f"{root} can be written")
-
-
-def repo_places(root: Path, text: str) -> tuple[list[Path], Path | None]:
-    """Return the folders in which the datastores of a repo create files, and the file of its SQLite
-    registry, from its ``butler.yaml``; `None` for another database.
-    """
-    settings: Any = yaml.safe_load(text) or {}
-    database = str(settings.get("registry", {}).get("db", "sqlite:///<butlerRoot>/gen3.sqlite3"))
-    datastore = settings.get("datastore", {})
-    parts = [each.get("datastore", {}) for each in datastore.get("datastores", ())] or [datastore]
-    written = [str(part.get("root", "<butlerRoot>")).replace("<butlerRoot>", str(root)) for part in parts]
-    folders = [Path(path.removeprefix("file://")) for path in written if path.startswith(("/", "file:///"))]
-    file = database.replace("<butlerRoot>", str(root)).removeprefix("sqlite:///")
-    return folders, Path(file) if database.startswith("sqlite:") else None
+    for found in json.loads(output):
+        yield CheckFinding(item="central repo", **found)
 
 
 def check_keys(config: NodeConfig) -> Iterator[CheckFinding]:
@@ -165,22 +148,67 @@ def check_keys(config: NodeConfig) -> Iterator[CheckFinding]:
 
 
 def check_relay(config: NodeConfig) -> Iterator[CheckFinding]:
-    """Return whether a program listens at the relay's address; no message is sent."""
+    """Return whether the relay admits this node, as far as its keys decide; no message is sent."""
     address = config.relay.address
     if address is None:
         yield CheckFinding(item="relay", level="ok", text="none configured")
         return
-    if not address.startswith("tcp://"):
-        yield CheckFinding(item="relay", level="skipped", text=f"{address} is not TCP")
-        return
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
-            yield CheckFinding(item="relay", level="ok", text=f"{address} accepts connections")
+        _connect(address)
+        refusal = asyncio.run(_refusal(address, ClientKeys.read(config.security.key, config.relay.server)))
     except OSError as error:
         text = f"{address}: {error.strerror or error}"
         action = "start pprelay there, or correct relay.address; see the firewall"
         yield CheckFinding(item="relay", level="error", text=text, action=action)
+    except UnusableKey:  # reported by the check of the keys
+        text = f"{address} accepts connections; whether it admits this node needs its keys"
+        yield CheckFinding(item="relay", level="skipped", text=text)
+    else:
+        yield relay_finding(config, address, refusal)
+
+
+def _connect(address: str) -> None:
+    """Connect, because ZeroMQ does not report why it cannot. Raises OSError."""
+    if address.startswith("tcp://"):
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+
+
+async def _refusal(address: str, keys: ClientKeys | None) -> str:
+    """Return why a relay does not admit these keys, or blank; no message is sent."""
+    deadline = time.monotonic() + CONNECT_S
+    with zmq.asyncio.Context() as context:
+        dealer = context.socket(zmq.DEALER)
+        monitor = ConnectionMonitor(dealer, time.monotonic)
+        try:
+            dealer.linger = 0
+            if keys is not None:
+                keys.apply(dealer)
+            dealer.connect(address)
+            while not monitor.connected and not monitor.refusal:
+                if time.monotonic() > deadline:
+                    return NO_ANSWER
+                await asyncio.sleep(POLL_S)
+                await monitor.ended()
+            return monitor.refusal
+        finally:
+            monitor.close()
+
+
+def relay_finding(config: NodeConfig, address: str, refusal: str) -> CheckFinding:
+    """Return what to do about a refusal by the relay, which is blank if it admits this node."""
+    if not refusal:
+        return CheckFinding(item="relay", level="ok", text=f"{address} admits this node")
+    key = config.security.key
+    public = key.with_suffix(PUBLIC_SUFFIX) if key else "its key"
+    actions = {
+        UNKNOWN_KEY: f"copy {public} to {config.node.name}{PUBLIC_SUFFIX} in the folder security.nodes of the"
+        " relay; then systemctl reload pprelay",
+        WRONG_SERVER: f"copy the relay's own public key to {config.relay.server}",
+        KEYS_OF_ONE: "set security.key and relay.server here, and security at the relay; or none of them",
+    }
+    action = actions.get(refusal, "correct relay.address: it is that of nodes, not of clients")
+    return CheckFinding(item="relay", level="error", text=f"{address}: {refusal}", action=action)
 
 
 def check_daemon(daemon: Daemon) -> Iterator[CheckFinding]:
@@ -213,7 +241,7 @@ def daemon_findings(report: StatusReport) -> Iterator[CheckFinding]:
     weak = [name for name, text in report.limits.items() if "not by the kernel" in text]
     if weak:
         text = f"not enforced by the kernel: {', '.join(weak)}; the supervisor does it"
-        action = "run it under its systemd unit, which delegates a control group"
+        action = "run it under its systemd unit, on a host with control groups of version 2; see ppctl status"
         yield CheckFinding(item="cgroup", level="warning", text=text, action=action)
     elif report.limits:
         yield CheckFinding(item="cgroup", level="ok", text="the kernel enforces the limits of workers")

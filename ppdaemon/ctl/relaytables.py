@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.configtypes import ranges
 from ppdaemon.ctl.tables import STATE_STYLES, counted, problem_lines
+from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import RelayDetectorRow, RelayNodeRow, RelayStatusReport, RelayVisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.terminal import duration, new_table, plain

@@ -4,17 +4,16 @@
 import datetime
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, night_limits
-from ppdaemon.configtypes import parse_detector_list
 from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
-from ppdaemon.yamlfile import did_you_mean
 
 __all__ = ("LATEST", "find_visit", "parse_data_id", "parse_night", "parse_time", "select", "selecting")
 
@@ -69,6 +68,12 @@ def parse_time(text: str, now_tai: float) -> float:
     return instant.timestamp() + TAI_MINUS_UTC_S
 
 
+def _hint(name: str, names: Sequence[str]) -> str:
+    from ppdaemon.yamlfile import did_you_mean  # with its parser, which only a wrong name needs
+
+    return did_you_mean(name, names)
+
+
 def parse_night(text: str) -> int:
     """Return a day_obs, which may be written with dashes; raises ValueError."""
     try:
@@ -91,7 +96,7 @@ def _outcomes(text: str) -> tuple[Outcome, ...]:
             chosen.append(Outcome(name))
         except ValueError:
             raise ValueError(
-                f"there is no outcome {name!r}{did_you_mean(name, [*map(str, Outcome), 'bad'])}"
+                f"there is no outcome {name!r}{_hint(name, [*map(str, Outcome), 'bad'])}"
             ) from None
     return tuple(chosen)
 
@@ -111,7 +116,7 @@ def parse_data_id(text: str) -> dict[str, str]:
         name, value = found[1], found[2]
         if name not in _NAMES:
             raise ValueError(
-                f"{name} cannot be used here{did_you_mean(name, list(_NAMES))}; use {', '.join(_NAMES)}"
+                f"{name} cannot be used here{_hint(name, list(_NAMES))}; use {', '.join(_NAMES)}"
             )
         if _NAMES[name] in fields:
             raise ValueError(f"{name} is there twice")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``ppctl send`` and ``tools/send_visit.py``: announce a visit to a relay, or cancel one, as the script queue
+"""``send_visit`` and ``ppctl send``: announce a visit to a relay, or cancel one, as the script queue
 would.
 """
 
@@ -11,11 +11,10 @@ import click
 from rich.console import Console
 
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.ctl import submit
 from ppdaemon.curve import ClientKeys
-from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import Accepted
-from ppdaemon.states import ExitCode
 from ppdaemon.visitfile import read_event
 from ppdaemon.wire import encode
 
@@ -97,13 +96,4 @@ def _follow(client: submit.VisitSubmitter, answer: Accepted, timeout_s: float, *
 
 def main() -> None:
     """Run the command line and exit."""
-    try:
-        command.main(prog_name="send_visit", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"send_visit: {error}", err=True)
-        sys.exit(error.exit_code)
+    run_command(command, "send_visit")

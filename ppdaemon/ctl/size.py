@@ -52,8 +52,11 @@ class SizeFigure(Model):
     """A number that the result depends on."""
 
     name: str
+    """What the number is."""
     value: float
+    """The number."""
     unit: Unit
+    """Its unit; blank for a count."""
     source: str
     """Where the number is from."""
 
@@ -62,10 +65,13 @@ class SizeNeed(Model):
     """What is needed of one resource, and what there is."""
 
     resource: Literal["workers", "cores", "memory", "RAM disk"]
+    """The resource."""
     needed: float
+    """What the camera needs of it."""
     present: float | None
     """`None` if it is not known, or has no limit."""
     unit: Unit
+    """Unit of both numbers; blank for a count."""
     formula: str
     """The formula, with its numbers."""
 
@@ -88,6 +94,11 @@ class SizeReport(Model):
     """Nodes such as this one that the camera needs."""
     limit: str
     """The resource of this host that decides this."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether this host has what the camera needs, and ``workers.max`` allows it to be used."""
+        return all(need.load <= 1 for need in self.needs)
 
 
 _FIGURES: dict[str, tuple[str, Unit]] = {
@@ -201,8 +212,9 @@ def size_view(report: SizeReport) -> RenderableType:
         style = "" if need.present is None else "red" if need.load > 1 else "green"
         needed = Text(f"{need.needed:.3g} {need.unit}".strip(), style=style)
         needs.add_row(need.resource, needed, present, need.formula)
-    if report.nodes == 1:
-        end = f"This host is enough; the tightest resource: {report.limit}."
-    else:
-        end = f"{report.nodes} such nodes are needed; the tightest resource: {report.limit}."
+    workers = report.needs[0]
+    end = "This host is enough" if report.nodes == 1 else f"{report.nodes} such nodes are needed"
+    end += f"; the tightest resource: {report.limit}."
+    if report.nodes == 1 and not report.enough:
+        end += f" But workers.max is too low: set it to {workers.needed:g} or more, otherwise visits wait."
     return Group(figures, Text(), needs, Text(), Text(end, style="bold"))

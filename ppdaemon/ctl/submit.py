@@ -23,8 +23,8 @@ import zmq
 from rich.console import Console
 
 from ppdaemon.clock import tai_iso
-from ppdaemon.configtypes import ranges
 from ppdaemon.curve import ClientKeys
+from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import BUSY, NODE_LIMIT, Accepted, DetectorOutcome

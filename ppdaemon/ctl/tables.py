@@ -6,15 +6,18 @@ Makes rich renderables of the reports; does not print.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import PurePath
 
 from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
+from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     LateRow,
     RefusedRaw,
@@ -107,10 +110,11 @@ def head_line(report: StatusReport) -> Text:
 
 
 def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
-    """Return one line for each problem, with the time since it began."""
+    """Return one line for each problem, with the time since it began; ``!`` limits the node now."""
     return [
         Text(
-            f"! {duration(report.tai - problem.since_tai)}: {plain(problem.text)}",
+            f"{'!' if problem.degrades else '-'} {duration(report.tai - problem.since_tai)}:"
+            f" {plain(problem.text)}",
             style="red" if problem.degrades else "yellow",
         )
         for problem in report.problems
@@ -133,7 +137,14 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool"
+    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
+    if report.oldest_spool_s is not None:
+        waiting += f", the first one for {duration(report.oldest_spool_s)}"
+    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
+    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    for place in report.publish:
+        counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
+        yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
         alive = Text("live", style="green") if source.live else Text("dead", style="red")
         figures = f"{source.files} raws found first"
@@ -214,10 +225,13 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
 
 
 def _letters(states: Sequence[str], most: int | None) -> Text:
-    letters = list(map(glyph, states))
+    # Most neighbors are alike: a text of a thousand visits has 200,000 letters.
+    runs = [(glyph(state), sum(1 for _ in same)) for state, same in groupby(states)]
     if most is None or len(states) <= most:
-        return Text.assemble(*letters)
-    counts = Counter((letter.plain, letter.style) for letter in letters)
+        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in runs))
+    counts: Counter[tuple[str, str | Style]] = Counter()
+    for letter, number in runs:
+        counts[letter.plain, letter.style] += number
     return Text(" ").join(
         Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
     )
@@ -249,21 +263,22 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
     """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
+    from ppdaemon.ctl.catchupfiles import again  # with the configuration, which other tables do not need
+
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")
     for row in rows:
-        again = "may succeed" if row.retriable else ""
         name = plain(row.group)
         reason = Text(plain(row.reason), no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
-        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again, reason)
+        table.add_row(name, str(row.detector), str(row.attempt), _outcome_text(row), again(row), reason)
     return table
 
 
 def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
     """Show raws that no visit used; nothing if there are none. Times are TAI."""
     if not raws:
-        return Text("")
+        return Group()
     table = new_table("given up", "kind", "why~")
     for raw in raws:
         table.add_row(tai_iso(raw.seen_tai), plain(raw.kind), plain(raw.reason))
@@ -316,11 +331,20 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
     accepted_at = f", {tai_iso(first)} TAI" if first is not None else ""
     head = Text(f"{plain(rows[0].instrument)} {plain(rows[0].group)}{survey}{accepted_at}", style="bold")
     note = Text("seconds since acceptance:", style="dim")
-    reasons = [Text(f"detector {row.detector}: {plain(row.reason)}") for row in rows if row.reason]
+    texts = [(row.detector, plain(row.reason)) for row in rows if row.reason]
     for row in rows:
         if text := row.figures.get("not_exported"):
-            reasons.append(Text(f"detector {row.detector}: not exported, {plain(text)}"))
-    return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), processes)
+            texts.append((row.detector, f"not exported, {plain(text)}"))
+    return Group(head, visits_table(rows), *_by_detectors(texts), Text(), note, stages, Text(), processes)
+
+
+def _by_detectors(texts: Iterable[tuple[int, str]]) -> Iterable[Text]:
+    """Yield each text once, with all its detectors: most reasons are those of a whole visit."""
+    detectors: dict[str, set[int]] = {}
+    for detector, text in texts:
+        detectors.setdefault(text, set()).add(detector)
+    for text, those in detectors.items():
+        yield Text(f"detector{'s' if len(those) > 1 else ''} {ranges(those)}: {text}")
 
 
 def _seconds_since(tai: float | None, zero: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.commandline import run_command
 from ppdaemon.states import ExitCode
 
 
@@ -54,12 +54,6 @@ def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: b
                 console.print(f"left over: {name}", markup=False)
             sys.exit(ExitCode.FAILED if left else ExitCode.OK)
         report = demonstrate(output or Path("build/demo"), console, workers=workers, keep=keep)
-    except PPDaemonError as error:
-        click.echo(f"demo: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        click.echo(f"demo: {error}", err=True)
-        sys.exit(ExitCode.CANNOT_CREATE)
     except KeyboardInterrupt:
         click.echo("demo: interrupted; all processes were stopped", err=True)
         sys.exit(130)
@@ -69,4 +63,4 @@ def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: b
 
 
 if __name__ == "__main__":
-    main(prog_name="ppctl demo")
+    run_command(main, "ppctl demo")

@@ -47,6 +47,7 @@ from ppdaemon.demo.rules import ALERT_MAP, write_alert_map
 from ppdaemon.demo.signatures import EPOCHS
 from ppdaemon.demo.sky import Sky, demo_skies
 from ppdaemon.demo.skymap import PATCH_COUNT, PATCH_SIDE, SKYMAP_NAME, TRACT, TractMap
+from ppdaemon.middleware.export.mark import mark_datastore
 
 __all__ = (
     "APDB_CONFIG",
@@ -146,6 +147,7 @@ def _fill(
             done(finished, len(jobs))
             progress(f"{finished}/{len(jobs)} {_title(files[0])}: {len(files)} files")
             _ingest(butler, files)
+        mark_datastore(butler)
     staging.rmdir()
 
 

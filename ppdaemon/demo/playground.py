@@ -26,6 +26,7 @@ from ppdaemon.demo.night import NIGHT, plan_night
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
 from ppdaemon.demo.quickstart import make_central, short_folder
+from ppdaemon.demo.rules import SURVEYS, DemoRule
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running, start_module
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
 from ppdaemon.errors import Unavailable
@@ -46,6 +47,7 @@ def suggestions(paths: DemoPaths, metrics: str) -> list[tuple[str, str]]:
     """Return commands for another terminal, and what each of them shows."""
     ctl = f"ppctl --socket {paths.control}"
     send = f"ppctl send --relay {paths.submit} --instrument {CAMERA_NAME} --filter r_03"
+    send += f" --survey {SURVEYS[DemoRule.IN_MAP]}"  # without it no rule matches
     return [
         (f"{ctl} top", "slots, visits and problems, live"),
         (f"{ctl} visits", "a line for each visit"),

@@ -146,7 +146,8 @@ def node_config(paths: DemoPaths, workers: int) -> dict[str, Any]:
         "export": {
             "types": [
                 "initial_stars", "difference_image", "dia_source_.*", "alerts", "visit_metrics",
-                "calibration_residuals", "regionTimeInfo", "preload_metrics", ".*_metadata", ".*_log",
+                "calibration_residuals", "regionTimeInfo", "preload_metrics", "promptPreload_metrics",
+                "prompt_provenance", ".*_metadata", ".*_log",
             ]
         },
         "log": {"format": "console"},

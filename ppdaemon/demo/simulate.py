@@ -6,6 +6,7 @@ faults on request.
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ import click
 import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
+from ppdaemon.commandline import run_command
 from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter, key_options
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
@@ -62,6 +64,10 @@ def detector_list(
     return None if value is None else parse_detectors(value)
 
 
+SECONDS, POSITIVE = click.FloatRange(0), click.FloatRange(0, min_open=True)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+type Kind = click.ParamType[Any] | None
 type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -76,6 +82,20 @@ def combined_options(*options: Decorator) -> Decorator:
     return decorate
 
 
+def with_default(name: str, default: Any, text: str, kind: Kind = None) -> Decorator:
+    """Return an option that shows its default: seconds, or of the default's type."""
+    if isinstance(default, StrEnum):
+        kind, default = click.Choice([each.value for each in type(default)], False), default.value
+    elif isinstance(default, float):
+        kind = kind or SECONDS
+    return click.option(name, default=default, show_default=True, type=kind, help=text)
+
+
+def fault(name: str, text: str, kind: Kind = None) -> Decorator:
+    """Return an option that is off by default: a value, or a flag."""
+    return click.option(name, type=kind, is_flag=kind is None, help=f"Fault: {text}")
+
+
 def print_event(event: TelescopeEvent) -> None:
     """Print an event of the telescope as one line."""
     click.echo(f"{tai_iso(event.tai_s)} {event.step:9} {event.visit.group} {event.detail}")
@@ -83,75 +103,31 @@ def print_event(event: TelescopeEvent) -> None:
 
 # What is observed.
 NIGHT = combined_options(
-    click.option("--camera", default=CAMERA_NAME, show_default=True, help="A camera of ppdaemon/cameras."),
-    click.option("--visits", default=1, show_default=True, type=click.IntRange(1), help="How many visits."),
-    click.option(
-        "--cadence", default=35.0, show_default=True, type=click.FloatRange(0), help="Seconds between visits."
+    with_default("--camera", CAMERA_NAME, "A camera of ppdaemon/cameras."),
+    with_default("--visits", 1, "How many visits.", click.IntRange(1)),
+    with_default("--cadence", 35.0, "Seconds between visits."),
+    with_default("--lead", 20.0, "Seconds from the announcement to the exposure."),
+    with_default("--exposure", 30.0, "Exposure time of a snap, seconds."),
+    with_default("--readout", 2.0, "Seconds from the closed shutter to the raws."),
+    with_default(
+        "--speed", 1.0, "Factor by which the run is faster than the times in the headers.", POSITIVE
     ),
-    click.option(
-        "--lead",
-        default=20.0,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Seconds from the announcement to the exposure.",
-    ),
-    click.option(
-        "--exposure",
-        default=30.0,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Exposure time of a snap, seconds.",
-    ),
-    click.option(
-        "--readout",
-        default=2.0,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Seconds from the closed shutter to the raws.",
-    ),
-    click.option(
-        "--speed",
-        default=1.0,
-        show_default=True,
-        type=click.FloatRange(0, min_open=True),
-        help="Factor by which the run is faster than the times in the headers.",
-    ),
-    click.option(
-        "--snaps", default=1, show_default=True, type=click.IntRange(1), help="Exposures in each visit."
-    ),
+    with_default("--snaps", 1, "Exposures in each visit.", click.IntRange(1)),
     click.option("--group", help="Group of a single visit; by default its start time."),
     click.option(
         "--seq-num",
         type=click.IntRange(1, 99_999),
         help="First sequence number; by default the next free one.",
     ),
-    click.option(
-        "--controller", type=click.Choice(["O", "S"]), default="O", show_default=True, help="Obsid letter."
+    with_default("--controller", "O", "Obsid letter.", click.Choice(["O", "S"])),
+    with_default("--filters", "r_03", "Physical filters, used in turn: g_01,r_03."),
+    with_default("--image-type", ImageType.SCIENCE, "Type of all images."),
+    with_default("--program", "BLOCK-365", "The survey."),
+    with_default(
+        "--ra", DEFAULT_RA_DEG, "Degrees; visits are dithered.", click.FloatRange(0, 360, max_open=True)
     ),
-    click.option(
-        "--filters", default="r_03", show_default=True, help="Physical filters, used in turn: g_01,r_03."
-    ),
-    click.option(
-        "--image-type",
-        type=click.Choice([each.value for each in ImageType], case_sensitive=False),
-        default=ImageType.SCIENCE.value,
-        show_default=True,
-        help="Type of all images.",
-    ),
-    click.option("--program", default="BLOCK-365", show_default=True, help="The survey."),
-    click.option(
-        "--ra",
-        default=DEFAULT_RA_DEG,
-        show_default=True,
-        type=click.FloatRange(0, 360, max_open=True),
-        help="Degrees; visits are dithered.",
-    ),
-    click.option(
-        "--dec", default=DEFAULT_DEC_DEG, show_default=True, type=click.FloatRange(-90, 90), help="Degrees."
-    ),
-    click.option(
-        "--rotpa", default=0.0, show_default=True, help="Position angle of focal-plane +Y, degrees."
-    ),
+    with_default("--dec", DEFAULT_DEC_DEG, "Degrees.", click.FloatRange(-90, 90)),
+    with_default("--rotpa", 0.0, "Position angle of focal-plane +Y, degrees.", click.FLOAT),
     click.option(
         "--detectors", callback=detector_list, help="Detectors to read out, such as 0,2,5-8; by default all."
     ),
@@ -159,71 +135,27 @@ NIGHT = combined_options(
 
 # How the files are written.
 FILES = combined_options(
-    click.option(
-        "--raw-root",
-        required=True,
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Folder for the raws.",
-    ),
-    click.option(
-        "--layout",
-        type=click.Choice(LAYOUTS),
-        default="lsst",
-        show_default=True,
-        help="Layout of the paths below it.",
-    ),
-    click.option(
-        "--compression",
-        type=click.Choice([each.value for each in Compression]),
-        default=Compression.NONE.value,
-        show_default=True,
-        help="Ending of the files, and their compression.",
-    ),
-    click.option(
+    click.option("--raw-root", required=True, type=FOLDER, help="Folder for the raws."),
+    with_default("--layout", "lsst", "Layout of the paths below it.", click.Choice(LAYOUTS)),
+    with_default("--compression", Compression.NONE, "Ending of the files, and their compression."),
+    with_default(
         "--mode",
-        type=click.Choice([each.value for each in WriteMode]),
-        default=WriteMode.RENAME.value,
-        show_default=True,
-        help="Files appear complete (rename, link), grow (slow), or are closed and opened again (reopen).",
+        WriteMode.RENAME,
+        "Files appear complete (rename, link), grow (slow), or are closed and opened again (reopen).",
     ),
+    with_default("--slow", 0.5, "Seconds in which a file grows, or for which it is closed."),
     click.option(
-        "--slow",
-        default=0.5,
-        show_default=True,
-        type=click.FloatRange(0),
-        help="Seconds in which a file grows, or for which it is closed.",
-    ),
-    click.option(
-        "--truth",
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Folder for tables of the transients and variables that DemoCam shows.",
+        "--truth", type=FOLDER, help="Folder for tables of the transients and variables that DemoCam shows."
     ),
 )
 
 # Which announcements and notices are sent.
 MESSAGES = combined_options(
     click.option("--relay", help="Announce visits to the relay's submit socket, tcp://127.0.0.1:5570."),
-    click.option(
-        "--relay-timeout",
-        default=ANSWER_S,
-        show_default=True,
-        type=click.FloatRange(0, min_open=True),
-        help="Seconds to wait for its answer.",
-    ),
+    with_default("--relay-timeout", ANSWER_S, "Seconds to wait for its answer.", POSITIVE),
     click.option("--notices", help="Publish arrival notices on this ZeroMQ address."),
-    click.option(
-        "--notice-kind",
-        type=click.Choice([each.value for each in NoticeKind]),
-        default=NoticeKind.S3.value,
-        show_default=True,
-        help="Form of the notices: bucket notifications or plain paths.",
-    ),
-    click.option(
-        "--notices-bind/--notices-connect",
-        default=True,
-        show_default=True,
-        help="Bind that address, or connect to it.",
-    ),
+    with_default("--notice-kind", NoticeKind.S3, "Form of the notices: bucket notifications or plain paths."),
+    with_default("--notices-bind/--notices-connect", True, "Bind that address, or connect to it."),
 )
 
 # Faults on purpose.
@@ -234,52 +166,26 @@ FAULTS = combined_options(
         callback=detector_list,
         help="Detectors with the faults below, such as 0,2; by default all.",
     ),
-    click.option(
-        "--truncate", type=click.IntRange(1), help="Fault: FITS files end after this number of bytes."
-    ),
-    click.option("--empty", is_flag=True, help="Fault: FITS files are empty."),
-    click.option("--not-fits", is_flag=True, help="Fault: FITS files contain text."),
-    click.option(
+    fault("--truncate", "FITS files end after this number of bytes.", click.IntRange(1)),
+    fault("--empty", "FITS files are empty."),
+    fault("--not-fits", "FITS files contain text."),
+    fault(
         "--wrong-header",
-        type=click.Choice([each.value for each in HeaderFault]),
-        help="Fault: the FITS header, but not its sidecar, names another detector or group.",
+        "the FITS header, but not its sidecar, names another detector or group.",
+        click.Choice([each.value for each in HeaderFault]),
     ),
-    click.option("--no-sidecar", is_flag=True, help="Fault: there are no sidecars."),
-    click.option(
-        "--late-sidecar",
-        type=click.FloatRange(0, min_open=True),
-        help="Fault: sidecars are written this number of seconds after their images.",
-    ),
-    click.option(
+    fault("--no-sidecar", "there are no sidecars."),
+    fault("--late-sidecar", "sidecars are written this number of seconds after their images.", POSITIVE),
+    fault(
         "--duplicate",
-        type=click.Choice([each.value for each in Rewrite]),
-        help="Fault: FITS files are written twice; the second replaces or overwrites the first.",
+        "FITS files are written twice; the second replaces or overwrites the first.",
+        click.Choice([each.value for each in Rewrite]),
     ),
-    click.option(
-        "--duplicate-after",
-        default=1.0,
-        show_default=True,
-        type=click.FloatRange(0, min_open=True),
-        help="Seconds between the two files.",
-    ),
-    click.option(
-        "--early",
-        type=click.FloatRange(0),
-        help="Fault: visits are announced this number of seconds after their raws were written.",
-    ),
-    click.option(
-        "--late",
-        default=0.0,
-        type=click.FloatRange(0),
-        help="Fault: raws are written this number of seconds too late.",
-    ),
-    click.option("--cancel", is_flag=True, help="Fault: visits are announced, then canceled."),
-    click.option(
-        "--storm",
-        default=0,
-        type=click.IntRange(0),
-        help="Fault: first write this number of files of past nights.",
-    ),
+    with_default("--duplicate-after", 1.0, "Seconds between the two files.", POSITIVE),
+    fault("--early", "visits are announced this number of seconds after their raws were written.", SECONDS),
+    with_default("--late", 0.0, "Fault: raws are written this number of seconds too late."),
+    fault("--cancel", "visits are announced, then canceled."),
+    with_default("--storm", 0, "Fault: first write this number of files of past nights.", click.IntRange(0)),
 )
 
 
@@ -432,16 +338,10 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
     return Telescope(camera, delivery, relay, clock=clock, on_event=print_event).run(events)
 
 
-def cli() -> None:
+def cli(name: str = "simulate_camera") -> None:
     """Run the program; wrong usage exits with status 64."""
-    try:
-        main.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
+    run_command(main, name)
 
 
 if __name__ == "__main__":
-    cli()
+    cli("ppctl simulate")

@@ -92,7 +92,7 @@ def timeline(
     """Return the events of the visits in order, beginning at 0 s.
 
     The cadence's `speed` shortens all waits. With `cancel` each visit is
-    canceled in the middle of its lead time and has no exposures. With
+    canceled in the middle of its lead time and has no exposures, else at its own time if it has one. With
     `announce_after_s` visits are announced that time after their last raws
     were written. `late_s` delays the raws.
     """
@@ -104,10 +104,12 @@ def timeline(
             at_s = visit.exposures[-1].end_tai_s + write_s + announce_after_s
         if announce:
             events.append(PlannedEvent(at_s, TelescopeStep.ANNOUNCE, visit))
-        if cancel:
-            events.append(PlannedEvent(at_s + visit.lead_s / 2.0, TelescopeStep.CANCEL, visit))
-            continue
-        for exposure in visit.exposures:
+        cancelled_s = at_s + visit.lead_s / 2.0 if cancel else visit.cancelled_tai_s
+        if cancelled_s is not None:
+            events.append(PlannedEvent(cancelled_s, TelescopeStep.CANCEL, visit))
+        for exposure in () if cancel else visit.exposures:
+            if cancelled_s is not None and exposure.begin_tai_s >= cancelled_s:
+                break
             events.append(PlannedEvent(exposure.begin_tai_s, TelescopeStep.EXPOSE, visit, exposure))
             events.append(PlannedEvent(exposure.end_tai_s + write_s, TelescopeStep.WRITE, visit, exposure))
     events.sort()

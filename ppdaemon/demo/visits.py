@@ -72,6 +72,8 @@ class VisitPlan:
     lead_s: float
     filter_announced: bool = True
     """Whether the announcement names the filter; if not, any filter is accepted."""
+    cancelled_tai_s: float | None = None
+    """When it is canceled: exposures that have not begun are not taken."""
 
     @property
     def group(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lsst.daf.butler import DimensionRecord
+from lsst.daf.butler import DataCoordinate, DatasetRef, DimensionRecord
 from lsst.pipe.base import Instrument
 
 from ppdaemon.camera import load_camera
@@ -15,23 +15,23 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.failures import ramdisk_full_errors
+from ppdaemon.middleware.butler.failures import ramdisk_full_errors, spool_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
+from ppdaemon.middleware.export.bundles import hand_to_publisher
 from ppdaemon.middleware.export.outputs import Outputs
-from ppdaemon.middleware.export.spool import SpoolKey, write_spool
+from ppdaemon.middleware.export.spool import SpoolKey, choose_folder, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,
     deployment_hash,
-    output_chain,
     output_run,
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
-from ppdaemon.middleware.preload.groupdata import put_footprint, put_metrics
+from ppdaemon.middleware.preload.groupdata import put_bundle, put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload, register_command
 from ppdaemon.middleware.preload.transfer import input_collections
 from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
@@ -41,6 +41,7 @@ from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camer
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, RunResult
 from ppdaemon.middleware.run.initoutputs import InitOutputs
+from ppdaemon.middleware.run.provenancegraph import PROVENANCE_TYPE, provenance_type
 from ppdaemon.middleware.run.runner import (
     BuiltPipeline,
     NoReturnReporter,
@@ -48,6 +49,7 @@ from ppdaemon.middleware.run.runner import (
     nothing_permanent,
 )
 from ppdaemon.middleware.run.separable import SeparableEngine
+from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
@@ -71,14 +73,23 @@ class _Visit:
     """The raws that arrived."""
     plan: PreloadPlan
     """What was copied from the central repo."""
+    group_id: DataCoordinate
+    """Instrument, group and detector, with dimension records."""
     preload_run: str = ""
-    """Run of footprint and preprocessing outputs."""
+    """Run of footprint and metrics."""
+    preprocessing_run: str = ""
+    """Run of the preprocessing pipeline, if one was run."""
     inputs: tuple[str, ...] = ()
     """Collections copied from the central repo."""
     pipelines: tuple[LoadedPipeline, ...] = ()
     """Main pipelines that have their inputs, in order of preference."""
     rejected: tuple[str, ...] = ()
     """Why the others cannot run."""
+
+    @property
+    def group_runs(self) -> tuple[str, ...]:
+        """Runs of the datasets that were made before the image."""
+        return tuple(filter(None, (self.preprocessing_run, self.preload_run)))
 
     def fallback(self, built: BuiltPipeline) -> str:
         """Return why the pipeline that was built is not the first one; empty if it is."""
@@ -100,13 +111,16 @@ class ButlerWork:
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
         self._library = PipelineLibrary(context.config.pipelines.overrides)
-        self._central = CentralReader(config.central, context.config.workers.times.prepare_s / 2)
+        self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
         self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
-        self._outputs = Outputs(context.config.export.types, init_outputs.is_exported)
+        export = context.config.export
+        self._outputs = Outputs(
+            export.types, init_outputs.is_exported, with_records=export.writer.to is not None
+        )
         self._visit: _Visit | None = None
         self._used = False
 
@@ -221,24 +235,28 @@ class ButlerWork:
     def _prepare(self, order: Prepare) -> Prepared:
         timings = Timings(self._context.clock)
         footprint = self._footprint(order)
-        plan = self._preload.find(order, footprint, timings)
-        inputs = self._preload.fetch(plan, self._repo, timings)
-        visit = self._visit = self._open_visit(order, footprint, plan)
-        visit.inputs = inputs
-        visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, plan.preprocessing, footprint.day_obs)
-        self._repo.butler.collections.register(visit.preload_run)
-        with timings.timed("preprocess"):
-            put_footprint(self._repo.butler, order, footprint, visit.preload_run)
-            failure = self._preprocess(visit, plan.preprocessing)
+        with timings.timed("total"):
+            with timings.timed("search"):
+                plan = self._preload.find(order, footprint, timings)
+            with timings.timed("transfer"):
+                inputs = self._preload.fetch(plan, self._repo, timings)
+            visit = self._visit = self._open_visit(order, footprint, plan)
+            visit.inputs = inputs
+            visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, (), footprint.day_obs)
+            self._repo.butler.collections.register(visit.preload_run)
+            with timings.timed("preprocess"):
+                put_footprint(self._repo.butler, order, footprint, visit.preload_run)
+                failure = self._preprocess(visit, plan.preprocessing, footprint.day_obs)
         visit.pipelines = self._runnable(visit, plan, failure)
         job = self._jobs(visit, footprint.day_obs)[0]
         with timings.timed("warm"):
             ready = self._runs.prepare(job, visit.raws)
         timings.values |= ready
         put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
+        put_bundle(self._repo.butler, order, timings, visit.preload_run, self._repo.incoming)
         if ready and not visit.raws.registered:
             # Init-outputs are in the repo, and no task will write into it.
-            self._outputs.locate(self._repo.butler, (job.run, visit.preload_run))
+            self._outputs.locate(self._repo.butler, (job.run, *visit.group_runs))
             gc.collect()  # now, instead of between the raw and the first task
         _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
         return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
@@ -274,7 +292,10 @@ class ButlerWork:
             config.exposures, plan.filters, register_command(self._config, name), self._context.clock
         )
         raws = VisitRaws(announced, obs_base, limits, files, self._repo.incoming)
-        return _Visit(order, [record], NoReturnReporter(self._context), raws, plan)
+        group_id = butler.registry.expandDataId(
+            instrument=name, group=order.visit.group, detector=order.detector
+        )
+        return _Visit(order, [record], NoReturnReporter(self._context), raws, plan, group_id)
 
     def _run_of(self, visit: _Visit, name: str, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         instrument = visit.order.visit.instrument
@@ -283,17 +304,26 @@ class ButlerWork:
     def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
         instrument = visit.order.visit.instrument
         digest = deployment_hash(self._context.config, instrument, self._repo.versions, [pipeline])
-        return Job(pipeline, inputs, run, digest, self._repo.butler)
+        provenance = None
+        if self._outputs.includes(PROVENANCE_TYPE):
+            definition = provenance_type(self._repo.butler.dimensions)
+            provenance = DatasetRef(definition, visit.group_id, run=run)
+        return Job(pipeline, inputs, run, digest, self._repo.butler, provenance)
 
-    def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline]) -> str:
+    def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Run the first preprocessing pipeline that can be built; return why it failed, or an empty text."""
         if not pipelines:
             return ""
         order = visit.order
         query = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
-        jobs = [self._job(visit, pipeline, visit.inputs, visit.preload_run) for pipeline in pipelines]
+        inputs = (visit.preload_run, *visit.inputs)
+        jobs = [
+            self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
+            for pipeline in pipelines
+        ]
         try:
             built = self._runs.build_first(jobs, query)
+            visit.preprocessing_run = built.job.run
             failure = built.run(visit.reporter.before(built.job.pipeline)).failure
         except VisitFailed as error:
             if error.outcome == Outcome.RAMDISK_FULL:
@@ -344,8 +374,8 @@ class ButlerWork:
     def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all required inputs; raise `VisitFailed` if there is none."""
         reasons = list(plan.reasons)
-        summary = self._repo.butler.collections.get_info(visit.preload_run, include_summary=True)
-        produced = {str(name) for name in summary.dataset_types or ()}
+        runs = self._repo.butler.collections.query_info(visit.group_runs, include_summary=True)
+        produced = {str(name) for run in runs for name in run.dataset_types or ()}
         runnable = []
         for pipeline in plan.main:
             if missing := plan.lacks(pipeline, produced):
@@ -367,7 +397,7 @@ class ButlerWork:
     def _jobs(self, visit: _Visit, day: int) -> list[Job]:
         """Return the main pipelines with their output runs of a day."""
         raws = visit.raws.announced.instrument.makeDefaultRawIngestRunName()
-        inputs = (visit.preload_run, *visit.inputs, raws)
+        inputs = (*visit.group_runs, *visit.inputs, raws)
         return [
             self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
             for pipeline in visit.pipelines
@@ -394,7 +424,7 @@ class ButlerWork:
         self, visit: _Visit, built: BuiltPipeline, exposures: Sequence[int], result: RunResult
     ) -> tuple[str | None, int]:
         """Write the datasets to be exported to the disk; return their folder and their number."""
-        runs = (built.job.run, visit.preload_run)
+        runs = (built.job.run, *visit.group_runs)
         outputs = self._outputs.of(self._repo.butler, runs, built.run)
         if not outputs.refs:
             return None, 0
@@ -414,7 +444,12 @@ class ButlerWork:
         def may_commit() -> None:
             self._context.cross("")
 
-        folder = write_spool(self._context.spool, key, outputs.fill, records, chains, failed, may_commit)
+        context = self._context
+        parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export.ramdisk_max)
+        with spool_full_errors(context.ramdisk_spool.parent):
+            folder = write_spool(parent, key, outputs.fill, records, chains, failed, may_commit)
+        # Before the outcome is sent: its spool may be exported, and deleted, at once.
+        hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)
 
 

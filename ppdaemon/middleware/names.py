@@ -35,6 +35,7 @@ from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.selection import Rule
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
@@ -71,7 +72,7 @@ class NameResolver:
         for instrument, uri in self._node.engine.apdb.items():
             yield Resolving(what=f"the alert database {uri}")
             yield from self._alert_database(instrument, uri)
-        yield Resolving(what=f"the central repo {self._config.central}")
+        yield Resolving(what=f"the central repo {self._config.source}")
         yield from self._central_repo()
 
     # --- classes -----------------------------------------------------------
@@ -175,7 +176,10 @@ class NameResolver:
 
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
-        names = {each.name for each in (*types_of_runs(universe), *types_of_groups(universe))}
+        names = {
+            each.name
+            for each in (*types_of_runs(universe), *types_of_groups(universe), provenance_type(universe))
+        }
         names |= {FOOTPRINT_TYPE, *output_types(self._loaded.values())}
         for number, pattern in enumerate(self._node.export.types):
             if not any(re.fullmatch(pattern, name) for name in names):
@@ -198,8 +202,8 @@ class NameResolver:
             yield _error(key, f"{uri} cannot be opened: {describe(error)}")
 
     def _central_repo(self) -> Iterator[NameFinding]:
-        key: KeyPath = ("butler", "central")
-        uri = self._config.central
+        key: KeyPath = ("butler", "read" if self._config.read else "central")
+        uri = self._config.source
         central = CentralReader(uri)
         try:
             with central.reading(Timings(Clock())) as butler:
@@ -224,7 +228,7 @@ class NameResolver:
     def _in_central(self, butler: Butler) -> Iterator[NameFinding]:
         universe = butler.dimensions
         if "group" not in universe.dimensions:
-            text = f"{self._config.central} has dimensions of version {universe.version}, 6 is needed"
+            text = f"{self._config.source} has dimensions of version {universe.version}, 6 is needed"
             yield _error(("butler", "central"), text)
         yield from self._instruments(butler)
         yield from self._collections(butler)

@@ -7,6 +7,7 @@ steps of a visit are in `ppdaemon.middleware.butlerwork`.
 
 import importlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 
 from lsst.daf.butler import Butler, DatasetType, DimensionUniverse, StorageClassFactory
@@ -22,6 +23,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.writer import WriterExporter
 from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
@@ -33,12 +35,24 @@ from ppdaemon.middleware.pipelines.provenance import hash_versions
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
+from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.work import WorkerContext
 
-__all__ = ("PRELOAD", "build_template", "open_exporter", "open_work", "resolve_names", "set_up_libraries")
+__all__ = (
+    "PRELOAD",
+    "build_template",
+    "open_exporter",
+    "open_work",
+    "raw_type",
+    "resolve_names",
+    "set_up_libraries",
+)
 
 _LOG = logging.getLogger(__name__)
+
+CONNECT_S = 5
+"""Until a PostgreSQL server must have accepted a connection of the exporter."""
 
 PRELOAD = (
     "lsst.daf.butler.datastore.cache_manager",
@@ -86,12 +100,12 @@ def build_template(context: WorkerContext) -> None:
         for name in sorted(context.config.node.instruments)
     ]
     pipelines = _configured_pipelines(context.config)
-    context.report(Connecting(what=f"the central repo {config.central}"))
+    context.report(Connecting(what=f"the central repo {config.source}"))
     try:
-        with _open_central(config.central) as central:
+        with _open_central(config.source) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
-                text = f"{config.central} has dimensions of version {universe.version}, 6 is needed"
+                text = f"{config.source} has dimensions of version {universe.version}, 6 is needed"
                 raise ConfigError([f"butler.central: {text}"])
             dataset_types = _template_dataset_types(pipelines, central, instruments)
             records = [
@@ -103,7 +117,7 @@ def build_template(context: WorkerContext) -> None:
                 )
             ]
     except DATABASE_ERRORS as error:
-        raise Unavailable(f"the central repo {config.central} cannot be read: {describe(error)}") from error
+        raise Unavailable(f"the central repo {config.source} cannot be read: {describe(error)}") from error
     versions = hash_versions()
     make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
 
@@ -113,10 +127,19 @@ def open_work(context: WorkerContext) -> ButlerWork:
     return ButlerWork(context, _butler_config(context.config))
 
 
-def open_exporter(context: WorkerContext) -> CentralExporter:
+def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     """Return the work of an exporter; the first export opens the central repo."""
-    config, refused = _butler_config(context.config), NodeFolders.of(context.config).refused
-    return CentralExporter(config.central, context.clock, context.config.node.name, refused, context.runs)
+    config, folders = context.config, NodeFolders.of(context.config)
+    # For libpq: a host that is away answers no packet, and the next try would come minutes late.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
+    central = _butler_config(config).central
+    if config.export.writer.to is not None:
+        return WriterExporter(
+            central, context.template, config.export, context.clock, folders.refused, context.runs
+        )
+    return CentralExporter(
+        central, context.clock, config.node.name, folders.refused, context.runs, config.export
+    )
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
@@ -161,9 +184,12 @@ def _template_dataset_types(
 ) -> list[DatasetType]:
     """Return the dataset types of raws, of pipelines, of all runs and of all visits."""
     universe = central.dimensions
-    found = {each.name: each for each in (*types_of_runs(universe), *types_of_groups(universe))}
+    found = {
+        each.name: each
+        for each in (*types_of_runs(universe), *types_of_groups(universe), provenance_type(universe))
+    }
     for instrument in instruments:
-        raw = _raw_type(instrument, central)
+        raw = raw_type(instrument, central)
         found.setdefault(raw.name, raw)
     for pipeline in pipelines:
         try:
@@ -181,7 +207,7 @@ def _template_dataset_types(
     return list(found.values())
 
 
-def _raw_type(instrument: Instrument, central: Butler) -> DatasetType:
+def raw_type(instrument: Instrument, central: Butler) -> DatasetType:
     """Return the definition of ``raw``: the central repo's, or the instrument's own."""
     known = known_dataset_type(central, "raw")
     if known is not None:

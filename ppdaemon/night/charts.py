@@ -26,18 +26,21 @@ __all__ = (
     "histogram_chart",
     "latency_chart",
     "latency_map",
-    "legend",
     "outcome_chart",
     "slowest_chart",
 )
 
 WIDTH, HEIGHT = 480.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
-BINS_MIN = (5, 10, 15, 30, 60, 120, 240)
+BINS_MIN = (1, 5, 10, 15, 30, 60, 120, 240)
 """Widths of the bars of a night, minutes."""
 MOST_BINS = 48
 SLOWEST = 12
 """Detectors that are shown."""
+FEW = 100
+"""Up to so many visits have larger marks."""
+LARGEST_PX = 22.0
+"""Of a number on the focal plane."""
 
 GROUPS: dict[str, tuple[str, frozenset[str]]] = {
     "c-bad": ("failed", frozenset(map(str, BAD_OUTCOMES))),
@@ -210,17 +213,24 @@ def latency_chart(report: NightReport) -> Html:
     # A few that take much longer must not flatten all others: they are triangles at the upper edge.
     up = _frame(max(1.2 * BUDGET_S, min(slowest[-1], 1.5 * slowest[int(0.98 * (len(slowest) - 1))])))
     across = _times(report.visit_list)
-    late = (_late_mark(visit, across, up) for visit in visits if (visit.slowest_s or 0.0) > BUDGET_S)
-    return _svg(
-        "latency of each visit over the night",
-        _y_axis(up, "s after shutter close"),
-        _dots(((v.received_tai, v.slowest_s or 0.0) for v in visits if (v.slowest_s or 0.0) <= BUDGET_S),
-              across, up, "dot-slowest"),
-        _dots(((v.received_tai, v.median_s or 0.0) for v in visits), across, up, "dot-median"),
-        late,
-        _x_axis(across, _hours(across.begin, across.end), "UTC", HEIGHT - BOTTOM),
-        _line(LEFT, up(BUDGET_S), WIDTH - RIGHT, up(BUDGET_S), "budget"),
-    )  # fmt: skip
+    late = [visit for visit in visits if (visit.slowest_s or 0.0) > BUDGET_S]
+    in_time = [visit for visit in visits if (visit.slowest_s or 0.0) <= BUDGET_S]
+    return Html(
+        _svg(
+            "latency of each visit over the night",
+            _y_axis(up, "s after shutter close"),
+            tag(
+                "g",
+                _dots(((v.received_tai, v.slowest_s or 0.0) for v in in_time), across, up, "dot-slowest"),
+                _dots(((v.received_tai, v.median_s or 0.0) for v in visits), across, up, "dot-median"),
+                class_="few" if len(visits) <= FEW else None,
+            ),
+            (_late_mark(visit, across, up) for visit in late),
+            _x_axis(across, _hours(across.begin, across.end), "UTC", HEIGHT - BOTTOM),
+            _line(LEFT, up(BUDGET_S), WIDTH - RIGHT, up(BUDGET_S), "budget"),
+        )
+        + legend({"c-good": "slowest detector in time", "c-late": "over the budget", "c-none": "median"})
+    )
 
 
 def _dots(points: Iterable[tuple[float, float]], across: _Scale, up: _Scale, class_: str) -> Html:
@@ -252,9 +262,15 @@ def _bins(visits: Sequence[NightVisit]) -> tuple[float, list[tuple[float, list[N
 
 
 def _stacks(
-    report: NightReport, count: Callable[[NightVisit], Mapping[str, int]], label: str, nothing: str
+    report: NightReport,
+    count: Callable[[NightVisit], Mapping[str, int]],
+    words: Mapping[str, str],
+    label: str,
+    nothing: str,
 ) -> Html:
-    """Draw stacked bars, one for each part of the night; `count` has numbers by class."""
+    """Draw stacked bars, one for each part of the night; `count` has numbers by class, `words` their
+    meanings.
+    """
     visits = report.visit_list
     if not any(sum(count(visit).values()) for visit in visits):
         return _empty(nothing)
@@ -273,17 +289,21 @@ def _stacks(
                 x, width = across(begin) + 0.5, across(begin + step_s) - across(begin) - 1
                 bars.append(_rect(x, up(below + stack[name]), width, height, name, title))
             below += stack[name]
-    return _svg(
-        label,
-        _y_axis(up, f"visit-detectors in {step_s / 60:g} min"),
-        bars,
-        _x_axis(across, _hours(across.begin, across.end), "UTC, when accepted", HEIGHT - BOTTOM),
+    return Html(
+        _svg(
+            label,
+            _y_axis(up, f"visit-detectors in {step_s / 60:g} min"),
+            bars,
+            _x_axis(across, _hours(across.begin, across.end), "UTC, when accepted", HEIGHT - BOTTOM),
+        )
+        + legend(words)
     )
 
 
 def outcome_chart(report: NightReport) -> Html:
     """Draw how many visit-detectors did not succeed over the night."""
-    return _stacks(report, _others, "outcomes other than success over the night", "all succeeded")
+    words = {name: word for name, (word, _) in GROUPS.items()}
+    return _stacks(report, _others, words, "outcomes other than success over the night", "all succeeded")
 
 
 def _others(visit: NightVisit) -> Mapping[str, int]:
@@ -294,7 +314,8 @@ def _others(visit: NightVisit) -> Mapping[str, int]:
 
 def export_chart(report: NightReport) -> Html:
     """Draw how many outputs are in the central repo, and how many are not, over the night."""
-    return _stacks(report, _exports, "outputs exported over the night", "there were no outputs")
+    words = {"c-good": "exported", "c-open": "not yet"}
+    return _stacks(report, _exports, words, "outputs exported over the night", "there were no outputs")
 
 
 def _exports(visit: NightVisit) -> Mapping[str, int]:
@@ -405,7 +426,7 @@ def _focal_plane(
                 tag("title", f"{detector_name(instrument, detector)}: {outcomes}"),
                 _rect(across - wide / 2, down - high / 2, wide, high, "cell"),
                 tag("text", text, x=round(across, 1), y=round(down, 1), text_anchor="middle",
-                    font_size=round(min(0.45 * high, 1.5 * wide / max(2, len(text))), 1)),
+                    font_size=round(min(LARGEST_PX, 0.45 * high, 1.5 * wide / max(2, len(text))), 1)),
                 class_=style,
             )
         )  # fmt: skip

@@ -50,11 +50,9 @@ def night_sections(report: NightReport) -> Html:
         _section("The night", _facts(report)),
         _section("Latency of each stage", _stages(report)),
         _section("Latency", charts.histogram_chart(report)),
-        _section("Visits against the budget", charts.latency_chart(report), _latency_legend()),
-        _section("Outcomes other than success", charts.outcome_chart(report), _outcome_legend()),
-        _section(
-            "Export", charts.export_chart(report), charts.legend({"c-good": "exported", "c-open": "not yet"})
-        ),
+        _section("Visits against the budget", charts.latency_chart(report)),
+        _section("Outcomes other than success", charts.outcome_chart(report)),
+        _section("Export", charts.export_chart(report)),
         (
             (
                 _section(f"{name}: failures", charts.failure_map(report, name)),
@@ -74,16 +72,6 @@ def _section(title: str, *parts: object, wide: bool = False) -> Html:
 
 def _facts(report: NightReport) -> Html:
     return tag("dl", ((tag("dt", name), tag("dd", text)) for name, text in facts(report)), class_="facts")
-
-
-def _latency_legend() -> Html:
-    return charts.legend(
-        {"c-good": "slowest detector in time", "c-late": "over the budget", "c-none": "median"}
-    )
-
-
-def _outcome_legend() -> Html:
-    return charts.legend({name: word for name, (word, _) in charts.GROUPS.items()})
 
 
 def _table(names: Sequence[str], rows: Iterable[Iterable[Html]], kind: str) -> Html:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ppdaemon.journalfile import NightRow
 from ppdaemon.reports import REQUEUED, SCHEMA, VisitRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
 from ppdaemon.wire import Model
@@ -134,7 +135,9 @@ class NightReason(Model):
     """A reason of outcomes; those that differ in numbers only are one."""
 
     outcome: Outcome
+    """The outcome that they explain."""
     count: int
+    """Number of visit-detectors."""
     reason: str
     """Of the first visit-detector that had it."""
     group: str
@@ -280,7 +283,7 @@ class NightTotals:
         self._seconds: defaultdict[str, array[float]] = defaultdict(_seconds)
         self._visits: dict[tuple[str, str], _Visit] = {}
         self._detectors: dict[tuple[str, int], _Part] = {}
-        self._reasons: dict[tuple[Outcome, str], tuple[int, VisitRow]] = {}
+        self._reasons: dict[tuple[Outcome, str], tuple[int, VisitRow | NightRow]] = {}
         self._figures: Counter[str] = Counter()
 
     def add(self, rows: Sequence[VisitRow]) -> None:
@@ -290,7 +293,7 @@ class NightTotals:
         for row in last_attempts(rows).values():
             self.add_last(row)
 
-    def add_last(self, row: VisitRow) -> None:
+    def add_last(self, row: VisitRow | NightRow) -> None:
         """Add the last attempt at a visit-detector."""
         self.count(row.outcome, row.attempt)
         state = PARTIAL if row.partial and row.outcome == Outcome.SUCCEEDED else row.outcome or OPEN
@@ -314,7 +317,7 @@ class NightTotals:
         if row.outcome == Outcome.SUCCEEDED and REQUEUED not in row.figures:
             self._add_times(row, visit, detector)
 
-    def _add_times(self, row: VisitRow, visit: _Visit, detector: _Part) -> None:
+    def _add_times(self, row: VisitRow | NightRow, visit: _Visit, detector: _Part) -> None:
         stages, close = row.stages, row.shutter_close_tai
         for name, (first, last) in SPANS.items():
             begin, end = close if first is None else stages.get(first), stages.get(last)
@@ -327,7 +330,7 @@ class NightTotals:
                 detector.seconds.append(end - begin)
                 visit.slowest = max(visit.slowest or (0.0, row.detector), (end - begin, row.detector))
 
-    def _add_reason(self, outcome: Outcome, row: VisitRow) -> None:
+    def _add_reason(self, outcome: Outcome, row: VisitRow | NightRow) -> None:
         key = outcome, _NUMBER.sub("#", row.reason)
         if key in self._reasons:
             count, first = self._reasons[key]
@@ -335,7 +338,7 @@ class NightTotals:
         elif len(self._reasons) < MAX_REASONS:
             self._reasons[key] = 1, row
 
-    def _add_figures(self, row: VisitRow) -> None:
+    def _add_figures(self, row: VisitRow | NightRow) -> None:
         for name in ("hits", "misses", "bytes", "fetched_bytes", "evicted"):
             self._figures[name] += row.figures.get(name) or 0
         self._figures["datasets"] += row.datasets

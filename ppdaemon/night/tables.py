@@ -44,15 +44,15 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
     yield "succeeded", f"{_share(report.succeeded, report.accepted)}{partial}"
     yield "failed", _share(report.failed, report.accepted) if report.failed else "none"
     others = [f"{count} {outcome}" for outcome, count in report.outcomes.items()]
-    yield "outcomes", ", ".join([*others, *([f"{opened} without"] if opened else [])]) or "none"
+    yield "outcomes", ", ".join([*others, *([f"{opened} without one yet"] if opened else [])]) or "none"
     if latency := report.latencies.get(ALERT_SPAN):
         yield f"within {report.budget_s:g} s", _share(latency.count - report.over_budget, latency.count)
     yield "retried", str(report.retried)
     if report.late_raws is not None:
         yield "late raws", str(report.late_raws)
-    if report.recycled is None:
+    if report.recycled is None and report.day_obs:
         yield "replaced workers", "not in this journal"
-    else:
+    if report.recycled is not None:
         causes = ", ".join(f"{count} {cause}" for cause, count in report.recycled.items())
         yield "replaced workers", f"{sum(report.recycled.values())}{f': {causes}' if causes else ''}"
     cache = report.cache

@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import signal
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.environment import CHILD_ENVIRONMENT
@@ -91,16 +91,16 @@ def run(config: Path) -> None:
     SIGHUP reads the configuration file again. If the file has an error, the old
     configuration stays in use.
     """
-    file = ConfigFile.read(config, os.environ)
-    settings = file.config
-    log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
-    for remark in file.remarks():
-        _LOG.warning("%s", remark)
-    gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     try:
+        file = ConfigFile.read(config, os.environ)
+        settings = file.config
+        log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
+        for remark in file.remarks():
+            _LOG.warning("%s", remark)
+        gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier))
     except (PPDaemonError, OSError) as error:
         # `systemctl status` shows it until the next start.
@@ -153,7 +153,7 @@ async def _resolve_once(file: ConfigFile) -> Resolution:
     "--visit",
     required=True,
     type=click.Path(path_type=Path),
-    help="File with a next_visit: JSON with SAL field names, as for send_visit.py. - reads standard input.",
+    help="File with a next_visit: JSON with SAL field names, as for send_visit. - reads standard input.",
 )
 @click.option(
     "--detector",
@@ -216,22 +216,7 @@ def _exec_planner(order: PlanOrder, options: Sequence[str]) -> NoReturn:
 
 def main() -> None:
     """Run the program and exit with its code."""
-    try:
-        cli.main(prog_name="ppdaemon", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"ppdaemon: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (OSError, sqlite3.OperationalError) as error:
-        _LOG.debug("the daemon exits", exc_info=True)
-        click.echo(f"ppdaemon: {error}", err=True)
-        sys.exit(ExitCode.OS)
+    run_command(cli, "ppdaemon")
 
 
 if __name__ == "__main__":

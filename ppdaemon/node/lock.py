@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppdaemon.errors import StateUnusable
-from ppdaemon.folders import NodeFolders
+from ppdaemon.folders import NodeFolders, save_spools
 from ppdaemon.privatefiles import check_shared_folder, make_folder, write_private
 from ppdaemon.processes import processes_with_variable
 from ppdaemon.statelock import LockHeld, StateLock
@@ -41,7 +41,13 @@ class NodeLock:
     """Paths in the RAM-disk folder that do not belong to ppdaemon; left in place."""
 
     def release(self, folders: NodeFolders) -> None:
-        """Delete everything on the RAM disk and unlock."""
+        """Move spools to the state disk, delete everything on the RAM disk and unlock."""
+        try:
+            save_spools(folders.ramdisk_spool, folders.spool)
+        except OSError as error:
+            _LOG.error("spools stay on the RAM disk, the next start moves them: %s", error)
+            self.unlock()
+            return
         _remove_ramdisk_files(folders)
         folders.ramdisk_lock.unlink(missing_ok=True)
         if not any(folders.ramdisk.iterdir()):
@@ -79,7 +85,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
             removed, unknown = _clear(folders)
             # Before the folders: after a crash they are recognized by the marker.
             write_private(folders.marker, json.dumps({"life": incarnation, "pid": os.getpid()}))
-            for folder in (folders.slots, folders.cache, folders.runs):
+            for folder in (folders.slots, folders.cache, folders.runs, folders.ramdisk_spool):
                 make_folder(folder)
         except BaseException:
             ramdisk_lock.close()
@@ -102,9 +108,13 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
     _kill_survivors(folders)
     # The lock proves that the previous run has ended, with its workers; the
     # marker proves that a daemon has created these folders.
-    removed = _remove_ramdisk_files(folders) if folders.marker.exists() else 0
+    removed = 0
+    if folders.marker.exists():
+        if saved := save_spools(folders.ramdisk_spool, folders.spool):
+            _LOG.warning("%d spools of the previous run were moved from the RAM disk", len(saved))
+        removed = _remove_ramdisk_files(folders)
     unknown = tuple(path for path in folders.ramdisk.iterdir() if path != folders.ramdisk_lock)
-    for path in {folders.slots, folders.cache, folders.runs} & set(unknown):
+    for path in {folders.slots, folders.cache, folders.runs, folders.ramdisk_spool} & set(unknown):
         raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
     for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
         shutil.rmtree(path)  # its process died while it wrote or deleted the spool
@@ -162,6 +172,7 @@ def _remove_ramdisk_files(folders: NodeFolders) -> int:
         folders.slots,
         folders.cache,
         folders.runs,
+        folders.ramdisk_spool,
         folders.canaries,
         *folders.ramdisk.glob("template-*"),
     ):

@@ -32,6 +32,7 @@ from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
 from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.names import NameCheck
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
@@ -49,6 +50,7 @@ from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.node.visits.spans import spans_of
+from ppdaemon.node.visits.telemetry import telemetry_of
 from ppdaemon.notify import Notifier
 from ppdaemon.reports import REQUESTS
 from ppdaemon.sqlitefile import BatchWriter
@@ -116,6 +118,14 @@ class NodeParts:
         self.exporter = ExporterProcess(
             config.export, folders.slots / "exporter", folders.logs / "exporter.log", request_fork, inbox.post
         )
+        self.publisher = PublisherProcess(
+            config.publish,
+            folders.publish,
+            self._lifeline,
+            environment,
+            folders.logs / "publisher.log",
+            config.log,
+        )
         self.chooser = PipelineChooser(config, inbox.post, count)
         self.relay = RelayClient(
             config.relay,
@@ -162,7 +172,7 @@ class NodeParts:
             folders,
             clock,
             count,
-            ended=self._trace,
+            ended=self._attempt_ended,
         )
         self.traces = TraceSender(config.traces)
         self.reprocessor = Reprocessor(
@@ -187,6 +197,7 @@ class NodeParts:
             self.generations,
             self.offer,
             self.metrics,
+            self.publisher,
             self.traces,
         )
         self.relay.health = self.status.health
@@ -212,6 +223,7 @@ class NodeParts:
             self.pool,
             self.exporter,
             self.reader,
+            self.publisher,
             self.names,
             self.offer,
             folders,
@@ -242,14 +254,17 @@ class NodeParts:
         await self.control.stop()
         await self.arrivals.stop()
         self.exporter.close()
+        self.publisher.close()
         self.pool.close()
         await self.generations.close()
         self._lifeline.close()
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
 
-    def _trace(self, entry: JournalEntry) -> None:
+    def _attempt_ended(self, entry: JournalEntry) -> None:
         config = self.status.config
+        if self.publisher.enabled and (telemetry := telemetry_of(entry, config.node.name)) is not None:
+            self.publisher.add(telemetry, f"{NodeFolders.of(config).spooled(*entry.key).name}.json")
         has_relay = config.relay.address is not None
         make = partial(spans_of, entry, config.node.name, has_relay=has_relay)
         self.traces.put(TraceKey(*entry.key[:3]), make)

@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 
 EXPORT_AT_STOP_S = 10.0
 """How long a stop waits for exports. Remaining spools are exported after the next start."""
+PUBLISH_AT_STOP_S = 3.0
+"""How long a stop waits for metrics and telemetry that are not published; the rest is dropped."""
 IDLE_TIMEOUT_S = 10.0
 """How long a stop waits for a journal that cannot be written. Outcomes that are
 not written are recovered at the next start."""
@@ -143,6 +145,7 @@ class Supervisor:
             if self._stop.is_set():
                 return
             node.exporter.start()
+            node.publisher.start()
             await node.arrivals.start()
             drained_since = await asyncio.to_thread(NodeFolders.of(self.file.config).drained_since)
             # Only now: raws can be found and outputs exported.
@@ -203,8 +206,9 @@ class Supervisor:
         await self._stop_workers(node)
         # After the last visit has ended: its spool is exported, too.
         exporter = node.exporter
-        exporter.hurry()
+        exporter.hurry(retry=False)
         await self._wait_until(lambda: not exporter.waiting or exporter.pausing, EXPORT_AT_STOP_S)
+        await self._wait_until(lambda: not node.publisher.waiting, PUBLISH_AT_STOP_S)
         await self._wait_until_reported(node)
 
     async def _stop_workers(self, node: NodeParts) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.configtypes import parse_detector_list, ranges
+from ppdaemon.detectorlist import parse_detector_list, ranges
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.pointing import BeginField
 from ppdaemon.selection import Rule, TargetPositions
@@ -61,6 +61,7 @@ class RuleTried(Model):
     unmet: tuple[str, ...]
     """Conditions that do not hold, each with the actual value; empty if the rule matches."""
     pipelines: tuple[str, ...]
+    """Files of the rule, in order of preference; empty if it ignores the visit."""
 
 
 class Choice(Model):
@@ -87,18 +88,24 @@ class FootprintPlan(Model):
     """Footprint of a detector on the sky, ICRS degrees."""
 
     center: Degrees
+    """Middle of the detector."""
     corners: tuple[Degrees, ...]
+    """Corners of the detector."""
     padded: tuple[Degrees, ...]
     """Corners of the region that preload searches."""
     padding_arcsec: float
+    """Distance between the two outlines."""
 
 
 class PipelinePlan(Model):
     """One of the selected pipelines."""
 
     part: Literal["preprocessing", "main"]
+    """The list of rules that selected it."""
     name: str
+    """Its name: that of the file without its suffix."""
     path: str
+    """Its file."""
     state: Literal["first", "fallback", "dropped"]
     """``first``: its graph is built first; ``fallback``: built if the graphs of the pipelines
     before it cannot be built; ``dropped``: not used."""
@@ -113,11 +120,15 @@ class QueryPlan(Model):
 
     dataset_type: str
     dimensions: tuple[str, ...]
+    """Dimensions of the dataset type."""
     calibration: bool
+    """Whether it is selected by its validity range."""
     datasets: int
+    """Number of datasets found."""
     size_bytes: int
     """Sum over all files, bytes."""
     query_ms: float
+    """Duration of the query, ms."""
     read_by: tuple[str, ...]
     """Names of the pipelines that have it as an input."""
     preloaded: bool
@@ -128,6 +139,7 @@ class Validity(Model):
     """Validity range of a calibration in a collection, TAI."""
 
     collection: str
+    """The calibration collection."""
     begin: str | None
     """`None` means unbounded."""
     end: str | None
@@ -141,7 +153,9 @@ class DatasetPlan(Model):
     id: str
     """Its UUID in the central repo."""
     data_id: Mapping[str, int | str]
+    """Its data ID, by dimension."""
     run: str
+    """The run that it is in."""
     file: str
     """URI of its file, which may be an archive with other datasets."""
     size_bytes: int
@@ -162,6 +176,7 @@ class MissingPlan(Model):
 
     dataset_type: str
     pipeline: str
+    """Name of the pipeline."""
     required: bool
     """Whether the pipeline cannot run without it."""
     sought: str
@@ -175,16 +190,23 @@ class DetectorPlan(Model):
     name: str | None
     """Name in the focal-plane table, such as ``R22_S11``."""
     outcome: Literal["would_run", "ignored", "no_pipeline"]
+    """What would happen to it."""
     reason: str = ""
     """Reason if no pipeline would run."""
     footprint: FootprintPlan | None
+    """Its footprint; `None` if the pointing is not known on the sky."""
     preprocessing: Choice
+    """The rules of ``pipelines.preprocessing``."""
     main: Choice
+    """The rules of ``pipelines.main``."""
     pipelines: tuple[PipelinePlan, ...] = ()
+    """The selected pipelines."""
     queries: tuple[QueryPlan, ...] = ()
+    """The queries, one for each dataset type."""
     datasets: tuple[DatasetPlan, ...] = ()
     """Datasets to preload."""
     missing: tuple[MissingPlan, ...] = ()
+    """Inputs without a dataset."""
     phases_ms: Mapping[str, float] = {}
     """Duration of each step of planning, ms."""
     notes: tuple[str, ...] = ()
@@ -200,12 +222,14 @@ class Plan(Model):
     """Plan of one visit on one node."""
 
     schema_version: int = SCHEMA
+    """Version of the output of ``ppdaemon plan --json``."""
     node: str
     config: str
     """Path of the configuration file."""
     central: str
     """URI of the central repo."""
     visit: NextVisit
+    """The event, with the names of SAL."""
     begin: str
     """Expected begin of the exposure, TAI."""
     begin_from: BeginField
@@ -216,6 +240,7 @@ class Plan(Model):
     valid_end: str
     """End of that interval, TAI."""
     day_obs: int
+    """Observing day of the exposure, ``YYYYMMDD``."""
     boresight: Degrees | None
     """ICRS degrees; `None` if the pointing is not known on the sky."""
     sky_angle_deg: float | None
@@ -223,6 +248,7 @@ class Plan(Model):
     chain: str
     """Chained collection of all outputs of the day."""
     detectors: tuple[DetectorPlan, ...]
+    """The detectors that were asked for."""
     distinct_datasets: int
     """Number of datasets of all detectors; a dataset that several detectors share counts once."""
     distinct_bytes: int

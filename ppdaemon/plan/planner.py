@@ -19,7 +19,7 @@ from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
-from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN, hash_versions, output_chain, output_run
+from ppdaemon.middleware.pipelines.provenance import hash_versions, output_run
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -34,7 +34,7 @@ from ppdaemon.middleware.raws.regions import (
 )
 from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
-from ppdaemon.selection import Selector, TargetPositions, pipeline_name
+from ppdaemon.selection import Selector, TargetPositions, output_chain, pipeline_name
 
 __all__ = ("Planner",)
 
@@ -71,7 +71,7 @@ class Planner:
         self._rules = order.config.pipelines
         self._selector = Selector(self._rules.preprocessing, self._rules.main, cameras)
         self._library = PipelineLibrary(order.config.pipelines.overrides)
-        self._central = CentralReader(config.central)
+        self._central = CentralReader(config.source)
         self._preload = Preload(
             config,
             self._central,
@@ -192,9 +192,9 @@ class Planner:
         """Yield each selected pipeline with its state and output run."""
         first = {each.path: each for each in preload_plan.preprocessing}
         then = {each.path: each for each in preload_plan.main}
-        preload_run = self._run(NO_PIPELINE_RUN, preload_plan.preprocessing, footprint)
         for path in chosen.preprocessing:
-            yield _pipeline("preprocessing", path, list(first), preload_plan, preload_run)
+            run = self._run(first[path].name, [first[path]], footprint) if path in first else None
+            yield _pipeline("preprocessing", path, list(first), preload_plan, run)
         for path in chosen.main:
             run = self._run(then[path].name, [then[path]], footprint) if path in then else None
             yield _pipeline("main", path, list(then), preload_plan, run)

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ppdaemon.configtypes import ranges
+from ppdaemon.detectorlist import ranges
 from ppdaemon.plan import models
 from ppdaemon.selection import pipeline_name
 from ppdaemon.terminal import duration, new_table, plain, size

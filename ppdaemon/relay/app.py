@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.keyfiles import read_key_pair
@@ -27,6 +28,7 @@ from ppdaemon.relay.config import RelayConfig, RelaySecurity, load_relay
 from ppdaemon.relay.ledger import Ledger, lock_state
 from ppdaemon.relay.relay import Relay, RelaySockets
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain
 
 __all__ = ("main",)
 
@@ -51,14 +53,22 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     has an error, the old configuration stays in use. check-config reads the file,
     lists all errors in it, and exits.
     """
-    config = load_relay(path, environment)
     if action == "check-config":
+        config = load_relay(path, environment)
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
-    log.set_up(config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name)
-    _allow_many_connections()
     notifier = Notifier(environment.get("NOTIFY_SOCKET"))
-    asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+    try:
+        config = load_relay(path, environment)
+        log.set_up(
+            config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
+        )
+        _allow_many_connections()
+        asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
+    except (PPDaemonError, OSError) as error:
+        # `systemctl status` shows it until the next start.
+        notifier.notify(STATUS=f"ended: {plain(error)}")
+        raise
 
 
 def _allow_many_connections() -> None:
@@ -109,18 +119,7 @@ def _gatekeeper(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; without arguments, those of the process."""
     try:
-        _command.main(args=arguments, prog_name="pprelay", standalone_mode=False, obj=os.environ)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.OK)
-    except PPDaemonError as error:
-        click.echo("".join(f"pprelay: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        click.echo(f"pprelay: {error}", err=True)
-        sys.exit(ExitCode.OS)
+        run_command(_command, "pprelay", arguments, obj=os.environ)
     except Exception:
         _LOG.exception("internal error; pprelay stops, please report this")
         sys.exit(ExitCode.SOFTWARE)

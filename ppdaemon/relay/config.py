@@ -25,9 +25,9 @@ from ppdaemon.configtypes import (
     SocketPath,
     WritableFolder,
     is_local,
-    ranges,
     valid_values,
 )
+from ppdaemon.detectorlist import ranges
 from ppdaemon.keyfiles import read_allow_list
 from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.thishost import HostContext

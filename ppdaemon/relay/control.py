@@ -17,8 +17,8 @@ import pydantic
 
 from ppdaemon import __version__, reports
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.configtypes import ranges
 from ppdaemon.controlserver import not_found, rows_reply
+from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
 from ppdaemon.metricsserver import MetricsServer

@@ -81,11 +81,15 @@ CREATE TABLE drained (node TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ADOPTIONS = "ALTER TABLE visits ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0"
 """Whether only a node has announced it: its content has only instrument and group."""
 
+CANCELLATIONS = "ALTER TABLE visits ADD COLUMN cancelled_tai REAL"
+"""When a visit was canceled; NULL if it was not, or by an older relay."""
+
 STEPS: tuple[SchemaStep, ...] = (
     lambda db: db.executescript(SCHEMA),
     lambda db: db.executescript(PERMITS),
     lambda db: db.executescript(AGES),
     lambda db: db.executescript(ADOPTIONS),
+    lambda db: db.executescript(CANCELLATIONS),
 )
 
 
@@ -235,6 +239,11 @@ class Ledger(SqliteFile):
             unknown = [each for each in numbers if _is_unknown(rows.get(each), hello.origin, listed)]
             self._insert_adopted(visit.number, unknown, hello, listed)
             adopted += len(unknown)
+            if isinstance(listed, EndedDetectors) and listed.last is not None:
+                again = [each for each in numbers if _is_requeued(rows.get(each), hello.origin, listed)]
+                requeued = listed.model_copy(update={"attempt": listed.last})
+                self._insert_adopted(visit.number, again, hello, requeued)
+                adopted += len(again)
             if unknown and isinstance(listed, HeldDetectors):
                 reservations = tuple(
                     each for each in self._reserved(visit.number) if each.detector in unknown
@@ -432,7 +441,11 @@ class Ledger(SqliteFile):
                     (outcome, _valid_unicode(reason), attempt, group, instrument, detector, node),
                 )
             case orders.SetCancelled(number):
-                self._db.execute("UPDATE visits SET cancelled = 1 WHERE number = ?", (number,))
+                self._db.execute(
+                    "UPDATE visits SET cancelled = 1, cancelled_tai = coalesce(cancelled_tai, ?)"
+                    " WHERE number = ?",
+                    (self._clock.tai(), number),
+                )
             case orders.CloseVisit(number):
                 # Not if a detector was added since the decision, in a commit that was queued before.
                 self._db.execute(
@@ -467,6 +480,17 @@ def _is_unknown(row: Sequence[Any] | None, node: str, listed: HeldDetectors | En
     return listed.attempt > attempt or bool(
         confirmed and decided and (its_node, attempt) == (node, listed.attempt)
     )
+
+
+def _is_requeued(row: Sequence[Any] | None, node: str, listed: EndedDetectors) -> bool:
+    """Return whether the ledger does not know the confirmed outcome of a requeue, which has the relay's
+    number of the attempt before it; see `_is_unknown`.
+    """
+    if row is None or not listed.reported or listed.last is None:
+        return False
+    its_node, attempt, outcome, _ = row
+    # A retry of the node itself has the outcome that the ledger has.
+    return its_node == node and listed.last > attempt and outcome not in (None, listed.outcome)
 
 
 def _valid_unicode(reason: str) -> str:

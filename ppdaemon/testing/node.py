@@ -32,7 +32,9 @@ STARTING_STATES = frozenset({SlotState.STARTING, SlotState.BACKOFF})
 LOG_TAIL = 6000
 
 
-def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict[str, Any]:
+def node_config(
+    folder: Path, sockets: Path, **parts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return a configuration for scripted workers and short waits.
 
     Parameters
@@ -43,7 +45,8 @@ def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict
         For the control socket and the RAM disk ``ram``; its path is short, as
         a unix socket's has at most 107 characters.
     **parts
-        Keys that replace the usual ones, by part: ``workers={"max": 2}``.
+        Keys that replace the usual ones, by part: ``workers={"max": 2}``; of a part that is a
+        list, all of it.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict
     raws.mkdir(exist_ok=True)
     pipeline = folder / "any.yaml"
     pipeline.write_text("{}\n")
-    config: dict[str, dict[str, Any]] = {
+    config: dict[str, Any] = {
         "node": {
             "name": "n1",
             "state_dir": str(folder / "state"),
@@ -73,11 +76,11 @@ def node_config(folder: Path, sockets: Path, **parts: Mapping[str, Any]) -> dict
             "times": TIMES,
         },
         "pipelines": {"main": [{"pipelines": [str(pipeline)]}]},
-        "export": {"retry_s": 0.2},
+        "export": {"retry_s": 0.2, "gather_s": 0.0},
         "log": {"format": "console"},
     }
     for name, keys in parts.items():
-        config[name] = config.get(name, {}) | dict(keys)
+        config[name] = config.get(name, {}) | dict(keys) if isinstance(keys, Mapping) else list(keys)
     return config
 
 

@@ -283,7 +283,7 @@ class ScriptedExporter:
         self._context = context
         self._state = context.config.node.state_dir
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Register, then delete; a spool that does not exist counts as exported, as with the real
         exporter.
         """
@@ -301,6 +301,12 @@ class ScriptedExporter:
             remove_spool(spool)
         names = tuple(map(str, spools))
         return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
+
+    def mark_datastore(self) -> str:
+        """Return a text; nothing is marked."""
+        if (self._state / "central-down").exists():
+            raise ConnectionError("the central repo is down")
+        return "marked"
 
     def _refuse(self, spools: Sequence[Path]) -> Exported:
         refused = NodeFolders.of(self._context.config).refused

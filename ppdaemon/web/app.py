@@ -2,7 +2,6 @@
 """The program ``ppweb``: command line and exit codes."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import click
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.ctl.cli import node_of
-from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.states import ExitCode
+from ppdaemon.errors import ConfigError
 from ppdaemon.web.access import Access, check_listen, read_token
 
 __all__ = ("command", "main")
@@ -79,17 +78,7 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; without arguments, those of the process."""
-    try:
-        command.main(arguments, prog_name="ppweb", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except PPDaemonError as error:
-        click.echo("".join(f"ppweb: {line}\n" for line in str(error).splitlines()), err=True, nl=False)
-        sys.exit(error.exit_code)
-    except OSError as error:  # such as an address in use
-        click.echo(f"ppweb: {error}", err=True)
-        sys.exit(ExitCode.OS)
+    run_command(command, "ppweb", arguments)
 
 
 if __name__ == "__main__":

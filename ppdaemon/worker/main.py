@@ -19,7 +19,7 @@ from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
-from ppdaemon.errors import Unavailable, VisitFailed
+from ppdaemon.errors import Refused, Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
@@ -74,6 +74,8 @@ def run_role(
         cache=folders.cache,
         runs=folders.runs,
         spool=folders.spool,
+        ramdisk_spool=folders.ramdisk_spool,
+        publish=folders.publish,
         clock=Clock(),
         report=visit_loop.report,
         cross=visit_loop.cross,
@@ -103,9 +105,9 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
     last_reason = ""
     while True:
         match channel.receive():
-            case messages.ExportSpool(spools=spools):
+            case messages.ExportSpool(spools=spools, excess_bytes=excess_bytes):
                 try:
-                    channel.send(exporter.export([Path(spool) for spool in spools]))
+                    channel.send(exporter.export([Path(spool) for spool in spools], excess_bytes))
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
                     reason = _first_line(error)
@@ -119,6 +121,12 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                     )
                     last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))
+            case messages.MarkDatastore():
+                try:
+                    answer = messages.DatastoreMarked(text=exporter.mark_datastore())
+                except Exception as error:
+                    answer = messages.DatastoreMarked(text=_reason_of(error), refused=True)
+                channel.send(answer)
             case messages.Quit() | None:
                 return ExitCode.OK
             case unexpected:
@@ -131,7 +139,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _reason_of(error: Exception) -> str:
-    return str(error)[:MAX_REASON] if isinstance(error, VisitFailed) else _first_line(error)
+    return (
+        str(error)[:MAX_REASON]
+        if isinstance(error, VisitFailed | Refused | Unavailable)
+        else _first_line(error)
+    )
 
 
 def _text_of(error: BaseException) -> str:

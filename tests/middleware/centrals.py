@@ -35,6 +35,7 @@ from toycam import (
 
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.mark import mark_datastore
 
 PADDED = 0.004
 """Degrees beyond the detector's edge, half of the usual padding."""
@@ -82,9 +83,11 @@ class Central:
         return Central(root, self.server, copy)
 
 
-def make_few(root: Path, server: PostgresServer | None, universe: int | None = None) -> Central:
+def make_few(
+    root: Path, server: PostgresServer | None, universe: int | None = None, datastore: Path | None = None
+) -> Central:
     """Make a central repo; without a server it is on SQLite."""
-    settings: dict[str, Any] = {"datastore": {"root": "<butlerRoot>"}}
+    settings: dict[str, Any] = {"datastore": {"root": str(datastore or "<butlerRoot>")}}
     database = server.create() if server else ""
     url = server.url(database) if server else "sqlite:///<butlerRoot>/gen3.sqlite3"
     settings["registry"] = {"db": url}
@@ -99,6 +102,7 @@ def make_few(root: Path, server: PostgresServer | None, universe: int | None = N
         _add_shards(butler, root)
         _add_models(butler)
         butler.registry.registerDatasetType(dataset_type(butler, "raw", EXPOSURE))
+        mark_datastore(butler)
     return Central(root, server, database)
 
 

@@ -20,9 +20,9 @@ def hold_back() -> None:
     """Make the next transactions wait before their commit."""
     ingest = register._ingest
 
-    def hold(butler: Any, records: Any, files: Any, transfer: str) -> None:
+    def hold(butler: Any, mark: Any, records: Any, files: Any, transfer: str) -> None:
         with butler.transaction():
-            ingest(butler, records, files, transfer)
+            ingest(butler, mark, records, files, transfer)
             print("holding", flush=True)
             sys.stdin.readline()
 

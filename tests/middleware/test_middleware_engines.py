@@ -180,7 +180,9 @@ def test_a_pipeline_that_cannot_be_built_is_replaced_by_the_next(rigs: MakeRig, 
     assert (result.outcome, result.pipeline) == (Outcome.SUCCEEDED, "Short")
     assert (
         result.types
-        == {"toy_isr", "isr_metadata", "isr_log", "isr_config", "regionTimeInfo", "preload_metrics"} | RUN
+        == {"toy_isr", "isr_metadata", "isr_log", "isr_config", "regionTimeInfo"}
+        | {"preload_metrics", "promptPreload_metrics"}
+        | RUN
     )
     assert result.reports == [Stage.FIRST_TASK, Stage.PROCESSED, Stage.SPOOLED]
 

@@ -2,27 +2,34 @@
 """Exports of spools to the central repo: everything once, whatever happens."""
 
 import errno
+import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs
+from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
 from lsst.daf.butler import Butler
 from toycam import DETECTORS, GROUP, NAME, MakeRig
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import BadMessage, Unavailable, VisitFailed
+from ppdaemon.config import ExportConfig
+from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, read_manifest
+from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
+from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -52,7 +59,7 @@ def test_outputs_of_many_visits_are_found_through_the_chain_of_the_day(
         assert len(butler.query_dimension_records("visit_detector_region", instrument=NAME)) == 2
         assert butler.query_dimension_records("visit")[0].region is not None
         runs = butler.collections.get_info(CHAIN).children
-    assert [run.split("/")[3] for run in runs] == ["Frame", "NoPipeline"]
+    assert [run.split("/")[3] for run in runs] == ["Frame", "Known", "NoPipeline"]
     assert len(outputs(central, "isr_config")) == 1, "each visit makes the same one"
 
 
@@ -66,7 +73,7 @@ def test_a_repeated_export_changes_nothing(
     assert (before.datasets, again.datasets) == (8, 0)
     assert outputs(central, "toy_image") == found
     with Butler.from_config(str(central.root)) as butler:
-        assert len(butler.collections.get_info(CHAIN).children) == 2
+        assert len(butler.collections.get_info(CHAIN).children) == 3
 
 
 @ON_SQLITE
@@ -105,7 +112,7 @@ def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
     exporter.export(spools[:1])
     with Butler.from_config(str(central.root)) as butler:
         runs = butler.collections.get_info(CHAIN).children
-    assert [run.split("/")[-2] for run in runs] == ["Frame", "NoPipeline", "u"]
+    assert [run.split("/")[-2] for run in runs] == ["Frame", "Known", "NoPipeline", "u"]
     exporter.export(spools[2:])
     with Butler.from_config(str(central.root)) as butler:
         assert butler.collections.get_info(CHAIN).children == runs
@@ -125,47 +132,48 @@ def test_while_the_central_repo_is_unavailable_the_spool_stays(
 def test_a_transaction_that_breaks_leaves_nothing_half_done(
     exporter: CentralExporter, central: Central, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, links = os.link, []
+    rename, renamed = os.rename, []
 
-    def break_off(source: Any, target: Any, **kwargs: Any) -> None:
-        links.append(target)
-        if len(links) == 5:
-            raise OSError(errno.EIO, "Input/output error")
-        link(source, target, **kwargs)
+    def break_off(source: Any, target: Any) -> None:
+        if "incoming" not in str(target):  # as in the undoing
+            renamed.append(target)
+            if len(renamed) >= 5:
+                raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
 
-    monkeypatch.setattr(os, "link", break_off)
+    monkeypatch.setattr(os, "rename", break_off)
     with pytest.raises(Unavailable, match=r"cannot be written to: OSError: .*Input/output error"):
         exporter.export(spools)
     monkeypatch.undo()
     assert all(spool.exists() for spool in spools)
     with Butler.from_config(str(central.root)) as butler:
         assert not butler.query_dimension_records("visit", explain=False)
-    assert not any(Path(target).exists() for target in links)
+    assert not any(Path(target).exists() for target in renamed)
     assert len(exporter.export(spools).spools) == 3
 
 
 @ON_SQLITE
-def test_without_links_files_are_copied_before_the_database_is_locked(
-    exporter: CentralExporter, central: Central, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_files_are_copied_before_the_database_is_locked_and_images_last(
+    central: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(source: Any, target: Any, **kwargs: Any) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+    def watch(butler: Butler, mark: Any, records: Any, files: Any, transfer: str) -> None:
+        (folder,) = {Path(file.path.ospath).parent.name for file in files}
+        commits.append((transfer, folder, {file.refs[0].datasetType.name for file in files}))
+        ingest(butler, mark, records, files, transfer)
 
-    def watch(butler: Butler, records: Any, files: Any, transfer: str) -> None:
-        commits.append((transfer, *{Path(file.path.ospath).parent.name for file in files}))
-        ingest(butler, records, files, transfer)
-
-    commits: list[tuple[str, ...]] = []
+    commits: list[tuple[str, str, set[str]]] = []
     ingest = register._ingest
-    monkeypatch.setattr(os, "link", refuse)
+    config = ExportConfig(images=("toy_image",))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
     monkeypatch.setattr(register, "_ingest", watch)
     incoming = central.root / "incoming-node1"
     incoming.mkdir()
     (incoming / "of-a-previous-run").touch()
-    names = [spool.name for spool in spools]
-    assert exporter.export(spools[:1]).datasets == 8
-    assert exporter.export(spools[2:]).spools == (str(spools[2]),)
-    assert commits == [("hardlink", names[0]), ("move", incoming.name), ("move", incoming.name)]
+    with closing(exporter):
+        assert exporter.export([spools[0], spools[2]]).datasets == 12
+    assert [commit[:2] for commit in commits] == [("move", incoming.name)] * 2
+    assert "toy_isr" in commits[0][2]
+    assert commits[1][2] == {"toy_image"}
     assert not incoming.exists()
     with Butler.from_config(str(central.root)) as butler:
         ids = {"instrument": NAME, "visit": FIRST, "detector": 1}
@@ -180,6 +188,7 @@ def test_without_links_files_are_copied_before_the_database_is_locked(
         ("not JSON", "damaged manifest"),
         ("a file is missing", "is missing"),
         ("a file is cut short", "has 1 bytes, not "),
+        ("ten bytes are changed", "was changed in the spool: its checksum is crc32:"),
         ("an unknown detector", "Error"),
         ("no folder", "no manifest: Not a directory"),
     ],
@@ -212,14 +221,59 @@ def break_spool(spool: Path, damage: str) -> None:
             file.unlink()
         case "a file is cut short":
             file.write_text("x")
+        case "ten bytes are changed":
+            size = file.stat().st_size
+            with file.open("r+b") as stream:
+                stream.seek(size // 2)
+                stream.write(bytes(255 - byte for byte in file.read_bytes()[size // 2 :][:10]))
+            assert file.stat().st_size == size
         case "an unknown detector":
-            text = (spool / MANIFEST).read_text()
-            (spool / MANIFEST).write_text(text.replace('"detector":1', f'"detector":{DETECTORS + 5}'))
+            text = (spool / MANIFEST).read_text().replace('"detector":1', f'"detector":{DETECTORS + 5}')
+            key = {"key": json.loads((spool / MANIFEST).read_text())["key"]}
+            (spool / MANIFEST).write_text(json.dumps(json.loads(text) | key))
         case "no folder":
             shutil.rmtree(spool)
             spool.touch()
         case unexpected:
             raise AssertionError(unexpected)
+
+
+@ON_SQLITE
+def test_a_renamed_spool_is_quarantined(
+    exporter: CentralExporter, spools: list[Path], tmp_path: Path
+) -> None:
+    renamed = spools[2].rename(spools[2].with_name("of-an-operator"))
+    exported = exporter.export([renamed])
+    assert (exported.refused, exported.datasets) == ((str(renamed),), 0)
+    assert (
+        "was renamed: its manifest is that of ToyCam"
+        in (tmp_path / "refused" / renamed.name / REFUSAL).read_text()
+    )
+
+
+@ON_SQLITE
+def test_a_spool_of_an_earlier_version_has_no_checksums_and_is_exported(
+    exporter: CentralExporter, spools: list[Path]
+) -> None:
+    text = (spools[0] / MANIFEST).read_text()
+    assert "crc32:" in text
+    (spools[0] / MANIFEST).write_text(re.sub(r'"checksum":"[^"]*",', "", text))
+    assert "checksum" not in (spools[0] / MANIFEST).read_text()
+    assert exporter.export(spools[:1]).datasets == 8
+
+
+@ON_SQLITE
+def test_a_registered_file_is_no_file_of_the_worker(
+    exporter: CentralExporter, central: Central, spools: list[Path]
+) -> None:
+    """A process that the worker has left writes to its file later."""
+    path = next(path for path in spools[0].iterdir() if path.name != MANIFEST)
+    before = path.read_bytes()
+    with path.open("r+b") as left:
+        exporter.export(spools[:1])
+        left.write(b"damage")
+    found = [each for each in central.root.rglob("*") if each.is_file() and each.read_bytes() == before]
+    assert found
 
 
 @ON_SQLITE
@@ -248,23 +302,21 @@ def test_an_unreadable_spool_is_not_mistaken_for_an_unavailable_repo(
     """The disk is damaged below one file of a spool: it can be opened, but not read."""
     bad, _, good = spools
     damaged = next(path for path in bad.iterdir() if path.name != MANIFEST)
-    copy_file = shutil.copyfile
 
-    def link(source: Any, target: Any, **kwargs: Any) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+    class Damaged(io.FileIO):
+        def readinto(self, buffer: Any) -> int | None:
+            if Path(str(self.name)) == damaged:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
 
-    def copy(source: Any, target: Any) -> None:
-        if Path(source) == damaged:
-            raise OSError(errno.EIO, "Input/output error")
-        copy_file(source, target)
+    open_path = Path.open
 
-    def read(path: Path, manifest: Any, *, read_all: bool = False) -> None:
-        if path == bad and read_all:
-            raise BadMessage(f"{damaged} cannot be read: Input/output error")
+    def open_damaged(path: Path, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        if path == damaged:
+            return Damaged(path, mode.replace("b", ""))
+        return open_path(path, mode, buffering, **kwargs)
 
-    monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr(register.shutil, "copyfile", copy)
-    monkeypatch.setattr("ppdaemon.middleware.export.exporter.check_files", read)
+    monkeypatch.setattr(Path, "open", open_damaged)
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
 
@@ -277,10 +329,10 @@ def test_an_error_of_only_one_spool_is_attributed_to_it(
     bad, _, good = spools
     register_all = register.Registrar.register
 
-    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> register.Registered:
+    def fail(self: Any, butler: Any, mark: Any, batch: dict[Path, Any]) -> register.Registered:
         if bad in batch:
             raise RuntimeError("of an unknown kind")
-        return register_all(self, butler, batch)
+        return register_all(self, butler, mark, batch)
 
     monkeypatch.setattr(register.Registrar, "register", fail)
     with pytest.raises(Unavailable, match=r"cannot be written to: RuntimeError: of an unknown kind"):
@@ -297,13 +349,21 @@ def test_many_spools_with_a_bad_one_take_few_transactions(
     """One of 32 is found by halves: 1 + 2 x 5 transactions, of which 6 fail."""
     calls: list[int] = []
 
-    def fail(self: Any, butler: Any, batch: dict[Path, Any]) -> register.Registered:
+    def fail(self: Any, butler: Any, mark: Any, batch: dict[Path, Any]) -> register.Registered:
         calls.append(len(batch))
-        if tmp_path / "spool" / "7" in batch:
+        if copies[7] in batch:
             raise ValueError("bad")
         return register.Registered(0, {})
 
-    copies = [shutil.copytree(spools[0], tmp_path / "spool" / str(k)) for k in range(32)]
+    copies = [spools[0].with_name(str(k)) for k in range(32)]
+    for k, copy in enumerate(copies):
+        shutil.copytree(spools[0], copy)
+        manifest = read_manifest(copy)
+        key = manifest.key.model_copy(update={"attempt": 100 + k})
+        (copy / MANIFEST).write_text(
+            manifest.model_copy(update={"key": key}).model_dump_json(exclude_none=True)
+        )
+    copies = [copy.rename(copy.with_name(read_manifest(copy).key.folder)) for copy in copies]
     monkeypatch.setattr(register.Registrar, "register", fail)
     exported = exporter.export(copies)
     assert len(calls) == 11
@@ -325,9 +385,15 @@ def test_spool_folders_of_different_visits_have_different_names() -> None:
     assert folder == NodeFolders(Path(), Path()).spooled(*key).name, "the folder in which the node expects it"
 
 
-def test_a_full_disk_leaves_no_partial_spool(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("on_ramdisk", "outcome"), [(False, Outcome.STATE_FULL), (True, Outcome.RAMDISK_FULL)]
+)
+def test_a_full_disk_leaves_no_partial_spool(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, on_ramdisk: bool, outcome: Outcome
+) -> None:
     def refuse(path: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        full = rig.context.repo / "written-ahead" if on_ramdisk else path
+        raise OSError(errno.ENOSPC, "No space left on device", str(full))
 
     rig, worker = rigs(export={"types": [".*"]})
     worker.prepare(rig.order(main="Short", before=""))
@@ -335,7 +401,7 @@ def test_a_full_disk_leaves_no_partial_spool(rigs: MakeRig, monkeypatch: pytest.
     monkeypatch.setattr(spool, "sync", refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
-    assert caught.value.retriable
+    assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
     assert list(rig.context.spool.iterdir()) == []
 
 
@@ -376,13 +442,13 @@ import os, signal, sys
 from pathlib import Path
 from ppdaemon.clock import Clock
 from ppdaemon.middleware.export.exporter import CentralExporter
-link, links = os.link, []
-def last(source, target, **kwargs):
-    link(source, target, **kwargs)
-    links.append(target)
-    if len(links) == 5:
+rename, renamed = os.rename, []
+def last(source, target):
+    rename(source, target)
+    renamed.append(target)
+    if len(renamed) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-os.link = last
+os.rename = last
 CentralExporter(sys.argv[1], Clock(), "node1", Path("unused")).export([Path(sys.argv[2])])
 """
 
@@ -401,3 +467,58 @@ def test_an_export_that_was_killed_is_repeated(
     assert killed.returncode == -signal.SIGKILL
     assert exporter.export(spools[:1]).datasets == 8
     assert len(outputs(central, "toy_image")) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "pending", "age_s", "on_ramdisk"),
+    [
+        (0, 0, 0, False),
+        (1000, 0, 0, True),
+        (1000, 999, 0, True),
+        (1000, 1000, 0, False),
+        (1000, 1, 61, False),
+    ],
+)
+def test_outputs_are_spooled_on_the_ramdisk_while_there_is_room_and_exports_succeed(
+    tmp_path: Path, limit: int, pending: int, age_s: int, on_ramdisk: bool
+) -> None:
+    disk, ramdisk = tmp_path / "disk", tmp_path / "ramdisk"
+    if pending:
+        (ramdisk / "one").mkdir(parents=True)
+        (ramdisk / "one" / "file").write_bytes(bytes(pending))
+        os.utime(ramdisk / "one", (time.time() - age_s,) * 2)
+    ramdisk.mkdir(exist_ok=True)
+    assert choose_folder(disk, ramdisk, limit) == (ramdisk if on_ramdisk else disk)
+
+
+@ON_SQLITE
+def test_outputs_on_the_ramdisk_are_exported(
+    exporter: CentralExporter, rigs: MakeRig, central: Central
+) -> None:
+    rig, worker = rigs(export={"types": ["toy_.*"], "ramdisk_max": 10**9})
+    rig.context.ramdisk_spool.mkdir()
+    done = run_visit(rig, worker, 1)
+    assert Path(done.spool or "").parent == rig.context.ramdisk_spool
+    assert exporter.export([Path(done.spool or "")]).spools == (done.spool,)
+    assert len(outputs(central, "toy_image")) == 1
+    assert list(rig.context.ramdisk_spool.iterdir()) == []
+
+
+@ON_SQLITE
+def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
+    central: Central, spools: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ExportConfig(images=("toy_image",))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
+    away = central.root.rename(central.root.with_name("away"))
+    with closing(exporter):
+        with pytest.raises(Unavailable):
+            exporter.export([spools[0], spools[2]], excess_bytes=1)
+        assert f"the images of {spools[0].name} are given up" in caplog.text
+        assert spools[2].name not in caplog.text, "that was enough"
+        away.rename(central.root)
+        exported = exporter.export([spools[0], spools[2]])
+    assert exported.refused == ()
+    assert exported.skipped[str(spools[0])].endswith("too much waited for export: toy_image")
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
+    assert [detector for detector, _ in outputs(central, "toy_isr")] == [1, 2], "all others stay"

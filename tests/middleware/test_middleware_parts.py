@@ -18,10 +18,10 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline
-from ppdaemon.middleware.pipelines.provenance import output_chain
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
 from ppdaemon.middleware.run.engine import DataQuery
+from ppdaemon.selection import output_chain
 from ppdaemon.visit import NextVisit, read_next_visit
 
 pytest_plugins = ("toyfixtures",)

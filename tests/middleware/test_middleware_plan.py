@@ -158,9 +158,8 @@ def test_pipelines_are_in_order_with_their_output_runs(planned: MakePlan) -> Non
         ("main", "Short", "fallback"),
     ]
     for each in detector.pipelines:
-        name = "NoPipeline" if each.part == "preprocessing" else each.name
         assert each.run is not None
-        assert each.run.startswith(f"{NAME}/prompt/output-2026-11-22/{name}/")
+        assert each.run.startswith(f"{NAME}/prompt/output-2026-11-22/{each.name}/")
 
 
 def test_a_worker_uses_the_runs_that_were_planned(planned: MakePlan, tmp_path: Path, rigs: Any) -> None:

@@ -81,6 +81,7 @@ def assert_complete(central: Central, detectors: list[int]) -> None:
     with Butler.from_config(str(central.root)) as butler:
         assert [run.split("/")[3] for run in butler.collections.get_info(CHAIN).children] == [
             "Frame",
+            "Known",
             "NoPipeline",
         ]
         for name in ("isr_config", "toy_schema", "toy_image", "toy_isr", "regionTimeInfo"):
@@ -150,13 +151,13 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     """One extends the chain after the other has read it and before that one extends it."""
     for spool, host in ((spools[0], "host1"), (spools[2], "host2")):  # they differ in their deployment
         text = (spool / MANIFEST).read_text()
-        for pipeline in ("Frame", "NoPipeline"):
+        for pipeline in ("Frame", "Known", "NoPipeline"):
             text = text.replace(f"{CHAIN}/{pipeline}/", f"{CHAIN}/{pipeline}/{host}-")
         (spool / MANIFEST).write_text(text)
     first, second = (
         CentralExporter(str(central.root), Clock(), host, tmp_path / "refused") for host in ("host1", "host2")
     )
-    kind = type(first._open().collections)
+    kind = type(first._connect().collections)
     read = kind.get_info
     exported: list[Exported] = []
 
@@ -176,8 +177,10 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
         runs = butler.collections.get_info(CHAIN).children
     assert [run.removeprefix(f"{CHAIN}/").partition("-")[0] for run in runs] == [
         "Frame/host1",
+        "Known/host1",
         "NoPipeline/host1",
         "Frame/host2",
+        "Known/host2",
         "NoPipeline/host2",
     ]
 

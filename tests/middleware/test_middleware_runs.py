@@ -290,9 +290,9 @@ def test_raws_are_defined_by_the_central_repo_or_else_by_the_instrument(
         instrument: Any = SimpleNamespace(getName=lambda: NAME, raw_definition=definition)
         if definition is None:
             with pytest.raises(ConfigError, match=f"no dataset type 'raw', and {NAME} does not define it"):
-                work._raw_type(instrument, central)
+                work.raw_type(instrument, central)
         else:
-            assert work._raw_type(instrument, central).dimensions == central.dimensions.conform(definition[1])
+            assert work.raw_type(instrument, central).dimensions == central.dimensions.conform(definition[1])
 
 
 def test_preprocessing_may_have_a_point_of_no_return(rigs: MakeRig) -> None:

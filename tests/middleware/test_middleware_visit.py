@@ -144,7 +144,7 @@ def test_subsets_of_one_file_are_two_pipelines_in_outcome_run_and_reason(rigs: M
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Full-isr")
     assert done.reason.startswith("fell back: Full-subtract ")
-    assert {run.split("/")[-2] for run in runs_in(done.spool)} == {"Full-isr", "NoPipeline"}
+    assert {run.split("/")[-2] for run in runs_in(done.spool)} == {"Full-isr", "Known"}
 
 
 def test_only_preferred_pipelines_are_reported_as_rejected(rigs: MakeRig) -> None:

@@ -43,6 +43,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Connecting, MayCross, Pipelines, Prepare, Raw, StageReached
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.export.mark import mark_datastore
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
 
@@ -413,6 +414,7 @@ def make_central(root: Path) -> Path:
         _add_templates(butler)
         _add_refcat(butler, root)
         butler.registry.registerDatasetType(dataset_type(butler, "raw", EXPOSURE))
+        mark_datastore(butler)
     return root
 
 
@@ -558,6 +560,8 @@ class Rig:
             cache=ramdisk / "cache",
             runs=ramdisk / "runs",
             spool=root / "spool",
+            ramdisk_spool=ramdisk / "spool",
+            publish=root / "publish",
             clock=Clock(),
             report=self.reports.append,
             cross=self._cross,
@@ -588,7 +592,7 @@ class Rig:
             "export": {"types": ["toy_.*", ".*_metadata", ".*_config"]},
         }
         for part, values in changes.items():
-            usual[part] = usual.get(part, {}) | values
+            usual[part] = usual.get(part, {}) | values if isinstance(values, dict) else values
         return NodeConfig.model_validate(usual)
 
     def order(self, detector: int = 1, *, main: str = "Full", before: str = "Known", **sal: Any) -> Prepare:

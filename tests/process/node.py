@@ -93,6 +93,7 @@ def parts(
     image_timeout_s: float = 30,
     arrivals: Mapping[str, Any] | None = None,
     times: Mapping[str, float] | None = None,
+    publish: Sequence[Mapping[str, Any]] = (),
     **workers: Any,
 ) -> dict[str, Any]:
     """Return changes of `node_config`: further names are keys of its part ``workers``."""
@@ -101,4 +102,5 @@ def parts(
         "arrivals": {"image_timeout_s": image_timeout_s, **(arrivals or {})},
         "workers": {"times": TIMES | dict(times or {}), **workers},
         "pipelines": {"main": rules},
+        "publish": list(publish),
     }

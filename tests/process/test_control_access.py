@@ -22,7 +22,7 @@ from ppdaemon.config import SecurityConfig
 from ppdaemon.controlserver import MAX_CLIENTS, RESERVED_CLIENTS, ControlServer
 from ppdaemon.ctl.client import Daemon, Denied
 from ppdaemon.errors import StateUnusable
-from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
+from ppdaemon.peers import MAX_GROUPS, Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.reports import OPERATING, READING, DrainRequest, Ok, StatusReport, StatusRequest
 
 NOBODY = 65534
@@ -112,6 +112,20 @@ def test_the_credentials_of_a_peer_are_those_of_its_process():
         peer = PeerCredentials.of(ours)
     assert peer == PeerCredentials(os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
     assert peer.name == "root" or os.geteuid() != 0
+
+
+@ONLY_ROOT
+@pytest.mark.parametrize("count", [1, MAX_GROUPS])
+def test_all_groups_of_a_peer_are_known(count):
+    groups = range(70_000, 70_000 + count)
+    program = f"""
+import os, socket
+os.setgroups(range({groups.start}, {groups.stop}))
+from ppdaemon.peers import PeerCredentials
+print(*sorted(PeerCredentials.of(socket.socketpair()[0]).groups))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=20)
+    assert [*map(int, done.stdout.split())] == [os.getegid(), *groups]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +219,18 @@ async def test_other_lists_apply_at_once(socket_dir):
         control.set_access(SecurityConfig.model_validate({"operators": {"users": [1]}}))
         (status,) = await asyncio.to_thread(as_user, path, NOBODY, "status")
         assert status["code"] == "denied"
+
+
+@ONLY_ROOT
+@in_loop
+async def test_a_user_who_is_refused_again_and_again_does_not_fill_the_log(socket_dir, caplog):
+    caplog.set_level("INFO", "ppdaemon.controlserver")
+    socket_dir.chmod(0o755)
+    async with serving(socket_dir / "control", **LISTS):
+        for uid in (2, 2, NOBODY, NOBODY):
+            (reply,) = await asyncio.to_thread(as_user, socket_dir / "control", uid, "drain")
+            assert reply["code"] == "denied"
+    assert [record.getMessage()[:28] for record in caplog.records] == ["refused a control request: u"] * 2
 
 
 @in_loop

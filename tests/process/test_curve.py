@@ -25,7 +25,8 @@ from ramdisk import TEMPORARY
 from securekit import CELLS, SecureRelay, keys_of
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import RelayLink
+from ppdaemon.config import NodeConfig, NodePart, RelayLink, SecurityConfig
+from ppdaemon.ctl.nodechecks import check_relay
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import Unavailable
@@ -164,6 +165,35 @@ def test_nodes(steady_relay, cell):
         wait_until(lambda: len(steady_relay.events("node connected")) > before, TIMEOUT_S)
     else:
         assert len(steady_relay.events("node connected")) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "server", "level", "text", "action"),
+    [
+        ("node1", "relay", "ok", "admits this node", ""),
+        (
+            "stranger",
+            "relay",
+            "error",
+            "does not admit",
+            "stranger.key to node1.key in the folder security.no",
+        ),
+        (None, None, "error", "only one of the two ends has keys", "set security.key and relay.server"),
+        ("node1", "stranger", "error", "has its public key", "copy the relay's own public key to"),
+        ("none", "relay", "skipped", "needs its keys", ""),
+    ],
+)
+def test_ppctl_check_finds_why_a_relay_does_not_admit_a_node(steady_relay, key, server, level, text, action):
+    """The matrix again; a key that cannot be read is reported by another check."""
+    nodes = len(steady_relay.events("node connected"))
+    config = NodeConfig.model_construct(
+        node=NodePart.model_construct(name="node1"),
+        security=SecurityConfig(key=key and steady_relay.keys / f"{key}.key_secret"),
+        relay=RelayLink(address=steady_relay.nodes, server=server and steady_relay.keys / f"{server}.key"),
+    )
+    (found,) = check_relay(config)
+    assert (found.level, text in found.text, action in found.action) == (level, True, True), found
+    assert len(steady_relay.events("node connected")) == nodes
 
 
 @contextlib.asynccontextmanager

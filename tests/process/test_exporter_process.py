@@ -7,9 +7,12 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
+from ppdaemon.errors import Refused
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
-from ppdaemon.reports import ReloadRequest, WorkersRequest
+from ppdaemon.reports import ExportRequest, ReloadRequest, WorkersRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import running_node
 from ppdaemon.testing.processes import descendants, title
@@ -62,6 +65,20 @@ def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_d
         assert node.stop() == 0
         assert time.monotonic() - begin < EXPORT_AT_STOP_S
         assert [path.name for path in NodeFolders(tmp_path, node.state).spool.iterdir()] == ["DemoCam~g1~0~1"]
+
+
+def test_an_operator_ends_the_pause_of_a_failed_export(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "central repo is down" in node.status().exporter)
+        with pytest.raises(Refused, match="the central repo is down"):
+            node.daemon.ask(ExportRequest(action="init"), timeout_s=TIMEOUT_S)
+        (node.state / "central-down").unlink()
+        assert node.daemon.ask(ExportRequest(action="init"), timeout_s=TIMEOUT_S) == "marked"
+        node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
 
 
 def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(node, group):

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from ppdaemon.ctl.client import RelayDaemon
-from ppdaemon.states import Outcome
+from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -281,6 +281,18 @@ def test_the_service_manager_is_informed_of_ready_status_watchdog_and_stop(socke
         while "STOPPING=1" not in states[-1]:
             states.append(manager.recv(1000).decode())
     assert states[0].startswith("READY=1\nSTATUS=0 nodes, 0 open visits")
+
+
+def test_the_service_manager_is_informed_why_the_relay_ended(socket_dir):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(socket_dir / "notify"))
+        manager.settimeout(30.0)
+        relay = RelayProcess(socket_dir, expiry_s="soon")
+        relay.launch(NOTIFY_SOCKET=str(socket_dir / "notify"))
+        assert relay.process.wait(TIMEOUT_S) == ExitCode.CONFIG
+        text = manager.recv(1000).decode()
+    assert text.startswith("STATUS=ended: ")
+    assert "expiry_s" in text
 
 
 def test_a_ledger_that_cannot_be_written_refuses_and_recovers(relay, client):

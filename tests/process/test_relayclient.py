@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import zmq
 import zmq.asyncio
+from clocks import FakeClock
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import RelayLink
@@ -27,20 +28,24 @@ def relay():
         yield played
 
 
-@asynccontextmanager
-async def connecting(relay, received, **link):
-    context = zmq.asyncio.Context()
-    client = RelayClient(
-        link=RelayLink.model_validate({"address": relay.address} | link),
+def make_client(address, received, clock, context, **link):
+    return RelayClient(
+        link=RelayLink.model_validate({"address": address} | link),
         name="n1",
         incarnation="i1",
         instruments={"DemoCam": (0, 1)},
         capacity=2,
-        clock=Clock(),
+        clock=clock,
         context=context,
         on_message=received.append,
         count=Counter(),
     )
+
+
+@asynccontextmanager
+async def connecting(relay, received, **link):
+    context = zmq.asyncio.Context()
+    client = make_client(relay.address, received, Clock(), context, **link)
     running = asyncio.create_task(client.run())
     try:
         yield client
@@ -48,6 +53,25 @@ async def connecting(relay, received, **link):
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         context.destroy(linger=0)
+
+
+def test_a_relay_is_missed_only_since_the_node_has_tried_to_connect():
+    clock = FakeClock()
+    with zmq.asyncio.Context() as context:
+        client = make_client("tcp://127.0.0.1:1", [], clock, context)
+        clock.advance(300.0)  # the imports, the template, a central repo that is away
+        assert (client.away_s, client.problem) == (0.0, "")
+
+        async def body():
+            running = asyncio.create_task(client.run())
+            await asyncio.sleep(0)
+            clock.advance(5.0)
+            assert client.away_s == 5.0
+            assert "no relay answers" in client.problem
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        asyncio.run(body())
 
 
 async def until(relay, condition):

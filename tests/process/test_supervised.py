@@ -2,6 +2,7 @@
 """Supervised child processes: real ones, and an exporter that the test plays."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,25 +11,29 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node import TESTS
 
 from ppdaemon.config import ExportConfig
+from ppdaemon.errors import Refused
 from ppdaemon.messages import (
     EXPORTER_FACTS,
     Connecting,
+    DatastoreMarked,
     Exported,
     ExportSpool,
     Forked,
     ForkWorker,
+    MarkDatastore,
     Quit,
     Ready,
     SpoolRefused,
 )
 from ppdaemon.node.processes import generation
 from ppdaemon.node.processes.child import Lifeline, launch
-from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.exporter import BATCH, ExporterProcess
 from ppdaemon.node.processes.generation import TemplateFailed, TemplateProcess, TemplateUnavailable
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
@@ -174,14 +179,14 @@ def test_a_closed_process_is_dead_and_none_follows(tmp_path):
 class PlayedExporter:
     """Plays the zygote and the exporters that it would fork: a process that sleeps, and the test."""
 
-    def __init__(self, folder: Path, retry_s: float = 0.05):
+    def __init__(self, folder: Path, **changes: Any):
         self.orders: list[ForkWorker] = []
         self.serves = True
         self.done: list[Exported] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
         log = folder / "exporter.log"
-        self.config = ExportConfig(retry_s=retry_s)
+        self.config = ExportConfig(**({"retry_s": 0.05, "gather_s": 0.0} | changes))
         self.exporter = ExporterProcess(self.config, folder / "repo", log, self._ask, self.done.append)
         self.exporter.start()
 
@@ -203,14 +208,14 @@ class PlayedExporter:
         self.fork()
         self.send(Ready(pid=1))
 
-    def send(self, *messages: Ready | Exported | SpoolRefused) -> None:
+    def send(self, *messages: Ready | Exported | SpoolRefused | DatastoreMarked) -> None:
         for message in messages:
             self.channel.send(encode(message))
 
     async def next_order(self) -> str:
         """Return the next order."""
         self.channel.setblocking(False)
-        packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.channel, 4096), DEADLINE_S)
+        packet = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.channel, 65536), DEADLINE_S)
         return packet.decode()
 
     def die(self) -> None:
@@ -323,7 +328,7 @@ def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(
         played.serve()
         await played.next_order()
         played.exporter.add("b")
-        played.exporter.replace(ExportConfig(retry_s=1000.0))
+        played.exporter.replace(ExportConfig(retry_s=1000.0, gather_s=0.0))
         played.send(exported("a"))
         assert await played.next_order() == encode(Quit()).decode()
         played.die()
@@ -350,9 +355,119 @@ def test_an_exporter_that_pauses_is_started_at_once_if_the_daemon_stops(tmp_path
         assert await played.next_order() == order_of("a")
         played.send(SpoolRefused(spools=("a",), reason="the database is down"))
         await until(lambda: played.exporter.pausing)
-        played.exporter.hurry()
+        played.exporter.hurry(retry=False)
         assert played.exporter.pausing, "the database is not asked before the pause ends"
         assert len(played.orders) == 2
+        played.exporter.hurry()
+        assert not played.exporter.pausing, "an operator has asked"
+        assert await played.next_order() == order_of("a")
+
+    play(tmp_path, body, retry_s=1000.0)
+
+
+def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        for spool in "abc":
+            played.exporter.add(spool)
+            await asyncio.sleep(0)
+        assert played.exporter.text == "idle", "another one may follow"
+        assert await played.next_order() == order_of("a", "b", "c")
+        played.send(exported("a", "b", "c"))
+        await until(lambda: not played.exporter.waiting)
+
+    play(tmp_path, body, gather_s=0.2)
+
+
+def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        played.die()
+        await until(lambda: played.exporter.problem == "the process ended")
+        await until(lambda: len(played.orders) == 2)
+        played.serve()
+        await until(lambda: not played.exporter.problem)
+        assert played.exporter.text == "idle"
+
+    play(tmp_path, body)
+
+
+def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        for number in range(BATCH):
+            assert played.exporter.text == "idle"
+            played.exporter.add(str(number))
+        assert played.exporter.text == f"exporting {BATCH}"
+
+    play(tmp_path, body, gather_s=60.0)
+
+
+def test_an_order_tells_by_how_much_too_much_waits(tmp_path):
+    async def body(played):
+        spools = [tmp_path / name for name in "ab"]
+        for spool in spools:
+            spool.mkdir()
+            (spool / "file").write_bytes(bytes(100))
+            played.exporter.add(str(spool))
+        await played.exporter.measure()
+        assert played.exporter.waiting_bytes == 200
+        played.serve()
+        order = json.loads(await played.next_order())
+        assert (order["spools"], order["excess_bytes"]) == ([str(spool) for spool in spools], 50)
+        (spools[0] / "file").unlink()
+        await played.exporter.measure()
+        assert played.exporter.waiting_bytes == 100, "they were measured again"
+
+    play(tmp_path, body, spool_max=150)
+
+
+def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        played.exporter.add("a")
+        played.exporter.hurry(retry=False)
+        assert await played.next_order() == order_of("a")
+        played.send(exported("a"))
+        await until(lambda: not played.exporter.waiting)
+        played.exporter.add("b")
+        assert played.exporter.text == "idle", "that was for what was pending then"
+
+    play(tmp_path, body, gather_s=60.0)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_datastore_is_marked_before_the_next_export(tmp_path, refused):
+    async def body(played):
+        played.serve()
+        played.exporter.add("a")
+        assert await played.next_order() == order_of("a")
+        played.send(SpoolRefused(spools=("a",), reason="no mark"))
+        await until(lambda: played.exporter.pausing)
+        asked = [asyncio.create_task(played.exporter.mark_datastore()) for _ in range(2)]
+        assert await played.next_order() == encode(MarkDatastore()).decode()
+        played.send(DatastoreMarked(text="so it is", refused=refused))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [(str(answer), type(answer)) for answer in answers] == [
+            ("so it is", Refused if refused else str)
+        ] * 2
+        assert await played.next_order() == order_of("a")
+
+    play(tmp_path, body, retry_s=1000.0)
+
+
+def test_an_exporter_that_dies_has_not_marked(tmp_path):
+    async def body(played):
+        played.serve()
+        asked = asyncio.create_task(played.exporter.mark_datastore())
+        assert await played.next_order() == encode(MarkDatastore()).decode()
+        played.die()
+        with pytest.raises(Refused, match="the exporter ended"):
+            await asked
 
     play(tmp_path, body, retry_s=1000.0)
 

@@ -10,7 +10,7 @@ from test_relay_and_node import observatory
 from ppdaemon.ctl.client import NotFound
 from ppdaemon.errors import Refused
 from ppdaemon.reports import DrainRequest, ResumeRequest
-from ppdaemon.states import Outcome, SlotState
+from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.waiting import wait_until
 
@@ -275,6 +275,35 @@ def test_after_the_point_of_no_return_a_requeue_needs_force(node, group):
     assert row.attempt == 2
     assert ended(node, 2, group) == Outcome.SUCCEEDED
     assert node.marks(group) == {f"{group}~0": 2}
+
+
+def test_a_visit_detector_is_either_retried_or_caught_up(node, group):
+    def mark(state, *detectors, **more):
+        rows = node.daemon.mark_catchup("DemoCam", group, detectors or (0,), state=state, run="R", **more)
+        return [(row.attempt, row.text) for row in rows]
+
+    def requeued(**more):
+        (row,) = node.daemon.requeue(group, (0,), **({"force": False} | more))
+        return row.attempt, row.text
+
+    node.relay.reserve(group, survey="ingest:refuse@1")
+    node.relay.wait(lambda: (group, 0) in node.relay.acked)
+    assert mark("running", 0, 7) == [(None, "it is under way"), (None, "not in the journal")]
+    node.land(group)
+    assert ended(node, 1, group) in BAD_OUTCOMES
+    assert mark("released") == [(None, "the catch-up does not have it")]
+    assert mark("running") == mark("running") == [(1, "")]  # again after one that was killed
+    assert requeued() == (
+        None,
+        "the catch-up processes it (run R): its outputs would be there twice; --force accepts that",
+    )
+    assert mark("done") == [(1, "")]
+    assert node.visit(group)[0].figures["catchup"]["state"] == "done"
+    assert "has processed it" in requeued()[1]
+    assert "has processed it" in mark("running")[0][1]
+    assert mark("running", force=True) == mark("released") == [(1, "")]
+    assert requeued()[0] == 2
+    assert mark("running")[0][1] == "it is under way"
 
 
 def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_attempt(node, group):

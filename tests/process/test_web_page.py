@@ -271,7 +271,7 @@ SHOWN = """() => {
   const on = [...document.querySelectorAll(".chart > text, section h2, .facts dd, .facts dt, td, .legend li")]
     .map((each) => getComputedStyle(each))
     .map((style) => contrast(card, style.fill === "rgb(0, 0, 0)" ? style.color : style.fill));
-  const cells = [...document.querySelectorAll(".chart g[class]")].map((g) => contrast(
+  const cells = [...document.querySelectorAll(".chart g:has(rect)")].map((g) => contrast(
     getComputedStyle(g.querySelector("rect")).fill, getComputedStyle(g.querySelector("text")).fill));
   const outside = [...document.querySelectorAll("svg.chart text")].filter((each) => {
     const box = each.getBoundingClientRect(), svg = each.closest("svg").getBoundingClientRect();
@@ -418,6 +418,14 @@ def test_without_a_token_another_name_of_this_host_is_refused(shared):
     assert status_of(web, "/camera/DemoCam") == 200
     assert status_of(web, "/camera/DemoCam", Host="evil.example") == 403
     assert status_of(web, "/camera/DemoCam", Host=f"evil.example:{web.port}") == 403
+
+
+def test_ppctl_web_prints_the_url_of_a_page_that_runs(shared):
+    _, web = shared
+    command = [sys.executable, "-c", "from ppdaemon.ctl.cli import main; main()", "web"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0
+    assert web.url("/") in done.stdout.splitlines()
 
 
 def test_errors_are_pages(shared):

@@ -10,13 +10,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("Instance", "instance", "what_is_missing")
+__all__ = ("SYSTEMD", "Instance", "instance", "what_is_missing")
 
 SYSTEMD = Path("/lib/systemd/systemd")
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -47,35 +48,32 @@ def what_is_missing() -> str:
 
 
 class Instance:
-    """A running systemd user instance.
+    """A running systemd.
 
     Parameters
     ----------
-    pid : `int`
-        Process 1 of its pid namespace, as seen from here.
-    log : `pathlib.Path`
-        What it must report.
+    run : `~collections.abc.Callable`
+        Runs a command inside, with `text` on its standard input.
+    log : `~collections.abc.Callable`
+        Returns what it must report.
+    manager : `str`
+        ``--user`` or ``--system``.
     """
 
-    def __init__(self, pid: int, log: Path):
-        self._pid = pid
+    def __init__(
+        self,
+        run: Callable[..., subprocess.CompletedProcess[str]],
+        log: Callable[[], str],
+        manager: str = "--user",
+    ):
+        self.run = run
         self._log = log
-
-    def run(self, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command inside, with `text` on its standard input."""
-        return subprocess.run(
-            ["nsenter", "--target", str(self._pid), "--mount", "--pid", "--", *command],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, **ENVIRONMENT},
-        )
+        self._manager = manager
 
     def systemctl(self, *arguments: str) -> str:
-        """Call ``systemctl --user``; return what it prints."""
-        done = self.run("systemctl", "--user", *arguments)
-        return (done.stdout + done.stderr).strip()
+        """Call ``systemctl``; return what it prints."""
+        done = self.run("systemctl", self._manager, *arguments)
+        return (done.stdout + (done.stderr or "")).strip()
 
     def show(self, unit: str, name: str) -> str:
         """Return a property of a unit."""
@@ -123,9 +121,21 @@ class Instance:
         def story() -> str:
             names = ("ActiveState", "NRestarts", "Result", "ExecMainStatus", "StatusText")
             states = " ".join(f"{name}={self.show(unit, name)!r}" for name in names)
-            return f"{unit} never {wanted}, but {states}\n{self._log.read_text()[-3000:]}"
+            return f"{unit} never {wanted}, but {states}\n{self._log()[-3000:]}"
 
         wait_until(condition, deadline_s, story)
+
+
+def _run(pid: int, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in the namespaces of a process."""
+    return subprocess.run(
+        ["nsenter", "--target", str(pid), "--mount", "--pid", "--", *command],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **ENVIRONMENT},
+    )
 
 
 @contextmanager
@@ -159,7 +169,7 @@ def instance(folder: Path) -> Iterator[Instance]:
     try:
         (inside,) = wait_until(psutil.Process(outside.pid).children, 40, "unshare started a shell")
         wait_until(lambda: inside.name() == "bash", 40, "the shell runs")
-        systemd = Instance(inside.pid, log)
+        systemd = Instance(partial(_run, inside.pid), log.read_text)
         wait_until(
             lambda: systemd.systemctl("is-system-running") in ("running", "degraded"), 40, log.read_text
         )

@@ -1,161 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``make install`` and ``make uninstall`` on a host that has never had ppdaemon.
-
-The host is a root folder in a mount namespace, with a copy of /etc. No index of packages is needed: pip
-installs this checkout alone, and what it depends on is imported from the environment of the tests.
-"""
+"""``make install`` and ``make uninstall`` on a host that has never had ppdaemon."""
 
 import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
+from newhost import PATH, PYTHON, VARIABLES, Host, new_host, what_is_missing
 
 from ppdaemon import __version__
 from ppdaemon.ctl.installfiles import all_files
 from ppdaemon.ctl.manpages import PROGRAMS
 
-ROOT = Path(__file__).parents[2]
-PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Without an index, and without an environment for the build: setuptools is that of the tests.
-VARIABLES = (
-    f"PYTHON=/opt/python/bin/{PYTHON}",
-    "PIPFLAGS=--no-index --no-deps --no-build-isolation --no-compile",
-)
-NEEDED = (
-    "make",
-    "unshare",
-    "nsenter",
-    "setpriv",
-    "systemctl",
-    "systemd-sysusers",
-    "systemd-tmpfiles",
-    "systemd-analyze",
-)
-
-
-def what_is_missing() -> str:
-    """Return why there is no such host here; empty if there can be one."""
-    if os.geteuid() != 0:
-        return "needs root for a mount namespace"
-    if missing := [name for name in NEEDED if shutil.which(name) is None]:
-        return f"{', '.join(missing)} not installed"
-    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
-    return "" if probe.returncode == 0 else f"no namespaces: {probe.stderr.decode().strip()}"
-
-
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason := what_is_missing()), reason=reason)]
-
-# The host has a root folder of its own, in which only programs and libraries are this machine's, and are
-# read-only. As root, systemd's tools would otherwise change this machine. The limits of inotify belong to
-# the kernel: they are replaced by files.
-BOOT = """
-for name in bin sbin lib lib32 lib64 libx32; do
-    if [ -L /$name ]; then cp -a /$name .; elif [ -d /$name ]; then bind /$name $name; fi
-done
-bind /usr usr
-bind {base} opt/python
-bind {site} opt/site
-mkdir opt/deps
-for path in opt/site/*; do ln -s /$path opt/deps/; done
-rm -f opt/deps/ppdaemon* opt/deps/__editable__* opt/deps/*.pth
-for name in null zero random urandom; do touch dev/$name; mount --bind /dev/$name dev/$name; done
-mount -t proc -o ro proc proc
-for path in usr/local proc/sys/fs/inotify; do mount -t tmpfs -o mode=755 tmpfs $path; done
-mkdir usr/local/bin usr/local/lib usr/local/share
-touch proc/sys/fs/inotify/{{max_user_watches,max_queued_events,max_user_instances}}
-cp -a /etc .
-sed -i /^ppdaemon:/d etc/passwd etc/group etc/shadow etc/gshadow
-rm -rf etc/ppdaemon etc/sysusers.d etc/systemd/system/*pp*
-exec chroot . bash -c 'echo ready; read -r end'
-"""
-BIND = "bind() { mkdir -p $2; mount --bind $1 $2; mount -o remount,bind,ro $2; }"
-FOLDERS = ("dev", "home", "opt", "proc", "root", "run", "srv/checkout", "tmp", "usr", "var/lib")
-CHECKOUT = (
-    "Makefile",
-    "LICENSE",
-    "README.rst",
-    "etc",
-    "ppdaemon",
-    "pyproject.toml",
-    "setup.py",
-    "systemd",
-    "tools",
-)
-
-
-class Host:
-    """A host whose root folder is `root`, with a checkout."""
-
-    def __init__(self, pid: int, root: Path):
-        inside = ["nsenter", f"--target={pid}", "--mount", "--root"]
-        self._inside = [*inside, "env", "--chdir=/srv/checkout"]
-        self.root = root
-
-    def run(self, *command: object, **environment: str) -> str:
-        """Run a command as root; return its output. Fails with it if the command fails."""
-        done = self.attempt(*command, **environment)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def attempt(self, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as root, whatever its exit code."""
-        return subprocess.run(
-            [*self._inside, *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=100,
-            env={
-                "PATH": PATH,
-                "HOME": "/root",
-                "LANG": "C.UTF-8",
-                "PYTHONPATH": "/opt/deps",
-                "LD_LIBRARY_PATH": "/opt/python/lib",  # of a Python that was built for another place
-                **environment,
-            },
-        )
-
-    def make(self, target: str, *variables: str) -> str:
-        return self.run("make", target, *VARIABLES, *variables)
-
-    def tree(self, *folders: str) -> set[str]:
-        """Return all files and folders below these."""
-        return set(self.run("find", *folders, "-xdev", "-mindepth", "1").split())
-
-
-@contextmanager
-def new_host(folder: Path) -> Iterator[Host]:
-    root = folder / "root"
-    for name in FOLDERS:
-        (root / name).mkdir(parents=True)
-    (root / "tmp").chmod(0o1777)
-    for name in CHECKOUT:
-        subprocess.run(["cp", "-a", ROOT / name, root / "srv" / "checkout"], check=True)
-    script = BIND + BOOT.format(base=sys.base_prefix, site=sysconfig.get_path("purelib"))
-    command = ["unshare", "--mount", "bash", "-euc", script]
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield Host(process.pid, root)
-        process.stdin.close()
-        process.wait(20)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, str]]:
+def installed() -> Iterator[tuple[Host, str]]:
     """Return a host after ``make install``, with a strict umask, and what that printed."""
-    with new_host(tmp_path_factory.mktemp("host")) as host:
+    with new_host() as host:
         before = os.umask(0o077)
         try:
             output = host.make("install")
@@ -219,12 +83,20 @@ def test_man_pages_render_without_a_warning(host: Host, program: str) -> None:
         assert host.run("man", "--where", program) == f"{page}\n"
 
 
+COMPLETED = {
+    "ppdaemon": ("che", "check-config"),
+    "pprelay": ("che", "check-config"),
+    "ppweb": ("--lis", "--listen"),
+    "ppctl": ("vis", "visit visits"),
+    "send_visit": ("--can", "--cancel"),
+}
+"""For each program the beginning of a word, and what completes it."""
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_bash_completes_the_commands(host: Host, program: str) -> None:
     script = f"/usr/local/share/bash-completion/completions/{program}"
-    word, expected = {"ppctl": ("vis", "visit visits"), "ppweb": ("--lis", "--listen")}.get(
-        program, ("che", "check-config")
-    )
+    word, expected = COMPLETED[program]
     complete = f"""
         . {script} && complete -p {program}
         COMP_WORDS=({program} {word}) COMP_CWORD=1
@@ -234,6 +106,33 @@ def test_bash_completes_the_commands(host: Host, program: str) -> None:
     definition, found = host.run("bash", "-euc", complete).splitlines()
     assert definition.endswith(f" {program}")
     assert found == expected
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish not installed")
+def test_fish_completes_with_the_whole_help(host: Host, program: str) -> None:
+    word, expected = COMPLETED[program]
+    found = host.run("fish", "-c", f"complete -C '{program} {word}'")
+    assert " ".join(line.partition("\t")[0] for line in found.splitlines()) == expected
+    if program == "send_visit":
+        text = "Right ascension of the boresight, degrees."
+        assert host.run("fish", "-c", "complete -C 'send_visit --ra'") == f"--ra\t{text}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.skipif(
+    None in (shutil.which("zsh"), shutil.which("script")), reason="zsh or script not installed"
+)
+def test_zsh_completes_what_is_typed(host: Host, program: str) -> None:
+    word, expected = COMPLETED[program]
+    setup = (
+        "autoload -Uz compinit && compinit -D -u",
+        'show() { print -r -- "<$BUFFER>"; exit }; zle -N show; bindkey "^X" show',
+    )
+    host.run("sh", "-c", 'printf "%s\\n" "$@" > /root/.zshrc', "sh", *setup)
+    # Typed ahead: a completion, and a key that shows the line.
+    typed = host.attempt("script", "-qec", "zsh -i", "/dev/null", text=f"{program} {word}\t\x18").stdout
+    assert f"<{program} {expected.split()[0]}" in typed
 
 
 def test_it_can_be_repeated(host: Host) -> None:
@@ -258,8 +157,8 @@ def test_a_package_is_made_without_touching_the_host(host: Host) -> None:
     assert [path for path in package.rglob("*") if not path.is_dir()] == []
 
 
-def test_an_upgrade_is_rolled_back_and_all_is_removed(tmp_path: Path) -> None:
-    with new_host(tmp_path) as host:
+def test_an_upgrade_is_rolled_back_and_all_is_removed() -> None:
+    with new_host() as host:
         stock = host.tree("/usr/local", "/opt") - {"/opt/ppdaemon"}
         host.make("install")
         config = "/etc/ppdaemon/ppdaemon.yaml"

@@ -57,6 +57,19 @@ def test_a_night_in_a_file_is_replayed_with_raws_at_its_times(tmp_path, socket_d
 
 
 @pytest.mark.slow
+def test_recorded_cancellations_are_replayed(tmp_path, socket_dir):
+    night = tmp_path / "night.jsonl"
+    subprocess.run([sys.executable, TOOL, "--visits", "3", "--save", night], check=True, timeout=100)
+    lines = [json.loads(line) for line in night.read_text().splitlines()]
+    lines[1]["cancelled_tai"] = lines[1]["received_tai"] + 15.0
+    night.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = run(tmp_path, socket_dir, "--night", night, "--speed", "20", "--raws")
+    assert (report["cancelled"], report["lost"], report["doubled"], report["differing"]) == (1, 0, 0, 0)
+    assert report["outcomes"] == {"succeeded": 12, "cancelled": 6}
+    assert report["camera"]["lateness_s"]["count"] == 2
+
+
+@pytest.mark.slow
 def test_a_night_is_replayed_at_a_relay_that_runs(tmp_path, socket_dir):
     report = tmp_path / "report.json"
     with running_telescope(tmp_path, socket_dir, ["n1"], arrivals={"image_timeout_s": 20}) as (telescope, _):

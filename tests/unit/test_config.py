@@ -10,7 +10,7 @@ import yaml
 
 from ppdaemon.config import NodeConfig, load_node
 from ppdaemon.configfile import ConfigFile, exceeds_unit
-from ppdaemon.configtypes import parse_detector_list
+from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
 from ppdaemon.states import ExitCode
@@ -200,6 +200,12 @@ def test_a_layout_that_cannot_identify_the_detectors_is_refused_at_its_root(
     (problem,) = problems(tmp_path, node)
     line = (tmp_path / "c.yaml").read_text().splitlines().index("  - /b") + 1
     assert f":{line}: arrivals.roots.1.layout: no focal-plane table for 'Hubble'" in problem
+
+
+def test_a_misspelled_key_is_one_error(node: dict[str, Any], tmp_path: Path) -> None:
+    node["workers"] = {"memory": {"softt": "1GB", "hard": "2GB"}}  # less than the default of soft
+    (problem,) = problems(tmp_path, node)
+    assert problem.endswith("workers.memory.softt: unknown key; did you mean 'soft'?")
 
 
 def test_all_errors_are_listed_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from controlserver import status
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
-from ppdaemon.config import ArrivalsConfig, NodeConfig, RelayLink, SecurityConfig
+from ppdaemon.config import ArrivalsConfig, NodeConfig, NodePart, RelayLink, SecurityConfig
 from ppdaemon.ctl import cli, hostchecks, nodechecks
 from ppdaemon.ctl.check import exit_code_of, run_limited
 from ppdaemon.ctl.hostchecks import CheckFinding
@@ -165,15 +165,6 @@ def test_the_exit_code_is_that_of_the_worst_finding() -> None:
     assert code("ok", "error") == ExitCode.FAILED
 
 
-def test_places_that_are_written_are_those_of_the_repo(tmp_path: Path) -> None:
-    text = "datastore: {datastores: [{datastore: {root: <butlerRoot>/a}}, {datastore: {root: 's3://b'}}]}"
-    sqlite = tmp_path / "gen3.sqlite3"
-    assert nodechecks.repo_places(tmp_path, text) == ([tmp_path / "a"], sqlite)
-    assert nodechecks.repo_places(tmp_path, "registry: {}") == ([tmp_path], sqlite)
-    other = "registry: {db: 'postgresql://host/db'}"
-    assert nodechecks.repo_places(tmp_path, other) == ([tmp_path], None)
-
-
 def test_a_plan_for_tonight_without_inputs_is_an_error() -> None:
     good = nodechecks.plan_finding("Cam", "g", 4, 0, json.dumps({"distinct_datasets": 7}), "")
     assert (good.level, "7 datasets" in good.text) == ("ok", True)
@@ -192,6 +183,7 @@ def test_a_zygote_has_one_thread() -> None:
 def with_keys(key: Path | None, server: Path | None) -> NodeConfig:
     """Return the part of a configuration that has keys."""
     return NodeConfig.model_construct(
+        node=NodePart.model_construct(name="node1"),
         security=SecurityConfig.model_construct(key=key, insecure=False),
         relay=RelayLink.model_construct(address="tcp://127.0.0.1:1", server=server),
         arrivals=ArrivalsConfig.model_construct(subscribe=()),
@@ -211,13 +203,17 @@ def test_keys_that_do_not_belong_together_or_that_others_can_read_are_errors(tmp
     assert levels(nodechecks.check_keys(with_keys(None, None))) == ["ok"]
 
 
-def test_a_relay_that_does_not_listen_is_an_error() -> None:
+def test_a_relay_that_does_not_listen_or_is_another_program_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nodechecks, "CONNECT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         config = with_keys(None, None).model_copy(
             update={"relay": RelayLink.model_construct(address=f"tcp://127.0.0.1:{port}")}
         )
-        assert levels(nodechecks.check_relay(config)) == ["ok"]
+        (found,) = nodechecks.check_relay(config)
+    assert (found.level, "no relay has answered" in found.text) == ("error", True)
     (found,) = nodechecks.check_relay(config)
     assert (found.level, "refused" in found.text) == ("error", True)
 

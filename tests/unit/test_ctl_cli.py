@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 from controlserver import ControlServer, late, status, summary, visit, worker
+from rich.console import Console
 
 from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.tables import visit_view
 from ppdaemon.errors import Unavailable
-from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport
+from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport, VisitRow
 from ppdaemon.states import ExitCode, Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
@@ -44,7 +47,8 @@ GOOD: dict[str, Any] = {
     ],
     "drain": None,
     "resume": None,
-    "reload": "generation 2 serves",
+    "reload": "the new configuration is in use (generation 2)",
+    "export": None,
     "restart": None,
     "kill": None,
 }
@@ -145,6 +149,28 @@ def test_a_socket_of_the_environment_is_used(
     assert (ended.value.code, "quarantined" in capsys.readouterr().out) == (0, True)
 
 
+def test_a_relays_socket_of_the_environment_is_used(
+    serve: Callable[..., ControlServer],
+    socket_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve(lambda _request: ok([]))
+    monkeypatch.setenv(cli.RELAY_SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--relay", "hosts"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
+
+
+def test_a_visit_shows_the_way_to_its_log(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    answers = GOOD | {"status": status(logs="/var/lib/x/logs")}
+    serve(lambda request: ok(answers[request["type"]]))
+    group = "2025-11-22T03:25:16.951"
+    way = f"log: ppctl log {group} [DETECTOR], from /var/lib/x/logs/worker-SLOT.log"
+    assert ppctl("visit", group)[1].splitlines()[-1] == way
+    assert way not in ppctl("visit", group, "--json")[1]
+
+
 def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
     good: ControlServer,
     socket_dir: Path,
@@ -238,7 +264,8 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("requeue", "2025-11-22T03:25:16.951", "--force"), ("attempt 2",)),
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
-        (("reload",), ("generation 2 serves",)),
+        (("reload",), ("the new configuration is in use (generation 2)",)),
+        (("export", "now"), ("exporting",)),
         (("restart", "3"), ("slot 3 restarts",)),
         (("kill", "3"), ("slot 3 is killed",)),
     ],
@@ -269,10 +296,43 @@ def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[s
     assert isinstance(json.loads(out), kind)
 
 
+def test_a_reason_of_several_detectors_is_shown_once_with_all_of_them() -> None:
+    reasons = {0: "no flat", 1: "no flat", 2: "", 3: "SIGSEGV", 4: "no flat"}
+    rows = [
+        VisitRow.model_validate(visit(number, outcome="failed", reason=reason))
+        for number, reason in reasons.items()
+    ]
+    console = Console(file=io.StringIO(), width=200, markup=False, highlight=False)
+    console.print(visit_view(rows))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.rstrip() for line in lines if line.startswith("detector")] == [
+        "detectors 0-1,4: no flat",
+        "detector 3: SIGSEGV",
+    ]
+
+
+def test_a_problem_that_limits_nothing_has_another_mark(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    problems = [
+        {"source": "slots", "text": "slot 3 is quarantined", "since_tai": 1.0, "degrades": True},
+        {"source": "metrics", "text": "metrics cannot be served", "since_tai": 1.0, "degrades": False},
+    ]
+    serve(lambda request: ok(status(problems=problems)))
+    marks = [line[0] for line in ppctl("status")[1].splitlines() if line[0] in "!-"]
+    assert marks == ["!", "-"]
+
+
+def test_no_failure_is_one_line(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda request: ok(status() if request["type"] == "status" else []))
+    assert ppctl("failed")[1] == "nothing failed\n"
+
+
 def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -> None:
     ppctl("visits", "--limit", "7", "--since", "2026-11-22T00:00", "--where", "instrument=LSSTCam detector=3")
     ppctl("failed", "--outcome", "crashed,failed")
     ppctl("restart", "3")
+    ppctl("export", "init")
     ppctl("visit", "a#1")
     requests = (REQUESTS.validate_python(each) for each in good.requests)
     assert [{"type": each.type, **each.model_dump(exclude_defaults=True)} for each in requests] == [
@@ -286,18 +346,20 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
         {"type": "visits", "failed": True, "outcomes": (Outcome.CRASHED, Outcome.FAILED)},
         {"type": "status"},  # which has the raws that no visit got
         {"type": "restart", "slot": 3},
+        {"type": "status"},  # whether the daemon hangs
+        {"type": "export", "action": "init"},
         {"type": "visit", "group": "a#1"},
         {"type": "status"},  # which has the folder of the logs
     ]
 
 
 def test_detectors_are_named_as_in_the_configuration(good: ControlServer, ppctl: Ppctl) -> None:
-    ppctl("requeue", "g", "3-5,7", "--force")
-    ppctl("requeue", "g")
+    ppctl("requeue", group := "2025-11-22T03:25:16.951", "3-5,7", "--force")
+    ppctl("requeue", "latest")
     wanted = [each for each in good.requests if each["type"] == "requeue"]
     assert [REQUESTS.validate_python(each).model_dump() for each in wanted] == [
-        {"type": "requeue", "group": "g", "detectors": (3, 4, 5, 7), "force": True},
-        {"type": "requeue", "group": "g", "detectors": None, "force": False},
+        {"type": "requeue", "group": group, "detectors": (3, 4, 5, 7), "force": True},
+        {"type": "requeue", "group": group, "detectors": None, "force": False},
     ]
 
 
@@ -311,7 +373,8 @@ def test_a_visit_of_which_nothing_is_left_to_try_is_a_failure(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:
     row = {"instrument": "DemoCam", "detector": 4, "text": "it has succeeded"}
-    serve(lambda request: ok(status() if request["type"] == "status" else [row]))
+    answers = GOOD | {"requeue": [row]}
+    serve(lambda request: ok(answers[request["type"]]))
     assert ppctl("requeue", "g")[0] == 1
 
 
@@ -658,3 +721,16 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
         with pytest.raises(SystemExit) as ended:
             cli.main(["--relay", "hosts"])
         assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
+    server.path.unlink()
+    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "missing")
+    with pytest.raises(SystemExit):  # none is there: the one that the help names
+        cli.main(["--relay", "hosts"])
+    assert str(socket_dir / "missing") in capsys.readouterr().err
+
+
+def test_commands_that_read_start_without_what_others_need() -> None:
+    """Each of these takes 10 to 70 ms of the start, and ``ppctl status`` has 300."""
+    program = "import json, sys, ppdaemon.ctl.cli; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    unwanted = {"asyncio", "numpy", "yaml", "zmq", "rich.progress", "ppdaemon.camera", "ppdaemon.messages"}
+    assert unwanted.isdisjoint(json.loads(done.stdout))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.size import Figures, measured, size_of
+from ppdaemon.ctl.size import Figures, measured, size_of, size_view
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.terminal import show
 
 FIGURES = Figures.of(
     "option",
@@ -62,6 +63,20 @@ def test_the_resource_that_decides_is_the_tightest_and_gives_the_number_of_nodes
     assert (small.limit, small.nodes) == ("cores", 3)
 
 
+def test_too_few_workers_are_not_enough_although_the_host_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def end(workers: int) -> tuple[bool, str]:
+        report = size_of(FIGURES | Figures.of("option", workers=workers))
+        show(size_view(report))
+        return report.enough, capsys.readouterr().out.splitlines()[-1]
+
+    assert end(30) == (True, "This host is enough; the tightest resource: memory.")
+    enough, text = end(29)
+    assert not enough
+    assert "workers.max is too low: set it to 30 or more" in text
+    many = size_of(FIGURES | Figures.of("option", workers=30, cores=2))
+    assert (many.enough, many.nodes) == (False, 3)
+
+
 def test_times_are_those_of_the_journal() -> None:
     figures = measured(visit_detectors(100))
     assert figures.values == {"visit_s": 50.0, "run_s": 30.0, "cadence_s": 40.0}
@@ -99,7 +114,9 @@ def run_size(*arguments: str) -> int:
 
 def test_what_is_not_known_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_size("--detectors", "9") == ExitCode.USAGE
-    assert "--cadence, --visit-s, --run-s, --memory-gb, --ramdisk-gb" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--cadence, --visit-s, --run-s, --memory-gb, --ramdisk-gb" in err
+    assert "name the configuration with --config" in err
 
 
 def test_a_camera_can_be_sized_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:

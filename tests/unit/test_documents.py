@@ -3,7 +3,11 @@
 
 import re
 import textwrap
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeAliasType
 
 import click
 import pydantic
@@ -11,12 +15,15 @@ import pytest
 import yaml
 from doctools import DOC, codetext
 
-from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.config import NodeConfig, Publisher, load_node
 from ppdaemon.ctl import cli
+from ppdaemon.ctl.manpages import PROGRAMS, commands_of
 from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Lateness, SimulatedNight
+from ppdaemon.publish.config import Publication
+from ppdaemon.raws.layout import CustomLayout
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
 from ppdaemon.relay.config import RelayConfig, RelayInstrument, load_relay
-from ppdaemon.selection import Rule
+from ppdaemon.selection import DecRange, RaRange, Rule
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 
 ROOT = DOC.parent
@@ -45,18 +52,41 @@ def test_every_command_is_listed_and_no_other(capsys: pytest.CaptureFixture[str]
     commands = capsys.readouterr().out.partition("Commands:")[2]
     existing = set(re.findall(r"^  ([\w-]+) ", commands, re.MULTILINE))
     assert set(re.findall(r"^``([\w-]+)[^`]*``  ", section("ppctl-commands"), re.MULTILINE)) == existing
-    shown = re.findall(
-        r"^``ppctl ([\w-]+)``$", (DOC / "reference" / "programs.rst").read_text(), re.MULTILINE
-    )
-    assert set(shown) == existing
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS.keys() - {"send_visit"}))  # which is ppctl send
+def test_the_help_of_every_command_is_shown_and_of_no_other(program: str) -> None:
+    page = (DOC / "reference" / "programs.rst").read_text()
+    shown = re.findall(rf"^\.\. program-help:: {program}(?: ([\w-]+))?$", page, re.MULTILINE)
+    # Below their headings is the help of the program that they start.
+    shown += {"demo", "simulate"} & {*re.findall(rf"^``{program} ([\w-]+)``$", page, re.MULTILINE)}
+    assert sorted(shown) == ["", *commands_of(resolve_name(PROGRAMS[program][0]))]
 
 
 def test_the_arguments_are_those_of_the_commands() -> None:
-    group = cli._ppctl
-    assert isinstance(group, click.Group)
+    commands = commands_of(cli._ppctl)
     for name, arguments in re.findall(r"^``([\w-]+) ([A-Z.]+)``", section("ppctl-commands"), re.MULTILINE):
-        (argument,) = [p for p in group.commands[name].params if isinstance(p, click.Argument)]
-        assert argument.make_metavar(click.Context(group.commands[name])) == arguments
+        (argument,) = [p for p in commands[name].params if isinstance(p, click.Argument)]
+        assert argument.make_metavar(click.Context(commands[name])) == arguments
+
+
+def test_commands_in_the_text_exist() -> None:
+    """Also those of upgrade and roll-back, which are written down as commands."""
+    programs = {name: commands_of(resolve_name(PROGRAMS[name][0])) for name in ("ppctl", "ppdaemon")}
+    options = r"(?:--(?:socket|config) \S+ |--relay )*"
+    for path in (README, *DOC.rglob("*.rst")):
+        for program, name in re.findall(
+            rf"(?:``|^ +(?:\$ )?)(ppctl|ppdaemon) {options}([a-z][a-z-]+)", path.read_text(), re.MULTILINE
+        ):
+            assert name in programs[program], f"{path.name}: {program} {name}"
+
+
+def test_an_installation_makes_the_repo_before_it_starts_the_daemon() -> None:
+    for path in (ROOT / "tools" / "install.sh", DOC / "operators" / "systemd.rst"):
+        text = path.read_text()
+        start = re.search(r"enable --now (?:run-ppramdisk.mount )?ppdaemon", text)
+        assert start is not None, path
+        assert 0 < text.index("central repo") < start.start(), path
 
 
 def test_every_exit_code_is_listed_and_no_other() -> None:
@@ -101,7 +131,12 @@ def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:
         (RelayInstrument, "pprelay:instruments.NAME."),
         (RootConfig, "arrivals.roots[]."),
         (RemoteRoot, "arrivals.remote[]."),
+        (Publication, "publish[]."),
         (Rule, "rule."),
+        (RaRange, "rule.ra."),
+        (DecRange, "rule.dec."),
+        (CustomLayout, "arrivals.layout."),
+        (Publisher, "arrivals.subscribe[]."),
     ],
 )
 def test_every_key_has_its_documentation(model, prefix) -> None:
@@ -109,12 +144,41 @@ def test_every_key_has_its_documentation(model, prefix) -> None:
     assert text.count(".. confval:: ") == text.count("   :type: ") > 1
 
 
+def models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    """Yield the models in a type, and those in their fields."""
+    if isinstance(annotation, TypeAliasType):
+        annotation = annotation.__value__
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_in(field.annotation)
+    for part in typing.get_args(annotation):
+        yield from models_in(part)
+
+
+def shown_with(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]]:
+    """Yield a model and those whose keys are below its own on the page."""
+    yield model
+    _, annotations = codetext()._fields_in_source(model)
+    for name, field in model.model_fields.items():
+        part = codetext()._model_in(field.annotation)
+        if part is not None and codetext()._is_part(annotations[name]):
+            yield from shown_with(part)
+
+
+def test_the_page_has_each_model_of_a_configuration() -> None:
+    page = (DOC / "reference" / "configuration.rst").read_text()
+    names = re.findall(r"^\.\. config-keys:: (\S+)$", page, re.MULTILINE)
+    shown = {model for name in names for model in shown_with(resolve_name(name))}
+    assert shown == {*models_in(NodeConfig), *models_in(RelayConfig)}
+
+
 def test_the_documentation_has_the_keys_of_the_example() -> None:
     example = yaml.safe_load((ROOT / "etc" / "ppdaemon.yaml").read_text())
     shown = re.findall(r"^\.\. confval:: (.+)$", codetext().config_keys(NodeConfig), re.MULTILINE)
-    assert {f"{part}.{key}" for part, keys in example.items() for key in keys} == {
-        ".".join(key.split(".")[:2]) for key in shown
-    }
+    found = {f"{part}.{key}" for part, keys in example.items() if isinstance(keys, dict) for key in keys}
+    found |= {part for part, keys in example.items() if isinstance(keys, list)}
+    assert found == {".".join(key.split(".")[:2]) for key in shown}
 
 
 @pytest.mark.parametrize("model", [SimulatedNight, CameraReport, Lateness, HostReport, HostLoad])

@@ -37,6 +37,12 @@ def test_outcomes_are_listed_by_visit_and_what_was_returned_is_not():
     }
 
 
+def test_the_nodes_own_number_is_listed_only_if_it_differs():
+    ended = EndedVisits(100.0)
+    ended.add([entry("a"), entry("a", 1, attempt=2, asked=1)], 0.0)
+    assert {each.detectors: each.last for each in ended.listed()} == {(0,): None, (1,): 2}
+
+
 def test_old_visits_are_forgotten_and_the_message_is_far_below_its_limit(monkeypatch):
     ended = EndedVisits(100.0)
     ended.add([entry("old")], 0.0)

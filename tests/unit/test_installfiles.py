@@ -11,7 +11,7 @@ import pytest
 
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.installfiles import RECORD, Decision, Installation, InstalledFile, all_files, decide
-from ppdaemon.ctl.manpages import PROGRAMS, man_page
+from ppdaemon.ctl.manpages import PROGRAMS, commands_of, completion, man_page
 
 ROOT = Path(__file__).parents[2]
 PREFIX = PurePosixPath("/srv/pp")
@@ -109,6 +109,26 @@ def test_deleted_configuration_stays_deleted(tmp_path: Path) -> None:
     assert not (tmp_path / CONFIG).exists()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_dangling_link_is_left_and_not_written_through(tmp_path: Path, installed: bool) -> None:
+    """The site may have its configuration on a disk that is not mounted now."""
+    folder, target = tmp_path / "root", tmp_path / "unmounted" / "a.yaml"
+    path = folder / CONFIG
+    if installed:
+        install(folder, [InstalledFile(CONFIG, b"1")])
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    target.parent.mkdir()
+    left = f"left {CONFIG}, which was changed here"
+    new = [InstalledFile(CONFIG, b"2")]
+    assert install(folder, new) == [f"{left}; the new version is {CONFIG}.new"]
+    assert install(folder, new) == [left]
+    assert left in remove(folder)
+    assert path.is_symlink()
+    assert not target.exists()
+
+
 def test_files_that_a_version_no_longer_has_are_deleted(tmp_path: Path) -> None:
     install(tmp_path, V1)
     assert install(tmp_path, V1[:1]) == [f"deleted {UNIT}"]
@@ -173,11 +193,17 @@ def test_each_program_has_a_man_page_and_completion() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+def test_fish_gets_the_whole_help_of_an_option(program: str) -> None:
+    """Click's script cuts it at its first comma."""
+    assert "(string split --max 1 " in completion(program, "fish")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_man_page_has_every_command_and_option(program: str) -> None:
     text = man_page(program).replace("\\-", "-")
     command: click.Command = resolve_name(PROGRAMS[program][0])
-    commands = command.commands if isinstance(command, click.Group) else {}
-    assert re.findall(r'^\.SS "(.+)"$', text, re.MULTILINE) == sorted(commands)
+    commands = commands_of(command)
+    assert re.findall(r'^\.SS "(.+)"$', text, re.MULTILINE) == list(commands)
     for each in (command, *commands.values()):
         for parameter in each.params:
             if isinstance(parameter, click.Option):

@@ -32,8 +32,8 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
-from ppdaemon.node.visits.requeue import WITHDRAWN
 from ppdaemon.reports import VisitRow
+from ppdaemon.retries import WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
@@ -551,6 +551,26 @@ def test_the_latest_outcomes_have_what_a_hello_lists(path):
         (0, False, False, 100.0),
         (1, True, False, 99.0),
     ]
+
+
+def test_while_a_requeue_is_open_the_outcome_before_it_is_listed(path):
+    """Otherwise the hello after a restart has it in neither list, and an older ledger would send it away."""
+    with closing(journal_at(path, 1000.0)) as journal:
+        first, other = an_entry(), an_entry(detector=1)
+        accept(journal, [first, other])
+        update(journal, [ended(first, Outcome.FAILED)])
+        requeued = replace(an_entry(attempt=2), asked=1, figures={"requeued": True})
+        journal.write(Requeue(1, (first,), (requeued,), (), ()))
+        retried = replace(an_entry(detector=1, attempt=2), asked=1)
+        retry(journal, ended(other, Outcome.CRASHED, final=False), retried)
+        assert [
+            (entry.detector, entry.attempt, entry.outcome) for entry, *_ in journal.latest_outcomes(10)
+        ] == [(0, 1, Outcome.FAILED)]
+        update(journal, [ended(requeued)])
+        assert [
+            (entry.detector, entry.attempt, entry.asked, entry.outcome)
+            for entry, *_ in journal.latest_outcomes(10)
+        ] == [(0, 2, 1, Outcome.SUCCEEDED)]
 
 
 def test_the_spool_of_what_was_handed_back_is_not_exported_after_a_crash(journal):

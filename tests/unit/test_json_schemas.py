@@ -11,10 +11,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from doctools import DOC
+import pydantic
+import pytest
+from doctools import DOC, codetext
 
 from ppdaemon import reports
 from ppdaemon.ctl import cli
+from ppdaemon.ctl.manpages import commands_of
 from ppdaemon.plan import models
 
 STORED = Path(__file__).with_name("json_fields.json")
@@ -84,19 +87,51 @@ def test_every_model_of_the_control_sockets_is_on_the_page() -> None:
     assert rows <= shown
 
 
+@pytest.mark.parametrize("name", documented())
+def test_every_field_has_its_meaning(name: str) -> None:
+    model = resolve_name(name)
+    rows = re.findall(
+        r"^   \* - ``(\w+)``\n     - .+\n     - (\S.*)$", codetext().json_fields(model), re.MULTILINE
+    )
+    assert [field for field, _ in rows] == [*model.model_fields, *model.model_computed_fields]
+
+
+def test_a_field_without_a_meaning_ends_the_build() -> None:
+    class Silent(pydantic.BaseModel):
+        """Has no docstring below its field."""
+
+        number: int
+
+    with pytest.raises(codetext().Undocumented, match=r"Silent\.number has no docstring"):
+        codetext().json_fields(Silent)
+
+
+def test_every_model_in_another_is_on_the_page() -> None:
+    nested = {
+        name
+        for model in documented()
+        for name, schema in resolve_name(model)
+        .model_json_schema(mode="serialization")
+        .get("$defs", {})
+        .items()
+        if schema["type"] == "object"
+    }
+    # It has the names of SAL, which are not those of this project.
+    assert nested - {"NextVisit"} <= {name.rpartition(".")[2] for name in documented()}
+
+
 def test_the_page_has_the_versions() -> None:
     assert set(versions().values()) == {1}, "correct the sentence in doc/reference/json.rst"
 
 
 def test_every_command_that_prints_json_is_on_the_page() -> None:
     page = (DOC / "reference" / "json.rst").read_text()
-    group: Any = cli._ppctl
     missing = [
         name
-        for name, command in group.commands.items()
+        for name, command in commands_of(cli._ppctl).items()
         if any(option.name == "as_json" for option in command.params)
         and f"ppctl {name}``" not in page
-        and name not in ("resume", "reload", "restart", "kill")  # "drain and the like"
+        and name not in ("resume", "reload", "export", "restart", "kill")  # "drain and the like"
     ]
     assert missing == []
 

@@ -86,7 +86,7 @@ def test_deaths_in_a_row_are_reported_until_the_process_is_steady():
     lifecycle = serving(steady_s=60.0)
     lifecycle.ended(ENDED, 1.0)
     lifecycle.started(2.0)
-    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one boots"
+    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one is starting"
     lifecycle.ready()
     assert lifecycle.problem(3.0) == ""
     lifecycle.ended("ended with status 1", 3.0)
@@ -115,7 +115,10 @@ def test_a_process_that_could_not_carry_out_an_order_pauses_and_then_serves():
     assert lifecycle.due(1.0) == Serve()
     assert lifecycle.state == ProcessState.SERVING
     lifecycle.failed(1.0)
-    assert lifecycle.deadline == 3.0
+    assert lifecycle.deadline == 2.0, "what the order needs may be back: the pause does not grow"
+    lifecycle.hurry()
+    assert lifecycle.state == ProcessState.SERVING
+    assert lifecycle.problem(2.0) == "", "no process has died"
 
 
 def test_a_process_that_is_replaced_may_answer_first_and_another_one_follows_at_once():
@@ -161,6 +164,7 @@ EVENTS = {
     "answered": lambda lifecycle, now: lifecycle.answered(next(iter(lifecycle.unanswered), None), now),
     "succeeded": lambda lifecycle, now: lifecycle.succeeded(),
     "failed": lambda lifecycle, now: lifecycle.failed(now),
+    "hurry": lambda lifecycle, now: lifecycle.hurry(),
     "replace": lambda lifecycle, now: lifecycle.replace(now),
     "retire": lambda lifecycle, now: lifecycle.retire(),
     "ended": lambda lifecycle, now: lifecycle.ended(ENDED, now),

@@ -4,6 +4,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,6 +78,35 @@ def test_fields_of_some_lines_are_in_these_only(written) -> None:
 def test_other_lines_know_of_no_task(written) -> None:
     assert not {"task", "data_id", "exposure", "MDC"} & written(a_record(MDC={})).keys()
     assert "task" not in written(a_record())
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_for_the_journal_of_systemd_have_its_priorities(written, tmp_path, monkeypatch, form) -> None:
+    path = tmp_path / "journal"
+    with path.open("w") as journal, (tmp_path / "log").open("w") as other:
+        status = os.fstat(journal.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        for stream in (other, journal):
+            log.set_up("DEBUG", form, stream=stream)
+            for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+                logging.getLogger("a").log(level, "text")
+    assert [line[:3] for line in path.read_text().splitlines()] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+    assert "<6>" not in (tmp_path / "log").read_text()
+
+
+def test_each_line_of_a_traceback_has_the_priority(written, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "journal"
+    with path.open("w") as journal:
+        status = os.fstat(journal.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        log.set_up("INFO", "console", stream=journal)
+        try:
+            raise ValueError("wrong")
+        except ValueError:
+            logging.getLogger("a").exception("failed")
+    lines = path.read_text().splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
 
 
 def test_loggers_have_levels_of_their_own_until_the_next_call(written) -> None:

@@ -19,7 +19,8 @@ from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
 TABLES = (*NODE_METRICS, *RELAY_METRICS)
 BOUNDED = {
-    *("answer", "cause", "detector", "instrument", "kind", "node", "outcome", "pipeline", "quantile"),
+    *("answer", "cause", "destination", "detector", "instrument", "kind", "node", "outcome", "pipeline"),
+    "quantile",
     *("reason", "relay", "source", "state", "version"),
 }
 

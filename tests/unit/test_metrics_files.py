@@ -75,6 +75,8 @@ def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
         "ppdaemon_relay_start_time_seconds": "the manager of the service shows it",
         "ppdaemon_template_seconds": "for comparisons by hand",
         "ppdaemon_late_raws_unused": "ppctl late lists them",
+        "ppdaemon_published_total": "only sites that publish have it, on their own dashboards",
+        "ppdaemon_publish_waiting": "only sites that publish have it, on their own dashboards",
         "ppdaemon_config_generation": "for comparisons by hand",
     }
     assert METRICS.keys() - {SERIES[name].name for name in used} == elsewhere.keys()

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Taking possession of a node's folders."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from ppdaemon import folders as folders_module
 from ppdaemon.errors import StateUnusable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node import lock as lock_module
@@ -122,3 +125,55 @@ def test_a_process_that_does_not_end_delays_the_start_for_a_bounded_time(folders
         lock_node(folders, "next").release(folders)
         assert f"do not end, and may still write: [{hanging.pid}]" in caplog.text
         hanging.kill()
+
+
+def spool_of(folder: Path, name: str, text: str) -> Path:
+    spool = folder / name
+    spool.mkdir(parents=True)
+    (spool / "manifest.json").write_text(text)
+    return spool
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_spools_on_the_ramdisk_outlive_a_stop_and_a_crash(folders, stopped):
+    lock = lock_node(folders, "life1")
+    spool_of(folders.ramdisk_spool, "DemoCam~g~0~1", "complete")
+    spool_of(folders.ramdisk_spool, "DemoCam~g~1~1.part", "half of one")
+    spool_of(folders.ramdisk_spool, "DemoCam~g~2~1.done", "exported")
+    if stopped:
+        lock.release(folders)
+        assert not folders.ramdisk.exists()
+    else:
+        lock.unlock()
+    lock_node(folders, "life2").unlock()
+    assert [path.name for path in folders.spool.iterdir()] == ["DemoCam~g~0~1"]
+    assert (folders.spooled("DemoCam", "g", 0, 1) / "manifest.json").read_text() == "complete"
+    assert list(folders.ramdisk_spool.iterdir()) == []
+
+
+def test_a_spool_that_cannot_be_moved_stays_on_the_ramdisk(folders, monkeypatch, caplog):
+    lock = lock_node(folders, "life1")
+    spool = spool_of(folders.ramdisk_spool, "DemoCam~g~0~1", "complete")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(folders_module, "sync", full)
+    lock.release(folders)
+    assert "spools stay on the RAM disk" in caplog.text
+    with pytest.raises(StateUnusable, match="No space left"):
+        lock_node(folders, "life2")
+    assert (spool / "manifest.json").read_text() == "complete"
+    assert list(folders.spool.iterdir()) == []
+
+
+def test_a_spool_is_found_on_either_disk_and_missed_on_neither(folders):
+    key = ("DemoCam", "g", 0, 1)
+    name = folders.spooled(*key).name
+    assert folders.is_lost(*key)
+    for parent in (folders.refused, folders.spool, folders.ramdisk_spool):
+        spool_of(parent, name, "")
+        assert not folders.is_lost(*key)
+        shutil.rmtree(parent)
+    spool = spool_of(folders.ramdisk_spool, name, "")
+    assert folders.find_spool(*key) == spool

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ppdaemon.configtypes import ranges
+from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import BadMessage
 from ppdaemon.node import app
 from ppdaemon.pictures import CannotDraw

@@ -200,6 +200,11 @@ def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp
             await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
 
     asyncio.run(run())
-    assert [[folder.name for folder in folders] for folders in calls] == [
-        [f"DemoCam~g~{detector}~1.part" for detector in range(3)]
+    folders = NodeFolders.of(config)
+    assert [set(each) for each in calls] == [
+        {
+            spool / f"DemoCam~g~{detector}~1.part"
+            for detector in range(3)
+            for spool in (folders.spool, folders.ramdisk_spool)
+        }
     ]

@@ -404,6 +404,27 @@ def test_only_attempts_that_the_ledger_cannot_know_replace_an_outcome(ledger):
     assert rows(ledger)[0] == ("n1", 4, Outcome.SUCCEEDED)
 
 
+def test_the_outcome_of_a_requeue_replaces_the_one_before_it(ledger):
+    number = accept(ledger).number
+    write(
+        ledger,
+        SetRoute(number, "n1", 1, (0, 1, 2)),
+        *(SetOutcome(number, detector, Outcome.FAILED, "", "n1") for detector in range(2)),
+        SetOutcome(number, 2, Outcome.SUCCEEDED, "", "n1"),  # after a retry of the node itself
+        CloseVisit(number),
+    )
+    own = {"detectors": (0, 2), "attempt": 1, "last": 2}
+    for message in (hello(ended=[own | {"reported": False}]), hello(ended=[own], node="n2")):
+        assert adopt(ledger, message) == ([], 0)
+    assert adopt(ledger, hello(ended=[own])) == ([], 1)
+    assert adopt(ledger, hello(ended=[own])) == ([], 0)
+    assert rows(ledger) == {
+        0: ("n1", 2, Outcome.SUCCEEDED),
+        1: ("n1", 1, Outcome.FAILED),
+        2: ("n1", 1, Outcome.SUCCEEDED),
+    }
+
+
 def test_a_closed_visit_of_which_a_node_has_a_detector_is_open_again(ledger):
     number = accept(ledger, (0,)).number
     write(ledger, SetOutcome(number, 0, Outcome.SUCCEEDED, "", "n1"), CloseVisit(number))

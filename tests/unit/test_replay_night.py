@@ -20,7 +20,9 @@ from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
 from ppdaemon.raws.layout import make_layout
 from ppdaemon.raws.path import RawFileKind
+from ppdaemon.relay import ledger as relay_ledger
 from ppdaemon.relay.ledger import Ledger
+from ppdaemon.relay.orders import SetCancelled
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
@@ -118,6 +120,63 @@ def test_a_night_is_read_from_a_ledger_without_visits_known_from_nodes_only(nigh
     read = nights.of_ledger(path)
     assert [(each.after_s, each.fields["groupId"]) for each in read] == [(0.0, "b"), (40.0, "a")]
     assert read[0].fields["extra"] == 7
+
+
+def test_cancellations_of_a_ledger_have_their_times(nights, tmp_path):
+    with closing(Ledger(tmp_path, Clock(tai=lambda: BEGIN_TAI_S + 12.5))) as ledger, ledger.transaction():
+        for number, group in enumerate("abc"):
+            visit = read_next_visit({"groupId": group, "instrument": "LSSTCam", "nimages": 1})
+            accepted = ledger.accept(visit, visit_json(visit), (0, 1), BEGIN_TAI_S + 5.0 * number)
+            if group != "a":
+                ledger.write(SetCancelled(accepted.number))
+    read = nights.of_ledger(tmp_path)
+    assert [each.cancelled_s for each in read] == [None, 7.5, 2.5]
+    again = nights.of_lines(nights.to_lines(read, BEGIN_TAI_S), "night")
+    assert [each.cancelled_s for each in again] == [None, 7.5, 2.5]
+
+
+def test_a_visit_canceled_at_an_older_relay_is_canceled_when_it_ended(nights, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", autocommit=True)) as db:
+        db.executescript(relay_ledger.SCHEMA + relay_ledger.ADOPTIONS)
+        db.execute(
+            "INSERT INTO visits (instrument, group_id, content, received_tai, cancelled, ended_tai)"
+            " VALUES ('LSSTCam', 'g', '{}', 100.0, 1, 130.0), ('LSSTCam', 'h', '{}', 140.0, 0, 200.0)"
+        )
+    assert [each.cancelled_s for each in nights.of_ledger(tmp_path)] == [30.0, None]
+
+
+def canceled(nights, cancelled_s, speed=1.0):
+    """Return the only visit of a night, which is canceled."""
+    (first,) = nights.generated(1, 40.0, 1, "LSSTCam")
+    night = [nights.Announcement(0.0, first.fields, cancelled_s)]
+    (visit,) = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", speed=speed)
+    return visit
+
+
+@pytest.mark.parametrize(
+    ("cancelled_s", "speed", "steps", "after_s"),
+    [
+        (12.0, 1.0, ["announced", "canceled"], 12.0),
+        (12.0, 4.0, ["announced", "canceled"], 3.0),
+        (12.0, 0.0, ["announced", "canceled"], 0.0),
+        (25.0, 1.0, ["announced", "exposing", "canceled", "written"], 25.0),
+    ],
+)
+def test_a_canceled_visit_takes_no_exposure_that_has_not_begun(
+    nights, replay, cancelled_s, speed, steps, after_s
+):
+    visit = canceled(nights, cancelled_s, speed)
+    events = replay.planned_events([visit], speed, raws=True)
+    assert [event.step for event in events] == steps
+    assert next(event.after_s for event in events if event.step == "canceled") == pytest.approx(after_s)
+    assert len(replay.planned_events([visit], speed, raws=False)) == 2
+
+
+def test_a_cancellation_names_the_group_and_the_script_of_its_announcement(nights):
+    visit = canceled(nights, 5.0)
+    event = visit.cancellation(BEGIN_TAI_S)
+    assert event["groupId"] == visit.group
+    assert event["scriptSalIndex"] == visit.next_visit(BEGIN_TAI_S)["scriptSalIndex"]
 
 
 def test_a_replayed_visit_has_all_fields_of_the_original_but_group_and_times(nights):
@@ -230,11 +289,15 @@ class Relay:
         return Accepted(status="accepted", group=event["groupId"], detectors=2)
 
 
+def announcement(group):
+    return {"groupId": group, "instrument": "LSSTCam"}
+
+
 def followed(replay, relay, visits, **options):
     """Announce visits and follow them to their end."""
     follower = replay.Follower(relay, visits, lambda line: None, **options)
     for number in range(visits):
-        follower.ask({"groupId": f"g{number}"})
+        follower.ask(announcement(f"g{number}"))
     follower.finish()
     return follower
 
@@ -252,10 +315,26 @@ def test_no_more_visits_are_open_than_asked_for(replay):
     relay = Relay(*[(Outcome.SUCCEEDED,) * 2] * 5)
     follower = replay.Follower(relay, 5, lambda line: None, open_visits=2)
     for number in range(5):
-        follower.ask({"groupId": f"g{number}"})
+        follower.ask(announcement(f"g{number}"))
         assert len(follower._open) <= 2
     follower.finish()
     assert follower.totals.accepted == 10
+
+
+def test_a_cancellation_is_counted_unless_it_comes_too_late(replay):
+    class Canceling(Relay):
+        def ask(self, event):
+            if "instrument" in event or "type" in event:
+                return super().ask(event)
+            return Accepted(status="ignored" if event["groupId"] == "g0" else "accepted", group="")
+
+    follower = replay.Follower(Canceling(*[(Outcome.CANCELLED,) * 2] * 2), 2, lambda line: None)
+    for group in ("g0", "g1"):
+        follower.ask(announcement(group))
+        assert follower.ask({"groupId": group}).status in ("accepted", "duplicate")
+    follower.finish()
+    assert (follower.visits, follower.cancelled) == (2, 1)
+    assert follower.totals.outcomes == {Outcome.CANCELLED: 4}
 
 
 def test_a_busy_relay_is_asked_again(replay, monkeypatch):

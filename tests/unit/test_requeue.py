@@ -4,7 +4,8 @@
 import pytest
 from test_journal import an_entry, ended
 
-from ppdaemon.node.visits.requeue import WITHDRAWN, refusal_reason
+from ppdaemon.node.visits.requeue import refusal_reason
+from ppdaemon.retries import WITHDRAWN
 from ppdaemon.states import Outcome
 
 

@@ -49,7 +49,8 @@ from ppdaemon.node.visits.model import (
     WriteDue,
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
+from ppdaemon.node.visits.requeue import is_returned
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -999,7 +1000,7 @@ def test_spools_are_renamed_before_they_are_deleted(folders, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.visits.recovery.wipe", lambda folder: seen.append(folder.name))
     discard([spool])
     assert seen == [f"{spool.name}.part"]
-    assert spools_left(folders) == []
+    assert spools_left(folders) == ([], [])
     assert not spool.exists()
 
 
@@ -1017,7 +1018,11 @@ def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(folders):
 def test_spools_left_are_distinguished_from_other_folders(folders):
     for name in (f"{CAMERA}~g~0~1", f"{CAMERA}~g~1~1.part", "lost+found", f"{CAMERA}~{'%23'}~2~1"):
         os.mkdir(folders.spool / name)
-    assert spools_left(folders) == [Key(CAMERA, "#", 2, 1), KEY]
+    renamed = folders.spool / "renamed"
+    for path in (renamed, folders.spool / "DemoCam~g~0~1.part", folders.spool / "DemoCam~g~0~1.done"):
+        path.mkdir(exist_ok=True)
+        (path / "manifest.json").touch()
+    assert spools_left(folders) == ([Key(CAMERA, "#", 2, 1), KEY], [renamed])
 
 
 def test_attempts_with_a_later_attempt_are_found(world):

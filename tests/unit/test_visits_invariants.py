@@ -41,7 +41,7 @@ from ppdaemon.node.visits.model import (
     StopStarted,
     WriteDue,
 )
-from ppdaemon.node.visits.requeue import HANDED_BACK
+from ppdaemon.retries import HANDED_BACK
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 

@@ -3,7 +3,6 @@
 
 import json
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ import click
 from rich.console import Console
 
 from benching.results import Goal, Scalar, missed, table
-from ppdaemon.errors import PPDaemonError
-from ppdaemon.states import ExitCode
+from ppdaemon.commandline import run_command
 
 __all__ = ("options", "progress", "run", "print_results")
 
@@ -71,13 +69,4 @@ def run(command: click.Command) -> None:
     """Run a command line and exit with the status of its error."""
     # As after Ctrl-C: the folders of the measurement are deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(command.main(prog_name=command.name, standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)
-    except click.Abort:
-        sys.exit(ExitCode.FAILED)
-    except PPDaemonError as error:
-        click.echo(f"{command.name}: {error}", err=True)
-        sys.exit(error.exit_code)
+    run_command(command, str(command.name))

@@ -25,6 +25,7 @@ from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT, FILTER_BANDS
 from ppdaemon.demo.instrument import DemoCam
 from ppdaemon.demo.tasks.planes import PLANES
+from ppdaemon.middleware.export.mark import mark_datastore
 
 __all__ = ("BlankCam", "make_central", "write_pipeline")
 
@@ -80,6 +81,7 @@ def make_central(root: Path) -> None:
             for name in FILTER_BANDS:
                 refs.append(butler.put({"level": 2}, "flat", data_id, physical_filter=name, run=run))
         butler.registry.certify(calibs, refs, Timespan(None, None))
+        mark_datastore(butler)
 
 
 def write_pipeline(folder: Path, name: str) -> str:

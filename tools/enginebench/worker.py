@@ -110,6 +110,8 @@ def _context(setup: Setup, reports: _StageTimes) -> WorkerContext:
         cache=folder / "cache",
         runs=folder / "runs",
         spool=setup.spool,
+        ramdisk_spool=setup.spool,
+        publish=setup.spool.with_name("publish"),
         clock=Clock(),
         report=reports,
         cross=lambda what: None,

@@ -2,8 +2,8 @@
 """Nights to replay: from a ledger, from a file, generated, or of a scheduler's simulation.
 
 A night is a sequence of announcements with the times at which they were sent. In a file it has a JSON
-object in each line: ``{"received_tai": 1795317916.0, "content": {...}}``, as a ledger has them, or the
-next_visit alone, with its ``private_sndStamp``.
+object in each line: ``{"received_tai": 1795317916.0, "content": {...}}``, as a ledger has them, with a
+``cancelled_tai`` if it was canceled; or the next_visit alone, with its ``private_sndStamp``.
 """
 
 import json
@@ -70,6 +70,8 @@ class Announcement:
     """Since the first one of the night."""
     fields: dict[str, Any]
     """With SAL field names."""
+    cancelled_s: float | None = None
+    """Seconds after it when the visit was canceled."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class ReplayedVisit(VisitPlan):
         if self.speed and isinstance(duration_s := self.fields.get("duration"), int | float):
             times["duration"] = duration_s / self.speed
         return self.fields | {"groupId": self.group} | times
+
+    def cancellation(self, sent_tai_s: float) -> dict[str, Any]:
+        """Return the event that cancels it."""
+        script = {name: self.fields[name] for name in ("scriptSalIndex",) if name in self.fields}
+        return script | {"groupId": self.group, "private_sndStamp": sent_tai_s}
 
 
 def replayed(
@@ -124,7 +131,21 @@ def replayed(
             for snap in range(snaps)
         )
         seq_num += snaps
-        visits.append(ReplayedVisit(number, exposures, announced_s, lead_s, fields=each.fields, speed=speed))
+        cancelled_tai_s = None
+        if each.cancelled_s is not None:
+            # At speed 0 the visit has ended long before a later event: it is canceled at once.
+            cancelled_tai_s = announced_s + (each.cancelled_s if speed else 0.0)
+        visits.append(
+            ReplayedVisit(
+                number,
+                exposures,
+                announced_s,
+                lead_s,
+                cancelled_tai_s=cancelled_tai_s,
+                fields=each.fields,
+                speed=speed,
+            )
+        )
     return visits
 
 
@@ -138,14 +159,16 @@ def _lead_s(event: NextVisit) -> float:
 
 def of_lines(lines: Iterable[str], name: str) -> list[Announcement]:
     """Read a file of announcements; raise `BadMessage` with the line that has none."""
-    found: list[tuple[float, dict[str, Any]]] = []
+    found: list[_Found] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
             content = fields.get("content", fields)
-            found.append((float(fields.get("received_tai") or content["private_sndStamp"]), content))
+            tai_s = float(fields.get("received_tai") or content["private_sndStamp"])
+            cancelled_tai_s = fields.get("cancelled_tai")
+            found.append((tai_s, content, None if cancelled_tai_s is None else float(cancelled_tai_s)))
             read_next_visit(content)
         except (ValueError, KeyError, TypeError, AttributeError, BadMessage) as error:
             raise BadMessage(f"{name}, line {number}: no next_visit with its time: {error!r}") from None
@@ -155,24 +178,43 @@ def of_lines(lines: Iterable[str], name: str) -> list[Announcement]:
 def of_ledger(path: Path) -> list[Announcement]:
     """Read the announcements of a relay's ledger, a file or its folder; the relay may run.
 
-    Visits that the relay knows from a node only have no announcement. Cancellations are not replayed: the
-    ledger does not have their times.
+    Visits that the relay knows from a node only have no announcement. A visit that was canceled at an
+    older relay, whose ledger does not have the time, is canceled when it ended.
     """
     path = path / LEDGER_NAME if path.is_dir() else path
     with reading(path) as db:
-        rows = db.execute("SELECT received_tai, content FROM visits WHERE NOT adopted").fetchall()
-    return _in_order((received_tai, json.loads(content)) for received_tai, content in rows)
+        known = {name for _, name, *_ in db.execute("PRAGMA table_info(visits)")}
+        when = "coalesce(cancelled_tai, ended_tai)" if "cancelled_tai" in known else "ended_tai"
+        rows = db.execute(
+            f"SELECT received_tai, content, CASE WHEN cancelled THEN {when} END FROM visits WHERE NOT adopted"
+        ).fetchall()
+    return _in_order(
+        (received_tai, json.loads(content), cancelled) for received_tai, content, cancelled in rows
+    )
 
 
-def _in_order(found: Iterable[tuple[float, dict[str, Any]]]) -> list[Announcement]:
+type _Found = tuple[float, dict[str, Any], float | None]
+"""When a visit was announced, its announcement, and when it was canceled."""
+
+
+def _in_order(found: Iterable[_Found]) -> list[Announcement]:
     in_order = sorted(found, key=lambda each: each[0])
-    return [Announcement(tai_s - in_order[0][0], fields) for tai_s, fields in in_order]
+    return [
+        Announcement(
+            tai_s - in_order[0][0], fields, None if cancelled is None else max(cancelled - tai_s, 0.0)
+        )
+        for tai_s, fields, cancelled in in_order
+    ]
 
 
 def to_lines(night: Iterable[Announcement], begin_tai_s: float) -> Iterator[str]:
     """Return a night as the lines of a file."""
     for each in night:
-        yield json.dumps({"received_tai": begin_tai_s + each.after_s, "content": each.fields}) + "\n"
+        tai_s = begin_tai_s + each.after_s
+        line = {"received_tai": tai_s, "content": each.fields}
+        if each.cancelled_s is not None:
+            line["cancelled_tai"] = tai_s + each.cancelled_s
+        yield json.dumps(line) + "\n"
 
 
 # --- simulated nights --------------------------------------------------------
@@ -283,5 +325,5 @@ def of_observations(observations: Sequence[Any], instrument: str) -> list[Announ
         survey = str(each["science_program"]) or WIDE
         band = str(each["band"])
         event = _event(number, instrument, ra_deg, dec_deg, angle_deg, names.get(band, band), survey)
-        found.append(((float(each["mjd"]) - _MJD_OF_1970) * _DAY_S - LEAD_S, event))
+        found.append(((float(each["mjd"]) - _MJD_OF_1970) * _DAY_S - LEAD_S, event, None))
     return _in_order(found)

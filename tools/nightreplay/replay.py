@@ -56,6 +56,8 @@ class ReplayReport(SimulatedNight):
     """Of each visit."""
     nodes: int | None
     """Own nodes; `None` at the relay of others."""
+    cancelled: int
+    """Visits that were canceled before all their detectors had ended."""
     differing: int | None
     """Visit-detectors whose outcome in the relay's ledger is not the one in a node's journal; `None` if no
     journal was read."""
@@ -64,9 +66,10 @@ class ReplayReport(SimulatedNight):
 
     @property
     def good(self) -> bool:
-        """Whether nothing was lost or doubled, and own workers succeeded everywhere."""
+        """Whether nothing was lost or doubled, and own workers succeeded in all that was not canceled."""
         exact = not self.lost and not self.doubled and not self.differing
-        return exact and (self.nodes is None or self.succeeded == self.announced > 0)
+        ended = self.succeeded + (self.outcomes.get(Outcome.CANCELLED, 0) if self.cancelled else 0)
+        return exact and (self.nodes is None or ended == self.announced > 0)
 
 
 class SmallCamera(SimulatedCamera):
@@ -87,7 +90,8 @@ def planned_events(visits: Iterable[VisitPlan], speed: float, *, raws: bool) -> 
     """Return what the telescope does, in order; at speed 0 nothing waits for its time."""
     cadence = Cadence(speed=speed or float("inf"))
     events = timeline(visits, cadence, announce=True, cancel=False)
-    return [event for event in events if raws or event.step is TelescopeStep.ANNOUNCE]
+    sent = (TelescopeStep.ANNOUNCE, TelescopeStep.CANCEL)
+    return [event for event in events if raws or event.step in sent]
 
 
 class Follower:
@@ -109,7 +113,7 @@ class Follower:
         limit_s: float = 300.0,
     ):
         self.totals = NightTotals()
-        self.announced = self.visits = 0
+        self.announced = self.visits = self.cancelled = 0
         self.differing: int | None = None
         if observatory is None:
             self.totals.doubled = None
@@ -126,13 +130,18 @@ class Follower:
         self._early: tuple[float, float] | None = None
 
     def ask(self, event: dict[str, Any]) -> Accepted:
-        """Send an announcement when few enough visits are open, and return the relay's answer."""
+        """Send an announcement when few enough visits are open, or a cancellation; return the relay's
+        answer.
+        """
+        if "instrument" not in event:
+            answer = self._answer(event)
+            self.cancelled += answer.status == "accepted"
+            # All its detectors have ended: it came too late, as it may have in its night.
+            late = answer.status == "ignored"
+            return answer.model_copy(update={"status": "duplicate"}) if late else answer
         while self._open_visits and len(self._open) >= self._open_visits:
             self._end_oldest()
-        began = time.monotonic()
-        while (answer := self._client.ask(event)).status == "rejected" and answer.reason.startswith(BUSY):
-            time.sleep(BUSY_S)
-        self.totals.measure("answer_ms", [time.monotonic() - began])
+        answer = self._answer(event)
         if answer.status != "accepted":
             return answer  # the telescope refuses to continue
         self.visits += 1
@@ -143,6 +152,13 @@ class Follower:
         if self.visits % PROGRESS == 0:
             text = "" if self._observatory is None else f", relay {self._memory_mb()[0]:.1f} MB"
             self._progress(f"visit {self.visits} of {self._expected}, {len(self._open)} open{text}")
+        return answer
+
+    def _answer(self, event: dict[str, Any]) -> Accepted:
+        began = time.monotonic()
+        while (answer := self._client.ask(event)).status == "rejected" and answer.reason.startswith(BUSY):
+            time.sleep(BUSY_S)
+        self.totals.measure("answer_ms", [time.monotonic() - began])
         return answer
 
     def finish(self) -> None:
@@ -200,6 +216,10 @@ class Follower:
         ended = (row for row in rows if row.ended_tai is not None and Stage.ACCEPTED in row.stages)
         self.totals.measure("accepted_to_ended_ms", map(_duration_s, ended))
         known = {row.detector: row.outcome for row in sorted(rows, key=lambda row: row.attempt)}
+        for detector in outcomes.keys() - known.keys():
+            if outcomes[detector] == Outcome.CANCELLED:  # before a node had it
+                known[detector] = Outcome.CANCELLED
+                self.totals.count(Outcome.CANCELLED, 1)
         self.differing = (self.differing or 0) + sum(
             known.get(detector) != outcome for detector, outcome in outcomes.items()
         )

@@ -82,7 +82,7 @@ def run_worker(
     config = ButlerConfig(
         central=str(host.central), instrument_class={CAMERA: "SurveyCam"}, skymap=SKYMAP, inputs=COLLECTIONS
     )
-    central = CentralReader(config.central)
+    central = CentralReader(config.source)
     preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), PipelineLibrary({}))
     camera = load_survey_camera(host.detectors)
     samples = []

@@ -25,7 +25,14 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_ou
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.states import Outcome
 
-__all__ = ("CentralReader", "close", "existing_collections", "known_dataset_type")
+__all__ = (
+    "CentralReader",
+    "close",
+    "disconnect",
+    "existing_collections",
+    "known_dataset_type",
+    "recorded_engines",
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -115,7 +122,7 @@ class CentralReader:
 
     def _connect(self) -> Butler:
         if self._butler is None:
-            with _record_engines(self._engines):
+            with recorded_engines(self._engines):
                 self._butler = Butler.from_config(self._uri, writeable=False)
         else:
             # Collections and dataset types may have been added since the last reading.
@@ -127,9 +134,7 @@ class CentralReader:
         # A worker reads for a second and then computes for minutes, and a server
         # does not accept idle connections of 1700 workers. Connecting again
         # takes a few milliseconds, opening the Butler again 50.
-        for engine in self._engines:
-            if engine.dialect.name != "sqlite":
-                engine.dispose()
+        disconnect(self._engines)
 
     def close(self) -> None:
         """Disconnect; the next reading connects again."""
@@ -138,8 +143,15 @@ class CentralReader:
         close(butler)
 
 
+def disconnect(engines: Iterable[sqlalchemy.Engine]) -> None:
+    """Close connections to database servers; the next query connects again."""
+    for engine in engines:
+        if engine.dialect.name != "sqlite":
+            engine.dispose()
+
+
 @contextmanager
-def _record_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
+def recorded_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
     """Collect the engines with which a Butler connects; it has no public attribute for them."""
 
     def record(connection: sqlalchemy.Connection) -> None:

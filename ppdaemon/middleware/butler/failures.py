@@ -4,6 +4,7 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import sqlalchemy.exc
 
@@ -19,6 +20,7 @@ __all__ = (
     "is_out_of_space",
     "outcome_of",
     "ramdisk_full_errors",
+    "spool_full_errors",
     "unmasked",
 )
 
@@ -93,8 +95,32 @@ def ramdisk_full_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_out_of_space(error):
+        is_state_disk = isinstance(error, VisitFailed) and error.outcome == Outcome.STATE_FULL
+        if is_out_of_space(error) and not is_state_disk:
             raise VisitFailed(
                 Outcome.RAMDISK_FULL, f"no space left: {describe(error)}", retriable=True
             ) from error
         raise
+
+
+@contextmanager
+def spool_full_errors(ramdisk: Path) -> Iterator[None]:
+    """Raise `~ppdaemon.errors.VisitFailed` (``STATE_FULL``, retriable) for an error of the full disk with
+    the spool. One that names a file of the RAM disk is raised unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_space(error) and not _names_file_in(error, ramdisk):
+            raise VisitFailed(
+                Outcome.STATE_FULL, f"no space left for the spool: {describe(error)}", retriable=True
+            ) from error
+        raise
+
+
+def _names_file_in(error: BaseException | None, folder: Path) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            return Path(error.filename).is_relative_to(folder)
+        error = error.__cause__ or error.__context__
+    return False

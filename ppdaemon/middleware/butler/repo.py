@@ -20,7 +20,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.middleware.butler.datafiles import link_or_copy
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
 
-__all__ = ("LocalRepo", "make_template")
+__all__ = ("LocalRepo", "make_template", "template_dimensions")
 
 _LOG = logging.getLogger(__name__)
 _REPO = "repo"
@@ -63,6 +63,12 @@ def make_template(
     (partial / _VERSIONS).write_text(versions)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def template_dimensions(template: Path) -> DimensionUniverse:
+    """Return the dimensions of a template, which are those of the central repo."""
+    with Butler.from_config(str(template / _REPO), writeable=False) as butler:
+        return butler.dimensions
 
 
 class LocalRepo:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DimensionRecord
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe
@@ -49,6 +50,7 @@ from ppdaemon.middleware.run.engine import (
     Unwritten,
     building,
 )
+from ppdaemon.middleware.run.provenancegraph import predicted_graph, write_provenance
 
 __all__ = ("DirectEngine", "DirectRun")
 
@@ -71,12 +73,16 @@ class _VisitInputs:
 class DirectRun(PipelineRun):
     """The quanta of a visit, to be run once."""
 
+    job: Job
+    visit_inputs: _VisitInputs
     runner: QuantumRunner
     memory: MemoryButler
     link: Path
     """Location of a temporary symbolic link to the folder of outputs."""
     processes: int
     """How many processes may run quanta or write files at once."""
+    provenance: list[DatasetRef]
+    """The provenance graph, unless it is not exported or cannot be written."""
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
@@ -85,7 +91,7 @@ class DirectRun(PipelineRun):
     @property
     def outputs(self) -> list[DatasetRef]:
         """Datasets that were produced and are to be exported (`list`)."""
-        return [dataset.ref for dataset in self.memory.outputs]
+        return [*(dataset.ref for dataset in self.memory.outputs), *self.provenance]
 
     @property
     def unwritten(self) -> tuple[Unwritten, ...]:
@@ -102,7 +108,19 @@ class DirectRun(PipelineRun):
         for dataset in self.memory.outputs:
             if (failure := failures.get(dataset.ref.id)) is not None:
                 self.memory.lose(dataset.ref, failure)
+        for ref in tuple(self.provenance):
+            written = write_provenance(folder, ref, self._predicted_graph, self.runner.ends)
+            if written is None:
+                self.provenance.remove(ref)
+            else:
+                files.append(written)
         return files
+
+    def _predicted_graph(self) -> PredictedQuantumGraph:
+        shape, entries = self.visit_inputs.shape, self.visit_inputs.entries
+        # The first one in the search order is that of the run.
+        once = {name: min(each, key=lambda one: one.rank).ref for name, each in entries.items() if each}
+        return predicted_graph(self.job, shape.graph, once, self.runner.steps)
 
 
 class DirectEngine(Engine):
@@ -188,7 +206,9 @@ class DirectEngine(Engine):
         )
         urgent = labels_named(visit_inputs.shape.graph, self._urgent)
         runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)
-        self._run = DirectRun(runner, memory, self._folder / "target", self._processes)
+        provenance = [] if job.provenance is None else [job.provenance]
+        link = self._folder / "target"
+        self._run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, provenance)
         return self._run
 
     def discard_inputs(self) -> None:
@@ -241,6 +261,12 @@ class DirectEngine(Engine):
                 for task in shape.tasks
                 for edge in task.node.init.iter_all_inputs()
             }
+            if job.provenance is not None:
+                init |= {
+                    edge.parent_dataset_type_name
+                    for task in shape.tasks
+                    for edge in task.node.init.iter_all_outputs()
+                }
             types = [shape.types[name] for name in init.union(shape.external)]
             entries = find_datasets(butler, types, (job.run, *job.inputs))
             lookups = PrerequisiteLookups(butler, (job.run, *job.inputs), entries)

@@ -9,7 +9,7 @@ from functools import partial
 
 import networkx
 from lsst.daf.butler import DatasetRef, LimitedButler
-from lsst.daf.butler.logging import ButlerMDC
+from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import InvalidQuantumError, PipelineTask, TaskFactory, TaskMetadata
 from lsst.pipe.base.graph_walker import GraphWalker
 from lsst.pipe.base.pipeline_graph import TaskNode
@@ -22,6 +22,7 @@ from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure
 from ppdaemon.middleware.run.executor import EncodingExecutor
+from ppdaemon.middleware.run.provenancegraph import QuantumEnd
 from ppdaemon.states import Outcome
 
 __all__ = ("QuantumRunner",)
@@ -37,6 +38,8 @@ class _QuantumResult:
     fatal: bool = False
     """Whether no other quantum is run: here ``separable`` ends its process."""
     metadata: TaskMetadata | None = None
+    logs: ButlerLogRecords | None = None
+    """`None` if its process has died."""
     outputs: Sequence[TransferredDataset] = ()
     """Datasets that it has put, if another process has run it."""
 
@@ -79,6 +82,8 @@ class QuantumRunner:
         urgent: Collection[str],
         processes: int = 1,
     ):
+        self.steps = tuple(steps)
+        """All quanta, in topological order."""
         self._steps = {step.id: step for step in steps}
         self._urgent = frozenset(step.id for step in steps if step.task.label in urgent)
         self._memory = memory
@@ -95,6 +100,8 @@ class QuantumRunner:
         self._children: dict[ForkedCall, QuantumStep] = {}
         self._failure: TaskFailure | None = None
         self._succeeded: list[tuple[str, TaskMetadata]] = []
+        self.ends: dict[uuid.UUID, QuantumEnd] = {}
+        """How the quanta that have run ended, for the provenance graph."""
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all quanta; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
@@ -170,7 +177,7 @@ class QuantumRunner:
         try:
             return replace(end, outputs=self._memory.outputs_for_transfer(step, in_files=in_files))
         except Exception as error:  # no space for an output that has to be written
-            return _QuantumResult(end.failure or TaskFailure.of(step.task.label, error))
+            return _QuantumResult(end.failure or TaskFailure.of(step.task.label, error), logs=end.logs)
 
     @staticmethod
     def _with_space(step: QuantumStep, end: _QuantumResult, update: Callable[[], None]) -> _QuantumResult:
@@ -195,8 +202,9 @@ class QuantumRunner:
 
     def _execute(self, step: QuantumStep) -> _QuantumResult:
         self._memory.begin(step)
+        logs = ButlerLogRecords([])
         try:
-            result = self._executor.execute(step.node, step.quantum, quantum_id=step.id)
+            result = self._executor.execute(step.node, step.quantum, quantum_id=step.id, log_records=logs)
         except InvalidQuantumError as error:
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
         except Exception as error:  # only quanta that need its outputs are skipped
@@ -208,16 +216,23 @@ class QuantumRunner:
                 step.quantum.dataId,
                 exc_info=error,
             )
-            return _QuantumResult(TaskFailure.of(step.task.label, error))
+            return _QuantumResult(TaskFailure.of(step.task.label, error), logs=logs)
         except BaseException as error:  # SystemExit or KeyboardInterrupt of a task
             return _QuantumResult(TaskFailure.of(step.task.label, error), fatal=True)
-        return _QuantumResult(metadata=result.task_metadata)
+        return _QuantumResult(metadata=result.task_metadata, logs=logs)
 
     def _record_result(self, step: QuantumStep, end: _QuantumResult, walker: GraphWalker[uuid.UUID]) -> None:
         """Release the quanta that depend on this one, or skip them if it failed."""
         self._unfinished.discard(step.id)
         if end.metadata is not None:
             self._succeeded.append((step.task.label, end.metadata))
+        if end.logs is not None:
+            metadata = end.metadata
+            if end.failure is not None and metadata is not None:
+                # It failed after its task had succeeded: as the executor does for a task that fails.
+                end.logs.extra = {**end.logs.extra, "metadata": metadata.model_dump()}
+                metadata = None
+            self.ends[step.id] = QuantumEnd(end.logs, metadata)
         if end.failure is None:
             walker.finish(step.id)
         else:

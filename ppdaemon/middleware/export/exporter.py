@@ -8,26 +8,32 @@ the others. Registering is done by `ppdaemon.middleware.export.register`.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import sqlalchemy.exc
+import sqlalchemy
 from lsst.daf.butler import Butler, ButlerUserError
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
-from ppdaemon import log
 from ppdaemon.clock import Clock
-from ppdaemon.durable import sync
+from ppdaemon.config import ExportConfig
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
+from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported
-from ppdaemon.middleware.butler.central import close
-from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.export.register import Registrar
-from ppdaemon.middleware.export.spool import Manifest, check_files, read_manifest
+from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
+from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
+from ppdaemon.middleware.export.quarantine import quarantine
+from ppdaemon.middleware.export.register import DamagedSpools, Registrar
+from ppdaemon.middleware.export.spool import (
+    Manifest,
+    check_files,
+    give_up_oldest_images,
+    given_up_note,
+    read_manifest,
+)
 from ppdaemon.middleware.run.initoutputs import record_exported
 
 __all__ = ("CentralExporter",)
@@ -37,9 +43,9 @@ _LOG = logging.getLogger(__name__)
 _DATA_ERRORS = (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.DataError)
 """Database errors caused by the data."""
 
-_DATABASE_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError)
-"""All database errors; those that are not data errors mean that the database is
-not available or not writable."""
+_REPO_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, OSError)
+"""All errors of the database and of the datastore's filesystem; those that are not data
+errors mean that they are not available or not writable."""
 
 _SPOOL_ERRORS = (*_DATA_ERRORS, ButlerUserError, ConflictingDefinitionError)
 """Errors caused by the spool itself. Any other error is attributed to the spool
@@ -69,32 +75,49 @@ class CentralExporter:
     exported init-outputs are recorded.
     """
 
-    def __init__(self, uri: str, clock: Clock, node: str, refused: Path, runs: Path | None = None):
+    def __init__(
+        self,
+        uri: str,
+        clock: Clock,
+        node: str,
+        refused: Path,
+        runs: Path | None = None,
+        config: ExportConfig | None = None,
+    ):
         self._uri = uri
         self._clock = clock
         self._refused = refused
         self._runs = runs
-        self._registrar = Registrar(node)
+        self._registrar = Registrar(node, config or ExportConfig())
         self._butler: Butler | None = None
+        self._mark: DatastoreMark | None = None
+        self._engines: set[sqlalchemy.Engine] = set()
 
-    def export(self, spools: Sequence[Path]) -> Exported:
+    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
+        If more waits than is allowed, images of the first spools are deleted before.
 
         Spool folders that do not exist count as exported, unless they are in
         quarantine. Raises `~ppdaemon.errors.Unavailable` if the central repo
         accepts nothing: the spools then stay, except those that are certainly
         invalid.
         """
+        give_up_oldest_images(spools, self._registrar.images, excess_bytes)
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
-        if batch := self._read(present, result):
-            try:
-                self._export_some(self._open(), batch, result)
+        batch: Batch = {}
+        try:
+            # First: a repo that is away costs no more than this.
+            opened = self._open() if present else None
+            if opened is not None and (batch := self._read(present, result)):
+                self._export_some(*opened, batch, result)
                 self._resolve_suspects(result)
-            except Unavailable:
-                self.close()
-                raise
+        except Unavailable:
+            self.close()
+            raise
+        # A firewall drops idle connections without a word, and the next query would hang.
+        disconnect(self._engines)
         for path in result.done:
             # Before the spool is deleted: after a crash in between, it is exported
             # again, and recorded then.
@@ -109,18 +132,41 @@ class CentralExporter:
             refused=tuple(str(path) for path in spools if path in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
-            skipped={str(path): note for path, note in result.skipped.items()},
+            size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
+            skipped=_notes(result, batch),
         )
+
+    def mark_datastore(self) -> str:
+        """Mark the datastore as the repo's; see `ppdaemon.middleware.export.mark`."""
+        try:
+            return mark_datastore(self._connect())
+        except DATABASE_ERRORS as error:
+            raise self._unavailable(error) from error
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Disconnect; the next export connects again."""
-        butler, self._butler = self._butler, None
+        butler, self._butler, self._mark = self._butler, None, None
+        self._engines.clear()
         close(butler)
 
-    def _open(self) -> Butler:
+    def _open(self) -> tuple[Butler, DatastoreMark]:
+        """Connect, and check that the datastore is there."""
+        butler = self._connect()
+        try:
+            if self._mark is None:
+                self._mark = DatastoreMark(butler)
+        except DATABASE_ERRORS as error:
+            raise self._unavailable(error) from error
+        self._mark.check()
+        return butler, self._mark
+
+    def _connect(self) -> Butler:
         if self._butler is None:
             try:
-                self._butler = Butler.from_config(self._uri, writeable=True)
+                with recorded_engines(self._engines):
+                    self._butler = Butler.from_config(self._uri, writeable=True)
             except (
                 Exception
             ) as error:  # down, of a newer version, without its driver: nothing can be exported
@@ -142,19 +188,24 @@ class CentralExporter:
                 batch[spool] = manifest
         return batch
 
-    def _export_some(self, butler: Butler, batch: Batch, result: _Results) -> None:
-        """Register all spools in one transaction; if it fails, find the spools that cause it."""
+    def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:
+        """Register all spools together; if that fails, find the spools that cause it."""
         try:
-            registered = self._registrar.register(butler, batch)
+            registered = self._registrar.register(butler, mark, batch)
             result.datasets += registered.datasets
             result.skipped.update(registered.skipped)
             result.done += batch
             return
+        except Unavailable:
+            raise
         except Exception as error:
             failure = error
-        if isinstance(failure, OSError):
-            parts = [self._readable(batch, failure, result)]
-        elif isinstance(failure, _DATABASE_ERRORS) and not isinstance(failure, _DATA_ERRORS):
+        parts: list[Batch]
+        if isinstance(failure, DamagedSpools):
+            for spool, fault in failure.faults.items():
+                self._quarantine(spool, fault, result)
+            parts = [{spool: manifest for spool, manifest in batch.items() if spool not in failure.faults}]
+        elif isinstance(failure, _REPO_ERRORS) and not isinstance(failure, _DATA_ERRORS):
             raise self._unavailable(failure) from failure
         elif len(batch) == 1:
             result.suspects.update(dict.fromkeys(batch, failure))
@@ -168,22 +219,7 @@ class CentralExporter:
             parts = _halves(batch)
         for part in parts:
             if part:
-                self._export_some(butler, part, result)
-
-    def _readable(self, batch: Batch, failure: OSError, result: _Results) -> Batch:
-        """Quarantine the spools whose files cannot be read; return the others."""
-        bad: dict[Path, BadMessage] = {}
-        if not is_out_of_space(failure):
-            for spool, manifest in batch.items():
-                try:
-                    check_files(spool, manifest, read_all=True)
-                except BadMessage as error:
-                    bad[spool] = error
-        if not bad:  # then the central repo's filesystem failed
-            raise self._unavailable(failure) from failure
-        for spool, fault in bad.items():
-            self._quarantine(spool, fault, result)
-        return {spool: manifest for spool, manifest in batch.items() if spool not in bad}
+                self._export_some(butler, mark, part, result)
 
     def _resolve_suspects(self, result: _Results) -> None:
         """Quarantine the suspects, unless the central repo, having accepted nothing, may be the cause."""
@@ -199,29 +235,7 @@ class CentralExporter:
 
     def _quarantine(self, spool: Path, error: Exception, result: _Results) -> None:
         """Move a spool to quarantine, with the reason in it."""
-        reason = describe(error)
-        names = ("instrument", "group", "detector", "attempt")
-        with log.about(**dict(zip(names, NodeFolders.parse_spool_name(spool.name) or (), strict=False))):
-            _LOG.error(
-                "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
-                spool.name,
-                self._refused,
-                REFUSAL,
-                reason,
-            )
-        self._refused.mkdir(exist_ok=True)
-        try:
-            (spool / REFUSAL).write_text(_note(spool, self._uri, reason))
-        except OSError as problem:  # a damaged folder may not be writable either
-            _LOG.warning(
-                "the reason cannot be written to %s in spool %s: %s", REFUSAL, spool.name, describe(problem)
-            )
-        # The operator may have copied the spool back, instead of moving it.
-        shutil.rmtree(self._refused / spool.name, ignore_errors=True)
-        spool.rename(self._refused / spool.name)
-        # The new entry first: a power failure must not lose both.
-        sync(self._refused)
-        sync(spool.parent)
+        quarantine(spool, error, self._refused, self._uri)
         result.refused.append(spool)
 
     def _unavailable(self, error: Exception) -> Unavailable:
@@ -233,9 +247,10 @@ def _halves(batch: Batch) -> list[Batch]:
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
 
 
-def _note(spool: Path, uri: str, reason: str) -> str:
-    return (
-        f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
-        f"To export them, remove the cause, move this folder back to {spool.parent}\n"
-        "and run 'ppctl reload'. Otherwise delete this folder.\n"
-    )
+def _notes(result: _Results, batch: Batch) -> dict[str, str]:
+    """Return which datasets of each spool were not exported, and why."""
+    notes = {}
+    for path in result.done:
+        if note := "; ".join(filter(None, (result.skipped.get(path), given_up_note(batch[path])))):
+            notes[str(path)] = note
+    return notes

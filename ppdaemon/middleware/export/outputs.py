@@ -40,13 +40,21 @@ class SelectedOutputs:
 
 class Outputs:
     """Selects the datasets whose types match one of `types` (regular expressions, whole
-    name) and that the central repo does not have.
+    name) and that the central repo does not have. `with_records`: their references have
+    the dimension records that names of files depend on.
     """
 
-    def __init__(self, types: Collection[str], is_exported: Callable[[DatasetRef], bool]):
+    def __init__(
+        self, types: Collection[str], is_exported: Callable[[DatasetRef], bool], *, with_records: bool = False
+    ):
         self._types = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
         self._is_exported = is_exported
+        self._with_records = with_records
         self._located: dict[tuple[str, ...], list[LocatedFile]] = {}
+
+    def includes(self, name: str) -> bool:
+        """Return whether datasets of a type are exported."""
+        return self._types.fullmatch(name) is not None
 
     def forget(self) -> None:
         """Drop all located files, because the worker's repo is new."""
@@ -72,9 +80,14 @@ class Outputs:
         for run in runs:
             names = butler.collections.get_info(run, include_summary=True).dataset_types or ()
             for name in sorted(names):
-                if self._types.fullmatch(name):
+                if self.includes(name):
                     refs += butler.query_datasets(
-                        name, collections=run, find_first=False, explain=False, limit=None
+                        name,
+                        collections=run,
+                        find_first=False,
+                        with_dimension_records=self._with_records,
+                        explain=False,
+                        limit=None,
                     )
         return refs
 

@@ -5,37 +5,72 @@ Exporters of other hosts do the same concurrently, often with records of the
 same visit and into the same runs. The first commit wins; the other exporters
 detect it and skip the datasets that are there.
 
-Files are hard-linked into the central repo where it is on the spool's
-filesystem. Elsewhere they are first copied to a folder beside the repo's files
-and then renamed, so that no database is locked while data are copied.
+Files are copied by threads to a folder beside the repo's files, and compared with
+their checksums meanwhile; then they are renamed, so that no database is locked while
+data are copied. They are not linked: a process that a worker has left could still
+write to the file. What is no image is copied and registered first.
 """
 
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, CollectionType, DatasetRef, DimensionRecord, FileDataset
+from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType, DimensionRecord, FileDataset
+from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
-from lsst.resources import ResourcePath
 
+from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
+from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import file_dataset
-from ppdaemon.middleware.butler.failures import describe, is_contention, is_link_refusal
+from ppdaemon.middleware.butler.failures import describe, is_contention
+from ppdaemon.middleware.export.checksums import copy_checked
+from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import Manifest
+from ppdaemon.middleware.export.spool import Manifest, SpooledFile, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
-__all__ = ("Registered", "Registrar")
+__all__ = ("DamagedSpools", "Registered", "Registrar")
 
 _LOG = logging.getLogger(__name__)
 
+_SYNCING = 8
+"""Folders that are synced at once: the disk writes them together."""
 ATTEMPTS = 5
 """Attempts at a transaction that collides with others. Each collision means that
 one other exporter has committed: five in a row are five hosts at once."""
+
+
+class DamagedSpools(Exception):
+    """Files of these spools cannot be read, or were changed; nothing more was registered."""
+
+    def __init__(self, faults: Mapping[Path, BadMessage]):
+        super().__init__("; ".join(map(str, faults.values())))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A spooled file and its datasets."""
+
+    spool: Path
+    spooled: SpooledFile
+    refs: list[DatasetRef]
+
+    @property
+    def path(self) -> Path:
+        return self.spool / self.spooled.name
+
+    def dataset(self, path: Path) -> FileDataset:
+        """Return the file at another place, to be ingested."""
+        return file_dataset(path, self.refs, self.spooled.formatter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +86,43 @@ class Registered:
 class Registrar:
     """Registers outputs of visits; `node` must differ between the hosts that export to one repo."""
 
-    def __init__(self, node: str):
+    def __init__(self, node: str, config: ExportConfig):
         self._node = node
-        self._links = True
+        self._copies = config.copies
+        self.images = image_types(config.images)
+        """Matches the names or storage classes of images."""
         self._owners = Owners()
 
-    def register(self, butler: Butler, batch: Mapping[Path, Manifest]) -> Registered:
-        """Register the content of spools, all or nothing.
+    def register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
+        """Register the content of spools in two transactions, the second one for images.
 
         Datasets that the central repo already has, from an earlier export,
-        another attempt or another host, are not changed.
+        another attempt or another host, are not changed. After an error it may be
+        called again with the same spools.
         """
-        files = [file for spool, manifest in batch.items() for file in _files(butler, spool, manifest)]
+        # It caches data IDs and their records, of which each manifest repeats a dozen.
+        files = PersistenceContextVars().run(_files, butler, batch)
         for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
             butler.registry.registerDatasetType(dataset_type)
-        for run in sorted({ref.run for file in files for ref in file.refs}):
-            butler.collections.register(run)
+        # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
+        # leave, nothing can be inserted into the run any more.
+        with butler.transaction():
+            for run in sorted({ref.run for file in files for ref in file.refs}):
+                butler.collections.register(run)
         unknown = _without_known(butler, files)
-        new = self._without_shared(butler, _first_of_each(unknown))
-        new = self._commit_new(butler, _records(butler, batch.values()), new)
+        wanted = self._without_shared(butler, _first_of_each(unknown))
+        records = _records(butler, batch.values())
+        new = []
+        for part in self._in_order(wanted):
+            new += self._commit_new(butler, mark, records, part)
+            records = []  # they are there now
         _extend_chains(butler, batch.values())
         return self._registered(batch, unknown, new)
 
     def _registered(
-        self, batch: Mapping[Path, Manifest], unknown: Iterable[FileDataset], new: Iterable[FileDataset]
+        self, batch: Mapping[Path, Manifest], unknown: Sequence[_File], new: Iterable[_File]
     ) -> Registered:
-        spools = {
-            ref.id: spool for spool, manifest in batch.items() for file in manifest.files for ref in file.refs
-        }
+        spools = {ref.id: file.spool for file in unknown for ref in file.refs}
         exported = {ref.id: ref for file in new for ref in file.refs}
         skipped = [
             ref
@@ -91,7 +135,18 @@ class Registrar:
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
         return Registered(len(exported), by_spool)
 
-    def _without_shared(self, butler: Butler, files: Iterable[FileDataset]) -> list[FileDataset]:
+    def _in_order(self, files: Sequence[_File]) -> list[list[_File]]:
+        """Return the files that are no images, and the images; the records go with the first part."""
+        parts: tuple[list[_File], list[_File]] = [], []
+        for file in files:
+            parts[self._is_image(file.refs[0].datasetType)].append(file)
+        return [part for part in parts if part] or [[]]
+
+    def _is_image(self, dataset_type: DatasetType) -> bool:
+        names = dataset_type.name, dataset_type.storageClass_name
+        return any(self.images.fullmatch(name) for name in names)
+
+    def _without_shared(self, butler: Butler, files: Iterable[_File]) -> list[_File]:
         """Remove init-outputs (datasets without dimensions), and datasets of which another detector
         was first, if the central repo has them.
         """
@@ -106,63 +161,99 @@ class Registrar:
         ]
 
     def _commit_new(
-        self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]
-    ) -> list[FileDataset]:
+        self, butler: Butler, mark: DatastoreMark, records: list[DimensionRecord], files: list[_File]
+    ) -> list[_File]:
         """Commit, retrying after collisions with other exporters; return the files that were new."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                self._commit(butler, records, files)
-                break
-            except ConflictingDefinitionError as error:
-                new = _without_existing(butler, files)
-                if len(new) == len(files) or attempt == ATTEMPTS:
-                    raise
-                _LOG.warning(
-                    "%d of %d files are skipped, another attempt or host has exported their datasets: %s",
-                    len(files) - len(new),
-                    len(files),
-                    describe(error),
-                )
-                files = new
-            except sqlalchemy.exc.OperationalError as error:
-                if not is_contention(error) or attempt == ATTEMPTS:
-                    raise
-                _LOG.info("the transaction collided with another one, trying again: %s", describe(error))
+        with self._copied(butler, mark, files) as (copies, transfer):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    _ingest(
+                        butler, mark, records, [file.dataset(copies[file.path]) for file in files], transfer
+                    )
+                    break
+                except ConflictingDefinitionError as error:
+                    new = _without_existing(butler, files)
+                    if len(new) == len(files) or attempt == ATTEMPTS:
+                        raise
+                    _LOG.warning(
+                        "%d of %d files are skipped, another attempt or host has exported their datasets: %s",
+                        len(files) - len(new),
+                        len(files),
+                        describe(error),
+                    )
+                    files = new
+                except sqlalchemy.exc.OperationalError as error:
+                    if not is_contention(error) or attempt == ATTEMPTS:
+                        raise
+                    _LOG.info("the transaction collided with another one, trying again: %s", describe(error))
         return files
 
-    def _commit(self, butler: Butler, records: list[DimensionRecord], files: list[FileDataset]) -> None:
-        if self._links:
-            try:
-                _ingest(butler, records, files, "hardlink")
-                return
-            except OSError as error:
-                if not is_link_refusal(error):
-                    raise
-                _LOG.info("files cannot be hard-linked into the central repo, copying: %s", describe(error))
-                self._links = False
+    @contextmanager
+    def _copied(
+        self, butler: Butler, mark: DatastoreMark, files: Sequence[_File]
+    ) -> Iterator[tuple[Mapping[Path, Path], str]]:
+        """Copy files into the filesystem of the datastore, in a folder that is deleted afterwards; yield
+        where they are, and how to ingest them. Files for another kind of store are compared only.
+        """
+        mark.check()
         root = _local_root(butler)
         if root is None:
-            _ingest(butler, records, files, "copy")
+            yield self._copy(files, None), "copy"
             return
         # Only this exporter uses the folder: files in it are leftovers of its previous run.
         incoming = root / f"incoming-{quote(self._node, safe='')}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
         try:
-            _ingest(butler, records, [_copied(file, incoming) for file in files], "move")
-            _sync_names(butler, [ref for file in files for ref in file.refs])
+            yield self._copy(files, incoming), "move"
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
+    def _copy(self, files: Sequence[_File], folder: Path | None) -> dict[Path, Path]:
+        """Copy and sync files, or compare them if there is no folder; return the path of each. Raises
+        `DamagedSpools` after all were compared.
+        """
+        # Numbered: two spools may have files of the same name.
+        copies = {
+            file.path: file.path if folder is None else folder / f"{number}-{file.path.name}"
+            for number, file in enumerate(files)
+        }
+
+        def copy(file: _File) -> BadMessage | None:
+            target = copies[file.path]
+            try:
+                copy_checked(file.path, None if folder is None else target, file.spooled.checksum)
+            except BadMessage as error:
+                return error
+            if folder is not None:
+                sync(target)  # its spool will be deleted
+            return None
+
+        with ThreadPoolExecutor(self._copies, "copy") as threads:
+            errors = list(threads.map(copy, files))
+        faults = {file.spool: error for file, error in zip(files, errors, strict=True) if error is not None}
+        if faults:
+            raise DamagedSpools(faults)
+        return copies
+
 
 def _ingest(
-    butler: Butler, records: list[DimensionRecord], files: Sequence[FileDataset], transfer: str
+    butler: Butler,
+    mark: DatastoreMark,
+    records: list[DimensionRecord],
+    files: Sequence[FileDataset],
+    transfer: str,
 ) -> None:
     """Insert records and ingest files, all or nothing."""
     with butler.transaction():
         insert_records(butler, records)
         if files:
             butler.ingest(*files, transfer=transfer)
+            # Before the commit: a dataset that is registered is on the disk, and the next export
+            # of its spool does not copy it again.
+            if transfer == "move":
+                _sync_names(butler, [ref for file in files for ref in file.refs])
+            mark.check()
 
 
 def _local_root(butler: Butler) -> Path | None:
@@ -173,29 +264,20 @@ def _local_root(butler: Butler) -> Path | None:
     return Path(roots[0].ospath)
 
 
-def _copied(file: FileDataset, folder: Path) -> FileDataset:
-    """Copy a file to a folder and sync it: its spool will be deleted."""
-    source = ResourcePath(file.path)
-    copy = folder / source.basename()
-    shutil.copyfile(source.ospath, copy)
-    sync(copy)
-    return file_dataset(copy, file.refs, file.formatter)
-
-
 def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
-    """Sync the folders of new files, so that their names are on the disk too."""
-    uris = [found.primaryURI for found in butler.get_many_uris(refs).values()]
-    for folder in {Path(uri.ospath).parent for uri in uris if uri is not None}:
-        sync(folder)
+    """Sync the folders of new files, and those above, which may be new too."""
+    root = _local_root(butler)
+    uris = (found.primaryURI for found in butler.get_many_uris(refs).values())
+    leaves = {os.path.dirname(uri.ospath) for uri in uris if uri is not None}
+    folders = {folder for leaf in leaves for folder in (Path(leaf), *Path(leaf).parents)}
+    with ThreadPoolExecutor(_SYNCING, "sync") as threads:
+        list(threads.map(sync, (folder for folder in folders if root and folder.is_relative_to(root))))
 
 
-def _files(butler: Butler, spool: Path, manifest: Manifest) -> list[FileDataset]:
+def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:
     return [
-        file_dataset(
-            spool / file.name,
-            [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs],
-            file.formatter,
-        )
+        _File(spool, file, [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs])
+        for spool, manifest in batch.items()
         for file in manifest.files
     ]
 
@@ -213,22 +295,22 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
     return [found[key] for key in sorted(found)]
 
 
-def _without_known(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
+def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
     """Remove files whose datasets were exported before: the reply to that export was lost."""
     known = {ref.id for ref in butler.get_many_datasets([ref.id for file in files for ref in file.refs])}
     return [file for file in files if not any(ref.id in known for ref in file.refs)]
 
 
-def _first_of_each(files: Iterable[FileDataset]) -> list[FileDataset]:
+def _first_of_each(files: Iterable[_File]) -> list[_File]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[object, FileDataset] = {}
+    first: dict[object, _File] = {}
     for file in files:
         ref = file.refs[0]
         first.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
     return list(first.values())
 
 
-def _without_existing(butler: Butler, files: Sequence[FileDataset]) -> list[FileDataset]:
+def _without_existing(butler: Butler, files: Sequence[_File]) -> list[_File]:
     """Remove files whose run already has a dataset of the same type and data ID."""
     return [file for file in files if not any(_exists(butler, ref) for ref in file.refs)]
 

@@ -6,9 +6,13 @@ Covers writing and reading them. Exporting is done by
 """
 
 import logging
+import re
 import shutil
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pydantic
@@ -17,15 +21,31 @@ from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
+from ppdaemon.folders import folder_size
+from ppdaemon.middleware.export.checksums import checksum_of
 from ppdaemon.wire import Model, explain
 
-__all__ = ("MANIFEST", "Manifest", "SpoolKey", "SpooledFile", "check_files", "read_manifest", "write_spool")
+__all__ = (
+    "MANIFEST",
+    "Manifest",
+    "SpoolKey",
+    "SpooledFile",
+    "check_files",
+    "choose_folder",
+    "give_up_oldest_images",
+    "given_up_note",
+    "image_types",
+    "read_manifest",
+    "write_spool",
+)
 
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
-"""Bytes read at a time when files are checked."""
+_STUCK_S = 60.0
+"""Spools that have waited for so long wait for a central repo that is away."""
+_SYNCING = 4
+"""Files that are synced at once: a disk writes them together, and their checksums are computed meanwhile."""
 
 
 class SpoolKey(Model):
@@ -50,6 +70,8 @@ class SpooledFile(Model):
     name: str
     """Name in the spool folder."""
     size_bytes: int
+    checksum: str = ""
+    """As `ppdaemon.middleware.export.checksums` computes it; blank in spools of earlier versions."""
     formatter: str
     """Name of the class that reads it."""
     refs: tuple[SerializedDatasetRef, ...]
@@ -65,6 +87,8 @@ class Manifest(Model):
     records: tuple[SerializedDimensionRecord, ...]
     """Dimension records that the central repo may lack."""
     files: tuple[SpooledFile, ...]
+    given_up: tuple[str, ...] = ()
+    """Types of images that were deleted because too much waited for export."""
     failed: str = ""
     """Why the outputs are partial; the supervisor reads it if the worker died
     before it sent the reason."""
@@ -92,7 +116,7 @@ def write_spool(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = tuple(fill(partial))
+        files = _secured(partial, fill(partial))
         used = {ref.run for file in files for ref in file.refs}
         in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
         manifest = Manifest(
@@ -104,7 +128,7 @@ def write_spool(
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        for path in (*partial.iterdir(), partial):
+        for path in (partial / MANIFEST, partial):
             sync(path)
         may_commit()
         partial.rename(folder)
@@ -126,11 +150,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
 
 
-def check_files(folder: Path, manifest: Manifest, *, read_all: bool = False) -> None:
-    """Raise `~ppdaemon.errors.BadMessage` if a file of a spool is missing or of another size.
-
-    With `read_all`, each file is also read to its end.
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise `~ppdaemon.errors.BadMessage` if a file of a spool is missing or of another size, or if
+    the folder has the name of another attempt.
     """
+    if folder.name != manifest.key.folder:
+        raise BadMessage(f"{folder} was renamed: its manifest is that of {manifest.key.folder}")
     for file in manifest.files:
         path = folder / file.name
         try:
@@ -141,10 +166,86 @@ def check_files(folder: Path, manifest: Manifest, *, read_all: bool = False) -> 
             raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
         if size != file.size_bytes:
             raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
-    for path in (folder / file.name for file in manifest.files if read_all):
+
+
+def _secured(folder: Path, files: Iterable[SpooledFile]) -> tuple[SpooledFile, ...]:
+    """Write files to the disk; return them with their checksums."""
+
+    def secure(file: SpooledFile) -> SpooledFile:
+        path = folder / file.name
+        checksum = checksum_of(path)
+        sync(path)
+        return file.model_copy(update={"checksum": checksum})
+
+    with ThreadPoolExecutor(_SYNCING, "spool") as threads:
+        return tuple(threads.map(secure, files))
+
+
+def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
+    """Return the folder for the next spool: that on the RAM disk while it has less than a limit, and
+    what is in it is exported soon.
+    """
+    if limit_bytes == 0 or not ramdisk.is_dir():
+        return disk
+    used, now = 0, time.time()
+    for spool in ramdisk.iterdir():
+        used += folder_size(spool)
+        with suppress(FileNotFoundError):  # exported meanwhile
+            if now - spool.stat().st_mtime > _STUCK_S:
+                return disk
+    return disk if used >= limit_bytes else ramdisk
+
+
+def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches the names or storage classes of images."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
+
+
+def give_up_oldest_images(spools: Iterable[Path], images: re.Pattern[str], excess_bytes: int) -> None:
+    """Delete images of about this size, those of the first spools first."""
+    for spool in spools:
+        if excess_bytes <= 0:
+            return
         try:
-            with path.open("rb") as stream:
-                while stream.read(_CHUNK):
-                    pass
-        except OSError as error:
-            raise BadMessage(f"{path} cannot be read: {error.strerror}") from error
+            given_up = _give_up_images(spool, images)
+        except BadMessage:  # it is quarantined in a moment, or gone
+            continue
+        if given_up:
+            excess_bytes -= given_up
+            _LOG.error(
+                "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
+                spool.name,
+                given_up / 1e6,
+            )
+
+
+def given_up_note(manifest: Manifest) -> str:
+    """Return which datasets of a spool were given up, if any."""
+    names = ", ".join(manifest.given_up)
+    return f"given up while too much waited for export: {names}" if names else ""
+
+
+def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
+    """Delete the files of a spool with datasets whose type or storage class matches; return their size."""
+    manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
+    for file in manifest.files:
+        each = file.refs[0].datasetType
+        assert each is not None  # a spooled dataset has its type
+        if images.fullmatch(each.name) or images.fullmatch(each.storageClass or ""):
+            doomed.append(file)
+            names.append(each.name)
+        else:
+            kept.append(file)
+    if not doomed:
+        return 0
+    update = {"files": tuple(kept), "given_up": (*manifest.given_up, *names)}
+    changed = manifest.model_copy(update=update)
+    # The manifest first: it must not name a file that is gone.
+    new = spool / f"{MANIFEST}.new"
+    new.write_text(changed.model_dump_json(exclude_none=True))
+    sync(new)
+    new.rename(spool / MANIFEST)
+    sync(spool)
+    for file in doomed:
+        (spool / file.name).unlink(missing_ok=True)
+    return sum(file.size_bytes for file in doomed)

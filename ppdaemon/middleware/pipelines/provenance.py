@@ -11,11 +11,12 @@ from lsst.utils.packages import getEnvironmentPackages
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
+from ppdaemon.selection import output_chain
 
-__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_chain", "output_run")
+__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_run")
 
 NO_PIPELINE_RUN = "NoPipeline"
-"""Replaces the pipeline in the name of the run of footprints, metrics and preprocessing."""
+"""Replaces the pipeline in the name of the run of footprints and metrics."""
 
 _DIGITS = 8
 """Of the hash, in the name of each run: short, and enough to distinguish a site's deployments."""
@@ -64,15 +65,6 @@ def _settings(config: NodeConfig, instrument: str) -> dict[str, object]:
         "ingest": butler.ingest_of(instrument),
         "padding_arcsec": config.preload.padding_arcsec,
     }
-
-
-def output_chain(instrument: str, day_obs: int) -> str:
-    """Return the name of the chain of all outputs of a day (``YYYYMMDD``).
-
-    For instance ``LSSTCam/prompt/output-2026-11-22``.
-    """
-    digits = f"{day_obs:08d}"
-    return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
 
 
 def output_run(

@@ -1,22 +1,48 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Datasets written for each visit-detector before any image: its footprint and the preload metrics."""
+"""Datasets written for each visit-detector before any image: its footprint and the preload metrics.
 
+The times of a preload are written twice: with all counts for people, and as the bundle of metrics
+that LSST's own service writes, under its names, for the programs that read those.
+"""
+
+import json
+import uuid
+from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionUniverse
 from lsst.pipe.base.utils import RegionTimeInfo
 
 from ppdaemon.messages import Prepare
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, PreloadPlan
 from ppdaemon.middleware.raws.regions import Footprint
 
-__all__ = ("METRICS_TYPE", "put_footprint", "put_metrics", "types_of_groups")
+__all__ = ("BUNDLE_TYPE", "METRICS_TYPE", "put_bundle", "put_footprint", "put_metrics", "types_of_groups")
 
 METRICS_TYPE = "preload_metrics"
 """Dataset type of a preload's durations and counts."""
 
-_STORAGE = {FOOTPRINT_TYPE: "RegionTimeInfo", METRICS_TYPE: "StructuredDataDict"}
+BUNDLE_TYPE = "promptPreload_metrics"
+"""Dataset type of a preload's durations as a bundle of metrics."""
+
+_STORAGE = {
+    FOOTPRINT_TYPE: "RegionTimeInfo",
+    METRICS_TYPE: "StructuredDataDict",
+    BUNDLE_TYPE: "MetricMeasurementBundle",
+}
+_ACTION = "prepButlerTimeMetric"
+_METRICS = {
+    "prep_butlerTotalTime": "total_ms",
+    "prep_butlerSearchTime": "search_ms",
+    "prep_butlerTransferTime": "transfer_ms",
+    "prep_butlerPreprocessTime": "preprocess_ms",
+}
+"""Names of the metrics, all of which a bundle must have: its readers derive a schema from it."""
+_IDENTIFIER = "Live"
+"""What distinguishes metrics of visits from those of reprocessing."""
+_FORMATTER = "lsst.daf.butler.formatters.json.JsonFormatter"
 
 
 def types_of_groups(universe: DimensionUniverse) -> list[DatasetType]:
@@ -41,6 +67,33 @@ def put_metrics(local: Butler, order: Prepare, plan: PreloadPlan, timings: Timin
         "missing": sorted({each.name for missing in plan.missing.values() for each in missing}),
     }
     local.put(metrics, METRICS_TYPE, _data_id(order), run=run)
+
+
+def put_bundle(local: Butler, order: Prepare, timings: Timings, run: str, incoming: Path) -> None:
+    """Write the durations of a preload as a bundle of metrics.
+
+    The file is composed here and ingested, from a folder on the repo's filesystem: the class of the
+    bundle is in ``lsst.analysis.tools``, which is not needed to write one.
+    """
+    (definition,) = (each for each in types_of_groups(local.dimensions) if each.name == BUNDLE_TYPE)
+    ref = DatasetRef(definition, local.registry.expandDataId(_data_id(order)), run=run)
+    path = incoming / f"{ref.id}.json"
+    path.write_text(json.dumps(_bundle(timings)))
+    local.ingest(file_dataset(path, [ref], _FORMATTER), transfer="move")
+
+
+def _bundle(timings: Timings) -> dict[str, Any]:
+    measurements = [
+        {
+            "metric": metric,
+            "identifier": uuid.uuid4().hex,
+            "value": timings.values[phase] / 1e3,
+            "unit": "s",
+            "blob_refs": [],
+        }
+        for metric, phase in _METRICS.items()
+    ]
+    return {_ACTION: measurements, "__dataset_identifier": _IDENTIFIER, "__metricNamePrefix": ""}
 
 
 def _data_id(order: Prepare) -> dict[str, Any]:

@@ -208,6 +208,8 @@ class Job:
     unless a fixed name is configured."""
     butler: Butler
     """The worker's repo."""
+    provenance: DatasetRef | None = None
+    """Provenance graph that the run writes; `None` if it is not to be exported."""
 
 
 class Unsupported(Exception):

@@ -23,7 +23,7 @@ from pydantic_core import PydanticSerializationError
 
 from ppdaemon.middleware.butler.failures import describe, encodable
 
-__all__ = ("EncodingExecutor", "LogRecords")
+__all__ = ("EncodingExecutor", "LogRecords", "encodable_end")
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,11 +42,18 @@ class EncodingExecutor(SingleQuantumExecutor):
     ) -> QuantumExecutionResult:
         """Execute a quantum; see `lsst.pipe.base.quantum_graph_executor.QuantumExecutor`.
 
-        `log_records` stays empty: its class could not be written.
+        Like the metadata in the result, `log_records` may have what cannot be
+        encoded: see `encodable_end`.
         """
-        # An error of writing the log is raised outside of the task's own context.
-        with ButlerMDC.set_mdc({"LABEL": task_node.label}):
-            return super().execute(task_node, quantum, quantum_id, log_records=LogRecords([]))
+        records = LogRecords([])  # the log that is written must be of this class
+        try:
+            # An error of writing the log is raised outside of the task's own context.
+            with ButlerMDC.set_mdc({"LABEL": task_node.label}):
+                return super().execute(task_node, quantum, quantum_id, log_records=records)
+        finally:
+            if log_records is not None:
+                log_records.extend(records)
+                log_records.extra = records.extra
 
     def _write_metadata(
         self, quantum: Quantum, metadata: Any, task_node: TaskNode, /, limited_butler: LimitedButler
@@ -63,6 +70,22 @@ class EncodingExecutor(SingleQuantumExecutor):
         super()._write_metadata(quantum, metadata, task_node, limited_butler)
 
 
+def encodable_end(
+    records: ButlerLogRecords, metadata: TaskMetadata | None
+) -> tuple[ButlerLogRecords, TaskMetadata | None]:
+    """Return log and metadata of a quantum, or copies with replacement characters, that can be written."""
+    try:
+        records.to_json_data()
+    except PydanticSerializationError:
+        records = _encodable_records(records)
+    if metadata is not None:
+        try:
+            metadata.model_dump_json(warnings=False)
+        except PydanticSerializationError:
+            metadata = _encodable_metadata(metadata)
+    return records, metadata
+
+
 class LogRecords(ButlerLogRecords):
     """Records of a task's log that can always be written."""
 
@@ -72,8 +95,13 @@ class LogRecords(ButlerLogRecords):
             return super().to_json_data()
         except PydanticSerializationError as error:
             _LOG.warning("a task's log is written with replacement characters: %s", describe(error))
-        records = [_encodable_record(record) for record in self]
-        return ButlerLogRecords(records, extra=_encodable_value(self.extra)).to_json_data()
+        return _encodable_records(self).to_json_data()
+
+
+def _encodable_records(records: ButlerLogRecords) -> ButlerLogRecords:
+    return ButlerLogRecords(
+        [_encodable_record(record) for record in records], extra=_encodable_value(records.extra)
+    )
 
 
 def _encodable_record(record: ButlerLogRecord) -> ButlerLogRecord:

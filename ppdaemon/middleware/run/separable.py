@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ``separable`` engine: executors of ``lsst.pipe.base``, in this process."""
 
-from collections.abc import Callable
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from lsst.daf.butler import Butler
-from lsst.daf.butler.logging import ButlerMDC
+from lsst.daf.butler import Butler, DatasetRef, Quantum
+from lsst.daf.butler.logging import ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
+from lsst.pipe.base.pipeline_graph import TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import (
@@ -25,6 +29,7 @@ from ppdaemon.middleware.run.engine import (
     building,
 )
 from ppdaemon.middleware.run.executor import EncodingExecutor
+from ppdaemon.middleware.run.provenancegraph import QuantumEnd, write_provenance
 
 __all__ = ("SeparableEngine",)
 
@@ -52,16 +57,19 @@ class SeparableEngine(Engine):
             graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _SeparableRun(graph, query, execution)
+        return _SeparableRun(graph, query, execution, job.provenance)
 
 
 class _SeparableRun(PipelineRun):
     """A built graph and the Butler it is run with."""
 
-    def __init__(self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler):
+    def __init__(
+        self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler, provenance: DatasetRef | None
+    ):
         self._graph = graph
         self._query = query
         self._execution = execution
+        self._provenance = provenance
 
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         single = EncodingExecutor(
@@ -79,7 +87,18 @@ class _SeparableRun(PipelineRun):
             # SystemExit; the failure itself is recorded.
             if observed.failure is None:
                 raise
+        if self._provenance is not None:
+            self._write_provenance(self._provenance, observed.ends)
         return RunResult.of(observed.failure, observed.succeeded)
+
+    def _write_provenance(self, ref: DatasetRef, ends: Mapping[uuid.UUID, QuantumEnd]) -> None:
+        (root,) = self._execution.get_datastore_roots().values()
+        assert root is not None
+        with TemporaryDirectory(dir=root.ospath) as folder:  # on its filesystem, to be moved
+            file = write_provenance(Path(folder), ref, lambda: self._graph, ends)
+            if file is not None:
+                dataset = file_dataset(file.path, [ref], file.formatter)
+                self._execution.ingest(dataset, transfer="move")
 
 
 class _ObservedExecutor(QuantumExecutor):
@@ -90,15 +109,31 @@ class _ObservedExecutor(QuantumExecutor):
         self._before_task = before_task
         self.failure: TaskFailure | None = None
         self.succeeded: list[tuple[str, TaskMetadata]] = []
+        self.ends: dict[uuid.UUID, QuantumEnd] = {}
+        """How the quanta have ended that were run, for the provenance graph."""
 
-    def execute(self, task_node: Any, /, quantum: Any, *args: Any, **kwargs: Any) -> QuantumExecutionResult:
+    def execute(
+        self,
+        task_node: TaskNode,
+        /,
+        quantum: Quantum,
+        quantum_id: uuid.UUID | None = None,
+        *,
+        log_records: ButlerLogRecords | None = None,
+    ) -> QuantumExecutionResult:
+        assert quantum_id is not None
         self._before_task(task_node.label)
+        logs = ButlerLogRecords([]) if log_records is None else log_records
+        metadata = None
         try:
-            result = self._inner.execute(task_node, quantum, *args, **kwargs)
+            result = self._inner.execute(task_node, quantum, quantum_id, log_records=logs)
+            metadata = result.task_metadata
         except BaseException as error:
             if self.failure is None:
                 self.failure = TaskFailure.of(task_node.label, error)
             raise
-        if result.task_metadata is not None:
-            self.succeeded.append((task_node.label, result.task_metadata))
+        finally:
+            self.ends[quantum_id] = QuantumEnd(logs, metadata)
+        if metadata is not None:
+            self.succeeded.append((task_node.label, metadata))
         return result

@@ -62,11 +62,18 @@ class RequestHandler:
                 return rows_reply(await self._read(lambda db: journalfile.late_raws(db, request)))
             case reports.RequeueRequest():
                 return await self._requeue(request)
+            case reports.CatchupRequest():
+                return rows_reply(await self.reprocessor.mark_catchup(request))
             case reports.DrainRequest() | reports.ResumeRequest():
                 await self._drain_or_resume(isinstance(request, reports.ResumeRequest))
                 return reports.Ok()
             case reports.ReloadRequest():
                 return await self.reloader.reload()
+            case reports.ExportRequest(action="init"):
+                return reports.Ok(data=await self.status.exporter.mark_datastore())
+            case reports.ExportRequest():
+                self.status.exporter.hurry()
+                return reports.Ok()
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return not_found(f"there is no slot {number}")

@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +18,7 @@ from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.lock import NodeLock
 from ppdaemon.node.processes.exporter import ExporterProcess
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.meters import REPO_EVERY, Meters
 from ppdaemon.node.slots.pool import Pool
@@ -28,12 +29,12 @@ from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.problemlog import Finding, ProblemLog
-from ppdaemon.reports import StatusReport, WorkerRow
+from ppdaemon.reports import ArrivalSource, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.tracesender import TraceSender
 
-__all__ = ("Status",)
+__all__ = ("Status", "dead_sources")
 
 State = Literal["starting", "running", "draining", "stopping", "degraded"]
 
@@ -58,6 +59,7 @@ class Status:
     generations: Generations
     offer: CapacityOffer
     metrics: MetricsServer
+    publisher: PublisherProcess
     traces: TraceSender
     state: State = "starting"
     drained_since: float | None = None
@@ -129,8 +131,12 @@ class Status:
             refused_by_kind=dict(self.arrivals.refused_by_kind),
             spooled=self.exporter.waiting,
             oldest_spool_s=self.exporter.oldest_s,
+            spooled_mb=self.exporter.waiting_bytes / 1e6,
+            exported_per_min=self.exporter.rate,
+            exported_mb=self.exporter.exported_bytes / 1e6,
             journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
+            publish=self.publisher.report(),
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=() if starting else self.arrivals.report(),
             counters={
@@ -215,10 +221,14 @@ class Status:
             refused = NodeFolders.of(self.config).refused
             text = f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}"
             yield Finding("export", text, "quarantine")
-        for source in self.arrivals.report():
-            if not source.live:
-                yield Finding("arrivals", f"arrivals: {source.name}: {source.note}", source.name)
+        for names, note in dead_sources(self.arrivals.report()):
+            yield Finding("arrivals", f"arrivals: {names}: {note}", names)
         yield from (Finding("resources", problem) for problem in self.meters.problems)
+        for place in self.publisher.report():
+            if place.problem:
+                counts = f"{place.waiting} waiting, {place.dropped} dropped"
+                text = f"publish: {place.name}: {counts}: {place.problem}"
+                yield Finding("publish", text, place.name, degrades=False)
         if self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.traces.problem:
@@ -228,6 +238,17 @@ class Status:
         for slot in self.pool.slots.values():
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
                 yield Finding("slots", f"slot {slot.number} is {slot.state}: {slot.note}", str(slot.number))
+
+
+def dead_sources(sources: Iterable[ArrivalSource]) -> Iterator[tuple[str, str]]:
+    """Yield the names of sources that do not work, and why; those of one place with one reason together."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for source in sources:
+        if not source.live:
+            kind, _, place = source.name.partition(" ")
+            kinds.setdefault((place, source.note), []).append(kind)
+    for (place, note), those in kinds.items():
+        yield f"{', '.join(those)} {place}".rstrip(), note
 
 
 def _own_mb() -> float | None:

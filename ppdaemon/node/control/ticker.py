@@ -12,6 +12,7 @@ from ppdaemon.node.control.status import Status
 from ppdaemon.node.processes.child import reap
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.names import NameCheck
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.pool import Pool
@@ -40,6 +41,7 @@ class Ticker:
     pool: Pool
     exporter: ExporterProcess
     reader: ReaderProcess | None
+    publisher: PublisherProcess
     names: NameCheck
     offer: CapacityOffer
     folders: NodeFolders
@@ -63,6 +65,7 @@ class Ticker:
             await self.pump.resend_results()
             with contextlib.suppress(Unavailable):  # the journal's own problem is reported by its writer
                 self.status.late_raws = await asyncio.to_thread(self._count_late_raws)
+            await self.exporter.measure()
             self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)
             await asyncio.sleep(1.0)
 
@@ -77,6 +80,7 @@ class Ticker:
         zygotes, forked = self.generations.processes()
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
         names = self.names.pids
-        reap(children() - zygotes - reader - names)
+        publisher = {self.publisher.pid} if self.publisher.pid is not None else set()
+        reap(children() - zygotes - reader - publisher - names)
         exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
-        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader, *names})
+        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader, *publisher, *names})

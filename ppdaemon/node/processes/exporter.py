@@ -2,16 +2,20 @@
 """The exporter: one process that registers spools in the central repo.
 
 A central database that is down only delays exports: the spool folder is the list of pending
-exports, and a longer pause follows each failure.
+exports, and a pause follows each failure.
 """
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
+from ppdaemon.errors import Refused
+from ppdaemon.folders import folder_size
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
@@ -31,8 +35,15 @@ LONGEST_PAUSE = 16
 """In units of the first one."""
 EXPORT_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200)
 """An export takes seconds; longer ones waited for a central repo that was away."""
-BATCH = 100
-"""Spools in one order; they share one central transaction."""
+BATCH = 210
+"""Spools in one order: all of an exposure of 205 detectors. They share two central transactions, and
+the answer, which has a path and a note for each, must fit into one packet."""
+MOST_ENDS = 10_000
+"""Exports whose times are remembered, for the rate: a host exports less in a minute."""
+LONGEST_GATHERING = 10
+"""In units of `~ppdaemon.config.ExportConfig.gather_s`."""
+_MARKING = ()
+"""Instead of spools: the order to mark the datastore is unanswered."""
 
 
 class ExporterProcess(ForkedProcess[messages.ExporterFact]):
@@ -53,10 +64,23 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, request_fork)
         self._failure = ""
         self._done = done
+        self._gather_s, self._spool_max = config.gather_s, config.spool_max
+        self._gathering: asyncio.TimerHandle | None = None
+        self._added = 0.0
+        """When the last spool became pending, monotonic seconds."""
+        self._hurried = False
+        """Whether what is pending is exported without gathering more."""
+        self._marking: asyncio.Future[messages.DatastoreMarked] | None = None
         self._spools: dict[str, float] = {}
         """Since when each is pending, monotonic seconds, in order."""
         self.times = Histogram(EXPORT_BOUNDS_S)
         """How long spools were pending before they were in the central repo, seconds."""
+        self.exported_bytes = 0
+        """Size of all files in the exported spools."""
+        self._sizes: dict[str, int] = {}
+        """Bytes of each pending spool that was measured."""
+        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
+        """When the last spools were exported, monotonic seconds."""
 
     @property
     def waiting(self) -> int:
@@ -68,6 +92,24 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """For how many seconds the first spool has been pending; `None` if none is."""
         since = next(iter(self._spools.values()), None)
         return None if since is None else self._loop.time() - since
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the pending spools, as far as they were measured."""
+        return sum(size for spool, size in self._sizes.items() if spool in self._spools)
+
+    @property
+    def rate(self) -> float:
+        """How many spools were exported in the last minute."""
+        since = self._loop.time() - 60.0
+        return sum(1 for at in self._ends if at >= since)
+
+    async def measure(self) -> None:
+        """Measure the pending spools that were added since the last call."""
+        new = [spool for spool in self._spools if spool not in self._sizes]
+        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in new})
+        known = self._sizes | sizes
+        self._sizes = {spool: known[spool] for spool in self._spools if spool in known}
 
     @property
     def problem(self) -> str:
@@ -92,13 +134,36 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def add(self, spool: str) -> None:
         """Export this spool, a folder with a manifest, as soon as possible."""
-        self._spools.setdefault(spool, self._loop.time())
+        self._added = self._loop.time()
+        self._spools.setdefault(spool, self._added)
         self._serve()
 
-    def hurry(self) -> None:
-        """Start the next process now instead of after its pause: the daemon stops."""
-        if self._spools and self.lifecycle.state is ProcessState.PAUSING:
-            self.start()
+    def hurry(self, *, retry: bool = True) -> None:
+        """Export what is pending now: gather no more, and start the next process instead of after its
+        pause. Without `retry`, the pause after a failed export stays: the daemon stops.
+        """
+        if self._spools or self._marking is not None:
+            self._hurried = True
+            if retry:
+                self.lifecycle.hurry()
+            if self.lifecycle.state is ProcessState.PAUSING:
+                self.start()
+            self._serve()
+            self._set_timer()
+
+    async def mark_datastore(self) -> str:
+        """Mark the datastore as that of the central repo; return what was done.
+
+        Raises `~ppdaemon.errors.Refused` if that was not possible.
+        """
+        if self._marking is None:
+            self._marking = self._loop.create_future()
+        marking = self._marking
+        self.hurry()
+        answer = await asyncio.shield(marking)
+        if answer.refused:
+            raise Refused(answer.text)
+        return answer.text
 
     def withdraw(self, spool: str) -> bool:
         """Remove a spool from the pending ones; return `False` if it is being exported."""
@@ -109,6 +174,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def replace(self, config: ExportConfig) -> None:
         """Replace the process by one with a new configuration, after the present export."""
+        self._gather_s, self._spool_max = config.gather_s, config.spool_max
         self.lifecycle.set_pauses(config.retry_s, LONGEST_PAUSE * config.retry_s)
         if self._child is None:
             self.start()  # one that is being forked has the old configuration: its epoch is refused
@@ -126,14 +192,32 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             return
         if self.lifecycle.state is ProcessState.REPLACING and self._child is not None:
             self._child.send(encode(messages.Quit()))
-        elif self._spools:
+        elif self._marking is not None:
+            self._order(_MARKING, messages.MarkDatastore())
+        elif self._spools and self._is_gathered():
             spools = tuple(self._spools)[:BATCH]
-            self._order(spools, messages.ExportSpool(spools=spools))
+            excess_bytes = 0 if self._spool_max is None else max(0, self.waiting_bytes - self._spool_max)
+            order = messages.ExportSpool(spools=spools, excess_bytes=excess_bytes)
+            if self._order(spools, order) and excess_bytes:  # they will be smaller
+                self._sizes = {spool: size for spool, size in self._sizes.items() if spool not in spools}
+
+    def _is_gathered(self) -> bool:
+        """Return whether the pending spools are to be exported now; otherwise `_serve` is called then."""
+        oldest = next(iter(self._spools.values()))
+        due = min(self._added + self._gather_s, oldest + LONGEST_GATHERING * self._gather_s)
+        if self._hurried or len(self._spools) >= BATCH or due <= self._loop.time():
+            return True
+        if self._gathering is not None:
+            self._gathering.cancel()
+        self._gathering = self._loop.call_at(due, self._serve)
+        return False
 
     def _received(self, message: messages.ExporterFact, descriptors: list[int]) -> None:
         self._answered(self._exporting)
         match message:
             case messages.Ready():
+                if not self._spools:
+                    self._failure = ""  # with spools, the next export tells whether it works
                 self._ready()
                 return
             case messages.Exported():
@@ -141,11 +225,17 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 for spool in message.spools:
                     if (since := self._spools.pop(spool, None)) is not None:
                         self.times.add(now - since)
+                        self._ends.append(now)
+                self.exported_bytes += message.size_bytes
                 for spool in message.refused:
                     self._spools.pop(spool, None)
                 self._failure = ""
+                self._hurried = self._hurried and bool(self._spools)
                 self.lifecycle.succeeded()
                 self._done(message)
+            case messages.DatastoreMarked():
+                self._marked(message)
+                self.hurry()
             case messages.SpoolRefused(reason=reason):
                 _LOG.error("export failed; the spools stay and are tried again after a pause: %s", reason)
                 self._failure = reason
@@ -155,3 +245,9 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._failure = f"the process {cause}"
+        self._marked(messages.DatastoreMarked(text=f"the exporter {cause}", refused=True))
+
+    def _marked(self, answer: messages.DatastoreMarked) -> None:
+        if self._marking is not None and not self._marking.done():
+            self._marking.set_result(answer)
+        self._marking = None

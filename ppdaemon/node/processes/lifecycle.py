@@ -57,7 +57,7 @@ type DueAction = Start | Serve | Kill
 class Lifecycle:
     """The state, deadlines and pauses of one child process. `boot_s` limits a start, and the end
     of a process that is replaced; `answer_s` limits the answer to an order. The pauses are
-    those of `~ppdaemon.backoff.Backoff`.
+    those of `~ppdaemon.backoff.Backoff`; after an order that failed it is always the first one.
     """
 
     def __init__(
@@ -82,14 +82,17 @@ class Lifecycle:
 
     def set_pauses(self, first_s: float, longest_s: float) -> None:
         """Use these pauses from now on, and begin with the shortest."""
+        self._retry_s, self._retry_at = first_s, math.inf
         self._backoff = Backoff(first_s, longest_s, steady_s=self._steady_s)
 
     @property
     def deadline(self) -> float | None:
         """When `due` has to be called, in monotonic seconds."""
         match self.state:
-            case ProcessState.PAUSING | ProcessState.RETRYING:
+            case ProcessState.PAUSING:
                 return self._backoff.due
+            case ProcessState.RETRYING:
+                return self._retry_at
             case ProcessState.STARTING:
                 return self._boot_until
             case ProcessState.SERVING | ProcessState.RETIRED:
@@ -140,9 +143,15 @@ class Lifecycle:
 
     def failed(self, now: float) -> None:
         """Pause before the next order: this one could not be carried out."""
-        self._backoff.failed(now)
         if self.state is ProcessState.SERVING:
             self.state = ProcessState.RETRYING
+            # Does not grow: what the order needs may be back any time.
+            self._retry_at = now + self._retry_s
+
+    def hurry(self) -> None:
+        """End the pause before the next order."""
+        if self.state is ProcessState.RETRYING:
+            self.state = ProcessState.SERVING
 
     def replace(self, now: float) -> None:
         """Replace the process by another one."""
@@ -197,7 +206,7 @@ class Lifecycle:
             case ProcessState.PAUSING if deaths:
                 return f"{text}; the next one starts in {self._backoff.remaining_s(now):.0f} s"
             case ProcessState.STARTING if deaths:
-                return f"{text}; the next one boots"
+                return f"{text}; the next one is starting"
             case ProcessState.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
                 return text
         return ""

@@ -54,6 +54,8 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
         before, after = getattr(old, part), getattr(new, part)
         fields = type(before).model_fields
         keys += [f"{part}.{name}" for name in fields if getattr(before, name) != getattr(after, name)]
+    if old.publish != new.publish:
+        keys.append("publish")
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 
@@ -153,14 +155,17 @@ class Generations:
 
     async def start(self) -> None:
         """Create the first generation, and again after growing pauses while that fails: a restart of the
-        daemon would not help. Raise `~ppdaemon.errors.ConfigError` with all names that do not exist.
+        daemon would not help. Raise `~ppdaemon.errors.ConfigError` with all names that do not exist, unless
+        the daemon is already READY and waits: then the repo may be made now.
         """
         pauses = retry_pauses(self._current.config.export)
         while True:
             self._task_names = asyncio.get_running_loop().create_future()
             try:
                 self._resolving = await self._make(self._current, self._file, self._task_names)
-            except (TemplateFailed, ZygoteFailed) as error:
+            except (TemplateFailed, ZygoteFailed, ConfigError) as error:
+                if isinstance(error, ConfigError) and not self.waiting:
+                    raise
                 pause_s = pauses.failed(self._clock.mono())
                 _LOG.error("no worker can start: %s; tried again in %.1f s", error, pause_s)
                 text = f"no worker can start: {brief(error)}; tried again all the time"

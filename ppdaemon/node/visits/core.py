@@ -48,14 +48,13 @@ from ppdaemon.node.visits import model
 from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
-    HANDED_BACK,
-    WITHDRAWN,
     is_returned,
     refusal_reason,
     requeue_row,
     requeue_warning,
 )
 from ppdaemon.reports import REQUEUED, RequeueRow
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group
@@ -604,8 +603,9 @@ class Visits:
         retriable = finish.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
         again = self._end(visit, outcome, reason, effects, retriable=retriable, missed=missed)
         if spool is None:
-            folder = self._folders.spooled(*entry.key)
-            effects.actions.append(model.Discard((folder.with_name(f"{folder.name}.part"),)))
+            name = f"{self._folders.spooled(*entry.key).name}.part"
+            parents = self._folders.spool, self._folders.ramdisk_spool
+            effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
         elif again or is_returned(entry):
             # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.

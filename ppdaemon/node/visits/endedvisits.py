@@ -17,7 +17,7 @@ MAX_VISITS = 500
 MAX_BYTES = 600_000
 """With what it holds, a hello stays below the 1 MB that a relay accepts: 500 visits of 205 detectors are some
 500 kB, more with long names or many attempts; then the oldest are left out."""
-ENTRY_BYTES, DETECTOR_BYTES = 130, 4
+ENTRY_BYTES, DETECTOR_BYTES = 140, 4
 """Of one `~ppdaemon.messages.EndedDetectors` as JSON without its names, and of each detector in it."""
 
 
@@ -27,11 +27,11 @@ class EndedVisits:
 
     remember_s: float
     """A visit that ended longer ago is forgotten: a relay refuses its announcement as too old."""
-    _visits: OrderedDict[VisitKey, tuple[float, dict[int, tuple[int, Outcome, bool]]]] = field(
+    _visits: OrderedDict[VisitKey, tuple[float, dict[int, tuple[int, int | None, Outcome, bool]]]] = field(
         default_factory=OrderedDict
     )
     """By visit: when a detector ended last, monotonic seconds; by detector, the relay's number of the
-    attempt, its outcome, and whether the relay has confirmed it."""
+    attempt, the node's if it differs, its outcome, and whether the relay has confirmed it."""
 
     def add(self, entries: Iterable[ResultEntry], now: float, *, reported: bool = False) -> None:
         """Add outcomes; what was returned to the relay is none."""
@@ -40,7 +40,8 @@ class EndedVisits:
                 key = entry.instrument, entry.group
                 _, detectors = self._visits.get(key, (now, {}))
                 asked = entry.attempt if entry.asked is None else entry.asked
-                detectors[entry.detector] = asked, entry.outcome, reported
+                last = entry.attempt if entry.attempt != asked else None
+                detectors[entry.detector] = asked, last, entry.outcome, reported
                 self._visits[key] = now, detectors
                 self._visits.move_to_end(key)
         while self._visits and (
@@ -55,13 +56,13 @@ class EndedVisits:
         for instrument, group, detector, _ in keys:
             _, detectors = self._visits.get((instrument, group), (0.0, {}))
             if detector in detectors:
-                detectors[detector] = *detectors[detector][:2], True
+                detectors[detector] = *detectors[detector][:3], True
         for instrument, group, detector, _ in moved:
             self._visits.get((instrument, group), (0.0, {}))[1].pop(detector, None)
 
     def listed(self) -> tuple[EndedDetectors, ...]:
         """Return the newest, for the relay: as many as fit into its message."""
-        found: dict[tuple[str, str, int, Outcome, bool], list[int]] = defaultdict(list)
+        found: dict[tuple[str, str, int, int | None, Outcome, bool], list[int]] = defaultdict(list)
         size = 0
         for (instrument, group), (_, detectors) in reversed(self._visits.items()):
             entries = len(set(detectors.values()))
@@ -76,9 +77,10 @@ class EndedVisits:
                 instrument=instrument,
                 group=group,
                 attempt=attempt,
+                last=last,
                 detectors=tuple(detectors),
                 outcome=outcome,
                 reported=reported,
             )
-            for (instrument, group, attempt, outcome, reported), detectors in found.items()
+            for (instrument, group, attempt, last, outcome, reported), detectors in found.items()
         )

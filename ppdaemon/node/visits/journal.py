@@ -19,7 +19,9 @@ from ppdaemon.journalfile import converted
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
-from ppdaemon.node.visits.requeue import HANDED_BACK, WITHDRAWN, is_returned
+from ppdaemon.node.visits.requeue import is_returned
+from ppdaemon.reports import REQUEUED
+from ppdaemon.retries import CATCHUP, HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -184,6 +186,18 @@ class Journal(SqliteFile):
                         "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
+                    )
+                case model.MarkCatchup(keys=keys, state="released"):
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_remove(figures, '$.{CATCHUP}') WHERE {_IS_KEY}",
+                        keys,
+                    )
+                case model.MarkCatchup(keys=keys, state=state, run=run, tai=tai):
+                    value = json.dumps({"state": state, "run": run, "tai": tai})
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_set(figures, '$.{CATCHUP}', json(?))"
+                        f" WHERE {_IS_KEY}",
+                        [(value, *key) for key in keys],
                     )
                 case model.MarkUnreported(keys=keys):
                     # Never lower: a repeated older reservation must not hide a later one.
@@ -356,7 +370,7 @@ class Journal(SqliteFile):
             "SELECT instrument, grp, detector, max(attempt), visit, received_tai, stages, outcome, reason,"
             " final, partial, (SELECT max(no_return) FROM attempt AS any WHERE any.grp = this.grp"
             " AND any.instrument = this.instrument AND any.detector = this.detector) AS no_return, asked,"
-            " reported"
+            " reported, figures"
             " FROM attempt AS this WHERE grp = ? GROUP BY instrument, detector ORDER BY instrument, detector",
             group,
         )
@@ -384,6 +398,14 @@ class Journal(SqliteFile):
         returned = Outcome.CANCELLED, f"{HANDED_BACK}%", f"{WITHDRAWN}%"
         return {key for key in keys if self._db.execute(query, (*key, *returned)).fetchone()[0]}
 
+    def not_exported(self) -> list[Key]:
+        """Return the attempts whose outputs were spooled and are not in the central repo."""
+        rows = self._db.execute(
+            "SELECT instrument, grp, detector, attempt FROM attempt WHERE final = 1 AND datasets > 0"
+            " AND json_extract(stages, '$.central') IS NULL"
+        )
+        return [Key(*row) for row in rows]
+
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
         rows = self._rows(
@@ -396,14 +418,19 @@ class Journal(SqliteFile):
 
     def latest_outcomes(self, limit: int) -> list[tuple[ResultEntry, bool, float]]:
         """Return the newest outcomes, the oldest first: whether the relay has confirmed them, and for
-        how long their visits are known to be received, seconds.
+        how long their visits are known to be received, seconds. While an operator's attempt is open, the
+        outcome before it counts.
         """
         known = {self._clock.boot(): self._clock.mono()}
         found = []
         for *key, asked, outcome, reason, reported, boot, received_mono in self._db.execute(
             "SELECT instrument, grp, detector, max(attempt, asked), asked, outcome, reason, reported, boot,"
-            " received_mono FROM attempt WHERE final = 1 ORDER BY rowid DESC LIMIT ?",
-            (limit,),
+            " received_mono FROM attempt AS this WHERE final = 1 OR outcome IS NOT NULL AND EXISTS (SELECT 1"
+            " FROM attempt AS next WHERE next.instrument = this.instrument AND next.grp = this.grp"
+            " AND next.detector = this.detector AND next.attempt = this.attempt + 1"
+            " AND next.outcome IS NULL AND json_extract(next.figures, ?) IS NOT NULL)"
+            " ORDER BY rowid DESC LIMIT ?",
+            (f"$.{REQUEUED}", limit),
         ):
             names = dict(zip(("instrument", "group", "detector", "attempt"), key, strict=True))
             entry = ResultEntry(**names, asked=asked, outcome=outcome, reason=reason)

@@ -26,7 +26,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Assignment, Key
-from ppdaemon.reports import RequeueRow
+from ppdaemon.reports import CatchupState, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
@@ -299,6 +299,18 @@ class MarkExported:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkCatchup:
+    """Mark attempts that the catch-up processes or has processed."""
+
+    keys: tuple[Key, ...]
+    state: CatchupState
+    """``released`` removes the mark."""
+    run: str
+    """Output run of the catch-up."""
+    tai: float
+
+
+@dataclass(frozen=True, slots=True)
 class CountRecycled:
     """Count a worker that was replaced, for the report of the night."""
 
@@ -315,6 +327,7 @@ type Write = (
     | MarkReported
     | MarkUnreported
     | MarkExported
+    | MarkCatchup
     | CountRecycled
 )
 

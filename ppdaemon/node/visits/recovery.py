@@ -15,7 +15,7 @@ __all__ = ("discard", "read_leftovers", "spools_left")
 
 def read_leftovers(folders: NodeFolders, key: Key) -> Leftovers:
     """Read the point-of-no-return mark and the spool of an attempt."""
-    mark, spool = folders.mark(*key), folders.spooled(*key)
+    mark, spool = folders.mark(*key), folders.find_spool(*key)
     # A power failure may have cut the mark anywhere: in a character, or before
     # the first one.
     no_return = (mark.read_text(errors="replace") or "something permanent") if mark.exists() else ""
@@ -52,7 +52,14 @@ def discard(folders: Iterable[Path]) -> None:
         raise ExceptionGroup("folders cannot be deleted", errors)
 
 
-def spools_left(folders: NodeFolders) -> Sequence[Key]:
-    """Return the attempts whose spools wait for export, sorted by folder name."""
-    names = sorted(folder.name for folder in folders.spool.iterdir())
-    return [Key(*name) for name in map(folders.parse_spool_name, names) if name]
+def spools_left(folders: NodeFolders) -> tuple[Sequence[Key], Sequence[Path]]:
+    """Return the attempts whose spools wait for export, sorted by folder name, and other
+    complete ones: somebody has renamed them.
+    """
+    keys, renamed = [], []
+    for path in sorted(folders.spool.iterdir()):
+        if name := folders.parse_spool_name(path.name):
+            keys.append(Key(*name))
+        elif path.suffix not in (".part", ".done") and (path / "manifest.json").exists():
+            renamed.append(path)
+    return keys, renamed

@@ -89,8 +89,8 @@ class RelayClient:
         """The highest epoch of a relay so far."""
         self._problem = ""
         self._last_received = 0.0
-        self._away_since = self.clock.mono()
-        """When the relay was lost, or this object made."""
+        self._away_since: float | None = None
+        """When the relay was lost, or first tried: the start of a node may take minutes before that."""
         self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
         self._accepting = True
         self._renew = False
@@ -113,8 +113,8 @@ class RelayClient:
 
     @property
     def away_s(self) -> float:
-        """Seconds without a relay; 0 with one, or if none is configured."""
-        return 0.0 if self.connected or self.link.address is None else self.clock.mono() - self._away_since
+        """Seconds without a relay; 0 with one, or if none is configured or was tried."""
+        return 0.0 if self.connected or self._away_since is None else self.clock.mono() - self._away_since
 
     @property
     def problem(self) -> str:
@@ -133,6 +133,7 @@ class RelayClient:
         """Connect and exchange messages until canceled."""
         if self.link.address is None:
             return
+        self._away_since = self.clock.mono()
         try:
             while True:
                 await self._connect_with_pauses(self.link.address)

@@ -19,11 +19,11 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, RequeueRequested
+from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, MarkCatchup, RequeueRequested
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
-from ppdaemon.node.visits.requeue import refusal_reason
-from ppdaemon.reports import RequeueRow
+from ppdaemon.node.visits.requeue import catchup_refusal, refusal_reason
+from ppdaemon.reports import CatchupRequest, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
@@ -32,6 +32,8 @@ __all__ = ("Reprocessor",)
 
 _LOG = logging.getLogger(__name__)
 
+MOST_NAMED = 50
+"""Visit-detectors in one line of the log."""
 LATEST_OUTCOMES = 50_000
 """Rows of the journal that are read at the start, some 50 MB: 500 visits with 100 detectors each."""
 
@@ -83,12 +85,24 @@ class Reprocessor:
         """Export the spools of a previous run, except those of attempts with a
         later attempt, here or on another node, which writes the same datasets.
         """
-        keys = await asyncio.to_thread(spools_left, self.folders)
+        keys, renamed = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
         await asyncio.to_thread(discard, [self.folders.spooled(*key) for key in followed])
         for key in keys:
             if key not in followed:
                 self.exporter.add(str(self.folders.spooled(*key)))
+        for path in renamed:
+            self.exporter.add(str(path))  # which quarantines it, with the reason
+        waiting = await self.journal.call(lambda journal: journal.not_exported())
+        missing = await asyncio.to_thread(lambda: [key for key in waiting if self.folders.is_lost(*key)])
+        lost = sorted(set(missing) - await self.journal.call(lambda journal: journal.followed(missing)))
+        if lost:
+            _LOG.error(
+                "the outputs of %d visit-detectors are gone, they were not exported when the host stopped:"
+                " %s; see ppctl requeue",
+                len(lost),
+                ", ".join(f"{key.group} {key.detector}" for key in lost[:MOST_NAMED]),
+            )
 
     def export_moved_back(self) -> None:
         """Export spools that an operator has moved back from quarantine."""
@@ -123,6 +137,32 @@ class Reprocessor:
             rows.append(RequeueRow(instrument=instrument, detector=detector, text="not in the journal"))
         return sorted(rows, key=lambda row: (row.instrument, row.detector))
 
+    async def mark_catchup(self, request: CatchupRequest) -> list[RequeueRow]:
+        """Note which visit-detectors the daytime catch-up has, unless they are processed here, or something
+        permanent may have been written. Return one row for each detector.
+        """
+        # Under the lock of requeues: one visit-detector is either retried or caught up.
+        async with self._lock:
+            await self.pump.flush()
+            known = await self.journal.call(lambda journal: journal.last_attempts(request.group))
+            entries = {
+                entry.key.detector: entry for entry in known if entry.key.instrument == request.instrument
+            }
+            rows: list[RequeueRow] = []
+            keys: list[Key] = []
+            for detector in request.detectors:
+                entry = entries.get(detector)
+                text = "not in the journal" if entry is None else catchup_refusal(entry, request)
+                if entry is not None and not text:
+                    keys.append(entry.key)
+                attempt = None if entry is None or text else entry.key.attempt
+                rows.append(
+                    RequeueRow(instrument=request.instrument, detector=detector, attempt=attempt, text=text)
+                )
+            mark = MarkCatchup(tuple(keys), request.state, request.run, self.pump.clock.tai())
+            await self.journal.call(lambda journal: journal.write(mark))
+        return rows
+
     async def _requeue(self, entries: Sequence[JournalEntry], *, force: bool) -> Sequence[RequeueRow]:
         allowed = [entry for entry in entries if not refusal_reason(entry, force=force)]
         await self._rescan(allowed)
@@ -145,7 +185,7 @@ class Reprocessor:
         )
 
     def _existing_spools(self, entries: Sequence[JournalEntry]) -> dict[Key, str]:
-        spools = {entry.key: self.folders.spooled(*entry.key) for entry in entries}
+        spools = {entry.key: self.folders.find_spool(*entry.key) for entry in entries}
         return {key: str(spool) for key, spool in spools.items() if spool.exists()}
 
     async def _rescan(self, entries: Sequence[JournalEntry]) -> None:

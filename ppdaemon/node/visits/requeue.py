@@ -1,25 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which visit-detectors with an outcome may be retried by an operator. Pure."""
 
+from ppdaemon import retries
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.visits.model import JournalEntry
-from ppdaemon.reports import RequeueRow
+from ppdaemon.reports import CatchupRequest, RequeueRow
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 
-__all__ = (
-    "HANDED_BACK",
-    "WITHDRAWN",
-    "is_returned",
-    "refusal_reason",
-    "requeue_row",
-    "requeue_warning",
-)
-
-# In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
-HANDED_BACK = "handed back"
-"""Beginning of the reason of a visit-detector that the relay gives to another node."""
-WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
-"""Reason of a visit-detector that the relay withdrew without a cancellation."""
+__all__ = ("catchup_refusal", "is_returned", "refusal_reason", "requeue_row", "requeue_warning")
 
 
 def is_returned(ended: JournalEntry | ResultEntry) -> bool:
@@ -28,25 +17,19 @@ def is_returned(ended: JournalEntry | ResultEntry) -> bool:
 
 
 def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
-    """Return why a visit-detector cannot be retried, or a blank.
-
-    ``entry`` is its last attempt, with ``no_return`` of all attempts; with
-    ``force`` the operator accepts that outputs may be sent twice.
-    """
+    """Return why a visit-detector cannot be retried, or a blank; see `ppdaemon.retries.refusal_reason`."""
     if not entry.final:
         return "it is under way"
-    if entry.outcome == Outcome.SUCCEEDED and not entry.partial:
-        return "it has succeeded"
-    if force:
-        return ""
-    if entry.no_return:
-        return (
-            f"attempt {entry.key.attempt} passed the point of no return ({entry.no_return}):"
-            " its writes to the alert database or stream would be there twice; --force accepts that"
-        )
-    if entry.reason.startswith((HANDED_BACK, WITHDRAWN)):
-        return f"{entry.reason}: two nodes would process it; --force accepts that"
-    return ""
+    return retries.refusal_reason(entry, entry.key.attempt, force=force)
+
+
+def catchup_refusal(entry: JournalEntry, request: CatchupRequest) -> str:
+    """Return why the catch-up cannot have a visit-detector, or a blank."""
+    if request.state == "released":
+        return "" if retries.catchup_state(entry) == "running" else "the catch-up does not have it"
+    # A catch-up that was killed is repeated, and what it has made is noted by the same or another one.
+    force = request.force or request.state == "done" or retries.catchup_state(entry) == "running"
+    return refusal_reason(entry, force=force)
 
 
 def requeue_warning(before: JournalEntry) -> str:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Moves a spool that cannot be exported to another folder, with the reason, for an operator."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from ppdaemon import log
+from ppdaemon.durable import sync
+from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.middleware.butler.failures import describe
+
+__all__ = ("quarantine",)
+
+_LOG = logging.getLogger(__name__)
+
+
+def quarantine(spool: Path, error: Exception, refused: Path, uri: str) -> None:
+    """Move a spool to the quarantine folder `refused`, with the reason in it; `uri` is the central repo."""
+    reason = describe(error)
+    names = ("instrument", "group", "detector", "attempt")
+    with log.about(**dict(zip(names, NodeFolders.parse_spool_name(spool.name) or (), strict=False))):
+        _LOG.error(
+            "spool %s cannot be exported, it is quarantined in %s (see %s there to export it again): %s",
+            spool.name,
+            refused,
+            REFUSAL,
+            reason,
+        )
+    refused.mkdir(exist_ok=True)
+    try:
+        (spool / REFUSAL).write_text(_note(refused.with_name("spool"), uri, reason))
+    except OSError as problem:  # a damaged folder may not be writable either
+        _LOG.warning(
+            "the reason cannot be written to %s in spool %s: %s", REFUSAL, spool.name, describe(problem)
+        )
+    # The operator may have copied the spool back, instead of moving it.
+    shutil.rmtree(refused / spool.name, ignore_errors=True)
+    shutil.move(spool, refused / spool.name)  # copied if it is on the RAM disk
+    # The new entry first: a power failure must not lose both.
+    sync(refused)
+    sync(spool.parent)
+
+
+def _note(spools: Path, uri: str, reason: str) -> str:
+    return (
+        f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
+        f"To export them, remove the cause, move this folder back to {spools}\n"
+        "and run 'ppctl reload'. Otherwise delete this folder.\n"
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The publisher: one process that sends metrics and telemetry to Kafka and REST proxies.
+
+Nothing waits for it: what it cannot take is dropped, and counted.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdaemon.config import LogConfig
+from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
+from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
+from ppdaemon.node.processes.supervised import SupervisedProcess
+from ppdaemon.publish.config import Publication
+from ppdaemon.publish.messages import (
+    PUBLISHER_FACTS,
+    Publish,
+    PublisherFact,
+    PublisherReady,
+    PublisherSettings,
+    PublishReport,
+    Telemetry,
+)
+from ppdaemon.reports import DestinationReport
+from ppdaemon.wire import encode
+
+__all__ = ("PublisherProcess",)
+
+BOOT_S = 60.0
+ANSWER_S = 60.0
+"""Not used: orders have no answer."""
+MAX_PENDING = 1000
+"""Outcomes that wait for a publisher that starts; then the oldest are dropped."""
+
+
+class PublisherProcess(SupervisedProcess[PublisherFact]):
+    """Supervises one publisher, and sends it the outcomes of visit-detectors."""
+
+    def __init__(
+        self,
+        publish: Sequence[Publication],
+        folder: Path,
+        lifeline: Lifeline,
+        environment: Mapping[str, str],
+        log: Path,
+        log_config: LogConfig,
+    ):
+        lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=ANSWER_S, first_pause_s=1.0, longest_pause_s=30.0)
+        super().__init__("publisher", log, PUBLISHER_FACTS, lifecycle)
+        self._publish = tuple(publish)
+        self._folder = folder
+        self._lifeline = lifeline
+        self._environment = environment
+        self._log_config = log_config
+        self._pending: deque[Publish] = deque()
+        self._orders = 0
+        """Outcomes that were sent to the present publisher."""
+        self._reported = 0
+        """Those that are in its last report."""
+        self._dropped = 0
+        """Outcomes that this process could not hand on."""
+        self._before: Counter[tuple[str, str]] = Counter()
+        """What publishers that have ended had sent and dropped, by destination."""
+        self._now: dict[str, DestinationReport] = {}
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is published."""
+        return bool(self._publish)
+
+    def start(self) -> None:
+        """Start the process, if anything is published."""
+        if self.enabled:
+            self._folder.mkdir(exist_ok=True)
+            super().start()
+
+    def add(self, telemetry: Telemetry, file: str) -> None:
+        """Publish an outcome, and the metrics in the worker's file of this name."""
+        if not self.enabled:
+            return
+        self._pending.append(Publish(telemetry=telemetry, file=file))
+        if len(self._pending) > MAX_PENDING:
+            self._pending.popleft()
+            self._dropped += 1
+        self._serve()
+
+    @property
+    def waiting(self) -> int:
+        """How many records and outcomes are not published, as far as is known."""
+        unreported = self._orders - self._reported
+        return len(self._pending) + unreported + sum(each.waiting for each in self._now.values())
+
+    def report(self) -> tuple[DestinationReport, ...]:
+        """Return the counts of each destination since the start of the daemon."""
+        rows = []
+        for config in self._publish:
+            now = self._now.get(config.name, DestinationReport(name=config.name))
+            rows.append(
+                now.model_copy(
+                    update={
+                        "sent": now.sent + self._before[config.name, "sent"],
+                        "dropped": now.dropped + self._before[config.name, "dropped"] + self._dropped,
+                        "waiting": now.waiting + len(self._pending),
+                        "problem": now.problem or self.problem,
+                    }
+                )
+            )
+        return tuple(rows)
+
+    def _launch(self) -> ChildProcess:
+        child = launch(
+            "ppdaemon.worker.publisher",
+            ["--log", str(self._log)],
+            self._lifeline,
+            self._environment,
+            self._log,
+        )
+        settings = PublisherSettings(
+            publish=self._publish,
+            folder=str(self._folder),
+            log_level=self._log_config.level,
+            log_format=self._log_config.format,
+        )
+        child.send(encode(settings))  # a new channel has room for it
+        return child
+
+    def _serve(self) -> None:
+        while self._pending and self._child is not None and self.lifecycle.state is ProcessState.SERVING:
+            if not self._child.send(encode(self._pending[0])):
+                return  # it does not read: sent with a later one, or dropped
+            self._pending.popleft()
+            self._orders += 1
+
+    def _received(self, message: PublisherFact, descriptors: list[int]) -> None:
+        match message:
+            case PublisherReady():
+                self._ready()
+            case PublishReport(orders=orders, places=places):
+                self.lifecycle.succeeded()
+                self._reported = orders
+                self._now = {each.name: each for each in places}
+
+    def _give_up(self, cause: str, unanswered: list[Any]) -> None:
+        for name, each in self._now.items():
+            self._before[name, "sent"] += each.sent
+            # What waited in the process is lost with it.
+            self._before[name, "dropped"] += each.dropped + each.waiting
+        self._now, self._orders, self._reported = {}, 0, 0

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The producer of Kafka messages: sends some, waits for the acknowledgments.
+
+The client library is the extra ``kafka``; it is imported when a producer is made. It starts
+threads and does not survive a fork: only processes that fork nothing make one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ppdaemon.errors import Unavailable
+
+__all__ = ("KafkaMessage", "KafkaProducer", "Unsent")
+
+MARGIN_S = 2.0
+"""How much longer than its time limit a message may take until its failure is reported."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KafkaMessage:
+    """A message of a topic; two of the same content are two."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Messages that were not acknowledged, and why."""
+
+    later: tuple[KafkaMessage, ...] = ()
+    """Send them again: the cluster was not available."""
+    refused: tuple[KafkaMessage, ...] = ()
+    """Never accepted, such as one that is too large."""
+    reason: str = ""
+
+
+class KafkaProducer:
+    """Sends messages to a cluster; not for several threads.
+
+    `options` are those of librdkafka. Raises `~ppdaemon.errors.Unavailable` if the
+    library is not installed or refuses an option.
+    """
+
+    def __init__(self, brokers: str, options: Mapping[str, str], timeout_s: float):
+        try:
+            import confluent_kafka
+        except ImportError as error:
+            raise Unavailable(f"{error}: install ppdaemon with the extra kafka") from error
+        self._timeout_s = timeout_s
+        self._permanent = {
+            confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE,
+            confluent_kafka.KafkaError.INVALID_MSG_SIZE,
+        }
+        self._error = confluent_kafka.KafkaException
+        settings = {
+            "bootstrap.servers": brokers,
+            "message.timeout.ms": round(timeout_s * 1000),
+            # No message twice if only an acknowledgment was lost.
+            "enable.idempotence": True,
+            # Errors are returned with the messages; the library would print each attempt to connect.
+            "logger": _quiet,
+            **options,
+        }
+        try:
+            self._producer: Any = confluent_kafka.Producer(settings)
+        except self._error as error:
+            raise Unavailable(f"Kafka: {error.args[0].str()}") from error
+
+    def send(self, topic: str, messages: Sequence[KafkaMessage]) -> Unsent:
+        """Send messages in order and wait for their acknowledgments, within the time limit."""
+        later: list[KafkaMessage] = []
+        refused: list[KafkaMessage] = []
+        reasons: list[str] = []
+
+        def failed(message: KafkaMessage, error: Any) -> None:
+            (refused if error.code() in self._permanent else later).append(message)
+            reasons.append(error.str())
+
+        def delivered(message: KafkaMessage, error: Any, _: object) -> None:
+            if error is not None:
+                failed(message, error)
+
+        for message in messages:
+            try:
+                self._producer.produce(
+                    topic, message.value, message.key.encode(), on_delivery=partial(delivered, message)
+                )
+            except self._error as error:
+                failed(message, error.args[0])
+            except BufferError as error:  # the queue of the library is full
+                later.append(message)
+                reasons.append(str(error))
+        if self._producer.flush(self._timeout_s + MARGIN_S):
+            # The library drops them then, and calls `delivered` for each.
+            self._producer.purge()
+            self._producer.flush(MARGIN_S)
+        return Unsent(tuple(later), tuple(refused), reasons[0] if reasons else "")
+
+    def close(self) -> None:
+        """Drop what is not sent."""
+        self._producer.purge()
+        self._producer.flush(MARGIN_S)
+
+
+class _Quiet:
+    def log(self, *_: object) -> None:
+        """Drop a message of the library."""
+
+
+_quiet = _Quiet()

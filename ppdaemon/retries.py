@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which visit-detectors with an outcome may be processed again: by the daemon, or by the catch-up. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ppdaemon.states import Outcome
+
+__all__ = ("CATCHUP", "HANDED_BACK", "WITHDRAWN", "Ended", "catchup_state", "refusal_reason")
+
+# In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
+HANDED_BACK = "handed back"
+"""Beginning of the reason of a visit-detector that the relay gives to another node."""
+WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
+"""Reason of a visit-detector that the relay withdrew without a cancellation."""
+CATCHUP = "catchup"
+"""Key in the figures of attempts that the catch-up processes or has processed: ``state``, which is
+``running`` or ``done``, ``run`` and ``tai``."""
+
+
+class Ended(Protocol):
+    """An attempt with an outcome, in the journal or in a report of it."""
+
+    @property
+    def outcome(self) -> Outcome | None: ...  # noqa: D102
+    @property
+    def partial(self) -> bool: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def no_return(self) -> str: ...  # noqa: D102
+    @property
+    def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+def catchup_state(ended: Ended) -> str:
+    """Return ``running`` or ``done`` if the catch-up has this attempt, or a blank."""
+    return str(ended.figures.get(CATCHUP, {}).get("state", ""))
+
+
+def refusal_reason(ended: Ended, attempt: int, *, force: bool) -> str:
+    """Return why a visit-detector cannot be processed again, or a blank.
+
+    ``ended`` is its last attempt, with ``no_return`` of all attempts; with
+    ``force`` the operator accepts that outputs may be sent twice.
+    """
+    if ended.outcome == Outcome.SUCCEEDED and not ended.partial:
+        return "it has succeeded"
+    if force:
+        return ""
+    if state := catchup_state(ended):
+        run = ended.figures[CATCHUP].get("run", "")
+        did = "the catch-up has processed it" if state == "done" else "the catch-up processes it"
+        return f"{did} (run {run}): its outputs would be there twice; --force accepts that"
+    if ended.no_return:
+        return (
+            f"attempt {attempt} passed the point of no return ({ended.no_return}):"
+            " its writes to the alert database or stream would be there twice; --force accepts that"
+        )
+    if ended.reason.startswith((HANDED_BACK, WITHDRAWN)):
+        return f"{ended.reason}: two nodes would process it; --force accepts that"
+    return ""

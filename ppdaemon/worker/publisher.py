@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Publishes metrics and telemetry, for the supervisor.
+
+A separate process: its threads wait for networks, and the client library of Kafka starts threads of
+its own. Started only where something is published.
+"""
+
+import argparse
+import os
+import select
+import socket
+import time
+from pathlib import Path
+
+import pydantic
+
+from ppdaemon import log
+from ppdaemon.messages import PACKET_LIMIT
+from ppdaemon.publish import messages
+from ppdaemon.publish.destination import Destination, open_sink
+from ppdaemon.publish.records import bundle_records, telemetry_records
+from ppdaemon.wire import decode, encode
+from ppdaemon.worker.childsetup import ChildSettings, set_up_child
+
+__all__ = ("main",)
+
+REPORT_S = 1.0
+"""Shortest interval of reports."""
+
+
+class Publisher:
+    """Reads orders, and distributes what they name to the destinations."""
+
+    def __init__(self, channel: socket.socket, settings: messages.PublisherSettings):
+        self._channel = channel
+        self._folder = Path(settings.folder)
+        self._places = [
+            (config, Destination(config, lambda config=config: open_sink(config)))  # type: ignore[misc]
+            for config in settings.publish
+        ]
+        self._orders = 0
+        self._last: messages.PublishReport | None = None
+
+    def serve(self) -> None:
+        """Serve until the supervisor closes its end."""
+        for _, place in self._places:
+            place.start()
+        self._channel.send(encode(messages.PublisherReady(pid=os.getpid())))
+        # Left by a publisher that has died; those of visits under way are found a second time, and gone then.
+        for path in sorted(self._folder.glob("*.json")):
+            self._publish_file(path)
+        poll, due = select.poll(), 0.0
+        poll.register(self._channel, select.POLLIN)
+        while True:
+            if poll.poll(REPORT_S * 1000):
+                packet = self._channel.recv(PACKET_LIMIT)
+                if not packet:
+                    return
+                order = decode(packet, messages.PUBLISHER_ORDERS, limit=PACKET_LIMIT)
+                assert isinstance(order, messages.Publish)
+                self._publish(order)
+            if time.monotonic() >= due:
+                self._report()
+                due = time.monotonic() + REPORT_S
+
+    def _publish(self, order: messages.Publish) -> None:
+        self._orders += 1
+        for config, place in self._places:
+            place.add(telemetry_records(order.telemetry, config))
+        self._publish_file(self._folder / order.file)
+
+    def _publish_file(self, path: Path) -> None:
+        """Publish the bundles of a visit-detector and delete their file, if there is one."""
+        try:
+            content = messages.BUNDLES.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, pydantic.ValidationError):
+            content = ()  # damaged: a full disk, or a crash while it was written
+        for config, place in self._places:
+            for bundle in content:
+                place.add(bundle_records(bundle, config))
+        path.unlink(missing_ok=True)
+
+    def _report(self) -> None:
+        places = tuple(place.report() for _, place in self._places)
+        report = messages.PublishReport(orders=self._orders, places=places)
+        if report != self._last:
+            self._channel.send(encode(report))
+            self._last = report
+
+
+def main() -> None:
+    """Run the publisher."""
+    parser = argparse.ArgumentParser(prog="ppdaemon-publisher", description=__doc__)
+    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
+    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
+    parser.add_argument("--log", required=True, help="file for the output")
+    options = parser.parse_args()
+    channel = socket.socket(fileno=options.channel)
+    set_up_child(
+        ChildSettings(
+            title="ppdaemon publisher",
+            log=options.log,
+            lifeline=options.lifeline,
+            keep=(options.channel, options.lifeline),
+            nice=0,
+            seed=time.time_ns() ^ os.getpid(),
+        )
+    )
+    settings = decode(channel.recv(PACKET_LIMIT), messages.PUBLISHER_ORDERS, limit=PACKET_LIMIT)
+    assert isinstance(settings, messages.PublisherSettings)
+    log.set_up(settings.log_level, settings.log_format, {}, role="publisher")
+    Publisher(channel, settings).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Kafka cluster in this process: the client library's own, which has the real protocol."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, Producer
+
+WITHIN_S = 20.0
+
+
+class KafkaCluster:
+    """One broker; topics are created when they are used."""
+
+    def __init__(self) -> None:
+        # The cluster exists as long as this client.
+        self._client = Producer({"test.mock.num.brokers": 1})
+        (broker,) = self._client.list_topics(timeout=WITHIN_S).brokers.values()
+        self.brokers = f"{broker.host}:{broker.port}"
+
+    def read(self, topic: str, count: int) -> list[tuple[str, bytes]]:
+        """Wait for messages of a topic; return their keys and values."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.brokers, "group.id": "test", "auto.offset.reset": "earliest"}
+        )
+        consumer.subscribe([topic])
+        found: list[tuple[str, bytes]] = []
+        until = time.monotonic() + WITHIN_S
+        try:
+            while len(found) < count:
+                assert time.monotonic() < until, f"{len(found)} of {count} messages of {topic}"
+                message: Any = consumer.poll(0.1)
+                if message is not None and message.error() is None:
+                    found.append((message.key().decode(), message.value()))
+        finally:
+            consumer.close()
+        return found
+
+
+@contextmanager
+def kafka_cluster() -> Iterator[KafkaCluster]:
+    """Yield a cluster."""
+    yield KafkaCluster()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The publisher of a real node: telemetry reaches those who take it, and nothing waits for the others."""
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafkacluster import kafka_cluster
+from node import running
+from restproxyserver import RestProxyServer, rest_proxy
+
+from ppdaemon.publish.messages import BUNDLES, Bundle
+from ppdaemon.states import Outcome
+from ppdaemon.testing.node import NodeProcess
+from ppdaemon.testing.processes import descendants, title
+
+TOPIC = "lsst.prompt.visitDetector"
+
+
+@pytest.fixture
+def proxy() -> Iterator[RestProxyServer]:
+    with rest_proxy() as server:
+        yield server
+
+
+@contextmanager
+def publishing(folder: Path, sockets: Path, *to: dict[str, Any]) -> Iterator[NodeProcess]:
+    with running(folder, sockets, publish=list(to)) as node:
+        yield node
+
+
+def succeed(node: NodeProcess, group: str) -> float:
+    """Process a visit; return how long its outcome took."""
+    begin = time.monotonic()
+    node.relay.reserve(group)
+    node.land(group)
+    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    return time.monotonic() - begin
+
+
+def publisher_of(node: NodeProcess) -> int | None:
+    return next((pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon publisher"), None)
+
+
+def test_outcomes_reach_a_topic_and_metrics_a_rest_proxy(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    with kafka_cluster() as cluster:
+        kafka = {"what": "telemetry", "to": f"kafka://{cluster.brokers}/outcomes"}
+        rest = {"what": ".*_metrics", "to": proxy.url, "format": "avro"}
+        with publishing(tmp_path, socket_dir, kafka, rest) as node:
+            # As a worker leaves them beside its spool.
+            content = {"action": [{"metric": "m", "value": 2.5, "unit": "s"}], "__dataset_identifier": "Live"}
+            bundle = Bundle(
+                id=uuid.uuid4(), run="r", dataset_type="a_metrics", data_id={}, utc=1.0, content=content
+            )
+            file = node.state / "publish" / "DemoCam~g1~0~1.json"
+            file.write_bytes(BUNDLES.dump_json((bundle,)))
+            succeed(node, "g1")
+            ((key, value),) = cluster.read("outcomes", 1)
+            telemetry = json.loads(value)
+            assert key == "DemoCam 0"
+            assert (telemetry["group"], telemetry["outcome"]) == ("g1", "succeeded")
+            assert (telemetry["node"], telemetry["exposures"]) == (node.status().node, 1)
+            assert 0 < telemetry["prepare_s"] < 60
+            node.wait(lambda: proxy.records("lsst.prompt.action"))
+            assert proxy.records("lsst.prompt.action")[0]["m"] == 2.5
+            node.wait(lambda: [each.sent for each in node.status().publish] == [1, 1])
+            assert not file.exists()
+
+
+def test_a_stuck_endpoint_delays_no_outcome_and_no_stop(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    """Fault 75: nobody takes telemetry; it is dropped with a count, and nothing waits."""
+    to = {"what": "telemetry", "to": proxy.url, "queue": 2, "timeout_s": 600}
+    with publishing(tmp_path, socket_dir, to) as node:
+        first = succeed(node, "g0")
+        node.wait(lambda: node.status().publish[0].sent == 1)
+        proxy.hanging.clear()
+        times = [succeed(node, f"g{number}") for number in range(1, 6)]
+        assert max(times) < max(10 * first, 5.0)
+        # One is being sent, two wait.
+        node.wait(lambda: node.status().publish[0].dropped == 2)
+        assert node.status().publish[0].waiting == 3
+        node.wait(lambda: node.status().spooled == 0)
+        begin = time.monotonic()
+        assert node.stop() == 0
+        assert time.monotonic() - begin < 15
+
+
+def test_a_refusing_endpoint_is_a_problem_that_does_not_degrade(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    proxy.status = 503
+    with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
+        succeed(node, "g1")
+        text = f"publish: telemetry to {proxy.url}: 1 waiting, 0 dropped: "
+        node.wait(lambda: any(each.startswith(text) for each in node.status().problem_texts))
+        assert node.status().state == "running"
+        proxy.status = 200
+        node.wait(lambda: proxy.records(TOPIC))
+        node.wait(lambda: not node.status().problem_texts)
+
+
+def test_a_killed_publisher_is_replaced(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
+    with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
+        succeed(node, "g1")
+        node.wait(lambda: node.status().publish[0].sent == 1)
+        killed = publisher_of(node)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        node.wait(lambda: publisher_of(node) not in (None, killed))
+        succeed(node, "g2")
+        node.wait(lambda: node.status().publish[0].sent == 2)
+        assert [each["group"] for each in proxy.records(TOPIC)] == ["g1", "g2"]
+        assert node.status().publish[0].dropped == 0
+
+
+def test_a_stop_publishes_the_last_outcomes(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
+    with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
+        for number in range(3):
+            succeed(node, f"g{number}")
+        assert node.stop() == 0
+    assert [each["group"] for each in proxy.records(TOPIC)] == ["g0", "g1", "g2"]

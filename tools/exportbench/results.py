@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Results of the bench of exports and their goals. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from benching.results import Goal, percentile
+
+__all__ = ("DATABASES", "goals", "summarize_database", "summarize_held")
+
+DATABASES = ("sqlite", "postgresql")
+
+
+def goals(databases: Sequence[str] = DATABASES) -> dict[str, Goal]:
+    """Return the goals of the databases that are measured."""
+    found = {"held_ratio": Goal(0.6)}
+    for name in databases:
+        found[f"{name}_faster"] = Goal(6.0, "at least")
+        found[f"{name}_transactions"] = Goal(3)
+        found[f"{name}_registration_ratio"] = Goal(2.0)
+    return found
+
+
+def summarize_database(name: str, samples: Mapping[str, float], datasets: int) -> dict[str, float]:
+    """Return the figures of one database: seconds of all samples, and their ratios."""
+    registered = samples["registered_s"]
+    return {
+        f"{name}_direct_s": samples["direct_s"],
+        f"{name}_direct_cpu_s": samples["direct_cpu_s"],
+        f"{name}_batched_s": samples["batched_s"],
+        f"{name}_batched_cpu_s": samples["batched_cpu_s"],
+        f"{name}_faster": samples["direct_s"] / samples["batched_s"],
+        f"{name}_transactions": samples["transactions"],
+        f"{name}_copied_s": samples["copied_s"],
+        f"{name}_registered_us": registered / datasets * 1e6,
+        f"{name}_bare_us": samples["bare_s"] / datasets * 1e6,
+        f"{name}_bare_rows": samples["bare_rows"],
+        f"{name}_registration_ratio": registered / samples["bare_s"],
+        f"{name}_statements_ratio": samples["statements_s"] / samples["bare_s"],
+    }
+
+
+def summarize_held(before_ms: Sequence[float], now_ms: Sequence[float]) -> dict[str, float]:
+    """Return how long workers are held after the pipeline, as before and now."""
+    before, now = percentile(before_ms, 95), percentile(now_ms, 95)
+    return {"held_before_p95_ms": before, "held_p95_ms": now, "held_ratio": now / before}
