@@ -114,11 +114,9 @@ def write_spool(
     partial.mkdir(parents=True)
     try:
         files = tuple(_with_checksums(partial, fill(partial)))
-        used = {ref.run for file in files for ref in file.refs}
-        in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
         manifest = Manifest(
             key=key,
-            chains={chain: runs for chain, runs in in_use.items() if runs},
+            chains=_in_use(chains, files),
             records=tuple(record.to_simple() for record in records),
             files=files,
             failed=failed(),
@@ -171,6 +169,15 @@ def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[Spoo
         path = folder / file.name
         begin_sync(path)
         yield file.model_copy(update={"checksum": checksum_of(path)})
+
+
+def _in_use(
+    chains: Mapping[str, tuple[str, ...]], files: Iterable[SpooledFile]
+) -> dict[str, tuple[str, ...]]:
+    """Return chains without the runs of which there is no file: the central repo may not have these."""
+    used = {ref.run for file in files for ref in file.refs}
+    in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
+    return {chain: runs for chain, runs in in_use.items() if runs}
 
 
 def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
@@ -230,7 +237,8 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
             kept.append(file)
     if not doomed:
         return 0
-    update = {"files": tuple(kept), "given_up": (*manifest.given_up, *names)}
+    chains = _in_use(manifest.chains, kept)
+    update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
     new = spool / f"{MANIFEST}.new"

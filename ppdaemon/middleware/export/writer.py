@@ -63,6 +63,10 @@ _OURS = "handed_over.txt"
 there at another try is of this spool."""
 
 
+class _Suspect(Unavailable):
+    """A spool was not copied; it or the datastore may be the cause."""
+
+
 class WriterEvent(pydantic.BaseModel):
     """The event of a spool; names and types are those of the service."""
 
@@ -105,6 +109,7 @@ class WriterExporter:
         skipped: dict[str, str] = {}
         manifests: dict[Path, Manifest] = {}
         events: dict[KafkaMessage, Path] = {}
+        suspects: dict[Path, _Suspect] = {}
         datasets = 0
         for spool in spools:
             if not spool.exists():  # handed over before: the reply to that export was lost
@@ -119,6 +124,9 @@ class WriterExporter:
                 quarantine(spool, error, self._refused, self._uri)
                 refused.append(spool)
                 continue
+            except _Suspect as error:
+                suspects[spool] = error
+                continue
             datasets += sum(len(event.datasets) for event in made)
             first = f"another one was first: {', '.join(others)}" if others else ""
             if note := "; ".join(filter(None, (first, given_up_note(manifest)))):
@@ -126,6 +134,12 @@ class WriterExporter:
             key = f"{manifest.key.instrument} {manifest.key.detector}"
             copied.append(spool)
             events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
+        for spool, suspect in suspects.items():
+            if not copied:
+                raise suspect
+            # The datastore took another spool: it is not the cause.
+            quarantine(spool, suspect, self._refused, self._uri)
+            refused.append(spool)
         later = self._send(events, refused)
         for spool in copied:
             if spool in refused or spool in later:
@@ -180,7 +194,7 @@ class WriterExporter:
             raise
         except Exception as error:  # each kind of store raises others
             text = f"the datastore of {self._uri} cannot be written to: {describe(error)}"
-            raise Unavailable(text) from error
+            raise (Unavailable if isinstance(error, OSError) else _Suspect)(text) from error
         finally:
             database.dispose()
         others = {each.refs[0].datasetType.name for each in files if each not in free}
