@@ -22,7 +22,7 @@ from ppdaemon.detectorlist import parse_detector_list, unique
 from ppdaemon.keyfiles import read_allow_list, read_key_pair, read_public_key
 from ppdaemon.thishost import host_context
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import KeyPath
+from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = (
     "Address",
@@ -280,11 +280,14 @@ def _detail(kind: Any, text: str, key_path: KeyPath) -> InitErrorDetails:
 
 
 def _valid_keys(part: type[ConfigPart], value: Any, context: object) -> SimpleNamespace:
-    """Return the valid keys of a part that has errors, and the defaults of those that are missing."""
+    """Return the valid keys of a part that has errors, and the defaults of those that are missing; not of
+    one that is misspelled, since its default could contradict other keys.
+    """
     found: dict[str, Any] = {}
+    unknown = [str(key) for key in value if key not in part.model_fields] if isinstance(value, dict) else []
     for name, field in part.model_fields.items() if isinstance(value, dict) else ():
         if name not in value:
-            if not field.is_required():
+            if not field.is_required() and not any(did_you_mean(key, [name]) for key in unknown):
                 found[name] = field.get_default(call_default_factory=True)
             continue
         checked: Any = Annotated[field.annotation, field]

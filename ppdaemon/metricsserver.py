@@ -9,6 +9,7 @@ after `CLIENT_S`.
 import asyncio
 import importlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,9 +89,11 @@ class MetricsServer:
             server = await asyncio.start_server(self._serve, host.strip("[]"), int(port), limit=REQUEST_MAX)
         except (OSError, ImportError, UnicodeError) as error:  # UnicodeError: as a host's name
             pause_s = self._backoff.failed(self._loop.time())
+            # asyncio's text has the address once more, and the number of the error twice.
+            why = os.strerror(number) if (number := getattr(error, "errno", None) or 0) > 0 else error
             if not self.problem:
-                _LOG.error("metrics cannot be served at %s: %s; trying again", listen, error)
-            self.problem = f"metrics cannot be served at {listen}: {error}; tried again"
+                _LOG.error("metrics cannot be served at %s: %s; trying again", listen, why)
+            self.problem = f"metrics cannot be served at {listen}: {why}; tried again"
             return pause_s
         self.problem = ""
         self._backoff.succeeded()

@@ -6,6 +6,7 @@ Imported where traces are configured only, in the thread that sends them: 0.15 s
 
 import functools
 import logging
+import re
 from collections.abc import Sequence
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -27,6 +28,9 @@ MAX_PROBLEM = 300
 """Characters of the library's reason."""
 
 
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([^\"')]+)")
+
+
 class _LastProblem(logging.Handler):
     """Keeps the first of what the library logs about a failure, instead of several lines in the log."""
 
@@ -35,7 +39,9 @@ class _LastProblem(logging.Handler):
         self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = self.text or record.getMessage()[:MAX_PROBLEM]
+        text = record.getMessage()
+        system = _SYSTEM_ERROR.search(text)  # within the names of three libraries and the address again
+        self.text = self.text or (system[1] if system else text)[:MAX_PROBLEM]
 
 
 class Collector:

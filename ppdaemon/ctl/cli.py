@@ -174,7 +174,7 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is not None:
         folder = _path_in(config, "state_dir")
         socket_path = _path_in(config, "control", default=str(folder / RELAY_SOCKET))
-    elif socket_path is None and is_there(RELAY_RUN):
+    elif socket_path is None and (is_there(RELAY_RUN) or not is_there(folder / RELAY_SOCKET)):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
     if config is not None or socket_path == RELAY_RUN:
@@ -335,6 +335,8 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
         options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
         text = f"give these options; the journal is used if {sizing.FEWEST} of its visit-detectors succeeded"
+        if file is None:
+            text = f"there is no {DEFAULT_CONFIG}: name the configuration with --config, or {text}"
         raise click.UsageError(f"not known: {options}; {text}")
     report = sizing.size_of(figures)
     _show(report, sizing.size_view, as_json)
@@ -576,9 +578,9 @@ def requeue(
 ) -> None:
     """Process detectors of a visit again that have ended.
 
-    GROUP is the visit. DETECTORS is a list such as 0-8,12; without it, all
-    detectors that did not succeed are processed again, with the raws that have
-    arrived by now.
+    GROUP may be the beginning of only one group, or "latest". DETECTORS is a list
+    such as 0-8,12; without it, all detectors that did not succeed are processed
+    again, with the raws that have arrived by now.
 
     Detectors that succeeded, are being processed, or have outputs that wait for
     export are refused. Without --force, detectors are also refused if something
@@ -586,7 +588,7 @@ def requeue(
     or there is no detector to process.
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a requeue may take longer
-    rows = daemon.requeue(group, detectors, force=force)
+    rows = daemon.requeue(find_visit(daemon, group)[0].group, detectors, force=force)
     _show(rows, tables.requeue_table, as_json)
     refused = [row for row in rows if row.attempt is None]
     if refused and (detectors is not None or len(refused) == len(rows)):

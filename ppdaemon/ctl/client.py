@@ -308,8 +308,12 @@ class Daemon(ControlClient):
         """Return the path of the journal: known, or of the running daemon; raises as `ask` does."""
         if self.journal is not None and is_there(self.journal):
             return self.journal
+        try:
+            logs = self.status().logs
+        except NotRunning as error:
+            raise NotRunning(f"{error} Its journal is not known: use --config") from None
         # Beside its folder of logs; an older daemon does not send that.
-        if not (logs := self.status().logs):
+        if not logs:
             raise Unavailable("the daemon does not report where its journal is: use --config")
         return Path(logs).with_name(reports.JOURNAL_NAME)
 

@@ -40,7 +40,7 @@ LEGEND = (
     (PARTIAL, "partial"),
     (Outcome.FAILED, "failed"),
     (Outcome.NO_IMAGE, "no image"),
-    (Outcome.CANCELLED, "canceled"),
+    (Outcome.CANCELLED, "canceled, ignored"),
 )
 
 

@@ -153,9 +153,10 @@ def lines_of(
 
 
 _CONSOLE = re.compile(r"(?P<timestamp>\d{4}-\d\d-\d\dT\S+) \[(?P<level>\w+) *\] (?P<event>.*)")
-_LOGGER = re.compile(r"\s*\[[\w.]+\]\s*$")
+_PAIR = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S+)""")
+_TAIL = re.compile(rf"(.*) \[[\w.]+\]((?:\s+{_PAIR.pattern})*)\s*")
+"""Only pairs behind the logger are fields: tasks write pairs into their texts, too."""
 _NUMBERS = {"attempt", "detector", "exposure", "slot"}
-_PAIR = re.compile(r"(\w+)=('[^']*'|\S+)")
 
 
 def _fields(raw: bytes) -> dict[str, Any] | None:
@@ -168,13 +169,13 @@ def _fields(raw: bytes) -> dict[str, Any] | None:
     found = _CONSOLE.match(re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace")))
     if found is None:
         return None
-    fields: dict[str, Any] = dict(_PAIR.findall(found["event"]))
-    fields = {name: value.strip("'") for name, value in fields.items()}
+    tail = _TAIL.fullmatch(found["event"])
+    event, pairs = (tail[1], tail[2]) if tail else (found["event"], "")
+    fields: dict[str, Any] = {name: value.strip("'\"") for name, value in _PAIR.findall(pairs)}
     for name in _NUMBERS & fields.keys():
         if fields[name].isdigit():
             fields[name] = int(fields[name])
-    event = _LOGGER.sub("", _PAIR.split(found["event"])[0]).strip()
-    return fields | {"timestamp": found["timestamp"], "level": found["level"], "event": event}
+    return fields | {"timestamp": found["timestamp"], "level": found["level"], "event": event.strip()}
 
 
 def line_text(line: LogLine) -> Text:

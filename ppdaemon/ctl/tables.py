@@ -17,6 +17,7 @@ from rich.text import Text
 from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
+from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     LateRow,
     RefusedRaw,
@@ -109,10 +110,11 @@ def head_line(report: StatusReport) -> Text:
 
 
 def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
-    """Return one line for each problem, with the time since it began."""
+    """Return one line for each problem, with the time since it began; ``!`` limits the node now."""
     return [
         Text(
-            f"! {duration(report.tai - problem.since_tai)}: {plain(problem.text)}",
+            f"{'!' if problem.degrades else '-'} {duration(report.tai - problem.since_tai)}:"
+            f" {plain(problem.text)}",
             style="red" if problem.degrades else "yellow",
         )
         for problem in report.problems
@@ -276,7 +278,7 @@ def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> Rende
 def refused_table(raws: Sequence[RefusedRaw]) -> RenderableType:
     """Show raws that no visit used; nothing if there are none. Times are TAI."""
     if not raws:
-        return Text("")
+        return Group()
     table = new_table("given up", "kind", "why~")
     for raw in raws:
         table.add_row(tai_iso(raw.seen_tai), plain(raw.kind), plain(raw.reason))
@@ -329,11 +331,20 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
     accepted_at = f", {tai_iso(first)} TAI" if first is not None else ""
     head = Text(f"{plain(rows[0].instrument)} {plain(rows[0].group)}{survey}{accepted_at}", style="bold")
     note = Text("seconds since acceptance:", style="dim")
-    reasons = [Text(f"detector {row.detector}: {plain(row.reason)}") for row in rows if row.reason]
+    texts = [(row.detector, plain(row.reason)) for row in rows if row.reason]
     for row in rows:
         if text := row.figures.get("not_exported"):
-            reasons.append(Text(f"detector {row.detector}: not exported, {plain(text)}"))
-    return Group(head, visits_table(rows), *reasons, Text(), note, stages, Text(), processes)
+            texts.append((row.detector, f"not exported, {plain(text)}"))
+    return Group(head, visits_table(rows), *_by_detectors(texts), Text(), note, stages, Text(), processes)
+
+
+def _by_detectors(texts: Iterable[tuple[int, str]]) -> Iterable[Text]:
+    """Yield each text once, with all its detectors: most reasons are those of a whole visit."""
+    detectors: dict[str, set[int]] = {}
+    for detector, text in texts:
+        detectors.setdefault(text, set()).add(detector)
+    for text, those in detectors.items():
+        yield Text(f"detector{'s' if len(those) > 1 else ''} {ranges(those)}: {text}")
 
 
 def _seconds_since(tai: float | None, zero: float | None) -> str:

@@ -24,8 +24,10 @@ from ppdaemon.ctl.tables import (
     summaries_table,
     workers_table,
 )
+from ppdaemon.errors import Unavailable
 from ppdaemon.reports import StatusReport
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.terminal import plain
 
 __all__ = ("VIEWS", "follow", "screen")
 
@@ -68,8 +70,10 @@ def _workers(daemon: Daemon, room: int) -> RenderableType:
 
 
 def _both(daemon: Daemon, room: int) -> RenderableType:
-    lines = room // 2
-    return Group(_visits(daemon, room - lines - 1), Text(), _workers(daemon, lines))
+    """Show visits in at most half of the room, and slots in the rest."""
+    visits = daemon.summaries(max(1, room - room // 2 - 2))
+    used = max(1, len(visits)) + 2  # head, blank line
+    return Group(summaries_table(visits, LETTERS), Text(), _workers(daemon, room - used))
 
 
 def _failed(daemon: Daemon, room: int) -> RenderableType:
@@ -111,7 +115,8 @@ def screen(report: StatusReport, daemon: Daemon, height: int, key: str = "a") ->
 def follow(daemon: Daemon, console: Console) -> None:
     """Show the screen until the user presses ``q`` or interrupts; one screen if this is no terminal.
 
-    Raises `~ppdaemon.errors.Unavailable` when the daemon does not answer any more.
+    Raises `~ppdaemon.errors.Unavailable` if the daemon does not answer at first; later it is asked again, as
+    it is restarted while somebody watches.
     """
     if not console.is_terminal:
         console.print(screen(daemon.status(), daemon, PIPE_LINES))
@@ -120,16 +125,43 @@ def follow(daemon: Daemon, console: Console) -> None:
     shown = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False)
     with _keyboard() as pressed, shown as live:
         key, drawn, report = "a", 0.0, None
-        for change in daemon.watch(TICK_S):
+        for change in _states(daemon):
             letter = pressed()
             if letter == "q":
                 return
+            if isinstance(change, Unavailable):
+                live.update(_away(change), refresh=True)
+                report = None
+                continue
             due = change is not None or letter in VIEWS or time.monotonic() - drawn >= REFRESH_S
             key = letter if letter in VIEWS else key
             report = change or report
             if report is not None and due:
-                live.update(screen(report, daemon, console.height, key), refresh=True)
+                try:
+                    live.update(screen(report, daemon, console.height, key), refresh=True)
+                except Unavailable as error:  # ended since its last report
+                    live.update(_away(error), refresh=True)
                 drawn = time.monotonic()
+
+
+def _states(daemon: Daemon) -> Iterator[StatusReport | Unavailable | None]:
+    """Yield what changes, `None` after each `TICK_S` without, and the error while the daemon is away."""
+    was_there = False
+    while True:
+        try:
+            for change in daemon.watch(TICK_S):
+                was_there = True
+                yield change
+        except Unavailable as error:
+            if not was_there:
+                raise
+            yield error
+            time.sleep(TICK_S)
+
+
+def _away(error: Unavailable) -> RenderableType:
+    text = Text(f"{plain(error)} (asking again)", style="bold red")
+    return Group(text, Text(), Text("q quit", style="dim"))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT, plan_night
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
-from ppdaemon.demo.quickstart import make_central, short_folder
+from ppdaemon.demo.quickstart import make_central, output_folder, short_folder
+from ppdaemon.demo.rules import SURVEYS, DemoRule
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running, start_module
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
 from ppdaemon.errors import Unavailable
@@ -46,6 +47,7 @@ def suggestions(paths: DemoPaths, metrics: str) -> list[tuple[str, str]]:
     """Return commands for another terminal, and what each of them shows."""
     ctl = f"ppctl --socket {paths.control}"
     send = f"ppctl send --relay {paths.submit} --instrument {CAMERA_NAME} --filter r_03"
+    send += f" --survey {SURVEYS[DemoRule.IN_MAP]}"  # without it no rule matches
     return [
         (f"{ctl} top", "slots, visits and problems, live"),
         (f"{ctl} visits", "a line for each visit"),
@@ -92,8 +94,7 @@ class Pace:
 
 def play(output: Path, console: Console, *, workers: int, open_page: bool) -> list[str]:
     """Take visits until Ctrl-C; return the names of leftover processes and repos."""
-    output = output.resolve()  # programs follow no links to their folders
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(output)
     mark = uuid.uuid4().hex
     with short_folder() as ramdisk:
         paths = DemoPaths(output, ramdisk)

@@ -338,10 +338,10 @@ def run(options: dict[str, Any], stack: ExitStack) -> int:
     return Telescope(camera, delivery, relay, clock=clock, on_event=print_event).run(events)
 
 
-def cli() -> None:
+def cli(name: str = "simulate_camera") -> None:
     """Run the program; wrong usage exits with status 64."""
-    run_command(main, "simulate_camera")
+    run_command(main, name)
 
 
 if __name__ == "__main__":
-    cli()
+    cli("ppctl simulate")

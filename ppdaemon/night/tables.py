@@ -44,7 +44,7 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
     yield "succeeded", f"{_share(report.succeeded, report.accepted)}{partial}"
     yield "failed", _share(report.failed, report.accepted) if report.failed else "none"
     others = [f"{count} {outcome}" for outcome, count in report.outcomes.items()]
-    yield "outcomes", ", ".join([*others, *([f"{opened} without"] if opened else [])]) or "none"
+    yield "outcomes", ", ".join([*others, *([f"{opened} without one yet"] if opened else [])]) or "none"
     if latency := report.latencies.get(ALERT_SPAN):
         yield f"within {report.budget_s:g} s", _share(latency.count - report.over_budget, latency.count)
     yield "retried", str(report.retried)

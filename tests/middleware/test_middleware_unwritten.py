@@ -139,9 +139,9 @@ def test_what_can_be_neither_copied_nor_written_does_not_exist_for_other_tasks(
 
 @pytest.mark.parametrize("no_return", [False, True])
 def test_a_full_disk_ends_the_visit(rigs: MakeRig, no_return: bool) -> None:
-    with pytest.raises(VisitFailed, match="no space left") as caught:
+    with pytest.raises(VisitFailed, match="no space left for the spool") as caught:
         process(rigs, "direct", "full", no_return=no_return)
-    assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, not no_return)
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.STATE_FULL, not no_return)
 
 
 @pytest.mark.parametrize(("snaps", "processes"), [(1, 1), (2, 2)])

@@ -93,7 +93,7 @@ def test_all_findings_are_the_same_at_start_reload_and_check_config(tmp_path, so
         program.write_text("#!/bin/sh\nsleep 1.2\nprintf 'loaded\\n1s\\n'\n")
         program.chmod(0o755)
         answer = reload(node)
-        assert answer[0] == "generation 4 serves"  # two were refused
+        assert answer[0] == "the new configuration is in use (generation 4)"  # two were refused
         assert any(text.endswith("pipelines.main.1: the first is dropped") for text in answer[1:])
         assert any("workers.times.stop_s: a stop takes up to" in text for text in answer[1:])
 

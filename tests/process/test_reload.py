@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A daemon that gets another configuration, and one that cannot fork."""
 
+import copy
 import os
 import re
 import resource
@@ -32,7 +33,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         before = {row.pid for row in node.workers()}
         (old,) = node.zygotes()
         node.rewrite(workers={"max": 1, "min": 1}, engine={"no_return": ["new"]}, log={"level": "WARNING"})
-        assert reload(node) == "generation 2 serves"
+        assert reload(node) == "the new configuration is in use (generation 2)"
         status = node.status()
         assert (status.generation, status.workers_max, status.problem_texts) == (2, 1, status.problem_texts)
         assert 0 <= status.tai - status.reloaded_tai < TIMEOUT_S
@@ -52,7 +53,7 @@ def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir
     """Fault 54: reload with a broken file, and with work that cannot be imported."""
     with running(tmp_path, socket_dir) as node:
         before = [row.pid for row in node.workers()]
-        good = {name: dict(keys) for name, keys in node.config.items()}
+        good = copy.deepcopy(node.config)
         node.rewrite(workers={"max": 0, "unknown": 1})
         with pytest.raises(ConfigError) as refused:
             reload(node)
@@ -62,7 +63,7 @@ def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir
         }
         assert [row.pid for row in node.workers()] == before
         assert (node.status().generation, node.status().workers_max) == (1, 6)
-        node.config = {name: dict(keys) for name, keys in good.items()}
+        node.config = copy.deepcopy(good)
         node.rewrite(node={"name": "n2"}, arrivals={"roots": [str(tmp_path)]})
         with pytest.raises(Refused, match=r"^node\.name, arrivals\.roots: .* restart"):
             reload(node)
@@ -82,7 +83,7 @@ def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         (node.state / "template-fails").unlink()
-        assert reload(node).endswith(" serves")
+        assert reload(node).startswith("the new configuration is in use")
 
 
 def test_a_visit_ends_as_it_began_and_the_next_is_of_the_new_configuration(tmp_path, socket_dir):

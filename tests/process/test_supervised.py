@@ -406,6 +406,20 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
     play(tmp_path, body, gather_s=0.2)
 
 
+def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        played.die()
+        await until(lambda: played.exporter.problem == "the process ended")
+        await until(lambda: len(played.orders) == 2)
+        played.serve()
+        await until(lambda: not played.exporter.problem)
+        assert played.exporter.text == "idle"
+
+    play(tmp_path, body)
+
+
 def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
     async def body(played):
         played.serve()

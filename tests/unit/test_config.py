@@ -202,6 +202,12 @@ def test_a_layout_that_cannot_identify_the_detectors_is_refused_at_its_root(
     assert f":{line}: arrivals.roots.1.layout: no focal-plane table for 'Hubble'" in problem
 
 
+def test_a_misspelled_key_is_one_error(node: dict[str, Any], tmp_path: Path) -> None:
+    node["workers"] = {"memory": {"softt": "1GB", "hard": "2GB"}}  # less than the default of soft
+    (problem,) = problems(tmp_path, node)
+    assert problem.endswith("workers.memory.softt: unknown key; did you mean 'soft'?")
+
+
 def test_all_errors_are_listed_at_once_in_order_of_lines(node: dict[str, Any], tmp_path: Path) -> None:
     node["node"]["expiry_s"] = "soon"
     del node["arrivals"]["roots"]

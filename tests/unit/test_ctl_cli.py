@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 from controlserver import ControlServer, late, status, summary, visit, worker
+from rich.console import Console
 
 from ppdaemon import terminal
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.tables import visit_view
 from ppdaemon.errors import Unavailable
-from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport
+from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport, VisitRow
 from ppdaemon.states import ExitCode, Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
@@ -45,7 +47,7 @@ GOOD: dict[str, Any] = {
     ],
     "drain": None,
     "resume": None,
-    "reload": "generation 2 serves",
+    "reload": "the new configuration is in use (generation 2)",
     "export": None,
     "restart": None,
     "kill": None,
@@ -262,7 +264,7 @@ def test_status_as_json_is_the_report(good: ControlServer, ppctl: Ppctl) -> None
         (("requeue", "2025-11-22T03:25:16.951", "--force"), ("attempt 2",)),
         (("drain",), ("draining",)),
         (("resume",), ("taking visits",)),
-        (("reload",), ("generation 2 serves",)),
+        (("reload",), ("the new configuration is in use (generation 2)",)),
         (("export", "now"), ("exporting",)),
         (("restart", "3"), ("slot 3 restarts",)),
         (("kill", "3"), ("slot 3 is killed",)),
@@ -294,6 +296,38 @@ def test_commands_print_json(good: ControlServer, ppctl: Ppctl, command: tuple[s
     assert isinstance(json.loads(out), kind)
 
 
+def test_a_reason_of_several_detectors_is_shown_once_with_all_of_them() -> None:
+    reasons = {0: "no flat", 1: "no flat", 2: "", 3: "SIGSEGV", 4: "no flat"}
+    rows = [
+        VisitRow.model_validate(visit(number, outcome="failed", reason=reason))
+        for number, reason in reasons.items()
+    ]
+    console = Console(file=io.StringIO(), width=200, markup=False, highlight=False)
+    console.print(visit_view(rows))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.rstrip() for line in lines if line.startswith("detector")] == [
+        "detectors 0-1,4: no flat",
+        "detector 3: SIGSEGV",
+    ]
+
+
+def test_a_problem_that_limits_nothing_has_another_mark(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    problems = [
+        {"source": "slots", "text": "slot 3 is quarantined", "since_tai": 1.0, "degrades": True},
+        {"source": "metrics", "text": "metrics cannot be served", "since_tai": 1.0, "degrades": False},
+    ]
+    serve(lambda request: ok(status(problems=problems)))
+    marks = [line[0] for line in ppctl("status")[1].splitlines() if line[0] in "!-"]
+    assert marks == ["!", "-"]
+
+
+def test_no_failure_is_one_line(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda request: ok(status() if request["type"] == "status" else []))
+    assert ppctl("failed")[1] == "nothing failed\n"
+
+
 def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -> None:
     ppctl("visits", "--limit", "7", "--since", "2026-11-22T00:00", "--where", "instrument=LSSTCam detector=3")
     ppctl("failed", "--outcome", "crashed,failed")
@@ -320,12 +354,12 @@ def test_requests_are_those_of_the_protocol(good: ControlServer, ppctl: Ppctl) -
 
 
 def test_detectors_are_named_as_in_the_configuration(good: ControlServer, ppctl: Ppctl) -> None:
-    ppctl("requeue", "g", "3-5,7", "--force")
-    ppctl("requeue", "g")
+    ppctl("requeue", group := "2025-11-22T03:25:16.951", "3-5,7", "--force")
+    ppctl("requeue", "latest")
     wanted = [each for each in good.requests if each["type"] == "requeue"]
     assert [REQUESTS.validate_python(each).model_dump() for each in wanted] == [
-        {"type": "requeue", "group": "g", "detectors": (3, 4, 5, 7), "force": True},
-        {"type": "requeue", "group": "g", "detectors": None, "force": False},
+        {"type": "requeue", "group": group, "detectors": (3, 4, 5, 7), "force": True},
+        {"type": "requeue", "group": group, "detectors": None, "force": False},
     ]
 
 
@@ -339,7 +373,8 @@ def test_a_visit_of_which_nothing_is_left_to_try_is_a_failure(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:
     row = {"instrument": "DemoCam", "detector": 4, "text": "it has succeeded"}
-    serve(lambda request: ok(status() if request["type"] == "status" else [row]))
+    answers = GOOD | {"requeue": [row]}
+    serve(lambda request: ok(answers[request["type"]]))
     assert ppctl("requeue", "g")[0] == 1
 
 
@@ -686,6 +721,11 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
         with pytest.raises(SystemExit) as ended:
             cli.main(["--relay", "hosts"])
         assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
+    server.path.unlink()
+    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "missing")
+    with pytest.raises(SystemExit):  # none is there: the one that the help names
+        cli.main(["--relay", "hosts"])
+    assert str(socket_dir / "missing") in capsys.readouterr().err
 
 
 def test_commands_that_read_start_without_what_others_need() -> None:

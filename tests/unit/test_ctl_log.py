@@ -70,6 +70,16 @@ def test_the_lines_of_one_visit_are_found_with_what_follows_them(tmp_path, writt
     assert "\n      File" in text
 
 
+def test_a_text_with_pairs_and_a_field_with_spaces_are_whole(tmp_path, written):
+    text = "Preparing label=isr dataId={instrument: 'DemoCam', detector: 4} [of 3]"
+    program_log.bind(instrument="DemoCam", group=GROUP, detector=4, data_id="{band: 'r', detector: 4}")
+    worker_log(tmp_path, 3).write_text(written((GROUP, 4, text)))
+    (found,) = worker_lines(tmp_path, [row(4, 3)])
+    assert found.fields["event"] == text
+    assert found.fields["data_id"] == "{band: 'r', detector: 4}"
+    assert found.fields["detector"] == 4
+
+
 def test_lines_of_several_slots_are_in_the_order_of_their_times(tmp_path):
     for slot, times in ((1, (10, 40)), (2, (20, 30))):
         worker_log(tmp_path, slot).write_text(

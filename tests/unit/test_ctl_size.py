@@ -114,7 +114,9 @@ def run_size(*arguments: str) -> int:
 
 def test_what_is_not_known_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_size("--detectors", "9") == ExitCode.USAGE
-    assert "--cadence, --visit-s, --run-s, --memory-gb, --ramdisk-gb" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--cadence, --visit-s, --run-s, --memory-gb, --ramdisk-gb" in err
+    assert "name the configuration with --config" in err
 
 
 def test_a_camera_can_be_sized_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The screen of ``ppctl top``."""
 
+import contextlib
 import io
 
 import pytest
 from controlserver import status, summary, visit, worker
 from rich.console import Console
+from rich.text import Text
 
 from ppdaemon.ctl import top
 from ppdaemon.ctl.top import VIEWS, screen
+from ppdaemon.errors import Unavailable
 from ppdaemon.reports import StatusReport, VisitRow, VisitSummary, WorkerRow
 
 LONG = "SIGSEGV [in subtract] " * 9
@@ -70,9 +73,15 @@ def test_more_problems_than_room_are_counted():
     assert lines[3] == "! and 38 more, see ppctl status"
 
 
-def test_keys_change_the_view_and_end_the_program(monkeypatch):
-    keys = iter(["", "w", "x", "f", "", "q", "v"])
-    shown = []
+@pytest.fixture
+def shown():
+    """What a screen has shown."""
+    return []
+
+
+@pytest.fixture
+def replace_terminal(monkeypatch, shown):
+    """Return the function that puts keys and a screen in the place of those of the terminal."""
 
     class Live:
         def __init__(self, **_):
@@ -87,19 +96,60 @@ def test_keys_change_the_view_and_end_the_program(monkeypatch):
         def update(self, view, refresh):
             shown.append(view)
 
-    class Keyboard:
-        def __enter__(self):
-            return lambda: next(keys)
+    def replace(*keys):
+        given = iter(keys)
+        monkeypatch.setattr(top, "Live", Live)
+        monkeypatch.setattr(top, "_keyboard", lambda: contextlib.nullcontext(lambda: next(given)))
+        monkeypatch.setattr(top, "REFRESH_S", 1e9)
+        return given
 
-        def __exit__(self, *_):
-            pass
+    return replace
 
+
+def test_keys_change_the_view_and_end_the_program(monkeypatch, replace_terminal, shown):
+    keys = replace_terminal("", "w", "x", "f", "", "q", "v")
     node = Node(9)
     node.watch = lambda tick_s: iter([StatusReport.model_validate(status()), *[None] * 9])
-    monkeypatch.setattr(top, "Live", Live)
-    monkeypatch.setattr(top, "_keyboard", Keyboard)
     monkeypatch.setattr(top, "screen", lambda report, daemon, height, key: key)
-    monkeypatch.setattr(top, "REFRESH_S", 1e9)
     top.follow(node, Console(file=io.StringIO(), force_terminal=True))
     assert shown == ["a", "w", "f"]
     assert next(keys) == "v"
+
+
+def test_a_daemon_that_restarts_is_shown_again(monkeypatch, replace_terminal, shown):
+    replace_terminal("", "", "", "", "q")
+    runs = iter([[status(node="before")], [], [status(node="after")]])
+
+    def watch(tick_s):
+        yield from map(StatusReport.model_validate, next(runs))
+        raise Unavailable("no daemon listens here")
+
+    node = Node(9)
+    node.watch = watch
+    monkeypatch.setattr(top, "TICK_S", 0.0)
+    monkeypatch.setattr(top, "screen", lambda report, daemon, height, key: Text(report.node))
+    top.follow(node, Console(file=io.StringIO(), force_terminal=True))
+    first, away, still_away, again = (getattr(view, "renderables", [view])[0].plain for view in shown)
+    assert (first, again) == ("before", "after")
+    assert away == still_away == "no daemon listens here (asking again)"
+
+
+def test_a_daemon_that_was_never_there_ends_the_program(replace_terminal):
+    replace_terminal("")
+
+    def watch(tick_s):
+        raise Unavailable("no daemon listens here")
+
+    node = Node(9)
+    node.watch = watch
+    with pytest.raises(Unavailable):
+        top.follow(node, Console(file=io.StringIO(), force_terminal=True))
+
+
+def test_few_visits_leave_their_room_to_the_slots():
+    node = Node(9)
+    all_visits = node.summaries
+    node.summaries = lambda limit: all_visits(1)
+    lines = lines_of(node, StatusReport.model_validate(status()), "a")
+    assert len(lines) == 24
+    assert "and 51 more slots" in "\n".join(lines)

@@ -86,7 +86,7 @@ def test_deaths_in_a_row_are_reported_until_the_process_is_steady():
     lifecycle = serving(steady_s=60.0)
     lifecycle.ended(ENDED, 1.0)
     lifecycle.started(2.0)
-    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one boots"
+    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one is starting"
     lifecycle.ready()
     assert lifecycle.problem(3.0) == ""
     lifecycle.ended("ended with status 1", 3.0)

@@ -170,6 +170,7 @@ def test_an_address_that_cannot_be_used_is_a_problem_and_is_tried_again(host, mo
                 assert server.problem.startswith(f"metrics cannot be served at {server.listen}: ")
                 if host != "127.0.0.1":
                     return
+                assert server.problem.endswith(": Address already in use; tried again")
                 occupied.close()
                 await until(lambda: not server.problem)
                 assert (await exchange(server))[0] == "200 OK"

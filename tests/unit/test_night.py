@@ -144,7 +144,7 @@ def test_a_night_with_only_failures_has_reasons_and_no_times():
     assert found.detector_list[0] == NightDetector(
         instrument="DemoCam", detector=0, outcomes={"failed": 1}, latency=None, over_budget=0
     )
-    assert dict(facts(found))["outcomes"] == "1 no_image, 2 failed, 1 crashed, 1 without"
+    assert dict(facts(found))["outcomes"] == "1 no_image, 2 failed, 1 crashed, 1 without one yet"
 
 
 def test_half_a_night_without_exports_is_seen():
@@ -370,6 +370,13 @@ def run(capsys, *arguments):
     except SystemExit as error:
         code = error.code
     return code, capsys.readouterr()
+
+
+def test_without_daemon_and_journal_the_option_for_it_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--socket", str(tmp_path / "control.sock"), "night"])
+    assert ended.value.code == ExitCode.UNAVAILABLE
+    assert "Its journal is not known: use --config" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_json_or_writes_a_page(tmp_path, path, journal, capsys):

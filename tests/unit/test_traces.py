@@ -2,6 +2,7 @@
 """The spans of a visit-detector, and how they are sent."""
 
 import logging
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -212,6 +213,15 @@ def test_what_is_not_sampled_is_not_made(collector, sender):
     put(sender, a_span())
     wait_until(lambda: sender.sent, TIMEOUT_S)
     assert len(collector.spans) == 1
+
+
+def test_a_collector_that_is_away_is_a_problem_in_few_words(sender):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}/v1/traces"
+    sender.reconfigure(TracesConfig(endpoint=endpoint))
+    put(sender, a_span())
+    wait_until(lambda: sender.dropped, 2 * TIMEOUT_S)
+    assert sender.problem == f"traces cannot be sent to {endpoint} and are dropped: Connection refused"
 
 
 def test_what_a_collector_refuses_is_dropped_counted_and_logged_once(collector, sender, caplog):

@@ -12,7 +12,7 @@ __all__ = ("checksum_of", "copy_checked")
 # CRC-32 and not a hash of cryptography: it has to find damage, and the worker is
 # held while it is computed. It takes a fifth of the time of BLAKE2b.
 _KIND = "crc32"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 """Bytes read at a time: they stay in the cache of the core between reading, checksum and writing."""
 
 

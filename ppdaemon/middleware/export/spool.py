@@ -10,8 +10,7 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pydantic
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
-from ppdaemon.durable import sync
+from ppdaemon.durable import begin_sync, sync, sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import folder_size
 from ppdaemon.middleware.export.checksums import checksum_of
@@ -44,8 +43,6 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _STUCK_S = 60.0
 """Spools that have waited for so long wait for a central repo that is away."""
-_SYNCING = 4
-"""Files that are synced at once: a disk writes them together, and their checksums are computed meanwhile."""
 
 
 class SpoolKey(Model):
@@ -116,7 +113,7 @@ def write_spool(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = _secured(partial, fill(partial))
+        files = tuple(_with_checksums(partial, fill(partial)))
         manifest = Manifest(
             key=key,
             chains=_in_use(chains, files),
@@ -126,8 +123,8 @@ def write_spool(
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        for path in (partial / MANIFEST, partial):
-            sync(path)
+        sync_all([partial / MANIFEST, *(partial / file.name for file in files)])
+        sync(partial)
         may_commit()
         partial.rename(folder)
     except BaseException:
@@ -166,17 +163,12 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
 
 
-def _secured(folder: Path, files: Iterable[SpooledFile]) -> tuple[SpooledFile, ...]:
-    """Write files to the disk; return them with their checksums."""
-
-    def secure(file: SpooledFile) -> SpooledFile:
+def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
+    """Return files with their checksums, which are computed while the disk writes."""
+    for file in files:
         path = folder / file.name
-        checksum = checksum_of(path)
-        sync(path)
-        return file.model_copy(update={"checksum": checksum})
-
-    with ThreadPoolExecutor(_SYNCING, "spool") as threads:
-        return tuple(threads.map(secure, files))
+        begin_sync(path)
+        yield file.model_copy(update={"checksum": checksum_of(path)})
 
 
 def _in_use(

@@ -31,7 +31,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync, write_durably
+from ppdaemon.durable import sync_all, write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported
@@ -259,8 +259,7 @@ def _read_ours(spool: Path) -> set[str]:
 def _sync(places: Iterable[ResourcePath]) -> None:
     """Write local files and their names to the disk: the spool will be deleted."""
     paths = [Path(uri.ospath) for uri in places if uri.isLocal]
-    for path in (*paths, *{path.parent for path in paths}):
-        sync(path)
+    sync_all([*paths, *{path.parent for path in paths}])
 
 
 def _events(manifest: Manifest, placed: Sequence[FileDataset]) -> list[WriterEvent]:

@@ -271,7 +271,8 @@ class RootSource:
     def _describe(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
             return f"{self._root.path}: the filesystem does not respond"
-        return f"{error.filename}: {error.strerror}"
+        where = "" if str(error.filename) == str(self._root.path) else f"{error.filename}: "
+        return f"{where}{error.strerror}"
 
     def _mount_problem(self, mount: Mount) -> str:
         """Return the problem of the root's current mount, or an empty text."""

@@ -65,5 +65,8 @@ class Reloader:
             for task in (reloading, stopping):
                 task.cancel()
             await asyncio.gather(reloading, stopping, return_exceptions=True)
-        lines = (f"generation {self.generations.number} serves", *(f"warning: {text}" for text in warnings))
+        lines = (
+            f"the new configuration is in use (generation {self.generations.number})",
+            *(f"warning: {text}" for text in warnings),
+        )
         return Ok(data="\n".join(lines))

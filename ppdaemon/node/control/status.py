@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,12 +29,12 @@ from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.problemlog import Finding, ProblemLog
-from ppdaemon.reports import StatusReport, WorkerRow
+from ppdaemon.reports import ArrivalSource, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.tracesender import TraceSender
 
-__all__ = ("Status",)
+__all__ = ("Status", "dead_sources")
 
 State = Literal["starting", "running", "draining", "stopping", "degraded"]
 
@@ -166,27 +166,22 @@ class Status:
             return self.state, ""
         return self._last.state, next(iter(self._last.problem_texts), "")
 
-    def workers(self) -> list[WorkerRow]:
-        """Return one row for each slot, by number."""
-        now = self.clock.mono()
-        rows = []
-        for slot in self.pool.slots.values():
-            deadline = self.pool.deadline_of(slot.number)
-            rows.append(
-                WorkerRow(
-                    slot=slot.number,
-                    state=slot.state,
-                    epoch=slot.epoch,
-                    pid=slot.pid,
-                    since_s=max(0.0, now - slot.since),
-                    **(slot.assignment.key._asdict() if slot.assignment else {}),
-                    memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
-                    visits=slot.visit_number,
-                    deadline_s=None if deadline is None else deadline - now,
-                    note=slot.note,
-                )
+    def workers(self) -> Iterator[WorkerRow]:
+        """Yield one row for each slot, by number, as it is when its row is made."""
+        for slot in [*self.pool.slots.values()]:  # others may be opened meanwhile
+            now, deadline = self.clock.mono(), self.pool.deadline_of(slot.number)
+            yield WorkerRow(
+                slot=slot.number,
+                state=slot.state,
+                epoch=slot.epoch,
+                pid=slot.pid,
+                since_s=max(0.0, now - slot.since),
+                **(slot.assignment.key._asdict() if slot.assignment else {}),
+                memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
+                visits=slot.visit_number,
+                deadline_s=None if deadline is None else deadline - now,
+                note=slot.note,
             )
-        return rows
 
     def _limits(self) -> dict[str, str]:
         """Return each limit of a worker with the process that enforces it."""
@@ -226,9 +221,8 @@ class Status:
             refused = NodeFolders.of(self.config).refused
             text = f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}"
             yield Finding("export", text, "quarantine")
-        for source in self.arrivals.report():
-            if not source.live:
-                yield Finding("arrivals", f"arrivals: {source.name}: {source.note}", source.name)
+        for names, note in dead_sources(self.arrivals.report()):
+            yield Finding("arrivals", f"arrivals: {names}: {note}", names)
         yield from (Finding("resources", problem) for problem in self.meters.problems)
         for place in self.publisher.report():
             if place.problem:
@@ -244,6 +238,17 @@ class Status:
         for slot in self.pool.slots.values():
             if slot.state in (SlotState.QUARANTINED, SlotState.UNKILLABLE):
                 yield Finding("slots", f"slot {slot.number} is {slot.state}: {slot.note}", str(slot.number))
+
+
+def dead_sources(sources: Iterable[ArrivalSource]) -> Iterator[tuple[str, str]]:
+    """Yield the names of sources that do not work, and why; those of one place with one reason together."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for source in sources:
+        if not source.live:
+            kind, _, place = source.name.partition(" ")
+            kinds.setdefault((place, source.note), []).append(kind)
+    for (place, note), those in kinds.items():
+        yield f"{', '.join(those)} {place}".rstrip(), note
 
 
 def _own_mb() -> float | None:

@@ -219,6 +219,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._answered(self._exporting)
         match message:
             case messages.Ready():
+                if not self._spools:
+                    self._failure = ""  # with spools, the next export tells whether it works
                 self._ready()
                 return
             case messages.Exported():

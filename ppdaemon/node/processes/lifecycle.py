@@ -206,7 +206,7 @@ class Lifecycle:
             case ProcessState.PAUSING if deaths:
                 return f"{text}; the next one starts in {self._backoff.remaining_s(now):.0f} s"
             case ProcessState.STARTING if deaths:
-                return f"{text}; the next one boots"
+                return f"{text}; the next one is starting"
             case ProcessState.SERVING if deaths > 1 and now - self._backoff.due < self._steady_s:
                 return text
         return ""
