@@ -28,6 +28,8 @@ def _kafka_address(value: str) -> str:
 
 def _publish_address(value: str) -> str:
     if re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
+        if "@" in value:  # it is shown and logged
+            raise ValueError("an address must not have a password: write a bearer token to a file, see token")
         return value
     if value.startswith("kafka://"):
         return _kafka_address(value)

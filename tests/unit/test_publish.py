@@ -156,6 +156,7 @@ def test_only_what_is_configured_is_published() -> None:
     ("keys", "text"),
     [
         ({"to": "ftp://host"}, "is not an address"),
+        ({"to": "https://user:secret@host/proxy"}, "must not have a password"),
         ({"to": "kafka://broker/topic"}, "is not a topic: write kafka://BROKER:PORT,BROKER:PORT/TOPIC"),
         ({"to": "kafka://broker:9092/topic", "format": "avro"}, "by a REST proxy only"),
         ({"to": "kafka://broker:9092/topic", "token": "/secret"}, "only a REST proxy takes a token"),
