@@ -2,9 +2,12 @@
 """The exporter's process dies, and control clients that do not read."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,31 @@ def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_d
         assert node.stop() == 0
         assert time.monotonic() - begin < EXPORT_AT_STOP_S
         assert [path.name for path in NodeFolders(tmp_path, node.state).spool.iterdir()] == ["DemoCam~g1~0~1"]
+
+
+def test_outputs_that_a_boot_of_the_host_has_deleted_can_be_made_again(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
+        folders = NodeFolders(node.ramdisk, node.state)
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "central repo is down" in node.status().exporter)
+        assert node.stop() == 0
+        shutil.rmtree(folders.spooled("DemoCam", "g1", 0, 1))
+        with closing(sqlite3.connect(folders.journal)) as db, db:
+            db.execute("UPDATE attempt SET boot = 'of the host before'")
+        (node.state / "central-down").unlink()
+        node.launch()
+        node.wait(node.is_ready)
+        (row,) = node.visit("g1")
+        assert (row.outcome, row.datasets) == (Outcome.INTERRUPTED, 0)
+        assert "its outputs were lost" in row.reason
+        (row,) = node.daemon.requeue("g1", None, force=False)
+        assert "point of no return" in row.text, "as after any other outcome"
+        (row,) = node.daemon.requeue("g1", None, force=True)
+        assert row.attempt == 2
+        node.wait(lambda: node.exported() == ["DemoCam~g1~0~2"])
 
 
 def test_an_operator_ends_the_pause_of_a_failed_export(tmp_path, socket_dir):
