@@ -19,6 +19,7 @@ from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
+    FALLBACK,
     LateRow,
     RefusedRaw,
     RelayStatusReport,
@@ -213,11 +214,12 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
     table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
     for row in rows:
         states = [row.detectors[detector] for detector in sorted(row.detectors)]
+        fallbacks = (f"  fallback pipeline: {row.fallbacks}" if row.fallbacks else "", "yellow")
         ended = sum(state == PARTIAL or state in Outcome for state in states)
         table.add_row(
             plain(row.group),
             plain(row.survey),
-            _letters(states, letters),
+            Text.assemble(_letters(states, letters), fallbacks),
             f"{ended}/{len(states)}",
             duration(row.slowest_s),
         )
@@ -247,12 +249,13 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     for row in rows:
         processed = row.stages.get(Stage.PROCESSED)
         close = row.shutter_close_tai
+        fallback = " (fallback)" if FALLBACK in row.figures else ""
         table.add_row(
             plain(row.group),
             str(row.detector),
             str(row.attempt),
             _outcome_text(row),
-            plain(PurePath(row.pipeline).stem),
+            Text.assemble(PurePath(plain(row.pipeline)).stem, (fallback, "yellow")),
             duration(elapsed_s(row, Stage.ARRIVED, Stage.FIRST_TASK)),
             duration(elapsed_s(row, Stage.FIRST_TASK, Stage.PROCESSED)),
             "" if close is None or processed is None else duration(processed - close),

@@ -660,6 +660,19 @@ def test_a_visit_shows_which_datasets_are_those_of_another_detector(
     assert out.count("not exported") == 1
 
 
+def test_a_fallback_pipeline_is_marked_in_visits_and_visit(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    figures = {"fallback": {"first": "ApPipe", "reason": "no APDB"}}
+    rows = GOOD | {"visit": [visit(1, figures=figures)]}
+    rows["visit_summaries"] = [summary(fallbacks=2), summary(group="h")]
+    serve(lambda request: ok(rows[request["type"]]))
+    out = ppctl("visits")[1]
+    assert "fallback pipeline: 2" in out
+    assert out.count("fallback") == 1
+    assert "ApPipe (fallback)" in ppctl("visit", "g")[1]
+
+
 def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))

@@ -21,6 +21,7 @@ from ppdaemon.night.report import (
     NightCache,
     NightDetector,
     NightExports,
+    NightFallback,
     NightHistogram,
     NightReason,
     NightReport,
@@ -40,7 +41,7 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
-from ppdaemon.reports import REQUEUED, VisitRow
+from ppdaemon.reports import FALLBACK, REQUEUED, VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.visit import read_next_visit
 
@@ -157,6 +158,26 @@ def test_half_a_night_without_exports_is_seen():
     drawn, _, words = charts.export_chart(found).partition("<ul")
     assert "not yet" in words
     assert drawn.count('class="c-open"') == drawn.count('class="c-good"') == 5
+
+
+def test_fallbacks_are_counted_by_pipeline_with_their_first_reason():
+    def fell_back(detector, reason, **changes):
+        figures = {FALLBACK: {"first": "ApPipe", "reason": reason}}
+        return row(detector=detector, figures=figures, **{"pipeline": "Isr"} | changes)
+
+    found = report(
+        row(detector=0, pipeline="ApPipe"),
+        fell_back(1, "other", pipeline="Single"),
+        fell_back(2, "no APDB"),
+        fell_back(3, "no <APDB> 2"),
+    )
+    assert found.fallbacks == (
+        NightFallback(first="ApPipe", pipeline="Isr", count=2, reason="no APDB", group="g", detector=2),
+        NightFallback(first="ApPipe", pipeline="Single", count=1, reason="other", group="g", detector=1),
+    )
+    assert dict(facts(found))["fallback pipelines"] == "2 Isr for ApPipe, 1 Single for ApPipe"
+    assert "no APDB" in night_sections(found)
+    assert "Fallback pipelines" not in night_sections(report(row()))
 
 
 def test_times_leave_out_what_an_operator_requested_and_waits_for_a_second_snap():

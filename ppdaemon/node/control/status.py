@@ -220,6 +220,8 @@ class Status:
         if self.offer.problem:
             yield Finding("capacity", f"no visits are accepted: {self.offer.problem}")
         yield from (Finding("pipelines", problem) for problem in self.visits.health.problems)
+        for first, problem, age_s in self.visits.fallbacks.problems(self.clock.mono()):
+            yield Finding("pipelines", problem, first, age_s, degrades=False)
         if self.exporter.problem:
             yield Finding("export", f"export: {self.exporter.problem}", "exporter")
         if self.spools_refused:
