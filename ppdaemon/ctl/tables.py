@@ -142,7 +142,11 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.oldest_spool_s is not None:
         waiting += f", the first one for {duration(report.oldest_spool_s)}"
     rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    is_above = any(
+        f"failing: {text.removeprefix('export: ')}" == report.exporter for text in report.problem_texts
+    )
+    exporter = "failing, see above" if is_above else plain(report.exporter)
+    yield "export", f"{exporter}, {report.spooled} in the spool{waiting}{rate}"
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")

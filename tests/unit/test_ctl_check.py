@@ -222,6 +222,7 @@ def test_problems_of_the_daemon_and_limits_that_nobody_enforces_are_found() -> N
     problems = (
         Problem(source="journal", text="cannot be written", since_tai=0.0, degrades=True),
         Problem(source="leftovers", text="a folder", since_tai=0.0, degrades=False),
+        Problem(source="export", text="export: the repo is away", since_tai=0.0, degrades=True),
     )
     limits = {"memory": "8 GB, supervisor; not by the kernel: no group", "wall time": "900 s"}
     report = StatusReport.model_validate(status()).model_copy(
@@ -232,10 +233,12 @@ def test_problems_of_the_daemon_and_limits_that_nobody_enforces_are_found() -> N
         ("daemon", "warning"),
         ("daemon", "error"),
         ("daemon", "warning"),
+        ("daemon", "error"),
         ("cgroup", "warning"),
     ]
     assert found[1].text == "journal: cannot be written"
-    assert "kernel: memory;" in found[3].text
+    assert found[3].text == "export: the repo is away"
+    assert "kernel: memory;" in found[4].text
 
 
 def test_another_user_is_warned() -> None:

@@ -673,6 +673,15 @@ def test_a_fallback_pipeline_is_marked_in_visits_and_visit(
     assert "ApPipe (fallback)" in ppctl("visit", "g")[1]
 
 
+def test_why_the_export_fails_is_shown_once(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    problem = PROBLEM | {"source": "export", "text": "export: the repo is away"}
+    fields = {"exporter": "failing: the repo is away", "problems": [problem]}
+    serve(lambda _request: ok(status(**fields)))
+    out = ppctl("status")[1]
+    assert out.count("the repo is away") == 1
+    assert "failing, see above, " in out
+
+
 def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))
