@@ -86,6 +86,11 @@ def test_lsst_packages_are_of_one_series() -> None:
     assert hostchecks.lsst_finding({}).level == "error"
 
 
+def test_what_is_found_about_versions_has_one_line_for_each_item() -> None:
+    items = [found.item for found in hostchecks.check_versions() if found.level == "ok"]
+    assert sorted(set(items)) == sorted(items)
+
+
 @pytest.mark.parametrize(
     ("state", "error_s", "level"),
     [(0, 0.001, "ok"), (5, 16.0, "warning"), (0, 0.5, "warning"), (-1, 0, "skipped")],

@@ -750,6 +750,26 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
     assert str(socket_dir / "missing") in capsys.readouterr().err
 
 
+def test_a_relay_that_is_down_is_named_by_its_socket_below_run(
+    socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder below /run is gone with it, and the one with the ledger is closed to others."""
+    state = socket_dir / "state"
+
+    def exists(path: Path, *, follow_symlinks: bool = True) -> bool:
+        if state in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os.path.exists(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "run.sock")
+    monkeypatch.setattr(cli, "RELAY_STATE", state)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--relay", "hosts"])
+    assert ended.value.code == ExitCode.UNAVAILABLE
+    assert f"{socket_dir / 'run.sock'}: no daemon listens here" in capsys.readouterr().err
+
+
 def test_commands_that_read_start_without_what_others_need() -> None:
     """Each of these takes 10 to 70 ms of the start, and ``ppctl status`` has 300."""
     program = "import json, sys, ppdaemon.ctl.cli; print(json.dumps(list(sys.modules)))"

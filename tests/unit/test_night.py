@@ -43,6 +43,7 @@ from ppdaemon.node.visits.model import (
 )
 from ppdaemon.reports import FALLBACK, REQUEUED, VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import read_next_visit
 
 DAY = 20261129
@@ -333,6 +334,17 @@ def test_a_journal_of_an_older_version_is_read_and_upgraded(path, journal):
 def test_what_is_no_journal_is_named(tmp_path):
     with pytest.raises(Unavailable, match=r"none\.sqlite: the none cannot be read"):
         read(tmp_path / "none.sqlite")
+
+
+def test_no_label_of_an_axis_is_cut_at_the_right():
+    """The last time of the day is at the end of the axis, and half of it is beyond."""
+    # The last visit is one minute before a full hour of UTC.
+    begin = BEGIN // 3600.0 * 3600.0 + 3600.0 + TAI_MINUS_UTC_S - 60.0
+    rows = [row(f"g{k}", tai=begin + 3600.0 * k) for k in range(6)]
+    svg = charts.latency_chart(report(*rows))
+    ticks = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="middle"[^>]*>(\d\d:\d\d)<', svg)
+    assert len(ticks) >= 5
+    assert max(float(x) + 3.5 * len(text) for x, text in ticks) <= charts.WIDTH
 
 
 # --- what is drawn -----------------------------------------------------------------

@@ -274,3 +274,9 @@ def test_lost_messages_of_all_nodes_are_counted(world):
         world.dispatcher.registry.must_ask(name, 4, world.clock.mono())  # 2 and 3 are missing
     world.dispatcher.registry.disconnect(b"n2")
     assert world.control.report().messages_lost == 4
+
+
+def test_one_node_is_not_some_nodes(world):
+    assert world.control.report().text.startswith("0 nodes, 0 open visits with 0 open detectors, ")
+    world.join("n1")
+    assert world.control.report().text.startswith("1 node, 0 open visits")

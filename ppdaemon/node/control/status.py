@@ -32,6 +32,7 @@ from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import ArrivalSource, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.terminal import size
 from ppdaemon.tracesender import TraceSender
 
 __all__ = ("Status", "dead_sources")
@@ -194,15 +195,15 @@ class Status:
         sampled = f"supervisor every {memory.sample_s:g} s"
         kernel = self.pool.cgroups.enforced_by
         limits = {
-            "memory": f"{memory.hard / 1e9:g} GB, {sampled}; {kernel('memory')}",
-            "RAM disk": f"{memory.ramdisk / 1e9:g} GB, supervisor every {REPO_EVERY * memory.sample_s:g} s",
+            "memory": f"{size(memory.hard)}, {sampled}; {kernel('memory')}",
+            "RAM disk": f"{size(memory.ramdisk)}, supervisor every {REPO_EVERY * memory.sample_s:g} s",
             "CPU time": f"{times.cpu_s:g} s a visit, {sampled}",
             "wall time": f"{times.run_s:g} s for a pipeline, supervisor",
             "processes": f"{self.config.workers.tasks_max}, {kernel('pids')}",
             "descendants": f"supervisor by process group; {kernel('kill')}",
         }
         if memory.budget is not None:
-            limits["all workers"] = f"{memory.budget / 1e9:g} GB, supervisor before each fork"
+            limits["all workers"] = f"{size(memory.budget)}, supervisor before each fork"
         return limits
 
     def _problems(self) -> Iterator[Finding]:
