@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The paths of a node's folders and files."""
 
+import errno
 import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -9,7 +10,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.durable import sync, write_durably
 from ppdaemon.reports import JOURNAL_NAME
 
-__all__ = ("REFUSAL", "NodeFolders", "folder_size", "remove_spool", "save_spools")
+__all__ = ("REFUSAL", "NodeFolders", "folder_size", "move_spool", "remove_spool", "save_spools")
 
 REFUSAL = "refused.txt"
 """File in a quarantined spool with the reason why it cannot be exported; it is still
@@ -166,17 +167,25 @@ def save_spools(source: Path, target: Path) -> list[Path]:
         if spool.suffix in (".part", ".done"):
             shutil.rmtree(spool)
             continue
-        partial = target / f"{spool.name}.part"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            shutil.copytree(spool, partial)
-            for path in (*partial.iterdir(), partial):
-                sync(path)
-            shutil.rmtree(target / spool.name, ignore_errors=True)
-            saved.append(partial.rename(target / spool.name))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        sync(target)
-        shutil.rmtree(spool)
+        saved.append(move_spool(spool, target))
     return saved
+
+
+def move_spool(spool: Path, parent: Path) -> Path:
+    """Move a spool to a folder on another disk; return its new path. It stays if `OSError` is raised."""
+    partial, moved = parent / f"{spool.name}.part", parent / spool.name
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(spool, partial)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        shutil.rmtree(moved, ignore_errors=True)
+        partial.rename(moved)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, shutil.Error):  # has a list of files instead of an error number
+            raise OSError(errno.EIO, error.args[0][0][2], str(spool)) from error
+        raise
+    sync(parent)
+    shutil.rmtree(spool)
+    return moved

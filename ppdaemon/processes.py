@@ -19,6 +19,7 @@ __all__ = (
     "die_with_parent",
     "disregard_group_signals",
     "has_children",
+    "is_alone",
     "kill_orphans",
     "parent",
     "process_tree",
@@ -95,6 +96,15 @@ def has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def is_alone(pid: int) -> bool:
+    """Return whether a process has a single thread and no children, not even ended ones."""
+    try:
+        # A link for each thread besides the two of any folder, see proc_task_getattr() of the kernel.
+        return os.stat(f"/proc/{pid}/task").st_nlink == 3 and not children(pid)
+    except OSError:  # such as a process that has ended
+        return False
 
 
 def parent(pid: int) -> int:

@@ -23,6 +23,9 @@ class RestProxyServer(ThreadingHTTPServer):
         self.tokens: set[str | None] = set()
         self.status = 200
         """Answer to records."""
+        self.most_bytes = 10**9
+        """Of a request with records."""
+        self.answer: Any = {"offsets": [{"partition": 0, "offset": 0, "error": None}]}
         self.hanging = threading.Event()
         self.hanging.set()
         """Cleared: requests get no answer."""
@@ -38,7 +41,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"data": [{"cluster_id": "c1"}]} if self.path == "/proxy/v3/clusters" else {})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        size = int(self.headers["Content-Length"])
+        body = json.loads(self.rfile.read(size))
         self.server.tokens.add(self.headers["Authorization"])
         self.server.hanging.wait()
         if self.path == "/proxy/v3/clusters/c1/topics":
@@ -52,11 +56,13 @@ class _Handler(BaseHTTPRequestHandler):
         topic = self.path.removeprefix("/proxy/topics/")
         if topic not in self.server.topics:
             self._answer(404, {"error_code": 40401, "message": "Topic not found."})
+        elif size > self.server.most_bytes:
+            self._answer(413, {"message": "Request Entity Too Large"})
         elif self.server.status != 200:
             self._answer(self.server.status, {"message": "as the test wants"})
         else:
             self.server.posts.append((topic, self.headers["Content-Type"], body))
-            self._answer(200, {"offsets": [{"partition": 0, "offset": 0, "error": None}]})
+            self._answer(200, self.server.answer)
 
     def _answer(self, status: int, content: Any) -> None:
         data = json.dumps(content).encode()

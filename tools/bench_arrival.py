@@ -98,7 +98,7 @@ def command(
     **workload: Any,
 ) -> None:
     """Measure the time from complete raws to the orders to workers, by inotify,
-    by ZeroMQ and by polling; whether any file is missed in new folders or
+    also of bursts, by ZeroMQ and by polling; whether any file is missed in new folders or
     after an overflow; and the start on a tree of old files.
 
     Takes some minutes; other load on the machine changes the results. Goals

@@ -25,7 +25,7 @@ from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
 from ppdaemon.demo.night import NIGHT, plan_night
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
-from ppdaemon.demo.quickstart import make_central, short_folder
+from ppdaemon.demo.quickstart import make_central, output_folder, short_folder
 from ppdaemon.demo.rules import SURVEYS, DemoRule
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running, start_module
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
@@ -94,8 +94,7 @@ class Pace:
 
 def play(output: Path, console: Console, *, workers: int, open_page: bool) -> list[str]:
     """Take visits until Ctrl-C; return the names of leftover processes and repos."""
-    output = output.resolve()  # programs follow no links to their folders
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(output)
     mark = uuid.uuid4().hex
     with short_folder() as ramdisk:
         paths = DemoPaths(output, ramdisk)

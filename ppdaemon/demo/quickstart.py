@@ -28,10 +28,11 @@ from ppdaemon.demo.progress import making_bar
 from ppdaemon.demo.report import Report, make_report, show_report
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.errors import StateUnusable
 from ppdaemon.night.page import write_page
 from ppdaemon.reports import StatusReport, VisitRow
 
-__all__ = ("demonstrate", "make_central", "short_folder")
+__all__ = ("demonstrate", "make_central", "output_folder", "short_folder")
 
 
 def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> Report:
@@ -41,8 +42,7 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     Raises `~ppdaemon.errors.PPDaemonError` with the reason if it does not
     finish.
     """
-    output = output.resolve()  # programs follow no links to their folders
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(output)
     for old in ("report.json", "night.html", "alerts.png", "timeline.png"):
         (output / old).unlink(missing_ok=True)
     scratch = output / "scratch"
@@ -54,6 +54,16 @@ def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> 
     finally:
         if not keep:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def output_folder(path: Path) -> Path:
+    """Make the folder of results; return its path without links, which the programs do not follow."""
+    path = path.resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateUnusable(f"the output folder cannot be made: {error}") from error
+    return path
 
 
 @contextlib.contextmanager

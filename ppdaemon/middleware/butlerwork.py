@@ -5,6 +5,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lsst.daf.butler import DataCoordinate, DatasetRef, DimensionRecord
@@ -15,7 +16,7 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
-from ppdaemon.middleware.butler.failures import ramdisk_full_errors, spool_full_errors
+from ppdaemon.middleware.butler.failures import is_out_of_space, ramdisk_full_errors, spool_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
@@ -448,9 +449,20 @@ class ButlerWork:
             self._context.cross("")
 
         context = self._context
+        write = partial(write_spool, key=key, fill=outputs.fill, records=records, chains=chains)
+        write = partial(write, failed=failed, may_commit=may_commit)
+        folder = None
         parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export.ramdisk_max)
-        with spool_full_errors(context.ramdisk_spool.parent):
-            folder = write_spool(parent, key, outputs.fill, records, chains, failed, may_commit)
+        if parent != context.spool:
+            try:
+                folder = write(parent)
+            except Exception as error:
+                if not is_out_of_space(error):  # many workers may have chosen the RAM disk at the same moment
+                    raise
+                _LOG.warning("no space on the RAM disk, the spool goes to the state disk: %s", error)
+        if folder is None:
+            with spool_full_errors(context.ramdisk_spool.parent):
+                folder = write(context.spool)
         # Before the outcome is sent: its spool may be exported, and deleted, at once.
         hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)

@@ -18,7 +18,7 @@ from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
 from ppdaemon.publish.records import Record
-from ppdaemon.publish.restproxy import RestProxy
+from ppdaemon.publish.restproxy import RestProxy, TooMany
 from ppdaemon.reports import DestinationReport
 
 __all__ = ("Destination", "Sink", "open_sink")
@@ -163,6 +163,10 @@ class _RestSink:
         while waiting:
             try:
                 self._proxy.send(waiting[0])
+            except TooMany:
+                half = len(waiting[0]) // 2
+                waiting[:1] = [waiting[0][:half], waiting[0][half:]]
+                continue
             except BadMessage as error:
                 refused, reason = refused + len(waiting[0]), str(error)
             except Unavailable as error:

@@ -40,8 +40,10 @@ class Bundle(Model):
     """As ``MetricMeasurementBundle`` is stored: lists of measurements by action."""
 
 
-BUNDLES = pydantic.TypeAdapter[tuple[Bundle, ...]](tuple[Bundle, ...])
-"""Content of a worker's file."""
+BUNDLES = pydantic.TypeAdapter[tuple[Bundle, ...]](
+    tuple[Bundle, ...], config=pydantic.ConfigDict(ser_json_inf_nan="constants")
+)
+"""Content of a worker's file. NaN as null would be published as 0."""
 
 
 class Telemetry(Model):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppdaemon.errors import BadMessage
 from ppdaemon.publish.config import TELEMETRY, Publication
 from ppdaemon.publish.messages import Bundle, Telemetry
 
@@ -49,7 +50,10 @@ class Record:
 
 
 def bundle_records(bundle: Bundle, to: Publication) -> Iterator[Record]:
-    """Yield one record for each action of a bundle that is to be published there."""
+    """Yield one record for each action of a bundle that is to be published there.
+
+    Raises `~ppdaemon.errors.BadMessage` if its content is no bundle of metrics.
+    """
     if not to.includes(bundle.dataset_type):
         return
     content = dict(bundle.content)
@@ -69,7 +73,11 @@ def bundle_records(bundle: Bundle, to: Publication) -> Iterator[Record]:
     for action, measurements in content.items():
         if not action.startswith("__"):
             name = f"{prefix}{action}"
-            yield _record(name, {**common, "tags": [], **_values(measurements)}, _key(bundle.data_id), to)
+            try:
+                values = _values(measurements)
+            except (LookupError, TypeError) as error:
+                raise BadMessage(f"{bundle.dataset_type} has no metrics in {action}: {error}") from error
+            yield _record(name, {**common, "tags": [], **values}, _key(bundle.data_id), to)
 
 
 def telemetry_records(telemetry: Telemetry, to: Publication) -> Iterator[Record]:
@@ -84,11 +92,11 @@ def _key(data_id: Mapping[str, Any]) -> str:
 
 
 def _values(measurements: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
-    """Return the values by metric; one that is missing is 0, one that is no number is left out."""
+    """Return the values by metric; one that is missing is 0, one that is no finite number is left out."""
     found = {}
     for each in measurements:
         value = 0.0 if each["value"] is None else each["value"]
-        if not math.isnan(value):
+        if math.isfinite(value):
             found[str(each["metric"])] = value
     return found
 

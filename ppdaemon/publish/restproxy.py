@@ -9,20 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.errors import BadMessage, PPDaemonError, Unavailable
 from ppdaemon.publish.records import Record
 
-__all__ = ("RestProxy",)
+__all__ = ("RestProxy", "TooMany")
 
 PARTITIONS = 1
 REPLICATION_FACTOR = 3
 """Of new topics; both are those of ``lsst.analysis.tools``."""
 EXISTS = 400
 """Answer of the proxy if a new topic exists."""
+TOO_LARGE = 413
+"""Answer of a proxy, or of a web server before it, to a request that is too large."""
 UNPROCESSABLE = 422
 """Answer to a record or a schema that the proxy does not accept, also with `EXISTS`'s number."""
 ANSWER_BYTES = 1_000_000
 REASON_CHARACTERS = 300
+
+
+class TooMany(PPDaemonError):
+    """The request was too large: send its records in several."""
 
 
 class RestProxy:
@@ -38,8 +44,8 @@ class RestProxy:
     def send(self, records: Sequence[Record]) -> None:
         """Send records of one topic and schema in one request, and create the topic if needed.
 
-        Raises `~ppdaemon.errors.Unavailable` if they may be accepted later, and
-        `~ppdaemon.errors.BadMessage` if they never will.
+        Raises `~ppdaemon.errors.Unavailable` if they may be accepted later, `TooMany` if fewer may be,
+        and `~ppdaemon.errors.BadMessage` if they never will.
         """
         topic, schema = records[0].topic, records[0].schema
         self._create(topic)
@@ -50,10 +56,12 @@ class RestProxy:
         status, answer = self._request(
             "POST", f"/topics/{topic}", body, f"application/vnd.kafka.{kind}.v2+json"
         )
-        if status in (400, UNPROCESSABLE):
+        if status == TOO_LARGE and len(records) > 1:
+            raise TooMany(_reason(f"{len(records)} records of {topic}", status, answer))
+        if status in (400, TOO_LARGE, UNPROCESSABLE):
             raise BadMessage(_reason(f"records of {topic}", status, answer))
         self._check(f"records of {topic}", status, answer)
-        if errors := [each["error"] for each in answer.get("offsets", ()) if each.get("error")]:
+        if errors := [each["error"] for each in answer.get("offsets") or () if each.get("error")]:
             # Those of the same request that were accepted are not sent twice.
             raise BadMessage(f"{len(errors)} of {len(records)} records of {topic} were refused: {errors[0]}")
 
@@ -94,7 +102,10 @@ class RestProxy:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(f"{self._url}{path}", data, headers, method=method)
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                return response.status, json.loads(response.read(ANSWER_BYTES) or b"{}")
+                answer = json.loads(response.read(ANSWER_BYTES) or b"{}")
+                if not isinstance(answer, dict):
+                    raise ValueError(f"answered {answer!r:.{REASON_CHARACTERS}}")
+                return response.status, answer
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read(REASON_CHARACTERS).decode(errors="replace")

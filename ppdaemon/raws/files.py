@@ -5,13 +5,15 @@ The supervisor reads a raw, and later a worker copies it: each checks the file
 that it has opened, because the path may have been replaced in between.
 """
 
+import fcntl
 import os
+import signal
 import stat
 from typing import BinaryIO
 
 from ppdaemon.errors import BadMessage
 
-__all__ = ("open_raw", "raw_descriptor")
+__all__ = ("is_open_for_writing", "open_raw", "raw_descriptor")
 
 
 def raw_descriptor(path: str, root: str) -> int:
@@ -50,3 +52,20 @@ def open_raw(path: str, root: str) -> BinaryIO:
 
 def _open_checked(descriptor: int) -> BinaryIO:
     return open(f"/proc/self/fd/{descriptor}", "rb")
+
+
+def is_open_for_writing(descriptor: int) -> bool | None:
+    """Return whether a process of this host has a file open for writing, or mapped; `None` if the kernel
+    does not tell: of files of other users it does so only with ``CAP_LEASE``.
+    """
+    try:
+        # A lease is given for reading only while nobody can write. Who opens the file meanwhile waits until
+        # it is given back, and this process gets a signal: one that does nothing, the usual one would end it.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -6,6 +6,7 @@ its own. Started only where something is published.
 """
 
 import argparse
+import logging
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pydantic
 
 from ppdaemon import log
+from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT
 from ppdaemon.publish import messages
 from ppdaemon.publish.destination import Destination, open_sink
@@ -23,6 +25,8 @@ from ppdaemon.wire import decode, encode
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 
 __all__ = ("main",)
+
+_LOG = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 """Shortest interval of reports."""
@@ -77,10 +81,13 @@ class Publisher:
             return
         except (OSError, pydantic.ValidationError):
             content = ()  # damaged: a full disk, or a crash while it was written
-        for config, place in self._places:
-            for bundle in content:
-                place.add(bundle_records(bundle, config))
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # first: a file that this process does not survive is not read again
+        for bundle in content:
+            for config, place in self._places:
+                try:
+                    place.add(list(bundle_records(bundle, config)))
+                except BadMessage as error:
+                    _LOG.warning("metrics of %s are not published: %s", path.name, error)
 
     def _report(self) -> None:
         places = tuple(place.report() for _, place in self._places)

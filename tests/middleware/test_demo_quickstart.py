@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.ctl import cli, send
 from ppdaemon.demo import __main__ as program
@@ -295,11 +296,14 @@ def test_a_telescope_that_fails_ends_the_demonstration(visits):
             night.finished()
 
 
-def test_an_output_folder_that_cannot_be_made_is_an_error_without_a_traceback(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--stay"]])
+def test_an_output_folder_that_cannot_be_made_is_an_error_without_a_traceback(tmp_path, capsys, options):
     (tmp_path / "file").touch()
-    result = CliRunner().invoke(program.main, ["--output", str(tmp_path / "file" / "demo")])
-    assert (result.exit_code, result.output.count("\n")) == (73, 1)
-    assert "Not a directory" in result.output
+    with pytest.raises(SystemExit) as ended:
+        run_command(program.main, "ppctl demo", ["--output", str(tmp_path / "file" / "demo"), *options])
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (73, 1)
+    assert "Not a directory" in error
 
 
 def test_without_its_packages_the_demonstration_names_the_package_to_install(monkeypatch):

@@ -21,11 +21,13 @@ from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
 from lsst.daf.butler import Butler
 from toycam import DETECTORS, GROUP, NAME, MakeRig
 
+from ppdaemon import folders
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
+from ppdaemon.middleware.butler.failures import spool_full_errors
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
@@ -239,6 +241,36 @@ def break_spool(spool: Path, damage: str) -> None:
 
 
 @ON_SQLITE
+@pytest.mark.parametrize("full", [False, True])
+def test_a_bad_spool_on_the_ramdisk_is_quarantined_on_the_state_disk(
+    exporter: CentralExporter, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    rename, sync, synced = Path.rename, folders.sync, []
+
+    def other_disk(path: Path, target: Path) -> Path:
+        if target.parent == tmp_path / "refused" and path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    def noted(path: Path) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        synced.append(path.name)
+        sync(path)
+
+    monkeypatch.setattr(Path, "rename", other_disk)
+    monkeypatch.setattr(folders, "sync", noted)
+    names = {path.name for path in spools[0].iterdir()}
+    (spools[0] / MANIFEST).write_text("{")
+    exported = exporter.export([spools[0], spools[2]])
+    assert (exported.spools, exported.refused) == ((str(spools[2]),), (str(spools[0]),))
+    assert spools[0].exists() == full
+    assert [path.name for path in (tmp_path / "refused").iterdir()] == ([] if full else [spools[0].name])
+    if not full:
+        assert names <= set(synced), "a power failure must not lose them after the RAM disk"
+
+
+@ON_SQLITE
 def test_a_renamed_spool_is_quarantined(
     exporter: CentralExporter, spools: list[Path], tmp_path: Path
 ) -> None:
@@ -405,6 +437,39 @@ def test_a_full_disk_leaves_no_partial_spool(
     assert list(rig.context.spool.iterdir()) == []
 
 
+def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More workers than fit have chosen the RAM disk at the same moment."""
+    sync = spool.sync
+
+    def refuse_ramdisk(path: Path) -> None:
+        if path.is_relative_to(rig.context.ramdisk_spool):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
+        sync(path)
+
+    rig, worker = rigs(export={"types": [".*"], "ramdisk_max": 10**9})
+    rig.context.ramdisk_spool.mkdir()
+    monkeypatch.setattr(spool, "sync", refuse_ramdisk)
+    done = run_visit(rig, worker, 1)
+    assert done.outcome == Outcome.SUCCEEDED
+    assert Path(done.spool or "").parent == rig.context.spool
+    spool.check_files(Path(done.spool or ""), read_manifest(Path(done.spool or "")))
+    assert list(rig.context.ramdisk_spool.iterdir()) == []
+
+
+def test_of_a_copy_to_a_full_disk_the_disk_of_the_copy_is_named(tmp_path: Path) -> None:
+    ramdisk, disk = tmp_path / "ramdisk", tmp_path / "disk"
+    # As shutil.copyfile raises it.
+    error = OSError(errno.ENOSPC, "No space left", str(ramdisk / "output"), None, str(disk / "output"))
+    with (
+        pytest.raises(VisitFailed, match="no space left for the spool") as caught,
+        spool_full_errors(ramdisk),
+    ):
+        raise error
+    assert caught.value.outcome == Outcome.STATE_FULL
+
+
 @ON_SQLITE
 def test_a_half_deleted_spool_is_no_spool(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
@@ -502,6 +567,29 @@ def test_outputs_on_the_ramdisk_are_exported(
     assert exporter.export([Path(done.spool or "")]).spools == (done.spool,)
     assert len(outputs(central, "toy_image")) == 1
     assert list(rig.context.ramdisk_spool.iterdir()) == []
+
+
+@ON_SQLITE
+def test_the_rest_of_a_spool_is_exported_whose_run_had_images_only(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    manifest = read_manifest(spools[0])
+    (run,) = {file.refs[0].run for file in manifest.files if type_of(file) == "toy_image"}
+    files = tuple(each for each in manifest.files if each.refs[0].run != run or type_of(each) == "toy_image")
+    changed = manifest.model_copy(update={"files": files})
+    (spools[0] / MANIFEST).write_text(changed.model_dump_json(exclude_none=True))
+    config = ExportConfig(images=("toy_image",))
+    exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
+    with closing(exporter):
+        exported = exporter.export(spools[:1], excess_bytes=1)
+    assert (exported.spools, exported.datasets) == ((str(spools[0]),), len(files) - 1)
+    with Butler.from_config(str(central.root)) as butler:
+        assert run not in butler.collections.get_info(CHAIN).children
+
+
+def type_of(file: spool.SpooledFile) -> str:
+    assert file.refs[0].datasetType is not None
+    return file.refs[0].datasetType.name
 
 
 @ON_SQLITE

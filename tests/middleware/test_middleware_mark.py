@@ -100,6 +100,17 @@ def test_the_datastore_of_another_repo_is_not_written_to(
 
 
 @ON_SQLITE
+def test_a_mark_that_a_crash_of_the_host_has_emptied_is_written_again(
+    exporter: CentralExporter, central: Central, spools: list[Path]
+) -> None:
+    before = (central.root / MARK).read_text()
+    (central.root / MARK).write_text("")
+    refuses(exporter, central, spools, "run 'ppctl export init'")
+    assert exporter.mark_datastore().endswith("is marked now")
+    assert (central.root / MARK).read_text() == before
+
+
+@ON_SQLITE
 def test_a_datastore_that_goes_away_while_files_are_copied_is_noticed(
     exporter: CentralExporter, central: Central, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

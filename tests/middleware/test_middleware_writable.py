@@ -13,6 +13,7 @@ from postgres import USER
 from ppdaemon.config import ButlerConfig, NodeConfig, WorkersConfig
 from ppdaemon.ctl.nodechecks import check_repo
 from ppdaemon.middleware.butler.writable import findings
+from ppdaemon.middleware.export.mark import MARK
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -106,5 +107,14 @@ def test_a_datastore_that_cannot_be_written_is_found(central: Central) -> None:
     document["datastore"]["root"] = "/proc"  # root may not make a file there either
     settings.write_text(yaml.safe_dump(document))
     found = found_in(central)
-    assert [level for level, _ in found] == ["error", "ok"]
+    assert [level for level, _ in found] == ["error", "error", "ok"]
     assert "/proc cannot be written" in found[0][1]
+
+
+@ON_SQLITE
+def test_a_missing_mark_is_found_before_the_night(central: Central) -> None:
+    (central.root / MARK).unlink()
+    levels, texts = zip(*found_in(central), strict=True)
+    assert levels == ("ok", "error", "ok")
+    assert "run 'ppctl export init' once" in texts[1]
+    assert not (central.root / MARK).exists(), "nothing is written"

@@ -22,7 +22,7 @@ from ppdaemon.messages import Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.export import writer as module
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.spool import MANIFEST, read_manifest
 from ppdaemon.middleware.export.writer import WriterEvent, WriterExporter
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
@@ -243,3 +243,20 @@ def test_the_configuration_chooses_the_exporter(site: Site, rigs: MakeRig) -> No
     assert isinstance(work.open_exporter(site.rig.context), WriterExporter)
     rig, _ = rigs()
     assert isinstance(work.open_exporter(rig.context), CentralExporter)
+
+
+def test_a_spool_that_the_datastore_refuses_does_not_hold_up_the_others(
+    site: Site, cluster: KafkaCluster
+) -> None:
+    bad, good = site.spool(), site.spool(attempt=2)
+    manifest = read_manifest(bad)
+    files = tuple(file.model_copy(update={"formatter": "no.such.Formatter"}) for file in manifest.files)
+    changed = manifest.model_copy(update={"files": files})
+    (bad / MANIFEST).write_text(changed.model_dump_json(exclude_none=True))
+    exporter = site.exporter()
+    with pytest.raises(Unavailable, match=r"Unable to import 'no\.such"):
+        exporter.export([bad])
+    assert bad.exists(), "the datastore may be the cause"
+    exported = exporter.export([bad, good])
+    assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
+    assert cluster.read(TOPIC, 1)

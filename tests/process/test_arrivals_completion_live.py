@@ -2,6 +2,7 @@
 """When raws that are being written are delivered."""
 
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,12 @@ from ppdaemon.testing.waiting import wait_until
 def file_id(path: Path) -> tuple[int, int, int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def seems_renamed(path: Path) -> bool:
+    """Return whether the file was changed otherwise after its last write."""
+    status = path.stat()
+    return status.st_ctime_ns > status.st_mtime_ns
 
 
 @pytest.fixture
@@ -145,12 +152,12 @@ def test_a_raw_that_comes_back_while_it_is_abandoned_is_delivered(tmp_path, monk
             exposure.put_sidecar()
             await catcher.watching()
 
-            def read(paths: Sequence[RawPath], *, structure: bool) -> FileState:
+            def read(paths: Sequence[RawPath], **order: bool) -> FileState:
                 """Find it gone; at once it is here again, and reported."""
                 if states:
-                    return read_state(paths, structure=structure)
+                    return read_state(paths, **order)
                 exposure.image().unlink()
-                states.append(read_state(paths, structure=structure))
+                states.append(read_state(paths, **order))
                 (pending,) = catcher.arrivals._completion._pending.values()
                 pending._reported = False
                 exposure.put(94, sidecar=False)
@@ -161,6 +168,49 @@ def test_a_raw_that_comes_back_while_it_is_abandoned_is_delivered(tmp_path, monk
             exposure.put(94, sidecar=False)
             await catcher.one()
             assert [found.file for found in states] == [None]
+
+    run(body)
+
+
+@pytest.mark.usefixtures("no_quiet")
+@pytest.mark.parametrize("touch", ["chmod", "link"])
+def test_a_preallocated_file_that_is_still_written_is_not_taken_for_one_renamed_into_place(
+    tmp_path, monkeypatch, touch
+):
+    content = fits_file()
+
+    async def body() -> None:
+        exposure = Exposure(tmp_path)
+        exposure.put_sidecar()
+        with exposure.image().open("wb") as file:
+            # As long as its headers promise from the beginning.
+            file.write(content[:2880].ljust(len(content), b"\0"))
+            file.flush()
+            while not seems_renamed(exposure.image()):  # within a tick, the time stamps are the same
+                if touch == "chmod":
+                    exposure.image().chmod(0o644)
+                else:
+                    exposure.image().with_suffix(f".{uuid.uuid4()}").hardlink_to(exposure.image())
+            checks = count_calls(monkeypatch, files, "read_state")
+            async with arriving(tmp_path, watch="poll", scan_s=0.1) as catcher:
+                await catcher.until(lambda: len(checks) > 2)
+                assert not catcher.raws
+                file.seek(2880)
+                file.write(content[2880:])
+                file.close()
+                await catcher.one()
+
+    run(body)
+
+
+@pytest.mark.usefixtures("no_quiet")
+def test_a_file_that_was_written_before_the_watch_is_taken_when_nobody_has_it_open(tmp_path):
+    async def body() -> None:
+        exposure = Exposure(tmp_path)
+        exposure.put_sidecar()
+        exposure.image().write_bytes(fits_file())
+        async with arriving(tmp_path) as catcher:
+            await catcher.one()
 
     run(body)
 

@@ -26,6 +26,7 @@ from securekit import CELLS, SecureRelay, keys_of
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig, NodePart, RelayLink, SecurityConfig
+from ppdaemon.ctl import nodechecks
 from ppdaemon.ctl.nodechecks import check_relay
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.curve import Gatekeeper
@@ -183,8 +184,11 @@ def test_nodes(steady_relay, cell):
         ("none", "relay", "skipped", "needs its keys", ""),
     ],
 )
-def test_ppctl_check_finds_why_a_relay_does_not_admit_a_node(steady_relay, key, server, level, text, action):
+def test_ppctl_check_finds_why_a_relay_does_not_admit_a_node(
+    steady_relay, monkeypatch, key, server, level, text, action
+):
     """The matrix again; a key that cannot be read is reported by another check."""
+    monkeypatch.setattr(nodechecks, "CONNECT_S", TIMEOUT_S)
     nodes = len(steady_relay.events("node connected"))
     config = NodeConfig.model_construct(
         node=NodePart.model_construct(name="node1"),

@@ -4,7 +4,7 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,8 +89,8 @@ def folders(tmp_path):
 def measured(folders, *pids):
     """Return what the workers use beyond the interpreter and their repos, in units of `SIZE_BYTES`."""
     # The limit is so low that exact shares are read.
-    meters = Meters(WorkersConfig(memory=MemoryConfig(soft=1_000_000)), folders)
-    samples = meters.read(dict(enumerate(pids)))
+    with closing(Meters(WorkersConfig(memory=MemoryConfig(soft=1_000_000)), folders)) as meters:
+        samples = meters.read(dict(enumerate(pids)))
     return [round((sample.used_bytes - sample.repo_bytes) / SIZE_BYTES) for sample in samples.values()]
 
 

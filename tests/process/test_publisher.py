@@ -76,6 +76,25 @@ def test_outcomes_reach_a_topic_and_metrics_a_rest_proxy(
             assert not file.exists()
 
 
+def test_metrics_that_cannot_be_read_do_not_end_the_publisher(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    to = {"what": [".*_metrics", "telemetry"], "to": proxy.url}
+    with publishing(tmp_path, socket_dir, to) as node:
+        node.wait(lambda: publisher_of(node) is not None)
+        first = publisher_of(node)
+        odd = {"action": [{"metric": "m"}]}
+        bundle = Bundle(id=uuid.uuid4(), run="r", dataset_type="a_metrics", data_id={}, utc=1.0, content=odd)
+        file = node.state / "publish" / "DemoCam~g1~0~1.json"
+        file.write_bytes(BUNDLES.dump_json((bundle,)))
+        succeed(node, "g1")
+        node.wait(lambda: proxy.records(TOPIC))
+        succeed(node, "g2")
+        node.wait(lambda: len(proxy.records(TOPIC)) == 2)
+        assert publisher_of(node) == first
+        assert not file.exists()
+
+
 def test_a_stuck_endpoint_delays_no_outcome_and_no_stop(
     tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
 ) -> None:

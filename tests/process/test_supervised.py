@@ -291,6 +291,32 @@ def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
     play(tmp_path, body)
 
 
+def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_spool(tmp_path):
+    async def body(played):
+        async def next_order_of_another() -> str:
+            forks = len(played.orders)
+            played.die()
+            await until(lambda: len(played.orders) > forks)
+            played.serve()
+            return await played.next_order()
+
+        for spool in "abcde":
+            played.exporter.add(spool)
+        played.serve()
+        assert await played.next_order() == order_of(*"abcde")
+        assert await next_order_of_another() == order_of("a", "b")
+        assert await next_order_of_another() == order_of("a")
+        assert await next_order_of_another() == order_of("b")
+        since = played.exporter.oldest_s
+        played.send(exported("b"))
+        assert await played.next_order() == order_of("c", "d")
+        played.send(exported("c", "d"))
+        assert await played.next_order() == order_of("e", "a")
+        assert played.exporter.oldest_s > since
+
+    play(tmp_path, body)
+
+
 def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
     async def body(played):
         played.exporter.add("a")
@@ -378,6 +404,20 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
         await until(lambda: not played.exporter.waiting)
 
     play(tmp_path, body, gather_s=0.2)
+
+
+def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        played.die()
+        await until(lambda: played.exporter.problem == "the process ended")
+        await until(lambda: len(played.orders) == 2)
+        played.serve()
+        await until(lambda: not played.exporter.problem)
+        assert played.exporter.text == "idle"
+
+    play(tmp_path, body)
 
 
 def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):

@@ -19,10 +19,10 @@ def test_a_quick_run_misses_nothing_and_leaves_nothing(tmp_path, socket_dir):
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     figures = json.loads(done.stdout)
-    assert figures["files"] == 3 * 2 * 9
+    assert figures["files"] == 4 * 2 * 9
     counts = ("missed", "twice", "races_missed", "races_twice", "storm_missed", "storm_twice")
     assert {name: figures[name] for name in counts} == dict.fromkeys(counts, 0)
-    for source in ("", "zmq_", "poll_"):
+    for source in ("", "burst_", "zmq_", "poll_"):
         assert 0 < figures[f"{source}notice_p50_ms"] <= figures[f"{source}notice_p99_ms"]
     assert figures["old_tree_files"] == 5000
     assert list(tmp_path.iterdir()) == list(socket_dir.iterdir()) == []

@@ -41,7 +41,7 @@ class SimulatedThreads:
             return [self.sidecars.get(image.path, (False, None)) for image, _ in args[0]]
         return [self._state(*order) for order in args[0]]
 
-    def _state(self, files: Sequence[RawPath], structure: bool) -> FileState | BadMessage:
+    def _state(self, files: Sequence[RawPath], structure: bool, _writers: bool) -> FileState | BadMessage:
         self.orders.append((files[0].path, structure))
         intact = FileState(files[0], 1, 5760, 1000, 1001, read=structure, intact=structure)
         return self.states.get(files[0].path, intact)

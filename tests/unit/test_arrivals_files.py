@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading files: which are opened, which are refused, and the facts in them."""
 
+import fcntl
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable
@@ -205,11 +207,58 @@ def test_with_the_structure_the_sidecar_is_checked(tmp_path):
     assert state_of(place).has_sidecar
 
 
+def test_the_structure_is_read_at_once_where_nobody_has_the_file_open_for_writing(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    found = read_state([place], structure=False, writers=True)
+    assert (found.written, found.intact) == (False, True)
+    with open(place.path, "rb"):
+        assert read_state([place], structure=False, writers=True).written is False
+    with open(place.path, "r+b"):
+        found = read_state([place], structure=False, writers=True)
+        assert (found.written, found.read) == (True, False)
+
+
+def test_a_mapping_for_writing_counts_after_its_file_was_closed(tmp_path):
+    place = put(tmp_path / "raw/x.fits", fits())
+    with open(place.path, "r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+    assert read_state([place], structure=False, writers=True).written is True
+    mapping.close()
+    assert read_state([place], structure=False, writers=True).written is False
+
+
+def test_a_writer_that_opens_the_file_during_the_check_does_not_end_this_process(tmp_path, monkeypatch):
+    place, real, refused = put(tmp_path / "raw/x.fits", fits()), fcntl.fcntl, []
+
+    def open_before_the_lease_is_given_back(descriptor, command, value):
+        if (command, value) == (fcntl.F_SETLEASE, fcntl.F_UNLCK):
+            with pytest.raises(BlockingIOError) as refusal:
+                os.open(place.path, os.O_WRONLY | os.O_NONBLOCK)
+            refused.append(refusal)
+        return real(descriptor, command, value)
+
+    monkeypatch.setattr(fcntl, "fcntl", open_before_the_lease_is_given_back)
+    assert read_state([place], structure=False, writers=True).written is False
+    assert refused
+    os.close(os.open(place.path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_where_the_kernel_does_not_tell_nothing_is_known(tmp_path, monkeypatch):
+    def refuse(descriptor, command, value):
+        if command == fcntl.F_SETLEASE:
+            raise PermissionError  # a file of another user, without CAP_LEASE
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    place = put(tmp_path / "raw/x.fits", fits())
+    found = read_state([place], structure=False, writers=True)
+    assert (found.written, found.read) == (None, False)
+
+
 def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     os.mkfifo(tmp_path / "raw/fifo.fits")
     fifo_path = RawPath(place.root, f"{place.root}/fifo.fits")
-    refused, found = read_states([((fifo_path,), True), ((place,), True)])
+    refused, found = read_states([((fifo_path,), True, False), ((place,), True, False)])
     assert isinstance(refused, BadMessage)
     assert refused.kind == "not_a_file"
     assert isinstance(found, FileState)

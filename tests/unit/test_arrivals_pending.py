@@ -26,8 +26,8 @@ MARKED = RawPath("/raw", "/raw/x.fits", "/raw/x.fits.done")
 MISSING = FileState(None, problem="no such file")
 
 
-def intact(size: int = 5760, *, moved_into_place: bool = False) -> FileState:
-    return FileState(HERE, 1, size, 1000, 1001 if moved_into_place else 1000, intact=True)
+def intact(size: int = 5760, *, changed_since: bool = False) -> FileState:
+    return FileState(HERE, 1, size, 1000, 1001 if changed_since else 1000, intact=True)
 
 
 def broken(size: int = 100) -> FileState:
@@ -64,7 +64,19 @@ def test_an_intact_file_that_was_closed_is_taken_at_once():
 
 
 def test_fault_20_an_intact_file_that_was_renamed_into_place_is_taken_at_once():
-    assert seen(CompletenessCheck(10.0), intact(moved_into_place=True), 10.0) == Deliver(HERE, intact=True)
+    assert seen(CompletenessCheck(10.0), intact(changed_since=True), 10.0) == Deliver(HERE, intact=True)
+
+
+def test_an_intact_file_that_nobody_writes_is_taken_at_once():
+    state = replace(intact(), written=False)
+    assert CompletenessCheck(10.0).evaluate(state, 10.0, close_expected=True) == Deliver(HERE, intact=True)
+
+
+def test_what_changed_after_the_last_write_is_no_proof_while_the_file_is_open_for_writing():
+    check, state = CompletenessCheck(10.0), replace(intact(changed_since=True), written=True)
+    assert isinstance(seen(check, state, 10.0), Recheck)
+    assert isinstance(seen(check, state, 10.4), Recheck)
+    assert seen(check, replace(state, written=False), 10.41) == Deliver(HERE, intact=True)
 
 
 def test_an_unusual_file_is_taken_at_once_if_it_was_closed_and_must_be_quiet_longer_otherwise():
@@ -95,7 +107,7 @@ def test_what_was_quiet_before_it_was_sighted_is_taken_at_once_where_the_stamps_
 
 def test_a_file_that_is_written_to_between_stamps_and_structure_is_not_taken():
     check = CompletenessCheck(10.0)
-    decision = check.evaluate(stamps_of(intact(moved_into_place=True)), 10.0, confirmed=True)
+    decision = check.evaluate(stamps_of(intact(changed_since=True)), 10.0, confirmed=True)
     assert decision == Recheck(0.0, structure=True)
     assert isinstance(check.evaluate(intact(8640), 10.0, confirmed=True), Recheck)
     # And what is no longer confirmed must be quiet.
@@ -238,7 +250,7 @@ def test_pauses_grow_and_never_pass_the_time_of_decision():
 
 
 checks = st.sampled_from(
-    [MISSING, intact(), intact(8640), intact(moved_into_place=True), broken(), broken(2000)]
+    [MISSING, intact(), intact(8640), intact(changed_since=True), broken(), broken(2000)]
 )
 
 
@@ -272,7 +284,7 @@ def checked(pending: PendingRaw, file: FileState, now: float) -> Decision:
     """Check a pending raw with a given state of its file."""
     if pending.state is PendingState.PAUSED:
         pending.recheck()
-    _, structure = pending.start_check()
+    _, structure, _ = pending.start_check()
     decision = pending.evaluate(file if structure else stamps_of(file), now, 0.0)
     if isinstance(decision, Recheck) and decision.structure:
         return checked(pending, file, now)
@@ -309,13 +321,13 @@ def test_a_file_opened_twice_is_not_delivered_with_its_header_alone():
 
 def test_a_file_reported_as_finished_is_read_at_the_first_check():
     pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
-    assert pending.start_check() == ((HERE,), True)
+    assert pending.start_check() == ((HERE,), True, False)
     assert pending.evaluate(intact(), 0.0, 0.0) == Deliver(HERE, intact=True)
     assert pending.state is PendingState.COMPLETE
 
 
 def test_a_file_of_which_nothing_is_known_is_not_read_at_the_first_check():
-    assert PendingRaw.of(sighting(), 0.0, 0.0).start_check() == ((HERE,), False)
+    assert PendingRaw.of(sighting(), 0.0, 0.0).start_check() == ((HERE,), False, True)
 
 
 def test_a_report_during_a_check_has_the_next_one_taken_at_once():
@@ -324,7 +336,7 @@ def test_a_report_during_a_check_has_the_next_one_taken_at_once():
     assert not pending.add_sighting(sighting(confirmed=True), 1.0)
     assert pending.evaluate(stamps_of(broken()), 1.0, 0.0) == Recheck(0.0)
     pending.recheck()
-    assert pending.start_check() == ((HERE,), True)
+    assert pending.start_check() == ((HERE,), True, False)
 
 
 def test_a_report_between_checks_has_one_taken_at_once_and_a_sighting_does_not():
@@ -356,10 +368,10 @@ def test_a_raw_that_comes_back_while_it_is_abandoned_begins_again():
 def test_a_raw_whose_filesystem_hangs_is_checked_at_its_other_path():
     pending = PendingRaw.of(sighting(confirmed=True), 0.0, 0.0)
     pending.add_sighting(sighting(ELSEWHERE, confirmed=True), 0.0)
-    assert pending.start_check() == ((HERE, ELSEWHERE), True)
+    assert pending.start_check() == ((HERE, ELSEWHERE), True, False)
     pending.timed_out()
     pending.recheck()
-    assert pending.start_check() == ((ELSEWHERE, HERE), True)
+    assert pending.start_check() == ((ELSEWHERE, HERE), True, False)
 
 
 def test_the_paths_of_one_raw_are_bounded():

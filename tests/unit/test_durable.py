@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ppdaemon.durable import write_durably
+from ppdaemon.durable import sync_all, write_durably
 
 
 def test_the_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
@@ -19,3 +19,14 @@ def test_the_file_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_durably(tmp_path / "missing" / "mark", "why")
+
+
+def test_all_files_are_on_the_disk_or_it_is_an_error(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    sync_all([tmp_path / "a", tmp_path / "b", tmp_path])
+    assert synced == [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path)]
+    with pytest.raises(FileNotFoundError):
+        sync_all([tmp_path / "a", tmp_path / "missing"])

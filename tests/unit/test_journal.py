@@ -24,6 +24,7 @@ from ppdaemon.node.visits.model import (
     Accept,
     JournalEntry,
     MarkExported,
+    MarkLost,
     MarkReported,
     MarkUnreported,
     RecordLateRaws,
@@ -32,6 +33,7 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
+from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.reports import VisitRow
 from ppdaemon.retries import WITHDRAWN
 from ppdaemon.states import Outcome, Stage
@@ -248,6 +250,31 @@ def test_what_was_not_exported_is_added_to_the_figures(journal):
     journal.write(MarkExported(keys, 12.5, {keys[1]: "detector 0 was first: summary"}))
     shown = [row.figures for row in visit_of(journal, "g")]
     assert shown == [{"query_ms": 1.0}, {"query_ms": 1.0, "not_exported": "detector 0 was first: summary"}]
+
+
+def test_lost_outputs_are_failures_that_may_be_retried_after_a_boot_of_the_host(path):
+    groups = ("lost", "written", "exported")
+    with closing(Journal(path)) as journal:
+        accept(journal, [an_entry(group) for group in groups])
+        for group in groups:
+            entry = ended(an_entry(group))
+            entry.datasets, entry.no_return = 5, "alerts" if group == "written" else ""
+            update(journal, [entry])
+        journal.write(MarkExported([Key("DemoCam", "exported", 0)], 12.5))
+        keys = tuple(journal.not_exported())
+        assert [key.group for key in keys] == ["lost", "written"]
+        journal.write(MarkLost(keys))
+        assert not rows_of(journal, failed=True), "exported just before the daemon ended, perhaps"
+    with closing(journal_at(path, 0.0, boot="next")) as journal:
+        journal.write(MarkLost(keys))
+        rows = {row.group: row for row in rows_of(journal, failed=True)}
+        assert {(row.outcome, row.datasets) for row in rows.values()} == {(Outcome.INTERRUPTED, 0)}
+        assert {group: row.retriable for group, row in rows.items()} == {"lost": True, "written": False}
+        assert journal.not_exported() == []
+        (entry,) = journal.last_attempts("lost")
+        assert not refusal_reason(entry, force=False)
+        (entry,) = journal.last_attempts("written")
+        assert "point of no return" in refusal_reason(entry, force=False)
 
 
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):

@@ -3,6 +3,7 @@
 
 import io
 import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,16 @@ def folders(tmp_path):
     return folders
 
 
-def meters(folders, disk=None, **memory):
-    config = WorkersConfig(log_max=1000, memory=MemoryConfig(**memory))
-    disks = disk or (lambda _: a_disk())
-    return Meters(config, folders, disks)
+@pytest.fixture
+def meters(folders):
+    """Return a function that makes meters, which are closed after the test."""
+    with ExitStack() as stack:
+
+        def make(disk=None, **memory):
+            config = WorkersConfig(log_max=1000, memory=MemoryConfig(**memory))
+            return stack.enter_context(closing(Meters(config, folders, disk or (lambda _: a_disk()))))
+
+        yield make
 
 
 def test_shared_files_are_not_counted(folders):
@@ -53,17 +60,17 @@ def test_cpu_time_is_read_also_of_a_process_with_an_odd_name(monkeypatch):
     assert cpu_seconds(7) == pytest.approx((14 + 15 + 16 + 17) / os.sysconf("SC_CLK_TCK"))
 
 
-def test_a_sample_has_memory_repo_and_cpu_time(folders):
+def test_a_sample_has_memory_repo_and_cpu_time(meters, folders):
     (folders.repo(0) / "own").write_bytes(bytes(8192))
-    samples = meters(folders).read({0: os.getpid(), 1: GONE})
+    samples = meters().read({0: os.getpid(), 1: GONE})
     assert samples[0].repo_bytes == 8192
     assert samples[0].used_bytes > 1_000_000
     assert samples[0].cpu_s > 0
     assert (samples[1].used_bytes, samples[1].repo_bytes, samples[1].cpu_s) == (0, 0, 0.0)
 
 
-def test_repos_are_measured_periodically_but_the_previous_workers_never(folders):
-    measured = meters(folders)
+def test_repos_are_measured_periodically_but_the_previous_workers_never(meters, folders):
+    measured = meters()
     assert measured.read({0: GONE})[0].repo_bytes == 0
     (folders.repo(0) / "own").write_bytes(bytes(8192))
     later = [measured.read({0: GONE})[0].repo_bytes for _ in range(REPO_EVERY)]
@@ -72,9 +79,9 @@ def test_repos_are_measured_periodically_but_the_previous_workers_never(folders)
     assert measured.read({0: GONE + 1})[0].repo_bytes == 0
 
 
-def test_repos_are_measured_at_once_when_the_ram_disk_fills(folders):
+def test_repos_are_measured_at_once_when_the_ram_disk_fills(meters, folders):
     free = [900]
-    measured = meters(folders, lambda _: a_disk(free=free[0]), ramdisk=400 * 4096)
+    measured = meters(lambda _: a_disk(free=free[0]), ramdisk=400 * 4096)
     measured.read({0: GONE})
     (folders.repo(0) / "own").write_bytes(bytes(8192))
     free[0] -= 101
@@ -97,13 +104,13 @@ def test_a_disk_that_is_nearly_full_is_reported(disk, text):
     assert low_disk_space(Path("/d"), disk) == text
 
 
-def test_both_disks_are_watched_and_an_unreadable_one_is_reported(folders):
+def test_both_disks_are_watched_and_an_unreadable_one_is_reported(meters, folders):
     def disk(folder):
         if folder == folders.state:
             raise OSError(5, "Input/output error")
         return a_disk(free=1)
 
-    measured = meters(folders, disk)
+    measured = meters(disk)
     measured.read({})
     assert measured.problems == (
         f"{folders.ramdisk} has only 0.1 % of its space free",
@@ -125,11 +132,11 @@ def test_a_log_is_cut_under_its_writer_and_retains_its_end(folders):
     assert not cut_log(folders.logs / "none.log", 1000)
 
 
-def test_logs_of_all_processes_are_kept_short_and_counted(folders):
+def test_logs_of_all_processes_are_kept_short_and_counted(meters, folders):
     for name in ("worker-0000.log", "zygote.log"):
         (folders.logs / name).write_bytes(bytes(5000))
     (folders.logs / "other.txt").write_bytes(bytes(5000))
-    measured = meters(folders)
+    measured = meters()
     measured.read({})
     measured.read({})
     assert measured.logs_cut == 2

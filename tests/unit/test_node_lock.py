@@ -167,6 +167,15 @@ def test_a_spool_that_cannot_be_moved_stays_on_the_ramdisk(folders, monkeypatch,
     assert list(folders.spool.iterdir()) == []
 
 
+def test_a_spool_that_cannot_be_copied_is_named_with_the_reason(folders):
+    lock_node(folders, "life1").unlock()
+    spool = spool_of(folders.ramdisk_spool, "DemoCam~g~0~1", "complete")
+    (spool / "output").symlink_to(spool / "gone")
+    with pytest.raises(StateUnusable, match=f"{spool}.*No such file"):
+        lock_node(folders, "life2")
+    assert (spool / "manifest.json").read_text() == "complete"
+
+
 def test_a_spool_is_found_on_either_disk_and_missed_on_neither(folders):
     key = ("DemoCam", "g", 0, 1)
     name = folders.spooled(*key).name

@@ -14,10 +14,11 @@ import pytest
 from kafkacluster import KafkaCluster, kafka_cluster
 from restproxyserver import RestProxyServer, rest_proxy
 
+from ppdaemon.errors import BadMessage
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.destination import Destination, open_sink
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
-from ppdaemon.publish.messages import Bundle, Telemetry
+from ppdaemon.publish.messages import BUNDLES, Bundle, Telemetry
 from ppdaemon.publish.records import Record, bundle_records, telemetry_records
 
 WITHIN_S = 20.0
@@ -35,6 +36,7 @@ BUNDLE = Bundle(
             {"metric": "prep_butlerTotalTime", "value": 2.5, **MEASURED},
             {"metric": "prep_butlerSearchTime", "value": None, **MEASURED},
             {"metric": "prep_butlerOddTime", "value": float("nan"), **MEASURED},
+            {"metric": "prep_butlerEndless", "value": float("inf"), **MEASURED},
         ],
         "__dataset_identifier": "Live",
         "__metricNamePrefix": "",
@@ -113,6 +115,22 @@ def test_metrics_are_the_records_of_the_dispatcher_of_the_field() -> None:
         "float",
         "string",
     )
+
+
+def test_values_that_are_no_numbers_are_left_out_after_the_file_of_the_worker() -> None:
+    (bundle,) = BUNDLES.validate_json(BUNDLES.dump_json((BUNDLE,)))
+    (record,) = bundle_records(bundle, SASQUATCH)
+    assert {name for name in record.value if name.startswith("prep_")} == {
+        "prep_butlerTotalTime",
+        "prep_butlerSearchTime",
+    }
+
+
+@pytest.mark.parametrize("content", [[{"metric": "m"}], [{"metric": "m", "value": "x"}], [7], 7, {"m": 7}])
+def test_what_is_no_bundle_of_metrics_is_refused(content: Any) -> None:
+    bundle = BUNDLE.model_copy(update={"content": {"action": content}})
+    with pytest.raises(BadMessage, match="promptPreload_metrics has no metrics in action"):
+        list(bundle_records(bundle, SASQUATCH))
 
 
 @pytest.mark.parametrize("source", [BUNDLE, TELEMETRY])
@@ -219,6 +237,28 @@ def test_what_may_be_taken_later_waits_and_what_never_will_is_dropped(
     destination.send_some()
     assert len(proxy.records("lsst.prompt.visitDetector")) == (2 if sent_again else 0)
     assert destination.report().problem == ""
+
+
+def test_a_request_that_is_too_large_is_divided(proxy: RestProxyServer) -> None:
+    config = to_proxy(proxy)
+    sink = open_sink(config)
+    proxy.most_bytes = 1500
+    assert sink.send(records(config, 20)) == ((), 0, "")
+    assert [each["detector"] for each in proxy.records("lsst.prompt.visitDetector")] == list(range(20))
+    proxy.most_bytes = 10
+    later, refused, reason = sink.send(records(config, 3))
+    assert (later, refused) == ((), 3)
+    assert "HTTP 413" in reason
+
+
+@pytest.mark.parametrize("answer", [[], None, "text", {"offsets": None}])
+def test_an_answer_of_another_form_does_not_end_the_publication(proxy: RestProxyServer, answer: Any) -> None:
+    config = to_proxy(proxy)
+    destination = Destination(config, lambda: open_sink(config), lambda pause_s: None)
+    proxy.answer = answer
+    destination.add(records(config))
+    destination.send_some()
+    assert destination.report().waiting == (0 if isinstance(answer, dict) else 1)
 
 
 def test_a_full_queue_drops_the_oldest_and_counts_them(proxy: RestProxyServer) -> None:

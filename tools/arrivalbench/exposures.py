@@ -16,7 +16,8 @@ from ppdaemon.states import SlotState
 
 __all__ = ("DISABLED_S", "SOURCES", "Workload", "measure_exposures")
 
-SOURCES = ("inotify", "zmq", "poll")
+SOURCES = ("inotify", "burst", "zmq", "poll")
+"""``burst``: inotify, with all files of an exposure renamed into their new folder at once."""
 # A period that is longer than the measurement: the source never runs.
 DISABLED_S = 86_400.0
 LATE_S = 15.0
@@ -63,7 +64,9 @@ def measure_exposures(
             progress(f"{source}: exposure {number} of {workload.exposures}")
             _reserve(node, f"{source}{number}", workload.detectors)
             before_s = node.usage().cpu_s
-            order = Expose(number, f"{source}{number}", workload.within_s, renamed=bool(number % 2))
+            is_burst = source == "burst"
+            within_s = 0.0 if is_burst else workload.within_s
+            order = Expose(number, f"{source}{number}", within_s, renamed=is_burst or bool(number % 2))
             _expose(node, writer, order, renamed if order.renamed else in_place)
             used_s += node.usage().cpu_s - before_s
             node.relay.cancel(order.group, instrument=CAMERA)
@@ -79,7 +82,7 @@ def measure_exposures(
 def _source(source: str, workload: Workload, notices: str | None) -> dict[str, Any]:
     """Return a configuration in which only one source can find a file in time."""
     match source:
-        case "inotify":
+        case "inotify" | "burst":
             return {"watch": "inotify", "scan_s": DISABLED_S}
         case "zmq":
             return {"watch": "poll", "poll_s": DISABLED_S, "scan_s": DISABLED_S, "subscribe": [notices]}

@@ -138,7 +138,8 @@ def spool_full_errors(ramdisk: Path) -> Iterator[None]:
 
 def _names_file_in(error: BaseException | None, folder: Path) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and isinstance(error.filename, str):
-            return Path(error.filename).is_relative_to(folder)
+        # Of a copy, the second one is the file that was written.
+        if isinstance(error, OSError) and isinstance(name := error.filename2 or error.filename, str):
+            return Path(name).is_relative_to(folder)
         error = error.__cause__ or error.__context__
     return False

@@ -17,6 +17,7 @@ from lsst.daf.butler import Butler, ButlerConfig
 
 from ppdaemon.middleware.butler.central import recorded_engines
 from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.export.mark import mark_problem
 
 __all__ = ("findings",)
 
@@ -53,6 +54,11 @@ def findings(uri: str) -> Iterator[Finding]:
                 yield {"level": "skipped", "text": text, "action": ""}
             else:
                 yield _folder(Path(root.ospath), "files can be written")
+        try:
+            if problem := mark_problem(butler):
+                yield _error(problem)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            yield _error(f"{uri} cannot be read: {describe(error)}")
         namespace = ButlerConfig(uri)["registry"].get("namespace")
         for engine in engines:
             try:

@@ -10,14 +10,16 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 from lsst.daf.butler import Butler, CollectionType, DatasetRef, MissingCollectionError
 from lsst.resources import ResourcePath
 
+from ppdaemon.durable import sync
 from ppdaemon.errors import Refused, Unavailable
 from ppdaemon.middleware.butler.failures import describe
 
-__all__ = ("DatastoreMark", "mark_datastore")
+__all__ = ("DatastoreMark", "mark_datastore", "mark_problem")
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,23 +46,19 @@ class DatastoreMark:
 
     def check(self) -> None:
         """Raise `~ppdaemon.errors.Unavailable` if a root of the datastore does not have the mark."""
-        for root in self._roots:
-            try:
-                found = _read(root)
-            except FileNotFoundError:
-                found = ""
-            except Exception as error:  # of any kind of store
-                raise Unavailable(f"the datastore {root} cannot be read: {describe(error)}") from error
-            if not found or not self._repo_id:
-                raise Unavailable(
-                    f"the datastore {root} has no mark {MARK}: nothing is exported. If it is mounted and"
-                    f" belongs to the repo, run '{COMMAND}' once"
-                )
-            if found != self._repo_id:
-                raise Unavailable(
-                    f"the datastore {root} is that of another repo: its mark {MARK} has the id {found}, not"
-                    f" {self._repo_id}; nothing is exported"
-                )
+        _check(self._roots, self._repo_id)
+
+
+def mark_problem(butler: Butler) -> str:
+    """Return why nothing would be exported to a repo, or a blank; writes nothing."""
+    repo_id = _repo_id(butler)
+    if not repo_id and next(_datasets(butler), None) is None:
+        return ""  # the first export will mark it
+    try:
+        _check(_roots(butler), repo_id)
+    except Unavailable as error:
+        return str(error)
+    return ""
 
 
 def mark_datastore(butler: Butler) -> str:
@@ -80,18 +78,44 @@ def mark_datastore(butler: Butler) -> str:
     repo_id = _repo_id(butler)  # another host may have been faster
     done = []
     for root in roots:
+        place = root.join(MARK)
+        text = f"{repo_id}\nppdaemon exports to this datastore only while this file is here.\n".encode()
         try:
-            root.join(MARK).write(
-                f"{repo_id}\nppdaemon exports to this datastore only while this file is here.\n".encode(),
-                overwrite=False,
-            )
-            done.append(f"{root} is marked now")
-            _LOG.warning("the datastore %s is marked as that of repo %s", root, repo_id)
+            place.write(text, overwrite=False)
         except FileExistsError:
-            if (found := _read(root)) != repo_id:
-                raise Refused(f"{root} is marked as that of another repo, {found}, not {repo_id}") from None
-            done.append(f"{root} was marked before")
+            if found := _read(root):
+                if found != repo_id:
+                    problem = f"{root} is marked as that of another repo, {found}, not {repo_id}"
+                    raise Refused(problem) from None
+                done.append(f"{root} was marked before")
+                continue
+            place.write(text, overwrite=True)  # a crash of the host has emptied it
+        if place.isLocal:
+            sync(Path(place.ospath))
+            sync(Path(root.ospath))
+        done.append(f"{root} is marked now")
+        _LOG.warning("the datastore %s is marked as that of repo %s", root, repo_id)
     return "; ".join(done)
+
+
+def _check(roots: Iterable[ResourcePath], repo_id: str) -> None:
+    for root in roots:
+        try:
+            found = _read(root)
+        except FileNotFoundError:
+            found = ""
+        except Exception as error:  # of any kind of store
+            raise Unavailable(f"the datastore {root} cannot be read: {describe(error)}") from error
+        if not found or not repo_id:
+            raise Unavailable(
+                f"the datastore {root} has no mark {MARK}: nothing is exported. If it is mounted and"
+                f" belongs to the repo, run '{COMMAND}' once"
+            )
+        if found != repo_id:
+            raise Unavailable(
+                f"the datastore {root} is that of another repo: its mark {MARK} has the id {found}, not"
+                f" {repo_id}; nothing is exported"
+            )
 
 
 def _roots(butler: Butler) -> list[ResourcePath]:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Moves a spool that cannot be exported to another folder, with the reason, for an operator."""
 
+import errno
 import logging
 import shutil
 from pathlib import Path
 
 from ppdaemon import log
 from ppdaemon.durable import sync
-from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders, move_spool
 from ppdaemon.middleware.butler.failures import describe
 
 __all__ = ("quarantine",)
@@ -36,10 +37,20 @@ def quarantine(spool: Path, error: Exception, refused: Path, uri: str) -> None:
         )
     # The operator may have copied the spool back, instead of moving it.
     shutil.rmtree(refused / spool.name, ignore_errors=True)
-    shutil.move(spool, refused / spool.name)  # copied if it is on the RAM disk
-    # The new entry first: a power failure must not lose both.
-    sync(refused)
-    sync(spool.parent)
+    try:
+        spool.rename(refused / spool.name)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        try:
+            move_spool(spool, refused)  # it is on the RAM disk
+        except OSError as full:
+            # Not raised: the exports that make room on the disk would wait for it.
+            _LOG.error("spool %s stays in %s until the next start: %s", spool.name, spool.parent, full)
+    else:
+        # The new entry first: a power failure must not lose both.
+        sync(refused)
+        sync(spool.parent)
 
 
 def _note(spools: Path, uri: str, reason: str) -> str:

@@ -27,7 +27,7 @@ from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync
+from ppdaemon.durable import begin_sync, sync, sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
@@ -41,8 +41,6 @@ __all__ = ("DamagedSpools", "Registered", "Registrar")
 
 _LOG = logging.getLogger(__name__)
 
-_SYNCING = 8
-"""Folders that are synced at once: the disk writes them together."""
 ATTEMPTS = 5
 """Attempts at a transaction that collides with others. Each collision means that
 one other exporter has committed: five in a row are five hosts at once."""
@@ -226,7 +224,7 @@ class Registrar:
             except BadMessage as error:
                 return error
             if folder is not None:
-                sync(target)  # its spool will be deleted
+                begin_sync(target)
             return None
 
         with ThreadPoolExecutor(self._copies, "copy") as threads:
@@ -234,6 +232,8 @@ class Registrar:
         faults = {file.spool: error for file, error in zip(files, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
+        if folder is not None:
+            sync_all(copies.values())  # the spools will be deleted
         return copies
 
 
@@ -270,8 +270,9 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
     uris = (found.primaryURI for found in butler.get_many_uris(refs).values())
     leaves = {os.path.dirname(uri.ospath) for uri in uris if uri is not None}
     folders = {folder for leaf in leaves for folder in (Path(leaf), *Path(leaf).parents)}
-    with ThreadPoolExecutor(_SYNCING, "sync") as threads:
-        list(threads.map(sync, (folder for folder in folders if root and folder.is_relative_to(root))))
+    for folder in folders:
+        if root and folder.is_relative_to(root):
+            sync(folder)
 
 
 def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:

@@ -10,8 +10,7 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pydantic
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
-from ppdaemon.durable import sync
+from ppdaemon.durable import begin_sync, sync, sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import folder_size
 from ppdaemon.middleware.export.checksums import checksum_of
@@ -44,8 +43,6 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _STUCK_S = 60.0
 """Spools that have waited for so long wait for a central repo that is away."""
-_SYNCING = 4
-"""Files that are synced at once: a disk writes them together, and their checksums are computed meanwhile."""
 
 
 class SpoolKey(Model):
@@ -116,20 +113,18 @@ def write_spool(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = _secured(partial, fill(partial))
-        used = {ref.run for file in files for ref in file.refs}
-        in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
+        files = tuple(_with_checksums(partial, fill(partial)))
         manifest = Manifest(
             key=key,
-            chains={chain: runs for chain, runs in in_use.items() if runs},
+            chains=_in_use(chains, files),
             records=tuple(record.to_simple() for record in records),
             files=files,
             failed=failed(),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        for path in (partial / MANIFEST, partial):
-            sync(path)
+        sync_all([partial / MANIFEST, *(partial / file.name for file in files)])
+        sync(partial)
         may_commit()
         partial.rename(folder)
     except BaseException:
@@ -168,17 +163,21 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
 
 
-def _secured(folder: Path, files: Iterable[SpooledFile]) -> tuple[SpooledFile, ...]:
-    """Write files to the disk; return them with their checksums."""
-
-    def secure(file: SpooledFile) -> SpooledFile:
+def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
+    """Return files with their checksums, which are computed while the disk writes."""
+    for file in files:
         path = folder / file.name
-        checksum = checksum_of(path)
-        sync(path)
-        return file.model_copy(update={"checksum": checksum})
+        begin_sync(path)
+        yield file.model_copy(update={"checksum": checksum_of(path)})
 
-    with ThreadPoolExecutor(_SYNCING, "spool") as threads:
-        return tuple(threads.map(secure, files))
+
+def _in_use(
+    chains: Mapping[str, tuple[str, ...]], files: Iterable[SpooledFile]
+) -> dict[str, tuple[str, ...]]:
+    """Return chains without the runs of which there is no file: the central repo may not have these."""
+    used = {ref.run for file in files for ref in file.refs}
+    in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
+    return {chain: runs for chain, runs in in_use.items() if runs}
 
 
 def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
@@ -238,7 +237,8 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
             kept.append(file)
     if not doomed:
         return 0
-    update = {"files": tuple(kept), "given_up": (*manifest.given_up, *names)}
+    chains = _in_use(manifest.chains, kept)
+    update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
     new = spool / f"{MANIFEST}.new"

@@ -31,7 +31,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync, write_durably
+from ppdaemon.durable import sync_all, write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported
@@ -61,6 +61,10 @@ _LOG = logging.getLogger(__name__)
 _OURS = "handed_over.txt"
 """File in a spool with the ids of the datasets whose place was free when they were copied: what is
 there at another try is of this spool."""
+
+
+class _Suspect(Unavailable):
+    """A spool was not copied; it or the datastore may be the cause."""
 
 
 class WriterEvent(pydantic.BaseModel):
@@ -105,6 +109,7 @@ class WriterExporter:
         skipped: dict[str, str] = {}
         manifests: dict[Path, Manifest] = {}
         events: dict[KafkaMessage, Path] = {}
+        suspects: dict[Path, _Suspect] = {}
         datasets = 0
         for spool in spools:
             if not spool.exists():  # handed over before: the reply to that export was lost
@@ -119,6 +124,9 @@ class WriterExporter:
                 quarantine(spool, error, self._refused, self._uri)
                 refused.append(spool)
                 continue
+            except _Suspect as error:
+                suspects[spool] = error
+                continue
             datasets += sum(len(event.datasets) for event in made)
             first = f"another one was first: {', '.join(others)}" if others else ""
             if note := "; ".join(filter(None, (first, given_up_note(manifest)))):
@@ -126,6 +134,12 @@ class WriterExporter:
             key = f"{manifest.key.instrument} {manifest.key.detector}"
             copied.append(spool)
             events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
+        for spool, suspect in suspects.items():
+            if not copied:
+                raise suspect
+            # The datastore took another spool: it is not the cause.
+            quarantine(spool, suspect, self._refused, self._uri)
+            refused.append(spool)
         later = self._send(events, refused)
         for spool in copied:
             if spool in refused or spool in later:
@@ -180,7 +194,7 @@ class WriterExporter:
             raise
         except Exception as error:  # each kind of store raises others
             text = f"the datastore of {self._uri} cannot be written to: {describe(error)}"
-            raise Unavailable(text) from error
+            raise (Unavailable if isinstance(error, OSError) else _Suspect)(text) from error
         finally:
             database.dispose()
         others = {each.refs[0].datasetType.name for each in files if each not in free}
@@ -245,8 +259,7 @@ def _read_ours(spool: Path) -> set[str]:
 def _sync(places: Iterable[ResourcePath]) -> None:
     """Write local files and their names to the disk: the spool will be deleted."""
     paths = [Path(uri.ospath) for uri in places if uri.isLocal]
-    for path in (*paths, *{path.parent for path in paths}):
-        sync(path)
+    sync_all([*paths, *{path.parent for path in paths}])
 
 
 def _events(manifest: Manifest, placed: Sequence[FileDataset]) -> list[WriterEvent]:

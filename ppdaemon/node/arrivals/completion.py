@@ -27,7 +27,7 @@ from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
 from ppdaemon.node.arrivals.files import ExposureFacts, read_sidecars, read_states, sidecar_of
 from ppdaemon.node.arrivals.index import Recent
 from ppdaemon.node.arrivals.pending import Abandon, Deliver, FileId, FileState, PendingRaw, Recheck
-from ppdaemon.node.arrivals.roots import Sighting
+from ppdaemon.node.arrivals.roots import RawPath, Sighting
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.raws.path import RawName, sidecar_path
 from ppdaemon.reports import RefusedRaw
@@ -193,7 +193,7 @@ class RawCompletion:
                 self._room.set()
             try:
                 # While a raw is CHECKING, sightings only mark it: none queues it twice.
-                states = await threads.run(read_states, [pending.start_check() for pending in batch])
+                states = await threads.run(read_states, self._start_checks(root, batch))
             except TimeoutError:
                 for pending in batch:
                     pending.timed_out()
@@ -205,6 +205,14 @@ class RawCompletion:
                     self._conclude(pending, _refusal(state))
                 else:
                     self._evaluate(pending, state, same_clock=same_clock)
+
+    def _start_checks(
+        self, root: str, batch: Collection[PendingRaw]
+    ) -> list[tuple[tuple[RawPath, ...], bool, bool]]:
+        orders = [pending.start_check() for pending in batch]
+        # Of writers on other hosts the kernel knows nothing.
+        local = self.same_clock(root)
+        return [(files, structure, writers and local) for files, structure, writers in orders]
 
     def _evaluate(self, pending: PendingRaw, state: FileState, *, same_clock: bool) -> None:
         if pending.known:

@@ -15,7 +15,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.pending import ExposureFacts, FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import fitsblocks
-from ppdaemon.raws.files import open_raw, raw_descriptor
+from ppdaemon.raws.files import is_open_for_writing, open_raw, raw_descriptor
 from ppdaemon.raws.path import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
 
@@ -43,29 +43,38 @@ MAX_SIDECARS = 5
 """Other detectors' sidecars that are read to find the group of an exposure."""
 
 
-def read_states(orders: Sequence[tuple[Sequence[RawPath], bool]]) -> list[FileState | BadMessage]:
-    """Check several raws; return in their order what `read_state` returns or raises."""
+def read_states(orders: Sequence[tuple[Sequence[RawPath], bool, bool]]) -> list[FileState | BadMessage]:
+    """Check several raws, given by the arguments of `read_state`; return in their order what that returns
+    or raises.
+    """
     states: list[FileState | BadMessage] = []
-    for files, structure in orders:
+    for files, structure, writers in orders:
         try:
-            states.append(read_state(files, structure=structure))
+            states.append(read_state(files, structure=structure, writers=writers))
         except BadMessage as error:
             states.append(error)
     return states
 
 
-def read_state(files: Sequence[RawPath], *, structure: bool) -> FileState:
+def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = False) -> FileState:
     """Check the first existing one of several paths of one raw.
 
-    The FITS structure and the existence of the sidecar are read only if requested, and not while the
-    raw's marker is missing. Raises BadMessage for a link out of the root or no regular file.
+    The FITS structure and the existence of the sidecar are read only if requested, or if `writers` are
+    to be found and there is none; not while the raw's marker is missing. Raises BadMessage for a link
+    out of the root or no regular file.
     """
     for path in files:
         try:
             with _open(path) as file:
                 # The time stamps are read first: a write during the read is then detected later.
                 stamps = _stamps(path, os.fstat(file.fileno()))
-                return _with_fits_structure(stamps, path, file) if structure and stamps.marked else stamps
+                if not stamps.marked:
+                    return stamps
+                if writers:
+                    stamps = replace(stamps, written=is_open_for_writing(file.fileno()))
+                if structure or stamps.written is False:
+                    return _with_fits_structure(stamps, path, file)
+                return stamps
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -86,6 +86,8 @@ class FileState:
     """Time of the last write."""
     changed_ns: int = 0
     """Time of the last write or change of name, links or mode; in ns, as the one above."""
+    written: bool | None = None
+    """Whether a process has it open for writing; `None` if that is not known."""
     marked: bool = True
     """`False` if a marker is configured and missing."""
     read: bool = True
@@ -107,11 +109,11 @@ class FileState:
         return self.device, self.inode, self.size, self.modified_ns
 
     @property
-    def moved_into_place(self) -> bool:
-        """Whether name, links or mode changed after the last write, as when a file is renamed or linked
-        into place.
+    def seems_finished(self) -> bool:
+        """Whether nobody has the file open for writing. Where that is not known, whether name, links or
+        mode changed after the last write, as when a file is renamed or linked into place.
         """
-        return self.changed_ns > self.modified_ns
+        return self.changed_ns > self.modified_ns if self.written is None else not self.written
 
     def same_file(self, other: "FileState") -> bool:
         """Return whether the file was not written, replaced or renamed between two checks."""
@@ -212,6 +214,11 @@ class CompletenessCheck:
         return Recheck(pause_s)
 
     @property
+    def has_structure(self) -> bool:
+        """Whether the structure was read at the last check."""
+        return self._last is not None and self._last.read and self._last.file is not None
+
+    @property
     def problem(self) -> str:
         """Why the file was not complete at the last check."""
         match self._last:
@@ -241,7 +248,7 @@ def _required_quiet_s(state: FileState, confirmed: bool, close_expected: bool) -
         return LIMIT_S
     has_marker = state.file.marker is not None
     if not state.read or state.intact:
-        if confirmed or state.moved_into_place or has_marker:
+        if confirmed or state.seems_finished or has_marker:
             return 0.0
         if close_expected:
             return QUIET_UNCONFIRMED_S
@@ -326,13 +333,19 @@ class PendingRaw:
         self.sighted_unix = unix
         return self.state is PendingState.PAUSED
 
-    def start_check(self) -> tuple[tuple[RawPath, ...], bool]:
-        """Start a check; return the paths, and whether the structure is to be read."""
+    def start_check(self) -> tuple[tuple[RawPath, ...], bool, bool]:
+        """Start a check; return the paths, whether the structure is to be read, and whether writers are to
+        be found: no source has just reported it as finished.
+        """
         assert self.state is PendingState.QUEUED
         self.state = PendingState.CHECKING
         self._reported_before_check, self._reported = self._reported, False
         # Of a file that was delivered before only the stamps are read.
-        return tuple(self.files), self._structure or (self._reported_before_check and not self.known)
+        reported = self._reported_before_check
+        structure = self._structure or (reported and not self.known)
+        # Not again for a file whose structure is known and did not suffice.
+        writers = not (self.known or reported or self._check.has_structure)
+        return tuple(self.files), structure, writers
 
     def evaluate(self, state: FileState, mono: float, age_s: float) -> Decision:
         """Decide after a check, and change the state accordingly."""

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pydantic
 
@@ -25,6 +26,9 @@ from ppdaemon.sqlitereader import reading
 from ppdaemon.states import SlotState
 
 __all__ = ("RequestHandler",)
+
+ROWS_AT_ONCE = 100
+"""Rows of workers that are made without a pause: 0.4 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class RequestHandler:
             case reports.StatusRequest():
                 return reports.Ok(data=self.status.report().model_dump(mode="json"))
             case reports.WorkersRequest():
-                return rows_reply(self.status.workers())
+                return reports.Ok(data=await self._workers())
             case reports.VisitsRequest():
                 return rows_reply(await self._read(lambda db: journalfile.visit_detectors(db, request)))
             case reports.VisitSummariesRequest():
@@ -79,6 +83,15 @@ class RequestHandler:
                 return reports.Ok()
             case unexpected:
                 raise AssertionError(unexpected)
+
+    async def _workers(self) -> list[dict[str, Any]]:
+        """Return the rows of all slots; other tasks run in between, because 1,700 rows take 6 ms."""
+        rows = []
+        for row in self.status.workers():
+            rows.append(row.model_dump(mode="json"))
+            if len(rows) % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return rows
 
     async def _read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Bring the journal up to date and query it by a thread with a connection of its own: a query of a

@@ -167,27 +167,22 @@ class Status:
             return self.state, ""
         return self._last.state, next(iter(self._last.problem_texts), "")
 
-    def workers(self) -> list[WorkerRow]:
-        """Return one row for each slot, by number."""
-        now = self.clock.mono()
-        rows = []
-        for slot in self.pool.slots.values():
-            deadline = self.pool.deadline_of(slot.number)
-            rows.append(
-                WorkerRow(
-                    slot=slot.number,
-                    state=slot.state,
-                    epoch=slot.epoch,
-                    pid=slot.pid,
-                    since_s=max(0.0, now - slot.since),
-                    **(slot.assignment.key._asdict() if slot.assignment else {}),
-                    memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
-                    visits=slot.visit_number,
-                    deadline_s=None if deadline is None else deadline - now,
-                    note=slot.note,
-                )
+    def workers(self) -> Iterator[WorkerRow]:
+        """Yield one row for each slot, by number, as it is when its row is made."""
+        for slot in [*self.pool.slots.values()]:  # others may be opened meanwhile
+            now, deadline = self.clock.mono(), self.pool.deadline_of(slot.number)
+            yield WorkerRow(
+                slot=slot.number,
+                state=slot.state,
+                epoch=slot.epoch,
+                pid=slot.pid,
+                since_s=max(0.0, now - slot.since),
+                **(slot.assignment.key._asdict() if slot.assignment else {}),
+                memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
+                visits=slot.visit_number,
+                deadline_s=None if deadline is None else deadline - now,
+                note=slot.note,
             )
-        return rows
 
     def _limits(self) -> dict[str, str]:
         """Return each limit of a worker with the process that enforces it."""

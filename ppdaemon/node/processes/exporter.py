@@ -71,6 +71,9 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._hurried = False
         """Whether what is pending is exported without gathering more."""
         self._marking: asyncio.Future[messages.DatastoreMarked] | None = None
+        self._most = BATCH
+        """Spools in the next order. Halved when a process dies or is late with an order, which may be too
+        large for `EXPORT_S`, or have a spool that kills it: otherwise nothing would ever be exported."""
         self._spools: dict[str, float] = {}
         """Since when each is pending, monotonic seconds, in order."""
         self.times = Histogram(EXPORT_BOUNDS_S)
@@ -90,7 +93,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
     @property
     def oldest_s(self) -> float | None:
         """For how many seconds the first spool has been pending; `None` if none is."""
-        since = next(iter(self._spools.values()), None)
+        since = min(self._spools.values(), default=None)
         return None if since is None else self._loop.time() - since
 
     @property
@@ -195,7 +198,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         elif self._marking is not None:
             self._order(_MARKING, messages.MarkDatastore())
         elif self._spools and self._is_gathered():
-            spools = tuple(self._spools)[:BATCH]
+            spools = tuple(self._spools)[: self._most]
             excess_bytes = 0 if self._spool_max is None else max(0, self.waiting_bytes - self._spool_max)
             order = messages.ExportSpool(spools=spools, excess_bytes=excess_bytes)
             if self._order(spools, order) and excess_bytes:  # they will be smaller
@@ -205,7 +208,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Return whether the pending spools are to be exported now; otherwise `_serve` is called then."""
         oldest = next(iter(self._spools.values()))
         due = min(self._added + self._gather_s, oldest + LONGEST_GATHERING * self._gather_s)
-        if self._hurried or len(self._spools) >= BATCH or due <= self._loop.time():
+        if self._hurried or len(self._spools) >= self._most or due <= self._loop.time():
             return True
         if self._gathering is not None:
             self._gathering.cancel()
@@ -216,6 +219,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._answered(self._exporting)
         match message:
             case messages.Ready():
+                if not self._spools:
+                    self._failure = ""  # with spools, the next export tells whether it works
                 self._ready()
                 return
             case messages.Exported():
@@ -224,6 +229,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                     if (since := self._spools.pop(spool, None)) is not None:
                         self.times.add(now - since)
                         self._ends.append(now)
+                self._most = min(BATCH, 2 * self._most)
                 self.exported_bytes += message.size_bytes
                 for spool in message.refused:
                     self._spools.pop(spool, None)
@@ -243,6 +249,11 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._failure = f"the process {cause}"
+        exporting = [spool for spools in unanswered for spool in spools if spool in self._spools]
+        if exporting:
+            self._most = max(1, len(exporting) // 2)
+            if len(exporting) == 1:  # behind the others, which it would hold up
+                self._spools[exporting[0]] = self._spools.pop(exporting[0])
         self._marked(messages.DatastoreMarked(text=f"the exporter {cause}", refused=True))
 
     def _marked(self, answer: messages.DatastoreMarked) -> None:

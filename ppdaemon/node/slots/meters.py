@@ -10,16 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.events import MemorySampled
-from ppdaemon.node.slots.memory import MemoryFiles, anonymous_share, exclusive_bytes, memory_bound
+from ppdaemon.node.slots.memory import FileKey, MemoryFiles, anonymous_share, exclusive_bytes, memory_bound
 from ppdaemon.node.slots.pool import Pool
+from ppdaemon.node.slots.runtimes import RunTimes
 from ppdaemon.privatefiles import open_private
-from ppdaemon.processes import parent, process_tree
+from ppdaemon.processes import is_alone, parent, process_tree
 
 __all__ = (
     "REPO_EVERY",
@@ -31,7 +32,11 @@ __all__ = (
 )
 
 REPO_EVERY = 5
-"""Repos are measured in every fifth sample, and when the RAM disk fills up."""
+"""Repos and logs are measured in every fifth sample, repos also when the RAM disk fills up."""
+
+FULL_EVERY = 60
+"""Workers that have not run are measured in every sixtieth sample: what they share with others that
+have ended is then theirs alone."""
 
 MIN_FREE = 0.05
 """A disk is reported when less than this fraction of it is free."""
@@ -113,6 +118,24 @@ def low_disk_space(folder: Path, facts: os.statvfs_result) -> str:
     return f"{folder} has only {' and '.join(short)}" if short else ""
 
 
+@dataclass(slots=True)
+class _Worker:
+    """The last measurements of a worker."""
+
+    pid: int
+    sampled: bytes = b""
+    """Its run time before the last sample; blank if that says nothing: it may have changed without it."""
+    searched: bytes = b""
+    """Its run time before its repo and its files were searched, likewise."""
+    anonymous: int = 0
+    cpu_s: float = 0.0
+    repo_bytes: int | None = None
+    files: dict[FileKey, int] = field(default_factory=dict)
+    zygote: int = 0
+    sample: MemorySampled | None = None
+    """As it was returned last; `None` if it has run since."""
+
+
 @dataclass(eq=False)
 class Meters:
     """Measures all workers, and the disks and logs of the node. `statvfs` measures a disk."""
@@ -131,18 +154,21 @@ class Meters:
         self.logs_cut = 0
         """How many times a log was cut."""
         self._samples = 0
-        self._repos: dict[tuple[int, int], int] = {}  # by slot and process
+        self._workers: dict[int, _Worker] = {}  # by slot
+        self._run_times = RunTimes()
+        self._limits: WorkersConfig | None = None  # with which the samples were judged
         self._shared: dict[int, int] = {}
         """Bytes of files in memory that only one worker has, by pid of the worker."""
         self._ramdisk_measured = 0
+        self._log_problems: tuple[str, ...] = ()
 
     async def run(self, pool: Pool, count: Counter[str]) -> None:
-        """Measure all workers periodically until canceled; each slot gets a `MemorySampled`. Cut
-        logs are counted as ``log_cut``.
+        """Measure all workers periodically until canceled; each slot with a change gets a
+        `MemorySampled`. Cut logs are counted as ``log_cut``.
         """
         loop = asyncio.get_running_loop()
         # Not a default thread: all of those may be waiting for a disk.
-        with ThreadPoolExecutor(1, "meters") as thread:
+        with contextlib.closing(self), ThreadPoolExecutor(1, "meters") as thread:
             while True:
                 await asyncio.sleep(self.config.memory.sample_s)
                 pids = pool.pids()
@@ -152,56 +178,100 @@ class Meters:
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
                     )
+                    self.close()
                     continue
                 # A worker may have been replaced while the thread measured.
-                now = pool.pids()
+                now = pool.pids() if samples else {}
                 for number, sample in samples.items():
                     if now.get(number) == pids[number]:
                         pool.handle(number, sample)
                 if self.logs_cut:
                     count["log_cut"] = self.logs_cut
 
+    def close(self) -> None:
+        """Close the files of all workers."""
+        self._run_times.close()
+
     def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
-        """Measure the processes, given by slot. Blocks for some milliseconds."""
-        # First: `_is_filling` compares the RAM disk with its last measurement.
-        self.problems = (*self._check_disks(), *self._cut_logs())
+        """Measure the processes, given by slot; return the samples of those that have run, or whose
+        sample has changed. Blocks for some milliseconds.
+        """
         number, self._samples = self._samples, self._samples + 1
-        members = {
-            slot: process_tree(pid) for slot, pid in pids.items()
-        }  # tasks may run in separate processes
+        # First: `_is_filling` compares the RAM disk with its last measurement.
+        disks = self._check_disks()
+        if number % REPO_EVERY == 0:
+            self._log_problems = tuple(self._cut_logs())
+        self.problems = (*disks, *self._log_problems)
+        if self._limits is not self.config:  # every sample is to be judged again
+            self._limits = self.config
+            self._workers.clear()
+        self._workers = {slot: self._known(slot, pid) for slot, pid in pids.items()}
+        self._run_times.keep(set(pids.values()))
+        search = None
         if number % REPO_EVERY == 0 or self._is_filling():
-            self._repos.clear()
             self._ramdisk_measured = self.ramdisk_bytes
             search = MemoryFiles.outside(self.folders.ramdisk)
-            files = {pids[slot]: search.of(tree) for slot, tree in members.items()}
-            # What the zygote has is no worker's alone, even if there is only one worker.
-            zygotes = {parent(pid) for pid in pids.values()} - files.keys()
-            files |= {pid: search.of([pid]) for pid in zygotes}
-            self._shared = exclusive_bytes(files)
-        self._repos = {slot: self._repo_bytes(slot) for slot in pids.items()}
-        return {
-            slot: self._read_one(pid, members[slot], self._repos[slot, pid]) for slot, pid in pids.items()
-        }
+        for slot, worker in self._workers.items():
+            self._measure(slot, worker, search, again=slot % FULL_EVERY == number % FULL_EVERY)
+        if search is not None:
+            self._shared = self._exclusive_bytes(search)
+        samples = {}
+        for slot, worker in self._workers.items():
+            if (worker.sample is None or search is not None) and (
+                sample := self._sample(worker)
+            ) != worker.sample:
+                samples[slot] = worker.sample = sample
+        return samples
 
-    def _repo_bytes(self, slot: tuple[int, int]) -> int:
-        """Return the last measured size of the present worker's repo, or measure it; never that
-        of the slot's previous worker.
-        """
-        known = self._repos.get(slot)
-        return folder_bytes(self.folders.repo(slot[0])) if known is None else known
+    def _known(self, slot: int, pid: int) -> _Worker:
+        """Return what is known of the present worker; never that of the slot's previous one."""
+        worker = self._workers.get(slot)
+        return worker if worker is not None and worker.pid == pid else _Worker(pid)
+
+    def _measure(self, slot: int, worker: _Worker, search: MemoryFiles | None, *, again: bool) -> None:
+        """Measure a worker as far as it has run since that was measured last, or all of it `again`."""
+        # Before everything else: what the worker does from here on is found by the next sample.
+        ran = self._run_times.read(worker.pid)
+        if again:
+            worker.sampled = worker.searched = b""
+        members: Collection[int] = (worker.pid,)
+        if not ran or ran != worker.sampled:
+            # Tasks may run in separate processes.
+            members = process_tree(worker.pid)
+            worker.anonymous, worker.cpu_s = self._used(members)
+            worker.sample = None
+            # The run time is that of one thread.
+            worker.sampled = ran if is_alone(worker.pid) else b""
+        if search is not None and (not ran or ran != worker.searched):
+            worker.files, worker.zygote = search.of(members), parent(worker.pid)
+            worker.repo_bytes = folder_bytes(self.folders.repo(slot))
+            worker.searched = worker.sampled
+        elif worker.repo_bytes is None:
+            worker.repo_bytes = folder_bytes(self.folders.repo(slot))
+
+    def _used(self, members: Collection[int]) -> tuple[int, float]:
+        """Return the anonymous memory and the CPU time of a worker's processes."""
+        used = sum(memory_bound(member).anonymous for member in members)
+        if used > self.config.memory.soft // 2:
+            used = sum(map(anonymous_share, members))
+        return used, sum(map(cpu_seconds, members))
+
+    def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
+        files = {worker.pid: worker.files for worker in self._workers.values()}
+        # What the zygote has is no worker's alone, even if there is only one worker.
+        zygotes = {worker.zygote for worker in self._workers.values()} - files.keys()
+        return exclusive_bytes(files | {pid: search.of([pid]) for pid in zygotes})
+
+    def _sample(self, worker: _Worker) -> MemorySampled:
+        repo_bytes = worker.repo_bytes or 0
+        used = worker.anonymous + self._shared.get(worker.pid, 0) + repo_bytes
+        return MemorySampled(used, repo_bytes, worker.cpu_s)
 
     def _is_filling(self) -> bool:
         """Return whether a repo may have exceeded its quota since the repos were measured: a
         tmpfs takes more than 1 GB/s, so five samples are too long to wait.
         """
         return self.ramdisk_bytes - self._ramdisk_measured > self.config.memory.ramdisk // 4
-
-    def _read_one(self, pid: int, members: Collection[int], repo_bytes: int) -> MemorySampled:
-        used = sum(memory_bound(member).anonymous for member in members)
-        if used > self.config.memory.soft // 2:
-            used = sum(map(anonymous_share, members))
-        used += self._shared.get(pid, 0) + repo_bytes
-        return MemorySampled(used, repo_bytes, sum(map(cpu_seconds, members)))
 
     def _check_disks(self) -> list[str]:
         found = []
@@ -221,9 +291,20 @@ class Meters:
     def _cut_logs(self) -> list[str]:
         """Cut all long logs, those of the exporter and the zygote included."""
         found = []
-        for log in self.folders.logs.glob("*.log"):
+        for log in self._logs():
             try:
-                self.logs_cut += cut_log(log, self.config.log_max)
+                if log.stat().st_size > self.config.log_max:
+                    self.logs_cut += cut_log(Path(log.path), self.config.log_max)
+            except FileNotFoundError:
+                continue
             except OSError as error:
-                found.append(f"{log} is too long and cannot be cut: {error.strerror}")
+                found.append(f"{log.path} is too long and cannot be cut: {error.strerror}")
         return found
+
+    def _logs(self) -> list[os.DirEntry[str]]:
+        """Return all logs; none if the state disk cannot be read, which is reported by itself."""
+        try:
+            with os.scandir(self.folders.logs) as entries:
+                return [entry for entry in entries if entry.name.endswith(".log")]
+        except OSError:
+            return []

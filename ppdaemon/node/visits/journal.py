@@ -96,6 +96,9 @@ _WRITTEN = [
 ]
 """Columns that change while an attempt is open."""
 
+LOST = "its outputs were lost before they were exported: the host stopped while they were on the RAM disk"
+"""Reason of a visit-detector that had succeeded."""
+
 _IS_VISIT_DETECTOR = "instrument = ? AND grp = ? AND detector = ?"
 _IS_KEY = f"{_IS_VISIT_DETECTOR} AND attempt = ?"
 _UPDATE = f"UPDATE attempt SET {' = ?, '.join(_WRITTEN)} = ? WHERE {_IS_KEY}"
@@ -186,6 +189,13 @@ class Journal(SqliteFile):
                         "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
+                    )
+                case model.MarkLost(keys=keys):
+                    # No datasets: the row may be deleted some day, and is not listed at the next start.
+                    self._db.executemany(
+                        "UPDATE attempt SET outcome = ?, reason = ?, retriable = (no_return = ''),"
+                        f" datasets = 0 WHERE {_IS_KEY} AND boot != ?",
+                        [(Outcome.INTERRUPTED, LOST, *key, self._clock.boot()) for key in keys],
                     )
                 case model.MarkCatchup(keys=keys, state="released"):
                     self._db.executemany(

@@ -311,6 +311,15 @@ class MarkCatchup:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkLost:
+    """Mark attempts whose outputs are gone as interrupted, unless the host has not booted since: then they
+    may have been exported, and the daemon has ended before it noted that.
+    """
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CountRecycled:
     """Count a worker that was replaced, for the report of the night."""
 
@@ -327,6 +336,7 @@ type Write = (
     | MarkReported
     | MarkUnreported
     | MarkExported
+    | MarkLost
     | MarkCatchup
     | CountRecycled
 )

@@ -19,7 +19,7 @@ from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, MarkCatchup, RequeueRequested
+from ppdaemon.node.visits.model import AttemptRecovered, JournalEntry, MarkCatchup, MarkLost, RequeueRequested
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import catchup_refusal, refusal_reason
@@ -98,11 +98,12 @@ class Reprocessor:
         lost = sorted(set(missing) - await self.journal.call(lambda journal: journal.followed(missing)))
         if lost:
             _LOG.error(
-                "the outputs of %d visit-detectors are gone, they were not exported when the host stopped:"
-                " %s; see ppctl requeue",
+                "the outputs of %d visit-detectors are gone, and were not exported as far as is known: %s;"
+                " those from before the last boot of this host are interrupted now, see ppctl failed",
                 len(lost),
                 ", ".join(f"{key.group} {key.detector}" for key in lost[:MOST_NAMED]),
             )
+            await self.journal.call(lambda journal: journal.write(MarkLost(tuple(lost))))
 
     def export_moved_back(self) -> None:
         """Export spools that an operator has moved back from quarantine."""
