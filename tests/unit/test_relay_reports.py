@@ -104,7 +104,7 @@ def test_a_relay_in_order_is_running(world):
     report = world.control.report()
     assert (report.state, report.problem_texts, report.nodes) == ("running", (), {"ready": 1})
     assert (report.unserved, report.waits, report.spares_suffice) == ({}, (), {})
-    assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 nodes, 0 open")
+    assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 node, 0 open")
 
 
 def test_what_is_measured_each_second_resets_no_count(world):
