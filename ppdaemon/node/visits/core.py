@@ -625,8 +625,8 @@ class Visits:
             if reason:
                 self.fallbacks.replaced(first, finish.pipeline, visit.key[:2], reason, self._now.mono)
             visit.entry.figures[FALLBACK] = {"first": first, "reason": reason or f"{first} is set aside"}
-        elif finish.outcome == Outcome.SUCCEEDED:
-            self.fallbacks.succeeded(finish.pipeline)
+        elif finish.pipeline and finish.outcome == Outcome.SUCCEEDED:
+            self.fallbacks.succeeded(first)
 
     def _end(
         self,
