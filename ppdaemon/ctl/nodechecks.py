@@ -113,7 +113,7 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
         yield CheckFinding(item="central repo", level="error", text=text, action=action)
         return
     environment = {**os.environ, **config.workers.environment}
-    code, output, errors = _run(["ppdaemon.middleware.butler.writable", central], environment)
+    code, output, errors = _run(["ppdaemon.middleware.export.writable", central], environment)
     if code != ExitCode.OK:
         last = plain((errors.strip().splitlines() or [f"exit code {code}"])[-1])
         yield CheckFinding(item="central repo", level="error", text=f"cannot be checked: {last}")

@@ -12,8 +12,8 @@ from postgres import USER
 
 from ppdaemon.config import ButlerConfig, NodeConfig, WorkersConfig
 from ppdaemon.ctl.nodechecks import check_repo
-from ppdaemon.middleware.butler.writable import findings
 from ppdaemon.middleware.export.mark import MARK
+from ppdaemon.middleware.export.writable import findings
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
