@@ -50,6 +50,26 @@ class ConfigError(PPDaemonError):
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
+    @property
+    def brief(self) -> str:
+        """The first error and the number of others, on one line."""
+        others = len(self.problems) - 1
+        more = f"; {others} more error{'s' if others > 1 else ''}" if others > 0 else ""
+        return f"{' '.join(self.problems[0].split()) if self.problems else 'no text'}{more}"
+
+
+class NeedsRestart(ConfigError):
+    """A configuration changes what a running program cannot change: restart it, or undo the change.
+
+    Parameters
+    ----------
+    keys : `~collections.abc.Sequence` [`str`]
+        What differs.
+    """
+
+    def __init__(self, keys: Sequence[str]):
+        super().__init__([f"{key}: cannot change while the daemon runs; restart it instead" for key in keys])
+
 
 class Unavailable(PPDaemonError):
     """Another program or service does not answer: try again later."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
+    FALLBACK,
     JournalFilter,
     LateRequest,
     LateRow,
@@ -68,12 +69,12 @@ _UNUSED = (
 _IS_VISIT = "grp = ? AND instrument = ?"
 _SUMMARY = (
     "SELECT json_group_object(detector, CASE WHEN outcome = ? AND partial THEN ? ELSE outcome END),"
-    " max(survey), min(received_tai),"
+    " json_group_object(detector, json_type(figures, ?)), max(survey), min(received_tai),"
     " max(CASE outcome WHEN ? THEN json_extract(stages, '$.processed') - shutter_close_tai END)"
-    " FROM (SELECT detector, outcome, partial, survey, received_tai, stages, shutter_close_tai"
+    " FROM (SELECT detector, outcome, partial, survey, received_tai, stages, figures, shutter_close_tai"
     f" FROM attempt WHERE {_IS_VISIT} ORDER BY detector, attempt)"
 )
-"""States by detector, without those of open visit-detectors; survey, time, and latency of a visit."""
+"""By detector, its state if it is not open, and whether a fallback ran; survey, time, and latency."""
 _SAME = "{0}.instrument = {1}.instrument AND {0}.grp = {1}.grp AND {0}.detector = {1}.detector"
 _IS_LAST = (
     # A canceled one stays final when the relay requests the visit-detector once more.
@@ -87,7 +88,8 @@ _BEGUN = (
 )
 _COUNTED = (
     "{0}.instrument, {0}.grp, {0}.detector, {0}.attempt, {0}.outcome, {0}.exposures, {0}.stages,"
-    " {0}.figures, {0}.reason, {0}.survey, {0}.partial, {0}.datasets, {0}.shutter_close_tai"
+    " {0}.figures, {0}.reason, {0}.survey, {0}.partial, {0}.datasets, {0}.shutter_close_tai,"
+    " {0}.pipeline"
 )
 """Columns of a `NightRow`."""
 _IN_TIME = f"SELECT {_COUNTED.format('one')} FROM attempt AS one WHERE {_BEGUN} AND {_IS_LAST.format('one')}"
@@ -121,6 +123,7 @@ class NightRow(NamedTuple):
     partial: bool
     datasets: int
     shutter_close_tai: float | None
+    pipeline: str
 
 
 def converted(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
@@ -256,8 +259,10 @@ def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> l
 def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummary:
     key = (group, instrument)
     # By SQLite: 1,000 visits have 205,000 rows. Of two attempts the later one is that in the mapping.
-    row = db.execute(_SUMMARY, (Outcome.SUCCEEDED, PARTIAL, Outcome.SUCCEEDED, *key)).fetchone()
-    text, survey, received_tai, slowest_s = row
+    row = db.execute(
+        _SUMMARY, (Outcome.SUCCEEDED, PARTIAL, f"$.{FALLBACK}", Outcome.SUCCEEDED, *key)
+    ).fetchone()
+    text, fallbacks, survey, received_tai, slowest_s = row
     detectors: dict[int, str] = {int(detector): state for detector, state in json.loads(text).items()}
     if None in detectors.values():
         for detector, stages in db.execute(
@@ -281,6 +286,7 @@ def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummar
         slowest_s=slowest_s,
         failed_detector=first,
         reason=reason,
+        fallbacks=sum(kind is not None for kind in json.loads(fallbacks).values()),
     )
 
 

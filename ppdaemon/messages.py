@@ -524,6 +524,8 @@ class Done(Fact):
     the point of no return was passed."""
     pipeline: str = ""
     engine: str = ""
+    fallback: str = ""
+    """Why `pipeline` is not the first one of the order; empty if it is."""
     spool: str | None = None
     """Folder with a manifest, complete on disk, that waits for export."""
     datasets: Storable = 0

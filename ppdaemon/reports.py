@@ -23,6 +23,9 @@ SCHEMA = 1
 
 REQUEUED = "requeued"
 """Key in `VisitRow.figures` of attempts that an operator has requested. It is in journals on disk."""
+FALLBACK = "fallback"
+"""Key in `VisitRow.figures` of attempts that have run another than the first pipeline of their rule: its
+value has ``first`` and ``reason``. It is in journals on disk."""
 
 CONTROL_LIMIT = 65_536
 """Largest request in bytes; replies may be larger."""
@@ -550,7 +553,8 @@ class VisitRow(ControlModel):
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
     has the datasets that the central repo has from another visit-detector, and from which;
-    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up."""
+    ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up. ``fallback`` has ``first``, the
+    first pipeline of the rule if another one ran, and ``reason``."""
     no_return: str = ""
     """What an attempt at this visit-detector did that cannot be repeated, or a blank."""
     shutter_close_tai: float | None = None
@@ -598,6 +602,8 @@ class VisitSummary(ControlModel):
     """The first detector with a bad outcome."""
     reason: str = ""
     """Its reason."""
+    fallbacks: int = 0
+    """Number of detectors of which another than the first pipeline of the rule ran."""
 
 
 class LateRow(ControlModel):

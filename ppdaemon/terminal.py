@@ -80,6 +80,11 @@ def size(count: float) -> str:
     return f"{count:.{digits}f} {unit}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return a number of things as text, such as ``1 node`` or ``2 nodes``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def new_table(*names: str) -> "Table":
     """Return a table without lines that fits 80 columns.
 

@@ -174,7 +174,9 @@ def _relay(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is not None:
         folder = _path_in(config, "state_dir")
         socket_path = _path_in(config, "control", default=str(folder / RELAY_SOCKET))
-    elif socket_path is None and (is_there(RELAY_RUN) or not is_there(folder / RELAY_SOCKET)):
+    # Not `is_there`: a folder that this user may not enter need not have the socket, and the one of a relay
+    # that is down is not there.
+    elif socket_path is None and (is_there(RELAY_RUN) or not os.path.exists(folder / RELAY_SOCKET)):
         socket_path = RELAY_RUN
     relay = RelayDaemon(socket_path or folder / RELAY_SOCKET)
     if config is not None or socket_path == RELAY_RUN:

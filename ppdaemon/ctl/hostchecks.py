@@ -111,10 +111,10 @@ def lsst_finding(packages: Mapping[str, str]) -> CheckFinding:
         series.setdefault(version.partition(".")[0], []).append(name)
     if len(series) == 1:
         latest = max(packages.values())
-        return CheckFinding(item="versions", level="ok", text=f"{len(packages)} lsst packages up to {latest}")
+        return CheckFinding(item="packages", level="ok", text=f"{len(packages)} lsst packages up to {latest}")
     shown = "; ".join(f"{number}: {', '.join(names)}" for number, names in series.items())
     text = f"lsst packages of several series: {shown}" if series else "no lsst package"
-    return CheckFinding(item="versions", level="error", text=text, action="install all of one series")
+    return CheckFinding(item="packages", level="error", text=text, action="install all of one series")
 
 
 def kernel_findings(release: str) -> Iterator[CheckFinding]:

@@ -236,7 +236,7 @@ def daemon_findings(report: StatusReport) -> Iterator[CheckFinding]:
     for problem in report.problems:
         level: Level = "error" if problem.degrades else "warning"
         action = "see If you see this message, in the operator's guide"
-        text = f"{problem.source}: {plain(problem.text)}"
+        text = f"{problem.source}: {plain(problem.text).removeprefix(f'{problem.source}: ')}"
         yield CheckFinding(item="daemon", level=level, text=text, action=action)
     weak = [name for name, text in report.limits.items() if "not by the kernel" in text]
     if weak:

@@ -29,6 +29,7 @@ from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import BUSY, NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
+from ppdaemon.terminal import number_of
 from ppdaemon.visit import CoordinateSystem, RotationSystem
 from ppdaemon.wire import decode
 
@@ -218,7 +219,7 @@ def summary(answer: Accepted) -> str:
     """Return an answer as one line, such as ``accepted: 2026-11-22T03:25:16.951, 9 detectors``."""
     parts = [answer.group] if answer.group else []
     if answer.detectors:
-        parts.append(f"{answer.detectors} detector{'s' if answer.detectors > 1 else ''}")
+        parts.append(number_of(answer.detectors, "detector"))
     if answer.unserved:
         parts.append(f"no node serves {ranges(answer.unserved)} now")
     if answer.reason:

@@ -19,6 +19,7 @@ from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
+    FALLBACK,
     LateRow,
     RefusedRaw,
     RelayStatusReport,
@@ -141,7 +142,11 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.oldest_spool_s is not None:
         waiting += f", the first one for {duration(report.oldest_spool_s)}"
     rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
-    yield "export", f"{plain(report.exporter)}, {report.spooled} in the spool{waiting}{rate}"
+    is_above = any(
+        f"failing: {text.removeprefix('export: ')}" == report.exporter for text in report.problem_texts
+    )
+    exporter = "failing, see above" if is_above else plain(report.exporter)
+    yield "export", f"{exporter}, {report.spooled} in the spool{waiting}{rate}"
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")
@@ -213,11 +218,12 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
     table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
     for row in rows:
         states = [row.detectors[detector] for detector in sorted(row.detectors)]
+        fallbacks = (f"  fallback pipeline: {row.fallbacks}" if row.fallbacks else "", "yellow")
         ended = sum(state == PARTIAL or state in Outcome for state in states)
         table.add_row(
             plain(row.group),
             plain(row.survey),
-            _letters(states, letters),
+            Text.assemble(_letters(states, letters), fallbacks),
             f"{ended}/{len(states)}",
             duration(row.slowest_s),
         )
@@ -247,12 +253,13 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
     for row in rows:
         processed = row.stages.get(Stage.PROCESSED)
         close = row.shutter_close_tai
+        fallback = " (fallback)" if FALLBACK in row.figures else ""
         table.add_row(
             plain(row.group),
             str(row.detector),
             str(row.attempt),
             _outcome_text(row),
-            plain(PurePath(row.pipeline).stem),
+            Text.assemble(PurePath(plain(row.pipeline)).stem, (fallback, "yellow")),
             duration(elapsed_s(row, Stage.ARRIVED, Stage.FIRST_TASK)),
             duration(elapsed_s(row, Stage.FIRST_TASK, Stage.PROCESSED)),
             "" if close is None or processed is None else duration(processed - close),

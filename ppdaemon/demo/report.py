@@ -140,7 +140,7 @@ class Report(SimulatedNight):
         return sum(each.wrong for each in self.selected)
 
     @property
-    def fallbacks(self) -> int:
+    def fell_back(self) -> int:
         """Number of visit-detectors whose first pipeline could not run."""
         return sum(each.fallbacks for each in self.selected)
 
@@ -296,7 +296,7 @@ def _summary_table(report: Report) -> Table:
     facts: list[tuple[str, Any]] = [
         ("visit-detectors announced, succeeded, exported",
          f"{report.announced}, {report.succeeded}, {report.central}"),
-        ("fallbacks used, wrong pipelines", f"{report.fallbacks}, {report.wrong}"),
+        ("fallbacks used, wrong pipelines", f"{report.fell_back}, {report.wrong}"),
         ("transients above 10 sigma: injected, recovered",
          f"{report.injected}, {report.recovered} ({report.completeness})"),
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),

@@ -96,7 +96,7 @@ class _Visit:
         """Return why the pipeline that was built is not the first one; empty if it is."""
         if built.job.pipeline.path == self.order.pipelines.main[0]:
             return ""
-        return f"fell back: {'; '.join((*self.rejected, *built.rejected))}"
+        return "; ".join((*self.rejected, *built.rejected))
 
 
 class ButlerWork:
@@ -187,14 +187,17 @@ class ButlerWork:
         except VisitFailed as error:
             raise VisitFailed(error.outcome, str(error), retriable=error.retriable and not passed) from error
         repeatable = result.failure is not None and bool(passed) and self._nothing_permanent(visit, job)
+        fallback = visit.fallback(built)
+        fell_back = f"fell back: {fallback}" if fallback else ""
         return Done(
             outcome=result.outcome,
-            reason="; ".join(filter(None, (result.reason, searched_again, without, visit.fallback(built)))),
+            reason="; ".join(filter(None, (result.reason, searched_again, without, fell_back))),
             # An output that cannot be written is the same in the next attempt.
             retriable=result.failure is not None and (repeatable or not passed),
             nothing_permanent=repeatable,
             pipeline=job.pipeline.name,
             engine=built.engine,
+            fallback=fallback,
             spool=spool,
             datasets=datasets,
         )

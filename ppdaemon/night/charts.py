@@ -32,6 +32,8 @@ __all__ = (
 
 WIDTH, HEIGHT = 480.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
+HALF_LETTER = 4.0
+"""A digit of 12 px is some 7 px wide."""
 BINS_MIN = (1, 5, 10, 15, 30, 60, 120, 240)
 """Widths of the bars of a night, minutes."""
 MOST_BINS = 48
@@ -126,7 +128,8 @@ def _x_axis(scale: _Scale, ticks: Iterable[tuple[float, str]], name: str, bottom
     yield _line(scale.first_px, bottom, scale.last_px, bottom, "axis")
     for value, text in ticks:
         yield _line(scale(value), bottom, scale(value), bottom + 4, "axis")
-        yield _text(scale(value), bottom + 15, text)
+        # The last one moves to the left where a half of it would be outside.
+        yield _text(min(scale(value), WIDTH - HALF_LETTER * len(text)), bottom + 15, text)
     yield _text(scale.last_px, bottom + 29, name, "end", "name")
 
 

@@ -61,6 +61,7 @@ def night_sections(report: NightReport) -> Html:
             for name in instruments
         ),
         _section("Slowest detectors", charts.slowest_chart(report)),
+        _section("Fallback pipelines", _fallbacks(report), wide=True) if report.fallbacks else None,
         _section("Reasons", _reasons(report), wide=True),
         class_="night",
     )
@@ -96,6 +97,24 @@ def _stages(report: NightReport) -> Html:
 
     names = ("s", "median>", "95 %>", "99 %>", "longest>", "number>")
     return _table(names, map(row, report.latencies), "stages")
+
+
+def _fallbacks(report: NightReport) -> Html:
+    return _table(
+        ("count>", "not run", "ran instead", "reason of the first one", "visit", "detector>"),
+        (
+            (
+                tag("td", each.count, class_="number"),
+                tag("td", each.first),
+                tag("td", each.pipeline),
+                tag("td", each.reason, class_="reason"),
+                tag("td", each.group),
+                tag("td", each.detector, class_="number"),
+            )
+            for each in report.fallbacks
+        ),
+        "reasons",
+    )
 
 
 def _reasons(report: NightReport) -> Html:

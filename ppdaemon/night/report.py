@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppdaemon.journalfile import NightRow
-from ppdaemon.reports import REQUEUED, SCHEMA, VisitRow
+from ppdaemon.reports import FALLBACK, REQUEUED, SCHEMA, VisitRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
 from ppdaemon.wire import Model
 
@@ -28,6 +28,7 @@ __all__ = (
     "NightCache",
     "NightDetector",
     "NightExports",
+    "NightFallback",
     "NightHistogram",
     "NightReason",
     "NightReport",
@@ -146,6 +147,23 @@ class NightReason(Model):
     """Its detector."""
 
 
+class NightFallback(Model):
+    """Visit-detectors that ran a later pipeline of their rule instead of the first one."""
+
+    first: str
+    """The first pipeline of the rule."""
+    pipeline: str
+    """The one that ran."""
+    count: int
+    """Number of visit-detectors."""
+    reason: str
+    """Why the first visit-detector ran it."""
+    group: str
+    """Its visit."""
+    detector: int
+    """Its detector."""
+
+
 class NightHistogram(Model):
     """Times from shutter close to the end of the last task."""
 
@@ -236,6 +254,8 @@ class NightReport(Model):
     """The node's cache of inputs."""
     exports: NightExports
     """What reached the central repo."""
+    fallbacks: tuple[NightFallback, ...]
+    """The most frequent ones first."""
     reasons: tuple[NightReason, ...]
     """The most frequent ones first."""
     visit_list: tuple[NightVisit, ...]
@@ -284,6 +304,8 @@ class NightTotals:
         self._visits: dict[tuple[str, str], _Visit] = {}
         self._detectors: dict[tuple[str, int], _Part] = {}
         self._reasons: dict[tuple[Outcome, str], tuple[int, VisitRow | NightRow]] = {}
+        self._fallbacks: dict[tuple[str, str], tuple[int, VisitRow | NightRow]] = {}
+        """By first pipeline and the one that ran: their number, and the first of them."""
         self._figures: Counter[str] = Counter()
 
     def add(self, rows: Sequence[VisitRow]) -> None:
@@ -312,6 +334,10 @@ class NightTotals:
             visit.failed = min(visit.failed or failed, failed)
         if row.reason and row.outcome not in (None, Outcome.SUCCEEDED):
             self._add_reason(row.outcome, row)
+        if fallback := row.figures.get(FALLBACK):
+            pipelines = fallback["first"], row.pipeline
+            count, first = self._fallbacks.get(pipelines, (0, row))
+            self._fallbacks[pipelines] = count + 1, first
         self._add_figures(row)
         # What an operator has requested again is in the outcomes, but its times are not those of the night.
         if row.outcome == Outcome.SUCCEEDED and REQUEUED not in row.figures:
@@ -378,6 +404,7 @@ class NightTotals:
                 datasets=self._figures["datasets"],
                 not_exported=self._figures["not_exported"],
             ),
+            "fallbacks": self._fallback_list(),
             "reasons": self._reason_list(),
             "visit_list": tuple(_visit(*key, visit) for key, visit in visits),
             "detector_list": self._detector_list(),
@@ -400,6 +427,21 @@ class NightTotals:
                 outcome=outcome, count=count, reason=row.reason, group=row.group, detector=row.detector
             )
             for (outcome, _), (count, row) in most
+        )
+
+    def _fallback_list(self) -> tuple[NightFallback, ...]:
+        return tuple(
+            NightFallback(
+                first=first,
+                pipeline=pipeline,
+                count=count,
+                reason=row.figures[FALLBACK]["reason"],
+                group=row.group,
+                detector=row.detector,
+            )
+            for (first, pipeline), (count, row) in sorted(
+                self._fallbacks.items(), key=lambda item: (-item[1][0], item[0])
+            )
         )
 
     def _detector_list(self) -> tuple[NightDetector, ...]:

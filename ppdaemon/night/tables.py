@@ -47,6 +47,9 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
     yield "outcomes", ", ".join([*others, *([f"{opened} without one yet"] if opened else [])]) or "none"
     if latency := report.latencies.get(ALERT_SPAN):
         yield f"within {report.budget_s:g} s", _share(latency.count - report.over_budget, latency.count)
+    if report.fallbacks:
+        fallbacks = (f"{each.count} {each.pipeline} for {each.first}" for each in report.fallbacks)
+        yield "fallback pipelines", ", ".join(fallbacks)
     yield "retried", str(report.retried)
     if report.late_raws is not None:
         yield "late raws", str(report.late_raws)
@@ -76,6 +79,8 @@ def night_view(report: NightReport) -> RenderableType:
         parts += [Text(), _latency_table(report)]
     if any(each.latency for each in report.detector_list):
         parts += [Text(), _detector_table(report)]
+    if report.fallbacks:
+        parts += [Text(), _fallback_table(report)]
     if report.reasons:
         parts += [Text(), _reason_table(report)]
     return Group(*parts)
@@ -101,6 +106,14 @@ def _detector_table(report: NightReport) -> RenderableType:
             seconds = (each.latency.p50_ms, each.latency.p95_ms, each.latency.max_ms)
             cells = (f"{ms / 1e3:.2f}" for ms in seconds)
             table.add_row(str(each.detector), *cells, str(each.over_budget), str(each.bad))
+    return table
+
+
+def _fallback_table(report: NightReport) -> RenderableType:
+    table = new_table("count>", "not run", "ran instead", "first visit", "det>", "reason~")
+    for each in report.fallbacks[:SHOWN]:
+        pipelines = plain(each.first), Text(plain(each.pipeline), style="yellow")
+        table.add_row(str(each.count), *pipelines, plain(each.group), str(each.detector), plain(each.reason))
     return table
 
 

@@ -42,6 +42,7 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
+from ppdaemon.node.visits.fallbacks import Fallbacks
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.offer import CapacityOffer
@@ -312,7 +313,8 @@ class NodeParts:
             self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
         except UnusableKey as error:
             _LOG.error("the old keys stay in use: %s", error)
-        self.visits.health = PipelineHealth()  # pipelines and their environment may be others now
+        # Pipelines and their environment may be others now.
+        self.visits.health, self.visits.fallbacks = PipelineHealth(), Fallbacks()
         self.chooser.reconfigure(config)
         self.pool.reconfigure(config)
         self.scheduler.reconfigure(config.workers)

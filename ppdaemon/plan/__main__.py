@@ -24,7 +24,7 @@ from ppdaemon.plan.sky import sky_png
 from ppdaemon.plan.tables import plan_view
 from ppdaemon.pointing import disable_astropy_downloads
 from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain, show
+from ppdaemon.terminal import number_of, plain, show
 
 __all__ = ("main",)
 
@@ -49,7 +49,7 @@ def _make_plan(order: PlanOrder) -> Plan:
 
         disable_astropy_downloads()
         count = len(order.detectors)
-        status.update(f"querying {plain(config.central)} for {count} detector{'s' if count > 1 else ''}")
+        status.update(f"querying {plain(config.central)} for {number_of(count, 'detector')}")
         with closing(Planner(order, config, Path(scratch), Clock())) as planner:
             return planner.plan(lambda done: status.update(f"{done} of {count} detectors"))
 

@@ -30,6 +30,7 @@ from ppdaemon.relay.noderegistry import RegisteredNode
 from ppdaemon.relay.orders import Permit, RefusePermit
 from ppdaemon.relay.routing import NodeOffer, spares_suffice
 from ppdaemon.sqlitefile import BatchWriter, Commit
+from ppdaemon.terminal import number_of
 from ppdaemon.throttle import Throttle
 from ppdaemon.tracesender import TraceSender
 from ppdaemon.yamlfile import did_you_mean
@@ -162,8 +163,9 @@ class RelayControl:
             version=__version__,
             pid=os.getpid(),
             state=state,
-            text=f"{connected} nodes, {len(dispatcher)} open visits with {dispatcher.reservations} open"
-            f" detectors, {sum(row.visits for row in waits)} of them wait for a node",
+            text=f"{number_of(connected, 'node')}, {number_of(len(dispatcher), 'open visit')} with"
+            f" {number_of(dispatcher.reservations, 'open detector')},"
+            f" {sum(row.visits for row in waits)} of them wait for a node",
             started_tai=self._started_tai,
             tai=tai,
             nodes=Counter(row.state for row in nodes),

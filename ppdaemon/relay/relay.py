@@ -19,7 +19,7 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import BadMessage, PPDaemonError, Refused
+from ppdaemon.errors import BadMessage, ConfigError, NeedsRestart, PPDaemonError
 from ppdaemon.messages import NODE_LIMIT, FromNode, Heartbeat, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
@@ -281,18 +281,19 @@ class Relay:
                 await self._reload()
             except (PPDaemonError, OSError) as error:
                 _LOG.error("reload refused, the old configuration stays: %s", error)
-                self._control.refused_reload = "reload refused: " + "; ".join(str(error).splitlines())
+                text = error.brief if isinstance(error, ConfigError) else " ".join(str(error).split())
+                self._control.refused_reload = f"reload refused: {text}"
 
     async def _reload(self) -> None:
         """Read the configuration file and the folders of public keys, and use them.
 
-        Raises `~ppdaemon.errors.ConfigError` if the file has errors, `~ppdaemon.errors.Refused`
-        if it changes what cannot change while the relay runs, and
+        Raises `~ppdaemon.errors.ConfigError` if the file has errors or changes what cannot change
+        while the relay runs, and
         `~ppdaemon.keyfiles.UnusableKey`.
         """
         config = await asyncio.to_thread(self._read_config)
         if keys := needs_restart(self._config, config):
-            raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
+            raise NeedsRestart(keys)
         allowed = await asyncio.to_thread(config.security.read_allow_lists)
         self._control_server.set_access(config.security)
         self._rates[link.SUBMIT].per_s = config.security.submit_per_s

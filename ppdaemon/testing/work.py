@@ -17,6 +17,8 @@ more of them after ``# script:``.
     This attempt fails after the point of no return, and has undone everything.
 ``failed:REASON``
     The spool has the outputs of a pipeline that failed in part.
+``fallback:REASON``
+    Another than the first pipeline has run.
 ``call:MODULE.FUNCTION``
     A function is called in the step ``process``.
 ``skip``
@@ -202,6 +204,7 @@ class ScriptedWork:
             outcome=Outcome.SUCCEEDED,
             pipeline="scripted",
             engine=",".join(self.context.config.engine.no_return) or "none",
+            fallback=self._settings.get("fallback", ""),
             spool=str(self._spool()),
             datasets=1,
         )

@@ -21,7 +21,6 @@ class Look(NamedTuple):
 
 
 _BAD = Look("✗", "bad", "failed")
-_UNUSED = Look("-", "none", "canceled")
 LOOKS: dict[str, Look] = {
     Stage.ACCEPTED: Look("·", "queued", "accepted"),
     Stage.ASSIGNED: Look("p", "prepare", "preloading"),
@@ -36,8 +35,8 @@ LOOKS: dict[str, Look] = {
     PARTIAL: Look("%", "partial", "partial: images were missing"),
     **dict.fromkeys(BAD_OUTCOMES, _BAD),
     Outcome.NO_IMAGE: Look("o", "none", "no image"),
-    Outcome.CANCELLED: _UNUSED,
-    Outcome.IGNORED: _UNUSED,
+    Outcome.CANCELLED: Look("-", "none", "canceled"),
+    Outcome.IGNORED: Look("i", "none", "ignored"),
 }
 """By state."""
 

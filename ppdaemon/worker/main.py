@@ -113,7 +113,7 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                     channel.send(fitting(exporter.export([Path(spool) for spool in spools], excess_bytes)))
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
-                    reason = _first_line(error)
+                    reason = _reason_of(error)
                     # The traceback once per reason: the export is tried again without end. A repo that
                     # is away is expected.
                     _LOG.error(

@@ -133,7 +133,8 @@ def test_a_pipeline_that_cannot_be_built_falls_back_to_the_next(rigs: MakeRig) -
     worker.ingest(rig.raw())
     done = worker.process(Process(exposures=(EXPOSURE,)))
     assert (done.outcome, done.pipeline) == (Outcome.SUCCEEDED, "Short")
-    assert done.reason.startswith("fell back: Unbuildable cannot be built: ")
+    assert done.reason == f"fell back: {done.fallback}"
+    assert done.fallback.startswith("Unbuildable cannot be built: ")
 
 
 def test_subsets_of_one_file_are_two_pipelines_in_outcome_run_and_reason(rigs: MakeRig) -> None:

@@ -240,6 +240,6 @@ def test_a_delegated_group_is_divided_and_kills_a_detached_grandchild_with_its_w
 
 def test_without_a_delegated_group_the_status_names_the_limits_that_are_not_enforced(node):
     limits = node.status().limits
-    assert limits["memory"].startswith("0.3 GB, supervisor every 0.1 s; not by the kernel: ")
-    assert limits["RAM disk"] == "0.01 GB, supervisor every 0.5 s"
-    assert limits["all workers"] == "8 GB, supervisor before each fork"
+    assert limits["memory"].startswith("300 MB, supervisor every 0.1 s; not by the kernel: ")
+    assert limits["RAM disk"] == "10 MB, supervisor every 0.5 s"
+    assert limits["all workers"] == "8.0 GB, supervisor before each fork"

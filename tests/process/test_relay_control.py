@@ -149,7 +149,7 @@ def test_a_configuration_with_errors_or_another_address_changes_nothing(relay, c
     relay.configure(keep_days=1, resend_s=9.0)
     code, _, err = ppctl("reload")
     assert (code, err) == (
-        75,
+        78,
         "ppctl: resend_s: cannot change while the daemon runs; restart it instead\n",
     )
     assert client.announce("g1")["status"] == "accepted"

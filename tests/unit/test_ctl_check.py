@@ -86,6 +86,11 @@ def test_lsst_packages_are_of_one_series() -> None:
     assert hostchecks.lsst_finding({}).level == "error"
 
 
+def test_what_is_found_about_versions_has_one_line_for_each_item() -> None:
+    items = [found.item for found in hostchecks.check_versions() if found.level == "ok"]
+    assert sorted(set(items)) == sorted(items)
+
+
 @pytest.mark.parametrize(
     ("state", "error_s", "level"),
     [(0, 0.001, "ok"), (5, 16.0, "warning"), (0, 0.5, "warning"), (-1, 0, "skipped")],
@@ -222,6 +227,7 @@ def test_problems_of_the_daemon_and_limits_that_nobody_enforces_are_found() -> N
     problems = (
         Problem(source="journal", text="cannot be written", since_tai=0.0, degrades=True),
         Problem(source="leftovers", text="a folder", since_tai=0.0, degrades=False),
+        Problem(source="export", text="export: the repo is away", since_tai=0.0, degrades=True),
     )
     limits = {"memory": "8 GB, supervisor; not by the kernel: no group", "wall time": "900 s"}
     report = StatusReport.model_validate(status()).model_copy(
@@ -232,10 +238,12 @@ def test_problems_of_the_daemon_and_limits_that_nobody_enforces_are_found() -> N
         ("daemon", "warning"),
         ("daemon", "error"),
         ("daemon", "warning"),
+        ("daemon", "error"),
         ("cgroup", "warning"),
     ]
     assert found[1].text == "journal: cannot be written"
-    assert "kernel: memory;" in found[3].text
+    assert found[3].text == "export: the repo is away"
+    assert "kernel: memory;" in found[4].text
 
 
 def test_another_user_is_warned() -> None:

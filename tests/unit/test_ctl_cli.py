@@ -660,6 +660,28 @@ def test_a_visit_shows_which_datasets_are_those_of_another_detector(
     assert out.count("not exported") == 1
 
 
+def test_a_fallback_pipeline_is_marked_in_visits_and_visit(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    figures = {"fallback": {"first": "ApPipe", "reason": "no APDB"}}
+    rows = GOOD | {"visit": [visit(1, figures=figures)]}
+    rows["visit_summaries"] = [summary(fallbacks=2), summary(group="h")]
+    serve(lambda request: ok(rows[request["type"]]))
+    out = ppctl("visits")[1]
+    assert "fallback pipeline: 2" in out
+    assert out.count("fallback") == 1
+    assert "ApPipe (fallback)" in ppctl("visit", "g")[1]
+
+
+def test_why_the_export_fails_is_shown_once(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    problem = PROBLEM | {"source": "export", "text": "export: the repo is away"}
+    fields = {"exporter": "failing: the repo is away", "problems": [problem]}
+    serve(lambda _request: ok(status(**fields)))
+    out = ppctl("status")[1]
+    assert out.count("the repo is away") == 1
+    assert "failing, see above, " in out
+
+
 def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))
@@ -726,6 +748,26 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
     with pytest.raises(SystemExit):  # none is there: the one that the help names
         cli.main(["--relay", "hosts"])
     assert str(socket_dir / "missing") in capsys.readouterr().err
+
+
+def test_a_relay_that_is_down_is_named_by_its_socket_below_run(
+    socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder below /run is gone with it, and the one with the ledger is closed to others."""
+    state = socket_dir / "state"
+
+    def exists(path: Path, *, follow_symlinks: bool = True) -> bool:
+        if state in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os.path.exists(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "run.sock")
+    monkeypatch.setattr(cli, "RELAY_STATE", state)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--relay", "hosts"])
+    assert ended.value.code == ExitCode.UNAVAILABLE
+    assert f"{socket_dir / 'run.sock'}: no daemon listens here" in capsys.readouterr().err
 
 
 def test_commands_that_read_start_without_what_others_need() -> None:

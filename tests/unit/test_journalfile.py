@@ -12,7 +12,7 @@ from ppdaemon.errors import Unavailable
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Requeue, Reserved, Retry, Update
-from ppdaemon.reports import LateRequest, VisitsRequest, VisitSummariesRequest
+from ppdaemon.reports import FALLBACK, LateRequest, VisitsRequest, VisitSummariesRequest
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
@@ -145,6 +145,20 @@ def test_a_visit_is_one_row_with_the_last_attempt_at_each_detector(path, write):
         10: "no_image",
     }
     assert (row.slowest_s, row.failed_detector, row.reason) == (51.0, 2, "no calibration")
+
+
+def test_a_visit_has_the_number_of_detectors_whose_last_attempt_ran_a_fallback(path, write):
+    figures = {FALLBACK: {"first": "ApPipe", "reason": "no APDB"}}
+    write(
+        entry("g", 0, outcome=Outcome.SUCCEEDED, figures=figures),
+        entry("g", 1, outcome=Outcome.SUCCEEDED),
+        entry("g", 2, outcome=Outcome.FAILED, figures=figures),
+    )
+    again = entry("g", 3, outcome=Outcome.CRASHED, figures=figures)
+    again.final = False
+    write(again)
+    write.journal.write(Retry(again, entry("g", 3, attempt=2)))
+    assert summaries(path)[0].fallbacks == 2
 
 
 def test_late_raws_are_counted_as_they_are_listed(path, write):

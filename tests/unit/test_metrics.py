@@ -14,7 +14,15 @@ from ppdaemon.node.control.metrics import NODE_METRICS, NodeSource
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.relay.metrics import RELAY_METRICS
-from ppdaemon.reports import REQUEUED, ArrivalSource, Problem, RelayStatusReport, RelayWaitRow, StatusReport
+from ppdaemon.reports import (
+    FALLBACK,
+    REQUEUED,
+    ArrivalSource,
+    Problem,
+    RelayStatusReport,
+    RelayWaitRow,
+    StatusReport,
+)
 from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
 TABLES = (*NODE_METRICS, *RELAY_METRICS)
@@ -161,6 +169,13 @@ def test_every_outcome_is_there_before_it_occurs():
         dict(key[1:])["outcome"]: value for key, value in found.items() if key[0] == "ppdaemon_outcomes_total"
     }
     assert values == {str(outcome): float(outcome is Outcome.SUCCEEDED) for outcome in Outcome}
+
+
+def test_outcomes_of_fallback_pipelines_are_counted_and_0_before_the_first_one():
+    name = ("ppdaemon_fallback_outcomes_total", ("instrument", "DemoCam"))
+    assert node_samples()[name] == 0
+    ran = an_entry(figures={FALLBACK: {"first": "ApPipe", "reason": "no APDB"}})
+    assert node_samples(times=recorded(ran, an_entry(), ran))[name] == 2
 
 
 def test_the_memory_of_workers_is_shown_as_sum_and_maximum():

@@ -21,6 +21,7 @@ from ppdaemon.night.report import (
     NightCache,
     NightDetector,
     NightExports,
+    NightFallback,
     NightHistogram,
     NightReason,
     NightReport,
@@ -40,8 +41,9 @@ from ppdaemon.node.visits.model import (
     Retry,
     Update,
 )
-from ppdaemon.reports import REQUEUED, VisitRow
+from ppdaemon.reports import FALLBACK, REQUEUED, VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import read_next_visit
 
 DAY = 20261129
@@ -157,6 +159,26 @@ def test_half_a_night_without_exports_is_seen():
     drawn, _, words = charts.export_chart(found).partition("<ul")
     assert "not yet" in words
     assert drawn.count('class="c-open"') == drawn.count('class="c-good"') == 5
+
+
+def test_fallbacks_are_counted_by_pipeline_with_their_first_reason():
+    def fell_back(detector, reason, **changes):
+        figures = {FALLBACK: {"first": "ApPipe", "reason": reason}}
+        return row(detector=detector, figures=figures, **{"pipeline": "Isr"} | changes)
+
+    found = report(
+        row(detector=0, pipeline="ApPipe"),
+        fell_back(1, "other", pipeline="Single"),
+        fell_back(2, "no APDB"),
+        fell_back(3, "no <APDB> 2"),
+    )
+    assert found.fallbacks == (
+        NightFallback(first="ApPipe", pipeline="Isr", count=2, reason="no APDB", group="g", detector=2),
+        NightFallback(first="ApPipe", pipeline="Single", count=1, reason="other", group="g", detector=1),
+    )
+    assert dict(facts(found))["fallback pipelines"] == "2 Isr for ApPipe, 1 Single for ApPipe"
+    assert "no APDB" in night_sections(found)
+    assert "Fallback pipelines" not in night_sections(report(row()))
 
 
 def test_times_leave_out_what_an_operator_requested_and_waits_for_a_second_snap():
@@ -312,6 +334,17 @@ def test_a_journal_of_an_older_version_is_read_and_upgraded(path, journal):
 def test_what_is_no_journal_is_named(tmp_path):
     with pytest.raises(Unavailable, match=r"none\.sqlite: the none cannot be read"):
         read(tmp_path / "none.sqlite")
+
+
+def test_no_label_of_an_axis_is_cut_at_the_right():
+    """The last time of the day is at the end of the axis, and half of it is beyond."""
+    # The last visit is one minute before a full hour of UTC.
+    begin = BEGIN // 3600.0 * 3600.0 + 3600.0 + TAI_MINUS_UTC_S - 60.0
+    rows = [row(f"g{k}", tai=begin + 3600.0 * k) for k in range(6)]
+    svg = charts.latency_chart(report(*rows))
+    ticks = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="middle"[^>]*>(\d\d:\d\d)<', svg)
+    assert len(ticks) >= 5
+    assert max(float(x) + 3.5 * len(text) for x, text in ticks) <= charts.WIDTH
 
 
 # --- what is drawn -----------------------------------------------------------------

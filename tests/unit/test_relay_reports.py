@@ -104,7 +104,7 @@ def test_a_relay_in_order_is_running(world):
     report = world.control.report()
     assert (report.state, report.problem_texts, report.nodes) == ("running", (), {"ready": 1})
     assert (report.unserved, report.waits, report.spares_suffice) == ({}, (), {})
-    assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 nodes, 0 open")
+    assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 node, 0 open")
 
 
 def test_what_is_measured_each_second_resets_no_count(world):
@@ -274,3 +274,9 @@ def test_lost_messages_of_all_nodes_are_counted(world):
         world.dispatcher.registry.must_ask(name, 4, world.clock.mono())  # 2 and 3 are missing
     world.dispatcher.registry.disconnect(b"n2")
     assert world.control.report().messages_lost == 4
+
+
+def test_one_node_is_not_some_nodes(world):
+    assert world.control.report().text.startswith("0 nodes, 0 open visits with 0 open detectors, ")
+    world.join("n1")
+    assert world.control.report().text.startswith("1 node, 0 open visits")

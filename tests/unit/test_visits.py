@@ -50,6 +50,7 @@ from ppdaemon.node.visits.model import (
 )
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import is_returned
+from ppdaemon.reports import FALLBACK
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
@@ -1031,3 +1032,57 @@ def test_attempts_with_a_later_attempt_are_found(world):
     world.commit_all()
     second = KEY._replace(attempt=2)
     assert world.journal.followed([KEY, second, Key(CAMERA, "lost", 0, 1)]) == {KEY}
+
+
+# --- fallback pipelines --------------------------------------------------------
+
+RULE = PipelineChoice(Pipelines(main=("/p/ApPipe.yaml", "/p/Isr.yaml")))
+
+
+def ran(world, group, pipeline, reason="", outcome=Outcome.SUCCEEDED, detectors=(0, 1)):
+    world.reserve(group, detectors, chosen=RULE)
+    world.commit_all()
+    for _ in detectors:
+        world.assign()
+        world.finish(outcome=outcome, pipeline=pipeline, fallback=reason)
+    world.commit_all()
+    return [row.figures.get(FALLBACK) for row in world.rows(group)]
+
+
+def problems(world):
+    return list(world.visits.fallbacks.problems(world.mono))
+
+
+def test_an_outcome_has_the_pipeline_that_another_one_replaced(world):
+    assert ran(world, "a", "ApPipe") == [None, None]
+    fallback = {"first": "ApPipe", "reason": "no APDB"}
+    assert ran(world, "b", "Isr", "no APDB") == [fallback, fallback]
+    (set_aside, _) = ran(world, "c", "Isr")  # the worker did not get the first one
+    assert set_aside == {"first": "ApPipe", "reason": "ApPipe is set aside"}
+    assert problems(world) == []
+
+
+def test_three_visits_without_their_first_pipeline_are_a_problem_until_it_succeeds(world):
+    ran(world, "a", "Isr", "no APDB")
+    world.mono += 40.0
+    ran(world, "b", "Isr", "no APDB")
+    assert problems(world) == []
+    ran(world, "c", "Isr", "no APDB: " + "x" * 900)
+    ((first, text, age_s),) = problems(world)
+    assert (first, age_s) == ("ApPipe", 40.0)
+    assert text.startswith(
+        "pipeline ApPipe is not run, Isr of its rule ran instead in the last 6 visit-detectors: no APDB"
+    )
+    assert len(text) < 300
+    ran(world, "d", "ApPipe", outcome=Outcome.FAILED)
+    ran(world, "e", "Isr", "no APDB")
+    assert len(problems(world)) == 1
+    ran(world, "f", "ApPipe")
+    assert problems(world) == []
+
+
+def test_a_visit_of_which_some_detectors_run_the_first_pipeline_is_no_problem(world):
+    for group in "abcdef":
+        ran(world, group, "Isr", "no template", detectors=range(3))
+        ran(world, f"{group}2", "ApPipe", detectors=(0,))
+    assert problems(world) == []

@@ -299,6 +299,11 @@ def test_every_state_has_a_look_and_each_look_its_letter():
     ] == []
 
 
+def test_an_ignored_detector_is_not_called_canceled():
+    assert {str(state) for state, look in LOOKS.items() if look.word == "canceled"} == {"cancelled"}
+    assert LOOKS[Outcome.IGNORED].word == "ignored"
+
+
 def night(*rows: VisitRow) -> NightReport:
     totals = NightTotals()
     totals.add(rows)

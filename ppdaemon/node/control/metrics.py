@@ -124,6 +124,13 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         ("instrument", "outcome"),
     ),
     Metric(
+        "ppdaemon_fallback_outcomes_total",
+        "counter",
+        "Visit-detectors that ran another than the first pipeline of their rule; ppctl visit has the reason.",
+        lambda s: {(name,): 0.0 for name in s.instruments} | s.times.fallbacks,
+        ("instrument",),
+    ),
+    Metric(
         "ppdaemon_detector_failures_total",
         "counter",
         "Outcomes that need daytime reprocessing, by detector; only detectors that have one.",

@@ -32,6 +32,7 @@ from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import ArrivalSource, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
+from ppdaemon.terminal import size
 from ppdaemon.tracesender import TraceSender
 
 __all__ = ("Status", "dead_sources")
@@ -189,15 +190,15 @@ class Status:
         sampled = f"supervisor every {memory.sample_s:g} s"
         kernel = self.pool.cgroups.enforced_by
         limits = {
-            "memory": f"{memory.hard / 1e9:g} GB, {sampled}; {kernel('memory')}",
-            "RAM disk": f"{memory.ramdisk / 1e9:g} GB, supervisor every {REPO_EVERY * memory.sample_s:g} s",
+            "memory": f"{size(memory.hard)}, {sampled}; {kernel('memory')}",
+            "RAM disk": f"{size(memory.ramdisk)}, supervisor every {REPO_EVERY * memory.sample_s:g} s",
             "CPU time": f"{times.cpu_s:g} s a visit, {sampled}",
             "wall time": f"{times.run_s:g} s for a pipeline, supervisor",
             "processes": f"{self.config.workers.tasks_max}, {kernel('pids')}",
             "descendants": f"supervisor by process group; {kernel('kill')}",
         }
         if memory.budget is not None:
-            limits["all workers"] = f"{memory.budget / 1e9:g} GB, supervisor before each fork"
+            limits["all workers"] = f"{size(memory.budget)}, supervisor before each fork"
         return limits
 
     def _problems(self) -> Iterator[Finding]:
@@ -215,6 +216,8 @@ class Status:
         if self.offer.problem:
             yield Finding("capacity", f"no visits are accepted: {self.offer.problem}")
         yield from (Finding("pipelines", problem) for problem in self.visits.health.problems)
+        for first, problem, age_s in self.visits.fallbacks.problems(self.clock.mono()):
+            yield Finding("pipelines", problem, first, age_s, degrades=False)
         if self.exporter.problem:
             yield Finding("export", f"export: {self.exporter.problem}", "exporter")
         if self.spools_refused:

@@ -14,7 +14,7 @@ from functools import partial
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
@@ -60,11 +60,13 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
 
 
 def brief(error: PPDaemonError) -> str:
-    """Return an error in one line: all errors of a file, or the first and last line of another text, between
-    which a process may have logged a traceback.
+    """Return an error in one line: the first error of a file, or the first and last line of another text,
+    between which a process may have logged a traceback.
     """
+    if isinstance(error, ConfigError):
+        return error.brief
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines) if isinstance(error, ConfigError) else ": ".join((*lines[:1], *lines[1:][-1:]))
+    return ": ".join((*lines[:1], *lines[1:][-1:]))
 
 
 async def _cancel(task: asyncio.Task[Resolution]) -> None:
@@ -255,8 +257,8 @@ class Generations:
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration file again and apply it; return warnings. Raise
-        `~ppdaemon.errors.ConfigError` with all errors of the file and all names that do not exist,
-        `~ppdaemon.errors.Refused` if a key cannot change at run time or another reload runs, and
+        `~ppdaemon.errors.ConfigError` with all errors of the file, all keys that cannot change at run time,
+        or all names that do not exist, `~ppdaemon.errors.Refused` if another reload runs, and
         `~ppdaemon.errors.PPDaemonError` if the new zygote or template cannot be created; the old
         configuration stays in each case.
         """
@@ -285,7 +287,8 @@ class Generations:
         file = await asyncio.to_thread(self._read_config)
         config, remarks = file.config, await asyncio.to_thread(file.remarks)
         if keys := needs_restart(self._current.config, config):
-            raise Refused(f"{', '.join(keys)}: cannot change while the daemon runs; restart it instead")
+            # Not `Refused`: the same request fails until the file is another one.
+            raise NeedsRestart(keys)
         new = self._new(config)
         try:
             names = await self._make(new, file)

@@ -260,6 +260,8 @@ class Finish:
     engine: str = ""
     spool: str | None = None
     datasets: int = 0
+    fallback: str = ""
+    """Why the pipeline is not the first one that the worker was to run."""
     may_have_leftovers: bool = False
     """Whether a mark or a spool may be on disk that the worker did not report: it died or failed."""
     worker_died: bool | None = None

@@ -600,6 +600,7 @@ class Slot:
                 done.engine,
                 done.spool,
                 done.datasets,
+                done.fallback,
                 may_have_leftovers=done.spool is None and done.outcome != Outcome.SUCCEEDED,
                 worker_died=worker_died,
             )

@@ -46,6 +46,7 @@ from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.endedvisits import EndedVisits
+from ppdaemon.node.visits.fallbacks import Fallbacks
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
 from ppdaemon.node.visits.requeue import (
     is_returned,
@@ -53,9 +54,9 @@ from ppdaemon.node.visits.requeue import (
     requeue_row,
     requeue_warning,
 )
-from ppdaemon.reports import REQUEUED, RequeueRow
+from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
-from ppdaemon.selection import PipelineChoice
+from ppdaemon.selection import PipelineChoice, pipeline_name
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import parent_group
 
@@ -91,6 +92,7 @@ class Visits:
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
         self.health = PipelineHealth()
+        self.fallbacks = Fallbacks()
         self.ended = EndedVisits(2 * config.node.expiry_s)
         self.accepting = False
         self.config = config
@@ -589,6 +591,7 @@ class Visits:
         """
         entry, assignment = visit.entry, finish.assignment
         entry.pipeline, entry.engine, entry.datasets = finish.pipeline, finish.engine, finish.datasets
+        self._note_fallback(visit, finish)
         entry.partial = assignment.partial and finish.outcome == Outcome.SUCCEEDED
         entry.no_return = assignment.no_return or leftovers.no_return
         outcome, reason, spool = finish.outcome, finish.reason, finish.spool
@@ -612,6 +615,18 @@ class Visits:
             effects.actions.append(model.Discard((Path(spool),)))
         else:
             effects.actions.append(model.Export(spool))
+
+    def _note_fallback(self, visit: VisitDetector, finish: events.Finish) -> None:
+        """Record whether another than the first pipeline of the rule ran."""
+        # All of the rule: the worker does not get those that are set aside.
+        first, *others = map(pipeline_name, visit.assignment.pipelines.main or ("",))
+        if finish.fallback or finish.pipeline in others:
+            reason = finish.fallback[:MAX_REASON_CHARS]
+            if reason:
+                self.fallbacks.replaced(first, finish.pipeline, visit.key[:2], reason, self._now.mono)
+            visit.entry.figures[FALLBACK] = {"first": first, "reason": reason or f"{first} is set aside"}
+        elif finish.pipeline and finish.outcome == Outcome.SUCCEEDED:
+            self.fallbacks.succeeded(first)
 
     def _end(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ppdaemon.metrics import HistogramsByLabels
 from ppdaemon.node.visits.model import JournalEntry
-from ppdaemon.reports import REQUEUED
+from ppdaemon.reports import FALLBACK, REQUEUED
 from ppdaemon.states import BAD_OUTCOMES, Outcome, Stage
 
 __all__ = ("OutcomeTimes",)
@@ -31,6 +31,8 @@ class OutcomeTimes:
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
         """By instrument and outcome."""
+        self.fallbacks: Counter[tuple[str, ...]] = Counter()
+        """Those that ran another than the first pipeline of their rule, by instrument."""
         self.failures: Counter[tuple[str, ...]] = Counter()
         """Outcomes that need daytime reprocessing, by instrument and detector: at most as many as the
         node serves."""
@@ -49,6 +51,7 @@ class OutcomeTimes:
             if entry.final and entry.outcome is not None:
                 instrument = entry.key.instrument
                 self.outcomes[instrument, entry.outcome] += 1
+                self.fallbacks[instrument,] += FALLBACK in entry.figures
                 if entry.outcome in BAD_OUTCOMES:
                     self.failures[instrument, str(entry.key.detector)] += 1
                 if REQUEUED not in entry.figures:
