@@ -80,16 +80,22 @@ def mark_datastore(butler: Butler) -> str:
     repo_id = _repo_id(butler)  # another host may have been faster
     done = []
     for root in roots:
+        mark = root.join(MARK)
         try:
-            root.join(MARK).write(
+            # An empty mark is one that a full disk has cut: `check` regards it as missing, too.
+            is_cut = mark.exists() and not _read(root)
+            mark.write(
                 f"{repo_id}\nppdaemon exports to this datastore only while this file is here.\n".encode(),
-                overwrite=False,
+                overwrite=is_cut,
             )
             done.append(f"{root} is marked now")
             _LOG.warning("the datastore %s is marked as that of repo %s", root, repo_id)
         except FileExistsError:
             if (found := _read(root)) != repo_id:
-                raise Refused(f"{root} is marked as that of another repo, {found}, not {repo_id}") from None
+                raise Refused(
+                    f"{root} is marked as that of another repo: its {MARK} has the id {found!r}, not {repo_id}."
+                    " If it belongs to this repo, delete that file and run the command again"
+                ) from None
             done.append(f"{root} was marked before")
     return "; ".join(done)
 
@@ -107,7 +113,7 @@ def _repo_id(butler: Butler) -> str:
 
 
 def _read(root: ResourcePath) -> str:
-    return root.join(MARK).read().decode().partition("\n")[0]
+    return root.join(MARK).read().decode(errors="replace").partition("\n")[0]
 
 
 def _datasets(butler: Butler) -> Iterator[DatasetRef]:
