@@ -23,6 +23,8 @@ CHILD_ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "_RJEM_MALLOC_CONF": "background_thread:false",
     "ORT_DISABLE_TELEMETRY": "1",
+    # ``python -m`` imports from the current folder first: a file ``http.py`` there would replace a library.
+    "PYTHONSAFEPATH": "1",
     # So that memory is returned to the system after a visit.
     "MALLOC_ARENA_MAX": "2",
     # Process titles must not overwrite the environment, by which the node lock

@@ -38,13 +38,14 @@ def catchup_state(ended: Ended) -> str:
     return str(ended.figures.get(CATCHUP, {}).get("state", ""))
 
 
-def refusal_reason(ended: Ended, attempt: int, *, force: bool) -> str:
+def refusal_reason(ended: Ended, attempt: int, *, force: bool, lost: bool = False) -> str:
     """Return why a visit-detector cannot be processed again, or a blank.
 
     ``ended`` is its last attempt, with ``no_return`` of all attempts; with
-    ``force`` the operator accepts that outputs may be sent twice.
+    ``force`` the operator accepts that outputs may be sent twice. ``lost``: its outputs are neither in
+    the central repo nor on their way to it.
     """
-    if ended.outcome == Outcome.SUCCEEDED and not ended.partial:
+    if ended.outcome == Outcome.SUCCEEDED and not (ended.partial or lost):
         return "it has succeeded"
     if force:
         return ""

@@ -196,15 +196,20 @@ def ask_central(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one catch-up at a time use a folder."""
+def _locked(state: Path, folder: Path) -> Iterator[None]:
+    """Let one catch-up at a time process visits of a node, whatever folder it uses."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    # Those of two nights, or of a night and of all, have folders of their own and may have the same
+    # visit-detectors. The state directory itself: who may only read it needs no file there.
+    lock = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"another catch-up uses {folder}: wait until it ends, or end it") from None
+            raise Refused("another catch-up of this node runs: wait until it ends, or end it") from None
         yield
+    finally:
+        os.close(lock)
 
 
 @dataclass(frozen=True)
@@ -218,12 +223,12 @@ class Catchup:
 
     def prepare(self, items: Sequence[CatchupItem]) -> list[CatchupRow]:
         """Bring raws and visits into the central repo."""
-        with _locked(self.folder):
+        with _locked(self.config.node.state_dir, self.folder):
             return ask_central("prepare", self.config, items, self.folder)
 
     def check(self, items: Sequence[CatchupItem]) -> list[CatchupRow]:
         """Ask for outputs, and note what is done."""
-        with _locked(self.folder):
+        with _locked(self.config.node.state_dir, self.folder):
             rows = ask_central("check", self.config, items, self.folder)
             done = {_key(row) for row in rows if row.state == "done"}
             self._mark([item for item in items if _key(item) in done], "done")
@@ -238,7 +243,7 @@ class Catchup:
         """
         environment = work_environment(self.config)
         runner = Runner(kind, self.config, environment, self.folder, cores, site, _report)
-        with _locked(self.folder):
+        with _locked(self.config.node.state_dir, self.folder):
             claimed, refused = self._claim(items)
             done: set[tuple[str, str, int]] = set()
             try:

@@ -1017,6 +1017,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise the error again
         return ExitCode.OK
+    except OSError as error:  # such as a full disk behind a redirected output
+        click.echo(f"ppctl: {plain(error)}", err=True)
+        return ExitCode.OS
     except Exception as error:  # operators get one line, not a traceback
         click.echo(f"ppctl: internal error: {type(error).__name__}: {plain(error)}", err=True)
         return ExitCode.SOFTWARE

@@ -57,6 +57,20 @@ def test_without_the_mark_nothing_is_exported_and_the_command_makes_it_again(
     assert len(exporter.export(spools).spools) == 3
 
 
+def test_a_cut_mark_is_written_again_and_an_unreadable_one_is_named(
+    exporter: CentralExporter, central: Central, spools: list[Path]
+) -> None:
+    before = unmark(central)
+    (central.root / MARK).touch()
+    refuses(exporter, central, spools, "has no mark")
+    assert exporter.mark_datastore().endswith("is marked now")
+    assert (central.root / MARK).read_text() == before
+    (central.root / MARK).write_bytes(b"\xff\xfe")
+    refuses(exporter, central, spools, "is that of another repo")
+    with pytest.raises(Refused, match=f"its {MARK} has the id .* delete that file and run the command again"):
+        exporter.mark_datastore()
+
+
 @ON_SQLITE
 def test_a_repo_of_a_version_without_marks_needs_the_command(
     exporter: CentralExporter, central: Central, spools: list[Path]
@@ -95,7 +109,7 @@ def test_the_datastore_of_another_repo_is_not_written_to(
     unmark(central)
     (central.root / MARK).write_text("of-another-repo\n")
     refuses(exporter, central, spools, "is that of another repo: its mark .* has the id of-another-repo")
-    with pytest.raises(Refused, match="is marked as that of another repo, of-another-repo, not "):
+    with pytest.raises(Refused, match="another repo: its .* has the id 'of-another-repo', not "):
         exporter.mark_datastore()
 
 

@@ -130,6 +130,28 @@ def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(node, gr
     node.wait(lambda: node.status().state == "running")
 
 
+def test_outputs_whose_spool_is_quarantined_or_gone_are_made_again(node, group):
+    folders = NodeFolders(node.ramdisk, node.state)
+    (node.state / "central-refuses").touch()
+    try:
+        node.relay.reserve(group)
+        node.land(group)
+        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        node.wait((folders.refused / f"DemoCam~{group}~0~1").is_dir)
+    finally:
+        (node.state / "central-refuses").unlink()
+    # Refused until the exporter has answered; the scripted worker has written something permanent.
+    (row,) = node.wait(
+        lambda: [row for row in node.daemon.requeue(group, None, force=True) if row.attempt is not None]
+    )
+    assert (row.attempt, row.text) == (2, "")
+    node.wait(lambda: f"DemoCam~{group}~0~2" in node.exported())
+    node.wait(
+        lambda: [row.text for row in node.daemon.requeue(group, None, force=True)] == ["it has succeeded"]
+    )
+    shutil.rmtree(folders.refused)
+
+
 def test_clients_that_do_not_read_cost_no_descriptor(node):
     descriptors = Path(f"/proc/{node.process.pid}/fd")
     before = len(list(descriptors.iterdir()))

@@ -13,7 +13,7 @@ from test_journalfile import entry
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl import catchup, catchupfiles, cli
 from ppdaemon.ctl.catchuprun import reason_in
-from ppdaemon.errors import ConfigError
+from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
@@ -211,3 +211,13 @@ def test_the_reason_is_the_last_exception_or_the_last_errors():
     raised = f"{warnings}Traceback\n  File x\nlsst.a.EmptyQuantumGraphError: no quanta\nmore\n"
     assert reason_in(iter([raised, warnings])) == "lsst.a.EmptyQuantumGraphError: no quanta"
     assert reason_in(iter(["", f"INFO {line}all is well\n"])) == ""
+
+
+def test_two_catchups_of_a_node_do_not_run_at_once_even_in_two_folders(config, tmp_path):
+    state = config.node.state_dir
+    with catchup._locked(state, tmp_path / "20261121"):
+        with pytest.raises(Refused, match="another catch-up of this node runs"):
+            with catchup._locked(state, tmp_path / "all"):
+                pass
+    with catchup._locked(state, tmp_path / "all"):
+        pass

@@ -25,6 +25,13 @@ def test_a_partial_success_may_be_requeued():
     assert refusal_reason(an_ended_one(Outcome.SUCCEEDED, partial=True), force=False) == ""
 
 
+def test_a_success_whose_outputs_are_lost_may_be_requeued_unless_something_permanent_was_written():
+    assert refusal_reason(an_ended_one(Outcome.SUCCEEDED), force=False, lost=True) == ""
+    permanent = an_ended_one(Outcome.SUCCEEDED, no_return="alert database")
+    assert "point of no return" in refusal_reason(permanent, force=False, lost=True)
+    assert refusal_reason(permanent, force=True, lost=True) == ""
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_complete_success_and_an_open_visit_are_never_requeued(force):
     assert refusal_reason(an_ended_one(Outcome.SUCCEEDED), force=force) == "it has succeeded"

@@ -85,8 +85,10 @@ def mark_datastore(butler: Butler) -> str:
         except FileExistsError:
             if found := _read(root):
                 if found != repo_id:
-                    problem = f"{root} is marked as that of another repo, {found}, not {repo_id}"
-                    raise Refused(problem) from None
+                    raise Refused(
+                        f"{root} is marked as that of another repo: its {MARK} has the id {found!r}, not"
+                        f" {repo_id}. If it belongs to this repo, delete that file and run the command again"
+                    ) from None
                 done.append(f"{root} was marked before")
                 continue
             place.write(text, overwrite=True)  # a crash of the host has emptied it
@@ -131,7 +133,7 @@ def _repo_id(butler: Butler) -> str:
 
 
 def _read(root: ResourcePath) -> str:
-    return root.join(MARK).read().decode().partition("\n")[0]
+    return root.join(MARK).read().decode(errors="replace").partition("\n")[0]
 
 
 def _datasets(butler: Butler) -> Iterator[DatasetRef]:

@@ -57,5 +57,6 @@ def _note(spools: Path, uri: str, reason: str) -> str:
     return (
         f"These outputs could not be registered in {uri}:\n\n    {reason}\n\n"
         f"To export them, remove the cause, move this folder back to {spools}\n"
-        "and run 'ppctl reload'. Otherwise delete this folder.\n"
+        "and run 'ppctl reload'. To make them again instead, run 'ppctl retry GROUP DETECTOR',\n"
+        "and delete this folder.\n"
     )

@@ -168,6 +168,10 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             raise Refused(answer.text)
         return answer.text
 
+    def has(self, name: str) -> bool:
+        """Return whether a spool of this name is pending."""
+        return any(Path(spool).name == name for spool in self._spools)
+
     def withdraw(self, spool: str) -> bool:
         """Remove a spool from the pending ones; return `False` if it is being exported."""
         if spool in self._exporting:

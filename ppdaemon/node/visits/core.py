@@ -763,7 +763,7 @@ class Visits:
             return "the node takes no visits now"
         if self.open.find(*entry.key[:3]) is not None:
             return "it is under way"
-        if text := refusal_reason(entry, force=event.force):
+        if text := refusal_reason(entry, force=event.force, lost=entry.key in event.lost):
             return text
         # Until then the relay may give it to another node, which writes permanently, too.
         if self.config.relay.address is not None and not (entry.reported or event.force):

@@ -138,6 +138,8 @@ class RequeueRequested:
     exporting: frozenset[Key]
     """Attempts whose outputs are being exported now."""
     force: bool
+    lost: frozenset[Key] = frozenset()
+    """Attempts whose outputs are neither in the central repo nor on their way to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Decides nothing: each reading is posted as one event to
 import asyncio
 import itertools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ppdaemon.errors import ConfigError
@@ -26,7 +26,7 @@ from ppdaemon.node.visits.requeue import catchup_refusal, refusal_reason
 from ppdaemon.reports import CatchupRequest, RequeueRow
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.sqlitefile import BatchWriter
-from ppdaemon.states import Outcome
+from ppdaemon.states import Outcome, Stage
 
 __all__ = ("Reprocessor",)
 
@@ -99,7 +99,7 @@ class Reprocessor:
         if lost:
             _LOG.error(
                 "the outputs of %d visit-detectors are gone, and were not exported as far as is known: %s;"
-                " those from before the last boot of this host are interrupted now, see ppctl failed",
+                " those from before the last boot of this host are interrupted now, and ppctl retry makes them again",
                 len(lost),
                 ", ".join(f"{key.group} {key.detector}" for key in lost[:MOST_NAMED]),
             )
@@ -132,7 +132,7 @@ class Reprocessor:
             entries = [entry for entry in known if detectors is None or entry.key.detector in detectors]
             if not entries:
                 return None
-            rows = list(await self._requeue(entries, force=force))
+            rows = list(await self._requeue(entries, await self._lost(entries), force=force))
         instrument = entries[0].key.instrument
         for detector in set(detectors or ()) - {entry.key.detector for entry in entries}:
             rows.append(RequeueRow(instrument=instrument, detector=detector, text="not in the journal"))
@@ -164,11 +164,36 @@ class Reprocessor:
             await self.journal.call(lambda journal: journal.write(mark))
         return rows
 
-    async def _requeue(self, entries: Sequence[JournalEntry], *, force: bool) -> Sequence[RequeueRow]:
-        allowed = [entry for entry in entries if not refusal_reason(entry, force=force)]
+    async def _lost(self, entries: Iterable[JournalEntry]) -> frozenset[Key]:
+        """Return the attempts whose outputs were spooled, and are neither in the central repo nor on their
+        way to it: their spools are gone, or in quarantine.
+        """
+        keys = [
+            entry.key
+            for entry in entries
+            if Stage.SPOOLED in entry.stages and Stage.CENTRAL not in entry.stages
+        ]
+        if not keys:
+            return frozenset()
+        existing = await asyncio.to_thread(self._existing_spools, keys)
+        gone = {
+            key
+            for key in keys
+            if key not in existing and not self.exporter.has(self.folders.spooled(*key).name)
+        }
+        # Afterwards: the exporter may have ended with them since the entries were read.
+        await self.pump.flush()
+        return frozenset(gone.intersection(await self.journal.call(lambda journal: journal.not_exported())))
+
+    async def _requeue(
+        self, entries: Sequence[JournalEntry], lost: frozenset[Key], *, force: bool
+    ) -> Sequence[RequeueRow]:
+        allowed = [
+            entry for entry in entries if not refusal_reason(entry, force=force, lost=entry.key in lost)
+        ]
         await self._rescan(allowed)
         chosen = {entry.key: await self._choose(entry) for entry in allowed}
-        existing = await asyncio.to_thread(self._existing_spools, allowed)
+        existing = await asyncio.to_thread(self._existing_spools, [entry.key for entry in allowed])
         # No await from here to the event: the exporter must not start with a
         # spool reported as withdrawn, nor finish one reported as being exported.
         exporting = {
@@ -181,12 +206,12 @@ class Reprocessor:
         spools = {key: spool for key, spool in existing.items() if key not in exporting}
         return await self.pump.request(
             lambda number: RequeueRequested(
-                number, tuple(entries), chosen, spools, frozenset(exporting), force=force
+                number, tuple(entries), chosen, spools, frozenset(exporting), force=force, lost=lost
             )
         )
 
-    def _existing_spools(self, entries: Sequence[JournalEntry]) -> dict[Key, str]:
-        spools = {entry.key: self.folders.find_spool(*entry.key) for entry in entries}
+    def _existing_spools(self, keys: Iterable[Key]) -> dict[Key, str]:
+        spools = {key: self.folders.find_spool(*key) for key in keys}
         return {key: str(spool) for key, spool in spools.items() if spool.exists()}
 
     async def _rescan(self, entries: Sequence[JournalEntry]) -> None:

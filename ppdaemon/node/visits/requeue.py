@@ -16,11 +16,11 @@ def is_returned(ended: JournalEntry | ResultEntry) -> bool:
     return ended.outcome == Outcome.CANCELLED and ended.reason.startswith((HANDED_BACK, WITHDRAWN))
 
 
-def refusal_reason(entry: JournalEntry, *, force: bool) -> str:
+def refusal_reason(entry: JournalEntry, *, force: bool, lost: bool = False) -> str:
     """Return why a visit-detector cannot be retried, or a blank; see `ppdaemon.retries.refusal_reason`."""
     if not entry.final:
         return "it is under way"
-    return retries.refusal_reason(entry, entry.key.attempt, force=force)
+    return retries.refusal_reason(entry, entry.key.attempt, force=force, lost=lost)
 
 
 def catchup_refusal(entry: JournalEntry, request: CatchupRequest) -> str:
