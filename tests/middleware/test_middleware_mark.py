@@ -109,7 +109,7 @@ def test_the_datastore_of_another_repo_is_not_written_to(
     unmark(central)
     (central.root / MARK).write_text("of-another-repo\n")
     refuses(exporter, central, spools, "is that of another repo: its mark .* has the id of-another-repo")
-    with pytest.raises(Refused, match="another repo: its .* has the id 'of-another-repo', not "):
+    with pytest.raises(Refused, match=r"another repo: its .* has the id 'of-another-repo', not "):
         exporter.mark_datastore()
 
 
