@@ -99,7 +99,8 @@ class Reprocessor:
         if lost:
             _LOG.error(
                 "the outputs of %d visit-detectors are gone, and were not exported as far as is known: %s;"
-                " those from before the last boot of this host are interrupted now, and ppctl retry makes them again",
+                " those from before the last boot of this host are interrupted now; ppctl retry makes them"
+                " again",
                 len(lost),
                 ", ".join(f"{key.group} {key.detector}" for key in lost[:MOST_NAMED]),
             )
