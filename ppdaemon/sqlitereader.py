@@ -39,4 +39,4 @@ def reading(path: Path, *, longest_s: float = LONGEST_S) -> Iterator[sqlite3.Con
         if error.args == ("interrupted",):
             text = f"{path}: the query took more than {longest_s:g} s; select less, such as --since 1h"
             raise Unavailable(text) from None
-        raise Unavailable(f"{path}: the {path.stem} cannot be read: {error}") from None
+        raise Unavailable(f"{path} cannot be read: {error}") from None

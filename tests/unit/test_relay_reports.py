@@ -243,7 +243,7 @@ def test_a_visit_of_the_ledger_has_node_attempt_and_outcome_of_each_detector(tmp
 
 def test_a_ledger_that_cannot_be_read_is_an_error_with_its_path(tmp_path):
     path = tmp_path / LEDGER_NAME
-    with pytest.raises(Unavailable, match=r"ledger.sqlite: the ledger cannot be read"):
+    with pytest.raises(Unavailable, match=r"ledger.sqlite cannot be read"):
         read_visits(path, 1)
     with closing(sqlite3.connect(path)):
         pass
