@@ -275,6 +275,8 @@ def _problems(
         # pydantic adds the branch of a union in round brackets; it is not a key.
         key_path = tuple(step for step in problem["loc"] if not str(step).startswith("("))
         text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in ("tuple_type", "too_short", "too_long"):  # YAML has lists
+            text = text.replace("tuple", "list").replace("Tuple", "List")
         if problem["type"] == "missing":
             missing.setdefault(key_path[:-1], []).append(key_path[-1])
         elif problem["type"] == "extra_forbidden":

@@ -89,6 +89,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("relay.address", "localhost:5571", "relay.address: "),
         ("pipelines.main", [], "pipelines.main: "),
         ("export.types", ["("], "'(' is not a regular expression"),
+        ("export.types", ".*", "export.types: Input should be a valid list"),
         ("engine.kind", "magic", "engine.kind: "),
         ("engine.apdb", {"DemoCam": "apdb.yaml"}, "apdb_tasks: missing key"),
         ("engine.apdb_tasks", ["associate"], "apdb_tasks.0: associate must be listed in no_return too"),
@@ -101,7 +102,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
         ("arrivals.layout", "lssst", "arrivals.layout: Input should be 'lsst', 'imsim' or 'generic'"),
         ("arrivals.layout", {"path": "x"}, "arrivals.layout.path: nothing names the exposure"),
         ("arrivals.layout", {}, "arrivals.layout.path: missing key"),
-        ("arrivals.layout", {"path": []}, "arrivals.layout.path: Tuple should have at least 1 item"),
+        ("arrivals.layout", {"path": []}, "arrivals.layout.path: List should have at least 1 item"),
         (
             "arrivals.layout",
             {"path": "{exposure}{detector}"},
