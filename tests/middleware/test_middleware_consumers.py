@@ -105,7 +105,9 @@ def neighbors(graph: ProvenanceQuantumGraph, quantum: uuid.UUID) -> Any:
         yield from (f"{kind} {edges.nodes[other]['dataset_type_name']}" for other in others)
 
 
-@pytest.mark.parametrize("action", ["", "fail", "partial"])
+@pytest.mark.parametrize(
+    "action", ["", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fail", "partial"))]
+)
 def test_direct_writes_the_provenance_that_the_executor_of_lsst_writes(rigs: MakeRig, action: str) -> None:
     visit = {"action": action, "main": "Scripted", "before": ""} if action else {}
     graphs = [files_of(*spooled(rigs, kind, **visit), "prompt_provenance") for kind in PAIR]
@@ -115,6 +117,7 @@ def test_direct_writes_the_provenance_that_the_executor_of_lsst_writes(rigs: Mak
         assert first[name] == other[name]
 
 
+@pytest.mark.slow
 def test_processes_of_a_visit_write_one_provenance_graph(rigs: MakeRig) -> None:
     graphs = []
     for processes in (1, 2):
@@ -133,6 +136,7 @@ def test_no_provenance_is_written_that_is_not_exported(rigs: MakeRig) -> None:
     assert not worker._repo.butler.query_datasets("prompt_provenance", "*", find_first=False, explain=False)
 
 
+@pytest.mark.slow
 @ON_SQLITE
 def test_the_central_repo_returns_the_graph(rigs: MakeRig, central: Central, tmp_path: Path) -> None:
     spool, _ = spooled(rigs, central=central.root)

@@ -303,6 +303,7 @@ def make_newer(central: Central) -> None:
         connection.commit()
 
 
+@pytest.mark.slow
 def test_a_newer_central_repo_is_named_as_such(central: Central, spools: list[Path], tmp_path: Path) -> None:
     make_newer(central)
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused")

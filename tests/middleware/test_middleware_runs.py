@@ -439,6 +439,7 @@ def test_a_visit_is_not_repeated_if_the_database_does_not_answer(
     assert "the visit is not repeated" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_failure_that_wrote_nothing_may_be_repeated(rigs: MakeRig, apdb: Path) -> None:
     engine = {"no_return": ["associate"], "apdb": {NAME: str(apdb)}, "apdb_tasks": ["associate"]}
     rig, worker = rigs(engine=engine, pipelines={"overrides": {"associate:fail": "no connection"}})

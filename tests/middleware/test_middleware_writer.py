@@ -130,6 +130,7 @@ def test_the_service_registers_what_the_events_name(site: Site, cluster: KafkaCl
         assert graph.header.n_quanta == 4
 
 
+@pytest.mark.slow
 def test_datasets_of_several_hosts_are_in_an_event_of_their_own(site: Site, cluster: KafkaCluster) -> None:
     site.exporter().export([site.spool()])
     shared, own = (json.loads(value) for _, value in cluster.read(TOPIC, 2))
@@ -141,6 +142,7 @@ def test_datasets_of_several_hosts_are_in_an_event_of_their_own(site: Site, clus
     assert all("detector" in each for each in data_ids[1])
 
 
+@pytest.mark.slow
 def test_of_two_hosts_and_attempts_the_first_is_handed_over(site: Site, cluster: KafkaCluster) -> None:
     first = site.spool()
     second = site.spool(attempt=2, host=site.host())
@@ -152,6 +154,7 @@ def test_of_two_hosts_and_attempts_the_first_is_handed_over(site: Site, cluster:
     assert exported.datasets == len(ids)
 
 
+@pytest.mark.slow
 def test_without_kafka_the_spool_stays_and_is_handed_over_later(site: Site, cluster: KafkaCluster) -> None:
     spool = site.spool()
     with pytest.raises(Unavailable, match=r"topic kafka://127.0.0.1:1/t cannot be written to"):
@@ -163,6 +166,7 @@ def test_without_kafka_the_spool_stays_and_is_handed_over_later(site: Site, clus
     assert len(site.ingest([value for _, value in cluster.read(TOPIC, 2)])) == exported.datasets
 
 
+@pytest.mark.slow
 def test_an_event_that_arrives_twice_changes_nothing(
     site: Site, cluster: KafkaCluster, tmp_path: Path
 ) -> None:
@@ -221,6 +225,7 @@ def test_a_file_that_was_changed_in_the_spool_is_not_handed_over(site: Site) -> 
     assert exported.refused == (str(spool),)
 
 
+@pytest.mark.slow
 def test_events_of_two_hosts_at_once_lose_no_detector(site: Site, cluster: KafkaCluster) -> None:
     """Both make the configurations of a run; the service refuses the event of the second with them."""
     first = site.spool()
@@ -245,6 +250,7 @@ def test_the_configuration_chooses_the_exporter(site: Site, rigs: MakeRig) -> No
     assert isinstance(work.open_exporter(rig.context), CentralExporter)
 
 
+@pytest.mark.slow
 def test_a_spool_that_the_datastore_refuses_does_not_hold_up_the_others(
     site: Site, cluster: KafkaCluster
 ) -> None:

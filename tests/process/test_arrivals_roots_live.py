@@ -26,6 +26,7 @@ from arrivalkit import (
 )
 
 
+@pytest.mark.slow
 def test_raws_of_open_visits_are_polled_for_and_others_are_not(tmp_path):
     async def body() -> None:
         keys = {"watch": "poll", "poll_s": 0.1, "waiting": waiting_for(94)}

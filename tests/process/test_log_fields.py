@@ -30,7 +30,7 @@ def lines(path, source) -> list[LogLine]:
         return list(lines_of(stream, source))
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("form", ["json", pytest.param("console", marks=pytest.mark.slow)])
 def test_every_line_about_a_visit_detector_has_its_fields(tmp_path, socket_dir, form):
     keys = {"arrivals": {"image_timeout_s": 1}, "attempts": 1}
     with observatory(

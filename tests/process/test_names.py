@@ -123,6 +123,7 @@ def test_every_module_that_cannot_be_imported_is_named(tmp_path, socket_dir):
     assert "workers.start: spawn" in log
 
 
+@pytest.mark.slow
 def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_dir):
     """Fault 78: a visit is recovered with a name in `no_return` that does not exist, and runs again when
     the file is correct: its results must not be written twice. It ends in time when an error of another

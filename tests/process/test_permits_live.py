@@ -32,6 +32,7 @@ def changes():
     return {"times": TIMES | {"run_s": 60}}
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_its_permit_and_the_node_asks_again(node, group, permits):
     permits.permits = "unanswered"
     permits.reserve(group)

@@ -115,6 +115,7 @@ def test_a_stuck_endpoint_delays_no_outcome_and_no_stop(
         assert time.monotonic() - begin < 15
 
 
+@pytest.mark.slow
 def test_a_refusing_endpoint_is_a_problem_that_does_not_degrade(
     tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_refusing_endpoint_is_a_problem_that_does_not_degrade(
         node.wait(lambda: not node.status().problem_texts)
 
 
+@pytest.mark.slow
 def test_a_killed_publisher_is_replaced(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
     with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
         succeed(node, "g1")

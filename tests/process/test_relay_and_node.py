@@ -65,6 +65,7 @@ def test_a_visit_passes_relay_and_node_and_its_status_is_requested(shared):
     assert node.marks("passes") == {f"passes~{detector}": 1 for detector in range(9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", ["wait", pytest.param("cross", marks=pytest.mark.slow)])
 def test_a_restarted_relay_receives_the_outcomes(tmp_path, socket_dir, alone):
     """Fault 47: the relay dies before the node has permits."""

@@ -90,6 +90,7 @@ def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir
         assert reload(node).startswith("the new configuration is in use")
 
 
+@pytest.mark.slow
 def test_a_visit_ends_as_it_began_and_the_next_is_of_the_new_configuration(tmp_path, socket_dir):
     """Fault 54: reload in each stage of a visit."""
     times = {"prepare_s": 60, "run_s": 60, "export_s": 60}  # the stage lasts as long as the reload

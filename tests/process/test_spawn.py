@@ -93,6 +93,7 @@ def test_a_reload_may_go_from_fork_to_spawn(tmp_path, socket_dir):
         )
 
 
+@pytest.mark.slow
 def test_a_module_that_cannot_be_imported_ends_the_start_with_its_traceback(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir, None, preload=["no_such_module"], **SPAWN)
     node.launch()

@@ -327,6 +327,7 @@ def test_an_image_that_has_no_group_does_not_block_the_next(tmp_path, publisher,
     run(body)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, publisher, store):
     async def body() -> None:
         async with RemoteCatcher().catching(tmp_path, publisher, store, f"{store.uri}/raw") as catcher:

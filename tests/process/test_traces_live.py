@@ -117,7 +117,7 @@ def test_each_visit_detector_has_one_trace_from_the_relay_to_its_task(tmp_path, 
     assert sorted(where) == ["attempt", "run", "worker"]
 
 
-@pytest.mark.parametrize("program", ["ppdaemon", "pprelay"])
+@pytest.mark.parametrize("program", ["ppdaemon", pytest.param("pprelay", marks=pytest.mark.slow)])
 def test_a_collector_without_the_extra_is_an_error_of_the_configuration(tmp_path, socket_dir, program):
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text('"""Hides the installed one."""\n')

@@ -98,6 +98,7 @@ def test_a_second_relay_on_the_same_state_directory_is_refused(relay):
     assert last == f"pprelay: {other} uses state_dir {relay.state_dir}; stop it first"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_or_an_unknown_address_is_a_clear_error(socket_dir):
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
@@ -150,6 +151,7 @@ def test_it_listens_on_tcp_with_a_port_of_the_systems_choice(socket_dir):
 # --- send_visit.py ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_visit_of_a_file_is_sent_and_a_second_time_is_a_duplicate(relay, tmp_path):
     file = tmp_path / "visit.json"
     file.write_text(json.dumps({"groupId": "g", "instrument": "DemoCam", "position": "[10.5, -30.0]"}))
