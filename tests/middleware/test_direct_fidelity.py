@@ -153,7 +153,7 @@ def test_the_writer_of_a_visit_that_was_not_spooled_ends_at_the_reset(
     # All exported datasets are written in the background.
     monkeypatch.setattr(memory, "_MIN_BACKGROUND_BYTES", 0)
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise OSError("no such device")
 
     monkeypatch.setattr(butlerwork, "write_spool", refuse)

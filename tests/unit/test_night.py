@@ -332,7 +332,7 @@ def test_a_journal_of_an_older_version_is_read_and_upgraded(path, journal):
 
 
 def test_what_is_no_journal_is_named(tmp_path):
-    with pytest.raises(Unavailable, match=r"none\.sqlite: the none cannot be read"):
+    with pytest.raises(Unavailable, match=r"none\.sqlite cannot be read"):
         read(tmp_path / "none.sqlite")
 
 

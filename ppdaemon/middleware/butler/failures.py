@@ -2,7 +2,6 @@
 """Classifies exceptions of libraries."""
 
 import errno
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +25,6 @@ __all__ = (
     "unmasked",
 )
 
-_LOG = logging.getLogger(__name__)
-
-MAX_CHARS = 200
-"""Of a described error: it is a part of one line for operators."""
 _ALIASES = re.compile(r" \((given .* and (no )?known aliases|resolved from alias ).*\)$")
 """What the Butler adds to a missing repo about names of repos; the configuration has paths."""
 
@@ -47,18 +42,13 @@ def encodable(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return type and first line of an exception, such as ``OperationalError: database is locked``. What is
-    too long for operators is cut; the log has the whole.
+    """Return type and first line of an exception, such as ``OperationalError: database is locked``, without
+    what the Butler adds about names of repos.
     """
     lines = encodable(str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
-    short = _ALIASES.sub("", lines[0])
-    if len(short) > MAX_CHARS:
-        short = f"{short[:MAX_CHARS]}…"
-    if short != lines[0]:
-        _LOG.info("in full: %s: %s", type(error).__name__, lines[0])
-    return f"{type(error).__name__}: {short}"
+    return f"{type(error).__name__}: {_ALIASES.sub('', lines[0])}"
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
