@@ -126,6 +126,7 @@ def with_template(tmp_path: Path) -> Iterator[Callable[[Path], tuple[Rig, Butler
         each.close()
 
 
+@pytest.mark.slow
 def test_a_filter_that_only_the_central_repo_has_is_used(
     own_central: Path, with_template: Callable[[Path], tuple[Rig, ButlerWork]]
 ) -> None:

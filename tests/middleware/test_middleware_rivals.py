@@ -92,6 +92,7 @@ def assert_complete(central: Central, detectors: list[int]) -> None:
         assert len(butler.query_dimension_records("visit", instrument=NAME, visit=FIRST)) == 1
 
 
+@pytest.mark.slow
 @ON_POSTGRES
 def test_hosts_that_export_the_same_visit_and_runs_at_once_both_succeed(
     central: Central, spools: list[Path], tmp_path: Path

@@ -141,6 +141,7 @@ def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butle
         assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
 
+@pytest.mark.slow
 def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork]) -> None:
     rig, worker = everything
     for links in (1, 2):  # the first worker creates them, the second one links them

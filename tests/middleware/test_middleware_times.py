@@ -10,7 +10,7 @@ import astropy.time
 import astropy.units as u
 import pytest
 from astro_metadata_translator import ObservationInfo
-from enginecompare import EACH_ENGINE, ENGINES
+from enginecompare import EACH_ENGINE
 from lsst.daf.butler import Butler, CollectionType, Timespan
 from test_middleware_visit import read_output
 from timedtasks import write_pipeline
@@ -44,7 +44,7 @@ def run(rig: Rig, worker: ButlerWork, *raws: Raw, **order: Any) -> Any:
     return worker.process(Process(exposures=tuple(raw.exposure for raw in raws)))
 
 
-@pytest.mark.parametrize("kind", ENGINES)
+@EACH_ENGINE
 def test_calibrations_are_looked_up_again_at_the_time_of_the_image(
     rigs: MakeRig, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:

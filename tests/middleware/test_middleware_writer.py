@@ -182,6 +182,7 @@ def test_an_event_that_arrives_twice_changes_nothing(
     site.ingest(values)
 
 
+@pytest.mark.slow
 def test_a_damaged_spool_and_an_event_that_is_too_large_are_quarantined(
     site: Site, cluster: KafkaCluster
 ) -> None:

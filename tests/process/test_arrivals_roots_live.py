@@ -131,6 +131,7 @@ def overlay(tmp_path):
     unmount(tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_fault_25_a_filesystem_without_events_is_polled(overlay):
     """A write to a layer of an overlay causes no event on the overlay."""
     merged, upper = overlay

@@ -324,6 +324,7 @@ def test_a_node_cannot_use_the_name_of_another(relay, wires, submitter):
     assert outcomes(submitter, "g") == {None}
 
 
+@pytest.mark.slow
 def test_an_error_of_the_handler_refuses_one_connection_and_not_all(steady_relay, monkeypatch):
     async def body():
         context = zmq.asyncio.Context()
@@ -376,6 +377,7 @@ def test_handshakes_leave_no_descriptor_behind(steady_relay):
 # --- silent clients, programs --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_silent_clients_of_both_sockets_keep_nobody_out(relay):
     """Fault 67."""
     silent = []

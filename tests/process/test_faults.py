@@ -126,6 +126,7 @@ def test_a_worker_that_was_stopped_continues_with_its_next_visit(single):
     assert (single.marks("stopped"), single.marks("next")) == ({}, {"next~0": 1})
 
 
+@pytest.mark.slow
 def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(node, group):
     """Fault 46: the journal cannot be written for a while."""
     lock = sqlite3.connect(node.state / "journal.sqlite", isolation_level=None)
@@ -181,6 +182,7 @@ def test_no_worker_gets_the_repo_of_one_whose_repo_cannot_be_deleted(single):
     assert not held.exists()
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_by_an_hour_moves_no_deadline_and_refuses_no_visit(tmp_path, socket_dir):
     """Fault 55: the clock jumps an hour, forth and back."""
     program = (str(Path(__file__).parents[2] / "tools" / "chaos_daemon.py"),)

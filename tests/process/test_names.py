@@ -158,6 +158,7 @@ def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_d
         node.relay.close()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resolved_is_resolved_later(tmp_path, socket_dir):
     """Fault 78: a database is away at the start and at a reload, and a pipeline crashes the process that
     imports it. The mount of a pipeline file comes back, and a name in `no_return` does not exist.

@@ -272,6 +272,7 @@ def test_the_next_visit_in_a_slot_finds_the_process_as_a_new_worker_does_and_a_c
         node.wait(lambda: node.workers()[0].state == SlotState.IDLE)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_boot_are_quarantined_and_the_daemon_continues(tmp_path, socket_dir):
     """Fault 35: a crash at every boot."""
     with running(tmp_path, socket_dir, min=1, max=1) as node:

@@ -142,6 +142,7 @@ def is_closed(address: str) -> bool:
         return client.connect_ex((host, int(port))) != 0
 
 
+@pytest.mark.slow
 def test_a_reload_switches_metrics_on_and_an_occupied_port_is_a_problem(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node, socket.create_server(("127.0.0.1", 0)) as occupied:
         address = f"127.0.0.1:{occupied.getsockname()[1]}"

@@ -76,6 +76,7 @@ def test_outcomes_reach_a_topic_and_metrics_a_rest_proxy(
             assert not file.exists()
 
 
+@pytest.mark.slow
 def test_metrics_that_cannot_be_read_do_not_end_the_publisher(
     tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_restarted_node_gets_again_what_it_handed_back_and_what_was_announced_
             assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(9)}
 
 
+@pytest.mark.slow
 def test_what_a_stopping_node_hands_back_runs_on_another(tmp_path, socket_dir):
     (other_sockets := socket_dir / "other").mkdir()
     (other_folder := tmp_path / "other").mkdir()

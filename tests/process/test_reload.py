@@ -49,6 +49,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         node.wait(lambda: node.relay.hellos[-1].capacity == 1)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir):
     """Fault 54: reload with a broken file, and with work that cannot be imported."""
     with running(tmp_path, socket_dir) as node:

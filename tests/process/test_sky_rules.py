@@ -48,6 +48,7 @@ def test_a_map_selects_detectors_and_is_read_again_at_a_reload(tmp_path, socket_
         assert node.relay.outcome("g3").outcome == Outcome.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_position_that_cannot_be_converted_is_recorded_in_the_journal(tmp_path, socket_dir):
     with running(tmp_path, socket_dir) as node:
         node.rewrite(pipelines={"main": [{"dec": {"min": -90, "max": 90}, "pipelines": []}]})

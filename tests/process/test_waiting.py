@@ -148,6 +148,7 @@ def test_without_a_number_the_header_ends_the_wait(node, group):
     assert (len(row.exposures), row.partial, row.reason) == (2, False, "")
 
 
+@pytest.mark.slow
 def test_a_raw_from_before_the_watch_is_processed_once_and_without_any_number_when_it_is_quiet(
     tmp_path, socket_dir
 ):

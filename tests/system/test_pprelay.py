@@ -58,6 +58,7 @@ def test_check_config_reports_a_valid_file(socket_dir):
     assert found.stdout == f"{relay.config}: valid; instruments: DemoCam\n"
 
 
+@pytest.mark.slow
 def test_every_error_of_a_configuration_is_listed_with_its_line(socket_dir):
     relay = RelayProcess(socket_dir)
     relay.config.write_text(
