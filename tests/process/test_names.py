@@ -68,10 +68,10 @@ def test_all_findings_are_the_same_at_start_reload_and_check_config(tmp_path, so
     node.launch()
     assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
     first, second = lines_of(node, *ERRORS)
-    assert f"ppdaemon: {first}\n{second}\n" in node.log.read_text()
+    assert f"ppdaemon: {first}\nppdaemon: {second}\n" in node.log.read_text()
     checked = check(node)
     assert checked.returncode == ExitCode.CONFIG
-    assert checked.stderr.endswith(f"ppdaemon: {first}\n{second}\n")
+    assert checked.stderr.endswith(f"ppdaemon: {first}\nppdaemon: {second}\n")
     assert f"ppdaemon: warning: {lines_of(node, WARNING)[0]}\n" in checked.stderr
     write(node)
     with running(tmp_path, socket_dir, environment={}) as node:
@@ -82,7 +82,9 @@ def test_all_findings_are_the_same_at_start_reload_and_check_config(tmp_path, so
             reload(node)
         assert refused.value.problems == tuple(lines_of(node, *ERRORS))
         node.process.send_signal(signal.SIGHUP)
-        node.wait(lambda: any("second" in text for text in node.status().problem_texts))
+        node.wait(
+            lambda: any("asociate" in text and "1 more error" in text for text in node.status().problem_texts)
+        )
         assert node.status().generation == 1
         write(node, FALLBACK)
         assert check(node).returncode == ExitCode.FAILED
