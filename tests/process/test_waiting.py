@@ -304,7 +304,8 @@ def test_a_visit_detector_is_either_retried_or_caught_up(node, group):
     assert "has processed it" in mark("running")[0][1]
     assert mark("running", force=True) == mark("released") == [(1, "")]
     assert requeued()[0] == 2
-    assert mark("running")[0][1] == "it is under way"
+    assert ended(node, 2, group) == Outcome.SUCCEEDED
+    assert mark("running")[0][1] == "it has succeeded"
 
 
 def test_partial_outputs_that_wait_for_export_are_replaced_by_those_of_the_next_attempt(node, group):
