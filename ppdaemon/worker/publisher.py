@@ -79,8 +79,10 @@ class Publisher:
             content = messages.BUNDLES.validate_json(path.read_bytes())
         except FileNotFoundError:
             return
-        except (OSError, pydantic.ValidationError):
-            content = ()  # damaged: a full disk, or a crash while it was written
+        except (OSError, pydantic.ValidationError) as error:  # a full disk, or a crash while it was written
+            first = str(error).splitlines()[0]
+            _LOG.warning("%s cannot be read, its metrics are not published: %s", path.name, first)
+            content = ()
         path.unlink(missing_ok=True)  # first: a file that this process does not survive is not read again
         for bundle in content:
             for config, place in self._places:

@@ -90,10 +90,15 @@ def test_metrics_that_cannot_be_read_do_not_end_the_publisher(
         file.write_bytes(BUNDLES.dump_json((bundle,)))
         succeed(node, "g1")
         node.wait(lambda: proxy.records(TOPIC))
+        damaged = node.state / "publish" / "DemoCam~g2~0~1.json"
+        damaged.write_bytes(b"[{")
         succeed(node, "g2")
         node.wait(lambda: len(proxy.records(TOPIC)) == 2)
         assert publisher_of(node) == first
         assert not file.exists()
+        assert not damaged.exists()
+        log = (node.state / "logs" / "publisher.log").read_text()
+        assert f"{damaged.name} cannot be read, its metrics are not published: " in log
 
 
 def test_a_stuck_endpoint_delays_no_outcome_and_no_stop(
