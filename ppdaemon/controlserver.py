@@ -91,6 +91,7 @@ class ControlServer:
             # The kernel gives the mode of the descriptor to the file: it is never open to more users.
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(str(self.path))
+            listener.listen()  # at once: a client that sees the file may connect
             self.set_access(self.access)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=CONTROL_LIMIT)
         except BaseException:

@@ -15,7 +15,9 @@ import yaml
 import zmq
 
 from ppdaemon.clock import Clock
+from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.curve import ClientKeys
+from ppdaemon.errors import Unavailable
 from ppdaemon.reports import RELAY_SOCKET
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -99,11 +101,19 @@ class RelayProcess:
             )
 
     def start(self, **environment: str) -> Self:
-        """Start it and wait until it listens on both sockets."""
+        """Start it and wait until it listens on both sockets and answers on its control socket."""
         before = len(self.events("listening"))
         self.launch(**environment)
         wait_until(lambda: len(self.events("listening")) == before + 2, TIMEOUT_S, self.log.read_text)
+        wait_until(self._answers, TIMEOUT_S, self.log.read_text)
         return self
+
+    def _answers(self) -> bool:
+        try:
+            RelayDaemon(self.control).status()
+        except Unavailable:
+            return False
+        return True
 
     def events(self, text: str = "") -> list[str]:
         """Return the events of its log that contain a text."""

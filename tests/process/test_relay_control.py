@@ -18,7 +18,6 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 def relay(socket_dir):
     made = RelayProcess(socket_dir)
     made.start()
-    wait_until(made.control.exists, TIMEOUT_S)
     yield made
     if made.process.poll() is None:
         made.stop()

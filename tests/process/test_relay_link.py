@@ -312,7 +312,6 @@ def test_a_node_of_another_version_is_named_once_with_what_to_do(relay, wires):
     for _ in range(3):
         old.send(json.dumps({"schema": 1, "type": "heartbeat", "origin": "n7", "sequence": 0}).encode())
     client = RelayDaemon(relay.control)
-    wait_until(relay.control.exists, TIMEOUT_S)
     wait_until(lambda: client.status().counters.get("node protocol") == 3, TIMEOUT_S)
     text = "n7 sends messages of version 1, this program of version 2: install the same version of ppdaemon"
     assert (
