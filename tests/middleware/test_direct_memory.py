@@ -28,9 +28,10 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
 
+from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
-from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import QuantumStep

@@ -17,8 +17,9 @@ from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnect
 from lsst.pipe.base.connectionTypes import Output
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
+from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct.dataids import DataIds
-from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.inputs import InputIndex
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import build_steps
