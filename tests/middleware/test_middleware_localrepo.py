@@ -18,6 +18,7 @@ from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
+from ppdaemon.middleware.pipetask import engine as pipetask
 from ppdaemon.middleware.run.engine import Job, Unsupported
 
 pytest_plugins = ("toyfixtures",)
@@ -177,6 +178,24 @@ def test_an_engine_that_takes_over_finds_all_in_the_registry(
         monkeypatch.setattr(DirectEngine, step, preprocess_only)
     rig, worker = start_worker(rigs, "direct")
     assert_equal(usual, run_worker(rig, worker, "separable", main="Full", before="Known"))
+
+
+def test_a_command_finds_the_visit_in_the_registry(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, worker = rigs(engine={"kind": "pipetask"})
+    found = []
+
+    def start(*arguments: Any) -> None:
+        with Butler.from_config(str(rig.context.repo / "repo"), writeable=False) as butler:
+            refs = butler.query_all_datasets("*", find_first=False)
+            found.append({ref.datasetType.name for ref in refs})
+        raise RuntimeError("this is enough")
+
+    monkeypatch.setattr(pipetask, "_Command", start)
+    for _ in range(2):  # the first visit makes the init-outputs with the Butler
+        with pytest.raises(RuntimeError, match="this is enough"):
+            worker.prepare(rig.order())
+        worker.reset()
+    assert {"bias", "toy_template", "regionTimeInfo", "known_config"} <= found[1]
 
 
 def test_what_another_engine_has_preprocessed_is_found_without_the_registry(

@@ -132,16 +132,20 @@ class LocalRepo:
     @property
     def butler(self) -> Butler:
         """The open Butler, whose registry has all datasets (`lsst.daf.butler.Butler`)."""
-        self._read_template()
-        butler, self._used = self._open_butler, True
-        while self._pending:
-            self._pending[0](butler)
-            self._pending.popleft()  # now, so that an error is raised at each use
-        return butler
+        self.write_registry()
+        return self._open_butler
 
     def write_later(self, write: Callable[[Butler], object]) -> None:
         """Call a function with the Butler before that is used."""
         self._pending.append(write)
+
+    def write_registry(self) -> None:
+        """Write what the registry does not have yet, for a program that opens it by itself."""
+        self._read_template()
+        self._used = True
+        while self._pending:
+            self._pending[0](self._open_butler)
+            self._pending.popleft()  # now, so that an error is raised at each use
 
     @property
     def dimensions(self) -> DimensionUniverse:

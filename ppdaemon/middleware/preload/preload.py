@@ -182,7 +182,7 @@ class Preload:
         with timings.timed("register"):
             add(repo, found, files, plan.collection_types, copy_rest)
             if rest:
-                _ = repo.butler  # now: the central repo may be away when it is needed
+                repo.write_registry()  # now: the central repo may be away when it is needed
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]

@@ -96,7 +96,7 @@ class VisitRaws:
     """Copies and checks the raws of one visit-detector; `register` puts them into the repo.
 
     With `obs_base`, each raw is ingested at once, because ``lsst.obs.base`` may
-    reject it. `repo` returns the Butler of the repo; it is called when raws are to be
+    reject it. `repo` returns the Butler of the repo; it is called before raws are
     registered. `incoming` is a folder on the repo's filesystem.
     """
 
@@ -172,6 +172,7 @@ class VisitRaws:
         self.exposures, self._inputs = tuple(exposures), tuple(inputs)
         headers = [self.headers[exposure] for exposure in exposures]
         if self._ingester is not None:
+            self._repo()  # the inputs may have been extended
             self.records += self._ingester.define_visits(headers, inputs)
         else:
             self.records += self.announced.visits_seen(headers)
