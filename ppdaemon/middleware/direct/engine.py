@@ -160,8 +160,8 @@ class DirectEngine(Engine):
         self._shapes = PipelineCache[PipelineShape | Unsupported]()
         self._visit_inputs: dict[tuple[str, str, tuple[str, ...]], _VisitInputs] = {}
         self._writer: DatasetWriter | None = None
-        self._runs: list[DirectRun] = []
-        """Those of the present visit; their files are in the folder."""
+        self._run: DirectRun | None = None
+        """The run of the present visit; its files are in the folder."""
 
     def prepare(self, job: Job, raws: VisitRaws) -> Mapping[str, object]:
         """Query inputs, construct tasks and prefetch; see `~ppdaemon.middleware.run.engine.Engine`.
@@ -214,7 +214,8 @@ class DirectEngine(Engine):
         provenance = [] if job.provenance is None else [job.provenance]
         link = self._folder / "target"
         run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, provenance)
-        self._runs.append(run)
+        if raws is not None:  # the outputs of preprocessing are written when it has ended
+            self._run = run
         return run
 
     def _memory(
@@ -244,9 +245,9 @@ class DirectEngine(Engine):
 
     def reset(self) -> None:
         """Release a visit; what does not depend on the visit stays cached."""
-        for run in self._runs:
-            run.memory.background.finish()  # its outputs may not have been written
-        self._runs.clear()
+        if self._run is not None:
+            self._run.memory.background.finish()  # its outputs may not have been written
+            self._run = None
         if self._folder.exists():  # files on the RAM disk take memory
             shutil.rmtree(self._folder)
         self._visit_inputs.clear()
