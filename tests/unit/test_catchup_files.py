@@ -11,7 +11,7 @@ import yaml
 from test_journalfile import entry
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.ctl import catchup, catchupfiles, cli
+from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
@@ -186,7 +186,7 @@ def test_what_the_catch_up_has_is_not_retried_and_is_released(night):
 
 def test_the_command_line_prints_commands_and_writes_submit_files(night, tmp_path, monkeypatch, capsys):
     rules = night.pipelines.model_copy(update={"overrides": {}})  # for them pipelines are read
-    monkeypatch.setattr(cli, "_node_config", lambda path: night.model_copy(update={"pipelines": rules}))
+    monkeypatch.setattr(queries, "node_config", lambda path: night.model_copy(update={"pipelines": rules}))
     socket = ("--socket", str(tmp_path / "none"))
     with pytest.raises(SystemExit) as ended:
         cli.main([*socket, "failed", "--format", "pipetask"])
