@@ -5,7 +5,6 @@ A separate process: its threads wait for networks, and the client library of Kaf
 its own. Started only where something is published.
 """
 
-import argparse
 import logging
 import os
 import select
@@ -22,7 +21,7 @@ from ppdaemon.publish import messages
 from ppdaemon.publish.destination import Destination, open_sink
 from ppdaemon.publish.records import bundle_records, telemetry_records
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childsetup import ChildSettings, set_up_child
+from ppdaemon.worker.service import run_service
 
 __all__ = ("main",)
 
@@ -99,28 +98,16 @@ class Publisher:
             self._last = report
 
 
-def main() -> None:
-    """Run the publisher."""
-    parser = argparse.ArgumentParser(prog="ppdaemon-publisher", description=__doc__)
-    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
-    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--log", required=True, help="file for the output")
-    options = parser.parse_args()
-    channel = socket.socket(fileno=options.channel)
-    set_up_child(
-        ChildSettings(
-            title="ppdaemon publisher",
-            log=options.log,
-            lifeline=options.lifeline,
-            keep=(options.channel, options.lifeline),
-            nice=0,
-            seed=time.time_ns() ^ os.getpid(),
-        )
-    )
+def _serve(channel: socket.socket) -> None:
     settings = decode(channel.recv(PACKET_LIMIT), messages.PUBLISHER_ORDERS, limit=PACKET_LIMIT)
     assert isinstance(settings, messages.PublisherSettings)
     log.set_up(settings.log_level, settings.log_format, {}, role="publisher")
     Publisher(channel, settings).serve()
+
+
+def main() -> None:
+    """Run the publisher."""
+    run_service("publisher", __doc__, _serve)
 
 
 if __name__ == "__main__":
