@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What operators read in a node's journal, beside the daemon or without it.
+"""What operators read in a node's journal, beside the daemon or without it, and the marks of the catch-up.
 
 `ppdaemon.node.visits.journal` writes the file.
 """
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
     FALLBACK,
+    CatchupState,
     JournalFilter,
     LateRequest,
     LateRow,
@@ -20,6 +21,7 @@ from ppdaemon.reports import (
     VisitSummariesRequest,
     VisitSummary,
 )
+from ppdaemon.retries import CATCHUP
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
@@ -31,6 +33,7 @@ __all__ = (
     "failed_visits",
     "last_attempts",
     "late_raws",
+    "mark_catchup",
     "newest_tai",
     "recycled",
     "visit",
@@ -214,6 +217,23 @@ def count_late_raws(db: sqlite3.Connection, request: LateRequest | None = None) 
     query = f"SELECT count(*) FROM late {_where([*conditions, _UNUSED])}"
     (number,) = db.execute(query, values).fetchone()
     return int(number)
+
+
+def mark_catchup(
+    db: sqlite3.Connection,
+    keys: Iterable[tuple[str, str, int, int]],
+    state: CatchupState,
+    run: str,
+    tai: float,
+) -> None:
+    """Note what the catch-up does with attempts: instrument, group, detector and number of each."""
+    value = json.dumps({"state": state, "run": run, "tai": tai})
+    db.executemany(
+        "UPDATE attempt SET figures = CASE WHEN ? = 'released'"
+        f" THEN json_remove(figures, '$.{CATCHUP}') ELSE json_set(figures, '$.{CATCHUP}', json(?)) END"
+        " WHERE instrument = ? AND grp = ? AND detector = ? AND attempt = ?",
+        [(state, value, *key) for key in keys],
+    )
 
 
 def newest_tai(db: sqlite3.Connection) -> float | None:
