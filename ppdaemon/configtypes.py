@@ -69,8 +69,8 @@ def _size(value: Any) -> Any:
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             raise ValueError(
-                f"{value!r} is not a size; units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB "
-                "(of 1024)"
+                f"{value!r} is not a size; units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, "
+                "TiB (of 1024)"
             )
         return round(float(match[1]) * _UNITS[match[2]])
     return value

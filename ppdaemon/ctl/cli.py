@@ -5,7 +5,6 @@ Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
 follows LSB. No answer of a daemon makes it print a traceback.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 import pydantic
 
 from ppdaemon import __version__
+from ppdaemon.commandline import ended_by_reader
 from ppdaemon.ctl import actions, queries
 from ppdaemon.ctl.target import (
     DEFAULT_SOCKET,
@@ -120,8 +120,8 @@ _ppctl.add_command(actions.requeue, "retry")
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command; return its exit code."""
     try:
-        result = _ppctl.main(arguments, prog_name="ppctl", standalone_mode=False)
-        sys.stdout.flush()
+        with ended_by_reader():
+            result = _ppctl.main(arguments, prog_name="ppctl", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -135,9 +135,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except PPDaemonError as error:
         click.echo("\n".join(f"ppctl: {plain(line)}" for line in str(error).splitlines()), err=True)
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise the error again
-        return ExitCode.OK
     except OSError as error:  # such as a full disk behind a redirected output
         click.echo(f"ppctl: {plain(error)}", err=True)
         return ExitCode.OS
