@@ -7,7 +7,9 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
@@ -29,6 +31,7 @@ __all__ = (
     "FailedVisit",
     "NightRow",
     "converted",
+    "copy_night",
     "count_late_raws",
     "failed_visits",
     "last_attempts",
@@ -253,6 +256,38 @@ def last_attempts(db: sqlite3.Connection, begin_tai: float, end_tai: float) -> I
             outcome, *texts = values[4:8]
             known = None if outcome is None else Outcome(outcome)
             yield NightRow._make((*values[:4], known, *map(load, texts), *values[8:]))
+
+
+def copy_night(db: sqlite3.Connection, path: Path, day_obs: int, begin_tai: float, end_tai: float) -> None:
+    """Write a night to a new journal with no other: all attempts at visit-detectors that were accepted first
+    within these times, late raws, and replaced workers. Raises `sqlite3.Error`.
+    """
+    rows = _row_of(db, begin_tai - CLOCK_STEP_S), _row_of(db, end_tai + CLOCK_STEP_S)
+    selected: dict[str, tuple[str, Sequence[float]]] = {
+        "attempt": (
+            "(instrument, grp, detector) IN (SELECT one.instrument, one.grp, one.detector"
+            f" FROM attempt AS one WHERE {_BEGUN})",
+            (begin_tai, end_tai, *rows),
+        ),
+        "late": ("seen_tai >= ? AND seen_tai < ?", (begin_tai, end_tai)),
+        "recycled": ("day_obs = ?", (day_obs,)),
+    }
+    with closing(sqlite3.connect(path, autocommit=True)) as copy:
+        copy.execute("BEGIN")
+        # Tables before their indexes; those of SQLite itself come with them.
+        for name, sql in db.execute(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
+            " ORDER BY rowid"
+        ):
+            copy.execute(sql)
+            if name in selected:
+                condition, values = selected[name]
+                found = db.execute(f"SELECT * FROM {name} WHERE {condition} ORDER BY rowid", values)
+                marks = ", ".join("?" * len(found.description))
+                copy.executemany(f"INSERT INTO {name} VALUES ({marks})", found)
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        copy.execute(f"PRAGMA user_version = {version}")
+        copy.execute("COMMIT")
 
 
 def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int] | None:

@@ -304,13 +304,26 @@ def _read_night(context: click.Context, _: click.Parameter, value: str | None) -
 @click.argument("day_obs", required=False, callback=_read_night)
 @click.option(
     "--journal",
+    "journals",
     type=click.Path(path_type=Path),
-    help="Read this journal, such as a copy from another host, instead of that of the daemon.",
+    multiple=True,
+    help="Read this journal instead of that of the daemon, such as a copy from another host; or all of a "
+    "folder. With several, the night of all their nodes.",
+)
+@click.option(
+    "--copy",
+    type=click.Path(path_type=Path),
+    help="Write the journal of this night to this file, for --journal on another host.",
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with charts to this file.")
 @daemon_command
 def night(
-    daemon: Daemon, day_obs: int | None, journal: Path | None, html: Path | None, as_json: bool
+    daemon: Daemon,
+    day_obs: int | None,
+    journals: tuple[Path, ...],
+    copy: Path | None,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Report a night: outcomes, latencies, slowest detectors, reasons, exports.
 
@@ -319,13 +332,19 @@ def night(
     the daemon or without it. The page of --html needs no other file and no network.
     """
     from ppdaemon.night.page import write_page  # numpy, which the other commands do not need
-    from ppdaemon.night.reading import read_night
+    from ppdaemon.night.reading import copy_night, journals_at, names_of, read_night
     from ppdaemon.night.tables import night_view
 
-    path = journal or daemon.journal_path()
-    report = read_night(path, day_obs, Clock())
+    paths = journals_at(journals) or [daemon.journal_path()]
+    if copy is not None:
+        if len(paths) > 1:
+            raise click.UsageError("--copy is for one journal")
+        click.echo(f"wrote night {copy_night(paths[0], day_obs, Clock(), copy)} to {copy}", err=True)
+        return
+    report = read_night(paths, day_obs, Clock())
     if html is not None:
-        write_page(html, report, f"{path.name} on {socket.gethostname()}, version {__version__}")
+        names = ", ".join(names_of(paths)) if len(paths) > 1 else paths[0].name
+        write_page(html, report, f"{names} on {socket.gethostname()}, version {__version__}")
     if as_json or html is None:
         show_data(report, night_view, as_json)
 
