@@ -451,8 +451,9 @@ def test_a_hung_daemon_is_left_after_the_time_out(
     assert (code, out) == (4, "")
     assert "no answer within 0.3 s" in err
     assert "may still be carried out" not in err
-    code, _, err = impatient("drain")
-    assert (code, "The command may still be carried out: look at its effect" in err) == (69, True)
+    for command in (("drain",), ("--relay", "drain", "n1")):
+        code, _, err = impatient(*command)
+        assert (code, "The command may still be carried out: look at its effect" in err) == (69, True)
 
 
 def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> None:
