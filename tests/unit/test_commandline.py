@@ -21,10 +21,9 @@ SEND_VISIT = "from ppdaemon.ctl.send import main; main()"
     [
         (PPCTL, ("--help",)),
         (PPCTL, ("night", str(DAY), "--journal", "{journal}")),
-        (PPCTL, ("night", str(DAY), "--journal", "{journal}", "--json")),
         (SEND_VISIT, ("--help",)),
     ],
-    ids=["by click", "as text", "as json", "other program"],
+    ids=["by click", "as text", "other program"],
 )
 def test_a_reader_that_ends_first_ends_the_program_without_a_message(
     tmp_path: Path, program: str, arguments: tuple[str, ...]
@@ -40,9 +39,3 @@ def test_a_reader_that_ends_first_ends_the_program_without_a_message(
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
-
-
-def test_the_exit_code_stays_that_of_the_command_while_somebody_reads(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PPCTL, "--socket", str(tmp_path / "none"), "status"]
-    done = subprocess.run(command, capture_output=True, timeout=60)
-    assert done.returncode == 3
