@@ -161,6 +161,7 @@ def test_a_stop_publishes_the_last_outcomes(tmp_path: Path, socket_dir: Path, pr
     assert [each["group"] for each in proxy.records(TOPIC)] == ["g0", "g1", "g2"]
 
 
+@pytest.mark.slow
 def test_a_reload_keeps_the_publisher_and_what_waits_in_it(
     tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
 ) -> None:

@@ -2,6 +2,7 @@
 """Records of metrics and telemetry, and the queues that send them to Kafka and to REST proxies."""
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,11 +16,21 @@ from kafkacluster import KafkaCluster, kafka_cluster
 from restproxyserver import RestProxyServer, rest_proxy
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.messages import PACKET_LIMIT
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.destination import Destination, open_sink
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
-from ppdaemon.publish.messages import BUNDLES, Bundle, Telemetry
+from ppdaemon.publish.messages import (
+    BUNDLES,
+    PUBLISHER_FACTS,
+    Bundle,
+    PublisherSettings,
+    PublishReport,
+    Telemetry,
+)
 from ppdaemon.publish.records import Record, bundle_records, telemetry_records
+from ppdaemon.worker import publisher as publishing
+from ppdaemon.worker.publisher import Publisher
 
 WITHIN_S = 20.0
 SASQUATCH = Publication(what=("promptPreload_metrics",), to="https://sasquatch/proxy", format="avro")
@@ -306,6 +317,39 @@ def test_what_waits_is_sent_with_new_options(proxy: RestProxyServer, tmp_path: P
     destination.send_some()
     assert (destination.report().sent, destination.report().waiting) == (2, 0)
     assert proxy.tokens == {"Bearer secret"}
+
+
+def test_a_place_that_is_left_gets_what_waits_for_a_while(
+    tmp_path: Path, proxy: RestProxyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.status = 503
+    refusing = to_proxy(proxy)
+    other = Publication.model_validate({"what": "telemetry", "to": f"{proxy.url}/other"})
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = PublisherSettings(
+        publish=(refusing,), folder=str(tmp_path), log_level="INFO", log_format="json"
+    )
+    with ours, theirs:
+        publisher = Publisher(theirs, settings)
+        left = publisher._places[refusing.name]
+        left.add(records(refusing, 2))
+        publisher._configure([other])
+        publisher._leave()
+        assert list(publisher._places) == [other.name]
+        publisher._report()
+        report = PUBLISHER_FACTS.validate_json(ours.recv(PACKET_LIMIT))
+        assert isinstance(report, PublishReport)
+        assert [(each.name, each.waiting) for each in report.places] == [(other.name, 0), (refusing.name, 2)]
+        publisher._configure([refusing.model_copy(update={"queue": 7})])  # an operator has changed his mind
+        assert publisher._places == {refusing.name: left}
+        assert left.config.queue == 7
+        publisher._leave()  # nothing waits for the other one
+        assert not publisher._leaving
+        monkeypatch.setattr(publishing, "LEAVE_S", 0.0)
+        publisher._configure([])
+        publisher._leave()
+        assert not publisher._leaving
+        assert f"2 records are dropped, {refusing.name} is no longer configured" in caplog.text
 
 
 # --- Kafka -----------------------------------------------------------------
