@@ -34,11 +34,12 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    needs_kafka,
     regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
-from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
+from ppdaemon.publish.config import KafkaAddress, Publication, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
