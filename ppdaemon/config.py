@@ -34,11 +34,12 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    needs_kafka,
     regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
-from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
+from ppdaemon.publish.config import KafkaAddress, Publication, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -446,7 +447,8 @@ class PipelinesConfig(ConfigPart):
     """Rules for pipelines that run on the image; the first match is used."""
     overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
     """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
-    task of that label. A label or a field that does not exist is an error."""
+    task of that label. ``parameters:name: value`` sets a parameter of all pipelines that
+    have it. A label, field or parameter that does not exist is an error."""
 
 
 class EngineConfig(ConfigPart):

@@ -64,6 +64,8 @@ class Accepted(Model):
     """Only in the answer to ``visit_status``."""
     unserved: tuple[int, ...] | None = None
     """Detectors of an announced visit that no connected node serves now: they wait for one."""
+    again: Annotated[bool, pydantic.Field(exclude=True)] = False
+    """Not sent: the same request may be accepted later."""
 
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 

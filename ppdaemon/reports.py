@@ -371,6 +371,7 @@ type ProblemSource = Literal[
     "configuration",
     "metrics",
     "publish",
+    "kafka",
     "traces",
     "leftovers",
 ]

@@ -63,6 +63,8 @@ class RelayControl:
     """Why the last reload without a client was refused."""
     metrics: MetricsServer | None = field(default=None, init=False)
     traces: TraceSender | None = field(default=None, init=False)
+    kafka_problem: Callable[[], str] = field(default=str, init=False)
+    """Why no events come from Kafka."""
     other_protocol: str = field(default="", init=False)
     """Which node was refused last because of the version of its messages."""
 
@@ -274,6 +276,8 @@ class RelayControl:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.traces is not None and self.traces.problem:
             yield Finding("traces", self.traces.problem, degrades=False)
+        if text := self.kafka_problem():
+            yield Finding("kafka", text)
         if self.other_protocol:
             yield Finding("nodes", f"refused a node: {self.other_protocol}", "protocol")
         for path in self._corrupt:

@@ -56,6 +56,21 @@ def test_the_path_of_a_pipeline_is_taken_literally(tmp_path: Path, name: str) ->
     assert list(load_pipeline(f"{tmp_path / name}#b", {}).graph.tasks) == ["b"]
 
 
+def test_an_override_sets_a_parameter_only_where_the_pipeline_has_it(tmp_path: Path) -> None:
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    config = "config: {saveLogOutput: parameters.logs}"
+    for name, parameters in (("with", "parameters: {logs: true}"), ("without", "")):
+        steps = f"tasks: {{a: {{class: {task}, {config if parameters else 'config: {}'}}}}}"
+        (tmp_path / f"{name}.yaml").write_text(f"description: x\n{parameters}\n{steps}\n")
+    overrides = {"parameters:logs": False, "parameters:other": 1, "b:saveLogOutput": 1}
+    changed, same = (load_pipeline(str(tmp_path / f"{name}.yaml"), overrides) for name in ("with", "without"))
+    assert (changed.graph.tasks["a"].config.saveLogOutput, changed.targets) == (
+        False,
+        {"a", "parameters:logs"},
+    )
+    assert (same.graph.tasks["a"].config.saveLogOutput, same.targets) == (True, {"a"})
+
+
 def test_a_pipeline_without_tasks_is_not_usable(tmp_path: Path) -> None:
     """Tasks of a range depend on each other: between two independent ones there is none."""
     task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
