@@ -149,14 +149,14 @@ def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(monkeyp
     async def body(play: Played) -> None:
         play.exposures.found = ExposureFacts("g")
         play.threads.first_may_end.clear()
-        for detector in range(30):
+        for detector in range(20):
             play.completion.take(sighting(detector))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert play.completion.checking
         play.threads.first_may_end.set()
-        await play.until(lambda: len(play.raws) >= 30)
-        assert play.threads.batches == [1, 29]
+        await play.until(lambda: len(play.raws) >= 20)
+        assert play.threads.batches == [1, 19]
         assert not play.completion.checking
 
     play(SimulatedExposures(), body)

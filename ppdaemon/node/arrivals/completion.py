@@ -36,8 +36,9 @@ __all__ = ("READERS", "RawCompletion", "until_concluded")
 
 READERS = 4
 """Threads, and tasks, that check the files of one root."""
-AT_ONCE = 50
-"""Files in one batch: some 5 ms of a thread, and 2 ms of the event loop."""
+AT_ONCE = 20
+"""Files in one batch: some 3 ms of a thread, and 1 ms of the event loop. The first file of a batch waits for
+the last one."""
 MAX_PENDING = 40_000
 """Raws that are not complete, 0.7 kB each; ten exposures of 205 detectors are 2050."""
 MAX_QUEUED = 25_000
@@ -48,10 +49,12 @@ FLOOD_QUEUED = 1000
 share one interpreter, and finding files is more urgent."""
 CALM_S = 0.05
 """Time without a sighting after which the other tasks continue."""
-HELP_S = 0.01
+HELP_S = 0.03
 """Time for one batch after which the other tasks of a root check files, too: its filesystem is slow, or
 there are many. While raws arrive one by one, each task would pass one file to its thread and back, which
 costs as much as the check."""
+MANY_QUEUED = 210
+"""Queued files above which they check files at any time: more than one exposure has."""
 MAX_DELIVERED = 200_000
 """Keys of delivered raws that are remembered: almost 1000 exposures of 205 detectors."""
 MAX_REFUSED = 50
@@ -462,6 +465,8 @@ class _Queue:
 
     @property
     def _is_late(self) -> bool:
+        if len(self.waiting) > MANY_QUEUED:
+            return True
         return self._taken_mono is not None and time.monotonic() - self._taken_mono >= HELP_S
 
     async def _until_filled(self) -> None:
