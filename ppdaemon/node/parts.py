@@ -158,6 +158,7 @@ class NodeParts:
             self.reader,
             config.security.key,
         )
+        self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(
             config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
         )
