@@ -542,6 +542,22 @@ def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
+def test_a_partial_spool_is_searched_only_after_a_run(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CANCELLED)
+    world.commit_all()
+    assert world.of(Discard) == []
+
+
+def test_the_partial_spool_of_a_run_is_deleted(world):
+    assigned(world)
+    world.slots[0] = replace(world.slots[0], run_until=1.0)
+    world.finish(outcome=Outcome.FAILED)
+    world.commit_all()
+    names = {path.name for action in world.of(Discard) for path in action.folders}
+    assert names == {"DemoCam~g~0~1.part"}
+
+
 def test_a_pipeline_that_ends_its_workers_is_set_aside_when_visits_are_assigned(world):
     """Fault 61: the visits that are queued already get the next pipeline of their rule."""
     choice = PipelineChoice(Pipelines(main=("/p/Bad.yaml", "/p/Good.yaml")))

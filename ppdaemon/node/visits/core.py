@@ -562,13 +562,14 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
-        with _about(visit.entry):
-            if event.worker_died:
-                assert visit.entry.slot is not None, visit.key
-                slot = visit.entry.slot
-                self.health.died(event.assignment, slot, event.reason, self._now.mono, self._retry_s)
-            elif event.worker_died is False:
-                self.health.lived(event.assignment, self._now.mono)
+        if event.worker_died is not None:
+            with _about(visit.entry):
+                if event.worker_died:
+                    assert visit.entry.slot is not None, visit.key
+                    slot = visit.entry.slot
+                    self.health.died(event.assignment, slot, event.reason, self._now.mono, self._retry_s)
+                else:
+                    self.health.lived(event.assignment, self._now.mono)
         if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.
@@ -606,9 +607,10 @@ class Visits:
         retriable = finish.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
         again = self._end(visit, outcome, reason, effects, retriable=retriable, missed=missed)
         if spool is None:
-            name = f"{self._folders.spooled(*entry.key).name}.part"
-            parents = self._folders.spool, self._folders.ramdisk_spool
-            effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
+            if assignment.has_run:
+                name = f"{self._folders.spooled(*entry.key).name}.part"
+                parents = self._folders.spool, self._folders.ramdisk_spool
+                effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
         elif again or is_returned(entry):
             # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.
@@ -618,6 +620,8 @@ class Visits:
 
     def _note_fallback(self, visit: VisitDetector, finish: events.Finish) -> None:
         """Record whether another than the first pipeline of the rule ran."""
+        if not (finish.pipeline or finish.fallback):  # none has run
+            return
         # All of the rule: the worker does not get those that are set aside.
         first, *others = map(pipeline_name, visit.assignment.pipelines.main or ("",))
         if finish.fallback or finish.pipeline in others:
@@ -656,15 +660,17 @@ class Visits:
             outcome, reason = Outcome.CANCELLED, self._handing_back
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
-        with _about(entry):
-            _LOG.log(
-                _log_level(outcome, reason),
-                "%s: %s%s%s",
-                entry.key,
-                outcome,
-                f" ({entry.reason})" if reason else "",
-                ", retrying" if again else "",
-            )
+        level = _log_level(outcome, reason)
+        if _LOG.isEnabledFor(level):  # the fields of a line cost more than the decision
+            with _about(entry):
+                _LOG.log(
+                    level,
+                    "%s: %s%s%s",
+                    entry.key,
+                    outcome,
+                    f" ({entry.reason})" if reason else "",
+                    ", retrying" if again else "",
+                )
         self.open.remove(visit)
         self._asked.pop(entry.key, None)
         if again:

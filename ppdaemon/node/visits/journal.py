@@ -8,6 +8,7 @@ thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 
 import json
 import math
+import operator
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -95,6 +96,8 @@ _WRITTEN = [
     if field.name not in ("key", "visit", "received_tai", "received_mono", "asked", "reported")
 ]
 """Columns that change while an attempt is open."""
+_VALUES = operator.attrgetter(*_WRITTEN)
+_AS_JSON = (dict, tuple)
 
 LOST = "its outputs were lost before they were exported: the host stopped while they were on the RAM disk"
 """Reason of a visit-detector that had succeeded."""
@@ -274,11 +277,8 @@ class Journal(SqliteFile):
 
     def _update(self, *entries: model.JournalEntry) -> None:
         for entry in entries:
-            values = (getattr(entry, name) for name in _WRITTEN)
-            changed = self._db.execute(
-                _UPDATE,
-                (*(json.dumps(v) if isinstance(v, dict | tuple) else v for v in values), *entry.key),
-            ).rowcount
+            values = [json.dumps(v) if isinstance(v, _AS_JSON) else v for v in _VALUES(entry)]
+            changed = self._db.execute(_UPDATE, (*values, *entry.key)).rowcount
             if not changed:
                 raise RowMissing(f"the journal has no row of {entry.key}")
 
