@@ -559,6 +559,8 @@ class Exported(Model):
     spools: tuple[str, ...]
     refused: tuple[str, ...] = ()
     """Other spools that cannot be registered; they were moved to quarantine."""
+    gone: tuple[str, ...] = ()
+    """Other spools that are not there, although this process has not exported them."""
     tai: float
     datasets: int
     size_bytes: int = 0

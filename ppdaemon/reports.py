@@ -159,8 +159,8 @@ class ReloadRequest(ControlModel):
 
 
 class ExportRequest(ControlModel):
-    """Export what is pending now, or first mark the datastore of the central repo as its own; the
-    latter is answered with a text that tells what was done.
+    """Export what is pending now, or first mark the datastore of the central repo as its own; answered
+    with a text that tells what is done.
     """
 
     type: Literal["export"] = "export"

@@ -287,23 +287,22 @@ class ScriptedExporter:
         self._state = context.config.node.state_dir
 
     def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
-        """Register, then delete; a spool that does not exist counts as exported, as with the real
-        exporter.
-        """
+        """Register, then delete; report those that are not there, as the real exporter."""
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
         if (self._state / "central-refuses").exists():
             return self._refuse(spools)
         central = self._state / "exported"
         central.mkdir(exist_ok=True)
-        for spool in spools:
-            if spool.exists() and not (central / spool.name).exists():
+        present = [spool for spool in spools if spool.exists()]
+        for spool in present:
+            if not (central / spool.name).exists():
                 (central / spool.name).write_text((spool / "manifest.json").read_text())
         time.sleep(EXPORT_PAUSE_S)
         for spool in spools:
             remove_spool(spool)
-        names = tuple(map(str, spools))
-        return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
+        names, gone = tuple(map(str, present)), tuple(map(str, set(spools).difference(present)))
+        return Exported(spools=names, gone=gone, tai=self._context.clock.tai(), datasets=len(present))
 
     def mark_datastore(self) -> str:
         """Return a text; nothing is marked."""

@@ -28,6 +28,7 @@ from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
 from ppdaemon.middleware.butler.failures import spool_full_errors
+from ppdaemon.middleware.export import exporter as export_module
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
@@ -79,12 +80,24 @@ def test_a_repeated_export_changes_nothing(
 
 
 @ON_SQLITE
-def test_a_spool_that_is_gone_counts_as_exported(
-    exporter: CentralExporter, central: Central, spools: list[Path]
+def test_a_spool_that_is_gone_counts_as_exported_only_if_this_exporter_has_deleted_it(
+    exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exporter.export(spools[:1])
-    exported = exporter.export([spools[0], spools[2]])
-    assert exported.spools == (str(spools[0]), str(spools[2]))
+    remove, (first, taken, second) = export_module.remove_spool, spools
+
+    def break_off(path: Path) -> None:
+        if path == second:
+            raise OSError(errno.EIO, "Input/output error")
+        remove(path)
+
+    monkeypatch.setattr(export_module, "remove_spool", break_off)
+    with pytest.raises(OSError, match="Input/output error"):
+        exporter.export([first, second])
+    monkeypatch.undo()
+    taken.rename(taken.with_name("taken"))
+    exported = exporter.export([first, taken, second])
+    assert (exported.spools, exported.gone) == ((str(first), str(second)), (str(taken),))
+    assert exporter.export([first]).gone == (str(first),), "it is exported, and that was reported"
 
 
 def test_of_two_attempts_the_first_stays(

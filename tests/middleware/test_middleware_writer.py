@@ -245,6 +245,11 @@ def test_events_of_two_hosts_at_once_lose_no_detector(site: Site, cluster: Kafka
     )
 
 
+def test_after_an_outage_the_first_try_of_an_export_comes_within_ten_seconds() -> None:
+    # The last try before the end may wait for a server that does not answer; a pause follows.
+    assert work.CONNECT_S + ExportConfig().retry_s <= 10.0
+
+
 def test_the_configuration_chooses_the_exporter(site: Site, rigs: MakeRig) -> None:
     assert isinstance(work.open_exporter(site.rig.context), WriterExporter)
     rig, _ = rigs()

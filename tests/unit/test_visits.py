@@ -736,6 +736,27 @@ def test_exports_of_unknown_attempts_are_ignored(world):
     assert row.figures["not_exported"] == "detector 3 was first: summary"
 
 
+def test_a_spool_that_somebody_has_taken_away_is_a_failure_with_a_reason(world, caplog):
+    assigned(world)
+    world.finish(spool="/spool/x", datasets=3)
+    world.commit_all()
+    gone = f"/spool/{CAMERA}~g~0~1"
+    world.handle(Exported(spools=(), gone=(gone, "/spool/strange"), tai=9.0, datasets=0))
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.datasets, Stage.CENTRAL in row.stages) == (Outcome.INTERRUPTED, 0, False)
+    assert row.reason.startswith("its outputs are gone: its spool was deleted, renamed or moved away")
+    assert f"2 spools are gone and were not exported: {gone}, /spool/strange" in caplog.text
+    # What was exported after all stays so.
+    assigned(world, group="h")
+    world.finish(spool="/spool/y", datasets=3)
+    spool = f"/spool/{CAMERA}~h~0~1"
+    world.handle(Exported(spools=(spool,), tai=9.0, datasets=3))
+    world.handle(Exported(spools=(), gone=(spool,), tai=9.0, datasets=0))
+    world.commit_all()
+    assert world.outcomes("h") == [Outcome.SUCCEEDED]
+
+
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):
     world.handle(Welcome(life="x", epoch=1, origin="relay", sent_tai=1.0, sequence=1))
     assert world.of(ResendResults) == [ResendResults()]

@@ -89,6 +89,8 @@ class CentralExporter:
         self._refused = refused
         self._runs = runs
         self._registrar = Registrar(node, config or ExportConfig())
+        self._unreported: set[Path] = set()
+        """Deleted spools that are in no report yet: an error may follow before there is one."""
         self._butler: Butler | None = None
         self._mark: DatastoreMark | None = None
         self._engines: set[sqlalchemy.Engine] = set()
@@ -97,10 +99,10 @@ class CentralExporter:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
         If more waits than is allowed, images of the first spools are deleted before.
 
-        Spool folders that do not exist count as exported, unless they are in
-        quarantine. Raises `~ppdaemon.errors.Unavailable` if the central repo
-        accepts nothing: the spools then stay, except those that are certainly
-        invalid.
+        Of the spool folders that do not exist, those in quarantine, and those that
+        this exporter has not exported, are reported as such. Raises
+        `~ppdaemon.errors.Unavailable` if the central repo accepts nothing: the spools
+        then stay, except those that are certainly invalid.
         """
         give_up_oldest_images(spools, self._registrar.images, excess_bytes)
         present = [path for path in spools if path.exists()]
@@ -123,13 +125,16 @@ class CentralExporter:
             # again, and recorded then.
             if self._runs is not None:
                 record_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
+            self._unreported.add(path)
             remove_spool(path)
         for path in gone:  # a half-deleted folder may be left of it
             remove_spool(path)
-        finished = {*result.done, *gone}.difference(result.refused)
+        finished = {*result.done, *self._unreported}
+        self._unreported.difference_update(spools)
         return Exported(
             spools=tuple(str(path) for path in spools if path in finished),
             refused=tuple(str(path) for path in spools if path in result.refused),
+            gone=tuple(str(path) for path in gone if path not in finished and path not in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
             size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),

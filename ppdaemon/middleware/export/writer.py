@@ -95,6 +95,8 @@ class WriterExporter:
         self._runs = runs
         self._universe: DimensionUniverse | None = None
         self._producer: KafkaProducer | None = None
+        self._unreported: set[Path] = set()
+        """As in `~ppdaemon.middleware.export.exporter.CentralExporter`."""
 
     def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
         """Hand spools over and delete them; report which were handed over and which quarantined.
@@ -106,15 +108,17 @@ class WriterExporter:
         done: list[Path] = []
         copied: list[Path] = []
         refused: list[Path] = []
+        gone: list[Path] = []
         skipped: dict[str, str] = {}
         manifests: dict[Path, Manifest] = {}
         events: dict[KafkaMessage, Path] = {}
         suspects: dict[Path, _Suspect] = {}
         datasets = 0
         for spool in spools:
-            if not spool.exists():  # handed over before: the reply to that export was lost
+            if not spool.exists():
                 remove_spool(spool)  # a half-deleted folder may be left of it
-                (refused if (self._refused / spool.name).exists() else done).append(spool)
+                quarantined = (self._refused / spool.name).exists()
+                (refused if quarantined else done if spool in self._unreported else gone).append(spool)
                 continue
             try:
                 manifest = manifests[spool] = read_manifest(spool)
@@ -146,13 +150,16 @@ class WriterExporter:
                 continue
             if self._runs is not None:
                 record_exported(self._runs, (ref for file in manifests[spool].files for ref in file.refs))
+            self._unreported.add(spool)
             remove_spool(spool)
             done.append(spool)
         if later and not done and not refused:
             raise Unavailable(next(iter(later.values())))
+        self._unreported.difference_update(spools)
         return Exported(
             spools=tuple(map(str, done)),
             refused=tuple(map(str, refused)),
+            gone=tuple(map(str, gone)),
             tai=self._clock.tai(),
             datasets=datasets,
             size_bytes=sum(

@@ -76,6 +76,9 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         large for `EXPORT_S`, or have a spool that kills it: otherwise nothing would ever be exported."""
         self._spools: dict[str, float] = {}
         """Since when each is pending, monotonic seconds, in order."""
+        self._doubtful: set[str] = set()
+        """Pending spools in orders that no process has answered before it ended: it may have exported them,
+        and deleted them."""
         self.times = Histogram(EXPORT_BOUNDS_S)
         """How long spools were pending before they were in the central repo, seconds."""
         self.exported_bytes = 0
@@ -141,9 +144,10 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._spools.setdefault(spool, self._added)
         self._serve()
 
-    def hurry(self, *, retry: bool = True) -> None:
+    def hurry(self, *, retry: bool = True) -> str:
         """Export what is pending now: gather no more, and start the next process instead of after its
-        pause. Without `retry`, the pause after a failed export stays: the daemon stops.
+        pause. Without `retry`, the pause after a failed export stays: the daemon stops. Return what is
+        done, for an operator.
         """
         if self._spools or self._marking is not None:
             self._hurried = True
@@ -153,6 +157,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.start()
             self._serve()
             self._set_timer()
+        return f"exporting {len(self._spools)}" if self._spools else "nothing waits for export"
 
     async def mark_datastore(self) -> str:
         """Mark the datastore as that of the central repo; return what was done.
@@ -177,6 +182,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         if spool in self._exporting:
             return False
         self._spools.pop(spool, None)
+        self._doubtful.discard(spool)
         return True
 
     def replace(self, config: ExportConfig) -> None:
@@ -229,14 +235,16 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 return
             case messages.Exported():
                 now = self._loop.time()
+                message = self._without_doubtful(message)
                 for spool in message.spools:
                     if (since := self._spools.pop(spool, None)) is not None:
                         self.times.add(now - since)
                         self._ends.append(now)
                 self._most = min(BATCH, 2 * self._most)
                 self.exported_bytes += message.size_bytes
-                for spool in message.refused:
+                for spool in (*message.refused, *message.gone):
                     self._spools.pop(spool, None)
+                self._doubtful.intersection_update(self._spools)
                 self._failure = ""
                 self._hurried = self._hurried and bool(self._spools)
                 self.lifecycle.succeeded()
@@ -250,6 +258,18 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.lifecycle.failed(self._loop.time())
         self._serve()
         self._set_timer()
+
+    def _without_doubtful(self, message: messages.Exported) -> messages.Exported:
+        """Return a report in which spools that are gone count as exported if another process may have
+        exported them.
+        """
+        exported = tuple(spool for spool in message.gone if spool in self._doubtful)
+        gone = tuple(spool for spool in message.gone if spool not in self._doubtful)
+        return message.model_copy(update={"spools": (*message.spools, *exported), "gone": gone})
+
+    def _end(self, cause: str) -> None:
+        self._doubtful.update(self._exporting)
+        super()._end(cause)
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._failure = f"the process {cause}"

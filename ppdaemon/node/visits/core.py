@@ -79,6 +79,11 @@ Exposures are searched that changed since `remember_s`, 900 s, before an announc
 an hour after it."""
 MAX_ANNOUNCED = 5000
 """Visits whose groups are remembered; a night has some 1000."""
+GONE = (
+    "its outputs are gone: its spool was deleted, renamed or moved away before it was exported; moved back,"
+    " it is exported by the next start"
+)
+"""Reason of a visit-detector whose outputs were to be exported."""
 MAX_UNMATCHED = 20_000
 """Raws waiting for their lookup; above this the oldest are dropped. About a
 hundred exposures of 205 detectors."""
@@ -815,6 +820,11 @@ class Visits:
         keys = {spool: Key(*name) for spool, name in names.items() if name}
         skipped = {keys[spool]: text for spool, text in event.skipped.items() if spool in keys}
         effects.writes.append(model.MarkExported(tuple(keys.values()), event.tai, skipped))
+        if event.gone:
+            _LOG.error("%d spools are gone and were not exported: %s", len(event.gone), ", ".join(event.gone))
+            named = (self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.gone)
+            effects.writes.append(model.MarkLost(tuple(Key(*name) for name in named if name), GONE))
+            self._count["spools_gone"] += len(event.gone)
         self._count["datasets_exported"] += event.datasets
         self._count["spools_refused"] += len(event.refused)
 

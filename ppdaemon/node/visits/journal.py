@@ -190,12 +190,16 @@ class Journal(SqliteFile):
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
                     )
-                case model.MarkLost(keys=keys):
+                case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.
                     self._db.executemany(
                         "UPDATE attempt SET outcome = ?, reason = ?, retriable = (no_return = ''),"
-                        f" datasets = 0 WHERE {_IS_KEY} AND boot != ?",
-                        [(Outcome.INTERRUPTED, LOST, *key, self._clock.boot()) for key in keys],
+                        f" datasets = 0 WHERE {_IS_KEY} AND (? OR boot != ?)"
+                        " AND json_extract(stages, '$.central') IS NULL",
+                        [
+                            (Outcome.INTERRUPTED, reason or LOST, *key, bool(reason), self._clock.boot())
+                            for key in keys
+                        ],
                     )
                 case model.MarkCatchup(keys=keys, state="released"):
                     self._db.executemany(

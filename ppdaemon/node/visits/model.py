@@ -314,11 +314,12 @@ class MarkCatchup:
 
 @dataclass(frozen=True, slots=True)
 class MarkLost:
-    """Mark attempts whose outputs are gone as interrupted, unless the host has not booted since: then they
-    may have been exported, and the daemon has ended before it noted that.
-    """
+    """Mark attempts whose outputs are gone, and were not exported as far as is known, as interrupted."""
 
     keys: tuple[Key, ...]
+    reason: str = ""
+    """A blank: it is marked only if the host has booted since. Otherwise the outputs may have been exported,
+    and the daemon has ended before it noted that."""
 
 
 @dataclass(frozen=True, slots=True)
