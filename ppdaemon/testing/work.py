@@ -65,6 +65,7 @@ from ppdaemon.messages import (
     Connecting,
     Done,
     Exported,
+    ImagesGivenUp,
     Ingested,
     NameFinding,
     Pipelines,
@@ -286,7 +287,7 @@ class ScriptedExporter:
         self._context = context
         self._state = context.config.node.state_dir
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
+    def export(self, spools: Sequence[Path]) -> Exported:
         """Register, then delete; report those that are not there, as the real exporter."""
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
@@ -303,6 +304,14 @@ class ScriptedExporter:
             remove_spool(spool)
         names, gone = tuple(map(str, present)), tuple(map(str, set(spools).difference(present)))
         return Exported(spools=names, gone=gone, tai=self._context.clock.tai(), datasets=len(present))
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete all files with the ending ``.fits``, whatever their size."""
+        files = [file for folder in folders for file in folder.glob("*/*.fits")]
+        size_bytes = sum(file.stat().st_size for file in files)
+        for file in files:
+            file.unlink()
+        return ImagesGivenUp(spools={str(file.parent): file.stem for file in files}, size_bytes=size_bytes)
 
     def mark_datastore(self) -> str:
         """Return a text; nothing is marked."""

@@ -547,26 +547,24 @@ def test_an_export_that_was_killed_is_repeated(
     assert len(outputs(central, "toy_image")) == 1
 
 
-@pytest.mark.parametrize(
-    ("limit", "pending", "age_s", "on_ramdisk"),
-    [
-        (0, 0, 0, False),
-        (1000, 0, 0, True),
-        (1000, 999, 0, True),
-        (1000, 1000, 0, False),
-        (1000, 1, 61, False),
-    ],
-)
-def test_outputs_are_spooled_on_the_ramdisk_while_there_is_room_and_exports_succeed(
-    tmp_path: Path, limit: int, pending: int, age_s: int, on_ramdisk: bool
-) -> None:
-    disk, ramdisk = tmp_path / "disk", tmp_path / "ramdisk"
-    if pending:
-        (ramdisk / "one").mkdir(parents=True)
-        (ramdisk / "one" / "file").write_bytes(bytes(pending))
-        os.utime(ramdisk / "one", (time.time() - age_s,) * 2)
-    ramdisk.mkdir(exist_ok=True)
-    assert choose_folder(disk, ramdisk, limit) == (ramdisk if on_ramdisk else disk)
+def test_what_waits_on_both_disks_is_measured_to_choose_one(tmp_path: Path) -> None:
+    def spooled(folder: Path, size_bytes: int, age_s: float) -> None:
+        (folder / "one").mkdir(parents=True, exist_ok=True)
+        (folder / "one" / "file").write_bytes(bytes(size_bytes))
+        os.utime(folder / "one", (time.time() - age_s,) * 2)
+
+    spill, ramdisk = tmp_path / "spill", tmp_path / "ramdisk"
+    config = ExportConfig(ramdisk_max=1000, spill_max=1000)
+    assert choose_folder(spill, ramdisk, config) == spill, "the node has none"
+    ramdisk.mkdir()
+    assert choose_folder(spill, ramdisk, config) == ramdisk
+    assert choose_folder(spill, ramdisk, ExportConfig()) == spill
+    spooled(ramdisk, 999, 61)
+    assert choose_folder(spill, ramdisk, config) == spill, "exports fail"
+    spooled(spill, 1000, 61)
+    assert choose_folder(spill, ramdisk, config) == ramdisk
+    spooled(ramdisk, 1000, 0)
+    assert choose_folder(spill, ramdisk, config) == spill
 
 
 @ON_SQLITE
@@ -594,7 +592,8 @@ def test_the_rest_of_a_spool_is_exported_whose_run_had_images_only(
     config = ExportConfig(images=("toy_image",))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
     with closing(exporter):
-        exported = exporter.export(spools[:1], excess_bytes=1)
+        assert exporter.give_up_images([spools[0].parent], 1).spools == {str(spools[0]): "toy_image"}
+        exported = exporter.export(spools[:1])
     assert (exported.spools, exported.datasets) == ((str(spools[0]),), len(files) - 1)
     with Butler.from_config(str(central.root)) as butler:
         assert run not in butler.collections.get_info(CHAIN).children
@@ -612,14 +611,23 @@ def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
     config = ExportConfig(images=("toy_image",))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
     away = central.root.rename(central.root.with_name("away"))
+    shutil.move(spools[1], tmp_path)
+    partial = shutil.copytree(spools[0], spools[0].with_name(f"{spools[0].name}.part"))
     with closing(exporter):
-        with pytest.raises(Unavailable):
-            exporter.export([spools[0], spools[2]], excess_bytes=1)
+        os.utime(partial, (0, 0))
+        os.utime(spools[0], (1, 1))
+        size = sum(each.size_bytes for each in read_manifest(spools[0]).files if type_of(each) == "toy_image")
+        given_up = exporter.give_up_images([spools[0].parent], 1)
+        assert (given_up.spools, given_up.size_bytes) == ({str(spools[0]): "toy_image"}, size)
         assert f"the images of {spools[0].name} are given up" in caplog.text
         assert spools[2].name not in caplog.text, "that was enough"
+        assert exporter.give_up_images([spools[0].parent], 0).spools == {}
+        assert any(type_of(file) == "toy_image" for file in read_manifest(partial).files), (
+            "it is being written"
+        )
         away.rename(central.root)
         exported = exporter.export([spools[0], spools[2]])
     assert exported.refused == ()
-    assert exported.skipped[str(spools[0])].endswith("too much waited for export: toy_image")
+    assert exported.given_up == {str(spools[0]): "toy_image"}
     assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
     assert [detector for detector, _ in outputs(central, "toy_isr")] == [1, 2], "all others stay"

@@ -195,9 +195,11 @@ def test_a_damaged_spool_and_an_event_that_is_too_large_are_quarantined(
 
 def test_of_too_much_that_waits_images_are_given_up_and_reported(site: Site, cluster: KafkaCluster) -> None:
     spool = site.spool()
-    exported = site.exporter(images=("toy_image",)).export([spool], excess_bytes=1)
+    exporter = site.exporter(images=("toy_image",))
+    assert exporter.give_up_images([spool.parent], 1).spools == {str(spool): "toy_image"}
+    exported = exporter.export([spool])
     assert exported.spools == (str(spool),)
-    assert exported.skipped[str(spool)].endswith("too much waited for export: toy_image")
+    assert exported.given_up == {str(spool): "toy_image"}
     names = {ref.datasetType.name for ref in site.ingest([value for _, value in cluster.read(TOPIC, 2)])}
     assert "toy_isr" in names
     assert "toy_image" not in names
@@ -243,11 +245,6 @@ def test_events_of_two_hosts_at_once_lose_no_detector(site: Site, cluster: Kafka
     assert all(
         "detector" not in ref["data_id"] for each in event["datasets"] for ref in each["refs"].values()
     )
-
-
-def test_after_an_outage_the_first_try_of_an_export_comes_within_ten_seconds() -> None:
-    # The last try before the end may wait for a server that does not answer; a pause follows.
-    assert work.CONNECT_S + ExportConfig().retry_s <= 10.0
 
 
 def test_the_configuration_chooses_the_exporter(site: Site, rigs: MakeRig) -> None:

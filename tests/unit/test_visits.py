@@ -11,7 +11,7 @@ from journalkit import late_of
 from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
+from ppdaemon.messages import Exported, ImagesGivenUp, Pipelines, ResultsSeen, Welcome
 from ppdaemon.node.arrivals.index import ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Key
@@ -755,6 +755,22 @@ def test_a_spool_that_somebody_has_taken_away_is_a_failure_with_a_reason(world, 
     world.handle(Exported(spools=(), gone=(spool,), tai=9.0, datasets=0))
     world.commit_all()
     assert world.outcomes("h") == [Outcome.SUCCEEDED]
+
+
+def test_images_that_were_given_up_are_in_the_journal_before_and_after_the_export(world):
+    for group, event in (("g", ImagesGivenUp), ("h", Exported)):
+        assigned(world, group=group)
+        world.finish(spool="/spool/x", datasets=3)
+        spool = f"/spool/{CAMERA}~{group}~0~1"
+        if event is ImagesGivenUp:
+            world.handle(ImagesGivenUp(spools={spool: "difference_image", "/spool/strange": "image"}))
+        else:  # the first report got lost
+            given_up = {spool: "difference_image"}
+            world.handle(Exported(spools=(spool,), given_up=given_up, tai=9.0, datasets=2))
+        world.commit_all()
+        (row,) = world.rows(group)
+        assert row.figures == {"given_up": "difference_image"}
+        assert (Stage.CENTRAL in row.stages) == (event is Exported)
 
 
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):

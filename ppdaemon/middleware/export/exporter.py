@@ -21,7 +21,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
-from ppdaemon.messages import Exported
+from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
@@ -31,7 +31,6 @@ from ppdaemon.middleware.export.spool import (
     Manifest,
     check_files,
     give_up_oldest_images,
-    given_up_note,
     read_manifest,
 )
 from ppdaemon.middleware.run.initoutputs import record_exported
@@ -95,16 +94,14 @@ class CentralExporter:
         self._mark: DatastoreMark | None = None
         self._engines: set[sqlalchemy.Engine] = set()
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
+    def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
-        If more waits than is allowed, images of the first spools are deleted before.
 
         Of the spool folders that do not exist, those in quarantine, and those that
         this exporter has not exported, are reported as such. Raises
         `~ppdaemon.errors.Unavailable` if the central repo accepts nothing: the spools
         then stay, except those that are certainly invalid.
         """
-        give_up_oldest_images(spools, self._registrar.images, excess_bytes)
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
@@ -138,8 +135,15 @@ class CentralExporter:
             tai=self._clock.tai(),
             datasets=result.datasets,
             size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
-            skipped=_notes(result, batch),
+            skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
+            given_up={
+                str(path): ", ".join(batch[path].given_up) for path in result.done if batch[path].given_up
+            },
         )
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete images of about this size, those of the oldest spools in these folders first."""
+        return give_up_oldest_images(folders, self._registrar.images, excess_bytes)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's; see `ppdaemon.middleware.export.mark`."""
@@ -250,12 +254,3 @@ class CentralExporter:
 def _halves(batch: Batch) -> list[Batch]:
     middle = len(batch) // 2
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
-
-
-def _notes(result: _Results, batch: Batch) -> dict[str, str]:
-    """Return which datasets of each spool were not exported, and why."""
-    notes = {}
-    for path in result.done:
-        if note := "; ".join(filter(None, (result.skipped.get(path), given_up_note(batch[path])))):
-            notes[str(path)] = note
-    return notes

@@ -18,10 +18,13 @@ import pydantic
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
+from ppdaemon.config import ExportConfig
 from ppdaemon.durable import begin_sync, sync, sync_all
 from ppdaemon.errors import BadMessage
-from ppdaemon.folders import folder_size
+from ppdaemon.folders import NodeFolders, folder_size
+from ppdaemon.messages import ImagesGivenUp
 from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
 
 __all__ = (
@@ -32,7 +35,6 @@ __all__ = (
     "check_files",
     "choose_folder",
     "give_up_oldest_images",
-    "given_up_note",
     "image_types",
     "read_manifest",
     "write_spool",
@@ -41,8 +43,8 @@ __all__ = (
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_STUCK_S = 60.0
-"""Spools that have waited for so long wait for a central repo that is away."""
+_MOST = 200
+"""Spools whose images are given up at once: the report, which names each, must fit into one packet."""
 
 
 class SpoolKey(Model):
@@ -180,19 +182,24 @@ def _in_use(
     return {chain: runs for chain, runs in in_use.items() if runs}
 
 
-def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
-    """Return the folder for the next spool: that on the RAM disk while it has less than a limit, and
-    what is in it is exported soon.
-    """
-    if limit_bytes == 0 or not ramdisk.is_dir():
-        return disk
-    used, now = 0, time.time()
-    for spool in ramdisk.iterdir():
+def choose_folder(spill: Path, ramdisk: Path, config: ExportConfig) -> Path:
+    """Return the folder for the next spool, as `ppdaemon.spooling` decides."""
+    if not config.ramdisk_max or not ramdisk.is_dir():
+        return spill
+    first, second = _measured(ramdisk, config.ramdisk_max), _measured(spill, config.spill_max)
+    return ramdisk if goes_to_ramdisk(first, second) else spill
+
+
+def _measured(folder: Path, max_bytes: int | None) -> SpoolDisk:
+    """Return what waits in a folder; without a limit it need not be measured."""
+    if max_bytes is None:
+        return SpoolDisk(0, None)
+    used, oldest, now = 0, 0.0, time.time()
+    for spool in folder.iterdir() if folder.is_dir() else ():
         used += folder_size(spool)
         with suppress(FileNotFoundError):  # exported meanwhile
-            if now - spool.stat().st_mtime > _STUCK_S:
-                return disk
-    return disk if used >= limit_bytes else ramdisk
+            oldest = max(oldest, now - spool.stat().st_mtime)
+    return SpoolDisk(used, max_bytes, oldest)
 
 
 def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -200,32 +207,50 @@ def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
-def give_up_oldest_images(spools: Iterable[Path], images: re.Pattern[str], excess_bytes: int) -> None:
-    """Delete images of about this size, those of the first spools first."""
-    for spool in spools:
-        if excess_bytes <= 0:
-            return
+def give_up_oldest_images(
+    folders: Iterable[Path], images: re.Pattern[str], excess_bytes: int
+) -> ImagesGivenUp:
+    """Delete images of about this size, those of the oldest spools in these folders first."""
+    spools: dict[str, str] = {}
+    size_bytes = 0
+    for spool in sorted(_complete(folders), key=_written_ns):
+        if size_bytes >= excess_bytes or len(spools) == _MOST:
+            break
         try:
-            given_up = _give_up_images(spool, images)
-        except BadMessage:  # it is quarantined in a moment, or gone
+            names, given_up = _give_up_images(spool, images)
+        except (BadMessage, OSError) as error:  # it is quarantined in a moment, or was deleted just now
+            _LOG.warning("the images of %s cannot be given up: %s", spool.name, error)
             continue
-        if given_up:
-            excess_bytes -= given_up
+        if names:
+            spools[str(spool)] = ", ".join(names)
+            size_bytes += given_up
             _LOG.error(
-                "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
+                "the images of %s are given up, %.0f MB: more than export.spill_max waits for export",
                 spool.name,
                 given_up / 1e6,
             )
+    return ImagesGivenUp(spools=spools, size_bytes=size_bytes)
 
 
-def given_up_note(manifest: Manifest) -> str:
-    """Return which datasets of a spool were given up, if any."""
-    names = ", ".join(manifest.given_up)
-    return f"given up while too much waited for export: {names}" if names else ""
+def _complete(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for spool in folder.iterdir():
+            if NodeFolders.parse_spool_name(spool.name):
+                yield spool
 
 
-def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
-    """Delete the files of a spool with datasets whose type or storage class matches; return their size."""
+def _written_ns(spool: Path) -> int:
+    """Return when something was written to a folder last; those without images any more become the last."""
+    try:
+        return spool.stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return 0
+
+
+def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ...], int]:
+    """Delete the files of a spool with datasets whose type or storage class matches; return all types
+    that it has lost, and the size of the files.
+    """
     manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
     for file in manifest.files:
         each = file.refs[0].datasetType
@@ -236,7 +261,7 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
         else:
             kept.append(file)
     if not doomed:
-        return 0
+        return (), 0
     chains = _in_use(manifest.chains, kept)
     update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
@@ -248,4 +273,4 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
     sync(spool)
     for file in doomed:
         (spool / file.name).unlink(missing_ok=True)
-    return sum(file.size_bytes for file in doomed)
+    return changed.given_up, sum(file.size_bytes for file in doomed)

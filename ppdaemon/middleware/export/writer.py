@@ -34,7 +34,7 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync_all, write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
-from ppdaemon.messages import Exported
+from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions
@@ -47,7 +47,6 @@ from ppdaemon.middleware.export.spool import (
     SpooledFile,
     check_files,
     give_up_oldest_images,
-    given_up_note,
     image_types,
     read_manifest,
 )
@@ -98,13 +97,12 @@ class WriterExporter:
         self._unreported: set[Path] = set()
         """As in `~ppdaemon.middleware.export.exporter.CentralExporter`."""
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
+    def export(self, spools: Sequence[Path]) -> Exported:
         """Hand spools over and delete them; report which were handed over and which quarantined.
 
         Raises `~ppdaemon.errors.Unavailable` if the datastore or Kafka cannot be
         written to; the spools stay then, except those that were handed over.
         """
-        give_up_oldest_images(spools, self._images, excess_bytes)
         done: list[Path] = []
         copied: list[Path] = []
         refused: list[Path] = []
@@ -132,9 +130,8 @@ class WriterExporter:
                 suspects[spool] = error
                 continue
             datasets += sum(len(event.datasets) for event in made)
-            first = f"another one was first: {', '.join(others)}" if others else ""
-            if note := "; ".join(filter(None, (first, given_up_note(manifest)))):
-                skipped[str(spool)] = note
+            if others:
+                skipped[str(spool)] = f"another one was first: {', '.join(others)}"
             key = f"{manifest.key.instrument} {manifest.key.detector}"
             copied.append(spool)
             events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
@@ -166,7 +163,16 @@ class WriterExporter:
                 file.size_bytes for path in done if path in manifests for file in manifests[path].files
             ),
             skipped=skipped,
+            given_up={
+                str(path): ", ".join(manifests[path].given_up)
+                for path in done
+                if path in manifests and manifests[path].given_up
+            },
         )
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete images of about this size, those of the oldest spools in these folders first."""
+        return give_up_oldest_images(folders, self._images, excess_bytes)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's, with a connection to its database; see

@@ -20,7 +20,7 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
-from ppdaemon.reports import REQUEUED
+from ppdaemon.reports import GIVEN_UP, REQUEUED
 from ppdaemon.retries import CATCHUP, HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
@@ -189,6 +189,11 @@ class Journal(SqliteFile):
                         "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
+                    )
+                case model.MarkGivenUp(types=types):
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_set(figures, '$.{GIVEN_UP}', ?) WHERE {_IS_KEY}",
+                        [(text, *key) for key, text in types.items()],
                     )
                 case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.

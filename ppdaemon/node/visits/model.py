@@ -74,10 +74,9 @@ class JournalEntry:
 
 
 # --- events ------------------------------------------------------------------
-# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome`, `Permitted`, `PermitRefused` and `Exported` of
-# `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the
-# scheduler, and the actions of slots that concern their visit
-# (`ppdaemon.node.slots.events`).
+# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome`, `Permitted`, `PermitRefused`, `Exported` and
+# `ImagesGivenUp` of `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the scheduler, and
+# the actions of slots that concern their visit (`ppdaemon.node.slots.events`).
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +300,13 @@ class MarkExported:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkGivenUp:
+    """Note the types of images of attempts that were deleted, because too much waited for export."""
+
+    types: Mapping[Key, str]
+
+
+@dataclass(frozen=True, slots=True)
 class MarkCatchup:
     """Mark attempts that the catch-up processes or has processed."""
 
@@ -339,6 +345,7 @@ type Write = (
     | MarkReported
     | MarkUnreported
     | MarkExported
+    | MarkGivenUp
     | MarkLost
     | MarkCatchup
     | CountRecycled
