@@ -122,6 +122,26 @@ def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tm
         node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
 
 
+def test_outputs_wait_in_the_spill_folder_and_lose_images_above_its_limit(tmp_path, socket_dir):
+    export = {"retry_s": 0.2, "spill": str(tmp_path / "spill"), "spill_max": 10}
+    with running_node(tmp_path, socket_dir, export=export) as node:
+        (node.state / "central-down").touch()
+        for group in ("g1", "g2"):
+            node.relay.reserve(group)
+            node.land(group)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            # Deleted when the next one waits, too.
+            (tmp_path / "spill" / "ppdaemon-n1" / f"DemoCam~{group}~0~1" / "image.fits").touch()
+        node.wait(lambda: node.status().images_given_up)
+        node.wait(lambda: [row.figures for row in node.visit("g1")] == [{"given_up": "image"}])
+        (spill,) = node.status().spools
+        assert (spill.name, spill.spooled, spill.max_mb) == ("spill", 2, 1e-5)
+        assert any("have lost their images" in text for text in node.status().problem_texts)
+        (node.state / "central-down").unlink()
+        node.wait(lambda: len(node.exported()) == 2)
+        node.wait(lambda: node.status().state == "running")
+
+
 def test_a_spool_that_somebody_has_taken_away_is_not_called_exported(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
         assert node.daemon.ask(ExportRequest(action="now"), timeout_s=TIMEOUT_S) == "nothing waits for export"
