@@ -555,6 +555,10 @@ class ExportConfig(ConfigPart):
     an image: copied and registered after all others, and given up if too much waits."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
     """Files that are copied to the central repo at once."""
+    packers: Annotated[int, pydantic.Field(ge=0, le=64)] = 0
+    """Processes of the lowest priority that compress images of ``lsst.images`` beside the exporter, as
+    `butler.local` has it for them; with the engine ``direct`` workers then spool them uncompressed, which
+    takes a fifth of the time and up to seven times the space. 0: workers compress."""
     ramdisk_max: Size = 0
     """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
     exceeds it goes to `spill`. So does everything while exports fail. After a power failure, what was on

@@ -568,6 +568,8 @@ class Exported(Model):
     """Other spools that cannot be registered; they were moved to quarantine."""
     gone: tuple[str, ...] = ()
     """Other spools that are not there, although this process has not exported them."""
+    packing: tuple[str, ...] = ()
+    """Other spools, whose images are still being compressed: they have to be exported again."""
     tai: float
     datasets: int
     size_bytes: int = 0

@@ -480,6 +480,7 @@ def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:
                 read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
                 urgent=config.no_return,
                 processes=config.processes,
+                plain=context.config.export.packers > 0,
             )
             return direct, SeparableEngine()
         case "separable":

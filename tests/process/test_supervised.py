@@ -443,6 +443,30 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
     play(tmp_path, body, gather_s=0.2)
 
 
+def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path):
+    async def body(played):
+        exporter = played.exporter
+        played.serve()
+        exporter.add("a")
+        assert await played.next_order() == order_of("a")
+        exporter.add("b")
+        since = exporter.oldest_s
+        played.send(Exported(spools=(), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: played.done)
+        assert exporter.text == "idle", "there is a pause"
+        assert await played.next_order() == order_of("b", "a")
+        assert exporter.oldest_s > since, "it has waited since before"
+        played.send(Exported(spools=("b",), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: exporter.waiting == 1)
+        exporter.hurry()
+        assert exporter.text == "exporting 1"
+        assert await played.next_order() == order_of("a")
+        played.send(exported("a"))
+        await until(lambda: not exporter.waiting)
+
+    play(tmp_path, body)
+
+
 def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
     async def body(played):
         played.serve()

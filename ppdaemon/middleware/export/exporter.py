@@ -25,6 +25,7 @@ from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
+from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
 from ppdaemon.middleware.export.spool import (
@@ -82,12 +83,16 @@ class CentralExporter:
         refused: Path,
         runs: Path | None = None,
         config: ExportConfig | None = None,
+        packer: Packer | None = None,
     ):
         self._uri = uri
         self._clock = clock
         self._refused = refused
         self._runs = runs
         self._registrar = Registrar(node, config or ExportConfig())
+        self._packer = packer or Packer(Path(), (), 0)
+        self._begun: set[Path] = set()
+        """Spools whose images are being packed; all other datasets of them are registered."""
         self._unreported: set[Path] = set()
         """Deleted spools that are in no report yet: an error may follow before there is one."""
         self._butler: Butler | None = None
@@ -96,12 +101,21 @@ class CentralExporter:
 
     def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
+        While the images of a spool are packed, only its other datasets are registered, and it stays.
 
         Of the spool folders that do not exist, those in quarantine, and those that
         this exporter has not exported, are reported as such. Raises
         `~ppdaemon.errors.Unavailable` if the central repo accepts nothing: the spools
         then stay, except those that are certainly invalid.
         """
+        self._packer.collect(wait=self._begun.issuperset(spools))
+        try:
+            return self._export(spools)
+        finally:
+            # Afterwards: no thread is active, and no connection is in use.
+            self._packer.start()
+
+    def _export(self, spools: Sequence[Path]) -> Exported:
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
@@ -117,7 +131,10 @@ class CentralExporter:
             raise
         # A firewall drops idle connections without a word, and the next query would hang.
         disconnect(self._engines)
-        for path in result.done:
+        packing = [path for path in present if self._packer.has_images_of(path)]
+        self._begun = self._begun.intersection(packing).union(path for path in packing if path in result.done)
+        done = [path for path in result.done if path not in packing]
+        for path in done:
             # Before the spool is deleted: after a crash in between, it is exported
             # again, and recorded then.
             if self._runs is not None:
@@ -126,24 +143,23 @@ class CentralExporter:
             remove_spool(path)
         for path in gone:  # a half-deleted folder may be left of it
             remove_spool(path)
-        finished = {*result.done, *self._unreported}
+        finished = {*done, *self._unreported}
         self._unreported.difference_update(spools)
         return Exported(
             spools=tuple(str(path) for path in spools if path in finished),
             refused=tuple(str(path) for path in spools if path in result.refused),
             gone=tuple(str(path) for path in gone if path not in finished and path not in result.refused),
+            packing=tuple(str(path) for path in packing if path not in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
-            size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
+            size_bytes=sum(file.size_bytes for path in done for file in batch[path].files),
             skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
-            given_up={
-                str(path): ", ".join(batch[path].given_up) for path in result.done if batch[path].given_up
-            },
+            given_up={str(path): ", ".join(batch[path].given_up) for path in done if batch[path].given_up},
         )
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
         """Delete images of about this size, those of the oldest spools in these folders first."""
-        return give_up_oldest_images(folders, self._registrar.images, excess_bytes)
+        return give_up_oldest_images(folders, self._registrar.images, excess_bytes, self._packer.busy)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's; see `ppdaemon.middleware.export.mark`."""
@@ -189,12 +205,14 @@ class CentralExporter:
         batch: dict[Path, Manifest] = {}
         for spool in spools:
             try:
-                manifest = read_manifest(spool)
+                # Those that are packed now are renamed at any time.
+                manifest = self._packer.reduced(spool, read_manifest(spool))
                 check_files(spool, manifest)
             except BadMessage as error:
                 self._quarantine(spool, error, result)
             else:
-                batch[spool] = manifest
+                if spool not in self._begun or not self._packer.has_images_of(spool):
+                    batch[spool] = manifest
         return batch
 
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:

@@ -10,7 +10,8 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +37,9 @@ __all__ = (
     "choose_folder",
     "give_up_oldest_images",
     "image_types",
+    "oldest_first",
     "read_manifest",
+    "replace_manifest",
     "write_spool",
 )
 
@@ -74,6 +77,9 @@ class SpooledFile(Model):
     formatter: str
     """Name of the class that reads it."""
     refs: tuple[SerializedDatasetRef, ...]
+    plain: bool = False
+    """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
+    is."""
 
 
 class Manifest(Model):
@@ -208,14 +214,18 @@ def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 def give_up_oldest_images(
-    folders: Iterable[Path], images: re.Pattern[str], excess_bytes: int
+    folders: Iterable[Path], images: re.Pattern[str], excess_bytes: int, busy: Collection[Path] = ()
 ) -> ImagesGivenUp:
-    """Delete images of about this size, those of the oldest spools in these folders first."""
+    """Delete images of about this size, those of the oldest spools in these folders first, but not of
+    spools that another process changes.
+    """
     spools: dict[str, str] = {}
     size_bytes = 0
-    for spool in sorted(_complete(folders), key=_written_ns):
+    for spool in oldest_first(folders):
         if size_bytes >= excess_bytes or len(spools) == _MOST:
             break
+        if spool in busy:
+            continue
         try:
             names, given_up = _give_up_images(spool, images)
         except (BadMessage, OSError) as error:  # it is quarantined in a moment, or was deleted just now
@@ -232,15 +242,22 @@ def give_up_oldest_images(
     return ImagesGivenUp(spools=spools, size_bytes=size_bytes)
 
 
-def _complete(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for spool in folder.iterdir():
-            if NodeFolders.parse_spool_name(spool.name):
-                yield spool
+def oldest_first(folders: Iterable[Path]) -> list[Path]:
+    """Return the complete spools in some folders. One whose images were given up becomes the last."""
+    spools = [spool for folder in folders if folder.is_dir() for spool in folder.iterdir()]
+    return sorted((spool for spool in spools if NodeFolders.parse_spool_name(spool.name)), key=_written_ns)
+
+
+def replace_manifest(spool: Path, manifest: Manifest) -> None:
+    """Write another manifest; a crash leaves the old or the new one."""
+    new = spool / f"{MANIFEST}.{uuid.uuid4()}"
+    new.write_text(manifest.model_dump_json(exclude_none=True))
+    sync(new)
+    new.rename(spool / MANIFEST)
+    sync(spool)
 
 
 def _written_ns(spool: Path) -> int:
-    """Return when something was written to a folder last; those without images any more become the last."""
     try:
         return spool.stat().st_mtime_ns
     except OSError:  # deleted meanwhile
@@ -266,11 +283,7 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ..
     update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
-    new = spool / f"{MANIFEST}.new"
-    new.write_text(changed.model_dump_json(exclude_none=True))
-    sync(new)
-    new.rename(spool / MANIFEST)
-    sync(spool)
+    replace_manifest(spool, changed)
     for file in doomed:
         (spool / file.name).unlink(missing_ok=True)
     return changed.given_up, sum(file.size_bytes for file in doomed)

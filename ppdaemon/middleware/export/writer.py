@@ -41,6 +41,7 @@ from ppdaemon.middleware.butler.repo import template_dimensions
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import COMMAND, MARK
+from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.spool import (
     Manifest,
@@ -83,7 +84,14 @@ class WriterExporter:
     """
 
     def __init__(
-        self, uri: str, template: Path, config: ExportConfig, clock: Clock, refused: Path, runs: Path | None
+        self,
+        uri: str,
+        template: Path,
+        config: ExportConfig,
+        clock: Clock,
+        refused: Path,
+        runs: Path | None,
+        packer: Packer | None = None,
     ):
         self._uri = uri
         self._template = template
@@ -94,6 +102,9 @@ class WriterExporter:
         self._runs = runs
         self._universe: DimensionUniverse | None = None
         self._producer: KafkaProducer | None = None
+        self._packer = packer or Packer(Path(), (), 0)
+        self._packing: set[Path] = set()
+        """Spools that wait for their images, because there is one event for each."""
         self._unreported: set[Path] = set()
         """As in `~ppdaemon.middleware.export.exporter.CentralExporter`."""
 
@@ -103,6 +114,13 @@ class WriterExporter:
         Raises `~ppdaemon.errors.Unavailable` if the datastore or Kafka cannot be
         written to; the spools stay then, except those that were handed over.
         """
+        self._packer.collect(wait=self._packing.issuperset(spools))
+        try:
+            return self._export(spools)
+        finally:
+            self._packer.start()
+
+    def _export(self, spools: Sequence[Path]) -> Exported:
         done: list[Path] = []
         copied: list[Path] = []
         refused: list[Path] = []
@@ -119,8 +137,13 @@ class WriterExporter:
                 (refused if quarantined else done if spool in self._unreported else gone).append(spool)
                 continue
             try:
-                manifest = manifests[spool] = read_manifest(spool)
+                manifest = self._packer.reduced(spool, read_manifest(spool))
                 check_files(spool, manifest)
+                if self._packer.has_images_of(spool):
+                    self._packing.add(spool)
+                    continue
+                self._packing.discard(spool)
+                manifests[spool] = manifest
                 made, others = self._copy(spool, manifest)
             except BadMessage as error:
                 quarantine(spool, error, self._refused, self._uri)
@@ -157,6 +180,7 @@ class WriterExporter:
             spools=tuple(map(str, done)),
             refused=tuple(map(str, refused)),
             gone=tuple(map(str, gone)),
+            packing=tuple(str(spool) for spool in spools if spool in self._packing),
             tai=self._clock.tai(),
             datasets=datasets,
             size_bytes=sum(
@@ -172,7 +196,7 @@ class WriterExporter:
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
         """Delete images of about this size, those of the oldest spools in these folders first."""
-        return give_up_oldest_images(folders, self._images, excess_bytes)
+        return give_up_oldest_images(folders, self._images, excess_bytes, self._packer.busy)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's, with a connection to its database; see

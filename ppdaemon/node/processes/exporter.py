@@ -8,7 +8,7 @@ exports, and a pause follows each failure.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ BATCH = 210
 the answer, which has a path and a note for each, must fit into one packet."""
 MOST_ENDS = 10_000
 """Exports whose times are remembered, for the rate: a host exports less in a minute."""
+PACKING_S = 0.5
+"""Pause before the next order if the images of a spool are not packed yet."""
 LONGEST_GATHERING = 10
 """In units of `~ppdaemon.config.ExportConfig.gather_s`."""
 _NO_SPOOLS = ()
@@ -70,6 +72,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._gathering: asyncio.TimerHandle | None = None
         self._added = 0.0
         """When the last spool became pending, monotonic seconds."""
+        self._not_before = 0.0
+        """Until when images are packed at least, monotonic seconds."""
         self._hurried = False
         """Whether what is pending is exported without gathering more."""
         self._marking: asyncio.Future[messages.DatastoreMarked] | None = None
@@ -130,12 +134,16 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Measure the pending spools that were added since the last call; give up images if they are too
         large.
         """
-        new = [spool for spool in self._spools if spool not in self._sizes]
-        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in new})
+        await self._measure([spool for spool in self._spools if spool not in self._sizes])
+        if self._has_images and self.waiting_on(ramdisk=False)[1].excess_bytes:
+            await self._measure(list(self._spools))  # their images may have been packed since
+            self._excess_bytes = self.waiting_on(ramdisk=False)[1].excess_bytes
+            self._serve()
+
+    async def _measure(self, spools: Iterable[str]) -> None:
+        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in spools})
         known = self._sizes | sizes
         self._sizes = {spool: known[spool] for spool in self._spools if spool in known}
-        self._excess_bytes = self.waiting_on(ramdisk=False)[1].excess_bytes if self._has_images else 0
-        self._serve()
 
     @property
     def incomplete(self) -> int:
@@ -251,7 +259,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         oldest = next(iter(self._spools.values()))
         gather_s = self._config.gather_s
         due = min(self._added + gather_s, oldest + LONGEST_GATHERING * gather_s)
-        if self._hurried or len(self._spools) >= self._most or due <= self._loop.time():
+        due = max(self._not_before, min(due, 0.0) if len(self._spools) >= self._most else due)
+        if self._hurried or due <= self._loop.time():
             return True
         if self._gathering is not None:
             self._gathering.cancel()
@@ -277,6 +286,10 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.exported_bytes += message.size_bytes
                 for spool in (*message.refused, *message.gone):
                     self._spools.pop(spool, None)
+                for spool in message.packing:
+                    if since := self._spools.pop(spool, None):  # behind those that can be exported
+                        self._spools[spool] = since
+                self._not_before = now + PACKING_S if message.packing else 0.0
                 self._doubtful.intersection_update(self._spools)
                 self._incomplete.intersection_update(self._spools)
                 self._failure = ""
