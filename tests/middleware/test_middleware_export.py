@@ -436,14 +436,14 @@ def test_spool_folders_of_different_visits_have_different_names() -> None:
 def test_a_full_disk_leaves_no_partial_spool(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, on_ramdisk: bool, outcome: Outcome
 ) -> None:
-    def refuse(path: Path) -> None:
-        full = rig.context.repo / "written-ahead" if on_ramdisk else path
+    def refuse(paths: list[Path]) -> None:
+        full = rig.context.repo / "written-ahead" if on_ramdisk else paths[0]
         raise OSError(errno.ENOSPC, "No space left on device", str(full))
 
     rig, worker = rigs(export={"types": [".*"]})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(spool, "sync", refuse)
+    monkeypatch.setattr(spool, "sync_all", refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
     assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
@@ -454,16 +454,16 @@ def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More workers than fit have chosen the RAM disk at the same moment."""
-    sync = spool.sync
+    sync_all = spool.sync_all
 
-    def refuse_ramdisk(path: Path) -> None:
-        if path.is_relative_to(rig.context.ramdisk_spool):
+    def refuse_ramdisk(paths: list[Path]) -> None:
+        if paths[0].is_relative_to(rig.context.ramdisk_spool):
             raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
-        sync(path)
+        sync_all(paths)
 
     rig, worker = rigs(export={"types": [".*"], "ramdisk_max": 10**9})
     rig.context.ramdisk_spool.mkdir()
-    monkeypatch.setattr(spool, "sync", refuse_ramdisk)
+    monkeypatch.setattr(spool, "sync_all", refuse_ramdisk)
     done = run_visit(rig, worker, 1)
     assert done.outcome == Outcome.SUCCEEDED
     assert Path(done.spool or "").parent == rig.context.spool

@@ -131,8 +131,7 @@ def write_spool(
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        sync_all([partial / MANIFEST, *(partial / file.name for file in files)])
-        sync(partial)
+        sync_all([partial / MANIFEST, *(partial / file.name for file in files), partial])
         may_commit()
         partial.rename(folder)
     except BaseException:
