@@ -2,6 +2,7 @@
 """Images that are spooled uncompressed and compressed beside the exporter."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -11,21 +12,37 @@ from typing import Any
 import astropy.io.fits
 import numpy as np
 import pytest
+from centrals import FIRST
+from directtasks import write_pipeline
 from lsst.daf.butler import Butler, ButlerConfig, Config, DatasetProvenance, DatasetRef, DatasetType
 from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
-from toycam import NAME, ToyCam
+from lsst.images.serialization import open_archive
+from lsst.pipe.base import PipelineTask, Struct
+from lsst.pipe.base.connectionTypes import Output
+from objecttasks import RAW, task
+from toycam import EXPOSURE, NAME, MakeRig, ToyCam
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.demo.services import QUICK_IMAGES
 from ppdaemon.folders import REFUSAL
-from ppdaemon.messages import Exported
+from ppdaemon.messages import Exported, Process
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.outputs import _spooled
 from ppdaemon.middleware.export.packing import Packer, pack
-from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, read_manifest, write_spool
+from ppdaemon.middleware.export.spool import (
+    MANIFEST,
+    SpooledFile,
+    SpoolKey,
+    check_files,
+    read_manifest,
+    write_spool,
+)
+
+pytest_plugins = ("toyfixtures",)
 
 RUN, CHAIN = f"{NAME}/prompt/run", f"{NAME}/prompt"
 MASK = MaskSchema([MaskPlane("BAD", "bad")])
@@ -37,6 +54,24 @@ def an_image(detector: int) -> MaskedImage:
     image = MaskedImage(Image(pixels), variance=Image(np.abs(pixels) + 100), mask_schema=MASK)
     image.metadata["epoch"] = "new"
     return image
+
+
+IMAGE = "MaskedImageV2"
+
+
+def _show(self: PipelineTask, raw: Any) -> Struct:
+    return Struct(picture=an_image(int(raw["exposure"] % 10)))
+
+
+PictureTask = task(
+    "Picture",
+    {
+        "raw": RAW,
+        "picture": Output(name="picture", doc="", storageClass=IMAGE, dimensions=EXPOSURE),
+    },
+    module=__name__,
+    run=_show,
+)
 
 
 class Site:
@@ -53,7 +88,7 @@ class Site:
             self.universe = butler.dimensions
             self.ids = [butler.registry.expandDataId(instrument=NAME, detector=each) for each in range(3)]
         dimensions = ("instrument", "detector")
-        self.image = DatasetType("image", dimensions, "MaskedImageV2", universe=self.universe)
+        self.image = DatasetType("image", dimensions, IMAGE, universe=self.universe)
         self.catalog = DatasetType("catalog", dimensions, "StructuredDataDict", universe=self.universe)
         self.writer = DatasetWriter(ButlerConfig(str(folder / "template" / "repo")), self.universe)
 
@@ -164,6 +199,11 @@ def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Sit
     assert set(site.registered("image")) == {0, 1}
 
 
+def type_of(file: SpooledFile) -> str:
+    assert file.refs[0].datasetType is not None
+    return file.refs[0].datasetType.name
+
+
 def fail(*args: object) -> None:
     raise RuntimeError("no such recipe")
 
@@ -248,3 +288,31 @@ def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_pa
     Butler.makeRepo(str(tmp_path / "json"), config=as_json)
     writer = DatasetWriter(ButlerConfig(str(tmp_path / "json")), site.universe)
     assert writer.write_plain(image.content, image.ref, tmp_path) is None
+
+
+@pytest.mark.parametrize("packers", [0, 1])
+def test_a_worker_spools_images_uncompressed_if_they_are_packed(
+    rigs: MakeRig, tmp_path: Path, packers: int
+) -> None:
+    rig, worker = rigs(engine={"kind": "direct"}, export={"types": [".*"], "packers": packers})
+    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    worker.prepare(rig.order(main="Picture", before=""))
+    worker.ingest(rig.raw())
+    spool = Path(worker.process(Process(exposures=(FIRST,))).spool or "")
+    (file,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    assert file.plain == bool(packers)
+    assert [each.name for each in read_manifest(spool).files if each.plain] == [file.name] * packers
+    writer = DatasetWriter(
+        ButlerConfig(str(template_repo(rig.context.template))), template_dimensions(rig.context.template)
+    )
+    pack(spool, writer)
+    assert not any(each.plain for each in read_manifest(spool).files)
+    check_files(spool, read_manifest(spool))
+    assert "%" in spool.name
+    (packed,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    shutil.copy(spool / packed.name, tmp_path / "packed.fits")
+    with open_archive(tmp_path / "packed.fits") as reader:
+        found, info = reader.read(), reader.butler_info
+    assert packed.size_bytes < an_image(1).image.array.nbytes * 2
+    assert np.array_equal(found.image.array, an_image(1).image.array, equal_nan=True), "lossless by default"
+    assert [ref.datasetType.name for ref in info.provenance.inputs] == ["raw"]

@@ -208,7 +208,7 @@ class DirectEngine(Engine):
             self._input_reader(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
             self._memory_bytes,
-            BackgroundWriter(self._writer, self._folder),
+            BackgroundWriter(self._writer, self._folder, plain=self._plain),
         )
         urgent = labels_named(visit_inputs.shape.graph, self._urgent)
         runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)

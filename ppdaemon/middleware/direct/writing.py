@@ -34,10 +34,13 @@ type _Written = dict[uuid.UUID, tuple[str, str, bool] | str]
 
 
 class BackgroundWriter:
-    """Writes datasets into files in a folder on the RAM disk."""
+    """Writes datasets into files in a folder on the RAM disk; with `plain`, images that are queued are not
+    compressed.
+    """
 
-    def __init__(self, writer: DatasetWriter, folder: Path):
+    def __init__(self, writer: DatasetWriter, folder: Path, *, plain: bool = False):
         self.writer = writer
+        self.plain = plain
         self._folder = folder
         self._queue: deque[MemoryDataset] = deque()
         self._condition = threading.Condition()
@@ -87,7 +90,7 @@ class BackgroundWriter:
             if dataset.file is not None:  # a reader has written it: its content may be released
                 continue
             try:
-                dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
+                dataset.file = _file_of(dataset, content, self._folder, self.writer, plain=self.plain)
             except Exception as error:  # formatters are foreign code; write_outputs tries again
                 _LOG.info("cannot write %s in the background: %s", dataset.ref, describe(error))
             del content  # otherwise it stays in memory while this thread waits
@@ -182,16 +185,22 @@ def _write_one(
     """Return the file of a dataset, or why it cannot be written."""
     if dataset.file is not None:
         shutil.copyfile(dataset.file.path, folder / dataset.file.path.name)
-        return dataset.file.path.name, dataset.file.formatter, False
-    arguments = dataset.content, dataset.ref, folder, dataset.provenance
+        return dataset.file.path.name, dataset.file.formatter, dataset.file.plain
     try:
-        file = (writer.write_plain(*arguments) if plain else None) or writer.write(*arguments)
+        file = _file_of(dataset, dataset.content, folder, writer, plain=plain)
     except Exception as error:  # formatters are foreign code
         failure = write_failure(error)
         _LOG.error("%s cannot be written, it is not exported", dataset.ref, exc_info=error)
         _remove_unfinished([dataset], folder)
         return failure
     return file.path.name, file.formatter, file.plain
+
+
+def _file_of(
+    dataset: MemoryDataset, content: object, folder: Path, writer: DatasetWriter, *, plain: bool
+) -> LocatedFile:
+    arguments = content, dataset.ref, folder, dataset.provenance
+    return (writer.write_plain(*arguments) if plain else None) or writer.write(*arguments)
 
 
 def write_failure(error: Exception) -> str:

@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lsst.daf.butler import ButlerConfig, DatasetRef
@@ -144,13 +145,24 @@ def pack(spool: Path, writer: DatasetWriter) -> None:
     """
     try:
         manifest = read_manifest(spool)
-        files = tuple(_packed(spool, file, writer) if file.plain else file for file in manifest.files)
+        with _without_percent(spool) as folder:
+            files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
         sync_all(spool / file.name for file in files)
         replace_manifest(spool, manifest.model_copy(update={"files": files}))
         for name in {file.name for file in manifest.files}.difference(file.name for file in files):
             (spool / name).unlink(missing_ok=True)
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
+
+
+@contextmanager
+def _without_percent(folder: Path) -> Iterator[Path]:
+    """Yield another path of a folder: ``lsst.images`` takes percent signs in one for quoted characters."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFile:
@@ -170,7 +182,8 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
         written = writer.write(content, ref, folder, None if info is None else info.provenance).path
         target = written.rename(spool / f"packed-{written.name}")
     except Exception as error:  # formatters are foreign code
-        _LOG.error("%s of %s is registered without compression: %s", file.name, spool.name, describe(error))
+        name = os.path.basename(os.path.realpath(spool))
+        _LOG.error("%s of %s is registered without compression: %s", file.name, name, describe(error))
         return as_spooled
     finally:
         shutil.rmtree(folder, ignore_errors=True)
