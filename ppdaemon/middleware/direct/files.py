@@ -42,7 +42,14 @@ from lsst.utils.introspection import get_full_type_name
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported, Unwritten
 
-__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_dataset")
+__all__ = (
+    "DatasetWriter",
+    "MemoryDataset",
+    "TransferredDataset",
+    "as_read",
+    "read_dataset",
+    "read_plain",
+)
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 
@@ -214,6 +221,15 @@ class DatasetWriter:
         descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
         formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
         return formatter.make_updated_location(location), formatter
+
+
+def read_plain(path: Path) -> tuple[Any, DatasetProvenance | None]:
+    """Read an image that `DatasetWriter.write_plain` has written, and its provenance."""
+    from lsst.images.serialization import open_archive
+
+    with open_archive(path) as reader:
+        info = reader.butler_info
+        return reader.read(), None if info is None else info.provenance
 
 
 def _writes_archives(formatter: Formatter | FormatterV2) -> bool:

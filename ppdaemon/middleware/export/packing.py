@@ -21,7 +21,7 @@ from ppdaemon.durable import sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
-from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.files import DatasetWriter, read_plain
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.export.checksums import checksum_of
 from ppdaemon.middleware.export.spool import (
@@ -172,14 +172,10 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
         return as_spooled  # the exporter compares it again, and quarantines the spool
     folder = spool / f"packing-{uuid.uuid4()}"
     folder.mkdir()
-    # Imported here: it takes memory, and most spools of a site may have no images of this kind.
-    from lsst.images.serialization import open_archive
-
     try:
-        with open_archive(path) as reader:
-            content, info = reader.read(), reader.butler_info
+        content, provenance = read_plain(path)
         ref = DatasetRef.from_simple(file.refs[0], universe=writer.universe)
-        written = writer.write(content, ref, folder, None if info is None else info.provenance).path
+        written = writer.write(content, ref, folder, provenance).path
         target = written.rename(spool / f"packed-{written.name}")
     except Exception as error:  # formatters are foreign code
         name = os.path.basename(os.path.realpath(spool))
