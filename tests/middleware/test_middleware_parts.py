@@ -14,6 +14,8 @@ from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
 from ppdaemon.clock import Clock
+from ppdaemon.config import ExportConfig
+from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
@@ -239,3 +241,8 @@ def test_a_record_has_no_value_that_databases_refuse(tmp_path: Path) -> None:
         assert stored.exposure_time is None
         assert (stored.observation_type, stored.observation_reason) == (None, None)
         assert (stored.science_program, stored.target_name) == (None, 300 * "x")
+
+
+def test_after_an_outage_the_first_try_of_an_export_comes_within_ten_seconds() -> None:
+    # The last try before the end may wait for a server that does not answer; a pause follows.
+    assert work.CONNECT_S + ExportConfig().retry_s <= 10.0

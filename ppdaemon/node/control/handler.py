@@ -68,8 +68,7 @@ class RequestHandler:
             case reports.ExportRequest(action="init"):
                 return reports.Ok(data=await self.status.exporter.mark_datastore())
             case reports.ExportRequest():
-                self.status.exporter.hurry()
-                return reports.Ok()
+                return reports.Ok(data=self.status.exporter.hurry())
             case reports.RestartRequest(slot=number) | reports.KillRequest(slot=number):
                 if number not in self.pool.slots:
                     return not_found(f"there is no slot {number}")

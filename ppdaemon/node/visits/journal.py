@@ -21,7 +21,7 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
-from ppdaemon.reports import REQUEUED
+from ppdaemon.reports import GIVEN_UP, REQUEUED
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
@@ -193,12 +193,21 @@ class Journal(SqliteFile):
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
                     )
-                case model.MarkLost(keys=keys):
+                case model.MarkGivenUp(types=types):
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_set(figures, '$.{GIVEN_UP}', ?) WHERE {_IS_KEY}",
+                        [(text, *key) for key, text in types.items()],
+                    )
+                case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.
                     self._db.executemany(
                         "UPDATE attempt SET outcome = ?, reason = ?, retriable = (no_return = ''),"
-                        f" datasets = 0 WHERE {_IS_KEY} AND boot != ?",
-                        [(Outcome.INTERRUPTED, LOST, *key, self._clock.boot()) for key in keys],
+                        f" datasets = 0 WHERE {_IS_KEY} AND (? OR boot != ?)"
+                        " AND json_extract(stages, '$.central') IS NULL",
+                        [
+                            (Outcome.INTERRUPTED, reason or LOST, *key, bool(reason), self._clock.boot())
+                            for key in keys
+                        ],
                     )
                 case model.MarkCatchup(keys=keys, state=state, run=run, tai=tai):
                     mark_catchup(self._db, keys, state, run, tai)
