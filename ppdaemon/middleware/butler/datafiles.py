@@ -67,6 +67,8 @@ class LocatedFile:
     formatter: str
     """Name of the class that reads it."""
     refs: tuple[DatasetRef, ...]
+    plain: bool = False
+    """Whether images in it are not compressed yet."""
     member: str = ""
     """If the file is an archive: the fragment of a URI that names the dataset in it."""
 

@@ -73,6 +73,7 @@ class FileWriter:
         datastore = config["datastore"]
         if datastore["cls"] != _FILE_DATASTORE:
             raise UnknownDatastore(f"a local repo with a {datastore['cls']}")
+        self.universe = universe
         self._formatters = FormatterFactory()
         self._formatters.registerFormatters(datastore["formatters"], universe=universe)
 

@@ -28,7 +28,7 @@ class LocalDataset:
         """Yield the datasets in files."""
         for file in files:
             for ref in file.refs:
-                yield cls(ref, LocatedFile(file.path, file.formatter, (ref,), file.member))
+                yield cls(ref, replace(file, refs=(ref,)))
 
     def within(self, collections: Container[str]) -> Iterator[tuple[str, Timespan | None]]:
         """Yield those of the collections that have it, and when it is valid there; `None` for always."""

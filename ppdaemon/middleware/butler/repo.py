@@ -38,7 +38,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.formatters import FileWriter, UnknownDatastore, read_dataset
 from ppdaemon.middleware.butler.localdatasets import LocalDataset, LocalDatasets
 
-__all__ = ("LocalRepo", "make_template", "template_dimensions")
+__all__ = ("LocalRepo", "make_template", "template_dimensions", "template_repo")
 
 _LOG = logging.getLogger(__name__)
 _REPO = "repo"
@@ -85,8 +85,13 @@ def make_template(
 
 def template_dimensions(template: Path) -> DimensionUniverse:
     """Return the dimensions of a template, which are those of the central repo."""
-    with Butler.from_config(str(template / _REPO), writeable=False) as butler:
+    with Butler.from_config(str(template_repo(template)), writeable=False) as butler:
         return butler.dimensions
+
+
+def template_repo(template: Path) -> Path:
+    """Return the root of the repo in a template."""
+    return template / _REPO
 
 
 _TEMPLATE_ELEMENTS = ("instrument", "detector", "physical_filter", "band", "visit_system")
@@ -316,7 +321,9 @@ class LocalRepo:
         try:
             with (
                 closing(
-                    sqlite3.connect(f"{_database_in(self._template / _REPO).as_uri()}?mode=ro", uri=True)
+                    sqlite3.connect(
+                        f"{_database_in(template_repo(self._template)).as_uri()}?mode=ro", uri=True
+                    )
                 ) as source,
                 closing(sqlite3.connect(_database_in(self.root), timeout=0.0)) as target,
             ):
@@ -334,7 +341,7 @@ class LocalRepo:
         self.close()
         if self.root.exists():
             shutil.rmtree(self.root)
-        shutil.copytree(self._template / _REPO, self.root, copy_function=shutil.copyfile)
+        shutil.copytree(template_repo(self._template), self.root, copy_function=shutil.copyfile)
         self._butler = Butler.from_config(str(self.root), writeable=True)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 """Datasets that tasks have put, in memory or in files."""
 
 import functools
+import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Column, Table
 from astropy.units import CompositeUnit, IrreducibleUnit, PrefixUnit, Unit
-from lsst.daf.butler import DatasetProvenance, DatasetRef
+from lsst.daf.butler import DatasetProvenance, DatasetRef, Formatter, FormatterV2
 from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
 from lsst.daf.butler.formatters.json import JsonFormatter
 from lsst.daf.butler.formatters.parquet import ASTROPY_PANDAS_INDEX_KEY, ParquetFormatter
@@ -20,13 +21,15 @@ from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.formatters import FileWriter
 from ppdaemon.middleware.run.engine import Unwritten
 
-__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read")
+__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_plain")
 
 _CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonFormatter)
 """Formatters of tables and text. What they read differs in many details from
 what was written: table metadata, masks, indexes, tuples, integers."""
 
 
+_UNCOMPRESSED = dict.fromkeys(("image", "variance", "mask"))
+"""Compression of the large arrays of ``lsst.images``: none."""
 _PLAIN_COLUMNS = frozenset(np.dtype(code).str for code in "?bhilqBHILQfd")
 _PLAIN_UNITS = (IrreducibleUnit, PrefixUnit, CompositeUnit, Unit)
 _PLAIN_VALUES = (bool, int, float, str, type(None))
@@ -81,6 +84,28 @@ class TransferredDataset:
 class DatasetWriter(FileWriter):
     """Writes what tasks have put, and decides what of it can stay in memory."""
 
+    def write_plain(
+        self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
+    ) -> LocatedFile | None:
+        """Write an image as `write` does, but uncompressed; return `None` if the dataset is no image of
+        ``lsst.images`` in FITS. The formatter can read it.
+        """
+        location, formatter = self.formatter(ref, folder)
+        if not _writes_archives(formatter) or location.uri.getExtension() != ".fits":
+            return None
+        # Imported here: most processes have no images of this kind, and it takes memory.
+        from lsst.images.serialization import ButlerInfo, write_archive
+
+        if not formatter.can_accept(content):
+            content = ref.datasetType.storageClass.coerce_type(content)
+        info = ButlerInfo(dataset=ref.to_simple(), provenance=provenance or DatasetProvenance())
+        path = Path(location.uri.ospath)
+        try:
+            write_archive(content, path, compression_options=_UNCOMPRESSED, butler_info=info)
+        except Exception as error:
+            raise RuntimeError(f"Failed to write dataset {ref} without compression.") from error
+        return LocatedFile(path, formatter.name(), (ref,), plain=True)
+
     def converts(self, ref: DatasetRef) -> bool:
         """Return whether a dataset that is read from its file may differ from the object that was put."""
         return isinstance(self.formatter(ref, Path("/"))[1], _CONVERTING)
@@ -98,6 +123,22 @@ class DatasetWriter(FileWriter):
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Return whether the formatter takes an object without conversion."""
         return bool(self.formatter(ref, Path("/"))[1].can_accept(content))
+
+
+def read_plain(path: Path) -> tuple[Any, DatasetProvenance | None]:
+    """Read an image that `DatasetWriter.write_plain` has written, and its provenance."""
+    from lsst.images.serialization import open_archive
+
+    with open_archive(path) as reader:
+        info = reader.butler_info
+        return reader.read(), None if info is None else info.provenance
+
+
+def _writes_archives(formatter: Formatter | FormatterV2) -> bool:
+    """Return whether a formatter writes as that of ``lsst.images``, which a class of its own may not."""
+    module = sys.modules.get("lsst.images.formatters")
+    write = getattr(formatter, "write_local_file", None)
+    return module is not None and getattr(write, "__func__", None) is module.GenericFormatter.write_local_file
 
 
 def as_read(table: Table) -> Table:

@@ -68,7 +68,7 @@ def take_files(
             raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
         if file.member:
             each = [(ref, files[ref.id]) for ref in members]
-            taken += [LocatedFile(target, one.formatter, (ref,), one.member) for ref, one in each]
+            taken += [LocatedFile(target, one.formatter, (ref,), member=one.member) for ref, one in each]
         else:
             taken.append(LocatedFile(target, file.formatter, tuple(members)))
     return taken
