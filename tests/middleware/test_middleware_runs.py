@@ -149,6 +149,7 @@ def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork])
     rig, worker = everything
     for links in (1, 2):  # the first worker creates them, the second one links them
         worker.prepare(rig.order(main="Short", before=""))
+        worker._repo.write_registry()
         (config_file,) = rig.context.runs.glob("*/*/*.py")
         assert config_file.stat().st_nlink == links
         worker.reset()
