@@ -218,7 +218,7 @@ class Job:
 
     @property
     def butler(self) -> Butler:
-        """The worker's repo, as `~ppdaemon.middleware.butler.repo.LocalRepo.butler`."""
+        """The Butler of the worker's repo, whose registry has all datasets (`lsst.daf.butler.Butler`)."""
         return self.repo.butler
 
 
