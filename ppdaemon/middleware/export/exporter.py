@@ -157,6 +157,7 @@ class CentralExporter:
         try:
             if self._mark is None:
                 self._mark = DatastoreMark(butler)
+                self._registrar.connect(butler)
         except DATABASE_ERRORS as error:
             raise self._unavailable(error) from error
         self._mark.check()

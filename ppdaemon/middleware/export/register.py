@@ -22,18 +22,30 @@ from pathlib import Path
 from urllib.parse import quote
 
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType, DimensionRecord, FileDataset
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    DataCoordinate,
+    DatasetId,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    DimensionUniverse,
+    FileDataset,
+    SerializedDatasetRef,
+)
 from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import begin_sync, sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
+from ppdaemon.middleware.export.rows import NewFile, RowIngest, problem
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
@@ -59,16 +71,23 @@ class _File:
     """A spooled file and its datasets."""
 
     spool: Path
+    path: Path
     spooled: SpooledFile
     refs: list[DatasetRef]
 
     @property
-    def path(self) -> Path:
-        return self.spool / self.spooled.name
+    def ids(self) -> list[DatasetId]:
+        """Ids of the datasets (`list`); those of the references are made anew each time."""
+        return [ref.id for ref in self.spooled.refs]
 
     def dataset(self, path: Path) -> FileDataset:
         """Return the file at another place, to be ingested."""
         return file_dataset(path, self.refs, self.spooled.formatter)
+
+    def new(self, path: Path) -> NewFile:
+        """Return the file at another place, in the filesystem of the datastore."""
+        refs = dict(zip(self.ids, self.refs, strict=True))
+        return NewFile(path, self.spooled.size_bytes, self.spooled.formatter, refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,16 @@ class Registrar:
         self.images = image_types(config.images)
         """Matches the names or storage classes of images."""
         self._owners = Owners()
+        self._rows: RowIngest | None = None
+
+    def connect(self, butler: Butler) -> None:
+        """Decide how files are ingested into a repo that was just opened."""
+        if reason := problem(butler):
+            _LOG.warning("files are ingested one by one, which is slower: %s", reason)
+            self._rows = None
+        else:
+            _LOG.info("files are ingested by inserting the rows of all of them at once")
+            self._rows = RowIngest(butler)
 
     def register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
         """Register the content of spools in two transactions, the second one for images.
@@ -162,12 +191,10 @@ class Registrar:
         self, butler: Butler, mark: DatastoreMark, records: list[DimensionRecord], files: list[_File]
     ) -> list[_File]:
         """Commit, retrying after collisions with other exporters; return the files that were new."""
-        with self._copied(butler, mark, files) as (copies, transfer):
+        with self._copied(butler, mark, files) as copies:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    _ingest(
-                        butler, mark, records, [file.dataset(copies[file.path]) for file in files], transfer
-                    )
+                    self._ingest(butler, mark, records, files, copies)
                     break
                 except ConflictingDefinitionError as error:
                     new = _without_existing(butler, files)
@@ -189,21 +216,21 @@ class Registrar:
     @contextmanager
     def _copied(
         self, butler: Butler, mark: DatastoreMark, files: Sequence[_File]
-    ) -> Iterator[tuple[Mapping[Path, Path], str]]:
+    ) -> Iterator[Mapping[Path, Path]]:
         """Copy files into the filesystem of the datastore, in a folder that is deleted afterwards; yield
-        where they are, and how to ingest them. Files for another kind of store are compared only.
+        where they are. Files for another kind of store are compared only.
         """
         mark.check()
         root = _local_root(butler)
         if root is None:
-            yield self._copy(files, None), "copy"
+            yield self._copy(files, None)
             return
         # Only this exporter uses the folder: files in it are leftovers of its previous run.
         incoming = root / f"incoming-{quote(self._node, safe='')}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
         try:
-            yield self._copy(files, incoming), "move"
+            yield self._copy(files, incoming)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
@@ -217,42 +244,53 @@ class Registrar:
             for number, file in enumerate(files)
         }
 
-        def copy(file: _File) -> BadMessage | None:
-            target = copies[file.path]
+        def copy(files: Sequence[_File]) -> BadMessage | None:
             try:
-                copy_checked(file.path, None if folder is None else target, file.spooled.checksum)
+                for file in files:
+                    if folder is None:
+                        copy_checked(file.path, None, file.spooled.checksum)
+                    else:
+                        copy_checked(file.path, copies[file.path], file.spooled.checksum)
             except BadMessage as error:
                 return error
-            if folder is not None:
-                begin_sync(target)
             return None
 
+        spools: dict[Path, list[_File]] = {}
+        for file in files:
+            spools.setdefault(file.spool, []).append(file)
         with ThreadPoolExecutor(self._copies, "copy") as threads:
-            errors = list(threads.map(copy, files))
-        faults = {file.spool: error for file, error in zip(files, errors, strict=True) if error is not None}
+            errors = list(threads.map(copy, spools.values()))
+        faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
         if folder is not None:
-            sync_all(copies.values())  # the spools will be deleted
+            for path in copies.values():
+                sync(path)  # the spools will be deleted
         return copies
 
-
-def _ingest(
-    butler: Butler,
-    mark: DatastoreMark,
-    records: list[DimensionRecord],
-    files: Sequence[FileDataset],
-    transfer: str,
-) -> None:
-    """Insert records and ingest files, all or nothing."""
-    with butler.transaction():
-        insert_records(butler, records)
-        if files:
-            butler.ingest(*files, transfer=transfer)
+    def _ingest(
+        self,
+        butler: Butler,
+        mark: DatastoreMark,
+        records: list[DimensionRecord],
+        files: Sequence[_File],
+        copies: Mapping[Path, Path],
+    ) -> None:
+        """Insert records and ingest files, all or nothing."""
+        with butler.transaction():
+            insert_records(butler, records)
+            if not files:
+                return
+            if self._rows is not None:
+                self._rows.ingest([file.new(copies[file.path]) for file in files])
+            else:
+                local = _local_root(butler) is not None
+                datasets = [file.dataset(copies[file.path]) for file in files]
+                butler.ingest(*datasets, transfer="move" if local else "copy")
+                if local:
+                    _sync_names(butler, [ref for file in files for ref in file.refs])
             # Before the commit: a dataset that is registered is on the disk, and the next export
             # of its spool does not copy it again.
-            if transfer == "move":
-                _sync_names(butler, [ref for file in files for ref in file.refs])
             mark.check()
 
 
@@ -276,11 +314,43 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
 
 
 def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:
+    references = _References(butler.dimensions)
     return [
-        _File(spool, file, [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs])
+        _File(spool, spool / file.name, file, [references.of(ref) for ref in file.refs])
         for spool, manifest in batch.items()
         for file in manifest.files
     ]
+
+
+class _References:
+    """Makes references, with one object for each dataset type and data ID: manifests repeat them."""
+
+    def __init__(self, universe: DimensionUniverse):
+        self._universe = universe
+        self._types: dict[object, DatasetType] = {}
+        self._ids: dict[object, DataCoordinate] = {}
+
+    def of(self, simple: SerializedDatasetRef) -> DatasetRef:
+        """Return a reference."""
+        kind, data_id = simple.datasetType, simple.dataId
+        assert kind is not None  # a spooled dataset has both
+        assert data_id is not None
+        dimensions = tuple(kind.dimensions or ())
+        type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
+        id_key = dimensions, data_id.records is None, *data_id.dataId.items()
+        if type_key in self._types and id_key in self._ids:
+            return DatasetRef(
+                self._types[type_key], self._ids[id_key], simple.run or "", id=simple.id, conform=False
+            )
+        ref = DatasetRef.from_simple(simple, universe=self._universe)
+        ref = DatasetRef(
+            self._types.setdefault(type_key, ref.datasetType),
+            self._ids.setdefault(id_key, ref.dataId),
+            ref.run,
+            id=simple.id,
+            conform=False,
+        )
+        return ref
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
