@@ -8,7 +8,7 @@ the others. Registering is done by `ppdaemon.middleware.export.register`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -103,7 +103,7 @@ class CentralExporter:
         invalid.
         """
         give_up_oldest_images(spools, self._registrar.images, excess_bytes)
-        present = [path for path in spools if path.exists()]
+        present = {path: None for path in spools if path.exists()}
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
         batch: Batch = {}
@@ -176,7 +176,7 @@ class CentralExporter:
                 ) from error
         return self._butler
 
-    def _read(self, spools: Sequence[Path], result: _Results) -> Batch:
+    def _read(self, spools: Iterable[Path], result: _Results) -> Batch:
         """Read the manifests; quarantine spools without a valid one."""
         batch: dict[Path, Manifest] = {}
         for spool in spools:

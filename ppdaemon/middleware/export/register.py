@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,7 +47,7 @@ from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
 from ppdaemon.middleware.export.rows import NewFile, RowIngest, problem
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile, image_types
+from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
 __all__ = ("DamagedSpools", "Registered", "Registrar")
@@ -108,6 +109,7 @@ class Registrar:
         self._copies = config.copies
         self.images = image_types(config.images)
         """Matches the names or storage classes of images."""
+        self._is_image = cache(self._is_image_type)
         self._owners = Owners()
         self._rows: RowIngest | None = None
 
@@ -127,9 +129,11 @@ class Registrar:
         another attempt or another host, are not changed. After an error it may be
         called again with the same spools.
         """
-        # It caches data IDs and their records, of which each manifest repeats a dozen.
-        files = PersistenceContextVars().run(_files, butler, batch)
-        for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
+        # It caches records of dimensions, which manifests repeat.
+        files, records = PersistenceContextVars().run(_parsed, butler, batch)
+        # By identity: hashes of dataset types are slow, and few are different objects.
+        types = {id(ref.datasetType): ref.datasetType for file in files for ref in file.refs}
+        for dataset_type in sorted(set(types.values())):
             butler.registry.registerDatasetType(dataset_type)
         # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
         # leave, nothing can be inserted into the run any more.
@@ -138,7 +142,6 @@ class Registrar:
                 butler.collections.register(run)
         unknown = _without_known(butler, files)
         wanted = self._without_shared(butler, _first_of_each(unknown))
-        records = _records(butler, batch.values())
         new = []
         for part in self._in_order(wanted):
             new += self._commit_new(butler, mark, records, part)
@@ -149,15 +152,14 @@ class Registrar:
     def _registered(
         self, batch: Mapping[Path, Manifest], unknown: Sequence[_File], new: Iterable[_File]
     ) -> Registered:
-        spools = {ref.id: file.spool for file in unknown for ref in file.refs}
-        exported = {ref.id: ref for file in new for ref in file.refs}
-        skipped = [
-            ref
-            for file in unknown
-            for ref in file.refs
-            if ref.id not in exported and ref.dataId.dimensions  # init-outputs are the same in each spool
-        ]
-        owned = [[(ref, batch[spools[ref.id]].key) for ref in refs] for refs in (exported.values(), skipped)]
+        exported = {id_ for file in new for id_ in file.ids}
+        owned: tuple[list[tuple[DatasetRef, SpoolKey]], list[tuple[DatasetRef, SpoolKey]]] = [], []
+        for file in unknown:
+            key = batch[file.spool].key
+            for id_, ref in zip(file.ids, file.refs, strict=True):
+                is_new = id_ in exported
+                if is_new or ref.dataId.dimensions:  # init-outputs are the same in each spool
+                    owned[not is_new].append((ref, key))
         notes = self._owners.record(*owned)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
         return Registered(len(exported), by_spool)
@@ -166,11 +168,11 @@ class Registrar:
         """Return the files that are no images, and the images; the records go with the first part."""
         parts: tuple[list[_File], list[_File]] = [], []
         for file in files:
-            parts[self._is_image(file.refs[0].datasetType)].append(file)
+            kind = file.refs[0].datasetType
+            parts[self._is_image(kind.name, kind.storageClass_name)].append(file)
         return [part for part in parts if part] or [[]]
 
-    def _is_image(self, dataset_type: DatasetType) -> bool:
-        names = dataset_type.name, dataset_type.storageClass_name
+    def _is_image_type(self, *names: str) -> bool:
         return any(self.images.fullmatch(name) for name in names)
 
     def _without_shared(self, butler: Butler, files: Iterable[_File]) -> list[_File]:
@@ -313,13 +315,15 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
             sync(folder)
 
 
-def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:
+def _parsed(butler: Butler, batch: Mapping[Path, Manifest]) -> tuple[list[_File], list[DimensionRecord]]:
+    """Return the files and the records of all manifests."""
     references = _References(butler.dimensions)
-    return [
+    files = [
         _File(spool, spool / file.name, file, [references.of(ref) for ref in file.refs])
         for spool, manifest in batch.items()
         for file in manifest.files
     ]
+    return files, _records(butler, batch.values())
 
 
 class _References:
@@ -337,20 +341,14 @@ class _References:
         assert data_id is not None
         dimensions = tuple(kind.dimensions or ())
         type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
-        id_key = dimensions, data_id.records is None, *data_id.dataId.items()
-        if type_key in self._types and id_key in self._ids:
-            return DatasetRef(
-                self._types[type_key], self._ids[id_key], simple.run or "", id=simple.id, conform=False
-            )
-        ref = DatasetRef.from_simple(simple, universe=self._universe)
-        ref = DatasetRef(
-            self._types.setdefault(type_key, ref.datasetType),
-            self._ids.setdefault(id_key, ref.dataId),
-            ref.run,
-            id=simple.id,
-            conform=False,
+        id_key = dimensions, id(data_id)  # manifests share them, and outlive this
+        if type_key not in self._types or id_key not in self._ids:
+            ref = DatasetRef.from_simple(simple, universe=self._universe)
+            self._types.setdefault(type_key, ref.datasetType)
+            self._ids[id_key] = ref.dataId
+        return DatasetRef(
+            self._types[type_key], self._ids[id_key], simple.run or "", id=simple.id, conform=False
         )
-        return ref
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
@@ -362,14 +360,15 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
             key = record.definition.name, record.dataId.required_values
-            found[key] = completed(found.get(key, record), record)
+            if found.setdefault(key, record) is not record:
+                found[key] = completed(found[key], record)
     return [found[key] for key in sorted(found)]
 
 
 def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
     """Remove files whose datasets were exported before: the reply to that export was lost."""
-    known = {ref.id for ref in butler.get_many_datasets([ref.id for file in files for ref in file.refs])}
-    return [file for file in files if not any(ref.id in known for ref in file.refs)]
+    known = {ref.id for ref in butler.get_many_datasets([id_ for file in files for id_ in file.ids])}
+    return [file for file in files if known.isdisjoint(file.ids)]
 
 
 def _first_of_each(files: Iterable[_File]) -> list[_File]:

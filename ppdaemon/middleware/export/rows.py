@@ -137,44 +137,35 @@ class RowIngest:
         datasets, collection = self._managers.datasets, self._managers.collections.find(run)
         types = {ref.datasetType.name: ref for ref in refs.values()}
         type_ids = {name: datasets._find_storage(name).dataset_type_id for name in types}
-        summary = CollectionSummary()
-        summary.add_datasets(types.values())
-        for governor in dimensions.governors:
-            summary.governors[governor] = {str(ref.dataId[governor]) for ref in refs.values()}
-        # One value for all: the conversion of an `astropy.time.Time` takes longer than the rest of a row.
-        now = astropy.time.Time.now()
+        typed = [(id_, type_ids[ref.datasetType.name]) for id_, ref in refs.items()]
+        # One value for all: to convert an `astropy.time.Time` takes longer than the rest of a row.
         if datasets._use_astropy_ingest_date:
-            ingest_date = sqlalchemy.literal(TimeConverter().astropy_to_nsec(now), sqlalchemy.BigInteger)
+            now = TimeConverter().astropy_to_nsec(astropy.time.Time.now())
+            ingest_date = sqlalchemy.literal(now, sqlalchemy.BigInteger)
         else:
             ingest_date = sqlalchemy.literal(datetime.datetime.now(datetime.UTC))
-        table = datasets._static.dataset
-        run_column = datasets._run_key_column
-        rows = [
-            {"id": id_, "dataset_type_id": type_ids[ref.datasetType.name], run_column: collection.key}
-            for id_, ref in refs.items()
-        ]
         with self._db._transaction() as (_, connection):
-            connection.execute(table.insert().values(ingest_date=ingest_date), rows)
+            connection.execute(
+                datasets._static.dataset.insert().values(ingest_date=ingest_date),
+                [
+                    {"id": id_, "dataset_type_id": type_id, datasets._run_key_column: collection.key}
+                    for id_, type_id in typed
+                ],
+            )
+        values = [ref.dataId.required_values for ref in refs.values()]
+        summary = CollectionSummary()
+        summary.add_datasets(types.values())
+        for number, name in enumerate(dimensions.required):
+            if name in dimensions.governors:
+                summary.governors[name] = {str(each[number]) for each in values}
         datasets._summaries.update(collection, type_ids.values(), summary)
-        tags = datasets._get_tags_table(datasets._get_dynamic_tables(dimensions))
-        collection_column = self._managers.collections.getCollectionForeignKeyName()
-        names = ("dataset_id", "dataset_type_id", collection_column, *dimensions.required)
+        run_column = self._managers.collections.getCollectionForeignKeyName()
+        columns = ("dataset_id", "dataset_type_id", run_column, *dimensions.required)
         self._db.insert(
-            tags,
+            datasets._get_tags_table(datasets._get_dynamic_tables(dimensions)),
             *(
-                dict(
-                    zip(
-                        names,
-                        (
-                            id_,
-                            type_ids[ref.datasetType.name],
-                            collection.key,
-                            *ref.dataId.required_values,
-                        ),
-                        strict=True,
-                    )
-                )
-                for id_, ref in refs.items()
+                dict(zip(columns, (*each, collection.key, *ids), strict=True))
+                for each, ids in zip(typed, values, strict=True)
             ),
         )
 
