@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ _KNOWN = {
 }
 """Classes of a registry whose tables get the rows, and the major versions of these tables."""
 _PARTS = ("datasets", "opaque", "datastores")
+_USED = attrgetter(
+    "_datastore._table.insert",
+    "_datastore._transaction",
+    "_datastore.bridge.insert",
+    "_datastore.locationFactory.fromPath",
+    "_datastore.templates.getTemplate",
+    "_registry._db._transaction",
+    "_registry._db.insert",
+    "_registry._managers.collections.find",
+    "_registry._managers.collections.getCollectionForeignKeyName",
+    "_registry._managers.datasets._find_storage",
+    "_registry._managers.datasets._get_dynamic_tables",
+    "_registry._managers.datasets._get_tags_table",
+    "_registry._managers.datasets._run_key_column",
+    "_registry._managers.datasets._static.dataset",
+    "_registry._managers.datasets._summaries.update",
+    "_registry._managers.datasets._use_astropy_ingest_date",
+    "_registry.expand_data_ids",
+)
+"""What is used of a Butler."""
 
 _ANY_TYPE = "ppdaemon_any_type"
 """Stands for the name of the dataset type in the name of a file."""
@@ -89,7 +110,7 @@ def problem(butler: Butler) -> str:
             name, version = type(part).__name__, part.newSchemaVersion()
             if version is None or version.major not in _KNOWN.get(name, ()):
                 return f"{name} {version} is not known"
-        RowIngest(butler)
+        _USED(butler)
     except AttributeError as error:
         return f"this version of lsst.daf.butler is not known: {error}"
     return ""
