@@ -142,8 +142,8 @@ class RowIngest:
             for id_, ref in file.refs.items():
                 groups.setdefault((ref.run, ref.datasetType.dimensions), {})[id_] = ref
         try:
-            # Sorted: two transactions that insert into the same runs in different orders would deadlock.
-            for key in sorted(groups, key=lambda key: key[0]):
+            # Sorted: two transactions that insert the same datasets in different orders would deadlock.
+            for key in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
                 self._insert_datasets(*key, groups[key])
             places = self._places(files)
             self._insert_files(files, [name for name, _ in places])
