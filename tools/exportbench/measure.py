@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures exports of the outputs of one exposure to a central repo."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -260,6 +261,7 @@ def measure_database(
         # The first export of a night makes run and chain; the exporter is connected then.
         first = batched.export(spools[:1])
         before = _tables(central)
+        gc.collect()  # the garbage of others is not collected within a sample
         with _timed(samples, "batched"), _split(samples):
             exported = batched.export(spools[1:])
     if first.datasets + exported.datasets != amounts.datasets:
@@ -371,6 +373,7 @@ def _measure_bare(repo: Path, before: _Rows, after: _Rows, samples: dict[str, fl
     first, second = _added(_tables(repo), before), _added(before, after)
     with engine.begin() as connection:
         _insert(connection, metadata, first)
+    gc.collect()
     with _timed(samples, "bare"), engine.begin() as connection:
         _insert(connection, metadata, second)
     engine.dispose()

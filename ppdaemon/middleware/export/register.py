@@ -336,9 +336,9 @@ class _References:
 
     def of(self, simple: SerializedDatasetRef) -> DatasetRef:
         """Return a reference."""
-        kind, data_id = simple.datasetType, simple.dataId
-        assert kind is not None  # a spooled dataset has both
-        assert data_id is not None
+        kind, data_id, run = simple.datasetType, simple.dataId, simple.run
+        if kind is None or data_id is None or run is None:
+            return DatasetRef.from_simple(simple, universe=self._universe)  # its error tells what is missing
         dimensions = tuple(kind.dimensions or ())
         type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
         id_key = dimensions, id(data_id)  # manifests share them, and outlive this
@@ -346,9 +346,7 @@ class _References:
             ref = DatasetRef.from_simple(simple, universe=self._universe)
             self._types.setdefault(type_key, ref.datasetType)
             self._ids[id_key] = ref.dataId
-        return DatasetRef(
-            self._types[type_key], self._ids[id_key], simple.run or "", id=simple.id, conform=False
-        )
+        return DatasetRef(self._types[type_key], self._ids[id_key], run, id=simple.id, conform=False)
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
