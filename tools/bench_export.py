@@ -61,10 +61,13 @@ def command(
     "direct" is what a service without a spool does: each worker copies its
     outputs with transfer_from, as many workers at once as there are cores.
     "batched" is one export of all spools. "registered" is the batched time
-    without the copies, per dataset; "bare" inserts the same rows into the same
+    without the copies, per dataset. Of it, files are "placed" (renamed, and their
+    folders synced), spools "removed"; "rows" is the rest, from reading the
+    manifests to the commits. "bare" inserts the same rows into the same
     tables in one transaction; "statements" is the part of the database in the
-    batched time, with its queries. "held" is the time for which a worker writes its
-    spool; "before" is the same without checksums, file by file.
+    batched time, with its queries. CPU times are those of the exporter and of the
+    workers, without the database's server. "held" is the time for which a worker
+    writes its spool; "before" is the same without checksums, file by file.
     """
     from exportbench.measure import Amounts, make_local, measure_database, measure_held
 
