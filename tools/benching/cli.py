@@ -19,10 +19,10 @@ from benching.results import Goal, Results, Scalar, as_json, explain, flatten, m
 from ppdaemon.commandline import run_command
 from ppdaemon.states import ExitCode
 
-__all__ = ("Bench", "options", "progress", "run")
+__all__ = ("Bench", "folder_options", "options", "progress", "run")
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
-_COMMON = (
+_FOLDERS = (
     click.option(
         "--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="Existing folder on a tmpfs."
     ),
@@ -32,6 +32,9 @@ _COMMON = (
         type=_FOLDER,
         help="Existing folder on a disk.  [default: the system's]",
     ),
+)
+_COMMON = (
+    *_FOLDERS,
     click.option("--quick", is_flag=True, help="What make bench measures, for all options that are not set."),
     click.option("--check", is_flag=True, help="Exit with 1 if a goal is missed, and print which."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -65,6 +68,11 @@ class Bench:
             for name in names:
                 click.echo(f"missed: {explain(name, flat[name], goals[name])}", err=True)
             raise SystemExit(ExitCode.FAILED)
+
+
+def folder_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the options ``scratch`` and ``ramdisk``."""
+    return functools.reduce(lambda decorated, option: option(decorated), _FOLDERS, command)
 
 
 def options[R](quick: Mapping[str, Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:

@@ -3,7 +3,7 @@
 detector's work on it: assembly, sky, template of four patches, subtraction, sources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,10 @@ class FullSizeRaws:
         return primary.header.tostring().encode() + self._amplifiers, encode_sidecar(header)
 
 
-def make_central(root: Path, detector: int, shape: tuple[int, int]) -> None:
-    """Make a central repo with the calibrations of one detector, and the patches over it."""
+def make_central(root: Path, detector: int, filters: Iterable[str], shape: tuple[int, int]) -> None:
+    """Make a central repo with the calibrations of one detector, and the patches over it, in some
+    filters.
+    """
     with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
         camera = FullSizeCam()
         camera.register(butler.registry)
@@ -127,15 +129,16 @@ def make_central(root: Path, detector: int, shape: tuple[int, int]) -> None:
         flat = Image(1 + 0.01 * noise)
         refs = [butler.put(Image(noise), "bias", data_id, run=f"{calibs}/bench")]
         refs += [
-            butler.put(flat, "flat", data_id, physical_filter=name, run=f"{calibs}/bench")
-            for name in FILTER_BANDS
+            butler.put(flat, "flat", data_id, physical_filter=name, run=f"{calibs}/bench") for name in filters
         ]
         butler.registry.certify(calibs, refs, Timespan(None, None))
-        _put_templates(butler, Image(_SKY_ADU / 100 * noise), templates)
+        _put_templates(
+            butler, Image(_SKY_ADU / 100 * noise), [FILTER_BANDS[name] for name in filters], templates
+        )
         mark_datastore(butler)
 
 
-def _put_templates(butler: Butler, image: Image, run: str) -> None:
+def _put_templates(butler: Butler, image: Image, bands: Iterable[str], run: str) -> None:
     """Put four patches in each band, each of which has the region of the whole tract."""
     tract = TractMap.around(demo_skies()[0])
     region = tract.region(tract.projection.pixel_frame.bbox)
@@ -155,7 +158,7 @@ def _put_templates(butler: Butler, image: Image, run: str) -> None:
             "region": region,
         }
         sync("patch", record)
-        for band in FILTER_BANDS.values():
+        for band in bands:
             butler.put(image, "template", place, band=band, run=run)
 
 

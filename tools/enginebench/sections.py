@@ -11,7 +11,7 @@ from enginebench import fullsize
 from enginebench.camera import make_central, write_pipeline
 from enginebench.worker import DETECTOR, Setup
 from ppdaemon.demo.central import make_apdb, make_central_repo
-from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
 from ppdaemon.demo.plan import ExposurePlan
 from ppdaemon.demo.raws import detector_names, encode_blank, publish, raw_path
 from ppdaemon.demo.rules import DemoRule, main_rules, preprocessing_rules
@@ -128,12 +128,13 @@ def prepare(
     _write_raws(section, folders, visits)
     progress(f"{len(visits)} raws")
     central = folders.disk / "central"
+    filters = sorted({visit.exposures[0].physical_filter for visit in visits})
     if section.pipeline == "Detector":
-        fullsize.make_central(central, DETECTOR, folders.shape)
+        fullsize.make_central(central, DETECTOR, filters, folders.shape)
     elif section.blank:
         make_central(central)
     else:
-        bands = sorted({visit.exposures[0].physical_filter.split("_")[0] for visit in visits})
+        bands = [FILTER_BANDS[name] for name in filters]
         make_central_repo(central, bands=bands, detectors=[DETECTOR], progress=progress)
     make = _blank_setup if section.blank else _demo_setup
     return {name: make(section, folders, name, *worker) for name, worker in section.workers.items()}

@@ -64,13 +64,13 @@ class Observatory:
             raise BenchFailed(f"cancellation of {group}: {answer}")
         return began
 
-    def wait(self, condition: Callable[[], object], limit_s: float = STEP_S) -> None:
+    def wait(self, condition: Callable[[], object], limit_s: float = STEP_S, pause_s: float = POLL_S) -> None:
         """Wait for a condition; raise `BenchFailed` if it takes too long."""
         until = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > until:
                 raise BenchFailed(f"not within {limit_s:g} s{self.telescope.story()}")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
 
     def wait_for_all(self, records: Records, group: str) -> float:
         """Wait until each detector has its line; return the time of the last one."""
