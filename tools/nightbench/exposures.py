@@ -4,7 +4,7 @@
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,11 @@ class _Night:
         """Announce a visit, rename its raws, wait until its outputs are exported."""
         observatory, group = self._observatory, f"night{number}"
         before = self._cpu_s()
-        announced = observatory.announce(group, "scripted")
+        announced = observatory.announce(group, "scripted") + _tai_offset()
         observatory.wait_for_all(observatory.prepared, group)
         waiting = {SlotState.WAITING: observatory.detectors}
         observatory.wait(lambda: self._node.status().slots == waiting, pause_s=ASK_S)
-        written = self._write(number, group)
+        complete = self._write(number, group)
         observatory.wait_for_all(observatory.released, group)
         exported = number * observatory.detectors
         # By its files: each question would take time of the supervisor that is measured.
@@ -92,9 +92,10 @@ class _Night:
         observatory.wait(lambda: len(self._exported(group)) == observatory.detectors, pause_s=ASK_S)
         if counted:
             self.samples.add_cpu(before, self._cpu_s())
-            self.samples.add(range(observatory.detectors), self._times(group, announced, written))
+            self.samples.add(range(observatory.detectors), self._times(group, announced, complete))
 
-    def _write(self, number: int, group: str) -> Written:
+    def _write(self, number: int, group: str) -> dict[int, float]:
+        """Rename the raws of an exposure; return when, TAI seconds, by detector."""
         answers: list[Written] = []
 
         def answered() -> bool:
@@ -104,7 +105,8 @@ class _Night:
 
         self._writer.send(Expose(number, group, within_s=0.0, renamed=True))
         self._observatory.wait(answered)
-        return answers[0]
+        offset = _tai_offset()
+        return {detector: at + offset for detector, at in answers[0].complete.items()}
 
     def _exported(self, group: str) -> dict[int, dict[str, float]]:
         rows = self._node.visit(group)
@@ -114,14 +116,14 @@ class _Night:
             if Stage.CENTRAL in row.stages and row.outcome == Outcome.SUCCEEDED
         }
 
-    def _times(self, group: str, announced: float, written: Written) -> dict[int, dict[str, float]]:
-        # The journal has TAI, the bench's own times are monotonic.
-        offset = Clock().tai() - time.monotonic()
+    def _times(
+        self, group: str, announced: float, complete: Mapping[int, float]
+    ) -> dict[int, dict[str, float]]:
         found = self._exported(group)
         for detector, times in found.items():
-            times |= {"announced": announced + offset}
-            if detector in written.complete:
-                times[COMPLETE] = written.complete[detector] + offset
+            times["announced"] = announced
+            if detector in complete:
+                times[COMPLETE] = complete[detector]
         return found
 
     def _cpu_s(self) -> dict[str, float]:
@@ -131,6 +133,13 @@ class _Night:
             _, _, kind = title(pid).partition("ppdaemon ")
             found[kind.partition(" ")[0]] += cpu_s(pid)
         return dict(found)
+
+
+def _tai_offset() -> float:
+    """Return TAI minus the monotonic clock: called soon after a time that is converted, because the
+    system's clock may be slewed.
+    """
+    return Clock().tai() - time.monotonic()
 
 
 def _growth(observatory: Observatory, visits: int, progress: Callable[[str], None]) -> dict[str, Scalar]:
