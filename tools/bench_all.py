@@ -3,6 +3,7 @@
 """Run the quick settings of all benches, and compare them with their goals and the baseline."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -57,9 +58,17 @@ def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
         left = sum(SECONDS[each] for each in names[number - 1 :])
         passed = time.monotonic() - began
         progress(f"--- {number} of {len(names)}: {name}; {passed:.0f} s passed, about {left} s left")
+        used_s = _cpu_s()
         found[name] = run_bench(name, folders)
+        used_s, took_s = _cpu_s() - used_s, time.monotonic() - began - passed
+        progress(f"--- {name} took {took_s:.0f} s, and {used_s:.0f} s of CPU time")
     progress(f"--- {time.monotonic() - began:.0f} s")
     return found
+
+
+def _cpu_s() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 @click.command(name="bench_all", context_settings={"help_option_names": ["-h", "--help"]})

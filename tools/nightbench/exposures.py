@@ -96,17 +96,10 @@ class _Night:
 
     def _write(self, number: int, group: str) -> dict[int, float]:
         """Rename the raws of an exposure; return when, TAI seconds, by detector."""
-        answers: list[Written] = []
-
-        def answered() -> bool:
-            answer = self._writer.receive()
-            answers.extend([] if answer is None else [answer])
-            return answer is not None
-
-        self._writer.send(Expose(number, group, within_s=0.0, renamed=True))
-        self._observatory.wait(answered)
+        order = Expose(number, group, within_s=0.0, renamed=True)
+        written: Written = self._writer.execute(order, self._observatory.wait)
         offset = _tai_offset()
-        return {detector: at + offset for detector, at in answers[0].complete.items()}
+        return {detector: at + offset for detector, at in written.complete.items()}
 
     def _exported(self, group: str) -> dict[int, dict[str, float]]:
         rows = self._node.visit(group)
