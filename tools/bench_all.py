@@ -3,6 +3,7 @@
 """Run the quick settings of all benches, and compare them with their goals and the baseline."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def run_bench(name: str, folders: list[str]) -> Measured | str:
 def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
     """Run benches one after the other."""
     found: dict[str, Measured | str] = {}
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     for number, name in enumerate(names, start=1):
         left = sum(SECONDS[each] for each in names[number - 1 :])
         passed = time.monotonic() - began
@@ -62,7 +63,9 @@ def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
         found[name] = run_bench(name, folders)
         used_s, took_s = _cpu_s() - used_s, time.monotonic() - began - passed
         progress(f"--- {name} took {took_s:.0f} s, and {used_s:.0f} s of CPU time")
-    progress(f"--- {time.monotonic() - began:.0f} s")
+    progress(
+        f"--- {time.monotonic() - began:.0f} s; the load was {load:.1f} before and is {os.getloadavg()[0]:.1f}"
+    )
     return found
 
 

@@ -62,7 +62,8 @@ def command(
     "batched" is one export of all spools. "registered" is the batched time
     without the copies, per dataset; "bare" inserts the same rows into the same
     tables in one transaction; "statements" is the part of the database in the
-    batched time, with its queries. "held" is the time for which a worker writes its
+    batched time, with its queries. "cpu_ratio" is the exporter's CPU time over
+    that of all workers of "direct". "held" is the time for which a worker writes its
     spool; "before" is the same without checksums, file by file.
     """
     from exportbench.measure import Amounts, make_local, measure_database, measure_held

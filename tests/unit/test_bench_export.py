@@ -12,7 +12,7 @@ def results():
 
 
 SAMPLES = {
-    **{"direct_s": 60.0, "direct_cpu_s": 50.0, "batched_s": 6.0, "batched_cpu_s": 4.0, "copied_s": 2.0},
+    **{"direct_s": 60.0, "direct_cpu_s": 50.0, "batched_s": 6.0, "batched_cpu_s": 5.0, "copied_s": 2.0},
     **{"registered_s": 4.0, "statements_s": 1.0, "bare_s": 2.0, "bare_rows": 9000.0, "transactions": 2.0},
 }
 
@@ -20,6 +20,7 @@ SAMPLES = {
 def test_a_database_is_summarized_by_ratios_and_by_the_cost_of_a_dataset(results):
     found = results.summarize_database("sqlite", SAMPLES, 2000)
     assert (found["sqlite_faster"], found["sqlite_transactions"]) == (10.0, 2.0)
+    assert found["sqlite_cpu_ratio"] == 0.1
     assert (found["sqlite_registered_us"], found["sqlite_bare_us"]) == (2000.0, 1000.0)
     assert (found["sqlite_registration_ratio"], found["sqlite_statements_ratio"]) == (2.0, 0.5)
 
@@ -35,6 +36,7 @@ def test_held_workers_are_compared_at_the_95th_percentile(results):
     [
         ({}, []),
         ({"batched_s": 11.0}, ["sqlite_faster"]),
+        ({"batched_cpu_s": 6.0}, ["sqlite_cpu_ratio"]),
         ({"transactions": 4.0}, ["sqlite_transactions"]),
         ({"registered_s": 5.0}, ["sqlite_registration_ratio"]),
     ],

@@ -10,8 +10,8 @@ __all__ = ("GOALS", "per_thousand")
 GOALS: Mapping[str, Goal] = {
     "fork_ready_ms": Goal(100),
     "fork_over_spawn": Goal(15, "at least", "ratio"),
-    "idle_private_mb": Goal(25),
-    "supervisor_cpu_percent": Goal(2),
+    "idle_private_mb": Goal(15),
+    "supervisor_cpu_percent": Goal(0.8),
     "supervisor_mb": Goal(150),
     "threads_per_worker": Goal(0.01),
     "reserve_205_ms": Goal(250),
