@@ -40,15 +40,14 @@ def run_bench(name: str, folders: list[str]) -> Measured | str:
     """Run a bench; return what it measured, or why it failed."""
     command = [sys.executable, TOOLS / f"{name}.py", "--quick", "--json", *folders]
     limit_s = SLOWER * SECONDS[name]
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=limit_s, check=False
-        )
-        if done.returncode == 0:
-            return measured_by(json.loads(done.stdout))
-    except subprocess.TimeoutExpired:
-        return f"not within {limit_s} s"
-    return f"exited with {done.returncode}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        try:
+            printed, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return f"not within {limit_s} s"
+        finally:
+            process.terminate()  # if it still runs: it deletes its folders
+    return f"exited with {process.returncode}" if process.returncode else measured_by(json.loads(printed))
 
 
 def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
@@ -63,9 +62,8 @@ def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
         found[name] = run_bench(name, folders)
         used_s, took_s = _cpu_s() - used_s, time.monotonic() - began - passed
         progress(f"--- {name} took {took_s:.0f} s, and {used_s:.0f} s of CPU time")
-    progress(
-        f"--- {time.monotonic() - began:.0f} s; the load was {load:.1f} before and is {os.getloadavg()[0]:.1f}"
-    )
+    loads = f"{load:.1f} before, {os.getloadavg()[0]:.1f} now"
+    progress(f"--- {time.monotonic() - began:.0f} s; load {loads}")
     return found
 
 

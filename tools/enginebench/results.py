@@ -41,6 +41,7 @@ _FIRST = ("prepare_ms", "warm_ms", "total_ms", "held_ms", "free_ms", "visit_ms",
 
 _WHOLE = {
     "prepare": ("prepare_ms",) * 2,
+    "prepare_cpu": ("prepare_cpu_ms",) * 2,
     "raw_to_free": ("raw_to_free_ms",) * 2,
     "cpu": ("cpu_ms",) * 2,
 }
@@ -86,6 +87,9 @@ _TENTH, _FIFTEENTH, _FIFTIETH = _ratio(1 / 10), _ratio(1 / 15), _ratio(1 / 50)
 GOALS: Mapping[str, Goal] = {
     "ratios.prepare_of_separable": _ratio(0.65),
     "ratios.prepare_of_separable_appipe": _ratio(0.45),
+    "ratios.prepare_cpu_of_separable": _ratio(0.65),
+    "ratios.prepare_cpu_of_separable_appipe": _ratio(0.45),
+    "ratios.cpu_of_separable": _ratio(0.2),
     "ratios.held_of_floor": _ratio(2),
     "ratios.held_of_floor_appipe": _ratio(1.2),
     "ratios.free_of_floor": _ratio(3),

@@ -63,9 +63,10 @@ class _StageTimes:
     def __call__(self, fact: StageReached | Connecting) -> None:
         if isinstance(fact, StageReached):
             self.at_s[fact.stage] = time.perf_counter()
-            if tasks := fact.detail.get("tasks"):  # label, begin, end, error of each, as for the traces
-                age_s = self._clock.tai() - max(end for _, _, end, _ in tasks)
-                self.last_task_s = time.perf_counter() - age_s
+        if isinstance(fact, StageReached) and fact.stage is Stage.PROCESSED:
+            # Label, begin, end, error of each task, as for the traces: the end is before this report.
+            age_s = self._clock.tai() - max(end for _, _, end, _ in fact.detail["tasks"])
+            self.last_task_s = time.perf_counter() - age_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +187,8 @@ class _BenchVisit:
             results = self._times(begun.at_s)
         answered = _Used.now()
         results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(self.context.repo)}
-        if (
-            first and spool
-        ):  # the outputs that a run has only once are exported now, as in a node's first visit
+        if first and spool:
+            # The outputs that a run has only once are exported now, as in a node's first visit.
             work.open_exporter(self.context).export([Path(spool)])
         cleaning = _Used.now()
         self.worker.reset()
