@@ -4,7 +4,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -58,18 +57,10 @@ def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
         left = sum(SECONDS[each] for each in names[number - 1 :])
         passed = time.monotonic() - began
         progress(f"--- {number} of {len(names)}: {name}; {passed:.0f} s passed, about {left} s left")
-        used_s = _cpu_s()
         found[name] = run_bench(name, folders)
-        used_s, took_s = _cpu_s() - used_s, time.monotonic() - began - passed
-        progress(f"--- {name} took {took_s:.0f} s, and {used_s:.0f} s of CPU time")
     loads = f"{load:.1f} before, {os.getloadavg()[0]:.1f} now"
     progress(f"--- {time.monotonic() - began:.0f} s; load {loads}")
     return found
-
-
-def _cpu_s() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime
 
 
 @click.command(name="bench_all", context_settings={"help_option_names": ["-h", "--help"]})

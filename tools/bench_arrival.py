@@ -14,7 +14,7 @@ from benching.folders import FolderRoots
 from benching.results import Scalar
 
 SECTIONS = (*SOURCES, "races", "storm", "old")
-QUICK = {"exposures": 4, "within_s": 1.0, "races": 500, "storm": 4000, "old": 50_000}
+QUICK = {"exposures": 3, "within_s": 1.0, "races": 500, "storm": 4000, "old": 50_000}
 
 
 def measure(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LS
     from preloadbench.repo import Size
     from preloadbench.worker import Host
 
-QUICK = {"workers": 2, "visits": 3, "rounds": 1, "image_mb": 10.0}
+QUICK = {"workers": 2, "visits": 3, "rounds": 1, "epochs": 2, "tracts": 2, "image_mb": 10.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ async def _fork(config: NodeConfig, runs: int) -> tuple[list[WorkerStart], float
     """Return the measurements of each worker, and the private memory of the zygote."""
     async with _zygote(1, config) as zygote:
         starts = [await zygote.start_worker(number) for number in range(runs)]
-        return starts(zygote.generation.pid)
+        return starts, private_mb(zygote.generation.pid)
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
