@@ -21,14 +21,14 @@ from ppdaemon.states import ExitCode
 TOOLS = Path(__file__).parent
 BASELINE = TOOLS / "baseline.json"
 SECONDS = {
-    "bench_engine": 170,
-    "bench_preload": 40,
-    "bench_export": 45,
-    "bench_pool": 75,
-    "bench_arrival": 75,
+    "bench_engine": 200,
+    "bench_preload": 50,
+    "bench_export": 30,
+    "bench_pool": 60,
+    "bench_arrival": 80,
     "bench_fanout": 50,
     "bench_operator": 50,
-    "bench_night": 90,
+    "bench_night": 75,
 }
 """What each takes with ``--quick`` on two idle cores, in the order of running."""
 SLOWER = 10
@@ -37,7 +37,7 @@ SLOWER = 10
 
 def run_bench(name: str, folders: list[str]) -> Measured | str:
     """Run a bench; return what it measured, or why it failed."""
-    command = [sys.executable, TOOLS / f"{name}.py", "--quick", "--json", *folders]
+    command = [sys.executable, str(TOOLS / f"{name}.py"), "--quick", "--json", *folders]
     limit_s = SLOWER * SECONDS[name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
         try:

@@ -97,7 +97,7 @@ GOALS: Mapping[str, Goal] = {
     "ratios.raw_to_free_of_separable": _TENTH,
     "ratios.first_visit_of_later": _ratio(1.3),
     "ratios.first_visit_of_later_appipe": _ratio(1.3),
-    "ratios.cpu_of_floor_appipe": _ratio(1.3),
+    "ratios.cpu_of_floor_appipe": _ratio(1.75),
     "ratios.memory_peak_of_floor_appipe": _ratio(1.25),
     "ratios.first_task_of_separable": _TENTH,
     "ratios.between_tasks_of_separable": _FIFTEENTH,

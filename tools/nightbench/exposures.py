@@ -3,7 +3,7 @@
 
 import sqlite3
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -121,11 +121,11 @@ class _Night:
 
     def _cpu_s(self) -> dict[str, float]:
         """Return the CPU time of all running processes until now, by kind."""
-        found: Counter[str] = Counter({"relay": self._observatory.relay_cpu_s()})
+        found = defaultdict(float, relay=self._observatory.relay_cpu_s())
         for pid in (self._node.pid, *descendants(self._node.pid)):
             _, _, kind = title(pid).partition("ppdaemon ")
             found[kind.partition(" ")[0]] += cpu_s(pid)
-        return dict(found)
+        return found
 
 
 def _tai_offset() -> float:

@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benching.results import Goal, Results, Scalar, percentile
+from benching.results import Goal, Scalar, percentile
 
 from ppdaemon.states import Stage
 
@@ -67,7 +67,7 @@ class NightSamples:
         return found
 
 
-def compare(nights: Sequence[Mapping[str, Scalar]]) -> Results:
+def compare(nights: Sequence[Mapping[str, Scalar]]) -> dict[str, Scalar]:
     """Return how much more a night with the longest journal takes than one with the shortest."""
     shortest, longest = nights[0], nights[-1]
     found: dict[str, Scalar] = {}
