@@ -13,10 +13,11 @@ WORKLOAD = {"detectors": 6, "rows": 60, "exposures": 2, "flood": 3}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_exposures_are_measured_and_none_is_lost_or_doubled(tmp_path, socket_dir):
     options = [text for name, number in WORKLOAD.items() for text in (f"--{name}", str(number))]
     command = [sys.executable, TOOL, *options, "--scratch", tmp_path, "--ramdisk", socket_dir, "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=380)
     assert run.returncode == 0, run.stderr
     night = json.loads(run.stdout)["rows_60"]
     assert (night["visit_detectors"], night["lost"], night["doubled"], night["flood_lost"]) == (12, 0, 0, 0)
