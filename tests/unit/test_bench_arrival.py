@@ -48,6 +48,16 @@ def test_notes_of_other_exposures_and_incomplete_lines_do_not_count(results):
     assert results.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
 
 
+def test_bursts_are_measured_by_default_and_their_worst_raw_has_a_goal(results, tool):
+    assert "burst" in tool.SECTIONS
+    goals = results.goals(0.4)
+    found = results.source_results("burst", results.FileCounts(1, latencies_ms=[600.0]))
+    assert [name for name, value in found.items() if name in goals and not goals[name].met(value)] == [
+        "burst_notice_p99_ms",
+        "burst_notice_worst_ms",
+    ]
+
+
 def test_polling_may_take_a_period_and_a_little(results):
     goals = results.goals(0.25)
     assert (str(goals["poll_notice_p99_ms"]), str(goals["missed"])) == ("below 350", "at most 0")
