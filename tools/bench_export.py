@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from benching.cli import options, print_results, progress, run
-from benching.folders import FolderRoots
+from benching.cli import Bench, options, progress, run
 from benching.results import Scalar
 from exportbench.results import DATABASES, goals, summarize_database, summarize_held
 
 from ppdaemon.errors import Unavailable
+
+QUICK = {"detectors": 40, "databases": ("sqlite",)}
 
 
 @contextmanager
@@ -44,17 +45,15 @@ def new_databases(name: str, folder: Path) -> Iterator[Callable[[], str]]:
     default=DATABASES,
     help="Only this database.",
 )
-@options
+@options(QUICK)
 def command(
+    bench: Bench,
     detectors: int,
     images: int,
     others: int,
     image_kb: float,
     other_kb: float,
     databases: tuple[str, ...],
-    ramdisk: Path,
-    scratch: Path,
-    as_json: bool,
 ) -> None:
     """Measure how the outputs of an exposure get into a central repo.
 
@@ -73,7 +72,7 @@ def command(
 
     amounts = Amounts(detectors, images, others, round(image_kb * 1000), round(other_kb * 1000))
     results: dict[str, Scalar] = {"datasets": amounts.datasets}
-    with FolderRoots(scratch, ramdisk).temporary() as folders:
+    with bench.folders.temporary() as folders:
         progress("outputs of all detectors")
         local = make_local(folders.ramdisk, amounts)
         for name in databases:
@@ -85,7 +84,7 @@ def command(
             results |= summarize_database(name, samples, (detectors - 1) * (images + others))
         progress("spools")
         results |= summarize_held(*measure_held(local, folders.scratch, range(detectors)))
-    print_results(results, goals(databases), as_json=as_json)
+    bench.report(results, goals(databases))
 
 
 if __name__ == "__main__":
