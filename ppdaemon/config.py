@@ -448,6 +448,12 @@ class PipelinesConfig(ConfigPart):
     """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
     task of that label. A label or a field that does not exist is an error."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All configured pipelines, each once."""
+        rules = (*self.preprocessing, *self.main)
+        return tuple(dict.fromkeys(path for rule in rules for path in rule.pipelines))
+
 
 class EngineConfig(ConfigPart):
     """How pipelines are run."""

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the first visit of each worker would do first, done once before workers are forked.
+
+Pipelines are parsed and an empty task is run, with records in memory. No Butler is opened, no task of a
+pipeline is constructed: they may connect to databases.
+"""
+
+import gc
+import importlib
+import logging
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import sqlalchemy
+from lsst.daf.butler import Butler, ButlerConfig, Config, DimensionUniverse, FormatterFactory
+from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
+from lsst.utils.packages import getAllPythonDistributions
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.shape import pipeline_shape
+from ppdaemon.middleware.direct.warmup import warm_up
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
+
+__all__ = ("rehearse",)
+
+_LOG = logging.getLogger(__name__)
+
+_LATER = (
+    "lsst.daf.butler.formatters.packages",
+    "lsst.daf.butler.registry.attributes",
+    "lsst.pipe.base.quantum_graph.formatter",
+    "lsst.resources.http",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+)
+"""Modules that are imported when a dataset is read or written, such as an image or a table."""
+_OPEN = (Butler, sqlalchemy.Engine, sqlite3.Connection)
+"""What must not be left: a connection that processes share breaks in both."""
+
+
+def rehearse(config: NodeConfig) -> PipelineLibrary:
+    """Return the configured pipelines, parsed, after the rehearsal."""
+    for name in _LATER:
+        importlib.import_module(name)
+    library = PipelineLibrary(config.pipelines.overrides)
+    pipelines, _ = library.load(config.pipelines.paths)
+    universe = DimensionUniverse()
+    local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
+    formatters = FormatterFactory()
+    formatters.registerFormatters(local["datastore", "formatters"], universe=universe)
+    for pipeline in pipelines:
+        try:
+            _rehearse_graph(pipeline, universe, formatters)
+        except Exception as error:  # it may need definitions that only a repo has
+            _LOG.info("the graph of %s is not rehearsed: %s", pipeline.path, describe(error))
+    parse_expression("band IN (allowed)")  # the first one generates the parser
+    getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
+    with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
+        warm_up(universe, DatasetWriter(local, universe), Path(folder, "files"))
+    if left := [each for each in gc.get_objects() if issubclass(type(each), _OPEN)]:
+        raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
+    return library
+
+
+def _rehearse_graph(
+    pipeline: LoadedPipeline, universe: DimensionUniverse, formatters: FormatterFactory
+) -> None:
+    """Resolve a pipeline as for an empty repo, and import what its datasets are read and written with."""
+    graph = pipeline.graph.copy()
+    graph.resolve(dimensions=universe, dataset_types={})
+    for node in graph.dataset_types.values():
+        formatters.getFormatterClass(node.dataset_type)
+        assert node.storage_class.pytype is not None
+    pipeline_shape(graph)
