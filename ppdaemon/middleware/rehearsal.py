@@ -13,10 +13,12 @@ import tempfile
 from pathlib import Path
 
 import sqlalchemy
+from astropy.time import Time
 from lsst.daf.butler import Butler, ButlerConfig, Config, DimensionUniverse, FormatterFactory
 from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
 from lsst.utils.packages import getAllPythonDistributions
 
+from ppdaemon.camera import load_camera
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.middleware.butler.failures import describe
@@ -24,6 +26,8 @@ from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
+from ppdaemon.middleware.pipelines.provenance import system_packages
+from ppdaemon.middleware.raws.regions import find_camera
 
 __all__ = ("rehearse",)
 
@@ -57,8 +61,12 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
             _rehearse_graph(pipeline, universe, formatters)
         except Exception as error:  # it may need definitions that only a repo has
             _LOG.info("the graph of %s is not rehearsed: %s", pipeline.path, describe(error))
+    for name in config.node.instruments:
+        find_camera(load_camera, name)
+    assert Time("2026-11-22", scale="tai").utc.scale == "utc"  # reads the table of leap seconds
     parse_expression("band IN (allowed)")  # the first one generates the parser
     getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
+    system_packages()
     with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
         warm_up(universe, DatasetWriter(local, universe), Path(folder, "files"))
     if left := [each for each in gc.get_objects() if issubclass(type(each), _OPEN)]:
