@@ -8,6 +8,7 @@ pipeline is constructed: they may connect to databases.
 import gc
 import importlib
 import logging
+import os
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -48,10 +49,11 @@ _OPEN = (Butler, sqlalchemy.Engine, sqlite3.Connection)
 
 def rehearse(config: NodeConfig) -> PipelineLibrary:
     """Return the configured pipelines, parsed, after the rehearsal."""
+    before = _open_objects()
     for name in _LATER:
         importlib.import_module(name)
     library = PipelineLibrary(config.pipelines.overrides)
-    pipelines, _ = library.load(config.pipelines.paths)
+    pipelines, _ = library.load(_without_threads(config))
     universe = DimensionUniverse()
     local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
     formatters = FormatterFactory()
@@ -69,9 +71,40 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     system_packages()
     with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
         warm_up(universe, DatasetWriter(local, universe), Path(folder, "files"))
-    if left := [each for each in gc.get_objects() if issubclass(type(each), _OPEN)]:
+    if left := [each for each in _open_objects() if not any(each is known for known in before)]:
         raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
     return library
+
+
+def _open_objects() -> list[object]:
+    gc.collect()
+    return [each for each in gc.get_objects() if issubclass(type(each), _OPEN)]
+
+
+def _without_threads(config: NodeConfig) -> list[str]:
+    """Return the pipelines that start no thread when they are loaded, as a child process finds out that
+    loads them all: a process with threads cannot be forked. Workers load the others by themselves.
+    """
+    paths = config.pipelines.paths
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            library = PipelineLibrary(config.pipelines.overrides)
+            for path in paths:
+                threads = len(os.listdir("/proc/self/task"))
+                library.load([path])
+                os.write(writing, bytes([len(os.listdir("/proc/self/task")) > threads]))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answers:
+        found = answers.read().ljust(len(paths), b"\1")  # fewer if it has crashed
+    os.waitpid(pid, 0)
+    alone = [path for path, starts in zip(paths, found, strict=True) if starts]
+    if alone:
+        _LOG.warning("each worker loads %s by itself: it starts threads, or crashes", ", ".join(alone))
+    return [path for path in paths if path not in alone]
 
 
 def _rehearse_graph(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ppdaemon.config import NodeConfig
-from ppdaemon.processes import children
+from ppdaemon.processes import children, kill_orphans
 from ppdaemon.work import WorkModule
 from ppdaemon.worker.imports import ThreadStarter, observed_imports
 
@@ -72,5 +72,6 @@ def restart_cold(reason: str, control: socket.socket) -> NoReturn:
     threads, and descriptors that are not inherited, end with the old one.
     """
     print(f"the zygote starts again without a warm-up: {reason}", file=sys.stderr, flush=True)
+    kill_orphans(())
     control.set_inheritable(True)
     os.execv(sys.executable, [*sys.orig_argv, "--cold", reason])
