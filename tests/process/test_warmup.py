@@ -151,7 +151,8 @@ if {kept}:
 print(len(set(gaps) & {{libc.malloc(1000) for _ in range(1_000)}}))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(ended.stdout) == 0 if kept else int(ended.stdout) > 900
+    # The C library has seven blocks of each size in a cache.
+    assert int(ended.stdout) <= 7 if kept else int(ended.stdout) > 900
 
 
 def test_what_a_child_creates_is_counted_and_deleted():
