@@ -30,6 +30,8 @@ playground: $(VENV)/.installed-demo
 	@$(BIN)/python -m ppdaemon.demo --stay $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+# Of tests that wait for nothing, more processes than cores only import everything once more: 2 to 5 s each.
+PER_CORE := -n logical --maxprocesses 8
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not ml" $(ARGS)
@@ -41,7 +43,7 @@ slow-ml: .venv-ml/.installed-ml
 	.venv-ml/bin/python -m pytest -m ml tests/ml $(ARGS)
 
 quick: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" --without-lsst tests/unit $(ARGS)
+	$(PYTEST) $(PER_CORE) -m "not slow" --without-lsst tests/unit $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

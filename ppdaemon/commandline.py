@@ -2,9 +2,12 @@
 """The end of a program: its errors as lines without a traceback, and their exit codes."""
 
 import logging
+import os
+import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -12,9 +15,35 @@ import click
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 
-__all__ = ("run_command",)
+__all__ = ("ended_by_reader", "run_command")
 
 _LOG = logging.getLogger(__name__)
+
+READER_ENDED = 128 + signal.SIGPIPE
+"""A shell's exit code for a program that SIGPIPE has ended. Python does not end by it: the signal would
+also come from a socket whose other end is closed."""
+
+
+@contextmanager
+def ended_by_reader() -> Iterator[None]:
+    """Exit without a message if nobody reads the output any more, as after ``| head``."""
+    output = sys.stdout
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except SystemExit as error:
+        # click and rich exit with 1 then, which would be a result of the command: click after it has replaced
+        # the output, rich while it handles the error.
+        if sys.stdout is output and not isinstance(error.__context__, BrokenPipeError):
+            raise
+    else:
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise the error again
+    sys.exit(READER_ENDED)
 
 
 def run_command(
@@ -25,7 +54,8 @@ def run_command(
     `name` is that of the program, `obj` what the commands get from ``click.pass_obj``.
     """
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=obj)
+        with ended_by_reader():
+            code = command.main(arguments, prog_name=name, standalone_mode=False, obj=obj)
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE

@@ -53,12 +53,14 @@ __all__ = (
     "regular_expressions",
 )
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)")
-_UNITS = {"B": 1} | {
-    prefix + unit: base**power
-    for unit, base in (("B", 1000), ("iB", 1024))
-    for power, prefix in enumerate(("k" if unit == "B" else "K", "M", "G", "T"), 1)
+_UNITS = {"B": 1, "KB": 1000} | {
+    unit: base**power
+    for base, units in ((1000, ("kB", "MB", "GB", "TB")), (1024, ("KiB", "MiB", "GiB", "TiB")))
+    for power, unit in enumerate(units, 1)
 }
+"""Bytes. KB is a common spelling of kB; a lone K, M or G, which some programs count in powers of 1024, is
+refused."""
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
 
 
 def _size(value: Any) -> Any:
@@ -66,7 +68,10 @@ def _size(value: Any) -> Any:
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"{value!r} is not a size; write for instance 8GB (10^9) or 8GiB (2^30)")
+            raise ValueError(
+                f"{value!r} is not a size; units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, "
+                "TiB (of 1024)"
+            )
         return round(float(match[1]) * _UNITS[match[2]])
     return value
 

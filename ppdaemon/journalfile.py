@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What operators read in a node's journal, beside the daemon or without it.
+"""What operators read in a node's journal, beside the daemon or without it, and the marks of the catch-up.
 
 `ppdaemon.node.visits.journal` writes the file.
 """
@@ -7,11 +7,14 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppdaemon.reports import (
     FALLBACK,
+    CatchupState,
     JournalFilter,
     LateRequest,
     LateRow,
@@ -20,6 +23,7 @@ from ppdaemon.reports import (
     VisitSummariesRequest,
     VisitSummary,
 )
+from ppdaemon.retries import CATCHUP
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
@@ -27,10 +31,12 @@ __all__ = (
     "FailedVisit",
     "NightRow",
     "converted",
+    "copy_night",
     "count_late_raws",
     "failed_visits",
     "last_attempts",
     "late_raws",
+    "mark_catchup",
     "newest_tai",
     "recycled",
     "visit",
@@ -216,6 +222,23 @@ def count_late_raws(db: sqlite3.Connection, request: LateRequest | None = None) 
     return int(number)
 
 
+def mark_catchup(
+    db: sqlite3.Connection,
+    keys: Iterable[tuple[str, str, int, int]],
+    state: CatchupState,
+    run: str,
+    tai: float,
+) -> None:
+    """Note what the catch-up does with attempts: instrument, group, detector and number of each."""
+    value = json.dumps({"state": state, "run": run, "tai": tai})
+    db.executemany(
+        "UPDATE attempt SET figures = CASE WHEN ? = 'released'"
+        f" THEN json_remove(figures, '$.{CATCHUP}') ELSE json_set(figures, '$.{CATCHUP}', json(?)) END"
+        " WHERE instrument = ? AND grp = ? AND detector = ? AND attempt = ?",
+        [(state, value, *key) for key in keys],
+    )
+
+
 def newest_tai(db: sqlite3.Connection) -> float | None:
     """Return when the newest attempt was accepted; `None` if there is none."""
     row = db.execute("SELECT received_tai FROM attempt ORDER BY rowid DESC LIMIT 1").fetchone()
@@ -233,6 +256,38 @@ def last_attempts(db: sqlite3.Connection, begin_tai: float, end_tai: float) -> I
             outcome, *texts = values[4:8]
             known = None if outcome is None else Outcome(outcome)
             yield NightRow._make((*values[:4], known, *map(load, texts), *values[8:]))
+
+
+def copy_night(db: sqlite3.Connection, path: Path, day_obs: int, begin_tai: float, end_tai: float) -> None:
+    """Write a night to a new journal with no other: all attempts at visit-detectors that were accepted first
+    within these times, late raws, and replaced workers. Raises `sqlite3.Error`.
+    """
+    rows = _row_of(db, begin_tai - CLOCK_STEP_S), _row_of(db, end_tai + CLOCK_STEP_S)
+    selected: dict[str, tuple[str, Sequence[float]]] = {
+        "attempt": (
+            "(instrument, grp, detector) IN (SELECT one.instrument, one.grp, one.detector"
+            f" FROM attempt AS one WHERE {_BEGUN})",
+            (begin_tai, end_tai, *rows),
+        ),
+        "late": ("seen_tai >= ? AND seen_tai < ?", (begin_tai, end_tai)),
+        "recycled": ("day_obs = ?", (day_obs,)),
+    }
+    with closing(sqlite3.connect(path, autocommit=True)) as copy:
+        copy.execute("BEGIN")
+        # Tables before their indexes; those of SQLite itself come with them.
+        for name, sql in db.execute(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
+            " ORDER BY rowid"
+        ):
+            copy.execute(sql)
+            if name in selected:
+                condition, values = selected[name]
+                found = db.execute(f"SELECT * FROM {name} WHERE {condition} ORDER BY rowid", values)
+                marks = ", ".join("?" * len(found.description))
+                copy.executemany(f"INSERT INTO {name} VALUES ({marks})", found)
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        copy.execute(f"PRAGMA user_version = {version}")
+        copy.execute("COMMIT")
 
 
 def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int] | None:

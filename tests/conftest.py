@@ -90,7 +90,8 @@ def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple
     A test writes into separate output runs and takes an alert database from
     `ppdaemon.demo.central.make_apdb`.
     """
-    from ppdaemon.demo.central import make_apdb, make_central_repo
+    from ppdaemon.demo.central import make_central_repo
+    from ppdaemon.demo.keptcentral import copy_central_repo
 
     name = f"demo-{'-'.join(map(str, demo_detectors))}"
     made = made_once(
@@ -102,10 +103,7 @@ def demo_central(tmp_path_factory: pytest.TempPathFactory, demo_detectors: tuple
         ),
     )
     central = tmp_path_factory.mktemp("demo") / "central"
-    shutil.copytree(made, central)
-    for apdb in central.glob("apdb.*"):
-        apdb.unlink()
-    make_apdb(central)
+    copy_central_repo(made, central)
     return central
 
 

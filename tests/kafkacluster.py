@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 WITHIN_S = 20.0
 
@@ -25,12 +25,17 @@ class KafkaCluster:
         consumer = Consumer(
             {"bootstrap.servers": self.brokers, "group.id": "test", "auto.offset.reset": "earliest"}
         )
-        consumer.subscribe([topic])
         found: list[tuple[str, bytes]] = []
+        partitions: list[TopicPartition] = []
         until = time.monotonic() + WITHIN_S
         try:
             while len(found) < count:
                 assert time.monotonic() < until, f"{len(found)} of {count} messages of {topic}"
+                if not partitions:
+                    # Without a group, for whose members the cluster would wait 3 s.
+                    numbers = consumer.list_topics(topic, timeout=WITHIN_S).topics[topic].partitions
+                    partitions = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers]
+                    consumer.assign(partitions)
                 message: Any = consumer.poll(0.1)
                 if message is not None and message.error() is None:
                     found.append((message.key().decode(), message.value()))

@@ -7,10 +7,11 @@ What needs the Butler is done by `ppdaemon.middleware.catchup` in a process of i
 import fcntl
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +23,13 @@ from rich.text import Text
 
 from ppdaemon import journalfile
 from ppdaemon.catchup import CatchupItem, CatchupOrder, CatchupReport, CatchupRow, run_of
-from ppdaemon.clock import day_obs
+from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl.catchupfiles import CatchupUnit, units_of
 from ppdaemon.ctl.catchuprun import Runner, run_program
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import ConfigError, PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import FailedVisit
 from ppdaemon.pointing import expected_begin
@@ -36,6 +37,7 @@ from ppdaemon.reports import CatchupState, RequeueRow, VisitsRequest
 from ppdaemon.retries import catchup_state, refusal_reason
 from ppdaemon.selection import Selector, output_chain, pipeline_name
 from ppdaemon.sqlitereader import reading
+from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import new_table, plain
 
@@ -48,6 +50,9 @@ __all__ = (
     "units_of_items",
     "with_overrides",
 )
+
+BUSY_S = 5.0
+"""How long a mark waits for another program that reads or repairs the journal."""
 
 _ROWS = pydantic.TypeAdapter(list[CatchupRow])
 _STYLES = {"done": "green", "prepared": "green", "failed": "red", "refused": "yellow", "not_run": "red"}
@@ -273,7 +278,7 @@ class Catchup:
         refused: list[CatchupRow] = []
         for item in items:
             answer = answers.get(_key(item))
-            if answer is None or answer.attempt is not None:  # a daemon that does not run retries nothing
+            if answer is None or answer.attempt is not None:  # without a daemon there is no answer
                 claimed.append(item)
                 continue
             keys = item.model_dump(include={"instrument", "group", "detector", "attempt", "run"})
@@ -293,10 +298,35 @@ class Catchup:
                 rows = self.daemon.mark_catchup(instrument, group, tuple(detectors), **mark)
                 answers += [(group, row) for row in rows]
         except NotRunning:
-            if state != "running":
-                text = "the daemon does not run, and its journal does not get what was done; run later: "
-                click.echo(f"ppctl: {text}ppctl catchup check", err=True)
+            try:
+                self._mark_in_journal(items, state)
+            except Unavailable as error:
+                click.echo(f"ppctl: {error}; run later: ppctl catchup check", err=True)
         return answers
+
+    def _mark_in_journal(self, items: Sequence[CatchupItem], state: CatchupState) -> None:
+        """Note it without the daemon. Raises `~ppdaemon.errors.Unavailable` if this user must not write the
+        journal, or the daemon is about to start.
+        """
+        folders = NodeFolders.of(self.config)
+        why = "the daemon does not run, and its journal does not get what the catch-up does"
+        if not folders.lock.exists():  # one that is created here may belong to another user than the daemon
+            raise Unavailable(f"{why}: {folders.lock} does not exist")
+        try:
+            # The daemon reads all attempts at its start, and is the only writer from then on.
+            with (
+                closing(StateLock(folders.lock)),
+                closing(sqlite3.connect(folders.journal, timeout=BUSY_S)) as db,
+                db,
+            ):
+                db.execute("PRAGMA synchronous = FULL")
+                for item in items:
+                    key = (item.instrument, item.group, item.detector, item.attempt)
+                    journalfile.mark_catchup(db, [key], state, item.run, Clock().tai())
+        except LockHeld:
+            raise Unavailable(f"{why}: it is starting") from None
+        except (OSError, sqlite3.Error) as error:
+            raise Unavailable(f"{why}: {error}") from None
 
 
 def _report(text: str) -> None:

@@ -51,15 +51,20 @@ from ppdaemon.middleware.export.mark import mark_datastore
 
 __all__ = (
     "APDB_CONFIG",
+    "APDB_NAME",
     "FIELD_IDS",
     "REFCAT_LIMIT_R",
+    "Done",
+    "Progress",
     "main",
     "make_apdb",
     "make_central_repo",
     "reference_catalog",
 )
 
-APDB_CONFIG = "apdb.yaml"
+APDB_NAME = "apdb"
+"""Stem of the names of the files of the alert production database below the root."""
+APDB_CONFIG = f"{APDB_NAME}.yaml"
 """File name of the APDB configuration below the root."""
 REFCAT_LIMIT_R = 22.5
 """Magnitude of the faintest star in the reference catalog."""
@@ -321,7 +326,7 @@ def make_apdb(folder: Path, final_folder: Path | None = None) -> Path:
     configuration. Ten processes may write at once: each waits up to two
     minutes for the lock, and connections are not shared across forks.
     """
-    name = "apdb.sqlite3"
+    name = f"{APDB_NAME}.sqlite3"
     with warnings.catch_warnings():
         # init_database does not close its pooled connection: the garbage collector does.
         warnings.simplefilter("ignore", ResourceWarning)

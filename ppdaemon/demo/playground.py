@@ -99,7 +99,7 @@ def play(output: Path, console: Console, *, workers: int, open_page: bool) -> li
     with short_folder() as ramdisk:
         paths = DemoPaths(output, ramdisk)
         if not paths.central.exists():
-            make_central(paths, console)
+            make_central(paths, output, console)
         metrics = _free_address()
         console.print(f"starting pprelay and ppdaemon; logs in {output}", highlight=False, soft_wrap=True)
         try:

@@ -20,7 +20,7 @@ from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.demo.alertplot import plot_alerts
-from ppdaemon.demo.central import make_central_repo
+from ppdaemon.demo.keptcentral import copy_central_repo, keep_central_repo
 from ppdaemon.demo.night import TEMPLATE_BANDS, held_cadence_s, plan_night
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import Observing, observing
@@ -34,11 +34,15 @@ from ppdaemon.reports import StatusReport, VisitRow
 
 __all__ = ("demonstrate", "make_central", "output_folder", "short_folder")
 
+KEPT = "central-kept"
+"""Folder of the central repo that the next demonstration copies, below the folder of results."""
+
 
 def demonstrate(output: Path, console: Console, *, workers: int, keep: bool) -> Report:
     """Run the demonstration; write ``report.json``, ``night.html`` and pictures below `output`.
 
-    With `keep` the repo, raws, alerts and logs stay below `output`, too.
+    With `keep` the repo, raws, alerts and logs stay below `output`, too. A central repo without
+    outputs always stays there for the next demonstration.
     Raises `~ppdaemon.errors.PPDaemonError` with the reason if it does not
     finish.
     """
@@ -80,17 +84,22 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(ramdisk, ignore_errors=True)
 
 
-def make_central(paths: DemoPaths, console: Console) -> None:
-    """Make the central repo and show one bar meanwhile."""
+def make_central(paths: DemoPaths, output: Path, console: Console) -> bool:
+    """Make the central repo, or copy one that is kept below `output`; return whether it was kept.
+
+    Shows one bar meanwhile.
+    """
     with making_bar(console, "making the central repo") as (progress, done):
-        make_central_repo(paths.central, bands=TEMPLATE_BANDS, progress=progress, done=done)
+        kept, was_there = keep_central_repo(output / KEPT, TEMPLATE_BANDS, progress=progress, done=done)
+        copy_central_repo(kept, paths.central)
+    return was_there
 
 
 def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) -> Report:
     meter = NightMeter()
     # Other demonstrations may run at the same time: their processes are not leftovers of this one.
     mark = uuid.uuid4().hex
-    make_central(paths, console)
+    central_kept = make_central(paths, output, console)
     console.print("starting pprelay and ppdaemon")
     with (
         running(paths, workers, mark) as services,
@@ -100,7 +109,7 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
     # Counted when both programs have stopped.
     leftovers = (leftover_processes(mark), leftover_repos(paths))
     with console.status("comparing alerts with the injected truth"):
-        report = make_report(rows, visits, paths, leftovers, meter, cadence_s)
+        report = make_report(rows, visits, paths, leftovers, meter, cadence_s, central_kept=central_kept)
         report.write(output / "report.json")
         write_page(output / "night.html", report, "the demonstration")
         timeline_png(rows, output / "timeline.png")

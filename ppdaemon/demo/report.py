@@ -87,6 +87,8 @@ class Report(SimulatedNight):
 
     cadence_s: float
     """From one announcement to the next, after the first visit was measured."""
+    central_kept: bool
+    """Whether the central repo was copied from the one that an earlier demonstration made."""
     exposures: int
     """Detector images processed."""
     central: int
@@ -152,6 +154,8 @@ def make_report(
     leftovers: tuple[Sequence[str], Sequence[str]],
     meter: NightMeter,
     cadence_s: float,
+    *,
+    central_kept: bool,
 ) -> Report:
     """Collect the results after the daemons have stopped.
 
@@ -174,6 +178,7 @@ def make_report(
         announced=len(visits) * DETECTOR_COUNT,
         doubled=totals.doubled,
         cadence_s=cadence_s,
+        central_kept=central_kept,
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),
         datasets=datasets,
@@ -302,6 +307,7 @@ def _summary_table(report: Report) -> Table:
         ("alerts, false positives per detector", f"{report.alerts}, {report.false_positives_per_detector}"),
         ("leftover processes and repos", f"{report.leaked_processes}, {report.leaked_repos}"),
         ("seconds between visits", f"{report.cadence_s:.0f}"),
+        ("central repo", "kept from an earlier demonstration" if report.central_kept else "made"),
     ]  # fmt: skip
     facts += night_facts(report)
     for label, value in facts:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ppdaemon.markup import Html, tag
 from ppdaemon.night import charts
-from ppdaemon.night.report import ALERT_SPAN, NightReport
+from ppdaemon.night.report import ALERT_SPAN, NightNode, NightReport
 from ppdaemon.night.tables import facts, span_words
 from ppdaemon.pictures import CannotDraw
 
@@ -49,6 +49,7 @@ def night_sections(report: NightReport) -> Html:
         charts.PATTERNS,
         _section("The night", _facts(report)),
         _section("Latency of each stage", _stages(report)),
+        _section("Nodes", _nodes(report), wide=True) if report.nodes else None,
         _section("Latency", charts.histogram_chart(report)),
         _section("Visits against the budget", charts.latency_chart(report)),
         _section("Outcomes other than success", charts.outcome_chart(report)),
@@ -97,6 +98,20 @@ def _stages(report: NightReport) -> Html:
 
     names = ("s", "median>", "95 %>", "99 %>", "longest>", "number>")
     return _table(names, map(row, report.latencies), "stages")
+
+
+def _nodes(report: NightReport) -> Html:
+    def row(node: NightNode) -> Iterator[Html]:
+        yield tag("td", node.name)
+        for count in (node.accepted, node.succeeded, node.bad):
+            yield tag("td", count, class_="number")
+        latency = node.latency
+        for ms in (latency.p50_ms, latency.p95_ms, latency.max_ms) if latency else ("", "", ""):
+            yield tag("td", f"{ms / 1e3:.2f}" if isinstance(ms, float) else ms, class_="number")
+        yield tag("td", node.over_budget, class_="number")
+
+    names = ("node", "visit-detectors>", "succeeded>", "failed>", "median, s>", "95 %>", "longest>")
+    return _table((*names, f"over {report.budget_s:g} s>"), map(row, report.nodes), "nodes")
 
 
 def _fallbacks(report: NightReport) -> Html:

@@ -1,37 +1,130 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Read a night from a node's journal, beside the daemon or without it."""
+"""Read a night from journals of nodes, beside the daemons or without them."""
 
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ppdaemon import journalfile
 from ppdaemon.clock import Clock, day_obs, night_limits
+from ppdaemon.errors import StateUnusable, Unavailable
 from ppdaemon.night.report import NightReport, NightTotals
-from ppdaemon.reports import LateRequest
+from ppdaemon.reports import JOURNAL_NAME, LateRequest
 from ppdaemon.sqlitereader import reading
+from ppdaemon.states import Outcome
 
-__all__ = ("read_night",)
+__all__ = ("copy_night", "journals_at", "names_of", "read_night")
 
 LONGEST_S = 120.0
 """200,000 visit-detectors take some seconds; a busy host needs longer."""
 
 
-def read_night(path: Path, day: int | None, clock: Clock) -> NightReport:
+def journals_at(paths: Iterable[Path]) -> list[Path]:
+    """Return the journals that paths name: files, state folders, or folders of copies.
+
+    Raises `~ppdaemon.errors.Unavailable` if a folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = path / JOURNAL_NAME
+        if not path.is_dir():
+            found.append(path)
+        elif inside.exists():  # alone: beside it may be one that was corrupt
+            found.append(inside)
+        elif copies := sorted(path.glob("*.sqlite")):
+            found += copies
+        else:
+            raise Unavailable(f"{path} has no journal")
+    return list(dict.fromkeys(found))
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the names of the nodes of journals; the whole paths if two names are the same."""
+    names = [path.absolute().parent.name if path.name == JOURNAL_NAME else path.stem for path in paths]
+    return names if len(set(names)) == len(names) else list(map(str, paths))
+
+
+def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightReport:
     """Return the report of a night; without its day_obs, that of the newest visit.
 
-    Raises `~ppdaemon.errors.Unavailable` if the journal cannot be read.
+    Raises `~ppdaemon.errors.Unavailable` if a journal cannot be read.
     """
-    with reading(path, longest_s=LONGEST_S) as db:
-        if day is None:
-            newest = journalfile.newest_tai(db)
-            day = day_obs(clock.tai() if newest is None else newest)
-        begin_tai, end_tai = night_limits(day)
+    with ExitStack() as opened:
+        dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
+        day = day or _newest(dbs, clock)
+        limits = night_limits(day)
         totals = NightTotals()
-        for row in journalfile.last_attempts(db, begin_tai, end_tai):
-            totals.add_last(row)
-        late = LateRequest(since_tai=begin_tai, until_tai=end_tai)
+        if len(dbs) == 1:
+            for row in journalfile.last_attempts(dbs[0], *limits):
+                totals.add_last(row)
+        else:
+            _add_all(totals, dict(zip(names_of(paths), dbs, strict=True)), limits)
+        late = LateRequest(since_tai=limits[0], until_tai=limits[1])
+        recycled = [each for db in dbs if (each := journalfile.recycled(db, day)) is not None]
         return NightReport(
             day_obs=day,
-            late_raws=journalfile.count_late_raws(db, late),
-            recycled=journalfile.recycled(db, day),
+            late_raws=sum(journalfile.count_late_raws(db, late) for db in dbs),
+            recycled=_sum(recycled) if recycled else None,
             **totals.fields(),
         )
+
+
+def copy_night(path: Path, day: int | None, clock: Clock, target: Path) -> int:
+    """Write a night of a journal to a file, replacing an old one, for `read_night`; return its day_obs.
+
+    Raises `~ppdaemon.errors.Unavailable` if the journal cannot be read, and
+    `~ppdaemon.errors.StateUnusable` if the file cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
+    with reading(path, longest_s=LONGEST_S) as db:
+        day = day or _newest([db], clock)
+        try:
+            part.unlink(missing_ok=True)
+            journalfile.copy_night(db, part, day, *night_limits(day))
+            os.replace(part, target)
+        except OSError as error:
+            raise StateUnusable(f"{target}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise StateUnusable(f"{target} cannot be written: {error}") from None
+        finally:
+            part.unlink(missing_ok=True)
+    return day
+
+
+def _newest(dbs: Iterable[sqlite3.Connection], clock: Clock) -> int:
+    times = [tai for tai in map(journalfile.newest_tai, dbs) if tai is not None]
+    return day_obs(max(times, default=clock.tai()))
+
+
+def _add_all(totals: NightTotals, dbs: dict[str, sqlite3.Connection], limits: tuple[float, float]) -> None:
+    """Add the last attempt of all nodes at each visit-detector: the relay gives some to another node.
+
+    Reads each journal twice: the rows of a long night do not fit into memory, their keys do.
+    """
+    best: dict[tuple[str, str, int], tuple[bool, int, str]] = {}
+    for name, row in _rows(dbs, limits):
+        # What succeeded is in the central repo, also if the relay has sent it to another node meanwhile.
+        rank = row.outcome == Outcome.SUCCEEDED, row.attempt, name
+        key = row.instrument, row.group, row.detector
+        best[key] = max(best.get(key, rank), rank)
+    for name, row in _rows(dbs, limits):
+        if best[row.instrument, row.group, row.detector][2] == name:
+            totals.add_last(row, name)
+
+
+def _rows(
+    dbs: dict[str, sqlite3.Connection], limits: tuple[float, float]
+) -> Iterator[tuple[str, journalfile.NightRow]]:
+    for name, db in dbs.items():
+        for row in journalfile.last_attempts(db, *limits):
+            yield name, row
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))

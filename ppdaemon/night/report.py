@@ -30,6 +30,7 @@ __all__ = (
     "NightExports",
     "NightFallback",
     "NightHistogram",
+    "NightNode",
     "NightReason",
     "NightReport",
     "NightTotals",
@@ -132,6 +133,34 @@ class NightDetector(Model):
         return sum(self.outcomes.get(outcome, 0) for outcome in BAD_OUTCOMES)
 
 
+class NightNode(Model):
+    """One node among several."""
+
+    name: str
+    """Name of its journal: of the file, or of the folder of a ``journal.sqlite``."""
+    outcomes: dict[str, int]
+    """As in `NightVisit`, of visit-detectors whose last attempt was made here."""
+    latency: Latency | None
+    """As in `NightDetector`."""
+    over_budget: int
+    """As in `NightDetector`."""
+
+    @property
+    def accepted(self) -> int:
+        """Visit-detectors whose last attempt was made here (`int`)."""
+        return sum(self.outcomes.values())
+
+    @property
+    def succeeded(self) -> int:
+        """Those that succeeded (`int`)."""
+        return self.outcomes.get(Outcome.SUCCEEDED, 0) + self.outcomes.get(PARTIAL, 0)
+
+    @property
+    def bad(self) -> int:
+        """Those that need daytime processing (`int`)."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in BAD_OUTCOMES)
+
+
 class NightReason(Model):
     """A reason of outcomes; those that differ in numbers only are one."""
 
@@ -217,7 +246,7 @@ class NightExports(Model):
 
 
 class NightReport(Model):
-    """A night in numbers: the last attempt at each visit-detector of one node."""
+    """A night in numbers: the last attempt at each visit-detector, of one node or of several."""
 
     schema_version: int = SCHEMA
     """Version of the output of ``ppctl --json``."""
@@ -262,6 +291,8 @@ class NightReport(Model):
     """In the order of acceptance."""
     detector_list: tuple[NightDetector, ...]
     """The slowest ones first."""
+    nodes: tuple[NightNode, ...] = ()
+    """The nodes, by name; empty for a single one."""
 
 
 def last_attempts(rows: Iterable[VisitRow]) -> dict[tuple[str, int], VisitRow]:
@@ -303,6 +334,7 @@ class NightTotals:
         self._seconds: defaultdict[str, array[float]] = defaultdict(_seconds)
         self._visits: dict[tuple[str, str], _Visit] = {}
         self._detectors: dict[tuple[str, int], _Part] = {}
+        self._nodes: dict[str, _Part] = {}
         self._reasons: dict[tuple[Outcome, str], tuple[int, VisitRow | NightRow]] = {}
         self._fallbacks: dict[tuple[str, str], tuple[int, VisitRow | NightRow]] = {}
         """By first pipeline and the one that ran: their number, and the first of them."""
@@ -315,15 +347,18 @@ class NightTotals:
         for row in last_attempts(rows).values():
             self.add_last(row)
 
-    def add_last(self, row: VisitRow | NightRow) -> None:
-        """Add the last attempt at a visit-detector."""
+    def add_last(self, row: VisitRow | NightRow, node: str = "") -> None:
+        """Add the last attempt at a visit-detector, by one of several nodes or by a single one."""
         self.count(row.outcome, row.attempt)
         state = PARTIAL if row.partial and row.outcome == Outcome.SUCCEEDED else row.outcome or OPEN
         self._partial += state == PARTIAL
         visit = self._visits.setdefault((row.instrument, row.group), _Visit())
         detector = self._detectors.setdefault((row.instrument, row.detector), _Part())
-        visit.outcomes[state] += 1
-        detector.outcomes[state] += 1
+        parts: list[_Part] = [visit, detector]
+        if node:
+            parts.append(self._nodes.setdefault(node, _Part()))
+        for part in parts:
+            part.outcomes[state] += 1
         visit.survey = row.survey
         visit.received_tai = min(visit.received_tai, row.stages.get(Stage.ACCEPTED, visit.received_tai))
         if row.datasets:
@@ -341,9 +376,9 @@ class NightTotals:
         self._add_figures(row)
         # What an operator has requested again is in the outcomes, but its times are not those of the night.
         if row.outcome == Outcome.SUCCEEDED and REQUEUED not in row.figures:
-            self._add_times(row, visit, detector)
+            self._add_times(row, visit, parts)
 
-    def _add_times(self, row: VisitRow | NightRow, visit: _Visit, detector: _Part) -> None:
+    def _add_times(self, row: VisitRow | NightRow, visit: _Visit, parts: Sequence[_Part]) -> None:
         stages, close = row.stages, row.shutter_close_tai
         for name, (first, last) in SPANS.items():
             begin, end = close if first is None else stages.get(first), stages.get(last)
@@ -352,8 +387,8 @@ class NightTotals:
                 continue
             self._seconds[name].append(end - begin)
             if name == ALERT_SPAN:
-                visit.seconds.append(end - begin)
-                detector.seconds.append(end - begin)
+                for part in parts:
+                    part.seconds.append(end - begin)
                 visit.slowest = max(visit.slowest or (0.0, row.detector), (end - begin, row.detector))
 
     def _add_reason(self, outcome: Outcome, row: VisitRow | NightRow) -> None:
@@ -408,6 +443,15 @@ class NightTotals:
             "reasons": self._reason_list(),
             "visit_list": tuple(_visit(*key, visit) for key, visit in visits),
             "detector_list": self._detector_list(),
+            "nodes": tuple(
+                NightNode(
+                    name=name,
+                    outcomes=dict(part.outcomes),
+                    latency=Latency.of(part.seconds),
+                    over_budget=_over(part.seconds),
+                )
+                for name, part in sorted(self._nodes.items())
+            ),
         }
 
     def _cache(self) -> NightCache:

@@ -70,11 +70,16 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
 
 def night_view(report: NightReport) -> RenderableType:
     """Show the report."""
+    title = Text(f"night {report.day_obs}", style="bold")
+    if not report.visits:
+        return Group(title, Text("no visits", style="dim"))
     grid = new_table("", "~")
     grid.show_header = False
     for name, text in facts(report):
         grid.add_row(Text(name, style="dim"), plain(text))
-    parts: list[RenderableType] = [Text(f"night {report.day_obs}", style="bold"), grid]
+    parts: list[RenderableType] = [title, grid]
+    if report.nodes:
+        parts += [Text(), _node_table(report)]
     if report.latencies:
         parts += [Text(), _latency_table(report)]
     if any(each.latency for each in report.detector_list):
@@ -84,6 +89,25 @@ def night_view(report: NightReport) -> RenderableType:
     if report.reasons:
         parts += [Text(), _reason_table(report)]
     return Group(*parts)
+
+
+def _node_table(report: NightReport) -> RenderableType:
+    names = (
+        "number>",
+        "succeeded>",
+        "failed>",
+        "median>",
+        "95 %>",
+        "longest>",
+        f"over {report.budget_s:g} s>",
+    )
+    table = new_table("node", *names)
+    for each in report.nodes:
+        ms = (each.latency.p50_ms, each.latency.p95_ms, each.latency.max_ms) if each.latency else ()
+        seconds = [f"{each_ms / 1e3:.2f}" for each_ms in ms] or [""] * 3
+        counts = str(each.accepted), str(each.succeeded), Text(str(each.bad), style="red" if each.bad else "")
+        table.add_row(plain(each.name), *counts, *seconds, str(each.over_budget))
+    return table
 
 
 def _latency_table(report: NightReport) -> RenderableType:

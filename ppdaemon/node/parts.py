@@ -323,5 +323,6 @@ class NodeParts:
         self.traces.reconfigure(config.traces)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
+        self.publisher.reconfigure(config.publish, config.log)
         self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

@@ -6,7 +6,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 
 from ppdaemon.clock import Clock
+from ppdaemon.commandline import ended_by_reader
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.plan.models import Plan, PlanOrder, exit_code
 from ppdaemon.plan.sky import sky_png
@@ -59,7 +59,6 @@ def _print(plan: Plan, *, as_json: bool) -> None:
         click.echo(plan.model_dump_json(indent=2, by_alias=True))
     else:
         show(plan_view(plan))
-    sys.stdout.flush()
 
 
 def _run() -> ExitCode:
@@ -82,13 +81,11 @@ def main() -> None:
     # The planner collects log records for the notes of the plan; they must not be printed, too.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        status = _run()
+        with ended_by_reader():
+            status = _run()
     except PPDaemonError as error:
         click.echo(f"ppdaemon: {error}", err=True)
         status = error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise again
-        status = ExitCode.OK
     except KeyboardInterrupt:
         status = ExitCode.FAILED
     except Exception as error:  # an operator gets one line instead of a traceback

@@ -46,13 +46,14 @@ class Destination:
     def __init__(
         self,
         config: Publication,
-        open_sink: Callable[[], Sink],
+        open_sink: Callable[[Publication], Sink],
         sleep: Callable[[float], object] | None = None,
     ):
-        self._name = config.name
-        self._limit = config.queue
+        self.config = config
+        """What `open_sink` opens for the next batch; may be replaced by one of the same name."""
         self._open_sink = open_sink
-        self._sink: Sink | None = None
+        self._sink: tuple[Publication, Sink] | None = None
+        """Used by the thread only, with the configuration for which it was opened."""
         self._stopping = threading.Event()
         self._sleep = self._stopping.wait if sleep is None else sleep
         self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -66,7 +67,7 @@ class Destination:
 
     def start(self) -> None:
         """Start the thread; it ends with the process."""
-        threading.Thread(target=self._run, name=f"publish to {self._name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"publish to {self.config.name}", daemon=True).start()
 
     def add(self, records: Iterable[Record]) -> None:
         """Add records without waiting."""
@@ -79,7 +80,7 @@ class Destination:
         """Return the counts since the start."""
         with self._filled:
             return DestinationReport(
-                name=self._name,
+                name=self.config.name,
                 sent=self._sent,
                 dropped=self._dropped,
                 waiting=len(self._queue) + self._sending,
@@ -112,22 +113,25 @@ class Destination:
             self._drop_oldest()
             was, self._problem = self._problem, reason if later else ""
         if reason and reason != was:
-            _LOG.warning("%d records for %s are not taken: %s", len(later) + refused, self._name, reason)
+            _LOG.warning(
+                "%d records for %s are not taken: %s", len(later) + refused, self.config.name, reason
+            )
         if later:
             self._sleep(self._backoff.failed(time.monotonic()))
         else:
             self._backoff.succeeded()
 
     def _send(self, batch: Sequence[Record]) -> tuple[Sequence[Record], int, str]:
+        config = self.config
         try:
-            if self._sink is None:
-                self._sink = self._open_sink()
-            return self._sink.send(batch)
+            if self._sink is None or self._sink[0] is not config:
+                self._sink = config, self._open_sink(config)
+            return self._sink[1].send(batch)
         except Unavailable as error:
             return batch, 0, str(error)
 
     def _drop_oldest(self) -> None:
-        while len(self._queue) > self._limit:
+        while len(self._queue) > self.config.queue:
             self._queue.popleft()
             self._dropped += 1
 

@@ -74,7 +74,7 @@ class Telemetry(Model):
 
 
 class PublisherSettings(Model):
-    """The first packet to a publisher."""
+    """The first packet to a publisher, and again when they change."""
 
     type: Literal["settings"] = "settings"
     publish: tuple[Publication, ...]

@@ -10,7 +10,7 @@ import click
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
-from ppdaemon.ctl.cli import node_of
+from ppdaemon.ctl.target import node_of
 from ppdaemon.errors import ConfigError
 from ppdaemon.web.access import Access, check_listen, read_token
 

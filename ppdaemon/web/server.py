@@ -135,7 +135,7 @@ class _Site:
             raise NotFound(str(error)) from None
         # One at a time: a whole night takes seconds, during which events are sent later.
         async with self.night_lock:
-            report = await asyncio.to_thread(lambda: read_night(self.daemon.journal_path(), day, Clock()))
+            report = await asyncio.to_thread(lambda: read_night([self.daemon.journal_path()], day, Clock()))
         return _html(await asyncio.to_thread(pages.night_page, report))
 
     async def night_css(self, request: web.Request) -> web.Response:

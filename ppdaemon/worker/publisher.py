@@ -5,12 +5,12 @@ A separate process: its threads wait for networks, and the client library of Kaf
 its own. Started only where something is published.
 """
 
-import argparse
 import logging
 import os
 import select
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
@@ -19,10 +19,11 @@ from ppdaemon import log
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT
 from ppdaemon.publish import messages
+from ppdaemon.publish.config import Publication
 from ppdaemon.publish.destination import Destination, open_sink
 from ppdaemon.publish.records import bundle_records, telemetry_records
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childsetup import ChildSettings, set_up_child
+from ppdaemon.worker.service import run_service
 
 __all__ = ("main",)
 
@@ -30,6 +31,9 @@ _LOG = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 """Shortest interval of reports."""
+LEAVE_S = 60.0
+"""How long what waits for a place is sent there after a reload without it: the longest pause of a
+destination."""
 
 
 class Publisher:
@@ -38,17 +42,39 @@ class Publisher:
     def __init__(self, channel: socket.socket, settings: messages.PublisherSettings):
         self._channel = channel
         self._folder = Path(settings.folder)
-        self._places = [
-            (config, Destination(config, lambda config=config: open_sink(config)))  # type: ignore[misc]
-            for config in settings.publish
-        ]
+        self._places: dict[str, Destination] = {}
+        self._leaving: dict[str, tuple[float, Destination]] = {}
+        """Where nothing more is published, and until when what waits is sent there."""
         self._orders = 0
         self._last: messages.PublishReport | None = None
+        self._configure(settings.publish)
+
+    def _configure(self, publish: Sequence[Publication]) -> None:
+        """Publish there from now on; what waits for another place is still sent for a while."""
+        for name in self._places.keys() - {config.name for config in publish}:
+            self._leaving[name] = (time.monotonic() + LEAVE_S, self._places.pop(name))
+        for config in publish:
+            if (back := self._leaving.pop(config.name, None)) is not None:
+                self._places[config.name] = back[1]
+            if (place := self._places.get(config.name)) is not None:
+                place.config = config  # what waits goes there with the new options
+            else:
+                self._places[config.name] = Destination(config, open_sink)
+                self._places[config.name].start()
+
+    def _leave(self) -> None:
+        """Give up the places where nothing more waits, or the time is over."""
+        for name, (until, place) in list(self._leaving.items()):
+            waiting = place.report().waiting
+            if waiting and time.monotonic() < until:
+                continue
+            if waiting:
+                _LOG.warning("%d records are dropped, %s is no longer configured", waiting, name)
+            place.stop()
+            del self._leaving[name]
 
     def serve(self) -> None:
         """Serve until the supervisor closes its end."""
-        for _, place in self._places:
-            place.start()
         self._channel.send(encode(messages.PublisherReady(pid=os.getpid())))
         # Left by a publisher that has died; those of visits under way are found a second time, and gone then.
         for path in sorted(self._folder.glob("*.json")):
@@ -61,16 +87,21 @@ class Publisher:
                 if not packet:
                     return
                 order = decode(packet, messages.PUBLISHER_ORDERS, limit=PACKET_LIMIT)
-                assert isinstance(order, messages.Publish)
-                self._publish(order)
+                match order:
+                    case messages.Publish():
+                        self._publish(order)
+                    case messages.PublisherSettings():
+                        log.set_up(order.log_level, order.log_format, {}, role="publisher")
+                        self._configure(order.publish)
             if time.monotonic() >= due:
+                self._leave()
                 self._report()
                 due = time.monotonic() + REPORT_S
 
     def _publish(self, order: messages.Publish) -> None:
         self._orders += 1
-        for config, place in self._places:
-            place.add(telemetry_records(order.telemetry, config))
+        for place in self._places.values():
+            place.add(telemetry_records(order.telemetry, place.config))
         self._publish_file(self._folder / order.file)
 
     def _publish_file(self, path: Path) -> None:
@@ -85,42 +116,31 @@ class Publisher:
             content = ()
         path.unlink(missing_ok=True)  # first: a file that this process does not survive is not read again
         for bundle in content:
-            for config, place in self._places:
+            for place in self._places.values():
                 try:
-                    place.add(list(bundle_records(bundle, config)))
+                    place.add(list(bundle_records(bundle, place.config)))
                 except BadMessage as error:
                     _LOG.warning("metrics of %s are not published: %s", path.name, error)
 
     def _report(self) -> None:
-        places = tuple(place.report() for _, place in self._places)
+        leaving = [place for _, place in self._leaving.values()]
+        places = tuple(place.report() for place in (*self._places.values(), *leaving))
         report = messages.PublishReport(orders=self._orders, places=places)
         if report != self._last:
             self._channel.send(encode(report))
             self._last = report
 
 
-def main() -> None:
-    """Run the publisher."""
-    parser = argparse.ArgumentParser(prog="ppdaemon-publisher", description=__doc__)
-    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
-    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--log", required=True, help="file for the output")
-    options = parser.parse_args()
-    channel = socket.socket(fileno=options.channel)
-    set_up_child(
-        ChildSettings(
-            title="ppdaemon publisher",
-            log=options.log,
-            lifeline=options.lifeline,
-            keep=(options.channel, options.lifeline),
-            nice=0,
-            seed=time.time_ns() ^ os.getpid(),
-        )
-    )
+def _serve(channel: socket.socket) -> None:
     settings = decode(channel.recv(PACKET_LIMIT), messages.PUBLISHER_ORDERS, limit=PACKET_LIMIT)
     assert isinstance(settings, messages.PublisherSettings)
     log.set_up(settings.log_level, settings.log_format, {}, role="publisher")
     Publisher(channel, settings).serve()
+
+
+def main() -> None:
+    """Run the publisher."""
+    run_service("publisher", __doc__, _serve)
 
 
 if __name__ == "__main__":

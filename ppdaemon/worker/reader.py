@@ -5,12 +5,9 @@ A separate process, because the supervisor imports no ``lsst.*`` and its threads
 for networks. Started only where stores are configured.
 """
 
-import argparse
 import os
 import socket
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from ppdaemon import messages
 from ppdaemon.errors import BadMessage
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childsetup import ChildSettings, set_up_child
+from ppdaemon.worker.service import run_service
 
 __all__ = ("main",)
 
@@ -83,24 +80,7 @@ def _serve(channel: socket.socket) -> None:
 
 def main() -> None:
     """Run the reader."""
-    parser = argparse.ArgumentParser(prog="ppdaemon-reader", description=__doc__)
-    parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
-    parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
-    parser.add_argument("--log", required=True, help="file for the output")
-    options = parser.parse_args()
-    channel = socket.socket(fileno=options.channel)
-    set_up_child(
-        ChildSettings(
-            title="ppdaemon reader",
-            log=options.log,
-            lifeline=options.lifeline,
-            keep=(options.channel, options.lifeline),
-            nice=0,
-            seed=time.time_ns() ^ os.getpid(),
-        )
-    )
-    _serve(channel)
-    sys.stdout.flush()
+    run_service("reader", __doc__, _serve)
 
 
 if __name__ == "__main__":

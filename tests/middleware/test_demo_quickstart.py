@@ -222,7 +222,7 @@ def report(**changes):
         "engine": "separable",
         "injected": 4, "recovered": 3, "false_positives": 1, "alerts": 10, "scored": 9,
         "leaked_processes": 0, "leaked_repos": 0, "left": (), "total_s": 100.0, "latencies": {},
-        "visits": 1, "doubled": 0, "cadence_s": 12.0, "camera": CameraReport(),
+        "visits": 1, "doubled": 0, "cadence_s": 12.0, "central_kept": False, "camera": CameraReport(),
         "host": HostReport(load=HostLoad(cores=2, begin=0.5, end=3.0, cpu_share=0.75)),
     }  # fmt: skip
     return Report(**NightTotals().fields() | fields | changes)

@@ -139,7 +139,7 @@ def test_a_slot_restarts_after_its_visit_unless_it_has_to_now(tmp_path, socket_d
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: [new for new in node.workers() if new.state == "idle" and new.epoch > row.epoch])
         assert node.status().counters["recycled.operator"] == 1
-        assert read_night(node.daemon.journal_path(), None, Clock()).recycled == {"operator": 1}
+        assert read_night([node.daemon.journal_path()], None, Clock()).recycled == {"operator": 1}
         node.relay.reserve("g2")
         node.wait(lambda: [row for row in node.workers() if row.state == "waiting"])
         assert node.daemon.ask(RestartRequest(slot=0, now=True)) == "slot 0 restarts"

@@ -17,9 +17,11 @@ from node import running
 from restproxyserver import RestProxyServer, rest_proxy
 
 from ppdaemon.publish.messages import BUNDLES, Bundle
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.processes import descendants, title
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 TOPIC = "lsst.prompt.visitDetector"
 
@@ -157,3 +159,44 @@ def test_a_stop_publishes_the_last_outcomes(tmp_path: Path, socket_dir: Path, pr
             succeed(node, f"g{number}")
         assert node.stop() == 0
     assert [each["group"] for each in proxy.records(TOPIC)] == ["g0", "g1", "g2"]
+
+
+@pytest.mark.slow
+def test_a_reload_keeps_the_publisher_and_what_waits_in_it(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    proxy.status = 503
+    with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
+        succeed(node, "g1")
+        node.wait(lambda: node.status().publish[0].waiting == 1)
+        first = node.wait(lambda: publisher_of(node))
+        node.rewrite(engine={"no_return": ["new"]}, log={"level": "WARNING"})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        succeed(node, "g2")
+        proxy.status = 200
+        node.wait(lambda: node.status().publish[0].sent == 2)
+        assert [each["group"] for each in proxy.records(TOPIC)] == ["g1", "g2"]
+        assert publisher_of(node) == first
+        assert node.status().publish[0].dropped == 0
+
+
+@pytest.mark.slow
+def test_a_reload_with_another_place_publishes_there_and_sends_what_waits_to_the_old_one(
+    tmp_path: Path, socket_dir: Path, proxy: RestProxyServer
+) -> None:
+    proxy.status = 503
+    to = {"what": "telemetry", "to": proxy.url}
+    with publishing(tmp_path, socket_dir, to) as node, rest_proxy() as other:
+        succeed(node, "g1")
+        first = node.wait(lambda: publisher_of(node))
+        node.wait(lambda: "HTTP 503" in node.status().publish[0].problem)
+        node.config["publish"] = [to | {"to": other.url}]
+        node.rewrite()
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        succeed(node, "g2")
+        node.wait(lambda: node.status().publish[0].sent == 1)
+        proxy.status = 200
+        node.wait(lambda: proxy.records(TOPIC))
+        assert [each["group"] for each in other.records(TOPIC)] == ["g2"]
+        assert [each["group"] for each in proxy.records(TOPIC)] == ["g1"]
+        assert publisher_of(node) == first

@@ -259,7 +259,7 @@ def test_the_shown_configuration_starts_with_only_the_paths_and_ports_changed(so
     relay = RelayProcess(socket_dir)
     text = (ROOT / "etc" / "pprelay.yaml").read_text(encoding="utf-8")
     fields = yaml.safe_load(text)
-    for key in ("submit", "nodes", "state_dir"):
+    for key in ("submit", "nodes", "control", "state_dir"):
         text = text.replace(str(fields[key]), str(getattr(relay, key)))
     relay.config.write_text(text, encoding="utf-8")
     relay.start()

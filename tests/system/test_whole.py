@@ -2,7 +2,6 @@
 """The real programs with the demo camera's pipelines, used as people use them."""
 
 import json
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -38,13 +37,10 @@ ALERTING = PlannedVisit(DemoRule.IN_MAP, "ApPipe", "r_03", snaps=2)
 @pytest.fixture
 def places(tmp_path, socket_dir, demo_central):
     """Give the folders of a deployment with a copy of the central repo."""
-    from ppdaemon.demo.central import make_apdb
+    from ppdaemon.demo.keptcentral import copy_central_repo
 
     places = DemoPaths(tmp_path, socket_dir)
-    shutil.copytree(demo_central, places.central)
-    for name in ("apdb.sqlite3", "apdb.yaml"):
-        (places.central / name).unlink()
-    make_apdb(places.central)
+    copy_central_repo(demo_central, places.central)
     return places
 
 

@@ -3,6 +3,7 @@
 
 import csv
 import shlex
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import pytest
 import yaml
 from test_journalfile import entry
 
+from ppdaemon.catchup import CatchupRow
 from ppdaemon.config import NodeConfig
-from ppdaemon.ctl import catchup, catchupfiles, cli
+from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
+from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, MarkCatchup, Reserved, Update
 from ppdaemon.retries import refusal_reason
+from ppdaemon.statelock import StateLock
 from ppdaemon.states import ExitCode, Outcome
 
 DATA = Path(__file__).parents[1] / "data" / "catchup"
@@ -186,7 +190,7 @@ def test_what_the_catch_up_has_is_not_retried_and_is_released(night):
 
 def test_the_command_line_prints_commands_and_writes_submit_files(night, tmp_path, monkeypatch, capsys):
     rules = night.pipelines.model_copy(update={"overrides": {}})  # for them pipelines are read
-    monkeypatch.setattr(cli, "_node_config", lambda path: night.model_copy(update={"pipelines": rules}))
+    monkeypatch.setattr(queries, "node_config", lambda path: night.model_copy(update={"pipelines": rules}))
     socket = ("--socket", str(tmp_path / "none"))
     with pytest.raises(SystemExit) as ended:
         cli.main([*socket, "failed", "--format", "pipetask"])
@@ -223,3 +227,67 @@ def test_two_catchups_of_a_node_do_not_run_at_once_even_in_two_folders(config, t
         pass
     with catchup._locked(state, tmp_path / "all"):
         pass
+
+
+def without_daemon(night, monkeypatch, outcome="done"):
+    """Return a catch-up of a node that does not run; the central repo has `outcome` of all."""
+    states = []
+
+    def ask_central(task, config, items, folder):
+        states.append(marks_of(night))
+        return [
+            CatchupRow(
+                **item.model_dump(include={"instrument", "group", "detector", "attempt", "run"}),
+                pipeline="",
+                state="prepared" if task == "prepare" else outcome,
+            )
+            for item in items
+        ]
+
+    monkeypatch.setattr(catchup, "ask_central", ask_central)
+    monkeypatch.setattr(catchup, "units_of_items", lambda *_: [])
+    daemon = Daemon(night.node.control)
+    return catchup.Catchup(daemon, night, night.node.state_dir / "catchup", force=False), states
+
+
+def marks_of(config):
+    rows = [each.row for each in catchup.failed_of(config, 100, {})]
+    return {(row.group, row.detector): row.figures["catchup"]["state"] for row in rows if row.figures}
+
+
+def test_without_the_daemon_the_journal_gets_what_is_under_way_and_done(night, monkeypatch, capsys):
+    work, states = without_daemon(night, monkeypatch)
+    NodeFolders.of(night).lock.touch()
+    before = marks_of(night)
+    items, _ = chosen(night)
+    work.run(items, "pipetask", 1, None)
+    assert capsys.readouterr().err == ""
+    keys = [(item.group, item.detector) for item in items]
+    assert states == [before | dict.fromkeys(keys, "running")] * 2
+    assert marks_of(night) == before | dict.fromkeys(keys, "done")
+    assert not chosen(night)[0]
+    journal = Journal(NodeFolders.of(night).journal)  # as the daemon at its next start
+    assert "the catch-up has processed it" in refusal_reason(journal.last_attempts("g1")[0], 1, force=False)
+    journal.close()
+
+
+def test_without_the_daemon_what_is_not_done_is_released(night, monkeypatch):
+    work, states = without_daemon(night, monkeypatch, "failed")
+    NodeFolders.of(night).lock.touch()
+    before = marks_of(night)
+    work.run(chosen(night)[0], "pipetask", 1, None)
+    assert states[0] != before
+    assert marks_of(night) == before
+
+
+def test_a_journal_that_is_not_written_is_reported_and_done_later(night, monkeypatch, capsys):
+    work, _ = without_daemon(night, monkeypatch)
+    work.check(chosen(night)[0])
+    assert "lock does not exist; run later: ppctl catchup check" in capsys.readouterr().err
+    NodeFolders.of(night).lock.touch()
+    with closing(StateLock(NodeFolders.of(night).lock)):
+        work.check(chosen(night)[0])
+    assert "it is starting; run later: ppctl catchup check" in capsys.readouterr().err
+    assert chosen(night)[0]
+    work.check(chosen(night)[0])
+    assert not chosen(night)[0]

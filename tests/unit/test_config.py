@@ -78,7 +78,11 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
             {"ORT_DISABLE_TELEMETRY": "0", "SPT_NOENV": "1"},
             "workers.environment.ORT_DISABLE_TELEMETRY: ppdaemon sets ORT_DISABLE_TELEMETRY=1, this value",
         ),
-        ("workers.memory.soft", "8gb", "'8gb' is not a size; write for instance 8GB"),
+        (
+            "workers.memory.soft",
+            "8gb",
+            "'8gb' is not a size; units are B, kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB",
+        ),
         ("workers.memory.soft", "9GB", "soft is more than hard"),
         ("workers.times.run_s", 0, "workers.times.run_s: "),
         ("workers.times.run_s", ".nan", "workers.times.run_s: "),
@@ -487,7 +491,15 @@ def test_ingest_is_set_for_all_or_by_instrument(node: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GB", 8 * 10**9), ("8GiB", 8 * 2**30), ("1.5 kB", 1500), ("12 B", 12), (7, 7)],
+    [
+        ("8GB", 8 * 10**9),
+        ("8GiB", 8 * 2**30),
+        ("1.5 kB", 1500),
+        ("100KB", 100_000),
+        ("2KiB", 2048),
+        ("12 B", 12),
+        (7, 7),
+    ],
 )
 def test_sizes(node: dict[str, Any], text: str | int, size: int) -> None:
     node["workers"] = {"memory": {"soft": text, "hard": "1TB"}}

@@ -18,7 +18,7 @@ from controlserver import ControlServer, late, status, summary, visit, worker
 from rich.console import Console
 
 from ppdaemon import terminal
-from ppdaemon.ctl import cli
+from ppdaemon.ctl import actions, cli, target
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.ctl.tables import visit_view
 from ppdaemon.errors import Unavailable
@@ -143,7 +143,7 @@ def test_a_check_of_the_status_exits_by_its_health(
 def test_a_socket_of_the_environment_is_used(
     good: ControlServer, socket_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    monkeypatch.setenv(target.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
     with pytest.raises(SystemExit) as ended:
         cli.main(["workers"])
     assert (ended.value.code, "quarantined" in capsys.readouterr().out) == (0, True)
@@ -156,7 +156,7 @@ def test_a_relays_socket_of_the_environment_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve(lambda _request: ok([]))
-    monkeypatch.setenv(cli.RELAY_SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    monkeypatch.setenv(target.RELAY_SOCKET_VARIABLE, str(socket_dir / "control.sock"))
     with pytest.raises(SystemExit) as ended:
         cli.main(["--relay", "hosts"])
     assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
@@ -180,7 +180,7 @@ def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(
 ) -> None:
     broken = tmp_path / "ppdaemon.yaml"
     broken.write_text("node: {name: n1\nrelay: [")
-    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    monkeypatch.setenv(target.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
     with pytest.raises(SystemExit) as ended:
         cli.main(["--config", str(broken), "workers"])
     out, err = capsys.readouterr()
@@ -196,7 +196,7 @@ def test_nothing_is_done_to_a_daemon_that_may_be_another_one(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(cli.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
+    monkeypatch.setenv(target.SOCKET_VARIABLE, str(socket_dir / "control.sock"))
     broken = tmp_path / "node-b.yaml"
     broken.write_text("node: [")
     for command in (["drain"], ["restart", "3"], ["kill", "3"], ["resume"]):
@@ -451,8 +451,9 @@ def test_a_hung_daemon_is_left_after_the_time_out(
     assert (code, out) == (4, "")
     assert "no answer within 0.3 s" in err
     assert "may still be carried out" not in err
-    code, _, err = impatient("drain")
-    assert (code, "The command may still be carried out: look at its effect" in err) == (69, True)
+    for command in (("drain",), ("--relay", "drain", "n1")):
+        code, _, err = impatient(*command)
+        assert (code, "The command may still be carried out: look at its effect" in err) == (69, True)
 
 
 def test_a_full_backlog_is_a_hung_daemon(impatient: Ppctl, socket_dir: Path) -> None:
@@ -602,7 +603,7 @@ def test_demo_becomes_the_demo(ppctl: Ppctl, monkeypatch: pytest.MonkeyPatch) ->
     def execv(_path: str, command: list[str]) -> None:
         executed.append(command)
 
-    monkeypatch.setattr(cli.os, "execv", execv)
+    monkeypatch.setattr(actions.os, "execv", execv)
     assert ppctl("demo", "--keep", "-n", "3", "--help")[0] == 0
     assert executed == [[sys.executable, "-m", "ppdaemon.demo", "--keep", "-n", "3", "--help"]]
 
@@ -717,7 +718,7 @@ def test_all_nodes_are_shown_with_their_problems_without_naming_the_relay(
         problem="the journal cannot be written",
     )
     server = serve(lambda _request: ok([row.model_dump(mode="json")]))
-    monkeypatch.setattr(cli, "RELAY_RUN", server.path)
+    monkeypatch.setattr(target, "RELAY_RUN", server.path)
     with pytest.raises(SystemExit) as ended:
         cli.main(["hosts"])
     shown = capsys.readouterr().out
@@ -738,13 +739,13 @@ def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(
 ) -> None:
     server = serve(lambda _request: ok([]))
     for run, state in ((server.path, Path("/nowhere")), (socket_dir / "missing", server.path.parent)):
-        monkeypatch.setattr(cli, "RELAY_RUN", run)
-        monkeypatch.setattr(cli, "RELAY_STATE", state)
+        monkeypatch.setattr(target, "RELAY_RUN", run)
+        monkeypatch.setattr(target, "RELAY_STATE", state)
         with pytest.raises(SystemExit) as ended:
             cli.main(["--relay", "hosts"])
         assert (ended.value.code, capsys.readouterr().out) == (0, "no nodes\n")
     server.path.unlink()
-    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "missing")
+    monkeypatch.setattr(target, "RELAY_RUN", socket_dir / "missing")
     with pytest.raises(SystemExit):  # none is there: the one that the help names
         cli.main(["--relay", "hosts"])
     assert str(socket_dir / "missing") in capsys.readouterr().err
@@ -762,8 +763,8 @@ def test_a_relay_that_is_down_is_named_by_its_socket_below_run(
         return os.path.exists(path)
 
     monkeypatch.setattr(Path, "exists", exists)
-    monkeypatch.setattr(cli, "RELAY_RUN", socket_dir / "run.sock")
-    monkeypatch.setattr(cli, "RELAY_STATE", state)
+    monkeypatch.setattr(target, "RELAY_RUN", socket_dir / "run.sock")
+    monkeypatch.setattr(target, "RELAY_STATE", state)
     with pytest.raises(SystemExit) as ended:
         cli.main(["--relay", "hosts"])
     assert ended.value.code == ExitCode.UNAVAILABLE

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppdaemon.ctl import cli
+from ppdaemon.ctl import cli, options
 from ppdaemon.ctl.size import Figures, measured, size_of, size_view
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import ExitCode, Outcome, Stage
@@ -103,7 +103,7 @@ def test_an_option_replaces_what_was_measured() -> None:
 
 @pytest.fixture(autouse=True)
 def no_node_on_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "DEFAULT_CONFIG", tmp_path / "none.yaml")
+    monkeypatch.setattr(options, "DEFAULT_CONFIG", tmp_path / "none.yaml")
 
 
 def run_size(*arguments: str) -> int:

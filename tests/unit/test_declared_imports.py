@@ -5,6 +5,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -43,16 +44,25 @@ def declared(*lists: str) -> set[str]:
     }
 
 
+distributions = cache(packages_distributions)
+
+
+@cache
+def modules_of(path: Path) -> frozenset[str]:
+    """Return the modules that a file imports."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(node.module)
+    return frozenset(modules)
+
+
 def imported(paths: Iterable[Path]) -> set[str]:
     """Return the distributions of all modules that are imported, also inside of functions."""
-    modules = set()
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules |= {name.name for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules.add(node.module)
-    known = packages_distributions()
+    modules = set().union(*map(modules_of, paths))
+    known = distributions()
     return {
         distribution_of(module, known)
         for module in modules

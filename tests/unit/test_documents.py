@@ -3,6 +3,7 @@
 
 import re
 import textwrap
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,3 +218,19 @@ def test_the_messages_in_the_documents_are_those_of_the_programs() -> None:
 def test_documents_use_the_words_of_the_programs(path: Path) -> None:
     text = re.sub(r":(?:mod|class|func):`[^`]*`", "", path.read_text())  # names in the code have their own
     assert not OLD_WORDS.findall(text)
+
+
+def test_the_page_of_the_architecture_has_all_packages_and_their_order() -> None:
+    page = (ROOT / "doc/developers/architecture.rst").read_text()
+    packages = {path.parent.name for path in (ROOT / "ppdaemon").glob("*/__init__.py")}
+    _, _, rest = page.partition("Folders and their imports")
+    table, _, rules = rest.partition("* Only ``middleware``")
+    assert packages <= set(re.findall(r"``(\w+)``", table)), "folders without a line"
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    for package in ("node", "middleware"):
+        (layers,) = (
+            each["layers"] for each in contracts if each.get("containers") == [f"ppdaemon.{package}"]
+        )
+        _, _, rule = rules.partition(f"* In ``{package}``:")
+        names = [name for layer in layers for name in re.findall(r"\w+", layer)]
+        assert re.findall(r"``(\w+)``", rule)[: len(names)] == names

@@ -35,7 +35,7 @@ def a_config(**parts):
         "pipelines": {"main": [{"pipelines": ["/p.yaml"]}]},
     }
     for name, keys in parts.items():
-        document[name] = document.get(name, {}) | keys
+        document[name] = keys if isinstance(keys, list) else document.get(name, {}) | keys
     return NodeConfig.model_validate(document)
 
 
@@ -49,6 +49,7 @@ def a_config(**parts):
         {"export": {"types": ["x"]}},
         {"butler": {"central": "/b", "instrument_class": {}}},
         {"log": {"level": "DEBUG"}},
+        {"publish": [{"what": "telemetry", "to": "https://proxy/"}]},
         {"node": {"expiry_s": 5}},
         {"arrivals": {"image_timeout_s": 5}},
     ],

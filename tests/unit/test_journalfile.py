@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ppdaemon import journalfile, sqlitereader
+from ppdaemon import journalfile
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.manpages import commands_of
 from ppdaemon.errors import Unavailable
@@ -195,11 +195,13 @@ def test_a_raw_that_an_earlier_attempt_has_used_is_not_late(path, write):
         assert (journalfile.late_raws(db, LateRequest()), journalfile.count_late_raws(db)) == ([], 0)
 
 
-def test_a_query_that_takes_too_long_is_ended_with_what_to_do(path, write, monkeypatch):
+def test_a_query_that_takes_too_long_is_ended_with_what_to_do(path, write):
     write(*(entry(f"g{number}") for number in range(50)))
-    monkeypatch.setattr(sqlitereader, "LONGEST_S", -1.0)
     endless = "WITH RECURSIVE n(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM n) SELECT sum(k) FROM n"
-    with pytest.raises(Unavailable, match="select less, such as --since 1h"), reading(path) as db:
+    with (
+        pytest.raises(Unavailable, match="select less, such as --since 1h"),
+        reading(path, longest_s=-1.0) as db,
+    ):
         db.execute(endless).fetchone()
 
 

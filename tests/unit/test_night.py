@@ -5,6 +5,7 @@ import json
 import re
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from ppdaemon.errors import Unavailable
 from ppdaemon.messages import Raw
 from ppdaemon.night import charts
 from ppdaemon.night.page import night_sections, report_page
-from ppdaemon.night.reading import read_night
+from ppdaemon.night.reading import copy_night, journals_at, names_of, read_night
 from ppdaemon.night.report import (
     ALERT_SPAN,
     Latency,
@@ -42,6 +43,7 @@ from ppdaemon.node.visits.model import (
     Update,
 )
 from ppdaemon.reports import FALLBACK, REQUEUED, VisitRow
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import read_next_visit
@@ -248,7 +250,7 @@ def write(journal, *entries):
 
 
 def read(path, day=DAY):
-    return read_night(path, day, Clock())
+    return read_night([path], day, Clock())
 
 
 def test_a_night_is_between_two_noons_of_tai(path, journal):
@@ -329,6 +331,97 @@ def test_a_journal_of_an_older_version_is_read_and_upgraded(path, journal):
     with closing(Journal(path)) as upgraded:
         upgraded.write(CountRecycled("age", BEGIN))
     assert (read(path).succeeded, read(path).recycled) == (1, {"age": 1})
+
+
+# --- several nodes ------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """Return journals of two nodes that shared a night: n2 got what n1 handed back, and lost a result."""
+    paths = [tmp_path / "n1.sqlite", tmp_path / "n2.sqlite"]
+    slow = dict(entry("g").stages) | {Stage.PROCESSED: BEGIN + 60.0 + 75.0}
+    with closing(Journal(paths[0])) as n1, closing(Journal(paths[1])) as n2:
+        write(n1, entry("g", 0), entry("g", 1), entry("h", 0, tai=BEGIN + 40.0))
+        write(n1, entry("g", 2, outcome=Outcome.CANCELLED, reason=f"{HANDED_BACK}: the node is full"))
+        write(n2, entry("g", 2, attempt=2, stages=slow), entry("g", 3, outcome=Outcome.FAILED, reason="r"))
+        write(n2, entry("h", 0, attempt=2, tai=BEGIN + 45.0, outcome=Outcome.CANCELLED, reason=WITHDRAWN))
+        for journal in (n1, n2):
+            journal.write(CountRecycled("age", BEGIN))
+        n2.write(CountRecycled("memory", BEGIN))
+    return paths
+
+
+def test_of_several_nodes_each_visit_detector_counts_once(two_nodes):
+    found = read_night(two_nodes, DAY, Clock())
+    assert (found.visits, found.accepted, found.succeeded, found.failed) == (2, 5, 4, 1)
+    assert found.outcomes == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 1}
+    assert [(each.name, each.accepted, each.succeeded, each.bad) for each in found.nodes] == [
+        ("n1", 3, 3, 0),
+        ("n2", 2, 1, 1),
+    ]
+    assert [each.latency.max_ms for each in found.nodes] == [30_000.0, 75_000.0]
+    assert [each.over_budget for each in found.nodes] == [0, 1]
+    assert found.latencies[ALERT_SPAN].count == 4
+    assert found.recycled == {"age": 2, "memory": 1}
+    assert found.visit_list[0].outcomes == {"succeeded": 3, "failed": 1}
+    assert read_night(two_nodes[:1], DAY, Clock()).nodes == ()
+
+
+def test_a_copied_night_gives_the_same_report(tmp_path, two_nodes):
+    with closing(Journal(two_nodes[0])) as journal:
+        write(journal, entry("before", tai=BEGIN - 9.0), entry("after", tai=END + 9.0))
+        write(journal, entry("late", outcome=Outcome.NO_IMAGE))
+        raw = Raw(instrument="DemoCam", group="late", exposure=1, detector=0, path="/r", seen_tai=BEGIN + 5.0)
+        journal.write(RecordLateRaws([raw]))
+    copies = [tmp_path / "copies" / path.name for path in two_nodes]
+    copies[0].parent.mkdir()
+    for path, copy in zip(two_nodes, copies, strict=True):
+        copy.write_text("an old one")
+        assert copy_night(path, DAY, Clock(), copy) == DAY
+    found = read_night(copies, DAY, Clock())
+    assert found == read_night(two_nodes, DAY, Clock())
+    assert (found.visits, found.late_raws) == (3, 1)
+    assert read(copies[0], 20261128).visits == 0
+    with closing(Journal(copies[0])) as journal:  # one of this version, with its indexes
+        assert len(journal.last_attempts("g")) == 3
+
+
+def test_a_folder_is_a_state_folder_or_has_copies(tmp_path, two_nodes):
+    assert journals_at([tmp_path]) == two_nodes
+    (tmp_path / "journal.sqlite").touch()
+    (tmp_path / "empty").mkdir()
+    assert journals_at([tmp_path, two_nodes[0]]) == [tmp_path / "journal.sqlite", two_nodes[0]]
+    with pytest.raises(Unavailable, match="empty has no journal"):
+        journals_at([tmp_path / "empty"])
+    states = [tmp_path / name / "journal.sqlite" for name in ("a", "b")]
+    assert names_of(states) == ["a", "b"]
+    assert names_of([Path("/x/n1.sqlite"), Path("/y/n1.sqlite")]) == ["/x/n1.sqlite", "/y/n1.sqlite"]
+
+
+def test_the_command_reports_several_nodes_and_copies_a_night(tmp_path, two_nodes, capsys):
+    copy = tmp_path / "c" / "n1.sqlite"
+    copy.parent.mkdir()
+    code, shown = run(capsys, str(DAY), "--journal", str(two_nodes[0]), "--copy", str(copy))
+    assert (code, shown.out, shown.err) == (0, "", f"wrote night {DAY} to {copy}\n")
+    page = tmp_path / "night.html"
+    arguments = (str(DAY), "--journal", str(copy.parent), "--journal", str(two_nodes[1]))
+    code, shown = run(capsys, *arguments)
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["n2", "2", "1", "1", "75.00", "75.00", "75.00", "1"] in lines
+    assert run(capsys, *arguments, "--html", str(page))[0] == 0
+    assert "<h2>Nodes</h2>" in page.read_text()
+    assert ">n1, n2 on " in page.read_text()
+    code, shown = run(capsys, *arguments, "--copy", str(copy))
+    assert (code, "--copy is for one journal" in shown.err) == (ExitCode.USAGE, True)
+    code, shown = run(capsys, "--journal", str(two_nodes[0]), "--copy", "/none/n1.sqlite")
+    assert (code, "Traceback" in shown.err) == (ExitCode.CANNOT_CREATE, False)
+
+
+def test_a_night_without_visits_is_one_line(path, journal, capsys):
+    """As other commands that find nothing."""
+    code, shown = run(capsys, "20261128", "--journal", str(path))
+    assert (code, shown.out) == (0, "night 20261128\nno visits\n")
 
 
 def test_what_is_no_journal_is_named(tmp_path):

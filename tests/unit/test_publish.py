@@ -2,6 +2,7 @@
 """Records of metrics and telemetry, and the queues that send them to Kafka and to REST proxies."""
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,11 +16,21 @@ from kafkacluster import KafkaCluster, kafka_cluster
 from restproxyserver import RestProxyServer, rest_proxy
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.messages import PACKET_LIMIT
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.destination import Destination, open_sink
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
-from ppdaemon.publish.messages import BUNDLES, Bundle, Telemetry
+from ppdaemon.publish.messages import (
+    BUNDLES,
+    PUBLISHER_FACTS,
+    Bundle,
+    PublisherSettings,
+    PublishReport,
+    Telemetry,
+)
 from ppdaemon.publish.records import Record, bundle_records, telemetry_records
+from ppdaemon.worker import publisher as publishing
+from ppdaemon.worker.publisher import Publisher
 
 WITHIN_S = 20.0
 SASQUATCH = Publication(what=("promptPreload_metrics",), to="https://sasquatch/proxy", format="avro")
@@ -192,7 +203,7 @@ def test_a_rest_proxy_gets_topics_and_batches_of_records(proxy: RestProxyServer,
     token = tmp_path / "token"
     token.write_text("secret\n")
     config = to_proxy(proxy, format="avro", token=token)
-    destination = Destination(config, lambda: open_sink(config))
+    destination = Destination(config, open_sink)
     destination.add([*records(config, 3), *bundle_records(BUNDLE, config), *records(config, 2)])
     destination.send_some()
     assert destination.report().sent == 6
@@ -211,7 +222,7 @@ def test_a_rest_proxy_gets_topics_and_batches_of_records(proxy: RestProxyServer,
 def test_a_topic_that_exists_is_used(proxy: RestProxyServer) -> None:
     proxy.topics["lsst.prompt.visitDetector"] = {}
     config = to_proxy(proxy)
-    destination = Destination(config, lambda: open_sink(config))
+    destination = Destination(config, open_sink)
     destination.add(records(config))
     destination.send_some()
     assert destination.report().sent == 1
@@ -225,7 +236,7 @@ def test_what_may_be_taken_later_waits_and_what_never_will_is_dropped(
 ) -> None:
     config = to_proxy(proxy)
     pauses: list[float] = []
-    destination = Destination(config, lambda: open_sink(config), pauses.append)
+    destination = Destination(config, open_sink, pauses.append)
     proxy.status = status
     destination.add(records(config, 2))
     destination.send_some()
@@ -255,7 +266,7 @@ def test_a_request_that_is_too_large_is_divided(proxy: RestProxyServer) -> None:
 @pytest.mark.parametrize("answer", [[], None, "text", {"offsets": None}])
 def test_an_answer_of_another_form_does_not_end_the_publication(proxy: RestProxyServer, answer: Any) -> None:
     config = to_proxy(proxy)
-    destination = Destination(config, lambda: open_sink(config), lambda pause_s: None)
+    destination = Destination(config, open_sink, lambda pause_s: None)
     proxy.answer = answer
     destination.add(records(config))
     destination.send_some()
@@ -264,7 +275,7 @@ def test_an_answer_of_another_form_does_not_end_the_publication(proxy: RestProxy
 
 def test_a_full_queue_drops_the_oldest_and_counts_them(proxy: RestProxyServer) -> None:
     config = to_proxy(proxy, queue=3)
-    destination = Destination(config, lambda: open_sink(config))
+    destination = Destination(config, open_sink)
     destination.add(records(config, 5))
     assert (destination.report().dropped, destination.report().waiting) == (2, 3)
     destination.send_some()
@@ -281,7 +292,7 @@ def test_a_proxy_that_does_not_answer_delays_no_other_place(
     proxy.hanging.clear()
     places = []
     for config in (stuck, summit):
-        place = Destination(config, lambda config=config: open_sink(config))  # type: ignore[misc]
+        place = Destination(config, open_sink)
         place.start()
         place.add(records(config, 2))
         places.append(place)
@@ -294,6 +305,53 @@ def test_a_proxy_that_does_not_answer_delays_no_other_place(
         place.stop()
 
 
+def test_what_waits_is_sent_with_new_options(proxy: RestProxyServer, tmp_path: Path) -> None:
+    """Such as a token whose file had another name."""
+    config = to_proxy(proxy, token=tmp_path / "missing")
+    destination = Destination(config, open_sink, lambda _: None)
+    destination.add(records(config, 2))
+    destination.send_some()
+    assert destination.report().waiting == 2
+    (tmp_path / "token").write_text("secret")
+    destination.config = to_proxy(proxy, token=tmp_path / "token")
+    destination.send_some()
+    assert (destination.report().sent, destination.report().waiting) == (2, 0)
+    assert proxy.tokens == {"Bearer secret"}
+
+
+def test_a_place_that_is_left_gets_what_waits_for_a_while(
+    tmp_path: Path, proxy: RestProxyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.status = 503
+    refusing = to_proxy(proxy)
+    other = Publication.model_validate({"what": "telemetry", "to": f"{proxy.url}/other"})
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = PublisherSettings(
+        publish=(refusing,), folder=str(tmp_path), log_level="INFO", log_format="json"
+    )
+    with ours, theirs:
+        publisher = Publisher(theirs, settings)
+        left = publisher._places[refusing.name]
+        left.add(records(refusing, 2))
+        publisher._configure([other])
+        publisher._leave()
+        assert list(publisher._places) == [other.name]
+        publisher._report()
+        report = PUBLISHER_FACTS.validate_json(ours.recv(PACKET_LIMIT))
+        assert isinstance(report, PublishReport)
+        assert [(each.name, each.waiting) for each in report.places] == [(other.name, 0), (refusing.name, 2)]
+        publisher._configure([refusing.model_copy(update={"queue": 7})])  # an operator has changed his mind
+        assert publisher._places == {refusing.name: left}
+        assert left.config.queue == 7
+        publisher._leave()  # nothing waits for the other one
+        assert not publisher._leaving
+        monkeypatch.setattr(publishing, "LEAVE_S", 0.0)
+        publisher._configure([])
+        publisher._leave()
+        assert not publisher._leaving
+        assert f"2 records are dropped, {refusing.name} is no longer configured" in caplog.text
+
+
 # --- Kafka -----------------------------------------------------------------
 
 
@@ -301,7 +359,7 @@ def test_a_topic_gets_each_record_in_order(cluster: KafkaCluster) -> None:
     config = Publication.model_validate(
         {"what": ["telemetry", ".*_metrics"], "to": f"kafka://{cluster.brokers}/outcomes"}
     )
-    destination = Destination(config, lambda: open_sink(config))
+    destination = Destination(config, open_sink)
     twice = [*(records(config, 2) * 2), *bundle_records(BUNDLE, config), *bundle_records(BUNDLE, config)]
     destination.add(twice)
     destination.send_some()
@@ -314,7 +372,7 @@ def test_without_a_cluster_records_wait() -> None:
     config = Publication.model_validate(
         {"what": "telemetry", "to": "kafka://127.0.0.1:1/outcomes", "timeout_s": 1.0}
     )
-    destination = Destination(config, lambda: open_sink(config), lambda _: None)
+    destination = Destination(config, open_sink, lambda _: None)
     destination.add(records(config, 3))
     destination.send_some()
     report = destination.report()
@@ -335,7 +393,7 @@ def test_an_unknown_option_is_named() -> None:
     config = Publication.model_validate(
         {"what": "telemetry", "to": "kafka://127.0.0.1:1/outcomes", "options": {"nonsense": "1"}}
     )
-    destination = Destination(config, lambda: open_sink(config), lambda _: None)
+    destination = Destination(config, open_sink, lambda _: None)
     destination.add(records(config))
     destination.send_some()
     assert "nonsense" in destination.report().problem

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 import yaml
 
-from ppdaemon.ctl import cli
+from ppdaemon.ctl import target
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import RelayConfig, load_relay, needs_restart
 from ppdaemon.yamlfile import read_yaml
@@ -48,7 +48,7 @@ def test_it_loads_with_only_the_path_changed_and_shows_the_defaults(tmp_path):
     mine = tmp_path / "pprelay.yaml"
     mine.write_text(text.replace("/var/lib/ppdaemon/relay", str(tmp_path / "state")), encoding="utf-8")
     config = load_relay(mine, {})
-    assert config.control == cli.RELAY_RUN  # the unit makes its folder, and ppctl looks there
+    assert config.control == target.RELAY_RUN  # the unit makes its folder, and ppctl looks there
     least = RelayConfig(state_dir=config.state_dir, instruments=config.instruments, control=config.control)
     assert config == least
 

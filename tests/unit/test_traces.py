@@ -215,7 +215,8 @@ def test_what_is_not_sampled_is_not_made(collector, sender):
     assert len(collector.spans) == 1
 
 
-def test_a_collector_that_is_away_is_a_problem_in_few_words(sender):
+def test_a_collector_that_is_away_is_a_problem_in_few_words(sender, monkeypatch):
+    monkeypatch.setattr("ppdaemon.otlp.TIMEOUT_S", 1.5)  # of repetitions after 1, 2 and 4 s only the first
     with socket.create_server(("127.0.0.1", 0)) as unused:
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}/v1/traces"
     sender.reconfigure(TracesConfig(endpoint=endpoint))

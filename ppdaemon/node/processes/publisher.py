@@ -49,11 +49,11 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
     ):
         lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=ANSWER_S, first_pause_s=1.0, longest_pause_s=30.0)
         super().__init__("publisher", log, PUBLISHER_FACTS, lifecycle)
-        self._publish = tuple(publish)
         self._folder = folder
         self._lifeline = lifeline
         self._environment = environment
-        self._log_config = log_config
+        self._settings = self._settings_of(publish, log_config)
+        self._settings_sent: PublisherSettings | None = None
         self._pending: deque[Publish] = deque()
         self._orders = 0
         """Outcomes that were sent to the present publisher."""
@@ -68,7 +68,21 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
     @property
     def enabled(self) -> bool:
         """Whether anything is published."""
-        return bool(self._publish)
+        return bool(self._settings.publish)
+
+    def _settings_of(self, publish: Sequence[Publication], log_config: LogConfig) -> PublisherSettings:
+        return PublisherSettings(
+            publish=tuple(publish),
+            folder=str(self._folder),
+            log_level=log_config.level,
+            log_format=log_config.format,
+        )
+
+    def reconfigure(self, publish: Sequence[Publication], log_config: LogConfig) -> None:
+        """Publish there from now on. The process stays, and with it what waits for the same places."""
+        self._settings = self._settings_of(publish, log_config)
+        self._serve()
+        self.start()
 
     def start(self) -> None:
         """Start the process, if anything is published."""
@@ -95,7 +109,7 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
     def report(self) -> tuple[DestinationReport, ...]:
         """Return the counts of each destination since the start of the daemon."""
         rows = []
-        for config in self._publish:
+        for config in self._settings.publish:
             now = self._now.get(config.name, DestinationReport(name=config.name))
             rows.append(
                 now.model_copy(
@@ -117,17 +131,18 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
             self._environment,
             self._log,
         )
-        settings = PublisherSettings(
-            publish=self._publish,
-            folder=str(self._folder),
-            log_level=self._log_config.level,
-            log_format=self._log_config.format,
-        )
-        child.send(encode(settings))  # a new channel has room for it
+        child.send(encode(self._settings))  # a new channel has room for it
+        self._settings_sent = self._settings
         return child
 
     def _serve(self) -> None:
-        while self._pending and self._child is not None and self.lifecycle.state is ProcessState.SERVING:
+        if self._child is None or self.lifecycle.state is not ProcessState.SERVING:
+            return
+        if self._settings != self._settings_sent:
+            if not self._child.send(encode(self._settings)):
+                return  # as below
+            self._settings_sent = self._settings
+        while self._pending:
             if not self._child.send(encode(self._pending[0])):
                 return  # it does not read: sent with a later one, or dropped
             self._pending.popleft()

@@ -54,8 +54,6 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
         before, after = getattr(old, part), getattr(new, part)
         fields = type(before).model_fields
         keys += [f"{part}.{name}" for name in fields if getattr(before, name) != getattr(after, name)]
-    if old.publish != new.publish:
-        keys.append("publish")
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 

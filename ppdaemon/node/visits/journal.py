@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from ppdaemon.clock import Clock, day_obs
-from ppdaemon.journalfile import converted
+from ppdaemon.journalfile import converted, mark_catchup
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.reports import REQUEUED
-from ppdaemon.retries import CATCHUP, HANDED_BACK, WITHDRAWN
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -197,18 +197,8 @@ class Journal(SqliteFile):
                         f" datasets = 0 WHERE {_IS_KEY} AND boot != ?",
                         [(Outcome.INTERRUPTED, LOST, *key, self._clock.boot()) for key in keys],
                     )
-                case model.MarkCatchup(keys=keys, state="released"):
-                    self._db.executemany(
-                        f"UPDATE attempt SET figures = json_remove(figures, '$.{CATCHUP}') WHERE {_IS_KEY}",
-                        keys,
-                    )
                 case model.MarkCatchup(keys=keys, state=state, run=run, tai=tai):
-                    value = json.dumps({"state": state, "run": run, "tai": tai})
-                    self._db.executemany(
-                        f"UPDATE attempt SET figures = json_set(figures, '$.{CATCHUP}', json(?))"
-                        f" WHERE {_IS_KEY}",
-                        [(value, *key) for key in keys],
-                    )
+                    mark_catchup(self._db, keys, state, run, tai)
                 case model.MarkUnreported(keys=keys):
                     # Never lower: a repeated older reservation must not hide a later one.
                     self._db.executemany(
