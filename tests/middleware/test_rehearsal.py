@@ -36,7 +36,7 @@ print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))
 TASK = "from ppdaemon.middleware.direct.warmup import WarmupTask\n"
 MODULES = {
     "plain": TASK,
-    "threaded": f"{TASK}from threading import Event, Thread\nThread(target=Event().wait, daemon=True).start()\n",
+    "threaded": f"{TASK}import threading as t\nt.Thread(target=t.Event().wait, daemon=True).start()\n",
     "crashing": f"{TASK}import os\nos.abort()\n",
     "connected": f"{TASK}import sqlite3\nCONNECTION = sqlite3.connect(':memory:')\n",
 }
