@@ -62,7 +62,10 @@ BPS = [
     "lsst-ctrl-bps-parsl" + LSST,  # on this host, or at a site with Slurm
     "parsl>=2026.1",
 ]
-KAFKA = ["confluent-kafka>=2.6"]  # imported by ppdaemon.publish.kafka only: 4 MB, and its threads
+KAFKA = [
+    "confluent-kafka>=2.6",  # imported where Kafka is configured only: 4 MB, and threads
+    "fastavro>=1.9",
+]
 WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",

@@ -34,11 +34,12 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    needs_kafka,
     regular_expressions,
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
-from ppdaemon.publish.config import KafkaAddress, Publication, needs_kafka, split_kafka
+from ppdaemon.publish.config import KafkaAddress, Publication, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
     DoneMarker,
@@ -446,7 +447,8 @@ class PipelinesConfig(ConfigPart):
     """Rules for pipelines that run on the image; the first match is used."""
     overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
     """Configuration of tasks, as ``label:field: value``; applied to all pipelines with a
-    task of that label. A label or a field that does not exist is an error."""
+    task of that label. ``parameters:name: value`` sets a parameter of all pipelines that
+    have it. A label, field or parameter that does not exist is an error."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -558,17 +560,25 @@ class ExportConfig(ConfigPart):
         "Mask.*",
     )
     """Regular expressions; a dataset type whose whole name, or whose storage class, matches one is
-    an image: copied and registered after all others."""
+    an image: copied and registered after all others, and given up if too much waits."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
     """Files that are copied to the central repo at once."""
+    packers: Annotated[int, pydantic.Field(ge=0, le=64)] = 0
+    """Processes of the lowest priority that compress images of ``lsst.images`` beside the exporter, as
+    `butler.local` has it for them; with the engine ``direct`` workers then spool them uncompressed, which
+    takes a fifth of the time and up to seven times the space. 0: workers compress."""
     ramdisk_max: Size = 0
     """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
-    exceeds it goes to the state disk. So does everything while exports fail. After a power failure, what
-    was on the RAM disk is gone, and the next start names it. 0: all outputs go to the state disk."""
-    spool_max: Annotated[Size, pydantic.Field(gt=0)] | None = None
-    """Size of what may wait for export, on both disks together. Above it the oldest spools lose their
-    `images`, which are logged and shown as not exported; all other outputs stay. `None`: no limit but
-    that of the disk, where visit-detectors end as ``state_full``."""
+    exceeds it goes to `spill`. So does everything while exports fail. After a power failure, what was on
+    the RAM disk is gone, although the relay has its outcomes; the next start names it. 0: all outputs go
+    to `spill`."""
+    spill: WritableFolder | None = None
+    """Folder on a local disk where outputs wait for export, in ``ppdaemon-NAME``; it cannot change while
+    the daemon runs. `None`: ``spool`` in `node.state_dir`, beside the journal."""
+    spill_max: Annotated[Size, pydantic.Field(gt=0)] | None = None
+    """Size of what may wait there. Above it, and if the RAM disk has no room either, the oldest outputs
+    there lose their `images`; all other outputs stay. `None`: no limit but that of the disk, where
+    visit-detectors end as ``state_full``."""
     gather_s: Annotated[float, pydantic.Field(ge=0, le=60)] = 1.0
     """An export begins when for this time no visit-detector has ended, at the latest after ten times as
     long: the detectors of an exposure share few transactions."""

@@ -82,6 +82,11 @@ def _unfit_for_host(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
             ("node", "state_dir"),
             f"{config.node.state_dir} is on a RAM disk: accepted visits are lost when the host restarts",
         )
+    if (spill := config.export.spill) is not None and is_ramdisk(nearest_existing(spill)):
+        yield (
+            ("export", "spill"),
+            f"{spill} is on a RAM disk: outputs that wait are lost when the host restarts",
+        )
     total = host_memory()
     for key in ("hard", "budget"):
         if (limit := getattr(memory, key)) is not None and limit > total:

@@ -49,6 +49,7 @@ __all__ = (
     "VisitGrouping",
     "WritableFolder",
     "is_local",
+    "needs_kafka",
     "valid_values",
     "regular_expressions",
 )
@@ -303,3 +304,10 @@ def _valid_keys(part: type[ConfigPart], value: Any, context: object) -> SimpleNa
                 if isinstance(inner, type) and issubclass(inner, ConfigPart):
                     found[name] = _valid_keys(inner, value[name], context)
     return SimpleNamespace(**found)
+
+
+def needs_kafka() -> str:
+    """Return why Kafka cannot be used here; empty if it can."""
+    if importlib.util.find_spec("confluent_kafka") is not None:
+        return ""
+    return "Kafka needs the package confluent-kafka: install ppdaemon with the extra kafka"

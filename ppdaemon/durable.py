@@ -4,10 +4,13 @@
 import ctypes
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 __all__ = ("begin_sync", "sync", "sync_all", "write_durably")
 
+AT_ONCE = 8
+"""Files that are synced at once; 16 are not faster."""
 _LIBC = ctypes.CDLL(None)
 _SYNC_FILE_RANGE_WRITE = 2
 """Begin to write all dirty pages and do not wait (``linux/fs.h``)."""
@@ -32,16 +35,21 @@ def begin_sync(path: Path) -> None:
 
 
 def sync_all(paths: Iterable[Path]) -> None:
-    """Wait until all these files are on the disk.
+    """Wait until all these files, or the names in folders, are on the disk.
 
-    All are begun first, and none is synced in a thread of its own: on ext4 twelve files took 3 ms so,
-    7 ms one after the other, and 26 ms in four threads, which commit the filesystem's journal in turns.
+    All are begun, then the first one is synced alone: that commits the filesystem's journal for all. What
+    is left is to flush the disk's cache once for each, which the kernel does together for those that wait
+    at the same time: on a busy disk with ext4 21 files took 44 ms so, 127 ms one after the other.
     """
     paths = list(paths)
     for path in paths:
         begin_sync(path)
-    for path in paths:
+    for path in paths[:1]:
         sync(path)
+    if others := paths[1:]:
+        with ThreadPoolExecutor(min(len(others), AT_ONCE), "sync") as threads:
+            for _ in threads.map(sync, others):
+                pass
 
 
 def write_durably(path: Path, text: str) -> None:

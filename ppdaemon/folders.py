@@ -20,7 +20,7 @@ there when an operator moves the spool back."""
 class NodeFolders:
     """The folders of one node; creates nothing."""
 
-    def __init__(self, ramdisk: Path, state: Path):
+    def __init__(self, ramdisk: Path, state: Path, spill: Path | None = None):
         self.ramdisk = ramdisk
         """Everything of this node on the RAM disk."""
         self.cache = ramdisk / "cache"
@@ -37,8 +37,11 @@ class NodeFolders:
         """Files that must survive a reboot."""
         self.journal = state / JOURNAL_NAME
         """The journal's SQLite file."""
-        self.spool = state / "spool"
+        self.spool = spill or state / "spool"
         """Outputs that wait for export."""
+        self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool")))
+        """Folders on disks with such outputs: the second one has those of a run with another configuration,
+        and those that an operator has moved back from `refused`."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
         self.publish = state / "publish"
@@ -59,7 +62,8 @@ class NodeFolders:
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
         """Return the folders of a configuration."""
-        return cls(config.node.ramdisk / f"ppdaemon-{config.node.name}", config.node.state_dir)
+        name, spill = f"ppdaemon-{config.node.name}", config.export.spill
+        return cls(config.node.ramdisk / name, config.node.state_dir, None if spill is None else spill / name)
 
     def template(self, generation: int) -> Path:
         """Return the template repo of a configuration generation, on the RAM disk."""
@@ -101,7 +105,7 @@ class NodeFolders:
 
     def returned_spools(self) -> list[Path]:
         """Return the spools that an operator has moved back from `refused` for another export."""
-        return sorted(note.parent for note in self.spool.glob(f"*/{REFUSAL}"))
+        return sorted(note.parent for folder in self.disk_spools for note in folder.glob(f"*/{REFUSAL}"))
 
     def spooled(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
         """Return the spool of an attempt; the folder exists only when it is complete."""
@@ -109,10 +113,10 @@ class NodeFolders:
         return self.spool / f"{instrument}~{quoted}~{detector}~{attempt}"
 
     def find_spool(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
-        """Return where the spool of an attempt is: on the RAM disk, or else where `spooled` expects it."""
+        """Return where the spool of an attempt is; if it is nowhere, where `spooled` expects it."""
         spool = self.spooled(instrument, group, detector, attempt)
-        on_ramdisk = self.ramdisk_spool / spool.name
-        return on_ramdisk if on_ramdisk.exists() else spool
+        found = (folder / spool.name for folder in (self.ramdisk_spool, *self.disk_spools))
+        return next((path for path in found if path.exists()), spool)
 
     def mark(self, instrument: str, group: str, detector: int, attempt: int) -> Path:
         """Return the marker file of an attempt that may have written something permanent.

@@ -64,6 +64,8 @@ class Accepted(Model):
     """Only in the answer to ``visit_status``."""
     unserved: tuple[int, ...] | None = None
     """Detectors of an announced visit that no connected node serves now: they wait for one."""
+    again: Annotated[bool, pydantic.Field(exclude=True)] = False
+    """Not sent: the same request may be accepted later."""
 
     model_config = pydantic.ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -425,8 +427,15 @@ class ExportSpool(Model):
     type: Literal["export"] = "export"
     spools: tuple[str, ...]
     """Folders with a manifest each."""
-    excess_bytes: Storable = 0
-    """By how much all that waits is too large: images of these spools are given up first."""
+
+
+class GiveUpImages(Model):
+    """Order to delete images of the oldest spools in these folders; answered by `ImagesGivenUp`."""
+
+    type: Literal["give_up_images"] = "give_up_images"
+    folders: tuple[str, ...]
+    excess_bytes: Storable
+    """By how much what waits there is too large."""
 
 
 class MarkDatastore(Model):
@@ -442,7 +451,7 @@ class Quit(Model):
 
 
 type WorkerOrder = Annotated[
-    Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | MarkDatastore | Quit, _BY_TYPE
+    Prepare | Ingest | Process | Cross | GiveUp | ExportSpool | GiveUpImages | MarkDatastore | Quit, _BY_TYPE
 ]
 ORDERS = pydantic.TypeAdapter[WorkerOrder](WorkerOrder)
 
@@ -559,6 +568,10 @@ class Exported(Model):
     spools: tuple[str, ...]
     refused: tuple[str, ...] = ()
     """Other spools that cannot be registered; they were moved to quarantine."""
+    gone: tuple[str, ...] = ()
+    """Other spools that are not there, although this process has not exported them."""
+    packing: tuple[str, ...] = ()
+    """Other spools, whose images are still being compressed: they have to be exported again."""
     tai: float
     datasets: int
     size_bytes: int = 0
@@ -566,6 +579,17 @@ class Exported(Model):
     skipped: dict[str, str] = {}
     """By spool: its datasets that were not exported, because others of the same type, run and data
     ID were, such as ``detector 3 was first: visitSummary``."""
+    given_up: dict[str, str] = {}
+    """As in `ImagesGivenUp`, which may have got lost."""
+
+
+class ImagesGivenUp(Model):
+    """Images of spools are deleted, because too much waits for export."""
+
+    type: Literal["images_given_up"] = "images_given_up"
+    spools: dict[str, str] = {}
+    """By spool: the types of its deleted datasets."""
+    size_bytes: int = 0
 
 
 class SpoolRefused(Model):
@@ -585,7 +609,7 @@ class DatastoreMarked(Model):
     refused: bool = False
 
 
-type ExporterFact = Annotated[Ready | Exported | SpoolRefused | DatastoreMarked, _BY_TYPE]
+type ExporterFact = Annotated[Ready | Exported | ImagesGivenUp | SpoolRefused | DatastoreMarked, _BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
 
 

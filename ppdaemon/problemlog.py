@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What an operator should check: what does not work now, and since when."""
 
+import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -39,15 +41,19 @@ class ProblemLog:
 
     def update(self, findings: Iterable[Finding], tai: float) -> tuple[Problem, ...]:
         """Return the problems of now: those that limit the program first, by source, the oldest first."""
-        findings, before, self._known = list(findings), self._known, []
+        findings, before = list(findings), defaultdict[tuple[ProblemSource, str], list[Problem]](list)
+        # By source and subject: each of 1,700 slots may have a problem.
+        for subject, known in self._known:
+            before[known.source, subject].append(known)
+        self._known = []
         # The same text first: of several findings of one source, one may end and the text of another change.
         matches = {
             number: match
             for number, each in enumerate(findings)
-            if (match := _take(before, each.source, each.subject, each.text)) is not None
+            if (match := _take(before[each.source, each.subject], each.text)) is not None
         }
         for number, each in enumerate(findings):
-            match = matches.get(number) or _take(before, each.source, each.subject)
+            match = matches.get(number) or _take(before[each.source, each.subject])
             problem = Problem(
                 source=each.source,
                 text=each.text,
@@ -55,18 +61,16 @@ class ProblemLog:
                 degrades=each.degrades,
             )
             self._known.append((each.subject, problem))
-        for _, ended in before:
+        for ended in itertools.chain.from_iterable(before.values()):
             _LOG.info("ended after %s: %s", duration(tai - ended.since_tai), plain(ended.text))
         return tuple(sorted((problem for _, problem in self._known), key=_rank))
 
 
-def _take(
-    known: list[tuple[str, Problem]], source: ProblemSource, subject: str, text: str | None = None
-) -> Problem | None:
-    """Remove and return the first problem of a source and subject, with a text if one is passed."""
-    for number, (its_subject, problem) in enumerate(known):
-        if (problem.source, its_subject) == (source, subject) and text in (None, problem.text):
-            return known.pop(number)[1]
+def _take(known: list[Problem], text: str | None = None) -> Problem | None:
+    """Remove and return the first problem, with a text if one is passed."""
+    for number, problem in enumerate(known):
+        if text in (None, problem.text):
+            return known.pop(number)
     return None
 
 

@@ -21,6 +21,8 @@ JOURNAL_NAME = "journal.sqlite"
 SCHEMA = 1
 """Version of the output of ``ppctl --json``; incremented when a field is removed or its meaning changes."""
 
+GIVEN_UP = "given_up"
+"""Key in the figures of attempts whose images were deleted because too much waited for export."""
 REQUEUED = "requeued"
 """Key in `VisitRow.figures` of attempts that an operator has requested. It is in journals on disk."""
 FALLBACK = "fallback"
@@ -159,8 +161,8 @@ class ReloadRequest(ControlModel):
 
 
 class ExportRequest(ControlModel):
-    """Export what is pending now, or first mark the datastore of the central repo as its own; the
-    latter is answered with a text that tells what was done.
+    """Export what is pending now, or first mark the datastore of the central repo as its own; answered
+    with a text that tells what is done.
     """
 
     type: Literal["export"] = "export"
@@ -371,6 +373,7 @@ type ProblemSource = Literal[
     "configuration",
     "metrics",
     "publish",
+    "kafka",
     "traces",
     "leftovers",
 ]
@@ -388,6 +391,21 @@ class Problem(ControlModel):
     """When it began, TAI seconds since 1970."""
     degrades: bool
     """Whether it limits the program now; otherwise it should be checked by day."""
+
+
+class SpoolReport(ControlModel):
+    """What waits for export on one disk."""
+
+    name: Literal["ramdisk", "spill"]
+    """``ramdisk``: of `export.ramdisk_max`. ``spill``: on disks."""
+    folder: str
+    """Where the next outputs go."""
+    spooled: int
+    """Number of visit-detectors."""
+    mb: float
+    """Their size, a second ago."""
+    max_mb: float | None
+    """Limit of the configuration; `None`: that of the disk."""
 
 
 class StatusReport(ControlModel):
@@ -442,6 +460,13 @@ class StatusReport(ControlModel):
     """Number of visit-detectors that were exported in the last minute."""
     exported_mb: float = 0.0
     """Size of what was exported since the daemon started."""
+    spools: tuple[SpoolReport, ...] = ()
+    """What waits for export, by disk: first the RAM disk, if outputs go there."""
+    images_given_up: int = 0
+    """Number of visit-detectors whose images were deleted because too much waited for export, since the
+    daemon started."""
+    images_given_up_mb: float = 0.0
+    """Size of these images."""
     journal_backlog: int = 0
     """Changes that are not yet written to the journal."""
     exporter: str
@@ -552,7 +577,8 @@ class VisitRow(ControlModel):
     """When each stage was reached, TAI seconds since 1970."""
     figures: dict[str, Any] = {}
     """Times (``..._ms``) and counts of its steps, as the worker reported them. ``not_exported``
-    has the datasets that the central repo has from another visit-detector, and from which;
+    has the datasets that the central repo has from another visit-detector, and from which; ``given_up``
+    has the types of images that were deleted because too much waited for export;
     ``catchup`` has ``state``, ``run`` and ``tai`` of the daytime catch-up. ``fallback`` has ``first``, the
     first pipeline of the rule if another one ran, and ``reason``."""
     no_return: str = ""

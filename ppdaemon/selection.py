@@ -33,6 +33,7 @@ __all__ = (
     "image_type",
     "never_reached",
     "output_chain",
+    "override_target",
     "pipeline_name",
     "select",
 )
@@ -41,6 +42,8 @@ type CoordType = Literal["detector", "boresight"]
 type ImageType = Literal["sky", "calibration"]
 
 BEYOND_POLE_DEG = 1000.0
+PARAMETERS = "parameters"
+"""In place of a label: an override of a parameter of the pipeline."""
 _NO_LABEL = re.compile(r"[^\w.]+")
 DOME_CLOSED = 1
 """Value of `~ppdaemon.visit.NextVisit.dome`."""
@@ -64,6 +67,12 @@ def pipeline_name(path: str) -> str:
     # A folder with # is lost by lsst.resources, and commas separate collections.
     steps = [os.path.splitext(os.path.basename(file))[0], *_NO_LABEL.split(labels)]
     return "-".join(filter(None, steps))
+
+
+def override_target(key: str) -> str:
+    """Return what an override changes: a task's label, or a parameter as ``parameters:name``."""
+    label = key.partition(":")[0]
+    return key if label == PARAMETERS else label
 
 
 def output_chain(instrument: str, day_obs: int) -> str:

@@ -301,7 +301,8 @@ class BatchWriter[F: SqliteFile]:
         if commit.work is None:
             return partial(commit.done, None)
         try:
-            with nullcontext() if commit.alone else self._file.transaction():
+            # Without `failed`, an error fails the whole batch: nothing of it is committed.
+            with nullcontext() if commit.alone or commit.failed is None else self._file.transaction():
                 return partial(commit.done, commit.work(self._file))
         except Exception as error:
             # An error of one commit must not fail the others; an error of the file, or

@@ -142,14 +142,14 @@ def decode[T](data: bytes, adapter: pydantic.TypeAdapter[T], *, limit: int) -> T
         raise BadMessage(explain(error), "field") from None
 
 
-def encode(message: pydantic.BaseModel) -> bytes:
-    """Return a message as JSON in UTF-8, without the fields that are `None`. Halves of surrogate
-    pairs, which stand for bytes of a file's name that are no text, are escaped.
+def encode(message: pydantic.BaseModel, *, nulls: bool = False) -> bytes:
+    """Return a message as JSON in UTF-8, without the fields that are `None` unless they are to be written as
+    ``null``. Halves of surrogate pairs, which stand for bytes of a file's name that are no text, are escaped.
     """
     try:
-        return message.model_dump_json(by_alias=True, exclude_none=True).encode()
+        return message.model_dump_json(by_alias=True, exclude_none=not nulls).encode()
     except PydanticSerializationError:
-        content = message.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content = message.model_dump(mode="json", by_alias=True, exclude_none=not nulls)
         return json.dumps(_encodable(content), ensure_ascii=False).encode()
 
 

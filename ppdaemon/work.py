@@ -37,7 +37,7 @@ class WorkerContext:
     runs: Path
     """Folder of files that each output run needs once; shared by hard link."""
     spool: Path
-    """Folder of finished outputs that are not exported yet, on the state disk."""
+    """Folder of finished outputs that are not exported yet, on a disk."""
     ramdisk_spool: Path
     """The same on the RAM disk."""
     publish: Path
@@ -79,14 +79,16 @@ class Work(Protocol):
 class Exporter(Protocol):
     """Registers spooled outputs in the central repo."""
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> messages.Exported:
-        """Export these spools together, then delete them. Before, give up images of about the size
-        `excess_bytes`, those of the first spools first.
+    def export(self, spools: Sequence[Path]) -> messages.Exported:
+        """Export these spools together, then delete them.
 
         Spools that are registered already are not registered again, and those that cannot be
         registered are moved away and returned as refused. Any exception leaves the others
         unchanged; they are passed again later.
         """
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> messages.ImagesGivenUp:
+        """Delete images of about this size, those of the oldest spools in these folders first."""
 
     def mark_datastore(self) -> str:
         """Mark the central repo's datastore as its own, where outputs may be written; return what was done.

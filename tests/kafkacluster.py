@@ -2,7 +2,7 @@
 """A Kafka cluster in this process: the client library's own, which has the real protocol."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,19 @@ class KafkaCluster:
 
     def __init__(self) -> None:
         # The cluster exists as long as this client.
-        self._client = Producer({"test.mock.num.brokers": 1})
+        self._client: Any = Producer({"test.mock.num.brokers": 1})
         (broker,) = self._client.list_topics(timeout=WITHIN_S).brokers.values()
         self.brokers = f"{broker.host}:{broker.port}"
+
+    def close(self) -> None:
+        """End it: its threads and connections belong to the client, which others may still refer to."""
+        self._client = None
+
+    def write(self, topic: str, values: Iterable[bytes | None]) -> None:
+        """Write messages, and wait until the cluster has them."""
+        for value in values:
+            self._client.produce(topic, value)
+        assert self._client.flush(WITHIN_S) == 0
 
     def read(self, topic: str, count: int) -> list[tuple[str, bytes]]:
         """Wait for messages of a topic; return their keys and values."""
@@ -47,4 +57,8 @@ class KafkaCluster:
 @contextmanager
 def kafka_cluster() -> Iterator[KafkaCluster]:
     """Yield a cluster."""
-    yield KafkaCluster()
+    cluster = KafkaCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()

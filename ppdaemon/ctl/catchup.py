@@ -35,7 +35,7 @@ from ppdaemon.journalfile import FailedVisit
 from ppdaemon.pointing import expected_begin
 from ppdaemon.reports import CatchupState, RequeueRow, VisitsRequest
 from ppdaemon.retries import catchup_state, refusal_reason
-from ppdaemon.selection import Selector, output_chain, pipeline_name
+from ppdaemon.selection import Selector, output_chain, override_target, pipeline_name
 from ppdaemon.sqlitereader import reading
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import ExitCode
@@ -154,18 +154,18 @@ def with_overrides(units: Sequence[CatchupUnit], config: NodeConfig) -> list[Cat
     if not (overrides and units):
         return list(units)
     paths = sorted({unit.pipeline for unit in units})
-    command = [sys.executable, "-m", "ppdaemon.middleware.catchup", "labels", *paths]
+    command = [sys.executable, "-m", "ppdaemon.middleware.catchup", "targets", *paths]
     done = subprocess.run(command, capture_output=True, text=True, env=work_environment(config), check=False)
     if done.returncode:
         raise ConfigError(done.stderr.strip().splitlines()[-1:])
-    labels = json.loads(done.stdout)
+    targets = json.loads(done.stdout)
     return [
         replace(
             unit,
             overrides={
                 key: value
                 for key, value in overrides.items()
-                if key.partition(":")[0] in labels[unit.pipeline]
+                if override_target(key) in targets[unit.pipeline]
             },
         )
         for unit in units

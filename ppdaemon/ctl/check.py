@@ -73,6 +73,7 @@ def _of_config(path: Path, config: NodeConfig) -> list[Check]:
         ("user", nodechecks.check_user),
         ("RAM disk", hostchecks.check_ramdisk),
         ("state disk", hostchecks.check_state_disk),
+        ("spill", hostchecks.check_spill),
         ("raws", hostchecks.check_inotify),
         ("limits", hostchecks.check_limits),
         ("keys", nodechecks.check_keys),

@@ -40,6 +40,7 @@ __all__ = (
     "check_inotify",
     "check_limits",
     "check_ramdisk",
+    "check_spill",
     "check_state_disk",
     "check_versions",
 )
@@ -188,7 +189,9 @@ def check_ramdisk(config: NodeConfig) -> Iterator[CheckFinding]:
         yield CheckFinding(item="RAM disk", level="warning", text=text, action="mount a tmpfs there")
         return
     status = os.statvfs(folder)
-    free, workers = status.f_bavail * status.f_frsize, config.workers
+    # Outputs that wait for export take their part of it.
+    free = max(0, status.f_bavail * status.f_frsize - config.export.ramdisk_max)
+    workers = config.workers
     yield ramdisk_finding(folder, filesystem_size(folder), free, workers.memory.ramdisk, workers.max)
 
 
@@ -219,6 +222,24 @@ def check_state_disk(config: NodeConfig) -> Iterator[CheckFinding]:
         yield CheckFinding(
             item="state disk", level="skipped", text=text, action="run it as the daemon's user"
         )
+
+
+def check_spill(config: NodeConfig) -> Iterator[CheckFinding]:
+    """Return whether outputs can wait for export in `export.spill`, if it is set."""
+    if config.export.spill is None:
+        return
+    folder = nearest_existing(config.export.spill)
+    status = os.statvfs(folder)
+    text = f"{folder}: {size(status.f_bavail * status.f_frsize)} free"
+    action = ""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        text, action = f"{folder} is not writable for this user", "allow it, or run this as the daemon's user"
+    elif mount_of(str(folder)).kind in REMOTE:
+        action = "set export.spill to a local disk: workers wait until their outputs are on it"
+    elif (config.export.spill_max or 0) > status.f_blocks * status.f_frsize:
+        text += f", less than export.spill_max ({size(config.export.spill_max or 0)})"
+        action = "lower export.spill_max: images are given up before the disk is full"
+    yield CheckFinding(item="spill", level="warning" if action else "ok", text=text, action=action)
 
 
 def _fsync_s(descriptor: int) -> float:

@@ -20,17 +20,19 @@ from ppdaemon.ctl.timeline import SPAN_NAMES, Bar, Timeline, elapsed_s
 from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     FALLBACK,
+    GIVEN_UP,
     LateRow,
     RefusedRaw,
     RelayStatusReport,
     RequeueRow,
+    SpoolReport,
     StatusReport,
     VisitRow,
     VisitSummary,
     WorkerRow,
 )
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, PARTIAL, Outcome, SlotState, Stage
-from ppdaemon.terminal import duration, new_table, plain
+from ppdaemon.terminal import duration, new_table, plain, size
 
 __all__ = (
     "STATE_STYLES",
@@ -147,6 +149,12 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     )
     exporter = "failing, see above" if is_above else plain(report.exporter)
     yield "export", f"{exporter}, {report.spooled} in the spool{waiting}{rate}"
+    if report.spools and (len(report.spools) > 1 or report.spools[0].max_mb is not None):
+        names = {"ramdisk": "RAM disk", "spill": "disk"}
+        yield "spool", ", ".join(f"{names[each.name]} {_filled(each)}" for each in report.spools)
+    if report.images_given_up:
+        lost = size(report.images_given_up_mb * 1e6)
+        yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")
@@ -342,6 +350,8 @@ def visit_view(rows: Sequence[VisitRow]) -> RenderableType:
     for row in rows:
         if text := row.figures.get("not_exported"):
             texts.append((row.detector, f"not exported, {plain(text)}"))
+        if text := row.figures.get(GIVEN_UP):
+            texts.append((row.detector, f"given up, because too much waited for export: {plain(text)}"))
     return Group(head, visits_table(rows), *_by_detectors(texts), Text(), note, stages, Text(), processes)
 
 
@@ -352,6 +362,11 @@ def _by_detectors(texts: Iterable[tuple[int, str]]) -> Iterable[Text]:
         detectors.setdefault(text, set()).add(detector)
     for text, those in detectors.items():
         yield Text(f"detector{'s' if len(those) > 1 else ''} {ranges(those)}: {text}")
+
+
+def _filled(spool: SpoolReport) -> str:
+    limit = "" if spool.max_mb is None else f" of {size(spool.max_mb * 1e6)}"
+    return f"{spool.spooled} ({size(spool.mb * 1e6)}{limit})"
 
 
 def _seconds_since(tai: float | None, zero: float | None) -> str:

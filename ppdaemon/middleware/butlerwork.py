@@ -452,14 +452,14 @@ class ButlerWork:
         write = partial(write_spool, key=key, fill=outputs.fill, records=records, chains=chains)
         write = partial(write, failed=failed, may_commit=may_commit)
         folder = None
-        parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export.ramdisk_max)
+        parent = choose_folder(context.spool, context.ramdisk_spool, context.config.export)
         if parent != context.spool:
             try:
                 folder = write(parent)
             except Exception as error:
                 if not is_out_of_space(error):  # many workers may have chosen the RAM disk at the same moment
                     raise
-                _LOG.warning("no space on the RAM disk, the spool goes to the state disk: %s", error)
+                _LOG.warning("no space on the RAM disk, the spool goes to the disk: %s", error)
         if folder is None:
             with spool_full_errors(context.ramdisk_spool.parent):
                 folder = write(context.spool)
@@ -486,6 +486,7 @@ def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:
                 read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
                 urgent=config.no_return,
                 processes=config.processes,
+                plain=context.config.export.packers > 0,
             )
             return direct, SeparableEngine()
         case "separable":

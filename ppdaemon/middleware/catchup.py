@@ -2,8 +2,8 @@
 """The daytime catch-up in the central repo: brings raws and visits there, and asks for what was made.
 
 ``python -m ppdaemon.middleware.catchup prepare`` (or ``check``) reads a `~ppdaemon.catchup.CatchupOrder` as
-JSON and prints a list of `~ppdaemon.catchup.CatchupRow`; ``labels PATH...`` prints the labels of pipelines.
-Raws are checked, and records made, as by a worker.
+JSON and prints a list of `~ppdaemon.catchup.CatchupRow`; ``targets PATH...`` prints
+what overrides can change in pipelines. Raws are checked, and records made, as by a worker.
 """
 
 import json
@@ -38,7 +38,7 @@ from ppdaemon.middleware.butler.central import existing_collections, known_datas
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.pipelines.graph import UnusablePipeline, labels_of, load_pipeline, resolved
+from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline, resolved, targets_of
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE
 from ppdaemon.middleware.preload.groupdata import put_footprint, types_of_groups
@@ -434,8 +434,8 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     task, *paths = sys.argv[1:]
     try:
-        if task == "labels":
-            found: Any = {path: sorted(labels_of(path)) for path in paths}
+        if task == "targets":
+            found: Any = {path: sorted(targets_of(path)) for path in paths}
         else:
             found = [row.model_dump(mode="json") for row in _run(task)]
     except (PPDaemonError, UnusablePipeline) as error:

@@ -27,8 +27,8 @@ from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
     UnusablePipeline,
     labels_named,
-    labels_of,
     load_pipeline,
+    targets_of,
 )
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
 from ppdaemon.middleware.preload.groupdata import types_of_groups
@@ -36,7 +36,7 @@ from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.middleware.run.provenancegraph import provenance_type
-from ppdaemon.selection import Rule
+from ppdaemon.selection import PARAMETERS, Rule, override_target
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = ("NameResolver",)
@@ -102,19 +102,22 @@ class NameResolver:
                 self._loaded[path] = load_pipeline(path, overrides)
             except UnusablePipeline as error:
                 wrong |= self._load_without_overrides(path, str(error))
-        self._labels.update(*(pipeline.graph.tasks for pipeline in self._loaded.values()))
+        targets = set().union(*(pipeline.targets for pipeline in self._loaded.values()))
         for path in self._unusable:
             try:
-                self._labels |= labels_of(path)
+                targets |= targets_of(path)
             except UnusablePipeline:
                 self._unparsed.append(path)
+        self._labels = {target for target in targets if target == target.partition(":")[0]}
         for key in overrides:
-            label = key.partition(":")[0]
+            target = override_target(key)
             if key in wrong:
                 yield _error(("pipelines", "overrides", key), wrong[key])
-            elif label not in self._labels:
-                hint = did_you_mean(label, self._labels)
-                text = f"no configured pipeline has a task {label}{hint}"
+            elif target not in targets:
+                what = "parameter" if target == key else "task"
+                name = target.partition(":")[2] or target
+                hint = did_you_mean(target, targets)
+                text = f"no configured pipeline has a {what} {name}{hint}"
                 yield self._no_such_name(("pipelines", "overrides", key), text, self._unparsed)
         for key_path, rule in self._rules():
             for number, path in enumerate(rule.pipelines):
@@ -138,10 +141,10 @@ class NameResolver:
             try:
                 load_pipeline(path, {key: value})
             except UnusablePipeline as error:
-                config: Any = pipeline.graph.tasks[label].config
-                fields = list(config.keys())
-                cause = error.__cause__ or error
-                wrong[key] = f"{describe(cause)}{did_you_mean(field.partition('.')[0], fields)}"
+                wrong[key] = describe(error.__cause__ or error)
+                if label != PARAMETERS:
+                    config: Any = pipeline.graph.tasks[label].config
+                    wrong[key] += did_you_mean(field.partition(".")[0], list(config.keys()))
         self._overridden.add(path)
         # Each is right alone and they are wrong together: none of them can be named.
         return wrong or dict.fromkeys(overrides, reason)

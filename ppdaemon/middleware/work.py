@@ -23,6 +23,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork, library_of
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.writer import WriterExporter
 from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
@@ -139,14 +140,12 @@ def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     config, folders = context.config, NodeFolders.of(context.config)
     # For libpq: a host that is away answers no packet, and the next try would come minutes late.
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
-    central = _butler_config(config).central
+    central, template = _butler_config(config).central, context.template
+    packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), config.export.packers)
+    shared = folders.refused, context.runs
     if config.export.writer.to is not None:
-        return WriterExporter(
-            central, context.template, config.export, context.clock, folders.refused, context.runs
-        )
-    return CentralExporter(
-        central, context.clock, config.node.name, folders.refused, context.runs, config.export
-    )
+        return WriterExporter(central, template, config.export, context.clock, *shared, packer)
+    return CentralExporter(central, context.clock, config.node.name, *shared, config.export, packer)
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppdaemon.journalfile import NightRow
-from ppdaemon.reports import FALLBACK, REQUEUED, SCHEMA, VisitRow
+from ppdaemon.reports import FALLBACK, GIVEN_UP, REQUEUED, SCHEMA, VisitRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage
 from ppdaemon.wire import Model
 
@@ -243,6 +243,8 @@ class NightExports(Model):
     """Datasets of all of them."""
     not_exported: int
     """Visit-detectors of which the central repo has datasets from another one instead."""
+    given_up: int = 0
+    """Visit-detectors whose images were deleted because too much waited."""
 
 
 class NightReport(Model):
@@ -403,7 +405,8 @@ class NightTotals:
         for name in ("hits", "misses", "bytes", "fetched_bytes", "evicted"):
             self._figures[name] += row.figures.get(name) or 0
         self._figures["datasets"] += row.datasets
-        self._figures["not_exported"] += "not_exported" in row.figures
+        for name in ("not_exported", GIVEN_UP):
+            self._figures[name] += name in row.figures
 
     def count(self, outcome: Outcome | None, attempt: int) -> None:
         """Count the last attempt at one accepted visit-detector."""
@@ -438,6 +441,7 @@ class NightTotals:
                 exported=sum(visit.exported for _, visit in visits),
                 datasets=self._figures["datasets"],
                 not_exported=self._figures["not_exported"],
+                given_up=self._figures[GIVEN_UP],
             ),
             "fallbacks": self._fallback_list(),
             "reasons": self._reason_list(),

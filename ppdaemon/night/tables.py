@@ -64,8 +64,11 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
         yield "cache", f"{cache.hit_rate:.1%} of files were there, {fetched}, {cache.evicted} evicted"
     exports = report.exports
     text = f"{_share(exports.exported, exports.spooled)}, {exports.datasets} datasets"
-    other = f", {exports.not_exported} with datasets that the repo has from others"
-    yield "exported", text + (other if exports.not_exported else "") if exports.spooled else "nothing"
+    if exports.not_exported:
+        text += f", {exports.not_exported} with datasets that the repo has from others"
+    if exports.given_up:
+        text += f", {exports.given_up} without images, which were given up"
+    yield "exported", text if exports.spooled else "nothing"
 
 
 def night_view(report: NightReport) -> RenderableType:

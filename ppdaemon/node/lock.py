@@ -74,7 +74,8 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     """
     locked = folders.state
     try:
-        for folder in (folders.state, folders.spool, folders.no_return, folders.logs, folders.ramdisk):
+        disks = (folders.state, *folders.disk_spools)
+        for folder in (*disks, folders.no_return, folders.logs, folders.ramdisk):
             make_folder(folder)
         # Its owner could put a folder of his own in the place of the one that is deleted and used.
         check_shared_folder(folders.ramdisk.parent)
@@ -121,8 +122,9 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
     unknown = tuple(path for path in folders.ramdisk.iterdir() if path != folders.ramdisk_lock)
     for path in {folders.slots, folders.cache, folders.runs, folders.ramdisk_spool} & set(unknown):
         raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
-    for path in (*folders.spool.glob("*.part"), *folders.spool.glob("*.done")):
-        shutil.rmtree(path)  # its process died while it wrote or deleted the spool
+    for folder in folders.disk_spools:
+        for path in (*folder.glob("*.part"), *folder.glob("*.done")):
+            shutil.rmtree(path)  # its process died while it wrote or deleted the spool
     for path in folders.publish.glob("*.part"):
         path.unlink()  # the same, of metrics
     return removed, unknown

@@ -116,9 +116,7 @@ class NodeParts:
         self.visits = Visits(config, count)
         self.pool = Pool(config, clock, request_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
-        self.exporter = ExporterProcess(
-            config.export, folders.slots / "exporter", folders.logs / "exporter.log", request_fork, inbox.post
-        )
+        self.exporter = ExporterProcess(config.export, folders, request_fork, inbox.post)
         self.publisher = PublisherProcess(
             config.publish,
             folders.publish,
@@ -158,6 +156,7 @@ class NodeParts:
             self.reader,
             config.security.key,
         )
+        self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(
             config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
         )

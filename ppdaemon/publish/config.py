@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The configuration of one publication."""
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.configtypes import ConfigPart, Seconds, regular_expressions, valid_values
+from ppdaemon.configtypes import ConfigPart, Seconds, needs_kafka, regular_expressions, valid_values
 from ppdaemon.yamlfile import KeyPath
 
-__all__ = ("TELEMETRY", "KafkaAddress", "Publication", "needs_kafka", "split_kafka")
+__all__ = ("TELEMETRY", "KafkaAddress", "Publication", "split_kafka")
 
 TELEMETRY = "telemetry"
 """Among the dataset types: the outcomes of visit-detectors."""
@@ -43,13 +42,6 @@ def split_kafka(address: str) -> tuple[str, str]:
     """Return the brokers and the topic of an address; both are empty if it is another one."""
     match = _KAFKA.fullmatch(address)
     return (match[1], match[2]) if match else ("", "")
-
-
-def needs_kafka() -> str:
-    """Return why Kafka cannot be used here; empty if it can."""
-    if importlib.util.find_spec("confluent_kafka") is not None:
-        return ""
-    return "Kafka needs the package confluent-kafka: install ppdaemon with the extra kafka"
 
 
 def _one_or_more(value: Any) -> Any:

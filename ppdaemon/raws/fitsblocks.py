@@ -108,6 +108,9 @@ def _walk(file: BinaryIO, keywords: Sequence[str], header: dict[str, Value]) -> 
     warning = ""
     try:
         with _unpacked(file) as stream:
+            # Once: each move to the end discards what was read ahead.
+            end = None if isinstance(stream, gzip.GzipFile) else stream.seek(0, os.SEEK_END)
+            stream.seek(0)
             while hdus < MAX_HDUS:
                 try:
                     cards = list(_cards(stream, primary=hdus == 0))
@@ -127,7 +130,7 @@ def _walk(file: BinaryIO, keywords: Sequence[str], header: dict[str, Value]) -> 
                     if hdus == 0 or found.get("ZIMAGE") is True or found.get("XTENSION") == "IMAGE":
                         header |= {key: value for key, value in found.items() if key in keywords}
                 offset += _padded(len(cards) * CARD)
-                missing = _missing_bytes(stream, offset, data_bytes)
+                missing = _missing_bytes(stream, offset, data_bytes, end)
                 offset += _padded(data_bytes)
                 if missing:
                     warning = f"the last block is {missing} bytes too short"
@@ -338,19 +341,18 @@ def _size(sizes: dict[bytes, int], groups: bool) -> int:
     return elements * abs(width) // 8
 
 
-def _missing_bytes(stream: BinaryIO, offset: int, data_bytes: int) -> int:
-    """Move the stream over the data at an offset; return how many bytes of padding are missing.
+def _missing_bytes(stream: BinaryIO, offset: int, data_bytes: int, end: int | None) -> int:
+    """Move the stream over the data at an offset; return how many bytes of padding are missing. `end` is the
+    size of the file, `None` if it is gzipped.
 
     Raises _NotFits if data are missing.
     """
     end_of_data = offset + data_bytes
     offset = _padded(end_of_data)
-    if isinstance(stream, gzip.GzipFile):
+    if end is None:
         if offset > MAX_UNZIPPED:
             raise _NotFits(f"more than {MAX_UNZIPPED} bytes unpacked")
         end = stream.seek(offset)
-    else:
-        end = stream.seek(0, os.SEEK_END)
     if data_bytes and end < end_of_data:
         raise _NotFits(f"the file ends at byte {end}, its data at {end_of_data}")
     stream.seek(offset)

@@ -5,6 +5,7 @@ Pure: reads names, never files. `ppdaemon.raws.layout` builds and reads paths.
 """
 
 import datetime
+import functools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -184,6 +185,7 @@ def instrument_of_folder(folder: str) -> str:
     return _ALIASES.get(folder, folder)
 
 
+@functools.lru_cache(maxsize=64)
 def is_day_folder(name: str) -> bool:
     """Return whether a folder's name is an observing day, such as ``20251121``."""
     if not _DAY.fullmatch(name):

@@ -25,6 +25,7 @@ from ppdaemon.configtypes import (
     SocketPath,
     WritableFolder,
     is_local,
+    needs_kafka,
     valid_values,
 )
 from ppdaemon.detectorlist import ranges
@@ -34,9 +35,27 @@ from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
 
-__all__ = ("RelayConfig", "RelayInstrument", "RelaySecurity", "SwitchedOff", "load_relay", "needs_restart")
+__all__ = (
+    "KafkaConfig",
+    "RelayConfig",
+    "RelayInstrument",
+    "RelaySecurity",
+    "SwitchedOff",
+    "load_relay",
+    "needs_restart",
+)
 
-FIXED_KEYS = ("name", "submit", "nodes", "control", "state_dir", "heartbeat_s", "silence_s", "resend_s")
+FIXED_KEYS = (
+    "name",
+    "submit",
+    "nodes",
+    "control",
+    "state_dir",
+    "kafka",
+    "heartbeat_s",
+    "silence_s",
+    "resend_s",
+)
 """Sockets and folder are opened once, at the start, and the times are agreed with the nodes."""
 
 
@@ -98,6 +117,32 @@ class RelaySecurity(SecurityConfig):
         return {name: read_allow_list(folder) for name, folder in folders.items() if folder is not None}
 
 
+class KafkaConfig(ConfigPart):
+    """The observatory's Kafka topics of events, which are read beside the submit socket."""
+
+    brokers: str | None = None
+    """Brokers of the cluster, such as ``broker1:9092,broker2:9092``; `None`: nothing is read."""
+    topics: Annotated[tuple[Name, ...], pydantic.Field(min_length=1)] = (
+        "lsst.sal.ScriptQueue.logevent_nextVisit",
+        "lsst.sal.ScriptQueue.logevent_nextVisitCanceled",
+    )
+    """Topics of next_visit events and cancellations, in JSON or in Avro of Confluent's wire format."""
+    registry: str | None = None
+    """Address of the schema registry, such as ``https://registry:8081``; needed for Avro."""
+    options: dict[str, str] = {}
+    """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find brokers that cannot be read, and a registry that is no web address."""
+        for brokers in valid_values(keys, "brokers"):
+            if brokers is not None and (problem := needs_kafka()):
+                yield ("brokers",), problem
+        for registry in valid_values(keys, "registry"):
+            if registry is not None and not registry.startswith(("http://", "https://")):
+                yield ("registry",), f"{registry} is not the address of a registry, such as https://host:8081"
+
+
 class RelayConfig(ConfigPart):
     """The whole configuration of ``pprelay``."""
 
@@ -115,6 +160,7 @@ class RelayConfig(ConfigPart):
     instruments: Annotated[dict[FileName, RelayInstrument], pydantic.Field(min_length=1)]
     """The instruments whose visits are accepted; others are refused."""
     switched_off: SwitchedOff = SwitchedOff()
+    kafka: KafkaConfig = KafkaConfig()
     expiry_s: Seconds = 3600.0
     """Visits published longer ago are refused; detectors that no node has
     acknowledged by then end as ``expired``."""

@@ -17,7 +17,7 @@ import pydantic
 
 from ppdaemon import __version__, reports
 from ppdaemon.clock import Clock, tai_iso
-from ppdaemon.controlserver import not_found, rows_reply
+from ppdaemon.controlserver import Reply, Rows, not_found
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
@@ -63,6 +63,8 @@ class RelayControl:
     """Why the last reload without a client was refused."""
     metrics: MetricsServer | None = field(default=None, init=False)
     traces: TraceSender | None = field(default=None, init=False)
+    kafka_problem: Callable[[], str] = field(default=str, init=False)
+    """Why no events come from Kafka."""
     other_protocol: str = field(default="", init=False)
     """Which node was refused last because of the version of its messages."""
 
@@ -90,7 +92,7 @@ class RelayControl:
             self._ledger.parent.glob(f"{self._ledger.stem}.corrupt-*{self._ledger.suffix}")
         )
 
-    async def handle(self, request: pydantic.BaseModel) -> reports.Ok | reports.RequestFailed:
+    async def handle(self, request: pydantic.BaseModel) -> Reply:
         """Handle one request and return the reply.
 
         Raises `~ppdaemon.errors.PPDaemonError` if it cannot be done now.
@@ -99,12 +101,12 @@ class RelayControl:
             case reports.StatusRequest():
                 return reports.Ok(data=self.report().model_dump(mode="json"))
             case reports.NodesRequest():
-                return rows_reply(self.nodes())
+                return Rows(self.nodes())
             case reports.VisitsRequest(limit=limit):
-                return rows_reply(await asyncio.to_thread(read_visits, self._ledger, min(limit, MAX_VISITS)))
+                return Rows(await asyncio.to_thread(read_visits, self._ledger, min(limit, MAX_VISITS)))
             case reports.VisitRequest(group=group):
                 rows = await asyncio.to_thread(read_visit, self._ledger, group)
-                return rows_reply(rows) if rows else not_found(f"no visit of group {group!r} in the ledger")
+                return Rows(rows) if rows else not_found(f"no visit of group {group!r} in the ledger")
             case reports.DrainNodeRequest(node=node):
                 return await self._set_drained(node, True)
             case reports.ResumeNodeRequest(node=node):
@@ -274,6 +276,8 @@ class RelayControl:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.traces is not None and self.traces.problem:
             yield Finding("traces", self.traces.problem, degrades=False)
+        if text := self.kafka_problem():
+            yield Finding("kafka", text)
         if self.other_protocol:
             yield Finding("nodes", f"refused a node: {self.other_protocol}", "protocol")
         for path in self._corrupt:

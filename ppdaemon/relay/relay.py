@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import zmq.asyncio
 
@@ -56,6 +57,9 @@ from ppdaemon.traces import TraceKey
 from ppdaemon.tracesender import TraceSender
 from ppdaemon.visit import NextVisit, read_next_visit
 from ppdaemon.wire import decode
+
+if TYPE_CHECKING:
+    from ppdaemon.relay.kafkasource import KafkaSource
 
 __all__ = ("Relay", "RelaySockets")
 
@@ -161,6 +165,9 @@ class Relay:
         self._comparing: dict[bytes, tuple[str, list[NodeMessage]]] = {}
         """By connection: the name of a node with whose hello the ledger is being compared, and its messages
         since."""
+        self._kafka: KafkaSource | None = None
+        if config.kafka.brokers is not None:
+            self._kafka = self._kafka_source(config)
         self._tick_effects_done = True
         self._beat_at = now
         self._prune_at = now
@@ -174,6 +181,14 @@ class Relay:
         if unfinished := ledger.unfinished_visits():
             _LOG.info("resuming open visits of the previous run", extra={"visits": len(unfinished)})
         self._restore(unfinished)
+
+    def _kafka_source(self, config: RelayConfig) -> "KafkaSource":
+        # The library is not installed everywhere, and takes 20 ms.
+        from ppdaemon.relay.kafkasource import KafkaSource
+
+        source = KafkaSource(config.kafka, config.name, self._submit_server, self._throttle, self._events.put)
+        self._control.kafka_problem = lambda: source.problem
+        return source
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
@@ -202,6 +217,8 @@ class Relay:
             self._metrics.run(),
             self._control.watch_disk(),
         ]
+        if self._kafka is not None:
+            sources.append(self._kafka.run())
         for socket, domain, handle, excess in (
             (
                 self._sockets.submit,

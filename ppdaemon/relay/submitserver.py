@@ -79,14 +79,17 @@ class SubmitServer:
     def serve(self, frames: Sequence[bytes]) -> None:
         """Handle one message of a client, in the frames that a ROUTER received."""
         envelope, body = split_envelope(frames)
-        reply = partial(self.answer, envelope)
+        self.take(body, partial(self.answer, envelope))
+
+    def take(self, body: Sequence[bytes], reply: Reply) -> None:
+        """Handle one request; `reply` gets the answer when the ledger has its effect."""
         try:
             request = read_request(body)
         except BadMessage as error:
             self._refuse(reply, error.kind, str(error), sample=body[0] if body else b"")
             return
         if self.closed:
-            self._refuse(reply, "closed", "the relay is stopping", request.group)
+            self._refuse(reply, "closed", "the relay is stopping", request.group, again=True)
             return
         match request:
             case NextVisit():
@@ -112,17 +115,24 @@ class SubmitServer:
         self.writer.put(Commit(lambda ledger: ledger.find(group), then, self._refuse_on_error(reply, group)))
 
     def _refuse_on_error(self, reply: Reply, group: str) -> Callable[[Exception], None]:
-        return lambda error: self._refuse(reply, "ledger", str(error), group)
+        return lambda error: self._refuse(reply, "ledger", str(error), group, again=True)
 
     def _refuse(
-        self, reply: Reply, kind: str, reason: str, group: str = "", sample: bytes | None = None
+        self,
+        reply: Reply,
+        kind: str,
+        reason: str,
+        group: str = "",
+        sample: bytes | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         if self.throttle.passes(kind):
             context = {"kind": kind, "reason": reason, "group": group, "total": self.throttle.by_kind[kind]}
             if sample is not None:
                 context["sample"] = sample_of(sample)
             _LOG.warning("refused a request on the submit socket", extra=context)
-        reply(Accepted(status="rejected", group=group, reason=reason))
+        reply(Accepted(status="rejected", group=group, reason=reason, again=again))
 
     def _on_announcement(self, visit: NextVisit, reply: Reply) -> None:
         now_tai = self.clock.tai()
@@ -140,7 +150,7 @@ class SubmitServer:
             self.apply_effects(self.dispatcher.make_room(len(detectors)), None)
         if not self.dispatcher.has_room(len(detectors)):
             reason = f"{self.dispatcher.reservations} visit-detectors are open, no room for more: try later"
-            self._refuse(reply, "full", reason, visit.group)
+            self._refuse(reply, "full", reason, visit.group, again=True)
             return
         content = visit_json(visit)
         self.writer.put(

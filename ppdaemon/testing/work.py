@@ -65,6 +65,7 @@ from ppdaemon.messages import (
     Connecting,
     Done,
     Exported,
+    ImagesGivenUp,
     Ingested,
     NameFinding,
     Pipelines,
@@ -227,7 +228,8 @@ class ScriptedWork:
         self._copy()
 
     def _copy(self) -> None:
-        shutil.copyfile(f"{self.context.template}/registry", f"{self.context.repo}/registry")
+        # A link: a copy takes longer than all else that a worker does for a cancellation.
+        os.link(f"{self.context.template}/registry", f"{self.context.repo}/registry")
 
     def _append_line(self, file: str, text: str) -> None:
         """Append a line with the time, in one write: other processes append, too."""
@@ -291,24 +293,31 @@ class ScriptedExporter:
         self._context = context
         self._state = context.config.node.state_dir
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
-        """Register, then delete; a spool that does not exist counts as exported, as with the real
-        exporter.
-        """
+    def export(self, spools: Sequence[Path]) -> Exported:
+        """Register, then delete; report those that are not there, as the real exporter."""
         if (self._state / "central-down").exists():
             raise ConnectionError("the central repo is down")
         if (self._state / "central-refuses").exists():
             return self._refuse(spools)
         central = self._state / "exported"
         central.mkdir(exist_ok=True)
-        for spool in spools:
-            if spool.exists() and not (central / spool.name).exists():
+        present = [spool for spool in spools if spool.exists()]
+        for spool in present:
+            if not (central / spool.name).exists():
                 (central / spool.name).write_text((spool / "manifest.json").read_text())
         time.sleep(EXPORT_PAUSE_S)
         for spool in spools:
             remove_spool(spool)
-        names = tuple(map(str, spools))
-        return Exported(spools=names, tai=self._context.clock.tai(), datasets=len(spools))
+        names, gone = tuple(map(str, present)), tuple(map(str, set(spools).difference(present)))
+        return Exported(spools=names, gone=gone, tai=self._context.clock.tai(), datasets=len(present))
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete all files with the ending ``.fits``, whatever their size."""
+        files = [file for folder in folders for file in folder.glob("*/*.fits")]
+        size_bytes = sum(file.stat().st_size for file in files)
+        for file in files:
+            file.unlink()
+        return ImagesGivenUp(spools={str(file.parent): file.stem for file in files}, size_bytes=size_bytes)
 
     def mark_datastore(self) -> str:
         """Return a text; nothing is marked."""

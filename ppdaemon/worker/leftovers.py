@@ -54,12 +54,15 @@ class ScratchFolder:
 
     def enter(self) -> None:
         """Create or empty the folder, and make it the working directory."""
+        mode = 0
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR(os.lstat(self.path).st_mode):
-                self.path.chmod(0o755)
-            else:
+            mode = os.lstat(self.path).st_mode
+            if not stat.S_ISDIR(mode):
                 self.path.unlink()  # never what a link leads to
-        self.path.mkdir(exist_ok=True)
+        if not stat.S_ISDIR(mode):
+            self.path.mkdir()
+        elif stat.S_IMODE(mode) != 0o755:
+            self.path.chmod(0o755)
         for entry in os.scandir(self.path):
             if entry.is_dir(follow_symlinks=False):
                 _remove(entry.path)

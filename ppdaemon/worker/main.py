@@ -123,9 +123,9 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
     last_reason = ""
     while True:
         match channel.receive():
-            case messages.ExportSpool(spools=spools, excess_bytes=excess_bytes):
+            case messages.ExportSpool(spools=spools):
                 try:
-                    channel.send(fitting(exporter.export([Path(spool) for spool in spools], excess_bytes)))
+                    channel.send(fitting(exporter.export([Path(spool) for spool in spools])))
                     last_reason = ""
                 except Exception as error:  # any error of a database: the spool stays
                     reason = _reason_of(error)
@@ -139,6 +139,8 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                     )
                     last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))
+            case messages.GiveUpImages(folders=folders, excess_bytes=excess_bytes):
+                channel.send(exporter.give_up_images([Path(folder) for folder in folders], excess_bytes))
             case messages.MarkDatastore():
                 try:
                     answer = messages.DatastoreMarked(text=exporter.mark_datastore())

@@ -28,6 +28,7 @@ from ppdaemon.errors import Unavailable, VisitFailed
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Process
 from ppdaemon.middleware.butler.failures import spool_full_errors
+from ppdaemon.middleware.export import exporter as export_module
 from ppdaemon.middleware.export import register, spool
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SpoolKey, choose_folder, read_manifest
@@ -79,12 +80,24 @@ def test_a_repeated_export_changes_nothing(
 
 
 @ON_SQLITE
-def test_a_spool_that_is_gone_counts_as_exported(
-    exporter: CentralExporter, central: Central, spools: list[Path]
+def test_a_spool_that_is_gone_counts_as_exported_only_if_this_exporter_has_deleted_it(
+    exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exporter.export(spools[:1])
-    exported = exporter.export([spools[0], spools[2]])
-    assert exported.spools == (str(spools[0]), str(spools[2]))
+    remove, (first, taken, second) = export_module.remove_spool, spools
+
+    def break_off(path: Path) -> None:
+        if path == second:
+            raise OSError(errno.EIO, "Input/output error")
+        remove(path)
+
+    monkeypatch.setattr(export_module, "remove_spool", break_off)
+    with pytest.raises(OSError, match="Input/output error"):
+        exporter.export([first, second])
+    monkeypatch.undo()
+    taken.rename(taken.with_name("taken"))
+    exported = exporter.export([first, taken, second])
+    assert (exported.spools, exported.gone) == ((str(first), str(second)), (str(taken),))
+    assert exporter.export([first]).gone == (str(first),), "it is exported, and that was reported"
 
 
 def test_of_two_attempts_the_first_stays(
@@ -423,14 +436,14 @@ def test_spool_folders_of_different_visits_have_different_names() -> None:
 def test_a_full_disk_leaves_no_partial_spool(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, on_ramdisk: bool, outcome: Outcome
 ) -> None:
-    def refuse(path: Path) -> None:
-        full = rig.context.repo / "written-ahead" if on_ramdisk else path
+    def refuse(paths: list[Path]) -> None:
+        full = rig.context.repo / "written-ahead" if on_ramdisk else paths[0]
         raise OSError(errno.ENOSPC, "No space left on device", str(full))
 
     rig, worker = rigs(export={"types": [".*"]})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(spool, "sync", refuse)
+    monkeypatch.setattr(spool, "sync_all", refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
     assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
@@ -441,16 +454,16 @@ def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More workers than fit have chosen the RAM disk at the same moment."""
-    sync = spool.sync
+    sync_all = spool.sync_all
 
-    def refuse_ramdisk(path: Path) -> None:
-        if path.is_relative_to(rig.context.ramdisk_spool):
+    def refuse_ramdisk(paths: list[Path]) -> None:
+        if paths[0].is_relative_to(rig.context.ramdisk_spool):
             raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
-        sync(path)
+        sync_all(paths)
 
     rig, worker = rigs(export={"types": [".*"], "ramdisk_max": 10**9})
     rig.context.ramdisk_spool.mkdir()
-    monkeypatch.setattr(spool, "sync", refuse_ramdisk)
+    monkeypatch.setattr(spool, "sync_all", refuse_ramdisk)
     done = run_visit(rig, worker, 1)
     assert done.outcome == Outcome.SUCCEEDED
     assert Path(done.spool or "").parent == rig.context.spool
@@ -534,26 +547,24 @@ def test_an_export_that_was_killed_is_repeated(
     assert len(outputs(central, "toy_image")) == 1
 
 
-@pytest.mark.parametrize(
-    ("limit", "pending", "age_s", "on_ramdisk"),
-    [
-        (0, 0, 0, False),
-        (1000, 0, 0, True),
-        (1000, 999, 0, True),
-        (1000, 1000, 0, False),
-        (1000, 1, 61, False),
-    ],
-)
-def test_outputs_are_spooled_on_the_ramdisk_while_there_is_room_and_exports_succeed(
-    tmp_path: Path, limit: int, pending: int, age_s: int, on_ramdisk: bool
-) -> None:
-    disk, ramdisk = tmp_path / "disk", tmp_path / "ramdisk"
-    if pending:
-        (ramdisk / "one").mkdir(parents=True)
-        (ramdisk / "one" / "file").write_bytes(bytes(pending))
-        os.utime(ramdisk / "one", (time.time() - age_s,) * 2)
-    ramdisk.mkdir(exist_ok=True)
-    assert choose_folder(disk, ramdisk, limit) == (ramdisk if on_ramdisk else disk)
+def test_what_waits_on_both_disks_is_measured_to_choose_one(tmp_path: Path) -> None:
+    def spooled(folder: Path, size_bytes: int, age_s: float) -> None:
+        (folder / "one").mkdir(parents=True, exist_ok=True)
+        (folder / "one" / "file").write_bytes(bytes(size_bytes))
+        os.utime(folder / "one", (time.time() - age_s,) * 2)
+
+    spill, ramdisk = tmp_path / "spill", tmp_path / "ramdisk"
+    config = ExportConfig(ramdisk_max=1000, spill_max=1000)
+    assert choose_folder(spill, ramdisk, config) == spill, "the node has none"
+    ramdisk.mkdir()
+    assert choose_folder(spill, ramdisk, config) == ramdisk
+    assert choose_folder(spill, ramdisk, ExportConfig()) == spill
+    spooled(ramdisk, 999, 61)
+    assert choose_folder(spill, ramdisk, config) == spill, "exports fail"
+    spooled(spill, 1000, 61)
+    assert choose_folder(spill, ramdisk, config) == ramdisk
+    spooled(ramdisk, 1000, 0)
+    assert choose_folder(spill, ramdisk, config) == spill
 
 
 @ON_SQLITE
@@ -581,7 +592,8 @@ def test_the_rest_of_a_spool_is_exported_whose_run_had_images_only(
     config = ExportConfig(images=("toy_image",))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
     with closing(exporter):
-        exported = exporter.export(spools[:1], excess_bytes=1)
+        assert exporter.give_up_images([spools[0].parent], 1).spools == {str(spools[0]): "toy_image"}
+        exported = exporter.export(spools[:1])
     assert (exported.spools, exported.datasets) == ((str(spools[0]),), len(files) - 1)
     with Butler.from_config(str(central.root)) as butler:
         assert run not in butler.collections.get_info(CHAIN).children
@@ -599,14 +611,23 @@ def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
     config = ExportConfig(images=("toy_image",))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
     away = central.root.rename(central.root.with_name("away"))
+    shutil.move(spools[1], tmp_path)
+    partial = shutil.copytree(spools[0], spools[0].with_name(f"{spools[0].name}.part"))
     with closing(exporter):
-        with pytest.raises(Unavailable):
-            exporter.export([spools[0], spools[2]], excess_bytes=1)
+        os.utime(partial, (0, 0))
+        os.utime(spools[0], (1, 1))
+        size = sum(each.size_bytes for each in read_manifest(spools[0]).files if type_of(each) == "toy_image")
+        given_up = exporter.give_up_images([spools[0].parent], 1)
+        assert (given_up.spools, given_up.size_bytes) == ({str(spools[0]): "toy_image"}, size)
         assert f"the images of {spools[0].name} are given up" in caplog.text
         assert spools[2].name not in caplog.text, "that was enough"
+        assert exporter.give_up_images([spools[0].parent], 0).spools == {}
+        assert any(type_of(file) == "toy_image" for file in read_manifest(partial).files), (
+            "it is being written"
+        )
         away.rename(central.root)
         exported = exporter.export([spools[0], spools[2]])
     assert exported.refused == ()
-    assert exported.skipped[str(spools[0])].endswith("too much waited for export: toy_image")
+    assert exported.given_up == {str(spools[0]): "toy_image"}
     assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
     assert [detector for detector, _ in outputs(central, "toy_isr")] == [1, 2], "all others stay"

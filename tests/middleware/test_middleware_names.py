@@ -112,6 +112,13 @@ def test_a_configuration_without_misspelling_has_no_finding(tmp_path: Path, docu
         ("pipelines/overrides", {"irs:doBias": 1}, "errors", "pipelines.overrides.irs:doBias", "mean 'isr'?"),
         (
             "pipelines/overrides",
+            {"parameters:apdb_confg": "x"},
+            "errors",
+            "pipelines.overrides.parameters:apdb_confg",
+            "has a parameter apdb_confg",
+        ),
+        (
+            "pipelines/overrides",
             {"isr:saveLogOutputs": True},
             "errors",
             "pipelines.overrides.isr:saveLogOutputs",

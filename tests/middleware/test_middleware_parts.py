@@ -14,6 +14,8 @@ from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
 from ppdaemon.clock import Clock
+from ppdaemon.config import ExportConfig
+from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
@@ -54,6 +56,21 @@ def test_the_path_of_a_pipeline_is_taken_literally(tmp_path: Path, name: str) ->
     (tmp_path / "AA.yaml").write_text(f"description: another\ntasks: {{other: {task}}}\n")
     (tmp_path / name).write_text(f"description: x\ntasks: {{a: {task}, b: {task}}}\n")
     assert list(load_pipeline(f"{tmp_path / name}#b", {}).graph.tasks) == ["b"]
+
+
+def test_an_override_sets_a_parameter_only_where_the_pipeline_has_it(tmp_path: Path) -> None:
+    task = "lsst.pipe.base.tests.mocks.DynamicTestPipelineTask"
+    config = "config: {saveLogOutput: parameters.logs}"
+    for name, parameters in (("with", "parameters: {logs: true}"), ("without", "")):
+        steps = f"tasks: {{a: {{class: {task}, {config if parameters else 'config: {}'}}}}}"
+        (tmp_path / f"{name}.yaml").write_text(f"description: x\n{parameters}\n{steps}\n")
+    overrides = {"parameters:logs": False, "parameters:other": 1, "b:saveLogOutput": 1}
+    changed, same = (load_pipeline(str(tmp_path / f"{name}.yaml"), overrides) for name in ("with", "without"))
+    assert (changed.graph.tasks["a"].config.saveLogOutput, changed.targets) == (
+        False,
+        {"a", "parameters:logs"},
+    )
+    assert (same.graph.tasks["a"].config.saveLogOutput, same.targets) == (True, {"a"})
 
 
 def test_a_pipeline_without_tasks_is_not_usable(tmp_path: Path) -> None:
@@ -224,3 +241,8 @@ def test_a_record_has_no_value_that_databases_refuse(tmp_path: Path) -> None:
         assert stored.exposure_time is None
         assert (stored.observation_type, stored.observation_reason) == (None, None)
         assert (stored.science_program, stored.target_name) == (None, 300 * "x")
+
+
+def test_after_an_outage_the_first_try_of_an_export_comes_within_ten_seconds() -> None:
+    # The last try before the end may wait for a server that does not answer; a pause follows.
+    assert work.CONNECT_S + ExportConfig().retry_s <= 10.0

@@ -195,9 +195,11 @@ def test_a_damaged_spool_and_an_event_that_is_too_large_are_quarantined(
 
 def test_of_too_much_that_waits_images_are_given_up_and_reported(site: Site, cluster: KafkaCluster) -> None:
     spool = site.spool()
-    exported = site.exporter(images=("toy_image",)).export([spool], excess_bytes=1)
+    exporter = site.exporter(images=("toy_image",))
+    assert exporter.give_up_images([spool.parent], 1).spools == {str(spool): "toy_image"}
+    exported = exporter.export([spool])
     assert exported.spools == (str(spool),)
-    assert exported.skipped[str(spool)].endswith("too much waited for export: toy_image")
+    assert exported.given_up == {str(spool): "toy_image"}
     names = {ref.datasetType.name for ref in site.ingest([value for _, value in cluster.read(TOPIC, 2)])}
     assert "toy_isr" in names
     assert "toy_image" not in names

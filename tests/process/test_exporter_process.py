@@ -16,7 +16,7 @@ from ppdaemon.errors import Refused
 from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
 from ppdaemon.reports import ExportRequest, ReloadRequest, WorkersRequest
-from ppdaemon.states import Outcome
+from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.node import running_node
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S
@@ -107,6 +107,59 @@ def test_an_operator_ends_the_pause_of_a_failed_export(tmp_path, socket_dir):
         (node.state / "central-down").unlink()
         assert node.daemon.ask(ExportRequest(action="init"), timeout_s=TIMEOUT_S) == "marked"
         node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
+
+
+def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 0.2, "gather_s": 0.0}) as node:
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        failed = "export failed; the spools stay and are tried again after a pause"
+        # With pauses that grow as those after a death, the next one would take 102 s.
+        node.wait(lambda: node.log.read_text().count(failed) >= 10)
+        (node.state / "central-down").unlink()
+        node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
+
+
+def test_outputs_wait_in_the_spill_folder_and_lose_images_above_its_limit(tmp_path, socket_dir):
+    export = {"retry_s": 0.2, "spill": str(tmp_path / "spill"), "spill_max": 10}
+    with running_node(tmp_path, socket_dir, export=export) as node:
+        (node.state / "central-down").touch()
+        for group in ("g1", "g2"):
+            node.relay.reserve(group)
+            node.land(group)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            # Deleted when the next one waits, too.
+            (tmp_path / "spill" / "ppdaemon-n1" / f"DemoCam~{group}~0~1" / "image.fits").touch()
+        node.wait(lambda: node.status().images_given_up)
+        node.wait(lambda: [row.figures for row in node.visit("g1")] == [{"given_up": "image"}])
+        (spill,) = node.status().spools
+        assert (spill.name, spill.spooled, spill.max_mb) == ("spill", 2, 1e-5)
+        assert any("have lost their images" in text for text in node.status().problem_texts)
+        (node.state / "central-down").unlink()
+        node.wait(lambda: len(node.exported()) == 2)
+        node.wait(lambda: node.status().state == "running")
+
+
+def test_a_spool_that_somebody_has_taken_away_is_not_called_exported(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
+        assert node.daemon.ask(ExportRequest(action="now"), timeout_s=TIMEOUT_S) == "nothing waits for export"
+        folders = NodeFolders(node.ramdisk, node.state)
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.wait(lambda: "central repo is down" in node.status().exporter)
+        spool = folders.spooled("DemoCam", "g1", 0, 1)
+        spool.rename(spool.with_name("of-an-operator"))
+        (node.state / "central-down").unlink()
+        assert node.daemon.ask(ExportRequest(action="now"), timeout_s=TIMEOUT_S) == "exporting 1"
+        node.wait(lambda: node.status().spooled == 0)
+        (row,) = node.wait(lambda: [row for row in node.visit("g1") if row.outcome == Outcome.INTERRUPTED])
+        assert "was deleted, renamed or moved away" in row.reason
+        assert Stage.CENTRAL not in row.stages
+        assert node.status().counters["spools_gone"] == 1
 
 
 def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(node, group):

@@ -18,6 +18,7 @@ from node import TESTS
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Refused
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
     EXPORTER_FACTS,
     Connecting,
@@ -26,6 +27,8 @@ from ppdaemon.messages import (
     ExportSpool,
     Forked,
     ForkWorker,
+    GiveUpImages,
+    ImagesGivenUp,
     MarkDatastore,
     Quit,
     Ready,
@@ -182,12 +185,13 @@ class PlayedExporter:
     def __init__(self, folder: Path, **changes: Any):
         self.orders: list[ForkWorker] = []
         self.serves = True
-        self.done: list[Exported] = []
+        self.done: list[Exported | ImagesGivenUp] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
-        log = folder / "exporter.log"
+        self.folders = NodeFolders(folder / "ramdisk", folder)
+        self.folders.logs.mkdir()
         self.config = ExportConfig(**({"retry_s": 0.05, "gather_s": 0.0} | changes))
-        self.exporter = ExporterProcess(self.config, folder / "repo", log, self._ask, self.done.append)
+        self.exporter = ExporterProcess(self.config, self.folders, self._ask, self.done.append)
         self.exporter.start()
 
     def _ask(self, order: ForkWorker) -> bool:
@@ -208,7 +212,7 @@ class PlayedExporter:
         self.fork()
         self.send(Ready(pid=1))
 
-    def send(self, *messages: Ready | Exported | SpoolRefused | DatastoreMarked) -> None:
+    def send(self, *messages: Ready | Exported | ImagesGivenUp | SpoolRefused | DatastoreMarked) -> None:
         for message in messages:
             self.channel.send(encode(message))
 
@@ -247,8 +251,8 @@ def order_of(*spools: str) -> str:
     return encode(ExportSpool(spools=spools)).decode()
 
 
-def exported(*spools: str, refused: tuple[str, ...] = ()) -> Exported:
-    return Exported(spools=spools, refused=refused, tai=0.0, datasets=1)
+def exported(*spools: str, refused: tuple[str, ...] = (), gone: tuple[str, ...] = ()) -> Exported:
+    return Exported(spools=spools, refused=refused, gone=gone, tai=0.0, datasets=1)
 
 
 def test_the_time_that_a_spool_was_pending_is_measured(tmp_path):
@@ -313,6 +317,39 @@ def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_sp
         played.send(exported("c", "d"))
         assert await played.next_order() == order_of("e", "a")
         assert played.exporter.oldest_s > since
+
+    play(tmp_path, body)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_spool_that_is_gone_counts_as_exported_only_after_an_order_without_an_answer(tmp_path, replaced):
+    async def body(played):
+        played.exporter.add("a")
+        played.exporter.add("b")
+        played.serve()
+        await played.next_order()
+        played.send(SpoolRefused(spools=("a", "b"), reason="the database is down"))
+        assert await played.next_order() == order_of("a", "b")
+        if replaced:
+            played.exporter.replace(played.config)
+        played.die()
+        await until(lambda: len(played.orders) == 2)
+        played.exporter.add("c")
+        played.serve()
+        order = await played.next_order()
+        played.send(SpoolRefused(spools=("a",), reason="the database is still down"))
+        if order == order_of("a"):  # it is half as large after a process that died with it
+            assert not replaced
+            assert await played.next_order() == order_of("a")
+            played.send(exported(gone=("a",)))
+            assert await played.next_order() == order_of("b", "c")
+            played.send(exported(gone=("b", "c")))
+        else:
+            assert await played.next_order() == order_of("a", "b", "c")
+            played.send(exported(gone=("a", "b", "c")))
+        await until(lambda: not played.exporter.waiting)
+        assert {spool for message in played.done for spool in message.spools} == {"a", "b"}
+        assert [message.gone for message in played.done if message.gone] == [("c",)]
 
     play(tmp_path, body)
 
@@ -406,6 +443,30 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
     play(tmp_path, body, gather_s=0.2)
 
 
+def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path):
+    async def body(played):
+        exporter = played.exporter
+        played.serve()
+        exporter.add("a")
+        assert await played.next_order() == order_of("a")
+        exporter.add("b")
+        since = exporter.oldest_s
+        played.send(Exported(spools=(), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: played.done)
+        assert exporter.text == "idle", "there is a pause"
+        assert await played.next_order() == order_of("b", "a")
+        assert exporter.oldest_s > since, "it has waited since before"
+        played.send(Exported(spools=("b",), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: exporter.waiting == 1)
+        exporter.hurry()
+        assert exporter.text == "exporting 1"
+        assert await played.next_order() == order_of("a")
+        played.send(exported("a"))
+        await until(lambda: not exporter.waiting)
+
+    play(tmp_path, body)
+
+
 def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
     async def body(played):
         played.serve()
@@ -432,31 +493,64 @@ def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
     play(tmp_path, body, gather_s=60.0)
 
 
-def test_an_order_tells_by_how_much_too_much_waits(tmp_path):
+def test_images_are_given_up_if_too_much_waits_on_the_disk(tmp_path):
     async def body(played):
-        spools = [tmp_path / name for name in "ab"]
+        exporter, folders = played.exporter, played.folders
+        spools = [folders.ramdisk_spool / "a", folders.spool / "b", folders.spool / "c"]
         for spool in spools:
-            spool.mkdir()
+            spool.mkdir(parents=True)
             (spool / "file").write_bytes(bytes(100))
-            played.exporter.add(str(spool))
-        await played.exporter.measure()
-        assert played.exporter.waiting_bytes == 200
+            exporter.add(str(spool))
+        await exporter.measure()
+        assert exporter.waiting_on(ramdisk=True)[1].used_bytes == 100
         played.serve()
-        order = json.loads(await played.next_order())
-        assert (order["spools"], order["excess_bytes"]) == ([str(spool) for spool in spools], 50)
-        (spools[0] / "file").unlink()
-        await played.exporter.measure()
-        assert played.exporter.waiting_bytes == 100, "they were measured again"
+        order = GiveUpImages(folders=(str(folders.spool),), excess_bytes=50)
+        assert await played.next_order() == encode(order).decode()
+        (spools[1] / "file").unlink()
+        given_up = ImagesGivenUp(spools={str(spools[1]): "image"}, size_bytes=100)
+        played.send(given_up)
+        assert await played.next_order() == order_of(*map(str, spools)), "and exports go on"
+        assert (exporter.given_up, exporter.given_up_bytes, exporter.incomplete) == (1, 100, 1)
+        await exporter.measure()
+        assert exporter.waiting_on(ramdisk=False)[1].used_bytes == 100, "they were measured again"
+        played.send(exported(*map(str, spools)))
+        await until(lambda: not exporter.waiting)
+        assert (exporter.given_up, exporter.incomplete) == (1, 0)
+        assert played.done[0] == given_up
 
-    play(tmp_path, body, spool_max=150)
+    play(tmp_path, body, ramdisk_max=10**9, spill_max=150)
+
+
+def test_without_images_exports_go_on_though_too_much_waits(tmp_path):
+    async def body(played):
+        spool = played.folders.spool / "a"
+        spool.mkdir(parents=True)
+        (spool / "file").write_bytes(bytes(100))
+        played.exporter.add(str(spool))
+        await played.exporter.measure()
+        played.serve()
+        assert json.loads(await played.next_order())["type"] == "give_up_images"
+        played.send(ImagesGivenUp())
+        assert await played.next_order() == order_of(str(spool))
+        await played.exporter.measure()
+        played.send(SpoolRefused(spools=(str(spool),), reason="the database is down"))
+        assert await played.next_order() == order_of(str(spool)), "there is nothing to give up"
+        played.exporter.add("b")
+        await played.exporter.measure()
+        played.send(SpoolRefused(spools=(str(spool),), reason="the database is down"))
+        assert json.loads(await played.next_order())["type"] == "give_up_images"
+        assert not played.done
+
+    play(tmp_path, body, spill_max=50)
 
 
 def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):
     async def body(played):
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        assert played.exporter.hurry(retry=False) == "nothing waits for export"
         played.exporter.add("a")
-        played.exporter.hurry(retry=False)
+        assert played.exporter.hurry(retry=False) == "exporting 1"
         assert await played.next_order() == order_of("a")
         played.send(exported("a"))
         await until(lambda: not played.exporter.waiting)

@@ -12,6 +12,7 @@ import pytest
 from ppdaemon.clock import Clock
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals import completion
 from ppdaemon.node.arrivals.completion import RawCompletion, until_concluded
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.files import ExposureFacts, read_sidecars
@@ -34,11 +35,18 @@ class SimulatedThreads:
         self.states: dict[str, FileState | BadMessage] = {}
         self.sidecars: dict[str, tuple[bool, ExposureFacts | None]] = {}
         self.orders: list[tuple[str, bool]] = []
+        self.batches: list[int] = []
+        """Number of files in each batch."""
+        self.first_may_end = asyncio.Event()
+        self.first_may_end.set()
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         await asyncio.sleep(0)
         if function is read_sidecars:
             return [self.sidecars.get(image.path, (False, None)) for image, _ in args[0]]
+        self.batches.append(len(args[0]))
+        if len(self.batches) == 1:
+            await self.first_may_end.wait()
         return [self._state(*order) for order in args[0]]
 
     def _state(self, files: Sequence[RawPath], structure: bool, _writers: bool) -> FileState | BadMessage:
@@ -133,6 +141,41 @@ def test_of_many_raws_of_an_exposure_one_is_asked():
         assert len(play.exposures.asked) == 1
 
     play(SimulatedExposures(*range(205)), body)
+
+
+def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(monkeypatch):
+    monkeypatch.setattr(completion, "HELP_S", 1000.0)
+
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g")
+        play.threads.first_may_end.clear()
+        for detector in range(20):
+            play.completion.take(sighting(detector))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert play.completion.checking
+        play.threads.first_may_end.set()
+        await play.until(lambda: len(play.raws) >= 20)
+        assert play.threads.batches == [1, 19]
+        assert not play.completion.checking
+
+    play(SimulatedExposures(), body)
+
+
+def test_a_file_that_cannot_be_read_for_long_does_not_stop_the_others():
+    async def body(play: Played) -> None:
+        play.exposures.found = ExposureFacts("g")
+        play.threads.first_may_end.clear()
+        play.completion.take(sighting(0))
+        await play.until(lambda: play.threads.batches)
+        for detector in range(1, 30):
+            play.completion.take(sighting(detector))
+        await play.until(lambda: len(play.raws) >= 29)
+        assert play.detectors == [*range(1, 30)]
+        play.threads.first_may_end.set()
+        await play.until(lambda: len(play.raws) >= 30)
+
+    play(SimulatedExposures(), body)
 
 
 def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():

@@ -53,6 +53,16 @@ def test_missed_files_of_all_measured_sections_are_added(results):
     assert results.missed_files({"missed": 1, "races_missed": 20, "storm_missed": 300, "files": 5}) == 321
 
 
+def test_bursts_are_measured_by_default_and_their_worst_raw_has_a_goal(results, tool):
+    assert "burst" in tool.SECTIONS
+    goals = results.goals(0.4)
+    found = results.source_results("burst", results.FileCounts(1, latencies_ms=[600.0]))
+    assert [name for name, value in found.items() if name in goals and not goals[name].met(value)] == [
+        "burst_notice_p99_ms",
+        "burst_notice_worst_ms",
+    ]
+
+
 def test_polling_may_take_a_period_and_a_little(results):
     goals = results.goals(0.25)
     assert (str(goals["poll_notice_p99_ms"]), str(goals["missed"])) == ("below 350", "at most 0")

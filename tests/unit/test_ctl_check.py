@@ -132,6 +132,16 @@ def test_the_state_is_on_a_local_disk_with_room(kind: str, free: float, level: s
     assert hostchecks.state_disk_finding(Path("/s"), kind, free).level == level
 
 
+def test_a_folder_for_outputs_that_wait_is_writable_and_has_room_for_their_limit(config, tmp_path) -> None:
+    def found(**export):
+        export = config.export.model_copy(update=export)
+        return levels(hostchecks.check_spill(config.model_copy(update={"export": export})))
+
+    assert found() == []
+    assert found(spill=tmp_path) == ["ok"]
+    assert found(spill=tmp_path, spill_max=10**18) == ["warning"]
+
+
 def test_slow_writes_are_found() -> None:
     assert hostchecks.fsync_finding([0.001, 0.2, 0.002]).level == "ok"
     assert hostchecks.fsync_finding([0.2, 0.3, 0.001]).level == "warning"

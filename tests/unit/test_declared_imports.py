@@ -20,6 +20,7 @@ OPTIONAL = {
     "confluent-kafka": "where something is sent to Kafka",
     "fastavro": "where ppweb shows alerts",
     "lsst-dax-apdb": "where an alert database is configured",
+    "lsst-images": "where its images are spooled uncompressed",
     "matplotlib": "where pictures are asked for",
     "opentelemetry-api": "where traces are configured",
     "opentelemetry-exporter-otlp-proto-http": "where traces are configured",

@@ -69,6 +69,7 @@ def test_these_change_while_the_daemon_runs(parts):
         ("relay", "address", "tcp://127.0.0.1:1"),
         ("relay", "silence_s", 9.0),
         ("arrivals", "roots", ["/other"]),
+        ("export", "spill", "/other"),
         ("arrivals", "subscribe", ["tcp://127.0.0.1:1"]),
     ],
 )

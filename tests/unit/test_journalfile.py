@@ -29,7 +29,19 @@ READING = {
 OF_PROCESSES = {"status", "workers", "top", "hosts"}
 """Commands that show what only a running program knows."""
 CONTROLLING = {"requeue", "retry", "export", "drain", "resume", "reload", "restart", "kill"}
-WITHOUT = {"night", "catchup", "check", "size", "web", "send", "simulate", "keygen", "install-files", "demo"}
+WITHOUT = {
+    "import-config",
+    "night",
+    "catchup",
+    "check",
+    "size",
+    "web",
+    "send",
+    "simulate",
+    "keygen",
+    "install-files",
+    "demo",
+}
 """Commands that need no daemon: the first two read the journal in any case."""
 
 

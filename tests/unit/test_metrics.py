@@ -27,7 +27,18 @@ from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
 TABLES = (*NODE_METRICS, *RELAY_METRICS)
 BOUNDED = {
-    *("answer", "cause", "destination", "detector", "instrument", "kind", "node", "outcome", "pipeline"),
+    *(
+        "answer",
+        "cause",
+        "destination",
+        "detector",
+        "disk",
+        "instrument",
+        "kind",
+        "node",
+        "outcome",
+        "pipeline",
+    ),
     "quantile",
     *("reason", "relay", "source", "state", "version"),
 }

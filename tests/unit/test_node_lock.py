@@ -12,9 +12,10 @@ import pytest
 
 from ppdaemon import folders as folders_module
 from ppdaemon.errors import StateUnusable
-from ppdaemon.folders import NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.node import lock as lock_module
 from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
+from ppdaemon.node.visits.recovery import spools_left
 
 
 @pytest.fixture
@@ -180,13 +181,40 @@ def test_a_spool_that_cannot_be_copied_is_named_with_the_reason(folders):
     assert (spool / "manifest.json").read_text() == "complete"
 
 
-def test_a_spool_is_found_on_either_disk_and_missed_on_neither(folders):
+def test_a_spool_is_found_on_each_disk_and_missed_on_none(folders, tmp_path):
+    folders = NodeFolders(folders.ramdisk, folders.state, tmp_path / "spill")
     key = ("DemoCam", "g", 0, 1)
     name = folders.spooled(*key).name
     assert folders.is_lost(*key)
-    for parent in (folders.refused, folders.spool, folders.ramdisk_spool):
+    for parent in (folders.refused, *folders.disk_spools, folders.ramdisk_spool):
         spool_of(parent, name, "")
         assert not folders.is_lost(*key)
         shutil.rmtree(parent)
     spool = spool_of(folders.ramdisk_spool, name, "")
     assert folders.find_spool(*key) == spool
+
+
+def test_spools_of_a_run_without_a_spill_folder_are_found_with_one(folders, tmp_path):
+    spill = NodeFolders(folders.ramdisk, folders.state, tmp_path / "spill")
+    lock_node(folders, "life1").unlock()
+    spool_of(folders.spool, "DemoCam~g~0~1", "")
+    spool_of(folders.spool, "DemoCam~g~1~1.part", "")
+    returned = spool_of(folders.spool, "DemoCam~g~2~1", "")
+    (returned / REFUSAL).touch()
+    lock = lock_node(spill, "life2")
+    spool_of(spill.ramdisk_spool, "DemoCam~g~3~1", "")
+    spool_of(spill.spool, "DemoCam~g~4~1.done", "")
+    lock.release(spill)
+    lock_node(spill, "life3").unlock()
+    keys, renamed = spools_left(spill)
+    assert ({key.detector for key in keys}, renamed) == ({0, 2, 3}, [])
+    assert [path.name for path in spill.spool.iterdir()] == ["DemoCam~g~3~1"]
+    assert not list(folders.spool.glob("*.part"))
+    assert spill.returned_spools() == [returned]
+
+
+def test_the_spill_folder_is_that_of_the_node(tmp_path, config):
+    export = config.export.model_copy(update={"spill": tmp_path})
+    folders = NodeFolders.of(config.model_copy(update={"export": export}))
+    assert folders.spool == tmp_path / f"ppdaemon-{config.node.name}"
+    assert folders.disk_spools == (folders.spool, config.node.state_dir / "spool")

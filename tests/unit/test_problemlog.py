@@ -86,3 +86,21 @@ def test_the_end_of_a_problem_is_logged_with_its_duration(caplog):
 def test_the_line_for_the_service_manager_has_the_worst_problem(findings, line):
     problems = ProblemLog().update(findings, 50.0)
     assert status_line(SimpleNamespace(text="running: 3 busy", problems=problems, tai=50.0)) == line
+
+
+def test_many_problems_are_not_each_compared_with_all_others():
+    compared = 0
+
+    class Subject(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    log, count = ProblemLog(), 200
+    for note in ("not ready", "not forked"):
+        log.update([Finding("slots", f"slot {n}: {note}", Subject(n)) for n in range(count)], 10.0)
+    assert compared <= 10 * count

@@ -5,6 +5,8 @@ import asyncio
 import sqlite3
 from collections import Counter
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +23,12 @@ from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits import pump as pump_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
-from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved
+from ppdaemon.node.visits.journal import Journal, RowMissing
+from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.reports import LateRequest
-from ppdaemon.sqlitefile import BatchWriter
+from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 
 
@@ -77,7 +79,7 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
                 other.execute("BEGIN IMMEDIATE")
                 node.inbox.post(RawArrived(a_raw()))
                 answer = await asyncio.wait_for(handler.handle(LateRequest()), 20.0)
-                assert answer.data == []
+                assert [*answer.rows] == []
 
     asyncio.run(run())
 
@@ -184,8 +186,34 @@ def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_pat
     asyncio.run(run())
 
 
+def test_a_contradicted_decision_is_undone_alone(config, tmp_path, monkeypatch):
+    keys = [an_assignment(detector=detector).key for detector in range(3)]
+    visit, results = an_assignment().visit, []
+
+    def ended(number):
+        return JournalEntry(keys[number], visit, received_tai=2e9, outcome=Outcome.FAILED, final=True)
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            opened = tuple(JournalEntry(key, visit, received_tai=2e9) for key in keys[:2])
+            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), opened)))
+            # In one batch: the thread has not begun.
+            for numbers in ((0, 2), (1,)):
+                writes = [Update(tuple(map(ended, numbers)))]
+                node.writer.put(Commit(partial(pump_module._write, writes), results.append))
+            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+            unfinished = await node.writer.call(lambda journal: journal.unfinished())
+            assert [entry.key for entry in unfinished] == keys[:1]
+
+    asyncio.run(run())
+    contradiction, written = results
+    assert isinstance(contradiction, RowMissing)
+    assert written == [None]
+
+
 def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
-    assignments = [an_assignment(detector=detector) for detector in range(3)]
+    ordered = {"run_until": 1.0}
+    assignments = [replace(an_assignment(detector=detector), **ordered) for detector in range(3)]
     calls = []
     monkeypatch.setattr(pump_module, "discard", calls.append)
 

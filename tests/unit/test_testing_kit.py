@@ -51,7 +51,9 @@ def test_the_scripted_exporter_continues_where_a_killed_one_has_registered_and_d
     (half.with_name(f"{half.name}.done") / "dataset").mkdir(parents=True)
     whole.mkdir()
     (whole / "manifest.json").write_text("{}")
-    assert exporter.export(spools).spools == tuple(map(str, spools))
+    exported = exporter.export(spools)
+    assert exported.spools == (str(whole),)
+    assert set(exported.gone) == {str(spool) for spool in spools[:2]}
     assert list(folders.spool.iterdir()) == []
     assert [path.name for path in (folders.state / "exported").iterdir()] == [whole.name]
 

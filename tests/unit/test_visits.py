@@ -11,7 +11,7 @@ from journalkit import late_of
 from visitworld import CAMERA, CHOSEN, World, a_raw
 
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Exported, Pipelines, ResultsSeen, Welcome
+from ppdaemon.messages import Exported, ImagesGivenUp, Pipelines, ResultsSeen, Welcome
 from ppdaemon.node.arrivals.index import ExpectedSensors, Recent
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.slots.assignment import Key
@@ -542,6 +542,22 @@ def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
 
 
+def test_a_partial_spool_is_searched_only_after_a_run(world):
+    assigned(world)
+    world.finish(outcome=Outcome.CANCELLED)
+    world.commit_all()
+    assert world.of(Discard) == []
+
+
+def test_the_partial_spool_of_a_run_is_deleted(world):
+    assigned(world)
+    world.slots[0] = replace(world.slots[0], run_until=1.0)
+    world.finish(outcome=Outcome.FAILED)
+    world.commit_all()
+    names = {path.name for action in world.of(Discard) for path in action.folders}
+    assert names == {"DemoCam~g~0~1.part"}
+
+
 def test_a_pipeline_that_ends_its_workers_is_set_aside_when_visits_are_assigned(world):
     """Fault 61: the visits that are queued already get the next pipeline of their rule."""
     choice = PipelineChoice(Pipelines(main=("/p/Bad.yaml", "/p/Good.yaml")))
@@ -734,6 +750,43 @@ def test_exports_of_unknown_attempts_are_ignored(world):
     (row,) = world.rows()
     assert row.stages[Stage.CENTRAL] == 9.0
     assert row.figures["not_exported"] == "detector 3 was first: summary"
+
+
+def test_a_spool_that_somebody_has_taken_away_is_a_failure_with_a_reason(world, caplog):
+    assigned(world)
+    world.finish(spool="/spool/x", datasets=3)
+    world.commit_all()
+    gone = f"/spool/{CAMERA}~g~0~1"
+    world.handle(Exported(spools=(), gone=(gone, "/spool/strange"), tai=9.0, datasets=0))
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.datasets, Stage.CENTRAL in row.stages) == (Outcome.INTERRUPTED, 0, False)
+    assert row.reason.startswith("its outputs are gone: its spool was deleted, renamed or moved away")
+    assert f"2 spools are gone and were not exported: {gone}, /spool/strange" in caplog.text
+    # What was exported after all stays so.
+    assigned(world, group="h")
+    world.finish(spool="/spool/y", datasets=3)
+    spool = f"/spool/{CAMERA}~h~0~1"
+    world.handle(Exported(spools=(spool,), tai=9.0, datasets=3))
+    world.handle(Exported(spools=(), gone=(spool,), tai=9.0, datasets=0))
+    world.commit_all()
+    assert world.outcomes("h") == [Outcome.SUCCEEDED]
+
+
+def test_images_that_were_given_up_are_in_the_journal_before_and_after_the_export(world):
+    for group, event in (("g", ImagesGivenUp), ("h", Exported)):
+        assigned(world, group=group)
+        world.finish(spool="/spool/x", datasets=3)
+        spool = f"/spool/{CAMERA}~{group}~0~1"
+        if event is ImagesGivenUp:
+            world.handle(ImagesGivenUp(spools={spool: "difference_image", "/spool/strange": "image"}))
+        else:  # the first report got lost
+            given_up = {spool: "difference_image"}
+            world.handle(Exported(spools=(spool,), given_up=given_up, tai=9.0, datasets=2))
+        world.commit_all()
+        (row,) = world.rows(group)
+        assert row.figures == {"given_up": "difference_image"}
+        assert (Stage.CENTRAL in row.stages) == (event is Exported)
 
 
 def test_a_relay_that_reconnects_gets_the_unconfirmed_outcomes(world):

@@ -67,6 +67,8 @@ class LocatedFile:
     formatter: str
     """Name of the class that reads it."""
     refs: tuple[DatasetRef, ...]
+    plain: bool = False
+    """Whether images in it are not compressed yet."""
 
 
 def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:

@@ -20,7 +20,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.middleware.butler.datafiles import link_or_copy
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
 
-__all__ = ("LocalRepo", "make_template", "template_dimensions")
+__all__ = ("LocalRepo", "make_template", "template_dimensions", "template_repo")
 
 _LOG = logging.getLogger(__name__)
 _REPO = "repo"
@@ -67,8 +67,13 @@ def make_template(
 
 def template_dimensions(template: Path) -> DimensionUniverse:
     """Return the dimensions of a template, which are those of the central repo."""
-    with Butler.from_config(str(template / _REPO), writeable=False) as butler:
+    with Butler.from_config(str(template_repo(template)), writeable=False) as butler:
         return butler.dimensions
+
+
+def template_repo(template: Path) -> Path:
+    """Return the root of the repo in a template."""
+    return template / _REPO
 
 
 class LocalRepo:

@@ -80,6 +80,8 @@ class DirectRun(PipelineRun):
     """Location of a temporary symbolic link to the folder of outputs."""
     processes: int
     """How many processes may run quanta or write files at once."""
+    plain: bool
+    """Whether images are written uncompressed."""
     provenance: list[DatasetRef]
     """The provenance graph, unless it is not exported or cannot be written."""
 
@@ -101,8 +103,9 @@ class DirectRun(PipelineRun):
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         background = self.memory.background
         background.finish()
+        outputs = self.memory.outputs
         files, failures = write_outputs(
-            self.memory.outputs, folder, self.link, background.writer, self.processes
+            outputs, folder, self.link, background.writer, self.processes, plain=self.plain
         )
         for dataset in self.memory.outputs:
             if (failure := failures.get(dataset.ref.id)) is not None:
@@ -130,7 +133,8 @@ class DirectEngine(Engine):
     `memory_bytes`. `read_ahead_bytes` limits the inputs that are read before
     the image, and again the inputs that are cached for later visits. While a
     task named in `urgent` (label or full class name) is still to be run, no
-    file is written. `processes` quanta of a visit run at once.
+    file is written. `processes` quanta of a visit run at once. With `plain`,
+    images for export are written uncompressed.
     """
 
     name = "direct"
@@ -144,11 +148,13 @@ class DirectEngine(Engine):
         read_ahead_bytes: int = 2_000_000_000,
         urgent: Collection[str] = (),
         processes: int = 1,
+        plain: bool = False,
     ):
         self._exported = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
         self._folder = folder
         self._urgent = tuple(urgent)
         self._processes = processes
+        self._plain = plain
         self._memory_bytes = memory_bytes
         self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
@@ -201,13 +207,15 @@ class DirectEngine(Engine):
             self._input_reader(files, butler),
             lambda name: self._exported.fullmatch(name) is not None,
             self._memory_bytes,
-            BackgroundWriter(self._writer, self._folder),
+            BackgroundWriter(self._writer, self._folder, plain=self._plain),
         )
         urgent = labels_named(visit_inputs.shape.graph, self._urgent)
         runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)
         provenance = [] if job.provenance is None else [job.provenance]
         link = self._folder / "target"
-        self._run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, provenance)
+        self._run = DirectRun(
+            job, visit_inputs, runner, memory, link, self._processes, self._plain, provenance
+        )
         return self._run
 
     def discard_inputs(self) -> None:

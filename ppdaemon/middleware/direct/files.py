@@ -5,6 +5,7 @@ Files are read and written as a datastore does it, but without its database.
 """
 
 import functools
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,14 @@ from lsst.utils.introspection import get_full_type_name
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.run.engine import Unsupported, Unwritten
 
-__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_dataset")
+__all__ = (
+    "DatasetWriter",
+    "MemoryDataset",
+    "TransferredDataset",
+    "as_read",
+    "read_dataset",
+    "read_plain",
+)
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 
@@ -50,6 +58,8 @@ _CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonForma
 what was written: table metadata, masks, indexes, tuples, integers."""
 
 
+_UNCOMPRESSED = dict.fromkeys(("image", "variance", "mask"))
+"""Compression of the large arrays of ``lsst.images``: none."""
 _PLAIN_COLUMNS = frozenset(np.dtype(code).str for code in "?bhilqBHILQfd")
 _PLAIN_UNITS = (IrreducibleUnit, PrefixUnit, CompositeUnit, Unit)
 _PLAIN_VALUES = (bool, int, float, str, type(None))
@@ -137,6 +147,7 @@ class DatasetWriter:
         datastore = config["datastore"]
         if datastore["cls"] != _FILE_DATASTORE:
             raise Unsupported(f"a local repo with a {datastore['cls']}")
+        self.universe = universe
         self._formatters = FormatterFactory()
         self._formatters.registerFormatters(datastore["formatters"], universe=universe)
 
@@ -165,6 +176,28 @@ class DatasetWriter:
             ) from error
         return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
 
+    def write_plain(
+        self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
+    ) -> LocatedFile | None:
+        """Write an image as `write` does, but uncompressed; return `None` if the dataset is no image of
+        ``lsst.images`` in FITS. The formatter can read it.
+        """
+        location, formatter = self._formatter(ref, folder)
+        if not _writes_archives(formatter) or location.uri.getExtension() != ".fits":
+            return None
+        # Imported here: most processes have no images of this kind, and it takes memory.
+        from lsst.images.serialization import ButlerInfo, write_archive
+
+        if not formatter.can_accept(content):
+            content = ref.datasetType.storageClass.coerce_type(content)
+        info = ButlerInfo(dataset=ref.to_simple(), provenance=provenance or DatasetProvenance())
+        path = Path(location.uri.ospath)
+        try:
+            write_archive(content, path, compression_options=_UNCOMPRESSED, butler_info=info)
+        except Exception as error:
+            raise RuntimeError(f"Failed to write dataset {ref} without compression.") from error
+        return LocatedFile(path, formatter.name(), (ref,), plain=True)
+
     def converts(self, ref: DatasetRef) -> bool:
         """Return whether a dataset that is read from its file may differ from the object that was put."""
         return isinstance(self._formatter(ref, Path("/"))[1], _CONVERTING)
@@ -188,6 +221,22 @@ class DatasetWriter:
         descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
         formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
         return formatter.make_updated_location(location), formatter
+
+
+def read_plain(path: Path) -> tuple[Any, DatasetProvenance | None]:
+    """Read an image that `DatasetWriter.write_plain` has written, and its provenance."""
+    from lsst.images.serialization import open_archive
+
+    with open_archive(path) as reader:
+        info = reader.butler_info
+        return reader.read(), None if info is None else info.provenance
+
+
+def _writes_archives(formatter: Formatter | FormatterV2) -> bool:
+    """Return whether a formatter writes as that of ``lsst.images``, which a class of its own may not."""
+    module = sys.modules.get("lsst.images.formatters")
+    write = getattr(formatter, "write_local_file", None)
+    return module is not None and getattr(write, "__func__", None) is module.GenericFormatter.write_local_file
 
 
 def as_read(table: Table) -> Table:

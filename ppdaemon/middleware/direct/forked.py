@@ -105,12 +105,15 @@ class ForkedCall:
             self._close()
 
     @staticmethod
-    def ended(running: Collection["ForkedCall"], *, wait: bool) -> list["ForkedCall"]:
+    def ended(
+        running: Collection["ForkedCall"], *, wait: bool, limit_s: float | None = None
+    ) -> list["ForkedCall"]:
         """Return the calls that have ended, in the order given; with `wait`, wait until there is one."""
         poll = select.poll()
         for each in running:
             poll.register(each._pidfd, select.POLLIN)
-        ended = {descriptor for descriptor, _ in poll.poll(None if wait else 0)}
+        limit_ms = None if limit_s is None else 1000 * limit_s
+        ended = {descriptor for descriptor, _ in poll.poll(limit_ms if wait else 0)}
         return [each for each in running if each._pidfd in ended]
 
     def _close(self) -> None:

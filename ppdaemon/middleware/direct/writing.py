@@ -29,15 +29,18 @@ _FILE_OVERHEAD_BYTES = 100_000
 _MIN_FORK_BYTES = 4_000_000
 """Less is written faster than a process is forked."""
 
-type _Written = dict[uuid.UUID, tuple[str, str] | str]
-"""By dataset: file name and formatter, or why it cannot be written."""
+type _Written = dict[uuid.UUID, tuple[str, str, bool] | str]
+"""By dataset: file name, formatter and whether it is uncompressed, or why it cannot be written."""
 
 
 class BackgroundWriter:
-    """Writes datasets into files in a folder on the RAM disk."""
+    """Writes datasets into files in a folder on the RAM disk; with `plain`, images that are queued are not
+    compressed.
+    """
 
-    def __init__(self, writer: DatasetWriter, folder: Path):
+    def __init__(self, writer: DatasetWriter, folder: Path, *, plain: bool = False):
         self.writer = writer
+        self.plain = plain
         self._folder = folder
         self._queue: deque[MemoryDataset] = deque()
         self._condition = threading.Condition()
@@ -87,7 +90,7 @@ class BackgroundWriter:
             if dataset.file is not None:  # a reader has written it: its content may be released
                 continue
             try:
-                dataset.file = self.writer.write(content, dataset.ref, self._folder, dataset.provenance)
+                dataset.file = _file_of(dataset, content, self._folder, self.writer, plain=self.plain)
             except Exception as error:  # formatters are foreign code; write_outputs tries again
                 _LOG.info("cannot write %s in the background: %s", dataset.ref, describe(error))
             del content  # otherwise it stays in memory while this thread waits
@@ -100,30 +103,37 @@ class BackgroundWriter:
 
 
 def write_outputs(
-    outputs: Sequence[MemoryDataset], folder: Path, link: Path, writer: DatasetWriter, processes: int
+    outputs: Sequence[MemoryDataset],
+    folder: Path,
+    link: Path,
+    writer: DatasetWriter,
+    processes: int,
+    *,
+    plain: bool = False,
 ) -> tuple[list[LocatedFile], dict[uuid.UUID, str]]:
     """Write datasets into a folder, each into a file named after its id.
 
     Return the files in the same order, and why the other datasets cannot be
     written. Some may be written already. `link` is the location of a temporary
-    symbolic link. All but one of the processes are forked: with more than one
-    no other thread may be active. Raises the error of a formatter only if
-    there is no space, and any of copying files.
+    symbolic link. With `plain`, images are not compressed. All but one of the
+    processes are forked: with more than one no other thread may be active. Raises
+    the error of a formatter only if there is no space, and any of copying files.
     """
     own_share, *others = _shares(outputs, processes)
     written: _Written = {}
     children: dict[ForkedCall, list[MemoryDataset]] = {}
     with _link_without_percent(folder, link) as link_path:
+        write = partial(_write, folder=link_path, writer=writer, plain=plain)
         try:
             for share in others:
                 try:
-                    children[ForkedCall.start(partial(_write, share, link_path, writer), dict)] = share
+                    children[ForkedCall.start(partial(write, share), dict)] = share
                 except OSError as error:
                     _LOG.warning(
                         "cannot fork a process to write outputs, fewer processes write them: %s", error
                     )
                     own_share += share
-            written |= _write(own_share, link_path, writer)
+            written |= write(own_share)
             for child in list(children):
                 share = children.pop(child)
                 try:
@@ -131,7 +141,7 @@ def write_outputs(
                 except DiedWithoutResult as error:  # what was raised there is raised here again
                     _LOG.warning("a process that wrote outputs ended with %s, the worker writes them", error)
                     _remove_unfinished(share, folder)
-                    written |= _write(share, link_path, writer)
+                    written |= write(share)
         finally:
             for child in children:
                 child.kill()
@@ -140,8 +150,8 @@ def write_outputs(
         match written[dataset.ref.id]:
             case str() as failure:
                 failures[dataset.ref.id] = failure
-            case (name, formatter):
-                files.append(LocatedFile(folder / name, formatter, (dataset.ref,)))
+            case (name, formatter, is_plain):
+                files.append(LocatedFile(folder / name, formatter, (dataset.ref,), is_plain))
     return files, failures
 
 
@@ -165,23 +175,32 @@ def _shares(outputs: Sequence[MemoryDataset], processes: int) -> list[list[Memor
     return shares
 
 
-def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter) -> _Written:
-    return {dataset.ref.id: _write_one(dataset, folder, writer) for dataset in outputs}
+def _write(outputs: Iterable[MemoryDataset], folder: Path, writer: DatasetWriter, *, plain: bool) -> _Written:
+    return {dataset.ref.id: _write_one(dataset, folder, writer, plain=plain) for dataset in outputs}
 
 
-def _write_one(dataset: MemoryDataset, folder: Path, writer: DatasetWriter) -> tuple[str, str] | str:
-    """Return the file name and formatter of a dataset, or why it cannot be written."""
+def _write_one(
+    dataset: MemoryDataset, folder: Path, writer: DatasetWriter, *, plain: bool
+) -> tuple[str, str, bool] | str:
+    """Return the file of a dataset, or why it cannot be written."""
     if dataset.file is not None:
         shutil.copyfile(dataset.file.path, folder / dataset.file.path.name)
-        return dataset.file.path.name, dataset.file.formatter
+        return dataset.file.path.name, dataset.file.formatter, dataset.file.plain
     try:
-        file = writer.write(dataset.content, dataset.ref, folder, dataset.provenance)
+        file = _file_of(dataset, dataset.content, folder, writer, plain=plain)
     except Exception as error:  # formatters are foreign code
         failure = write_failure(error)
         _LOG.error("%s cannot be written, it is not exported", dataset.ref, exc_info=error)
         _remove_unfinished([dataset], folder)
         return failure
-    return file.path.name, file.formatter
+    return file.path.name, file.formatter, file.plain
+
+
+def _file_of(
+    dataset: MemoryDataset, content: object, folder: Path, writer: DatasetWriter, *, plain: bool
+) -> LocatedFile:
+    arguments = content, dataset.ref, folder, dataset.provenance
+    return (writer.write_plain(*arguments) if plain else None) or writer.write(*arguments)
 
 
 def write_failure(error: Exception) -> str:

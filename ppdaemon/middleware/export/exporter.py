@@ -21,17 +21,17 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
-from ppdaemon.messages import Exported
+from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
+from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
 from ppdaemon.middleware.export.spool import (
     Manifest,
     check_files,
     give_up_oldest_images,
-    given_up_note,
     read_manifest,
 )
 from ppdaemon.middleware.run.initoutputs import record_exported
@@ -83,26 +83,39 @@ class CentralExporter:
         refused: Path,
         runs: Path | None = None,
         config: ExportConfig | None = None,
+        packer: Packer | None = None,
     ):
         self._uri = uri
         self._clock = clock
         self._refused = refused
         self._runs = runs
         self._registrar = Registrar(node, config or ExportConfig())
+        self._packer = packer or Packer(Path(), (), 0)
+        self._begun: set[Path] = set()
+        """Spools whose images are being packed; all other datasets of them are registered."""
+        self._unreported: set[Path] = set()
+        """Deleted spools that are in no report yet: an error may follow before there is one."""
         self._butler: Butler | None = None
         self._mark: DatastoreMark | None = None
         self._engines: set[sqlalchemy.Engine] = set()
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
+    def export(self, spools: Sequence[Path]) -> Exported:
         """Register spooled outputs and delete the spools; report which were exported and which quarantined.
-        If more waits than is allowed, images of the first spools are deleted before.
+        While the images of a spool are packed, only its other datasets are registered, and it stays.
 
-        Spool folders that do not exist count as exported, unless they are in
-        quarantine. Raises `~ppdaemon.errors.Unavailable` if the central repo
-        accepts nothing: the spools then stay, except those that are certainly
-        invalid.
+        Of the spool folders that do not exist, those in quarantine, and those that
+        this exporter has not exported, are reported as such. Raises
+        `~ppdaemon.errors.Unavailable` if the central repo accepts nothing: the spools
+        then stay, except those that are certainly invalid.
         """
-        give_up_oldest_images(spools, self._registrar.images, excess_bytes)
+        self._packer.collect(wait=self._begun.issuperset(spools))
+        try:
+            return self._export(spools)
+        finally:
+            # Afterwards: no thread is active, and no connection is in use.
+            self._packer.start()
+
+    def _export(self, spools: Sequence[Path]) -> Exported:
         present = [path for path in spools if path.exists()]
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
@@ -118,23 +131,35 @@ class CentralExporter:
             raise
         # A firewall drops idle connections without a word, and the next query would hang.
         disconnect(self._engines)
-        for path in result.done:
+        packing = [path for path in present if self._packer.has_images_of(path)]
+        self._begun = self._begun.intersection(packing).union(path for path in packing if path in result.done)
+        done = [path for path in result.done if path not in packing]
+        for path in done:
             # Before the spool is deleted: after a crash in between, it is exported
             # again, and recorded then.
             if self._runs is not None:
                 record_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
+            self._unreported.add(path)
             remove_spool(path)
         for path in gone:  # a half-deleted folder may be left of it
             remove_spool(path)
-        finished = {*result.done, *gone}.difference(result.refused)
+        finished = {*done, *self._unreported}
+        self._unreported.difference_update(spools)
         return Exported(
             spools=tuple(str(path) for path in spools if path in finished),
             refused=tuple(str(path) for path in spools if path in result.refused),
+            gone=tuple(str(path) for path in gone if path not in finished and path not in result.refused),
+            packing=tuple(str(path) for path in packing if path not in result.refused),
             tai=self._clock.tai(),
             datasets=result.datasets,
-            size_bytes=sum(file.size_bytes for path in result.done for file in batch[path].files),
-            skipped=_notes(result, batch),
+            size_bytes=sum(file.size_bytes for path in done for file in batch[path].files),
+            skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
+            given_up={str(path): ", ".join(batch[path].given_up) for path in done if batch[path].given_up},
         )
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete images of about this size, those of the oldest spools in these folders first."""
+        return give_up_oldest_images(folders, self._registrar.images, excess_bytes, self._packer.busy)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's; see `ppdaemon.middleware.export.mark`."""
@@ -180,12 +205,14 @@ class CentralExporter:
         batch: dict[Path, Manifest] = {}
         for spool in spools:
             try:
-                manifest = read_manifest(spool)
+                # Those that are packed now are renamed at any time.
+                manifest = self._packer.reduced(spool, read_manifest(spool))
                 check_files(spool, manifest)
             except BadMessage as error:
                 self._quarantine(spool, error, result)
             else:
-                batch[spool] = manifest
+                if spool not in self._begun or not self._packer.has_images_of(spool):
+                    batch[spool] = manifest
         return batch
 
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:
@@ -245,12 +272,3 @@ class CentralExporter:
 def _halves(batch: Batch) -> list[Batch]:
     middle = len(batch) // 2
     return [dict(islice(batch.items(), middle)), dict(islice(batch.items(), middle, None))]
-
-
-def _notes(result: _Results, batch: Batch) -> dict[str, str]:
-    """Return which datasets of each spool were not exported, and why."""
-    notes = {}
-    for path in result.done:
-        if note := "; ".join(filter(None, (result.skipped.get(path), given_up_note(batch[path])))):
-            notes[str(path)] = note
-    return notes

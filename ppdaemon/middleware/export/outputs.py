@@ -97,5 +97,6 @@ def _spooled(file: LocatedFile) -> SpooledFile:
         name=file.path.name,
         size_bytes=file.path.stat().st_size,
         formatter=file.formatter,
+        plain=file.plain,
         refs=tuple(ref.to_simple() for ref in file.refs),
     )

@@ -10,7 +10,8 @@ import re
 import shutil
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +19,13 @@ import pydantic
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
 from lsst.daf.butler.dimensions import SerializedDimensionRecord
 
+from ppdaemon.config import ExportConfig
 from ppdaemon.durable import begin_sync, sync, sync_all
 from ppdaemon.errors import BadMessage
-from ppdaemon.folders import folder_size
+from ppdaemon.folders import NodeFolders, folder_size
+from ppdaemon.messages import ImagesGivenUp
 from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
 
 __all__ = (
@@ -32,17 +36,18 @@ __all__ = (
     "check_files",
     "choose_folder",
     "give_up_oldest_images",
-    "given_up_note",
     "image_types",
+    "oldest_first",
     "read_manifest",
+    "replace_manifest",
     "write_spool",
 )
 
 _LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_STUCK_S = 60.0
-"""Spools that have waited for so long wait for a central repo that is away."""
+_MOST = 200
+"""Spools whose images are given up at once: the report, which names each, must fit into one packet."""
 
 
 class SpoolKey(Model):
@@ -72,6 +77,9 @@ class SpooledFile(Model):
     formatter: str
     """Name of the class that reads it."""
     refs: tuple[SerializedDatasetRef, ...]
+    plain: bool = False
+    """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
+    is."""
 
 
 class Manifest(Model):
@@ -123,8 +131,7 @@ def write_spool(
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        sync_all([partial / MANIFEST, *(partial / file.name for file in files)])
-        sync(partial)
+        sync_all([partial / MANIFEST, *(partial / file.name for file in files), partial])
         may_commit()
         partial.rename(folder)
     except BaseException:
@@ -180,19 +187,24 @@ def _in_use(
     return {chain: runs for chain, runs in in_use.items() if runs}
 
 
-def choose_folder(disk: Path, ramdisk: Path, limit_bytes: int) -> Path:
-    """Return the folder for the next spool: that on the RAM disk while it has less than a limit, and
-    what is in it is exported soon.
-    """
-    if limit_bytes == 0 or not ramdisk.is_dir():
-        return disk
-    used, now = 0, time.time()
-    for spool in ramdisk.iterdir():
+def choose_folder(spill: Path, ramdisk: Path, config: ExportConfig) -> Path:
+    """Return the folder for the next spool, as `ppdaemon.spooling` decides."""
+    if not config.ramdisk_max or not ramdisk.is_dir():
+        return spill
+    first, second = _measured(ramdisk, config.ramdisk_max), _measured(spill, config.spill_max)
+    return ramdisk if goes_to_ramdisk(first, second) else spill
+
+
+def _measured(folder: Path, max_bytes: int | None) -> SpoolDisk:
+    """Return what waits in a folder; without a limit it need not be measured."""
+    if max_bytes is None:
+        return SpoolDisk(0, None)
+    used, oldest, now = 0, 0.0, time.time()
+    for spool in folder.iterdir() if folder.is_dir() else ():
         used += folder_size(spool)
         with suppress(FileNotFoundError):  # exported meanwhile
-            if now - spool.stat().st_mtime > _STUCK_S:
-                return disk
-    return disk if used >= limit_bytes else ramdisk
+            oldest = max(oldest, now - spool.stat().st_mtime)
+    return SpoolDisk(used, max_bytes, oldest)
 
 
 def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -200,32 +212,61 @@ def image_types(patterns: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
-def give_up_oldest_images(spools: Iterable[Path], images: re.Pattern[str], excess_bytes: int) -> None:
-    """Delete images of about this size, those of the first spools first."""
-    for spool in spools:
-        if excess_bytes <= 0:
-            return
-        try:
-            given_up = _give_up_images(spool, images)
-        except BadMessage:  # it is quarantined in a moment, or gone
+def give_up_oldest_images(
+    folders: Iterable[Path], images: re.Pattern[str], excess_bytes: int, busy: Collection[Path] = ()
+) -> ImagesGivenUp:
+    """Delete images of about this size, those of the oldest spools in these folders first, but not of
+    spools that another process changes.
+    """
+    spools: dict[str, str] = {}
+    size_bytes = 0
+    for spool in oldest_first(folders):
+        if size_bytes >= excess_bytes or len(spools) == _MOST:
+            break
+        if spool in busy:
             continue
-        if given_up:
-            excess_bytes -= given_up
+        try:
+            names, given_up = _give_up_images(spool, images)
+        except (BadMessage, OSError) as error:  # it is quarantined in a moment, or was deleted just now
+            _LOG.warning("the images of %s cannot be given up: %s", spool.name, error)
+            continue
+        if names:
+            spools[str(spool)] = ", ".join(names)
+            size_bytes += given_up
             _LOG.error(
-                "the images of %s are given up, %.0f MB: more than export.spool_max waits for export",
+                "the images of %s are given up, %.0f MB: more than export.spill_max waits for export",
                 spool.name,
                 given_up / 1e6,
             )
+    return ImagesGivenUp(spools=spools, size_bytes=size_bytes)
 
 
-def given_up_note(manifest: Manifest) -> str:
-    """Return which datasets of a spool were given up, if any."""
-    names = ", ".join(manifest.given_up)
-    return f"given up while too much waited for export: {names}" if names else ""
+def oldest_first(folders: Iterable[Path]) -> list[Path]:
+    """Return the complete spools in some folders. One whose images were given up becomes the last."""
+    spools = [spool for folder in folders if folder.is_dir() for spool in folder.iterdir()]
+    return sorted((spool for spool in spools if NodeFolders.parse_spool_name(spool.name)), key=_written_ns)
 
 
-def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
-    """Delete the files of a spool with datasets whose type or storage class matches; return their size."""
+def replace_manifest(spool: Path, manifest: Manifest) -> None:
+    """Write another manifest; a crash leaves the old or the new one."""
+    new = spool / f"{MANIFEST}.{uuid.uuid4()}"
+    new.write_text(manifest.model_dump_json(exclude_none=True))
+    sync(new)
+    new.rename(spool / MANIFEST)
+    sync(spool)
+
+
+def _written_ns(spool: Path) -> int:
+    try:
+        return spool.stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return 0
+
+
+def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ...], int]:
+    """Delete the files of a spool with datasets whose type or storage class matches; return all types
+    that it has lost, and the size of the files.
+    """
     manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
     for file in manifest.files:
         each = file.refs[0].datasetType
@@ -236,16 +277,12 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> int:
         else:
             kept.append(file)
     if not doomed:
-        return 0
+        return (), 0
     chains = _in_use(manifest.chains, kept)
     update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
-    new = spool / f"{MANIFEST}.new"
-    new.write_text(changed.model_dump_json(exclude_none=True))
-    sync(new)
-    new.rename(spool / MANIFEST)
-    sync(spool)
+    replace_manifest(spool, changed)
     for file in doomed:
         (spool / file.name).unlink(missing_ok=True)
-    return sum(file.size_bytes for file in doomed)
+    return changed.given_up, sum(file.size_bytes for file in doomed)

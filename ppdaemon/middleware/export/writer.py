@@ -34,20 +34,20 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync_all, write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
-from ppdaemon.messages import Exported
+from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import COMMAND, MARK
+from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.spool import (
     Manifest,
     SpooledFile,
     check_files,
     give_up_oldest_images,
-    given_up_note,
     image_types,
     read_manifest,
 )
@@ -84,7 +84,14 @@ class WriterExporter:
     """
 
     def __init__(
-        self, uri: str, template: Path, config: ExportConfig, clock: Clock, refused: Path, runs: Path | None
+        self,
+        uri: str,
+        template: Path,
+        config: ExportConfig,
+        clock: Clock,
+        refused: Path,
+        runs: Path | None,
+        packer: Packer | None = None,
     ):
         self._uri = uri
         self._template = template
@@ -95,30 +102,48 @@ class WriterExporter:
         self._runs = runs
         self._universe: DimensionUniverse | None = None
         self._producer: KafkaProducer | None = None
+        self._packer = packer or Packer(Path(), (), 0)
+        self._packing: set[Path] = set()
+        """Spools that wait for their images, because there is one event for each."""
+        self._unreported: set[Path] = set()
+        """As in `~ppdaemon.middleware.export.exporter.CentralExporter`."""
 
-    def export(self, spools: Sequence[Path], excess_bytes: int = 0) -> Exported:
+    def export(self, spools: Sequence[Path]) -> Exported:
         """Hand spools over and delete them; report which were handed over and which quarantined.
 
         Raises `~ppdaemon.errors.Unavailable` if the datastore or Kafka cannot be
         written to; the spools stay then, except those that were handed over.
         """
-        give_up_oldest_images(spools, self._images, excess_bytes)
+        self._packer.collect(wait=self._packing.issuperset(spools))
+        try:
+            return self._export(spools)
+        finally:
+            self._packer.start()
+
+    def _export(self, spools: Sequence[Path]) -> Exported:
         done: list[Path] = []
         copied: list[Path] = []
         refused: list[Path] = []
+        gone: list[Path] = []
         skipped: dict[str, str] = {}
         manifests: dict[Path, Manifest] = {}
         events: dict[KafkaMessage, Path] = {}
         suspects: dict[Path, _Suspect] = {}
         datasets = 0
         for spool in spools:
-            if not spool.exists():  # handed over before: the reply to that export was lost
+            if not spool.exists():
                 remove_spool(spool)  # a half-deleted folder may be left of it
-                (refused if (self._refused / spool.name).exists() else done).append(spool)
+                quarantined = (self._refused / spool.name).exists()
+                (refused if quarantined else done if spool in self._unreported else gone).append(spool)
                 continue
             try:
-                manifest = manifests[spool] = read_manifest(spool)
+                manifest = self._packer.reduced(spool, read_manifest(spool))
                 check_files(spool, manifest)
+                if self._packer.has_images_of(spool):
+                    self._packing.add(spool)
+                    continue
+                self._packing.discard(spool)
+                manifests[spool] = manifest
                 made, others = self._copy(spool, manifest)
             except BadMessage as error:
                 quarantine(spool, error, self._refused, self._uri)
@@ -128,9 +153,8 @@ class WriterExporter:
                 suspects[spool] = error
                 continue
             datasets += sum(len(event.datasets) for event in made)
-            first = f"another one was first: {', '.join(others)}" if others else ""
-            if note := "; ".join(filter(None, (first, given_up_note(manifest)))):
-                skipped[str(spool)] = note
+            if others:
+                skipped[str(spool)] = f"another one was first: {', '.join(others)}"
             key = f"{manifest.key.instrument} {manifest.key.detector}"
             copied.append(spool)
             events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
@@ -146,20 +170,33 @@ class WriterExporter:
                 continue
             if self._runs is not None:
                 record_exported(self._runs, (ref for file in manifests[spool].files for ref in file.refs))
+            self._unreported.add(spool)
             remove_spool(spool)
             done.append(spool)
         if later and not done and not refused:
             raise Unavailable(next(iter(later.values())))
+        self._unreported.difference_update(spools)
         return Exported(
             spools=tuple(map(str, done)),
             refused=tuple(map(str, refused)),
+            gone=tuple(map(str, gone)),
+            packing=tuple(str(spool) for spool in spools if spool in self._packing),
             tai=self._clock.tai(),
             datasets=datasets,
             size_bytes=sum(
                 file.size_bytes for path in done if path in manifests for file in manifests[path].files
             ),
             skipped=skipped,
+            given_up={
+                str(path): ", ".join(manifests[path].given_up)
+                for path in done
+                if path in manifests and manifests[path].given_up
+            },
         )
+
+    def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
+        """Delete images of about this size, those of the oldest spools in these folders first."""
+        return give_up_oldest_images(folders, self._images, excess_bytes, self._packer.busy)
 
     def mark_datastore(self) -> str:
         """Mark the datastore as the repo's, with a connection to its database; see

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lsst.daf.butler import Butler, DatasetType
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.selection import pipeline_name
+from ppdaemon.selection import PARAMETERS, override_target, pipeline_name
 
 __all__ = (
     "PipelineLibrary",
@@ -25,10 +26,10 @@ __all__ = (
     "UnusablePipeline",
     "dataset_types_of",
     "labels_named",
-    "labels_of",
     "load_pipeline",
     "overall_inputs",
     "resolved",
+    "targets_of",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class LoadedPipeline:
     fingerprint: str
     """Hash of task classes and complete configurations; it does not depend on
     the location of the file or on the user."""
+    targets: frozenset[str]
+    """What overrides can change: labels, and parameters as ``parameters:name``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,16 @@ class OverallInput:
 def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
     """Parse a pipeline file, import its tasks and configure them.
 
-    `overrides` are values by ``label:field``; labels of other pipelines are
-    ignored. `UnusablePipeline` is raised if the pipeline cannot be
-    constructed.
+    `overrides` are values by ``label:field``, or by ``parameters:name``; labels
+    and parameters of other pipelines are ignored. `UnusablePipeline` is raised
+    if the pipeline cannot be constructed.
     """
     try:
         pipeline = _read(path)
+        targets = _targets(pipeline)
         for key, value in overrides.items():
-            label, _, field = key.partition(":")
-            if label in pipeline.task_labels:
+            if override_target(key) in targets:
+                label, _, field = key.partition(":")
                 pipeline.addConfigOverride(label, field, value)
         graph = pipeline.to_graph()
     except (Exception, SystemExit) as error:  # pipelines and configurations are code, also scripts
@@ -90,7 +94,7 @@ def load_pipeline(path: str, overrides: Mapping[str, Any]) -> LoadedPipeline:
     if not graph.tasks:
         # A range a..c has the tasks that depend on a and on which c depends: possibly none.
         raise UnusablePipeline(f"{path} has no tasks")
-    return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph))
+    return LoadedPipeline(pipeline_name(path), path, graph, str(pipeline), _fingerprint(graph), targets)
 
 
 def _read(path: str) -> Pipeline:
@@ -99,13 +103,19 @@ def _read(path: str) -> Pipeline:
     return Pipeline.from_uri(f"{Path(file).absolute().as_uri()}{mark}{labels}")
 
 
-def labels_of(path: str) -> frozenset[str]:
-    """Return the labels of a pipeline file, whose tasks need not be importable.
+def _targets(pipeline: Pipeline) -> frozenset[str]:
+    # A pipeline has no public list of its parameters.
+    parameters = yaml.safe_load(str(pipeline)).get(PARAMETERS) or ()
+    return frozenset({*pipeline.task_labels, *(f"{PARAMETERS}:{name}" for name in parameters)})
+
+
+def targets_of(path: str) -> frozenset[str]:
+    """Return what overrides can change in a pipeline file, whose tasks need not be importable.
 
     `UnusablePipeline` is raised if it cannot be parsed.
     """
     try:
-        return frozenset(_read(path).task_labels)
+        return _targets(_read(path))
     except (Exception, SystemExit) as error:  # a pipeline's imports may raise anything
         raise UnusablePipeline(f"{path} cannot be parsed: {describe(error)}") from error
 

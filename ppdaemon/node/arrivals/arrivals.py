@@ -149,6 +149,10 @@ class Arrivals:
         for threads in self._threads.values():
             threads.close()
 
+    def checking(self) -> bool:
+        """Return whether files of raws are being checked, or are to be checked now."""
+        return self._completion.checking
+
     def report(self) -> tuple[ArrivalSource, ...]:
         """Return the states of each root's watch, polling and survey, of the subscriptions, and of the
         reader of object stores.

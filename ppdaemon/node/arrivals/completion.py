@@ -36,8 +36,9 @@ __all__ = ("READERS", "RawCompletion", "until_concluded")
 
 READERS = 4
 """Threads, and tasks, that check the files of one root."""
-AT_ONCE = 50
-"""Files in one batch: some 5 ms of a thread, and 2 ms of the event loop."""
+AT_ONCE = 20
+"""Files in one batch: some 3 ms of a thread, and 1 ms of the event loop. The first file of a batch waits for
+the last one."""
 MAX_PENDING = 40_000
 """Raws that are not complete, 0.7 kB each; ten exposures of 205 detectors are 2050."""
 MAX_QUEUED = 25_000
@@ -48,6 +49,12 @@ FLOOD_QUEUED = 1000
 share one interpreter, and finding files is more urgent."""
 CALM_S = 0.05
 """Time without a sighting after which the other tasks continue."""
+HELP_S = 0.03
+"""Time for one batch after which the other tasks of a root check files, too: its filesystem is slow, or
+there are many. While raws arrive one by one, each task would pass one file to its thread and back, which
+costs as much as the check."""
+MANY_QUEUED = 210
+"""Queued files above which they check files at any time: more than one exposure has."""
 MAX_DELIVERED = 200_000
 """Keys of delivered raws that are remembered: almost 1000 exposures of 205 detectors."""
 MAX_REFUSED = 50
@@ -104,7 +111,7 @@ class RawCompletion:
         """Start checking files."""
         for root in self._queues:
             for number in range(READERS):
-                self.spawn(self._check_forever(root, yields_to_sightings=number > 0))
+                self.spawn(self._check_forever(root, helps=number > 0))
 
     def stop(self) -> None:
         """Cancel the checks that are due later."""
@@ -114,6 +121,11 @@ class RawCompletion:
     async def room(self) -> None:
         """Wait while too many files are queued."""
         await self._room.wait()
+
+    @property
+    def checking(self) -> bool:
+        """Whether files are being checked, or are to be checked now."""
+        return any(queue.waiting or queue.under_way for queue in self._queues.values())
 
     def delivered(self, name: RawName) -> bool:
         """Return whether a raw was delivered recently."""
@@ -182,15 +194,13 @@ class RawCompletion:
 
     # --- checks ---
 
-    async def _check_forever(self, root: str, *, yields_to_sightings: bool) -> None:
+    async def _check_forever(self, root: str, *, helps: bool) -> None:
         queue, threads = self._queues[root], self.threads[root]
         while True:
-            if yields_to_sightings and queue.is_flooded:
-                await asyncio.sleep(CALM_S)
-                continue
-            batch = await queue.take()
+            batch = await (queue.take_as_helper() if helps else queue.take())
             if not self._room.is_set() and not self._is_busy():
                 self._room.set()
+            queue.under_way += 1
             try:
                 # While a raw is CHECKING, sightings only mark it: none queues it twice.
                 states = await threads.run(read_states, self._start_checks(root, batch))
@@ -199,6 +209,8 @@ class RawCompletion:
                     pending.timed_out()
                     self._pause(pending, HANGING_PAUSE_S)
                 continue
+            finally:
+                queue.under_way -= 1
             same_clock = self.same_clock(root)
             for pending, state in zip(batch, states, strict=True):
                 if isinstance(state, BadMessage):
@@ -415,8 +427,12 @@ class _Queue:
 
     def __init__(self) -> None:
         self.waiting: deque[PendingRaw] = deque()
+        self.under_way = 0
+        """Number of batches that are being checked."""
         self._filled = asyncio.Event()
         self._added_mono = 0.0
+        self._taken_mono: float | None = None
+        """When the first task has taken its batch; `None` while it waits for one."""
 
     def add(self, pending: PendingRaw) -> None:
         self.waiting.append(pending)
@@ -434,12 +450,32 @@ class _Queue:
         return len(self.waiting) > FLOOD_QUEUED and time.monotonic() - self._added_mono < CALM_S
 
     async def take(self) -> list[PendingRaw]:
-        """Wait for raws; return at most an equal share for each reader."""
+        """Wait for raws; return as many as one batch may have."""
+        self._taken_mono = None
+        await self._until_filled()
+        self._taken_mono = time.monotonic()
+        return self._first(AT_ONCE)
+
+    async def take_as_helper(self) -> list[PendingRaw]:
+        """Wait for raws that the first task leaves for too long; return a share of them."""
+        while self.is_flooded or not (self.waiting and self._is_late):
+            await asyncio.sleep(CALM_S if self.is_flooded else HELP_S)
+            await self._until_filled()
+        return self._first(min(AT_ONCE, -(-len(self.waiting) // READERS)))
+
+    @property
+    def _is_late(self) -> bool:
+        if len(self.waiting) > MANY_QUEUED:
+            return True
+        return self._taken_mono is not None and time.monotonic() - self._taken_mono >= HELP_S
+
+    async def _until_filled(self) -> None:
         while not self.waiting:
             self._filled.clear()
             await self._filled.wait()
-        count = min(AT_ONCE, -(-len(self.waiting) // READERS))
-        return [self.waiting.popleft() for _ in range(count)]
+
+    def _first(self, most: int) -> list[PendingRaw]:
+        return [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
 
 
 def _complete(pending: PendingRaw) -> Deliver:

@@ -212,7 +212,9 @@ class ExposureFactsCache:
         exposure.counted = counted = exposure.counted or {}
         # One object for all detectors with equal facts, to save memory.
         counted[name.detector] = next((facts for facts in counted.values() if facts == own), own)
-        exposure.use_majority()
+        # One more for the group that is used changes nothing; counting them all for each of 205 would.
+        if exposure.facts is None or own.group != exposure.facts.group:
+            exposure.use_majority()
 
     def cached(self, name: RawName) -> files.ExposureFacts | None:
         """Return the cached facts of an exposure; `None` if a file has to be read."""
@@ -265,7 +267,9 @@ class ExposureFactsCache:
 
     def _exposure(self, name: RawName) -> _Exposure:
         key = (name.instrument, name.exposure)
-        exposure = self._exposures.setdefault(key, _Exposure())
+        exposure = self._exposures.get(key)
+        if exposure is None:
+            exposure = self._exposures[key] = _Exposure()
         self._exposures.move_to_end(key)
         if len(self._exposures) > MOST:
             self._exposures.popitem(last=False)

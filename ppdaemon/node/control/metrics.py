@@ -187,6 +187,26 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         lambda s: _bytes(s.report.spooled_mb),
     ),
     Metric(
+        "ppdaemon_spool_bytes",
+        "gauge",
+        "Size of what waits for export, by disk: ramdisk or spill.",
+        lambda s: {each.name: each.mb * 1e6 for each in s.report.spools},
+        ("disk",),
+    ),
+    Metric(
+        "ppdaemon_spool_max_bytes",
+        "gauge",
+        "How much may wait there; missing without a limit.",
+        lambda s: {each.name: each.max_mb * 1e6 for each in s.report.spools if each.max_mb is not None},
+        ("disk",),
+    ),
+    Metric(
+        "ppdaemon_images_given_up_total",
+        "counter",
+        "Visit-detectors whose images were deleted because too much waited for export.",
+        lambda s: s.report.images_given_up,
+    ),
+    Metric(
         "ppdaemon_exported_bytes_total",
         "counter",
         "Size of the files that were exported.",

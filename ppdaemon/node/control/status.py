@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -29,7 +30,7 @@ from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.problemlog import Finding, ProblemLog
-from ppdaemon.reports import ArrivalSource, StatusReport, WorkerRow
+from ppdaemon.reports import ArrivalSource, SpoolReport, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.terminal import size
@@ -106,6 +107,7 @@ class Status:
         stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)
+        spools = tuple(self._spools())
         self._last = StatusReport(
             node=self.config.node.name,
             version=__version__,
@@ -132,9 +134,12 @@ class Status:
             refused_by_kind=dict(self.arrivals.refused_by_kind),
             spooled=self.exporter.waiting,
             oldest_spool_s=self.exporter.oldest_s,
-            spooled_mb=self.exporter.waiting_bytes / 1e6,
+            spooled_mb=sum(spool.mb for spool in spools),
             exported_per_min=self.exporter.rate,
             exported_mb=self.exporter.exported_bytes / 1e6,
+            spools=spools,
+            images_given_up=self.exporter.given_up,
+            images_given_up_mb=self.exporter.given_up_bytes / 1e6,
             journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
             publish=self.publisher.report(),
@@ -184,6 +189,18 @@ class Status:
                 note=slot.note,
             )
 
+    def _spools(self) -> Iterator[SpoolReport]:
+        """Yield what waits for export on each disk where outputs may go."""
+        folders, export = NodeFolders.of(self.config), self.exporter
+        ramdisk: tuple[Literal["ramdisk", "spill"], Path] = ("ramdisk", folders.ramdisk_spool)
+        for name, folder in (ramdisk, ("spill", folders.spool)):
+            count, disk = export.waiting_on(ramdisk=name == "ramdisk")
+            if count or disk.max_bytes != 0:
+                limit = None if disk.max_bytes is None else disk.max_bytes / 1e6
+                yield SpoolReport(
+                    name=name, folder=str(folder), spooled=count, mb=disk.used_bytes / 1e6, max_mb=limit
+                )
+
     def _limits(self) -> dict[str, str]:
         """Return each limit of a worker with the process that enforces it."""
         memory, times = self.config.workers.memory, self.config.workers.times
@@ -220,6 +237,12 @@ class Status:
             yield Finding("pipelines", problem, first, age_s, degrades=False)
         if self.exporter.problem:
             yield Finding("export", f"export: {self.exporter.problem}", "exporter")
+        if count := self.exporter.incomplete:
+            folder = NodeFolders.of(self.config).spool
+            text = (
+                f"export: {count} that wait have lost their images: {folder} has more than export.spill_max"
+            )
+            yield Finding("export", text, "images")
         if self.spools_refused:
             refused = NodeFolders.of(self.config).refused
             text = f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}"

@@ -8,17 +8,18 @@ exports, and a pause follows each failure.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Refused
-from ppdaemon.folders import folder_size
+from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
+from ppdaemon.spooling import SpoolDisk
 from ppdaemon.wire import encode
 
 __all__ = ("ExporterProcess",)
@@ -40,34 +41,39 @@ BATCH = 210
 the answer, which has a path and a note for each, must fit into one packet."""
 MOST_ENDS = 10_000
 """Exports whose times are remembered, for the rate: a host exports less in a minute."""
+PACKING_S = 0.5
+"""Pause before the next order if the images of a spool are not packed yet."""
 LONGEST_GATHERING = 10
 """In units of `~ppdaemon.config.ExportConfig.gather_s`."""
-_MARKING = ()
-"""Instead of spools: the order to mark the datastore is unanswered."""
+_NO_SPOOLS = ()
+"""Instead of the spools of an order that exports none."""
 
 
 class ExporterProcess(ForkedProcess[messages.ExporterFact]):
     """Supervises the exporter, and sends it the pending spools. `done` is called with each
-    `~ppdaemon.messages.Exported`.
+    `~ppdaemon.messages.Exported` and `~ppdaemon.messages.ImagesGivenUp`.
     """
 
     def __init__(
         self,
         config: ExportConfig,
-        repo: Path,
-        log: Path,
+        folders: NodeFolders,
         request_fork: Callable[[messages.ForkWorker], bool],
-        done: Callable[[messages.Exported], None],
+        done: Callable[[messages.Exported | messages.ImagesGivenUp], None],
     ):
         pauses = {"first_pause_s": config.retry_s, "longest_pause_s": LONGEST_PAUSE * config.retry_s}
         lifecycle = Lifecycle(boot_s=BOOT_S, answer_s=EXPORT_S, **pauses)
+        repo, log = folders.slots / "exporter", folders.logs / "exporter.log"
         super().__init__("exporter", SLOT, repo, log, messages.EXPORTER_FACTS, lifecycle, request_fork)
         self._failure = ""
         self._done = done
-        self._gather_s, self._spool_max = config.gather_s, config.spool_max
+        self._config = config
+        self._folders = folders
         self._gathering: asyncio.TimerHandle | None = None
         self._added = 0.0
         """When the last spool became pending, monotonic seconds."""
+        self._not_before = 0.0
+        """Until when images are packed at least, monotonic seconds."""
         self._hurried = False
         """Whether what is pending is exported without gathering more."""
         self._marking: asyncio.Future[messages.DatastoreMarked] | None = None
@@ -76,12 +82,24 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         large for `EXPORT_S`, or have a spool that kills it: otherwise nothing would ever be exported."""
         self._spools: dict[str, float] = {}
         """Since when each is pending, monotonic seconds, in order."""
+        self._doubtful: set[str] = set()
+        """Pending spools in orders that no process has answered before it ended: it may have exported them,
+        and deleted them."""
         self.times = Histogram(EXPORT_BOUNDS_S)
         """How long spools were pending before they were in the central repo, seconds."""
         self.exported_bytes = 0
         """Size of all files in the exported spools."""
         self._sizes: dict[str, int] = {}
         """Bytes of each pending spool that was measured."""
+        self._excess_bytes = 0
+        """Size of the images to give up, as last measured."""
+        self._has_images = True
+        """Whether there may be images to give up."""
+        self.given_up = 0
+        """How many visit-detectors have lost their images."""
+        self.given_up_bytes = 0
+        self._incomplete: set[str] = set()
+        """Those of the pending spools."""
         self._ends: deque[float] = deque(maxlen=MOST_ENDS)
         """When the last spools were exported, monotonic seconds."""
 
@@ -96,10 +114,15 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         since = min(self._spools.values(), default=None)
         return None if since is None else self._loop.time() - since
 
-    @property
-    def waiting_bytes(self) -> int:
-        """The size of the pending spools, as far as they were measured."""
-        return sum(size for spool, size in self._sizes.items() if spool in self._spools)
+    def waiting_on(self, *, ramdisk: bool) -> tuple[int, SpoolDisk]:
+        """Return how many spools are pending on the RAM disk, or on disks, and their size, as far as they
+        were measured.
+        """
+        there = [spool for spool in self._spools if self._is_on_ramdisk(spool) == ramdisk]
+        limit = self._config.ramdisk_max if ramdisk else self._config.spill_max
+        oldest = min((self._spools[spool] for spool in there), default=self._loop.time())
+        used = sum(self._sizes.get(spool, 0) for spool in there)
+        return len(there), SpoolDisk(used, limit, self._loop.time() - oldest)
 
     @property
     def rate(self) -> float:
@@ -108,11 +131,24 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         return sum(1 for at in self._ends if at >= since)
 
     async def measure(self) -> None:
-        """Measure the pending spools that were added since the last call."""
-        new = [spool for spool in self._spools if spool not in self._sizes]
-        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in new})
+        """Measure the pending spools that were added since the last call; give up images if they are too
+        large.
+        """
+        await self._measure([spool for spool in self._spools if spool not in self._sizes])
+        if self._has_images and self.waiting_on(ramdisk=False)[1].excess_bytes:
+            await self._measure(list(self._spools))  # their images may have been packed since
+            self._excess_bytes = self.waiting_on(ramdisk=False)[1].excess_bytes
+            self._serve()
+
+    async def _measure(self, spools: Iterable[str]) -> None:
+        sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in spools})
         known = self._sizes | sizes
         self._sizes = {spool: known[spool] for spool in self._spools if spool in known}
+
+    @property
+    def incomplete(self) -> int:
+        """How many pending spools have lost their images."""
+        return len(self._incomplete)
 
     @property
     def problem(self) -> str:
@@ -139,11 +175,13 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Export this spool, a folder with a manifest, as soon as possible."""
         self._added = self._loop.time()
         self._spools.setdefault(spool, self._added)
+        self._has_images = True
         self._serve()
 
-    def hurry(self, *, retry: bool = True) -> None:
+    def hurry(self, *, retry: bool = True) -> str:
         """Export what is pending now: gather no more, and start the next process instead of after its
-        pause. Without `retry`, the pause after a failed export stays: the daemon stops.
+        pause. Without `retry`, the pause after a failed export stays: the daemon stops. Return what is
+        done, for an operator.
         """
         if self._spools or self._marking is not None:
             self._hurried = True
@@ -153,6 +191,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.start()
             self._serve()
             self._set_timer()
+        return f"exporting {len(self._spools)}" if self._spools else "nothing waits for export"
 
     async def mark_datastore(self) -> str:
         """Mark the datastore as that of the central repo; return what was done.
@@ -177,11 +216,13 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         if spool in self._exporting:
             return False
         self._spools.pop(spool, None)
+        self._doubtful.discard(spool)
+        self._incomplete.discard(spool)
         return True
 
     def replace(self, config: ExportConfig) -> None:
         """Replace the process by one with a new configuration, after the present export."""
-        self._gather_s, self._spool_max = config.gather_s, config.spool_max
+        self._config = config
         self.lifecycle.set_pauses(config.retry_s, LONGEST_PAUSE * config.retry_s)
         if self._child is None:
             self.start()  # one that is being forked has the old configuration: its epoch is refused
@@ -200,19 +241,26 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         if self.lifecycle.state is ProcessState.REPLACING and self._child is not None:
             self._child.send(encode(messages.Quit()))
         elif self._marking is not None:
-            self._order(_MARKING, messages.MarkDatastore())
+            self._order(_NO_SPOOLS, messages.MarkDatastore())
+        elif self._excess_bytes:
+            folders = tuple(map(str, self._folders.disk_spools))
+            order = messages.GiveUpImages(folders=folders, excess_bytes=self._excess_bytes)
+            if self._order(_NO_SPOOLS, order):
+                self._excess_bytes = 0  # until it is measured again: exports go on if there are no images
         elif self._spools and self._is_gathered():
             spools = tuple(self._spools)[: self._most]
-            excess_bytes = 0 if self._spool_max is None else max(0, self.waiting_bytes - self._spool_max)
-            order = messages.ExportSpool(spools=spools, excess_bytes=excess_bytes)
-            if self._order(spools, order) and excess_bytes:  # they will be smaller
-                self._sizes = {spool: size for spool, size in self._sizes.items() if spool not in spools}
+            self._order(spools, messages.ExportSpool(spools=spools))
+
+    def _is_on_ramdisk(self, spool: str) -> bool:
+        return Path(spool).parent == self._folders.ramdisk_spool
 
     def _is_gathered(self) -> bool:
         """Return whether the pending spools are to be exported now; otherwise `_serve` is called then."""
         oldest = next(iter(self._spools.values()))
-        due = min(self._added + self._gather_s, oldest + LONGEST_GATHERING * self._gather_s)
-        if self._hurried or len(self._spools) >= self._most or due <= self._loop.time():
+        gather_s = self._config.gather_s
+        due = min(self._added + gather_s, oldest + LONGEST_GATHERING * gather_s)
+        due = max(self._not_before, min(due, 0.0) if len(self._spools) >= self._most else due)
+        if self._hurried or due <= self._loop.time():
             return True
         if self._gathering is not None:
             self._gathering.cancel()
@@ -229,18 +277,35 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 return
             case messages.Exported():
                 now = self._loop.time()
+                message = self._without_doubtful(message)
                 for spool in message.spools:
                     if (since := self._spools.pop(spool, None)) is not None:
                         self.times.add(now - since)
                         self._ends.append(now)
                 self._most = min(BATCH, 2 * self._most)
                 self.exported_bytes += message.size_bytes
-                for spool in message.refused:
+                for spool in (*message.refused, *message.gone):
                     self._spools.pop(spool, None)
+                for spool in message.packing:
+                    if since := self._spools.pop(spool, None):  # behind those that can be exported
+                        self._spools[spool] = since
+                self._not_before = now + PACKING_S if message.packing else 0.0
+                self._doubtful.intersection_update(self._spools)
+                self._incomplete.intersection_update(self._spools)
                 self._failure = ""
                 self._hurried = self._hurried and bool(self._spools)
                 self.lifecycle.succeeded()
                 self._done(message)
+            case messages.ImagesGivenUp():
+                self.given_up += len(message.spools)
+                self.given_up_bytes += message.size_bytes
+                self._incomplete.update(spool for spool in message.spools if spool in self._spools)
+                self._sizes = {
+                    spool: size for spool, size in self._sizes.items() if spool not in message.spools
+                }
+                self._has_images = bool(message.spools)
+                if message.spools:
+                    self._done(message)
             case messages.DatastoreMarked():
                 self._marked(message)
                 self.hurry()
@@ -250,6 +315,18 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self.lifecycle.failed(self._loop.time())
         self._serve()
         self._set_timer()
+
+    def _without_doubtful(self, message: messages.Exported) -> messages.Exported:
+        """Return a report in which spools that are gone count as exported if another process may have
+        exported them.
+        """
+        exported = tuple(spool for spool in message.gone if spool in self._doubtful)
+        gone = tuple(spool for spool in message.gone if spool not in self._doubtful)
+        return message.model_copy(update={"spools": (*message.spools, *exported), "gone": gone})
+
+    def _end(self, cause: str) -> None:
+        self._doubtful.update(self._exporting)
+        super()._end(cause)
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._failure = f"the process {cause}"

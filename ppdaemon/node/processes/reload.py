@@ -40,7 +40,7 @@ TASK_NAMES_S = 30.0
 """How long the start waits for the names of tasks, after all modules are imported: some ten times the
 time that they take."""
 FIXED_PARTS = ("node", "relay", "arrivals")
-"""Their folders, sockets and watches are created once, at the start."""
+"""Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`."""
 RUN_TIME_KEYS = frozenset(
     {"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s", "relay.server"}
 )
@@ -54,6 +54,8 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
         before, after = getattr(old, part), getattr(new, part)
         fields = type(before).model_fields
         keys += [f"{part}.{name}" for name in fields if getattr(before, name) != getattr(after, name)]
+    if old.export.spill != new.export.spill:
+        keys.append("export.spill")
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 

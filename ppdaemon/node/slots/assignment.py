@@ -74,6 +74,11 @@ class Assignment:
         return max(self.visit.nimages, self._snaps_by_headers) or None
 
     @property
+    def has_run(self) -> bool:
+        """Whether the worker was ordered to run the pipeline: before that it writes no spool."""
+        return self.run_until > -math.inf
+
+    @property
     def all_resolved(self) -> bool:
         """Whether every raw that arrived is ingested or refused."""
         return len(self.ingested) + len(self.refused) >= len(self.raws)

@@ -9,6 +9,7 @@ visit are posted to the visits.
 import asyncio
 import logging
 import random
+import select
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,14 @@ __all__ = ("Pool", "VisitAction")
 
 _LOG = logging.getLogger(__name__)
 
+READ_AT_ONCE = 2
+"""Messages of workers that are handled before other tasks run: some 2 ms. When all detectors of an exposure
+answer, the raws that are still to be ordered would wait for the messages of all the others."""
+HELD_S = 0.05
+"""How long at most no message of a worker is handled while raws are checked: the threads that read them share
+the interpreter with the event loop, and wait for it after each system call."""
+LOOK_AGAIN_S = 0.002
+"""Pause before the next look whether raws are still checked."""
 REAPED_WAIT_S = 0.2
 """How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
 AVOIDABLE = frozenset({"leftovers", "memory"})
@@ -60,6 +69,8 @@ class Pool:
     request_fork: Callable[[ForkWorker], bool]
     post: Callable[[VisitAction], None]
     count: Counter[str]
+    urgent: Callable[[], bool] = lambda: False
+    """Whether something is under way that the messages of workers must not delay."""
 
     def __post_init__(self) -> None:
         self.slots: dict[int, Slot] = {}
@@ -67,6 +78,12 @@ class Pool:
         self._folders = NodeFolders.of(self.config)
         self._watchers: list[Callable[[Slot, events.SlotChanged], None]] = []
         self._children: dict[int, ChildProcess] = {}
+        # One descriptor for all channels: the loop would call the reader of each that has a message, and
+        # reports those again in each turn.
+        self._channels = select.epoll()
+        self._by_channel: dict[int, ChildProcess] = {}
+        self._held_since: float | None = None
+        self._resuming: asyncio.TimerHandle | None = None
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the exit status is unknown
         self._late_imports: set[str] = set()  # logged since the configuration was loaded
@@ -74,6 +91,7 @@ class Pool:
         self._wiping: dict[int, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._listen()
         # Once: for each packet the system would map new memory of this size, and unmap it again.
         self._packet = memoryview(bytearray(PACKET_LIMIT + 1))
 
@@ -143,6 +161,10 @@ class Pool:
             child.signal(signal.SIGKILL)
             child.close()
         self._children.clear()
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._loop.remove_reader(self._channels.fileno())
+        self._channels.close()
         self.cgroups.close()
 
     # --- from the zygote -------------------------------------------------
@@ -163,8 +185,7 @@ class Pool:
         self._children[message.slot] = child
         # Before its first order: what a process has allocated is not moved with it.
         self.cgroups.add_worker(child.slot, child.pid)
-        self._loop.add_reader(child.channel, self._read, child)
-        self._loop.add_reader(child.pidfd, self._on_exit, child)
+        self._watch(child)
         self.handle(message.slot, events.WorkerForked(message.pid))
 
     def not_forked(self, message: ForkFailed) -> None:
@@ -187,10 +208,30 @@ class Pool:
 
     # --- from the workers ------------------------------------------------
 
-    def _read(self, child: ChildProcess) -> None:
-        """Handle one message of a worker. The event loop calls this again while there are others,
-        after the other workers': one that sends without end must not stop them.
+    def _listen(self) -> None:
+        self._resuming = None
+        self._loop.add_reader(self._channels.fileno(), self._read_some)
+
+    def _read_some(self) -> None:
+        """Handle one message each of some workers. The event loop calls this again while there are others;
+        the kernel names the workers in turn: one that sends without end does not stop the others.
         """
+        if not self.urgent():
+            self._held_since = None
+        else:
+            now = self._loop.time()
+            self._held_since = now if self._held_since is None else self._held_since
+            if now - self._held_since < HELD_S:
+                # Not only this call: the loop would make it again and again.
+                self._loop.remove_reader(self._channels.fileno())
+                self._resuming = self._loop.call_later(LOOK_AGAIN_S, self._listen)
+                return
+        for number, _ in self._channels.poll(0, READ_AT_ONCE):
+            if child := self._by_channel.get(number):  # not closed because of the messages before
+                self._read(child)
+
+    def _read(self, child: ChildProcess) -> None:
+        """Handle one message of a worker."""
         try:
             size = child.channel.recv_into(self._packet)
         except BlockingIOError:
@@ -200,7 +241,7 @@ class Pool:
                 _LOG.warning("channel of slot %d cannot be read and is closed: %s", child.slot, error)
             size = 0
         if not size:
-            self._loop.remove_reader(child.channel)
+            self._ignore(child)
             return
         try:
             event: object = decode(bytes(self._packet[:size]), FACTS, limit=PACKET_LIMIT)
@@ -230,8 +271,18 @@ class Pool:
         status = self._statuses.pop(child.pid, None)
         self.handle(child.slot, events.WorkerDied(status, self.cgroups.out_of_memory(child.slot)))
 
+    def _watch(self, child: ChildProcess) -> None:
+        self._by_channel[child.channel.fileno()] = child
+        self._channels.register(child.channel, select.EPOLLIN)
+        self._loop.add_reader(child.pidfd, self._on_exit, child)
+
+    def _ignore(self, child: ChildProcess) -> None:
+        """Read no further messages of a worker."""
+        if self._by_channel.pop(child.channel.fileno(), None) is not None:
+            self._channels.unregister(child.channel)
+
     def _unwatch(self, child: ChildProcess) -> None:
-        self._loop.remove_reader(child.channel)
+        self._ignore(child)
         self._loop.remove_reader(child.pidfd)
 
     # --- actions of the slots ----------------------------------------------

@@ -17,7 +17,7 @@ writes, and because writes are committed in the order of the decisions.
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from ppdaemon.messages import (
     CancelVisit,
     DetectorsOfVisit,
     Exported,
+    ImagesGivenUp,
     PermitRefused,
     Permitted,
     Raw,
@@ -79,6 +80,11 @@ Exposures are searched that changed since `remember_s`, 900 s, before an announc
 an hour after it."""
 MAX_ANNOUNCED = 5000
 """Visits whose groups are remembered; a night has some 1000."""
+GONE = (
+    "its outputs are gone: its spool was deleted, renamed or moved away before it was exported; moved back,"
+    " it is exported by the next start"
+)
+"""Reason of a visit-detector whose outputs were to be exported."""
 MAX_UNMATCHED = 20_000
 """Raws waiting for their lookup; above this the oldest are dropped. About a
 hundred exposures of 205 detectors."""
@@ -562,13 +568,14 @@ class Visits:
         visit = self.open.get(event.assignment.key)
         assert visit is not None, event.assignment.key
         assert visit.phase is Phase.ASSIGNED, event.assignment.key
-        with _about(visit.entry):
-            if event.worker_died:
-                assert visit.entry.slot is not None, visit.key
-                slot = visit.entry.slot
-                self.health.died(event.assignment, slot, event.reason, self._now.mono, self._retry_s)
-            elif event.worker_died is False:
-                self.health.lived(event.assignment, self._now.mono)
+        if event.worker_died is not None:
+            with _about(visit.entry):
+                if event.worker_died:
+                    assert visit.entry.slot is not None, visit.key
+                    slot = visit.entry.slot
+                    self.health.died(event.assignment, slot, event.reason, self._now.mono, self._retry_s)
+                else:
+                    self.health.lived(event.assignment, self._now.mono)
         if event.may_have_leftovers:
             # The worker may have renamed its spool or written its mark, and
             # then failed or died before it could send a message about it.
@@ -606,9 +613,10 @@ class Visits:
         retriable = finish.retriable and not entry.no_return and outcome != Outcome.SUCCEEDED
         again = self._end(visit, outcome, reason, effects, retriable=retriable, missed=missed)
         if spool is None:
-            name = f"{self._folders.spooled(*entry.key).name}.part"
-            parents = self._folders.spool, self._folders.ramdisk_spool
-            effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
+            if assignment.has_run:
+                name = f"{self._folders.spooled(*entry.key).name}.part"
+                parents = *self._folders.disk_spools, self._folders.ramdisk_spool
+                effects.actions.append(model.Discard(tuple(parent / name for parent in parents)))
         elif again or is_returned(entry):
             # The next attempt, here or on another node, writes the same datasets: partial ones in the
             # central repo would collide with them.
@@ -618,6 +626,8 @@ class Visits:
 
     def _note_fallback(self, visit: VisitDetector, finish: events.Finish) -> None:
         """Record whether another than the first pipeline of the rule ran."""
+        if not (finish.pipeline or finish.fallback):  # none has run
+            return
         # All of the rule: the worker does not get those that are set aside.
         first, *others = map(pipeline_name, visit.assignment.pipelines.main or ("",))
         if finish.fallback or finish.pipeline in others:
@@ -656,15 +666,17 @@ class Visits:
             outcome, reason = Outcome.CANCELLED, self._handing_back
         entry.outcome, entry.reason, entry.final = outcome, reason[:MAX_REASON_CHARS], not again
         entry.ended_tai = self._now.tai
-        with _about(entry):
-            _LOG.log(
-                _log_level(outcome, reason),
-                "%s: %s%s%s",
-                entry.key,
-                outcome,
-                f" ({entry.reason})" if reason else "",
-                ", retrying" if again else "",
-            )
+        level = _log_level(outcome, reason)
+        if _LOG.isEnabledFor(level):  # the fields of a line cost more than the decision
+            with _about(entry):
+                _LOG.log(
+                    level,
+                    "%s: %s%s%s",
+                    entry.key,
+                    outcome,
+                    f" ({entry.reason})" if reason else "",
+                    ", retrying" if again else "",
+                )
         self.open.remove(visit)
         self._asked.pop(entry.key, None)
         if again:
@@ -811,12 +823,29 @@ class Visits:
         self._repeat_asking(event, effects)
 
     def _mark_exported(self, event: Exported, effects: model.Effects) -> None:
-        names = {spool: self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in event.spools}
-        keys = {spool: Key(*name) for spool, name in names.items() if name}
+        keys = self._keys(event.spools)
         skipped = {keys[spool]: text for spool, text in event.skipped.items() if spool in keys}
         effects.writes.append(model.MarkExported(tuple(keys.values()), event.tai, skipped))
+        if event.given_up:
+            self._mark_given_up(event.given_up, effects)
+        if event.gone:
+            _LOG.error("%d spools are gone and were not exported: %s", len(event.gone), ", ".join(event.gone))
+            effects.writes.append(model.MarkLost(tuple(self._keys(event.gone).values()), GONE))
+            self._count["spools_gone"] += len(event.gone)
         self._count["datasets_exported"] += event.datasets
         self._count["spools_refused"] += len(event.refused)
+
+    def _images_given_up(self, event: ImagesGivenUp, effects: model.Effects) -> None:
+        self._mark_given_up(event.spools, effects)
+
+    def _mark_given_up(self, types: Mapping[str, str], effects: model.Effects) -> None:
+        keys = self._keys(types)
+        effects.writes.append(model.MarkGivenUp({key: types[spool] for spool, key in keys.items()}))
+
+    def _keys(self, spools: Iterable[str]) -> dict[str, Key]:
+        """Return the attempts to which spools belong; others may lie in the same folder."""
+        names = {spool: self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in spools}
+        return {spool: Key(*name) for spool, name in names.items() if name}
 
     def _acceptance_changed(self, event: model.AcceptanceChanged, effects: model.Effects) -> None:
         self.accepting = event.accepting
@@ -906,6 +935,7 @@ _RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
     Drop: Visits._drop,
     ExpectedSensors: Visits._exposure_listed,
     Exported: Visits._mark_exported,
+    ImagesGivenUp: Visits._images_given_up,
     events.Finish: Visits._finish,
     model.FlushRequested: Visits._write,
     events.RescanRaws: Visits._rescan_requested,

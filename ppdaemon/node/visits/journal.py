@@ -8,6 +8,7 @@ thread, that of a `~ppdaemon.sqlitefile.BatchWriter`.
 
 import json
 import math
+import operator
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -20,7 +21,7 @@ from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
-from ppdaemon.reports import REQUEUED
+from ppdaemon.reports import GIVEN_UP, REQUEUED
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
@@ -95,6 +96,8 @@ _WRITTEN = [
     if field.name not in ("key", "visit", "received_tai", "received_mono", "asked", "reported")
 ]
 """Columns that change while an attempt is open."""
+_VALUES = operator.attrgetter(*_WRITTEN)
+_AS_JSON = (dict, tuple)
 
 LOST = "its outputs were lost before they were exported: the host stopped while they were on the RAM disk"
 """Reason of a visit-detector that had succeeded."""
@@ -190,12 +193,21 @@ class Journal(SqliteFile):
                         f" WHERE {_IS_KEY}",
                         [(text, *key) for key, text in skipped.items()],
                     )
-                case model.MarkLost(keys=keys):
+                case model.MarkGivenUp(types=types):
+                    self._db.executemany(
+                        f"UPDATE attempt SET figures = json_set(figures, '$.{GIVEN_UP}', ?) WHERE {_IS_KEY}",
+                        [(text, *key) for key, text in types.items()],
+                    )
+                case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.
                     self._db.executemany(
                         "UPDATE attempt SET outcome = ?, reason = ?, retriable = (no_return = ''),"
-                        f" datasets = 0 WHERE {_IS_KEY} AND boot != ?",
-                        [(Outcome.INTERRUPTED, LOST, *key, self._clock.boot()) for key in keys],
+                        f" datasets = 0 WHERE {_IS_KEY} AND (? OR boot != ?)"
+                        " AND json_extract(stages, '$.central') IS NULL",
+                        [
+                            (Outcome.INTERRUPTED, reason or LOST, *key, bool(reason), self._clock.boot())
+                            for key in keys
+                        ],
                     )
                 case model.MarkCatchup(keys=keys, state=state, run=run, tai=tai):
                     mark_catchup(self._db, keys, state, run, tai)
@@ -274,11 +286,8 @@ class Journal(SqliteFile):
 
     def _update(self, *entries: model.JournalEntry) -> None:
         for entry in entries:
-            values = (getattr(entry, name) for name in _WRITTEN)
-            changed = self._db.execute(
-                _UPDATE,
-                (*(json.dumps(v) if isinstance(v, dict | tuple) else v for v in values), *entry.key),
-            ).rowcount
+            values = [json.dumps(v) if isinstance(v, _AS_JSON) else v for v in _VALUES(entry)]
+            changed = self._db.execute(_UPDATE, (*values, *entry.key)).rowcount
             if not changed:
                 raise RowMissing(f"the journal has no row of {entry.key}")
 

@@ -74,10 +74,9 @@ class JournalEntry:
 
 
 # --- events ------------------------------------------------------------------
-# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome`, `Permitted`, `PermitRefused` and `Exported` of
-# `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the
-# scheduler, and the actions of slots that concern their visit
-# (`ppdaemon.node.slots.events`).
+# Besides these: `CancelVisit`, `ResultsSeen`, `Welcome`, `Permitted`, `PermitRefused`, `Exported` and
+# `ImagesGivenUp` of `ppdaemon.messages`, `ExpectedSensors` of the arrivals, `Drop` of the scheduler, and
+# the actions of slots that concern their visit (`ppdaemon.node.slots.events`).
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +300,13 @@ class MarkExported:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkGivenUp:
+    """Note the types of images of attempts that were deleted, because too much waited for export."""
+
+    types: Mapping[Key, str]
+
+
+@dataclass(frozen=True, slots=True)
 class MarkCatchup:
     """Mark attempts that the catch-up processes or has processed."""
 
@@ -314,11 +320,12 @@ class MarkCatchup:
 
 @dataclass(frozen=True, slots=True)
 class MarkLost:
-    """Mark attempts whose outputs are gone as interrupted, unless the host has not booted since: then they
-    may have been exported, and the daemon has ended before it noted that.
-    """
+    """Mark attempts whose outputs are gone, and were not exported as far as is known, as interrupted."""
 
     keys: tuple[Key, ...]
+    reason: str = ""
+    """A blank: it is marked only if the host has booted since. Otherwise the outputs may have been exported,
+    and the daemon has ended before it noted that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +345,7 @@ type Write = (
     | MarkReported
     | MarkUnreported
     | MarkExported
+    | MarkGivenUp
     | MarkLost
     | MarkCatchup
     | CountRecycled

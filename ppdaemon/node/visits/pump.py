@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,8 @@ class Inbox:
 def _write(writes: Sequence[model.Write], journal: Journal) -> Sequence[object] | Exception:
     """Write in one transaction, or return how the journal contradicts it."""
     try:
-        with journal.transaction():
+        # One write is a transaction by itself.
+        with journal.transaction() if len(writes) > 1 else nullcontext():
             return [journal.write(write) for write in writes]
     except (RowMissing, sqlite3.IntegrityError) as error:
         return error

@@ -57,7 +57,7 @@ def spools_left(folders: NodeFolders) -> tuple[Sequence[Key], Sequence[Path]]:
     complete ones: somebody has renamed them.
     """
     keys, renamed = [], []
-    for path in sorted(folders.spool.iterdir()):
+    for path in sorted(path for folder in folders.disk_spools for path in folder.iterdir()):
         if name := folders.parse_spool_name(path.name):
             keys.append(Key(*name))
         elif path.suffix not in (".part", ".done") and (path / "manifest.json").exists():

@@ -87,10 +87,10 @@ class Reprocessor:
         """
         keys, renamed = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
-        await asyncio.to_thread(discard, [self.folders.spooled(*key) for key in followed])
+        await asyncio.to_thread(discard, [self.folders.find_spool(*key) for key in followed])
         for key in keys:
             if key not in followed:
-                self.exporter.add(str(self.folders.spooled(*key)))
+                self.exporter.add(str(self.folders.find_spool(*key)))
         for path in renamed:
             self.exporter.add(str(path))  # which quarantines it, with the reason
         waiting = await self.journal.call(lambda journal: journal.not_exported())

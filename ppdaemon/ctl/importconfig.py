@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command ``ppctl import-config``: from the configuration of Rubin Observatory's service for prompt
+processing (lsst-dm/prompt_processing and next_visit_fan_out) to ``ppdaemon.yaml`` and ``pprelay.yaml``.
+
+What the service is told by environment variables is in `CARRIED` and `NOT_CARRIED`, by their names in the
+service of March 2026. Passwords and tokens are not copied: the files name the variables.
+"""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from ppdaemon.camera import load_camera
+from ppdaemon.detectorlist import ranges
+from ppdaemon.errors import ConfigError, StateUnusable
+
+__all__ = ("CARRIED", "NOT_CARRIED", "Import", "import_config", "imported", "read_environment")
+
+INSTRUMENT_CLASSES = {
+    "LATISS": "lsst.obs.lsst.Latiss",
+    "LSSTCam": "lsst.obs.lsst.LsstCam",
+    "LSSTCam-imSim": "lsst.obs.lsst.LsstCamImSim",
+    "LSSTCamSim": "lsst.obs.lsst.LsstCamSim",
+    "LSSTComCam": "lsst.obs.lsst.LsstComCam",
+    "LSSTComCamSim": "lsst.obs.lsst.LsstComCamSim",
+}
+"""Classes of lsst/obs_lsst by the short name of their instrument."""
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_VARIABLE = re.compile(r"(?:export )?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_SECRET = re.compile("PASSWORD|TOKEN|SECRET")
+
+
+@dataclass
+class Import:
+    """Both files while they are made, as mappings, and what a person must know about them."""
+
+    instrument: str
+    detectors: Mapping[str, str]
+    """Detectors of each instrument, from the map of the fan-out."""
+    variables: Mapping[str, str]
+    node: dict[str, Any] = field(default_factory=dict)
+    relay: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    """By variable: why it has no key here, or what to do beside."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a key of ``ppdaemon.yaml``, such as ``butler.central``."""
+        *folders, last = key.split(".")
+        part = self.node
+        for name in folders:
+            part = part.setdefault(name, {})
+        part[last] = value
+
+
+def _to(key: str, convert: Callable[[str], Any] = str) -> Callable[[Import, str, str], None]:
+    """Return what copies a variable to a key of ``ppdaemon.yaml``."""
+    return lambda made, name, value: made.set(key, convert(value))
+
+
+def _listed(value: str) -> Any:
+    found = yaml.safe_load(value)
+    if not isinstance(found, list):
+        raise ValueError("is not a list in YAML")
+    return found
+
+
+def _expiry(made: Import, _: str, value: str) -> None:
+    made.set("node.expiry_s", float(value))
+    made.relay["expiry_s"] = float(value)
+
+
+def _raws(made: Import, name: str, value: str) -> None:
+    made.set("arrivals.remote", [{"uri": f"s3://{value}", "layout": "lsst"}])
+    made.set("arrivals.subscribe", ["tcp://127.0.0.1:5580"])
+    made.notes[name] = (
+        "raws are read from the bucket when a notice names them: arrivals.subscribe needs the address of a "
+        "publisher of notices; if this host sees the files, use arrivals.roots instead"
+    )
+
+
+def _restarts(made: Import, name: str, value: str) -> None:
+    if int(value) > 0:
+        made.set("workers.recycle_visits", int(value))
+    else:
+        made.notes[name] = "0: workers were never replaced; here they are after workers.recycle_visits"
+
+
+def _apdb(made: Import, name: str, value: str) -> None:
+    made.set("engine.no_return", ["lsst.ap.association.DiaPipelineTask"])
+    made.set("pipelines.overrides", {"parameters:apdb_config": value})
+    made.notes[name] = (
+        "is a parameter of the pipelines; engine.no_return names the task that writes alert database and "
+        "alert stream. Check both against your pipelines, and see engine.apdb and apdb_tasks"
+    )
+
+
+def _writer(made: Import, name: str, value: str) -> None:
+    if value != "1":
+        return
+    brokers, topic = (made.variables.get(f"BUTLER_WRITER_KAFKA_{each}", "") for each in ("CLUSTER", "TOPIC"))
+    options = {
+        "security.protocol": "sasl_plaintext",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "${BUTLER_WRITER_KAFKA_USERNAME}",
+        "sasl.password": "${BUTLER_WRITER_KAFKA_PASSWORD}",
+    }
+    made.set("export.writer", {"to": f"kafka://{brokers}/{topic}", "options": options})
+    made.notes[name] = (
+        "export.writer: BUTLER_WRITER_KAFKA_USERNAME and _PASSWORD must be in the environment of ppdaemon"
+    )
+
+
+def _sasquatch(made: Import, name: str, value: str) -> None:
+    if not value:
+        return
+    namespace = made.variables.get("DAF_BUTLER_SASQUATCH_NAMESPACE", "lsst.prompt")
+    publication = {"what": ".*", "to": value, "format": "avro", "namespace": namespace}
+    if made.variables.get("SASQUATCH_TOKEN"):
+        publication["token"] = "/etc/ppdaemon/keys/sasquatch"
+        made.notes[name] = "publish: write SASQUATCH_TOKEN to the file that token names, mode 0600"
+    made.set("publish", [publication])
+
+
+def _local(made: Import, name: str, value: str) -> None:
+    made.notes[name] = f"copy the content of {value} to butler.local"
+
+
+def _levels(made: Import, name: str, value: str) -> None:
+    pairs = [each.partition("=")[::2] for each in value.split()]
+    refused = [f"{logger}={level}" for logger, level in pairs if level not in LEVELS]
+    if refused:
+        made.notes[name] = f"{' '.join(refused)}: levels here are {', '.join(LEVELS)}"
+    levels = {logger: level for logger, level in pairs if level in LEVELS}
+    if root := levels.pop(".", ""):
+        made.set("log.level", root)
+    if levels:
+        made.set("log.levels", levels)
+
+
+CARRIED: Mapping[str, Callable[[Import, str, str], None]] = {
+    "CENTRAL_REPO": _to("butler.central"),
+    "CONFIG_APDB": _apdb,
+    "EXPORT_TYPE_REGEXP": _to("export.types", _listed),
+    "IMAGE_BUCKET": _raws,
+    "IMAGE_TIMEOUT": _to("arrivals.image_timeout_s", float),
+    "LOCAL_REPO_CONFIG": _local,
+    "MAIN_PIPELINES_CONFIG": _to("pipelines.main", _listed),
+    "MESSAGE_EXPIRATION": _expiry,
+    "PRELOAD_PADDING": _to("preload.padding_arcsec", float),
+    "PREPROCESSING_PIPELINES_CONFIG": _to("pipelines.preprocessing", _listed),
+    "READ_CENTRAL_REPO": _to("butler.read"),
+    "SASQUATCH_URL": _sasquatch,
+    "SERVICE_LOG_LEVELS": _levels,
+    "SKYMAP": _to("butler.skymap"),
+    "USE_KAFKA_BUTLER_WRITER": _writer,
+    "WORKER_RESTART_FREQ": _restarts,
+    "WORKER_TIMEOUT": _to("workers.times.run_s", float),
+}
+"""What copies each variable. IMAGE_TIMEOUT is here, too, the time after twice the announced duration."""
+
+_NOTICES = "raws are found by arrivals: files, or notices over ZeroMQ"
+_EVENTS = "visits come from pprelay, over ZeroMQ"
+NOT_CARRIED: Mapping[str, str] = {
+    "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": _NOTICES,
+    "BUCKET_TOPIC": _NOTICES,
+    "CENTRAL_IERS_CACHE": "astropy's tables of the Earth's rotation are those that are installed",
+    "CONSUMER_GROUP": _EVENTS,
+    "DEBUG_EXPORT_OUTPUTS": "0: outputs were not exported; here export.types decides which are",
+    "FANNED_OUT_MSG_LISTEN_TIMEOUT": _EVENTS,
+    "INSTRUMENT_CONFIG_FILE": "give this file as --fan-out",
+    "KAFKA_CLUSTER": _NOTICES,
+    "KAFKA_SCHEMA_REGISTRY_URL": _EVENTS,
+    "LOCAL_REPOS": "workers' repos are on a RAM disk, node.ramdisk",
+    "LOCAL_REPO_CACHE_SIZE": "all workers of a host share calibrations and templates: preload.cache_max",
+    "MAX_FAN_OUT_MESSAGES": "the relay waits for no node",
+    "NEXT_VISIT_TOPIC": _EVENTS,
+    "OFFSET": _EVENTS,
+    "PLATFORM": _EVENTS,
+    "RAW_MICROSERVICE": _NOTICES,
+    "REDIS_STREAM_CONSUMER_GROUP": _EVENTS,
+    "REDIS_STREAM_HOST": _EVENTS,
+    "REDIS_STREAM_NAME": _EVENTS,
+    "REDIS_RETRY_DELAY": _EVENTS,
+    "REPO_RETRY_DELAY": "exports are tried again after export.retry_s",
+    "RETRY_KNATIVE_REQUESTS": _EVENTS,
+    "S3_ENDPOINT_URL": "set it in the environment of ppdaemon, in a drop-in of its unit",
+    "SUPPORTED_INSTRUMENTS": "the relay takes the instruments of its configuration",
+    "WORKER_COUNT": "the number of workers is workers.max; ppctl size calculates it",
+    "WORKER_GRACE_PERIOD": "running visits may continue at a stop for workers.times.stop_s",
+}
+"""Why a variable of the service has no key here."""
+# Used by others of `CARRIED`.
+_PARTS = frozenset(
+    {
+        "BUTLER_WRITER_KAFKA_CLUSTER",
+        "BUTLER_WRITER_KAFKA_PASSWORD",
+        "BUTLER_WRITER_KAFKA_TOPIC",
+        "BUTLER_WRITER_KAFKA_USERNAME",
+        "DAF_BUTLER_SASQUATCH_NAMESPACE",
+        "RUBIN_INSTRUMENT",
+        "SASQUATCH_TOKEN",
+    }
+)
+
+
+def read_environment(text: str) -> dict[str, str]:
+    """Return the variables of an environment.
+
+    `text` is the output of ``env`` or ``env -0``, or YAML of Kubernetes with
+    ``env`` lists of containers or the ``data`` of ConfigMaps. A variable whose
+    value is in a secret is blank. Raises `~ppdaemon.errors.ConfigError`.
+    """
+    if "\0" in text:
+        found = [_VARIABLE.fullmatch(each) for each in text.split("\0")]
+        return {match[1]: match[2] for match in found if match}
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    if _VARIABLE.match(first):
+        return _lines(text)
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise ConfigError([f"neither lines NAME=VALUE nor YAML: {error}"]) from error
+    return {name: value for document in documents for name, value in _manifest(document)}
+
+
+def _lines(text: str) -> dict[str, str]:
+    variables: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := _VARIABLE.fullmatch(line):
+            name = match[1]
+            variables[name] = match[2]
+        elif name and not (line.startswith("#") and "\n" not in variables[name]):
+            variables[name] += f"\n{line}"  # lists of pipelines have several lines
+    return {name: _unquoted(value.rstrip()) for name, value in variables.items()}
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
+
+
+def _manifest(part: Any) -> Iterator[tuple[str, str]]:
+    """Yield the variables anywhere in a document of Kubernetes."""
+    if isinstance(part, list):
+        for each in part:
+            yield from _manifest(each)
+    elif isinstance(part, dict):
+        if isinstance(part.get("name"), str) and part.keys() & {"value", "valueFrom"}:
+            yield part["name"], str(part.get("value", ""))
+        elif part.get("kind") == "ConfigMap":
+            yield from ((str(name), str(value)) for name, value in (part.get("data") or {}).items())
+        else:
+            for each in part.values():
+                yield from _manifest(each)
+
+
+def _fan_out(document: Any) -> dict[str, str]:
+    """Return the switched-on detectors of each instrument of a fan-out's map."""
+    try:
+        maps = document["detectors"]
+        return {
+            str(name): ranges(int(number) for number, on in switches.items() if on)
+            for name, switches in maps.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(["no map of detectors, such as detectors: {LATISS: {0: true}}"]) from error
+
+
+def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
+    """Return both configurations.
+
+    Parameters
+    ----------
+    variables : `~collections.abc.Mapping` [`str`, `str`]
+        The service's environment.
+    fan_out : `dict`, optional
+        The content of the fan-out's ``INSTRUMENT_CONFIG_FILE``.
+
+    Raises
+    ------
+    ppdaemon.errors.ConfigError
+        Raised with all values that cannot be used.
+    """
+    detectors = _fan_out(fan_out) if fan_out is not None else {}
+    instrument = variables.get("RUBIN_INSTRUMENT", "")
+    if not instrument:
+        raise ConfigError(["RUBIN_INSTRUMENT is missing: which instrument does the service process?"])
+    made = Import(instrument, detectors, variables)
+    _defaults(made)
+    problems = []
+    for name, value in variables.items():
+        if name in CARRIED and value:
+            try:
+                CARRIED[name](made, name, value)
+            except (ValueError, yaml.YAMLError) as error:
+                problems.append(f"{name}: {error}")
+        elif name in CARRIED:
+            made.notes[name] = "blank, or its value is in a secret"
+        elif name in NOT_CARRIED:
+            made.notes[name] = NOT_CARRIED[name]
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _defaults(made: Import) -> None:
+    """Set what the service is not told by variables."""
+    name = made.instrument
+    listed = made.detectors.get(name) or _all_detectors(made)
+    made.set("node.name", "node1")
+    made.set("node.state_dir", "/var/lib/ppdaemon/node")
+    made.set("node.ramdisk", "/run/ppramdisk")
+    made.set("node.control", "/run/ppdaemon/control.sock")
+    made.set("node.instruments", {name: listed})
+    made.set("relay.address", "tcp://127.0.0.1:5571")
+    made.set("arrivals.roots", [])
+    made.set("pipelines.preprocessing", [])
+    made.set("butler.instrument_class", {name: INSTRUMENT_CLASSES.get(name, f"{name}: name its class here")})
+    instruments = made.detectors or {name: listed}
+    made.relay |= {
+        "state_dir": "/var/lib/ppdaemon/relay",
+        "control": "/run/pprelay/control.sock",
+        "instruments": {each: {"detectors": numbers} for each, numbers in instruments.items() if numbers},
+    }
+
+
+def _all_detectors(made: Import) -> str:
+    try:
+        numbers = ranges(load_camera(made.instrument).detectors)
+    except ConfigError as error:
+        raise ConfigError([f"RUBIN_INSTRUMENT: {error}; give its detectors as --fan-out"]) from error
+    made.notes["RUBIN_INSTRUMENT"] = f"without --fan-out, all {numbers} of the camera are processed"
+    return numbers
+
+
+def _text(program: str, values: Mapping[str, Any], notes: Mapping[str, str], unknown: list[str]) -> str:
+    lines = [f"# Made by ppctl import-config. Check it with: {program} check-config --config FILE"]
+    if notes:
+        lines.append("# Variables that have no key here, or need something beside:")
+        for name, text in sorted(notes.items()):
+            lines += textwrap.wrap(
+                f"{name}: {text}",
+                100,
+                initial_indent="#   ",
+                subsequent_indent="#     ",
+                break_on_hyphens=False,
+            )
+    if unknown:
+        lines.append("# Variables that are not those of the service: " + ", ".join(unknown))
+    return "\n".join([*lines, yaml.safe_dump(values, sort_keys=False, width=100, allow_unicode=True)])
+
+
+@click.command("import-config")
+@click.argument("environment", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--fan-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The fan-out's file of detectors by instrument (its INSTRUMENT_CONFIG_FILE).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder of ppdaemon.yaml and pprelay.yaml.  [default: this one]",
+)
+def import_config(environment: Path, fan_out: Path | None, output: Path) -> None:
+    """Write ppdaemon.yaml and pprelay.yaml from the configuration of Rubin's prompt processing service.
+
+    ENVIRONMENT has the environment variables of the service: the output of env or
+    env -0 in one of its containers, or YAML of Kubernetes. What cannot be carried
+    over is written as comments. Existing files are not overwritten.
+    """
+    variables = _named(environment, lambda: read_environment(environment.read_text(encoding="utf-8")))
+    document = (
+        _named(fan_out, lambda: yaml.safe_load(fan_out.read_text(encoding="utf-8"))) if fan_out else None
+    )
+    made = imported(variables, document)
+    unknown = sorted(variables.keys() - {*CARRIED, *NOT_CARRIED, *_PARTS})
+    files = {
+        output / "ppdaemon.yaml": _text("ppdaemon", made.node, made.notes, unknown),
+        output / "pprelay.yaml": _text("pprelay", made.relay, {}, []),
+    }
+    if there := [str(path) for path in files if path.exists()]:
+        raise StateUnusable(f"{' and '.join(there)}: there already; name another folder with --output")
+    for path, text in files.items():
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StateUnusable(f"{path} cannot be written: {error.strerror}") from error
+        click.echo(f"{path} written: read its comments, then check it")
+
+
+def _named[T](path: Path, read: Callable[[], T]) -> T:
+    """Read a file; an error names it."""
+    try:
+        return read()
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError([f"{path}: {error}"]) from error

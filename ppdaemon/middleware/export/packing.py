@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compresses the images of spools, beside the exporter.
+
+A worker writes them uncompressed, which takes a fifth of the time. Processes of low priority
+read them and write them as the worker would have done, with the formatter that the local repo has for
+them and the provenance that is in the file: with the same seed the same pixels are stored. The
+manifest has then the checksums of the packed files; those as they were spooled are compared before.
+"""
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lsst.daf.butler import ButlerConfig, DatasetRef
+
+from ppdaemon.durable import sync_all
+from ppdaemon.errors import BadMessage
+from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
+from ppdaemon.middleware.direct.files import DatasetWriter, read_plain
+from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
+from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.middleware.export.spool import (
+    Manifest,
+    SpooledFile,
+    oldest_first,
+    read_manifest,
+    replace_manifest,
+)
+
+__all__ = ("Packer", "pack")
+
+_LOG = logging.getLogger(__name__)
+
+NICENESS = 19
+"""The lowest priority: tasks need the cores."""
+LONGEST_WAIT_S = 0.5
+"""Other spools may come meanwhile."""
+AT_ONCE = 8
+"""Spools for one process: forking it takes as long as a small image."""
+
+
+class Packer:
+    """Packs the spools in some folders, by up to `processes` at once; `template` is the repo that
+    workers copy.
+    """
+
+    def __init__(self, template: Path, folders: Sequence[Path], processes: int):
+        self._template = template
+        self._folders = folders
+        self._processes = processes
+        self._writer: DatasetWriter | None = None
+        self._running: dict[ForkedCall, tuple[Path, ...]] = {}
+        self._packed: set[Path] = set()
+        """Spools that need not be packed any more."""
+        self._plain: set[Path] = set()
+        """Spools that have images to be packed, as `reduced` has found."""
+
+    @property
+    def busy(self) -> set[Path]:
+        """The spools that processes have."""
+        return {spool for spools in self._running.values() for spool in spools}
+
+    def reduced(self, spool: Path, manifest: Manifest) -> Manifest:
+        """Return a manifest without the images that are still to be packed."""
+        self._plain.discard(spool)
+        files = tuple(file for file in manifest.files if not file.plain)
+        if not self._processes or spool in self._packed or files == manifest.files:
+            return manifest
+        self._plain.add(spool)
+        return manifest.model_copy(update={"files": files})
+
+    def has_images_of(self, spool: Path) -> bool:
+        """Return whether the manifest that `reduced` returned last is not complete."""
+        return spool in self._plain
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Note which processes have ended; with `wait`, wait for one, but not long."""
+        wait = wait and bool(self._running)
+        for call in ForkedCall.ended(list(self._running), wait=wait, limit_s=LONGEST_WAIT_S):
+            # Also if it has failed: what it has not packed is registered as it is.
+            self._packed.update(self._running.pop(call))
+            try:
+                call.result()
+            except DiedWithoutResult as error:
+                _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
+
+    def start(self) -> None:
+        """Start processes for what waits, the oldest first. No thread may be active."""
+        waiting = self._waiting()
+        while waiting and len(self._running) < self._processes:
+            share, waiting = tuple(waiting[:AT_ONCE]), waiting[AT_ONCE:]
+            writer = self._open_writer()
+
+            def pack_share(share: Iterable[Path] = share, writer: DatasetWriter = writer) -> None:
+                os.nice(NICENESS)
+                for spool in share:
+                    pack(spool, writer)
+
+            try:
+                self._running[ForkedCall.start(pack_share, lambda result: result)] = share
+            except OSError as error:
+                _LOG.warning("no process can be forked to pack images, it is tried again: %s", error)
+                return
+
+    def close(self) -> None:
+        """Kill the processes; what they have not finished stays as it was."""
+        for call in self._running:
+            call.kill()
+        self._running.clear()
+
+    def _waiting(self) -> list[Path]:
+        busy, found = self.busy, oldest_first(self._folders)
+        self._packed.intersection_update(found)
+        self._plain.intersection_update(found)
+        waiting = []
+        for spool in found:
+            if spool in busy or spool in self._packed:
+                continue
+            try:
+                if any(file.plain for file in read_manifest(spool).files):
+                    waiting.append(spool)
+                else:
+                    self._packed.add(spool)
+            except BadMessage:  # the exporter quarantines it
+                self._packed.add(spool)
+        return waiting
+
+    def _open_writer(self) -> DatasetWriter:
+        if self._writer is None:
+            config = ButlerConfig(str(template_repo(self._template)))
+            self._writer = DatasetWriter(config, template_dimensions(self._template))
+        return self._writer
+
+
+def pack(spool: Path, writer: DatasetWriter) -> None:
+    """Compress the images of a spool that are not.
+
+    One that cannot be read or written stays as it is, and is registered so. A spool that is
+    damaged, or was deleted meanwhile, is left to the exporter.
+    """
+    try:
+        manifest = read_manifest(spool)
+        with _without_percent(spool) as folder:
+            files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
+        sync_all(spool / file.name for file in files)
+        replace_manifest(spool, manifest.model_copy(update={"files": files}))
+        for name in {file.name for file in manifest.files}.difference(file.name for file in files):
+            (spool / name).unlink(missing_ok=True)
+    except (BadMessage, OSError) as error:
+        _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
+
+
+@contextmanager
+def _without_percent(folder: Path) -> Iterator[Path]:
+    """Yield another path of a folder: ``lsst.images`` takes percent signs in one for quoted characters."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFile:
+    """Return the packed file; the one that was spooled if it was changed, or cannot be packed."""
+    path, as_spooled = spool / file.name, file.model_copy(update={"plain": False})
+    if file.checksum and checksum_of(path) != file.checksum:
+        return as_spooled  # the exporter compares it again, and quarantines the spool
+    folder = spool / f"packing-{uuid.uuid4()}"
+    folder.mkdir()
+    try:
+        content, provenance = read_plain(path)
+        ref = DatasetRef.from_simple(file.refs[0], universe=writer.universe)
+        written = writer.write(content, ref, folder, provenance).path
+        target = written.rename(spool / f"packed-{written.name}")
+    except Exception as error:  # formatters are foreign code
+        name = os.path.basename(os.path.realpath(spool))
+        _LOG.error("%s of %s is registered without compression: %s", file.name, name, describe(error))
+        return as_spooled
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return as_spooled.model_copy(
+        update={
+            "name": target.name,
+            "size_bytes": target.stat().st_size,
+            "checksum": checksum_of(target),
+        }
+    )

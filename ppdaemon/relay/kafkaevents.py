@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Messages of the observatory's Kafka topics: to JSON, as the submit socket takes it; and which offsets
+are done with. Opens no connection to Kafka; asks the schema registry over HTTP.
+"""
+
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import fastavro
+
+from ppdaemon.errors import BadMessage, Unavailable
+
+__all__ = ("Offsets", "Place", "SchemaRegistry", "event_json")
+
+type Place = tuple[str, int]
+"""Topic and partition."""
+
+MAGIC = 0
+"""First byte of a message in Confluent's wire format; the schema's number, four bytes, follows."""
+HEADER = 5
+"""Bytes before the record."""
+REGISTRY_S = 5.0
+"""Time limit of one request."""
+
+
+def event_json(value: bytes | None, schema: Callable[[int], Any]) -> bytes:
+    """Return an event as a JSON object.
+
+    Parameters
+    ----------
+    value : `bytes`, optional
+        A message: JSON, or Avro in Confluent's wire format.
+    schema : `~collections.abc.Callable`
+        Returns the parsed schema with a number; may raise the errors of `SchemaRegistry.schema`.
+
+    Raises
+    ------
+    ppdaemon.errors.BadMessage
+        Raised if it is neither; such a message never becomes readable.
+    """
+    if not value:
+        raise BadMessage("no content: a tombstone", "kafka empty")
+    if value[0] != MAGIC:
+        return value
+    if len(value) < HEADER:
+        raise BadMessage(f"{len(value)} bytes, too short for Avro", "kafka avro")
+    number = int.from_bytes(value[1:HEADER])
+    stream = io.BytesIO(value[HEADER:])
+    parsed = schema(number)
+    try:
+        record = fastavro.schemaless_reader(stream, parsed, None)
+    except Exception as error:  # for bytes of another schema, whatever the decoder meets first
+        text = f"no record of schema {number}: {type(error).__name__} {error}"
+        raise BadMessage(text, "kafka avro") from error
+    if rest := len(stream.read()):
+        raise BadMessage(f"{rest} bytes behind the record of schema {number}", "kafka avro")
+    return json.dumps(record, default=str).encode()
+
+
+class SchemaRegistry:
+    """The schemas of a registry, each read once.
+
+    Not for several threads. `url` is its address, or `None` if there is no registry.
+    """
+
+    def __init__(self, url: str | None):
+        self._url = url and url.rstrip("/")
+        self._schemas: dict[int, Any] = {}
+
+    def schema(self, number: int) -> Any:
+        """Return a parsed schema.
+
+        Raises `~ppdaemon.errors.BadMessage` if the registry does not have it, and
+        `~ppdaemon.errors.Unavailable` if it does not answer: try again later.
+        """
+        if number not in self._schemas:
+            self._schemas[number] = self._read(number)
+        return self._schemas[number]
+
+    def _read(self, number: int) -> Any:
+        if self._url is None:
+            raise BadMessage("Avro, and kafka.registry is not set", "kafka schema")
+        address = f"{self._url}/schemas/ids/{number}"
+        try:
+            with urllib.request.urlopen(address, timeout=REGISTRY_S) as answer:
+                return fastavro.parse_schema(json.loads(json.load(answer)["schema"]))
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                raise BadMessage(f"{self._url} has no schema {number}", "kafka schema") from error
+            raise Unavailable(f"{address}: {error}") from error
+        except OSError as error:
+            raise Unavailable(f"{address}: {error}") from error
+        except (ValueError, KeyError, TypeError, fastavro.schema.SchemaParseException) as error:
+            raise BadMessage(f"{address}: no schema: {error}", "kafka schema") from error
+
+
+class Offsets:
+    """Which messages of each partition are done with, and from where a next run must read.
+
+    `keep_s` is the time for which a message is read again after a restart, although it is done with.
+    """
+
+    def __init__(self, keep_s: float):
+        self._keep_s = keep_s
+        self._done: dict[Place, dict[int, float | None]] = {}
+        """In the order of offsets: when each was done with, or `None`."""
+
+    def take(self, place: Place, offset: int) -> None:
+        """Remember a message that has been read."""
+        self._done.setdefault(place, {})[offset] = None
+
+    def finish(self, place: Place, offset: int, now: float) -> None:
+        """Remember that a message is done with; `now` is monotonic seconds."""
+        self._done[place][offset] = now
+
+    @property
+    def open(self) -> int:
+        """Number of messages that are not done with."""
+        return sum(when is None for done in self._done.values() for when in done.values())
+
+    def settle(self, now: float) -> Mapping[Place, int]:
+        """Forget what no next run needs; return the first offset that it needs, where that has changed."""
+        begins: dict[Place, int] = {}
+        for place, done in self._done.items():
+            while done:
+                offset, when = next(iter(done.items()))
+                if when is None or now - when < self._keep_s:
+                    break
+                del done[offset]
+                begins[place] = offset + 1
+        return begins

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images that are spooled uncompressed and compressed beside the exporter."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import numpy as np
+import pytest
+from centrals import FIRST
+from directtasks import write_pipeline
+from lsst.daf.butler import Butler, ButlerConfig, Config, DatasetProvenance, DatasetRef, DatasetType
+from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
+from lsst.images.serialization import open_archive
+from lsst.pipe.base import PipelineTask, Struct
+from lsst.pipe.base.connectionTypes import Output
+from objecttasks import RAW, task
+from toycam import EXPOSURE, NAME, MakeRig, ToyCam
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import ExportConfig
+from ppdaemon.demo.services import QUICK_IMAGES
+from ppdaemon.folders import REFUSAL
+from ppdaemon.messages import Exported, Process
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
+from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
+from ppdaemon.middleware.direct.writing import write_outputs
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.outputs import _spooled
+from ppdaemon.middleware.export.packing import Packer, pack
+from ppdaemon.middleware.export.spool import (
+    MANIFEST,
+    SpooledFile,
+    SpoolKey,
+    check_files,
+    read_manifest,
+    write_spool,
+)
+
+pytest_plugins = ("toyfixtures",)
+
+RUN, CHAIN = f"{NAME}/prompt/run", f"{NAME}/prompt"
+MASK = MaskSchema([MaskPlane("BAD", "bad")])
+
+
+def an_image(detector: int) -> MaskedImage:
+    pixels = np.random.default_rng(detector).normal(scale=10, size=(300, 400)).astype(np.float32)
+    pixels[1, 2] = np.nan
+    image = MaskedImage(Image(pixels), variance=Image(np.abs(pixels) + 100), mask_schema=MASK)
+    image.metadata["epoch"] = "new"
+    return image
+
+
+IMAGE = "MaskedImageV2"
+
+
+def _show(self: PipelineTask, raw: Any) -> Struct:
+    return Struct(picture=an_image(int(raw["exposure"] % 10)))
+
+
+PictureTask = task(
+    "Picture",
+    {
+        "raw": RAW,
+        "picture": Output(name="picture", doc="", storageClass=IMAGE, dimensions=EXPOSURE),
+    },
+    module=__name__,
+    run=_show,
+)
+
+
+class Site:
+    """A template, a central repo, and spools with an image and a catalog each."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.spool = folder, folder / "spool"
+        quick = Config({"datastore": {"formatters": QUICK_IMAGES}})
+        Butler.makeRepo(str(folder / "template" / "repo"), config=quick)
+        self.central = folder / "central"
+        Butler.makeRepo(str(self.central))
+        with Butler.from_config(str(self.central), writeable=True) as butler:
+            ToyCam().register(butler.registry)
+            self.universe = butler.dimensions
+            self.ids = [butler.registry.expandDataId(instrument=NAME, detector=each) for each in range(3)]
+        dimensions = ("instrument", "detector")
+        self.image = DatasetType("image", dimensions, IMAGE, universe=self.universe)
+        self.catalog = DatasetType("catalog", dimensions, "StructuredDataDict", universe=self.universe)
+        self.writer = DatasetWriter(ButlerConfig(str(folder / "template" / "repo")), self.universe)
+
+    def outputs(self, detector: int) -> list[MemoryDataset]:
+        refs = [DatasetRef(each, self.ids[detector], run=RUN) for each in (self.image, self.catalog)]
+        provenance = DatasetProvenance(inputs=[refs[1].to_simple()], quantum_id=refs[1].id)
+        contents = an_image(detector), {"sources": detector}
+        return [
+            MemoryDataset(ref, content, to_export=True, provenance=provenance)
+            for ref, content in zip(refs, contents, strict=True)
+        ]
+
+    def write(self, detector: int = 0, outputs: Iterable[MemoryDataset] = (), *, plain: bool = True) -> Path:
+        def fill(folder: Path) -> Any:
+            link = self.folder / "link"
+            files, failures = write_outputs(datasets, folder, link, self.writer, 1, plain=plain)
+            assert not failures
+            return [_spooled(file) for file in files]
+
+        datasets = list(outputs or self.outputs(detector))
+        key = SpoolKey(instrument=NAME, group="g", detector=detector, attempt=1)
+        return write_spool(self.spool, key, fill, [], {CHAIN: (RUN,)})
+
+    def exporter(self, processes: int = 2) -> CentralExporter:
+        packer = Packer(self.folder / "template", (self.spool,), processes)
+        config, refused = ExportConfig(images=("image",)), self.folder / "refused"
+        return CentralExporter(str(self.central), Clock(), "n1", refused, config=config, packer=packer)
+
+    def registered(self, name: str) -> dict[int, Any]:
+        """Return the datasets of a type, by detector."""
+        with Butler.from_config(str(self.central)) as butler:
+            refs = butler.query_datasets(name, collections=CHAIN, instrument=NAME, explain=False)
+            return {int(ref.dataId["detector"]): butler.get(ref) for ref in refs}
+
+    def files(self) -> dict[str, Path]:
+        return {path.name: path for path in self.central.rglob("*.fits")}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def until_exported(exporter: CentralExporter, spools: list[Path]) -> Exported:
+    """Export again until no image has to be packed."""
+    while (exported := exporter.export(spools)).packing:
+        assert set(exported.packing) <= set(map(str, spools))
+    return exported
+
+
+def hdus(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield headers and data as they are stored, without the time of writing."""
+    with astropy.io.fits.open(path, disable_image_compression=True) as found:
+        for hdu in found:
+            header = {card.keyword: card.value for card in hdu.header.cards if card.keyword != "DATE"}
+            yield header, b"" if hdu.data is None else hdu.data.tobytes()
+
+
+def test_a_packed_image_is_that_which_the_worker_would_have_written(site: Site) -> None:
+    outputs = site.outputs(1)
+    image = outputs[0]
+    (site.folder / "direct").mkdir()
+    direct = site.writer.write(image.content, image.ref, site.folder / "direct", image.provenance).path
+    spool = site.write(1, outputs)
+    before = read_manifest(spool)
+    assert [file.plain for file in before.files] == [True, False]
+    pack(spool, site.writer)
+    after = read_manifest(spool)
+    assert [file.plain for file in after.files] == [False, False]
+    assert before.files[1] == after.files[1]
+    assert {path.name for path in spool.iterdir()} == {MANIFEST, *(file.name for file in after.files)}
+    packed = spool / after.files[0].name
+    assert list(hdus(packed)) == list(hdus(direct))
+    assert (packed.stat().st_size, packed.suffix) == (direct.stat().st_size, ".fits")
+    assert before.files[0].size_bytes > 3 * after.files[0].size_bytes
+    assert before.files[0].checksum != after.files[0].checksum
+
+
+def test_catalogs_are_exported_before_the_images_are_packed(site: Site) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    with closing(site.exporter()) as exporter:
+        first = exporter.export(spools)
+        assert (first.spools, first.packing) == ((), tuple(map(str, spools)))
+        assert site.registered("catalog") == {detector: {"sources": detector} for detector in range(3)}
+        assert all(spool.exists() for spool in spools)
+        last = until_exported(exporter, spools)
+        assert exporter.export(spools).gone == tuple(map(str, spools))
+    assert set(last.spools) <= set(map(str, spools))
+    assert not list(site.spool.iterdir())
+    images = site.registered("image")
+    for detector in range(3):
+        # Quantized: of a plain file each pixel would be that of the task.
+        assert not np.array_equal(images[detector].image.array, an_image(detector).image.array)
+        assert np.allclose(images[detector].image.array, an_image(detector).image.array, 0, 1, equal_nan=True)
+
+
+def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Site) -> None:
+    spools = [site.write(detector) for detector in range(2)]
+    killed = site.exporter()
+    with closing(killed):
+        killed.export(spools)
+        killed._packer.close()
+    (spools[0] / "packing-of-a-previous-run").mkdir()
+    with closing(site.exporter()) as exporter:
+        assert exporter.export(spools).datasets == 0, "the catalogs are registered"
+        until_exported(exporter, spools)
+    assert not list(site.spool.iterdir())
+    assert set(site.registered("image")) == {0, 1}
+
+
+def type_of(file: SpooledFile) -> str:
+    assert file.refs[0].datasetType is not None
+    return file.refs[0].datasetType.name
+
+
+def fail(*args: object) -> None:
+    raise RuntimeError("no such recipe")
+
+
+def die(*args: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("happens", [fail, die])
+def test_an_image_that_cannot_be_packed_is_registered_as_it_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch, happens: Callable[..., None]
+) -> None:
+    spool = site.write()
+    monkeypatch.setattr(DatasetWriter, "write", happens)
+    with closing(site.exporter()) as exporter:
+        assert until_exported(exporter, [spool]).spools == (str(spool),)
+    assert np.array_equal(site.registered("image")[0].image.array, an_image(0).image.array, equal_nan=True), (
+        "the formatter reads it"
+    )
+
+
+def test_without_packers_images_that_were_spooled_uncompressed_are_exported(site: Site) -> None:
+    spool = site.write()
+    with closing(site.exporter(processes=0)) as exporter:
+        assert exporter.export([spool]).datasets == 2
+
+
+def test_an_image_that_was_changed_before_it_was_packed_is_isolated(site: Site) -> None:
+    bad, good = site.write(0), site.write(1)
+    path = bad / read_manifest(bad).files[0].name
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size // 2)
+        stream.write(b"changed in place")
+    with closing(site.exporter()) as exporter:
+        exported = until_exported(exporter, [bad, good])
+    note = (site.folder / "refused" / bad.name / REFUSAL).read_text()
+    assert "was changed in the spool" in note
+    assert exported.refused + exported.spools
+    assert set(site.registered("image")) == {1}
+
+
+def test_images_are_packed_though_the_central_repo_is_away(site: Site) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    away = site.central.rename(site.folder / "away")
+    with closing(site.exporter()) as exporter:
+        while any(file.plain for spool in spools for file in read_manifest(spool).files):
+            with pytest.raises(Exception, match="cannot be opened"):
+                exporter.export(spools)
+        away.rename(site.central)
+        assert set(until_exported(exporter, spools).spools) <= set(map(str, spools))
+    assert set(site.registered("image")) == {0, 1, 2}
+
+
+def test_what_is_packed_now_is_not_given_up(site: Site) -> None:
+    spools = [site.write(detector) for detector in range(2)]
+    with closing(site.exporter(processes=1)) as exporter:
+        exporter.export(spools[:1])
+        assert exporter._packer.busy == set(spools)
+        assert not exporter.give_up_images([site.spool], 1).spools
+        while exporter._packer.busy:
+            exporter._packer.collect(wait=True)
+        assert exporter.give_up_images([site.spool], 1).spools == {str(spools[0]): "image"}
+
+
+def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_path: Path) -> None:
+    image, catalog = site.outputs(0)
+    spool = site.write(0, plain=False)
+    assert not any(file.plain for file in read_manifest(spool).files)
+    assert site.writer.write_plain(catalog.content, catalog.ref, tmp_path) is None
+    as_json = Config(
+        {
+            "datastore": {
+                "formatters": {
+                    "MaskedImageV2": {
+                        "formatter": "lsst.images.formatters.GenericFormatter",
+                        "parameters": {"format": "json"},
+                    }
+                }
+            }
+        }
+    )
+    Butler.makeRepo(str(tmp_path / "json"), config=as_json)
+    writer = DatasetWriter(ButlerConfig(str(tmp_path / "json")), site.universe)
+    assert writer.write_plain(image.content, image.ref, tmp_path) is None
+
+
+@pytest.mark.parametrize("packers", [0, 1])
+def test_a_worker_spools_images_uncompressed_if_they_are_packed(
+    rigs: MakeRig, tmp_path: Path, packers: int
+) -> None:
+    rig, worker = rigs(engine={"kind": "direct"}, export={"types": [".*"], "packers": packers})
+    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    worker.prepare(rig.order(main="Picture", before=""))
+    worker.ingest(rig.raw())
+    spool = Path(worker.process(Process(exposures=(FIRST,))).spool or "")
+    (file,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    assert file.plain == bool(packers)
+    assert [each.name for each in read_manifest(spool).files if each.plain] == [file.name] * packers
+    writer = DatasetWriter(
+        ButlerConfig(str(template_repo(rig.context.template))), template_dimensions(rig.context.template)
+    )
+    pack(spool, writer)
+    assert not any(each.plain for each in read_manifest(spool).files)
+    check_files(spool, read_manifest(spool))
+    assert "%" in spool.name
+    (packed,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    shutil.copy(spool / packed.name, tmp_path / "packed.fits")
+    with open_archive(tmp_path / "packed.fits") as reader:
+        found, info = reader.read(), reader.butler_info
+    assert packed.size_bytes < an_image(1).image.array.nbytes * 2
+    assert np.array_equal(found.image.array, an_image(1).image.array, equal_nan=True), "lossless by default"
+    assert [ref.datasetType.name for ref in info.provenance.inputs] == ["raw"]

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``ppctl import-config``: the service's variables become two valid files, and what is left is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.ctl import cli
+from ppdaemon.ctl.importconfig import CARRIED, NOT_CARRIED, imported, read_environment
+from ppdaemon.errors import ConfigError
+from ppdaemon.relay.config import RelayConfig
+from ppdaemon.yamlfile import load_model
+
+ROOT = Path(__file__).parents[2]
+MAIN = """\
+- survey: BLOCK-365
+  ra: {min: 340.0, max: 20.0}
+  coord-type: Boresight
+  pipelines: ["${AP_PIPE_DIR}/pipelines/LSSTCam/ApPipe.yaml", /p/SingleFrame.yaml]
+- survey: cwfs
+  pipelines: None
+- pipelines: [/p/Isr.yaml]"""
+
+VARIABLES = {
+    "RUBIN_INSTRUMENT": "LSSTCam",
+    "SKYMAP": "lsst_cells_v1",
+    "WORKER_TIMEOUT": "900",
+    "CENTRAL_REPO": "s3://profile@bucket/central",
+    "READ_CENTRAL_REPO": "/repo/replica",
+    "S3_ENDPOINT_URL": "https://s3.example",
+    "IMAGE_BUCKET": "rubin-raws",
+    "IMAGE_TIMEOUT": "30",
+    "KAFKA_CLUSTER": "kafka.example:9092",
+    "PREPROCESSING_PIPELINES_CONFIG": "- pipelines: [/p/Preprocessing.yaml]",
+    "MAIN_PIPELINES_CONFIG": MAIN,
+    "MESSAGE_EXPIRATION": "1800",
+    "WORKER_RESTART_FREQ": "50",
+    "PRELOAD_PADDING": "50.1",
+    "CONFIG_APDB": "s3://bucket/apdb.yaml",
+    "EXPORT_TYPE_REGEXP": '- ".*_metadata"\n- difference_image',
+    "SERVICE_LOG_LEVELS": ".=WARNING lsst.isr=DEBUG timer.lsst=VERBOSE",
+    "USE_KAFKA_BUTLER_WRITER": "1",
+    "BUTLER_WRITER_KAFKA_CLUSTER": "writer.example:9093",
+    "BUTLER_WRITER_KAFKA_USERNAME": "prompt",
+    "BUTLER_WRITER_KAFKA_PASSWORD": "hunter2",
+    "BUTLER_WRITER_KAFKA_TOPIC": "butler-writer",
+    "SASQUATCH_URL": "https://sasquatch.example/rest",
+    "SASQUATCH_TOKEN": "hunter3",
+    "HOME": "/home/lsst",
+}
+FAN_OUT = {
+    "detectors": {
+        "LSSTCam": {number: number not in (3, 120) for number in range(189)},
+        "LATISS": {"0": True},
+        "HSC": {0: False},
+    },
+    "knative-urls": {},
+}
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Run the command with files of this content; return exit status, stderr and both files as text."""
+
+    def run(environment, fan_out=FAN_OUT):
+        (tmp_path / "service.env").write_text(environment)
+        (tmp_path / "fan-out.yaml").write_text(yaml.safe_dump(fan_out))
+        options = ["--fan-out", str(tmp_path / "fan-out.yaml")] if fan_out else []
+        code = cli._run(["import-config", str(tmp_path / "service.env"), "--output", str(tmp_path), *options])
+        files = [path.read_text() for path in sorted(tmp_path.glob("pp*.yaml"))]
+        return code, capsys.readouterr().err, files
+
+    return run
+
+
+def dumped(variables):
+    return "\n".join(f"{name}={value}" for name, value in variables.items()) + "\n"
+
+
+def as_kubernetes(variables):
+    secret = {
+        "name": "BUTLER_WRITER_KAFKA_PASSWORD",
+        "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}},
+    }
+    environment = [{"name": name, "value": value} for name, value in variables.items()]
+    container = {"name": "prompt", "image": "x", "env": [*environment, secret]}
+    deployment = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": [container]}}}}
+    return yaml.safe_dump_all([{"kind": "Service"}, deployment])
+
+
+def without_secret(variables):
+    return variables | {"BUTLER_WRITER_KAFKA_PASSWORD": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (dumped(VARIABLES), VARIABLES),
+        ("\0".join(f"{name}={value}" for name, value in VARIABLES.items()), VARIABLES),
+        (as_kubernetes(without_secret(VARIABLES)), without_secret(VARIABLES)),
+        ("# first\nexport SKYMAP='a b'\nSASQUATCH_URL=\n# more\n", {"SKYMAP": "a b", "SASQUATCH_URL": ""}),
+        (yaml.safe_dump({"kind": "ConfigMap", "data": {"SKYMAP": "x"}}), {"SKYMAP": "x"}),
+    ],
+    ids=["env", "env -0", "deployment", "dotenv", "config map"],
+)  # fmt: skip
+def test_an_environment_is_read_in_each_of_its_forms(text, expected):
+    assert read_environment(text) == expected
+
+
+def test_both_files_are_valid_and_have_what_the_service_had(run, tmp_path):
+    code, _, _ = run(dumped(VARIABLES))
+    assert code == 0
+    environment = {
+        "AP_PIPE_DIR": "/ap_pipe",
+        "BUTLER_WRITER_KAFKA_USERNAME": "u",
+        "BUTLER_WRITER_KAFKA_PASSWORD": "p",
+    }
+    node, _ = load_model(tmp_path / "ppdaemon.yaml", NodeConfig, environment)
+    relay, _ = load_model(tmp_path / "pprelay.yaml", RelayConfig, {})
+    assert relay.instruments.keys() == {"LSSTCam", "LATISS"}
+    assert relay.instruments["LSSTCam"].detectors == node.node.instruments["LSSTCam"]
+    assert len(node.node.instruments["LSSTCam"]) == 187
+    assert (node.node.expiry_s, relay.expiry_s) == (1800.0, 1800.0)
+    butler = node.butler
+    assert (butler.central, butler.read, butler.skymap) == (
+        "s3://profile@bucket/central",
+        "/repo/replica",
+        "lsst_cells_v1",
+    )
+    assert [rule.pipelines for rule in node.pipelines.main] == [
+        ("/ap_pipe/pipelines/LSSTCam/ApPipe.yaml", "/p/SingleFrame.yaml"),
+        (),
+        ("/p/Isr.yaml",),
+    ]
+    assert node.pipelines.main[0].coord_type == "boresight"
+    assert node.pipelines.overrides == {"parameters:apdb_config": "s3://bucket/apdb.yaml"}
+    assert node.engine.no_return == ("lsst.ap.association.DiaPipelineTask",)
+    assert node.export.types == (".*_metadata", "difference_image")
+    assert node.export.writer.to == "kafka://writer.example:9093/butler-writer"
+    assert node.export.writer.options["sasl.password"] == "p"
+    assert node.publish[0].to == "https://sasquatch.example/rest"
+    assert node.workers.times.run_s == 900.0
+    assert (node.workers.recycle_visits, node.preload.padding_arcsec) == (50, 50.1)
+    assert node.arrivals.image_timeout_s == 30.0
+    assert node.arrivals.remote[0].uri == "s3://rubin-raws"
+    assert (node.log.level, node.log.levels) == ("WARNING", {"lsst.isr": "DEBUG"})
+
+
+def test_what_is_not_carried_over_is_a_comment_and_secrets_are_nowhere(run):
+    _, _, (node, relay) = run(dumped(VARIABLES | {"SOMETHING_NEW": "1"}))
+    comments = [line for line in node.splitlines() if line.startswith("#")]
+    for name in ("KAFKA_CLUSTER", "S3_ENDPOINT_URL", "SASQUATCH_URL", "timer.lsst=VERBOSE", "SOMETHING_NEW"):
+        assert any(name in line for line in comments), name
+    assert "hunter" not in node + relay
+
+
+def test_a_variable_is_carried_over_or_not_but_never_both():
+    assert not CARRIED.keys() & NOT_CARRIED.keys()
+    # Each gives a key, or a reason for none.
+    plain = {
+        "MAIN_PIPELINES_CONFIG": "- pipelines: []",
+        "EXPORT_TYPE_REGEXP": "- x",
+        "SERVICE_LOG_LEVELS": "a=b",
+    }
+    for name in CARRIED:
+        bare = imported({"RUBIN_INSTRUMENT": "LATISS"})
+        one = imported(
+            {"RUBIN_INSTRUMENT": "LATISS", name: plain.get(name, "1" if "CONFIG" not in name else "- a")}
+        )
+        assert (one.node, one.notes) != (bare.node, bare.notes), name
+
+
+def test_the_documents_name_each_variable():
+    page = (ROOT / "doc" / "operators" / "migration.rst").read_text()
+    carried, _, others = page.partition("Not carried over")
+    assert [name for name in CARRIED if f"``{name}``" not in carried] == []
+    assert [name for name in NOT_CARRIED if f"``{name}``" not in others] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"RUBIN_INSTRUMENT": ""}, "RUBIN_INSTRUMENT is missing"),
+        ({"IMAGE_TIMEOUT": "soon"}, "IMAGE_TIMEOUT: could not convert string to float: 'soon'"),
+        ({"MAIN_PIPELINES_CONFIG": "- ["}, "MAIN_PIPELINES_CONFIG: "),
+        ({"EXPORT_TYPE_REGEXP": "Invalid item"}, "EXPORT_TYPE_REGEXP: is not a list in YAML"),
+    ],
+)
+def test_a_wrong_value_is_named_and_nothing_is_written(run, changes, text):
+    code, err, files = run("\0".join(f"{name}={value}" for name, value in (VARIABLES | changes).items()))
+    assert (code, files) == (78, [])
+    assert text in err
+
+
+@pytest.mark.parametrize(
+    "fan_out", [{"detectors": [1]}, {"knative-urls": {}}, {"detectors": {"LSSTCam": {"a": True}}}]
+)
+def test_a_file_that_is_no_fan_out_map_is_refused(run, fan_out):
+    code, err, files = run(dumped(VARIABLES), fan_out)
+    assert (code, files) == (78, [])
+    assert "no map of detectors" in err
+
+
+def test_without_a_fan_out_the_camera_decides_and_existing_files_stay(run, tmp_path):
+    assert run(dumped(VARIABLES), None)[0] == 0
+    assert yaml.safe_load((tmp_path / "ppdaemon.yaml").read_text())["node"]["instruments"] == {
+        "LSSTCam": "0-204"
+    }
+    os.unlink(tmp_path / "pprelay.yaml")
+    code, err, _ = run(dumped(VARIABLES))
+    assert code == 73
+    assert "there already" in err
+    assert not (tmp_path / "pprelay.yaml").exists()
+    with pytest.raises(ConfigError, match="give its detectors as --fan-out"):
+        imported({"RUBIN_INSTRUMENT": "HSC"})

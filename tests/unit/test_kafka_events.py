@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Events of Kafka topics become JSON; no content of a message stops the reading; offsets."""
+
+import io
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import fastavro
+import pytest
+
+from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, event_json
+from ppdaemon.relay.requests import read_request
+from ppdaemon.visit import NextVisit, VisitCanceled
+
+SCHEMA = {
+    "type": "record",
+    "name": "logevent_nextVisit",
+    "fields": [
+        {"name": "groupId", "type": "string"},
+        {"name": "instrument", "type": "string"},
+        {"name": "position", "type": {"type": "array", "items": "double"}},
+        {"name": "private_sndStamp", "type": "double"},
+    ],
+}
+EVENT = {"groupId": "g1", "instrument": "DemoCam", "position": [10.5, -30.0], "private_sndStamp": 1.5}
+
+
+def avro(number, record, schema=SCHEMA):
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema), record)
+    return b"\0" + number.to_bytes(4) + stream.getvalue()
+
+
+def known(number):
+    if number != 7:
+        raise BadMessage(f"no schema {number}", "kafka schema")
+    return fastavro.parse_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("value", [avro(7, EVENT), json.dumps(EVENT).encode()], ids=["avro", "json"])
+def test_an_event_is_the_same_in_both_forms(value):
+    request = read_request([event_json(value, known)])
+    assert isinstance(request, NextVisit)
+    assert (request.group, request.instrument, request.position) == ("g1", "DemoCam", (10.5, -30.0))
+
+
+def test_a_position_that_is_not_set_and_a_cancellation_are_read():
+    event = EVENT | {"position": [math.nan, math.nan]}
+    assert read_request([event_json(avro(7, event), known)]).position == (0.0, 0.0)
+    assert isinstance(
+        read_request([event_json(b'{"groupId": "g", "scriptSalIndex": 1}', known)]), VisitCanceled
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "kafka empty"),
+        (b"", "kafka empty"),
+        (b"\0\0", "kafka avro"),
+        (avro(7, EVENT)[:-3], "kafka avro"),
+        (avro(7, EVENT) + b"more", "kafka avro"),
+        (b"\0\0\0\0\7" + b"\xff" * 40, "kafka avro"),
+        (avro(8, EVENT), "kafka schema"),
+    ],
+)
+def test_what_is_no_event_is_named(value, kind):
+    with pytest.raises(BadMessage) as raised:
+        event_json(value, known)
+    assert raised.value.kind == kind
+
+
+@pytest.fixture
+def registry():
+    """A schema registry over HTTP; yields its address, and the paths that were asked for."""
+    asked = []
+    answers = {
+        "/schemas/ids/7": (200, {"schema": json.dumps(SCHEMA)}),
+        "/schemas/ids/8": (200, {"schema": "{"}),
+        "/schemas/ids/9": (503, {}),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            code, content = answers.get(self.path, (404, {"error_code": 40403}))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *_):
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_schema_is_read_once_and_each_failure_is_told_apart(registry):
+    url, asked = registry
+    schemas = SchemaRegistry(f"{url}/")
+    for _ in range(3):
+        assert json.loads(event_json(avro(7, EVENT), schemas.schema)) == EVENT
+    assert asked == ["/schemas/ids/7"]
+    for number, error in ((8, BadMessage), (9, Unavailable), (10, BadMessage)):
+        with pytest.raises(error):
+            schemas.schema(number)
+    with pytest.raises(BadMessage, match="registry is not set"):
+        SchemaRegistry(None).schema(7)
+
+
+def test_a_registry_that_is_away_is_asked_again(registry):
+    url, _ = registry
+    away = SchemaRegistry("http://127.0.0.1:9")  # the discard port: nothing listens
+    with pytest.raises(Unavailable):
+        away.schema(7)
+    away._url = url
+    assert away.schema(7)
+
+
+def test_a_next_run_reads_from_the_first_message_that_is_not_done_with():
+    offsets, place, other = Offsets(60.0), ("visits", 0), ("visits", 1)
+    for offset in (5, 6, 9):  # offsets may have gaps
+        offsets.take(place, offset)
+    offsets.take(other, 3)
+    assert (offsets.open, offsets.settle(0.0)) == (4, {})
+    offsets.finish(place, 6, 1.0)
+    offsets.finish(other, 3, 1.0)
+    assert offsets.settle(100.0) == {other: 4}  # 5 is not done with
+    offsets.finish(place, 5, 2.0)
+    assert offsets.settle(61.5) == {}  # a cancellation without its visit may be among them
+    assert offsets.settle(62.0) == {place: 7}
+    assert (offsets.open, offsets.settle(1000.0)) == (1, {})

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""In which order the pool handles the messages of many workers, with real channels."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ppdaemon.messages import Ready
+from ppdaemon.node.processes.child import ChildProcess
+from ppdaemon.node.slots.pool import READ_AT_ONCE, Pool
+from ppdaemon.wire import encode
+
+WORKERS = 3 * READ_AT_ONCE + 1
+
+
+class Played:
+    """A pool with channels, and the slots whose messages it has handled, in order."""
+
+    def __init__(self, pool: Pool, ends: list[socket.socket]):
+        self.pool, self.ends = pool, ends
+        self.handled: list[int] = []
+        pool.handle = lambda number, event: self.handled.append(number)
+
+    def send(self, slot: int) -> None:
+        self.ends[slot].send(encode(Ready(pid=1)))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20.0
+        while not condition():
+            assert time.monotonic() < deadline, self.handled
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def play(config, clock):
+    @contextlib.contextmanager
+    def played() -> Iterator[Played]:
+        pool = Pool(config, clock, lambda order: True, lambda action: None, Counter())
+        with contextlib.ExitStack() as stack:
+            stack.callback(pool.close)
+            ends = []
+            for slot in range(WORKERS):
+                ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                ours.setblocking(False)
+                child = ChildProcess(0, ours, os.eventfd(0), slot, is_direct_child=True)
+                pool._watch(child)
+                stack.callback(end.close)
+                stack.callback(child.close)
+                stack.callback(pool._unwatch, child)
+                ends.append(end)
+            yield Played(pool, ends)
+
+    return played
+
+
+def test_other_tasks_run_between_the_messages_of_many_workers(play):
+    async def check() -> None:
+        with play() as played:
+            for slot in range(WORKERS):
+                played.send(slot)
+            counts = []
+            while len(played.handled) < WORKERS:
+                before = len(played.handled)
+                await asyncio.sleep(0)
+                counts.append(len(played.handled) - before)
+            assert max(counts) <= READ_AT_ONCE
+            assert sorted(played.handled) == list(range(WORKERS))
+
+    asyncio.run(check())
+
+
+def test_workers_that_send_without_end_do_not_stop_another(play):
+    async def check() -> None:
+        with play() as played:
+            played.send(WORKERS - 1)
+
+            def flood() -> bool:
+                for slot in range(WORKERS - 1):
+                    played.send(slot)
+                return WORKERS - 1 in played.handled
+
+            await played.until(flood)
+
+    asyncio.run(check())
+
+
+def test_messages_wait_while_raws_are_checked(play):
+    async def check() -> None:
+        with play() as played:
+            checking = True
+            played.pool.urgent = lambda: checking
+            played.send(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert played.handled == []
+            checking = False
+            await played.until(lambda: played.handled)
+
+    asyncio.run(check())
+
+
+def test_messages_do_not_wait_longer_than_their_limit(play):
+    async def check() -> None:
+        with play() as played:
+            played.pool.urgent = lambda: True
+            played.send(0)
+            await played.until(lambda: played.handled)
+            # Not held again before the raws were checked once.
+            played.send(1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert played.handled == [0, 1]
+
+    asyncio.run(check())
+
+
+def test_a_closed_channel_is_read_no_further(play):
+    async def check() -> None:
+        with play() as played:
+            played.ends[0].close()
+            played.send(1)
+            await played.until(lambda: played.handled == [1])
+            await played.until(lambda: len(played.pool._by_channel) == WORKERS - 1)
+
+    asyncio.run(check())
