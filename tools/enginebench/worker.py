@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
@@ -104,6 +105,8 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
+        NodeFolders.of(context.config).ramdisk.mkdir(parents=True)
+        context = replace(context, warmed=work.warm_up(context.config))
         work.build_template(context)
         # As in the zygote: collections in a worker need not visit the imported objects.
         gc.collect()

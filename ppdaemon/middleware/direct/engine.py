@@ -36,7 +36,6 @@ from ppdaemon.middleware.direct.quanta import QuantumStep, build_steps
 from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
 from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
 from ppdaemon.middleware.pipelines.graph import PipelineCache, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -253,7 +252,6 @@ class DirectEngine(Engine):
         if self._writer is None:
             roots = [root for root in job.butler.get_datastore_roots().values() if root is not None]
             self._writer = DatasetWriter(ButlerConfig(str(roots[0])), job.butler.dimensions)
-            warm_up(job.butler.dimensions, self._writer, self._folder / "warmup")
         return pipeline_shape(resolved(job.pipeline, job.butler))
 
     def _find_inputs(self, job: Job, raws: VisitRaws) -> _VisitInputs:
