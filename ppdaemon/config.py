@@ -450,6 +450,12 @@ class PipelinesConfig(ConfigPart):
     task of that label. ``parameters:name: value`` sets a parameter of all pipelines that
     have it. A label, field or parameter that does not exist is an error."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All configured pipelines, each once."""
+        rules = (*self.preprocessing, *self.main)
+        return tuple(dict.fromkeys(path for rule in rules for path in rule.pipelines))
+
 
 class EngineConfig(ConfigPart):
     """How pipelines are run."""

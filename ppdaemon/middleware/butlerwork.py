@@ -54,7 +54,7 @@ from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
-__all__ = ("ButlerWork",)
+__all__ = ("ButlerWork", "library_of")
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class ButlerWork:
         self._config = config
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
-        self._library = PipelineLibrary(context.config.pipelines.overrides)
+        self._library = library_of(context)
         self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
@@ -469,6 +469,12 @@ class ButlerWork:
         # Before the outcome is sent: its spool may be exported, and deleted, at once.
         hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)
+
+
+def library_of(context: WorkerContext) -> PipelineLibrary:
+    """Return the pipelines that were parsed before the process was forked, or an empty library."""
+    inherited: PipelineLibrary | None = context.warmed
+    return PipelineLibrary(context.config.pipelines.overrides) if inherited is None else inherited
 
 
 def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:

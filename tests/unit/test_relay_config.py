@@ -28,7 +28,16 @@ def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
 def keys_shown() -> set[str]:
     value, _ = read_yaml(SHOWN)
     found = set(value)
-    names = ("log", "metrics", "traces", "switched_off", "security", "security.operators", "security.readers")
+    names = (
+        "kafka",
+        "log",
+        "metrics",
+        "traces",
+        "switched_off",
+        "security",
+        "security.operators",
+        "security.readers",
+    )
     for name in (*names, *(f"instruments.{instrument}" for instrument in value["instruments"])):
         part = value
         for step in name.split("."):

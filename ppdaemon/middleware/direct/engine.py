@@ -39,7 +39,6 @@ from ppdaemon.middleware.direct.quanta import QuantumStep, build_steps
 from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
 from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
 from ppdaemon.middleware.pipelines.graph import PipelineCache, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -282,7 +281,6 @@ class DirectEngine(Engine):
                 self._writer = DatasetWriter(ButlerConfig(str(job.repo.root)), job.repo.dimensions)
             except UnknownDatastore as error:
                 raise Unsupported(str(error)) from error
-            warm_up(job.repo.dimensions, self._writer, self._folder / "warmup")
         return pipeline_shape(resolved(job.pipeline, job.repo))
 
     def _find_inputs(self, job: Job) -> _VisitInputs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs an empty task once, so that the first visit of a worker is not slower than the others.
+"""Runs an empty task once in the zygote, so that the first visit of a worker is not slower than the others.
 
 What the interpreter and the middleware do only once, such as imports inside
 functions, compiled schemas and caches, takes tens of milliseconds.

@@ -26,11 +26,11 @@ from lsst.daf.butler import (
     SerializedDatasetRef,
 )
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from lsst.utils.packages import Packages
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, ingest_shared, located
 from ppdaemon.middleware.butler.localdatasets import LocalDataset
 from ppdaemon.middleware.pipelines.graph import resolved
+from ppdaemon.middleware.pipelines.provenance import system_packages
 from ppdaemon.middleware.run.engine import Job, TaskFailure
 from ppdaemon.wire import Model
 
@@ -217,7 +217,7 @@ def _create(graph: PipelineGraph, job: Job) -> None:
     deployment = {"digest": job.digest, "name": job.pipeline.name, "pipeline": job.pipeline.text}
     _put_new(execution, deployment, DEPLOYMENT_TYPE)
     # Not PipelineGraph.write_packages, which writes none if an input collection has them.
-    _put_new(execution, Packages.fromSystem(), graph.packages_dataset_type)
+    _put_new(execution, system_packages(), graph.packages_dataset_type)
 
 
 def _put_new(execution: Butler, content: object, dataset_type: DatasetType | str) -> None:
