@@ -23,6 +23,7 @@ from ppdaemon.camera import load_camera
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.butler.formatters import UnknownDatastore
 from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.warmup import warm_up
@@ -56,8 +57,13 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     pipelines, _ = library.load(_without_threads(config))
     universe = DimensionUniverse()
     local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
+    writer: DatasetWriter | None = None
     formatters = FormatterFactory()
-    formatters.registerFormatters(local["datastore", "formatters"], universe=universe)
+    try:
+        writer = DatasetWriter(local, universe)
+        formatters.registerFormatters(local["datastore", "formatters"], universe=universe)
+    except UnknownDatastore as reason:
+        _LOG.warning("no dataset is written before the first visit of a worker: %s", reason)
     for pipeline in pipelines:
         try:
             _rehearse_graph(pipeline, universe, formatters)
@@ -69,8 +75,9 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     parse_expression("band IN (allowed)")  # the first one generates the parser
     getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
     system_packages()
-    with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
-        warm_up(universe, DatasetWriter(local, universe), Path(folder, "files"))
+    if writer is not None:
+        with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
+            warm_up(universe, writer, Path(folder, "files"))
     if left := [each for each in _open_objects() if not any(each is known for known in before)]:
         raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
     return library

@@ -44,7 +44,7 @@ MODULES = {
 pytestmark = pytest.mark.slow
 
 
-def rehearse(folder, sockets, *names):
+def rehearse(folder, sockets, *names, **parts):
     """Rehearse pipelines, each with a task of the module of its name; return what is printed."""
     paths = []
     for name in names:
@@ -53,7 +53,7 @@ def rehearse(folder, sockets, *names):
         if name in MODULES:
             paths[-1].write_text(f"description: {name}\ntasks:\n  {name}: {name}.WarmupTask\n")
     rules = {"main": [{"pipelines": list(map(str, paths))}]}
-    config = NodeConfig.model_validate(node_config(folder, sockets, pipelines=rules))
+    config = NodeConfig.model_validate(node_config(folder, sockets, pipelines=rules, **parts))
     command = [sys.executable, "-c", REHEARSE, config.model_dump_json(), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(ended.stdout), ended.stderr
@@ -74,3 +74,12 @@ def test_a_pipeline_that_crashes_does_not_stop_the_zygote(tmp_path, socket_dir):
 def test_an_open_database_is_found(tmp_path, socket_dir):
     found, _ = rehearse(tmp_path, socket_dir, "connected")
     assert found.startswith("RuntimeError: the rehearsal leaves <sqlite3.Connection object")
+
+
+def test_a_datastore_of_another_kind_is_rehearsed_without_datasets(tmp_path, socket_dir):
+    local = {"datastore": {"cls": "lsst.daf.butler.datastores.inMemoryDatastore.InMemoryDatastore"}}
+    butler = {"central": "/repo", "instrument_class": {"n": "n.N"}, "local": local}
+    found, log = rehearse(tmp_path, socket_dir, "plain", butler=butler)
+    assert found == [["plain"], []]
+    assert log.count("no dataset is written before the first visit of a worker") == 1
+    assert "Traceback" not in log
