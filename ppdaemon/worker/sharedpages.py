@@ -16,6 +16,9 @@ _FIELD = ctypes.c_uint32
 """The part of the reference count by which Python knows an immortal object."""
 _GAPS = (*(1 << power for power in range(16, 9, -1)), *range(496, 0, -16))
 """Sizes of blocks that fill the gaps; larger ones are not in the heap."""
+_GAPS_MAX_BYTES = 64_000_000
+"""Many times what gaps take. Without a limit, nothing would end the filling where an allocator takes new
+memory below the heap, such as another library's with an unlimited stack."""
 _LIBC = ctypes.CDLL(None)
 _LIBC.malloc.restype = _LIBC.sbrk.restype = ctypes.c_void_p
 _LIBC.malloc.argtypes = (ctypes.c_size_t,)
@@ -66,9 +69,10 @@ def _make_immortal() -> int:
 def _fill_gaps() -> None:
     """Allocate what is free within the C library's heap, so that it grows from now on: 1 MB, in 1 ms."""
     _LIBC.malloc_trim(0)  # what is free at its end
-    end = _LIBC.sbrk(0)
+    end, left_bytes = _LIBC.sbrk(0), _GAPS_MAX_BYTES
     for size in _GAPS:
-        while (block := _LIBC.malloc(size)) is not None:
+        while left_bytes > 0 and (block := _LIBC.malloc(size)) is not None:
+            left_bytes -= size
             if block > end:  # of new memory
                 _LIBC.free(block)
                 break

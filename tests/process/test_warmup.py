@@ -155,6 +155,21 @@ print(len(set(gaps) & {{libc.malloc(1000) for _ in range(1_000)}}))
     assert int(ended.stdout) <= 7 if kept else int(ended.stdout) > 900
 
 
+def test_an_allocator_with_new_memory_below_the_heap_does_not_take_all_memory():
+    script = """
+import resource
+from types import SimpleNamespace
+from ppdaemon.worker import sharedpages
+libc, limit = sharedpages._LIBC, 1_000_000_000
+names = {name: getattr(libc, name) for name in ("malloc", "free", "malloc_trim")}
+sharedpages._LIBC = SimpleNamespace(sbrk=lambda _: 2**63, **names)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sharedpages.keep_pages_shared()
+bytearray(limit // 2)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_what_a_child_creates_is_counted_and_deleted():
     script = """
 import gc, os, sys, weakref
