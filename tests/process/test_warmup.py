@@ -102,6 +102,14 @@ def test_a_cold_node_processes_visits_and_logs_why(tmp_path, socket_dir):
         assert f"without a warm-up: it leaves {tmp_path}/site_work.py open" in log
 
 
+def test_a_warm_up_that_crashes_the_zygote_does_not_stop_the_node(tmp_path, socket_dir):
+    (tmp_path / "site_work.py").write_text(WORK.format("os.abort()"))
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with running(tmp_path, socket_dir, work="site_work", environment=environment, min=1, max=1):
+        log = (tmp_path / "daemon.log").read_text()
+        assert "without a warm-up: with one, the zygote was killed by SIGABRT" in log
+
+
 SHARED = """
 import os, sys
 from ppdaemon.worker.sharedpages import keep_pages_shared

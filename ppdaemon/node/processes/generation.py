@@ -172,6 +172,10 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self._not_forked = ""
         self._not_forked_since = 0.0
         self._wiping: asyncio.Future[None] | None = None
+        self._warms_up = False
+        """Whether the zygote is not ready, and may be in its warm-up."""
+        self._cold = ""
+        """Why the next zygote does not warm up, or blank."""
 
     @property
     def problem(self) -> str:
@@ -269,6 +273,9 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     def _launch(self) -> ChildProcess:
         arguments = ["--config", str(self._folders.settings(self.number))]
+        if self._cold:
+            arguments += ["--cold", self._cold]
+        self._warms_up = self.config.workers.start == "fork" and not self._cold
         return launch("ppdaemon.worker.zygote", arguments, self._lifeline, self._environment, self._log)
 
     def _serve(self) -> None:
@@ -281,6 +288,7 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
                 _LOG.info("zygote %d has imported %d modules in %.1f s", pid, modules, import_s)
                 if cold:
                     _LOG.warning("the first visit of each worker takes longer, without a warm-up: %s", cold)
+                self._warms_up, self._cold = False, ""
                 self._ready()
                 return
             case messages.ZygoteRefused(problems=problems):
@@ -323,7 +331,10 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         self._count["zygote_gone"] += 1
         # Unknown from now on: no zygote reports their end. The supervisor reaps them.
         self.running_pids.clear()
-        if not self._booted.done():
+        # A pipeline may have crashed it, which ends only the workers that run this pipeline.
+        cold, self._warms_up = self._warms_up, False
+        self._cold = f"with one, the zygote {cause}" if cold else ""
+        if not self._booted.done() and not cold:
             text = f"the zygote cannot start: it {cause}\n{self._last_lines()}"
             self._booted.set_exception(ZygoteFailed(text.strip()))
             self.close()
