@@ -275,8 +275,9 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
         arguments = ["--config", str(self._folders.settings(self.number))]
         if self._cold:
             arguments += ["--cold", self._cold]
+        zygote = launch("ppdaemon.worker.zygote", arguments, self._lifeline, self._environment, self._log)
         self._warms_up = self.config.workers.start == "fork" and not self._cold
-        return launch("ppdaemon.worker.zygote", arguments, self._lifeline, self._environment, self._log)
+        return zygote
 
     def _serve(self) -> None:
         if not self._booted.done():
