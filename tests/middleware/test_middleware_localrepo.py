@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from enginecompare import assert_equal, process_visit, run_worker, start_worker
-from lsst.daf.butler import Butler, DatasetAssociation, DatasetType, Timespan
+from lsst.daf.butler import Butler, DatasetAssociation, DatasetType, DimensionUniverse, Timespan
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from toycam import NAME, MakeRig, Rig
 
 from ppdaemon.messages import Process
-from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
@@ -140,6 +140,22 @@ def test_a_locked_registry_is_replaced(repo: LocalRepo, statement: str) -> None:
         lock.execute(statement)
         repo.renew()
         assert repo.butler.collections.register("one")
+
+
+def test_a_datastore_that_keeps_datasets_in_memory_is_replaced(tmp_path: Path) -> None:
+    stores = ("fileDatastore.FileDatastore", "inMemoryDatastore.InMemoryDatastore")
+    names = ("chainedDatastore.ChainedDatastore", *stores)
+    chained, *others = ({"cls": f"lsst.daf.butler.datastores.{name}"} for name in names)
+    datastore = chained | {"datastores": [{"datastore": each} for each in others]}
+    template, universe = tmp_path / "template", DimensionUniverse()
+    notes = DatasetType("notes", universe.empty, "StructuredDataDict")
+    make_template(template, universe, (), [notes], "versions", {"datastore": datastore})
+    with closing(LocalRepo(template, tmp_path / "worker")) as repo:
+        repo.butler.collections.register("run")
+        ref = repo.butler.put({"one": 1}, notes, run="run")
+        assert repo.butler.stored(ref)
+        repo.renew()
+        assert not repo.butler.stored(ref)
 
 
 def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:

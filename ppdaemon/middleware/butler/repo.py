@@ -305,7 +305,8 @@ class LocalRepo:
         self._records.clear()
         self._add_to_records(self._template_records)
         # Also if the Butler was not used: a task may have found the database.
-        if self._butler is None or not self._restore():
+        # Another datastore may have datasets in memory.
+        if self._butler is None or self._writer is None or not self._restore():
             self._open_copy()
         self._used = False
         for folder in (*self.root.iterdir(), self.incoming):
