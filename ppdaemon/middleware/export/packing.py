@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsst.daf.butler import ButlerConfig, DatasetRef
@@ -42,6 +42,8 @@ LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
 """Spools for one process: forking it takes as long as a small image."""
+_PACKED = "packed-"
+"""Prefix of the names of packed files."""
 
 
 class Packer:
@@ -153,6 +155,16 @@ def pack(spool: Path, writer: DatasetWriter) -> None:
             (spool / name).unlink(missing_ok=True)
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
+        _remove_unnamed(spool)
+
+
+def _remove_unnamed(spool: Path) -> None:
+    """Delete packed files that the manifest does not name: the disk may be full."""
+    with suppress(BadMessage, OSError):
+        named = {file.name for file in read_manifest(spool).files}
+        for path in spool.glob(f"{_PACKED}*"):
+            if path.name not in named:
+                path.unlink()
 
 
 @contextmanager
@@ -176,7 +188,7 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
         content, provenance = read_plain(path)
         ref = DatasetRef.from_simple(file.refs[0], universe=writer.universe)
         written = writer.write(content, ref, folder, provenance).path
-        target = written.rename(spool / f"packed-{written.name}")
+        target = written.rename(spool / f"{_PACKED}{written.name}")
     except Exception as error:  # formatters are foreign code
         name = os.path.basename(os.path.realpath(spool))
         _LOG.error("%s of %s is registered without compression: %s", file.name, name, describe(error))
