@@ -187,7 +187,7 @@ def test_a_crash_while_a_moved_spool_is_deleted_does_not_replace_it_by_the_rest(
     rmtree = shutil.rmtree
 
     def crash(path, **options):
-        if path.parent == folders.ramdisk_spool:
+        if path.parent == folders.ramdisk_spool and path.exists():
             (path / "manifest.json").unlink()
             raise KeyboardInterrupt
         rmtree(path, **options)
