@@ -32,6 +32,7 @@ from ppdaemon.messages import Exported, Process
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
+from ppdaemon.middleware.export import packing
 from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.outputs import _spooled
@@ -298,6 +299,19 @@ def test_what_is_packed_now_is_not_given_up(site: Site) -> None:
         while exporter._packer.busy:
             exporter._packer.collect(wait=True)
         assert exporter.give_up_images([site.spool], 1).spools == {str(spools[0]): "image"}
+
+
+def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools, read = [site.write(detector) for detector in range(3)], list[Path]()
+    monkeypatch.setattr(packing, "AT_ONCE", 1)
+    monkeypatch.setattr(packing, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        assert (read, packer.busy) == (spools[:1], set(spools[:1]))
+        packer.start()
+        assert read == spools[:1], "all processes are busy"
 
 
 def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_path: Path) -> None:

@@ -93,8 +93,9 @@ class Packer:
 
     def start(self) -> None:
         """Start processes for what waits, the oldest first. No thread may be active."""
-        waiting = self._waiting()
-        while waiting and len(self._running) < self._processes:
+        free = self._processes - len(self._running)
+        waiting = self._waiting(free * AT_ONCE) if free else []
+        while waiting:
             share, waiting = tuple(waiting[:AT_ONCE]), waiting[AT_ONCE:]
             writer = self._open_writer()
 
@@ -115,12 +116,15 @@ class Packer:
             call.kill()
         self._running.clear()
 
-    def _waiting(self) -> list[Path]:
+    def _waiting(self, most: int) -> list[Path]:
+        """Return the oldest spools that no process has; no more manifests are read than that needs."""
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
-        waiting = []
+        waiting: list[Path] = []
         for spool in found:
+            if len(waiting) == most:
+                break
             if spool in busy or spool in self._packed:
                 continue
             try:
