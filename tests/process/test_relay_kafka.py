@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from kafkacluster import kafka_cluster
 
 from ppdaemon.ctl.client import RelayDaemon
@@ -85,6 +86,21 @@ def test_a_cluster_that_is_away_is_a_problem_and_nothing_else_stops(socket_dir):
     relay = RelayProcess(socket_dir, kafka=kafka).start()
     try:
         wait_until(lambda: "Kafka" in str(RelayDaemon(relay.control).status().problem_texts), TIMEOUT_S)
+    finally:
+        assert relay.stop() == 0
+
+
+def test_a_partition_that_cannot_be_read_is_a_problem(cluster, socket_dir):
+    consumer = Consumer({"bootstrap.servers": cluster.brokers, "group.id": "ppdaemon-relay"})
+    consumer.commit(offsets=[TopicPartition(VISITS, 0, 10**6)], asynchronous=False)  # there is no such offset
+    consumer.close()
+    options = {"fetch.wait.max.ms": "10", "auto.offset.reset": "error"}
+    kafka = {"brokers": cluster.brokers, "topics": [VISITS], "options": options}
+    relay = RelayProcess(socket_dir, kafka=kafka).start()
+    try:
+        wait_until(
+            lambda: f"{VISITS} [0]" in str(RelayDaemon(relay.control).status().problem_texts), TIMEOUT_S
+        )
     finally:
         assert relay.stop() == 0
 
