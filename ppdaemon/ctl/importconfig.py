@@ -167,7 +167,7 @@ CARRIED: Mapping[str, Callable[[Import, str, str], None]] = {
 """What copies each variable. IMAGE_TIMEOUT is here, too, the time after twice the announced duration."""
 
 _NOTICES = "raws are found by arrivals: files, or notices over ZeroMQ"
-_EVENTS = "visits come from pprelay, over ZeroMQ"
+_EVENTS = "visits come from pprelay, over ZeroMQ, or from Kafka: see kafka in pprelay.yaml"
 NOT_CARRIED: Mapping[str, str] = {
     "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": _NOTICES,
     "BUCKET_TOPIC": _NOTICES,
