@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import (
-    Accepted,
     FACTS,
+    Accepted,
     Done,
     FromNode,
     FromRelay,
