@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# make demo | playground | test | slow | slow-ml | quick | check | doc | install | uninstall | clean: each makes what it needs from a bare clone.
+# make demo | playground | test | slow | slow-ml | quick | bench | check | doc | install | uninstall | clean: each makes what it needs from a bare clone.
 # ARGS="..." goes to the program that runs; PYTHON=... chooses the interpreter of .venv.
 
 VENV := .venv
@@ -8,7 +8,7 @@ export PYTHON
 # Where it is set, each daemon of a test would compile the whole package, and each worker of pytest all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo playground test slow slow-ml quick check doc install uninstall clean
+.PHONY: help demo playground test slow slow-ml quick bench check doc install uninstall clean
 
 help:
 	@echo "make demo    the whole system on a simulated camera"
@@ -17,6 +17,8 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make slow-ml the tests with torch and others, in .venv-ml (several GB)"
 	@echo "make quick   the tests that start no process and need no LSST code"
+	@echo "make bench   all benches with quick settings, ten minutes on two idle cores: goals, and ratios"
+	@echo "             worse than those of tools/baseline.json"
 	@echo "make check   format, lint, types, layers"
 	@echo "make doc     the documentation as a site, in build/doc"
 	@echo "make install and make uninstall, as root: programs in /opt, units, man pages, configuration"
@@ -44,6 +46,9 @@ slow-ml: .venv-ml/.installed-ml
 
 quick: $(VENV)/.installed-test
 	$(PYTEST) $(PER_CORE) -m "not slow" --without-lsst tests/unit $(ARGS)
+
+bench: $(VENV)/.installed-test
+	@$(BIN)/python tools/bench_all.py $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

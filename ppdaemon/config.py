@@ -450,6 +450,12 @@ class PipelinesConfig(ConfigPart):
     task of that label. ``parameters:name: value`` sets a parameter of all pipelines that
     have it. A label, field or parameter that does not exist is an error."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All configured pipelines, each once."""
+        rules = (*self.preprocessing, *self.main)
+        return tuple(dict.fromkeys(path for rule in rules for path in rule.pipelines))
+
 
 class EngineConfig(ConfigPart):
     """How pipelines are run."""
@@ -464,8 +470,8 @@ class EngineConfig(ConfigPart):
     passed as files on the RAM disk. `None`: a quarter of ``workers.memory.hard``."""
     read_ahead_max: Size | None = None
     """``direct``: memory for inputs that are read before the image, and the same amount
-    for calibrations that stay in memory for later visits. `None`: one eighth of
-    ``workers.memory.hard``."""
+    for calibrations that stay in memory for later visits, as do the templates of a field
+    as long as visits stay there. `None`: one eighth of ``workers.memory.hard``."""
     processes: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
     """``direct``: number of quanta of a visit that run in parallel if they are
     independent, such as those of two snaps, and number of large outputs that are

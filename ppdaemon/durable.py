@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ("begin_sync", "sync", "sync_all", "write_durably")
+__all__ = ("begin_sync", "begin_sync_of", "sync", "sync_all", "write_durably")
 
 AT_ONCE = 8
 """Files that are synced at once; 16 are not faster."""
@@ -29,9 +29,14 @@ def begin_sync(path: Path) -> None:
     """Let the kernel write a file to the disk now, without waiting. No promise: `sync` makes it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+        begin_sync_of(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_sync_of(descriptor: int) -> None:
+    """Do the same as `begin_sync` for an open file."""
+    _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_all(paths: Iterable[Path]) -> None:

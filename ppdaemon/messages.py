@@ -643,6 +643,8 @@ class ZygoteReady(Model):
     pid: int
     import_s: float
     modules: int
+    cold: str = ""
+    """Why it has not warmed up, so that the first visit of each worker takes longer; blank if it has."""
 
 
 class ZygoteRefused(Model):

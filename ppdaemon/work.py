@@ -9,7 +9,7 @@ production; tests have scripted ones.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ppdaemon import messages
 from ppdaemon.clock import Clock
@@ -49,6 +49,8 @@ class WorkerContext:
     """Waits until the next step may be done: a task that must not be repeated, by its label, or, with
     a blank, the rename that completes the spool. To be called before each such step; returns at once
     if it was allowed before."""
+    warmed: Any = None
+    """What `WorkModule.warm_up` has returned in the process that forked this one."""
 
 
 class Work(Protocol):
@@ -100,6 +102,12 @@ class WorkModule(Protocol):
 
     def set_up_libraries(self) -> None:
         """Prepare imported libraries in the zygote; open no file, socket or thread."""
+
+    def warm_up(self, config: NodeConfig) -> Any:
+        """Do in the zygote, before any fork, what otherwise the first visit of each worker would do first;
+        return what workers get as ``context.warmed``. Leave no file, socket, thread, process or Butler
+        open. Any exception means that workers start without it.
+        """
 
     def build_template(self, context: WorkerContext) -> None:
         """Create ``context.template``, once per configuration, in a separate process.

@@ -2,30 +2,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure on this machine the latency of raws, and whether any is missed."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 from arrivalbench.bursts import measure_old_tree, measure_races, measure_storm
 from arrivalbench.exposures import SOURCES, Workload, measure_exposures
-from arrivalbench.results import goals, missed_files
-from benching.cli import options, print_results, progress, run
+from arrivalbench.results import goals
+from benching.cli import Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.results import Scalar
 
-from ppdaemon.states import ExitCode
-
 SECTIONS = (*SOURCES, "races", "storm", "old")
-QUICK = {"exposures": 2, "detectors": 9, "within_s": 0.5, "races": 60, "storm": 600, "old": 5000}
+QUICK = {"exposures": 3, "within_s": 1.0, "races": 500, "storm": 4000, "old": 50_000}
 
 
 def measure(
     sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
     """Measure section by section, each with its own daemon."""
-    results: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
+    results: dict[str, Scalar] = {}
     counts = []
     for source in (each for each in SOURCES if each in sections):
         with folder_roots.temporary() as folders:
@@ -43,12 +39,11 @@ def measure(
         if section in sections:
             with folder_roots.temporary() as folders:
                 results |= measured(folders, workload, progress)
-    return results | {"load_at_end": os.getloadavg()[0]}
+    return results
 
 
 @click.command(name="bench_arrival", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--quick", is_flag=True, help="Small numbers for all options that are not set.")
 @click.option(
     "--exposures",
     default=10,
@@ -86,41 +81,17 @@ def measure(
 @click.option(
     "--old", default=1_000_000, show_default=True, type=click.IntRange(1), help="Files of past nights."
 )
-@options
-@click.pass_context
-def command(
-    context: click.Context,
-    only: tuple[str, ...],
-    as_json: bool,
-    quick: bool,
-    scratch: Path,
-    ramdisk: Path,
-    **workload: Any,
-) -> None:
+@options(QUICK)
+def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     """Measure the time from complete raws to the orders to workers, by inotify,
     also of bursts, by ZeroMQ and by polling; whether any file is missed in new folders or
     after an overflow; and the start on a tree of old files.
 
     Takes some minutes; other load on the machine changes the results. Goals
-    are for two idle cores. The status is 1 if a file was missed. All files are
-    deleted.
+    are for two idle cores. All files are deleted.
     """
-    if quick:
-        set_by_user = click.core.ParameterSource.COMMANDLINE
-        workload |= {
-            name: value
-            for name, value in QUICK.items()
-            if context.get_parameter_source(name) is not set_by_user
-        }
-    results = measure(
-        frozenset(only or SECTIONS),
-        FolderRoots(scratch, ramdisk),
-        Workload(**workload),
-        progress,
-    )
-    print_results(results, goals(workload["poll_s"]), as_json=as_json)
-    if missed_files(results):
-        context.exit(ExitCode.FAILED)
+    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload), progress)
+    bench.report(results, goals(workload["poll_s"]))
 
 
 if __name__ == "__main__":

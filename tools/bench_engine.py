@@ -2,62 +2,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure on this machine the overhead of the engines over the tasks' own work."""
 
-import multiprocessing
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import options, print_results, progress, run
+from benching.cli import Bench, options, progress, run
+from benching.folders import FolderRoots
+from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
-from enginebench.results import GOALS, Sample, flatten, ratios, summarize
+from enginebench.results import GOALS, Sample, ratios, summarize
 
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import Unavailable
 
 if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from enginebench.sections import Section, SectionFolders
 
-NAMES = ("empty", "twenty", "images", "appipe", "snaps")
-_CONTEXT = multiprocessing.get_context("forkserver")
-# For one answer: making repos and raws takes most of a minute on an idle machine.
-_LIMIT_S = 600.0
-
-
-class BenchProcess:
-    """A process of the bench and its channel; it is stopped at the end of the context."""
-
-    def __init__(self, function: Callable[..., object], *arguments: object):
-        self._channel, child_end = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=function, args=(*arguments, child_end))
-        self._process.start()
-        # Without a copy in this process, the exit of the child closes the channel.
-        child_end.close()
-
-    def request(self, message: object) -> Any:
-        """Send a message and return the answer; raise `Unavailable` if there is none."""
-        try:
-            self._channel.send(message)
-            if self._channel.poll(_LIMIT_S):
-                return self._channel.recv()
-        except (EOFError, BrokenPipeError):
-            pass
-        raise Unavailable("a process of the bench exited or did not answer; see the output above")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._channel.send(None)
-        else:
-            self._process.kill()
-        self._process.join()
-        self._channel.close()
+NAMES = ("empty", "twenty", "images", "appipe", "snaps", "detector")
+QUICK = {"only": ("empty", "appipe", "detector"), "visits": 3}
 
 
 def prepare_section(section: "Section", folders: "SectionFolders", channel: Connection) -> None:
@@ -78,7 +42,7 @@ def worker(setup: Any, channel: Connection) -> None:
 
 def measure(
     section: "Section", folders: "SectionFolders", visits: int, progress: Callable[[str], None]
-) -> dict[str, dict[str, Scalar]]:
+) -> dict[str, Mapping[str, float | int]]:
     """Measure the same visits with each worker, in turn."""
     from enginebench.sections import plan
 
@@ -95,37 +59,28 @@ def measure(
                 samples[name].append(workers[name].request(each))
             progress(f"{section.name}: visit {number} of {visits}")
     return {
-        name: dict(summarize(taken, section.task_count, idle=section.is_idle))
-        for name, taken in samples.items()
+        name: summarize(taken, section.task_count, idle=section.is_idle) for name, taken in samples.items()
     }
 
 
 def measure_all(
     chosen: Sequence[str],
     visits: int,
-    parents: Mapping[str, Path],
+    folder_roots: FolderRoots,
     progress: Callable[[str], None],
     *,
-    quick: bool,
-) -> dict[str, dict[str, Scalar]]:
+    small: bool,
+) -> dict[str, Mapping[str, Scalar]]:
     """Measure section by section, each in its own folders."""
     from enginebench.sections import SECTIONS, SectionFolders
 
-    host: dict[str, Scalar] = {
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
-        "quick": int(quick),
-    }
-    found: dict[str, dict[str, Scalar]] = {}
+    found: dict[str, Mapping[str, float | int]] = {}
     for name, section in SECTIONS.items():
         if name in chosen:
-            with (
-                tempfile.TemporaryDirectory(prefix="bench-", dir=parents["scratch"]) as disk,
-                tempfile.TemporaryDirectory(prefix="bench-", dir=parents["ramdisk"]) as memory,
-            ):
-                found |= measure(section, SectionFolders(Path(disk), Path(memory), quick), visits, progress)
-    compared: dict[str, Scalar] = dict(ratios(found))  # type: ignore[arg-type]
-    return {"host": host | {"load_at_end": os.getloadavg()[0]}} | found | {"ratios": compared}
+            with folder_roots.temporary() as folders:
+                places = SectionFolders(folders.scratch, folders.ramdisk, small)
+                found |= measure(section, places, visits, progress)
+    return {**found, "ratios": ratios(found)}
 
 
 @click.command(name="bench_engine", context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,29 +92,35 @@ def measure_all(
     type=click.IntRange(1),
     help="Measured visits of each worker.",
 )
-@click.option("--quick", is_flag=True, help="Two visits and small images, only to test the bench.")
-@options
-def command(
-    only: tuple[str, ...], as_json: bool, visits: int, quick: bool, scratch: Path, ramdisk: Path
-) -> None:
+@click.option("--small", is_flag=True, help="Small images, only to test the bench.")
+@options(QUICK)
+def command(bench: Bench, only: tuple[str, ...], visits: int, small: bool) -> None:
     """Measure the time of engines from the raw to the outputs ready for export.
 
     Each engine has a worker, a process that does the same as the daemon's
-    workers: prepare, ingest, process. All of them do the same visits in turn.
-    Times are medians; the first visit of a worker is listed separately. The
-    time begins when the raw is complete and ends when the outputs are in the
-    spool.
+    workers: prepare, ingest, process, clean up. All of them do the same visits
+    in turn. Times are medians; the first visit of a worker is listed
+    separately.
+
+    prepare_ms is from the order to prepare until the worker is prepared.
+    total_ms begins when the raw is complete and ends when the outputs are in
+    the spool. held_ms is from the end of the last task until the worker has
+    answered, its spool durable; free_ms until it is ready for the next visit.
+    visit_ms and cpu_ms are all that the worker was busy for. read_mb and
+    written_mb are the bytes that went through read and write.
 
     Sections: "empty" has five tasks that do nothing, with all their outputs
     exported; "twenty" has 20 tasks with 60 dataset types. "images" passes an
     image of a real detector (4072 x 4000 pixels, mask and variance) through
     five tasks that each make a new one; metadata are exported, and with a
     second pair of workers the last image, too. Images are compressed as in the
-    demo. "appipe" is the demo's alert pipeline; its floor is the time of the
+    demo. "appipe" is the demo's alert pipeline. The floor is the time of the
     tasks' run methods with inputs in memory, without reading the raw and
-    without outputs. written_ms includes writing the outputs; processed_ms of
-    an engine does not. direct_2 may use two processes (engine.processes).
-    "snaps" has two exposures in each visit.
+    without outputs; its written_ms includes writing the outputs, its held_ms
+    writing them and one file of them that is synced. processed_ms of an engine
+    is without writing. "snaps" has two exposures in each visit; direct_2 may
+    use two processes (engine.processes). "detector" does the work of a real
+    detector: 4072 x 4000 pixels, 16 amplifiers, a template of four patches.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
     of the command beside it, ramdisk_mb the size of its repo at the end. All
@@ -167,15 +128,8 @@ def command(
     """
     os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
-    _CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
-    groups = measure_all(
-        only or NAMES,
-        2 if quick else visits,
-        {"scratch": scratch, "ramdisk": ramdisk},
-        progress,
-        quick=quick,
-    )
-    print_results(flatten(groups), GOALS, as_json=as_json, groups=groups)
+    CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
+    bench.report(measure_all(only or NAMES, visits, bench.folders, progress, small=small), GOALS)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from benching.cli import options, print_results, progress, run
-from benching.folders import FolderRoots
+from benching.cli import Bench, options, progress, run
 from benching.results import Scalar
 from exportbench.results import DATABASES, goals, summarize_database, summarize_held
 
 from ppdaemon.errors import Unavailable
+
+QUICK = {"detectors": 40, "databases": ("sqlite",)}
 
 
 @contextmanager
@@ -44,33 +45,34 @@ def new_databases(name: str, folder: Path) -> Iterator[Callable[[], str]]:
     default=DATABASES,
     help="Only this database.",
 )
-@options
+@options(QUICK)
 def command(
+    bench: Bench,
     detectors: int,
     images: int,
     others: int,
     image_kb: float,
     other_kb: float,
     databases: tuple[str, ...],
-    ramdisk: Path,
-    scratch: Path,
-    as_json: bool,
 ) -> None:
     """Measure how the outputs of an exposure get into a central repo.
 
     "direct" is what a service without a spool does: each worker copies its
     outputs with transfer_from, as many workers at once as there are cores.
     "batched" is one export of all spools. "registered" is the batched time
-    without the copies, per dataset; "bare" inserts the same rows into the same
+    without the copies, per dataset. Of it, files are "placed" (renamed, and their
+    folders synced), spools "removed"; "rows" is the rest, from reading the
+    manifests to the commits. "bare" inserts the same rows into the same
     tables in one transaction; "statements" is the part of the database in the
-    batched time, with its queries. "held" is the time for which a worker writes its
-    spool; "before" is the same without checksums, file by file.
+    batched time, with its queries. CPU times are those of the exporter and of the
+    workers, without the database's server. "held" is the time for which a worker
+    writes its spool; "before" is the same without checksums, file by file.
     """
     from exportbench.measure import Amounts, make_local, measure_database, measure_held
 
     amounts = Amounts(detectors, images, others, round(image_kb * 1000), round(other_kb * 1000))
     results: dict[str, Scalar] = {"datasets": amounts.datasets}
-    with FolderRoots(scratch, ramdisk).temporary() as folders:
+    with bench.folders.temporary() as folders:
         progress("outputs of all detectors")
         local = make_local(folders.ramdisk, amounts)
         for name in databases:
@@ -82,7 +84,7 @@ def command(
             results |= summarize_database(name, samples, (detectors - 1) * (images + others))
         progress("spools")
         results |= summarize_held(*measure_held(local, folders.scratch, range(detectors)))
-    print_results(results, goals(databases), as_json=as_json)
+    bench.report(results, goals(databases))
 
 
 if __name__ == "__main__":

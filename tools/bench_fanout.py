@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure the way of a visit from the relay to the workers of many nodes, with the real programs."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
-from benching.cli import options, print_results, progress, run
+from benching.cli import Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.results import Scalar, percentile
 from fanoutbench.bare import BareWorkers, bare_workers
@@ -19,6 +17,8 @@ from fanoutbench.floor import Floor, measured_floor
 from fanoutbench.latency import Latencies, measure_latencies
 from fanoutbench.observatory import Observatory, running
 from fanoutbench.results import GOALS
+
+QUICK = {"rounds": 15, "visits": 100, "complete": 3, "doors": 4, "curve": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,6 @@ def measure(
 ) -> dict[str, Scalar]:
     """Measure with one relay and its nodes."""
     results: dict[str, Scalar] = {
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
         "detectors": workload.detectors,
         "nodes": workload.nodes,
     }
@@ -93,7 +91,7 @@ def measure(
             results |= measure_complete_visits(observatory, workload.complete, skipped_ms, progress)
     if workload.doors:
         results |= measure_doors(folder_roots, workload.doors, progress)
-    return results | {"load_at_end": os.getloadavg()[0]}
+    return results
 
 
 @click.command(name="bench_fanout", context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,8 +137,8 @@ def measure(
     show_default=True,
     help="Time the same visits at a second relay with nodes that have keys.",
 )
-@options
-def command(as_json: bool, scratch: Path, ramdisk: Path, curve: bool, **workload: int) -> None:
+@options(QUICK)
+def command(bench: Bench, curve: bool, **workload: int) -> None:
     """Measure the latency of visits and cancellations from the client to the
     last worker, visits as fast as they go, memory and CPU time of the relay,
     and the cost of permission for permanent writes.
@@ -148,11 +146,7 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, curve: bool, **workload
     Takes some minutes; other load on the machine changes the results. Goals
     are for two idle cores. All files are deleted.
     """
-    print_results(
-        measure(FolderRoots(scratch, ramdisk), Workload(**workload, curve=curve), progress),
-        GOALS,
-        as_json=as_json,
-    )
+    bench.report(measure(bench.folders, Workload(**workload, curve=curve), progress), GOALS)
 
 
 if __name__ == "__main__":

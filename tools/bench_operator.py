@@ -2,21 +2,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure how long an operator waits for ``ppctl`` at a busy node with a long journal."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
-from benching.cli import options, print_results, progress, run
+from benching.cli import Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
+from benching.processes import private_mb
 from benching.results import Scalar
 from operatorbench import commands
 from operatorbench.commands import PPCTL, PYTHON, Times
 from operatorbench.journal import fill, night_of
 from operatorbench.results import GOALS
-from poolbench.node import WORK, Node, node_config, private_mb_of, running
+from poolbench.node import WORK, Node, node_config, running
 
 from ppdaemon.reports import JOURNAL_NAME
 from ppdaemon.states import SlotState
@@ -25,6 +24,7 @@ from ppdaemon.testing.raws import RawWriter
 CAMERA = "LSSTCam"
 BUSY = "busy"
 """Group of the visit that is being processed."""
+QUICK = {"rows": 200_000, "rounds": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,6 @@ def measure(
 ) -> dict[str, Scalar]:
     """Measure at one node, all of whose slots are processing."""
     results: dict[str, Scalar] = {
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
         "detectors": workload.detectors,
         "rows": workload.rows,
     }
@@ -63,7 +61,7 @@ def measure(
         with running(config, folders) as node:
             results["start_s"] = time.monotonic() - began
             results |= _measure_busy(node, folders, group, workload, progress)
-    return results | {"load_at_end": os.getloadavg()[0]}
+    return results
 
 
 def _measure_busy(
@@ -103,7 +101,7 @@ def _measure_busy(
     return results | {
         "supervisor_mb": node.status().supervisor_mb,
         "supervisor_before_mb": before_mb,
-        "supervisor_private_mb": private_mb_of(node.pid),
+        "supervisor_private_mb": private_mb(node.pid),
     }
 
 
@@ -121,17 +119,15 @@ def _measure_busy(
 @click.option(
     "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Times that each command is run."
 )
-@options
-def command(as_json: bool, scratch: Path, ramdisk: Path, **workload: int) -> None:
+@options(QUICK)
+def command(bench: Bench, **workload: int) -> None:
     """Measure how long an operator waits for ppctl, whose processes start anew each
     time, while all workers of a camera are busy and the journal has many nights.
 
     Takes some minutes and 1 GB on the disk; other load on the machine changes the
     results. Goals are for two idle cores. All files are deleted.
     """
-    print_results(
-        measure(FolderRoots(scratch, ramdisk), Workload(**workload), progress), GOALS, as_json=as_json
-    )
+    bench.report(measure(bench.folders, Workload(**workload), progress), GOALS)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import click
-from benching.cli import options, print_results, progress, run
+from benching.cli import Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from poolbench.dispatch import measure_dispatch
@@ -21,6 +20,7 @@ from poolbench.replacement import DETECTORS, measure_replacement
 from poolbench.results import GOALS
 
 SECTIONS = ("fork", "idle", "reserve", "event", "leftovers", "replace", "slope")
+QUICK = {"forks": 10, "observe": 5.0, "rounds": 3, "kills": 10, "visits": 4000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,7 @@ def measure(
     def two_workers(folders: BenchFolders) -> dict[str, Scalar]:
         return measure_two_workers(folders, int(results["supervisor_threads"] or 0))
 
-    results: dict[str, Scalar] = {
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
-    }
+    results: dict[str, Scalar] = {}
     sections: Mapping[str, Callable[[BenchFolders], dict[str, Scalar]]] = {
         "fork": partial(measure_forks, forks=workload.forks, spawns=workload.spawns, progress=progress),
         "idle reserve": full_camera,
@@ -68,7 +65,7 @@ def measure(
         if chosen & set(names.split()):
             with folder_roots.temporary() as folders:
                 results |= section(folders)
-    return results | {"load_at_end": os.getloadavg()[0]}
+    return results
 
 
 @click.command(name="bench_pool", context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,15 +96,8 @@ def measure(
     help=f"Visit-detectors for the slopes, in visits of {BATCH}.",
 )
 @click.option("--raws", is_flag=True, help="Write a raw for each visit-detector of the slopes.")
-@options
-def command(
-    only: tuple[str, ...],
-    as_json: bool,
-    scratch: Path,
-    ramdisk: Path,
-    busy: int | None,
-    **workload: int | float | bool,
-) -> None:
+@options(QUICK)
+def command(bench: Bench, only: tuple[str, ...], busy: int | None, **workload: int | float | bool) -> None:
     """Measure the start of workers, the memory and CPU time of workers and
     supervisor, the latency of visits, the replacement of killed workers, and
     leaks.
@@ -118,11 +108,11 @@ def command(
     busy_count = min(os.cpu_count() or 1, DETECTORS) if busy is None else busy
     results = measure(
         frozenset(only or SECTIONS),
-        FolderRoots(scratch, ramdisk),
+        bench.folders,
         Workload(busy=busy_count, **workload),  # type: ignore[arg-type]
         progress,
     )
-    print_results(results, GOALS, as_json=as_json)
+    bench.report(results, GOALS)
 
 
 if __name__ == "__main__":

@@ -2,36 +2,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure preloads on this machine, from a central repo of a survey's size."""
 
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import options, print_results, progress, run
-from benching.folders import FolderRoots
+from benching.cli import Bench, options, progress, run
+from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
 from preloadbench.results import GOALS, MOVES, VisitSamples, summarize_parallel, summarize_single
 
-from ppdaemon.errors import Unavailable
+from ppdaemon.environment import CHILD_ENVIRONMENT
 
 if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from preloadbench.repo import Size
     from preloadbench.worker import Host
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_FORK_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-}
-"""Environment of processes that fork, as in the daemon."""
-# For one answer; making the central repo takes longest.
-_LIMIT_S = 600.0
+QUICK = {"workers": 2, "visits": 3, "rounds": 1, "epochs": 2, "tracts": 2, "image_mb": 10.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +35,11 @@ class Workload:
     rounds: int
 
 
-@dataclass(slots=True)
-class AnsweringProcess:
-    """A process that sends one answer."""
-
-    process: Any
-    answers: Connection
-
-    @classmethod
-    def of(cls, function: Callable[..., object], *arguments: object) -> "AnsweringProcess":
-        """Start a process; the sending end of `answers` is its last argument."""
-        answers, child_end = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=function, args=(*arguments, child_end))
-        process.start()
-        # Without a copy in this process, the exit of the child closes the pipe.
-        child_end.close()
-        return cls(process, answers)
-
-    def answer(self) -> Any:
-        """Return the answer; raise `Unavailable` if there is none."""
-        try:
-            if self.answers.poll(_LIMIT_S):
-                return self.answers.recv()
-        except EOFError:
-            pass
-        raise Unavailable("a process of the bench exited or did not answer; see the output above")
-
-
-def gather(started: Sequence[AnsweringProcess]) -> list[Any]:
-    """Return the answers of processes; none is running afterwards, also after an error."""
-    try:
-        return [each.answer() for each in started]
-    except BaseException:
-        for each in started:
-            each.process.kill()
-        raise
-    finally:
-        for each in started:
-            each.process.join()
+def gather(started: Iterable[tuple[object, ...]]) -> list[Any]:
+    """Run functions, each with its arguments in its own process; return their answers."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(BenchProcess(*each)) for each in started]  # type: ignore[arg-type]
+        return [each.answer() for each in processes]
 
 
 def prepare(host: "Host", size: "Size", end: Connection) -> None:
@@ -107,10 +65,8 @@ def run_workers(
     host: "Host", cache: str, detectors: Sequence[int], fields: Sequence[float]
 ) -> list[VisitSamples]:
     """Run workers that preload at the same time; their cache is empty before and deleted after."""
-    barrier = _CONTEXT.Barrier(len(detectors))
-    samples = gather(
-        [AnsweringProcess.of(worker, host, cache, detector, fields, barrier) for detector in detectors]
-    )
+    barrier = CONTEXT.Barrier(len(detectors))
+    samples = gather((worker, host, cache, detector, fields, barrier) for detector in detectors)
     for folder in host.ramdisk.glob(f"{cache}*"):
         shutil.rmtree(folder)
     return samples
@@ -174,8 +130,8 @@ def measure(host: "Host", workload: Workload, progress: Callable[[str], None]) -
     type=click.FloatRange(0.001),
     help="Size of a table or a shard of a reference catalog.",
 )
-@options
-def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None:
+@options(QUICK)
+def command(bench: Bench, **amounts: Any) -> None:
     """Measure a preload, from the order to the inputs in the worker's repo.
 
     The central repo on SQLite has the calibrations of a whole camera, and
@@ -196,9 +152,9 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
     from preloadbench.survey import write_pipelines
     from preloadbench.worker import Host
 
-    os.environ.update(_FORK_ENVIRONMENT)
+    os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
-    _CONTEXT.set_forkserver_preload(["preloadbench.worker"])
+    CONTEXT.set_forkserver_preload(["preloadbench.worker"])
     workload = Workload(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
     size = Size(
         epochs=amounts["epochs"],
@@ -208,13 +164,12 @@ def command(as_json: bool, scratch: Path, ramdisk: Path, **amounts: Any) -> None
         table_bytes=round(amounts["table_mb"] * 1e6),
         detectors=amounts["detectors"],
     )
-    with FolderRoots(scratch, ramdisk).temporary() as folders:
+    with bench.folders.temporary() as folders:
         pipelines = write_pipelines(folders.scratch)
         host = Host(folders.scratch / "central", folders.ramdisk, pipelines, size.detectors)
-        gather([AnsweringProcess.of(prepare, host, size)])
-        results: dict[str, Scalar] = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]}
-        results |= measure(host, workload, progress)
-    print_results(results, GOALS, as_json=as_json)
+        gather([(prepare, host, size)])
+        results = measure(host, workload, progress)
+    bench.report(results, GOALS)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.work import WorkerContext
 
-__all__ = ("ButlerWork",)
+__all__ = ("ButlerWork", "library_of")
 
 _LOG = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class ButlerWork:
         self._config = config
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
-        self._library = PipelineLibrary(context.config.pipelines.overrides)
+        self._library = library_of(context)
         self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
@@ -124,6 +124,8 @@ class ButlerWork:
         )
         self._visit: _Visit | None = None
         self._used = False
+        self._settled = False
+        """Whether a visit has been released."""
 
     def prepare(self, order: Prepare) -> Prepared:
         """Preload, preprocess, and decide which pipelines can run.
@@ -135,15 +137,8 @@ class ButlerWork:
             self.reset()
         # Before the work: after a failure, too, the next visit gets a fresh repo.
         self._used = True
-        try:
-            with ramdisk_full_errors():
-                return self._prepare(order)
-        except VisitFailed:
-            raise
-        except Exception:
-            # Any cached input may be the cause; the next visit fetches them again.
-            self._repo.drop_layers()
-            raise
+        with ramdisk_full_errors():
+            return self._prepare(order)
 
     def ingest(self, raw: Raw) -> Ingested:
         """Take a raw, whose file must be complete; a second time it is ignored.
@@ -203,15 +198,16 @@ class ButlerWork:
         )
 
     def reset(self) -> None:
-        """Release the visit and start with a fresh copy of the template."""
+        """Release the visit; the repo is as the template again."""
         self._visit = None
         self._used = False
         self._repo.renew()
         self._runs.reset()
-        self._outputs.forget()
-        # A released Butler has many reference cycles. Collected now, between
-        # visits, they do not take 0.5 s during the next one.
-        gc.collect()
+        gc.collect()  # between visits, not during the next one
+        if not self._settled:
+            # What the first visit has left stays for all: no later collection visits it.
+            gc.freeze()
+            self._settled = True
 
     def close(self) -> None:
         """Disconnect from both repos."""
@@ -247,20 +243,18 @@ class ButlerWork:
             visit = self._visit = self._open_visit(order, footprint, plan)
             visit.inputs = inputs
             visit.preload_run = self._run_of(visit, NO_PIPELINE_RUN, (), footprint.day_obs)
-            self._repo.butler.collections.register(visit.preload_run)
+            self._repo.write_later(lambda butler: butler.collections.register(visit.preload_run))
             with timings.timed("preprocess"):
-                put_footprint(self._repo.butler, order, footprint, visit.preload_run)
+                put_footprint(self._repo, order, footprint, visit.preload_run)
                 failure = self._preprocess(visit, plan.preprocessing, footprint.day_obs)
         visit.pipelines = self._runnable(visit, plan, failure)
         job = self._jobs(visit, footprint.day_obs)[0]
         with timings.timed("warm"):
             ready = self._runs.prepare(job, visit.raws)
         timings.values |= ready
-        put_metrics(self._repo.butler, order, plan, timings, visit.preload_run)
-        put_bundle(self._repo.butler, order, timings, visit.preload_run, self._repo.incoming)
+        put_metrics(self._repo, order, plan, timings, visit.preload_run)
+        put_bundle(self._repo, order, timings, visit.preload_run)
         if ready and not visit.raws.registered:
-            # Init-outputs are in the repo, and no task will write into it.
-            self._outputs.locate(self._repo.butler, (job.run, *visit.group_runs))
             gc.collect()  # now, instead of between the raw and the first task
         _LOG.info("prepared for %s", visit.pipelines[0].name, extra=timings.values)
         return Prepared(pipeline=visit.pipelines[0].name, detail=timings.values)
@@ -277,12 +271,13 @@ class ButlerWork:
         )
 
     def _open_visit(self, order: Prepare, footprint: Footprint, plan: PreloadPlan) -> _Visit:
-        name, butler, config = order.visit.instrument, self._repo.butler, self._context.config
-        record = group_record(butler.dimensions, name, order.visit.group)
-        insert_records(butler, [record])
+        name, repo, config = order.visit.instrument, self._repo, self._context.config
+        record = group_record(repo.dimensions, name, order.visit.group)
+        repo.add_records([record])
+        repo.write_later(partial(insert_records, records=[record]))
         instrument = Instrument.from_string(self._config.instrument_class[name])
         announced = AnnouncedVisit(
-            butler,
+            repo.dimensions,
             instrument,
             order.visit,
             order.detector,
@@ -292,12 +287,18 @@ class ButlerWork:
         )
         obs_base = self._config.ingest_of(name) == "obs_base"
         files = RawFiles(config.arrivals)
+        filters = repo.records_of(["physical_filter"])
         limits = RawLimits(
-            config.exposures, plan.filters, register_command(self._config, name), self._context.clock
+            config.exposures,
+            plan.filters,
+            frozenset(str(each.name) for each in filters if each.instrument == name),
+            register_command(self._config, name),
+            self._context.clock,
         )
-        raws = VisitRaws(announced, obs_base, limits, files, self._repo.incoming)
-        group_id = butler.registry.expandDataId(
-            instrument=name, group=order.visit.group, detector=order.detector
+        raws = VisitRaws(announced, lambda: repo.butler, obs_base, limits, files, repo.incoming)
+        dimensions = repo.dimensions.conform(("instrument", "group", "detector"))
+        group_id = repo.expand(
+            dimensions, {"instrument": name, "group": order.visit.group, "detector": order.detector}
         )
         return _Visit(order, [record], NoReturnReporter(self._context), raws, plan, group_id)
 
@@ -310,16 +311,15 @@ class ButlerWork:
         digest = deployment_hash(self._context.config, instrument, self._repo.versions, [pipeline])
         provenance = None
         if self._outputs.includes(PROVENANCE_TYPE):
-            definition = provenance_type(self._repo.butler.dimensions)
+            definition = provenance_type(self._repo.dimensions)
             provenance = DatasetRef(definition, visit.group_id, run=run)
-        return Job(pipeline, inputs, run, digest, self._repo.butler, provenance)
+        return Job(pipeline, inputs, run, digest, self._repo, provenance)
 
     def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Run the first preprocessing pipeline that can be built; return why it failed, or an empty text."""
         if not pipelines:
             return ""
-        order = visit.order
-        query = DataQuery.of_group(order.visit.instrument, order.visit.group, order.detector)
+        query = DataQuery.of_group(visit.group_id)
         inputs = (visit.preload_run, *visit.inputs)
         jobs = [
             self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
@@ -328,16 +328,20 @@ class ButlerWork:
         try:
             built = self._runs.build_first(jobs, query)
             visit.preprocessing_run = built.job.run
-            failure = built.run(visit.reporter.before(built.job.pipeline)).failure
+            result = built.run(visit.reporter.before(built.job.pipeline))
+            self._repo.add_files(built.run.write(self._repo.files))
+            if built.run.in_repo and built.declined:  # the other engine will not query
+                self._repo.adopt(built.job.run)
+            result = result.without(built.run.unwritten)
         except VisitFailed as error:
             if error.outcome == Outcome.RAMDISK_FULL:
                 raise
             return f"preprocessing: {error}"
-        if failure is None:
+        if not result.failed:
             return ""
-        if failure.outcome == Outcome.RAMDISK_FULL:
-            raise VisitFailed(failure.outcome, failure.reason, retriable=True)
-        return f"preprocessing {built.job.pipeline.name}: {failure.reason}"
+        if result.outcome == Outcome.RAMDISK_FULL:
+            raise VisitFailed(result.outcome, result.failed, retriable=True)
+        return f"preprocessing {built.job.pipeline.name}: {result.failed}"
 
     def _search_again(self, visit: _Visit, exposures: Sequence[int], timings: Timings) -> str:
         """Copy the calibrations of the time and filter of the exposures if they were preloaded for others;
@@ -378,8 +382,7 @@ class ButlerWork:
     def _runnable(self, visit: _Visit, plan: PreloadPlan, failure: str) -> tuple[LoadedPipeline, ...]:
         """Return the main pipelines that have all required inputs; raise `VisitFailed` if there is none."""
         reasons = list(plan.reasons)
-        runs = self._repo.butler.collections.query_info(visit.group_runs, include_summary=True)
-        produced = {str(name) for run in runs for name in run.dataset_types or ()}
+        produced = self._repo.types_in(visit.group_runs)
         runnable = []
         for pipeline in plan.main:
             if missing := plan.lacks(pipeline, produced):
@@ -429,7 +432,7 @@ class ButlerWork:
     ) -> tuple[str | None, int]:
         """Write the datasets to be exported to the disk; return their folder and their number."""
         runs = (built.job.run, *visit.group_runs)
-        outputs = self._outputs.of(self._repo.butler, runs, built.run)
+        outputs = self._outputs.of(self._repo, runs, built.run)
         if not outputs.refs:
             return None, 0
         order = visit.order
@@ -466,6 +469,12 @@ class ButlerWork:
         # Before the outcome is sent: its spool may be exported, and deleted, at once.
         hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)
+
+
+def library_of(context: WorkerContext) -> PipelineLibrary:
+    """Return the pipelines that were parsed before the process was forked, or an empty library."""
+    inherited: PipelineLibrary | None = context.warmed
+    return PipelineLibrary(context.config.pipelines.overrides) if inherited is None else inherited
 
 
 def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:

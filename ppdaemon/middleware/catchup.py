@@ -166,7 +166,14 @@ class _Preparer:
         present = _with_raw(butler, item, run, known)
         announced = self._announced(item, instrument)
         with tempfile.TemporaryDirectory(prefix="raws-", dir=self._scratch) as incoming:
-            raws = VisitRaws(announced, False, self._limits_of(item.instrument), self._files, Path(incoming))
+            raws = VisitRaws(
+                announced,
+                lambda: butler,
+                False,
+                self._limits_of(item.instrument),
+                self._files,
+                Path(incoming),
+            )
             reasons = self._take(item, raws, present)
             self._mark.check()
             with butler.transaction():
@@ -213,7 +220,9 @@ class _Preparer:
             now_tai=item.received_tai,
         )
         grouped = self._central.visits.get(item.instrument) == "by-group"
-        return AnnouncedVisit(self._butler, instrument, item.visit, item.detector, footprint, camera, grouped)
+        return AnnouncedVisit(
+            self._butler.dimensions, instrument, item.visit, item.detector, footprint, camera, grouped
+        )
 
     def _instrument(self, name: str) -> Instrument:
         return Instrument.from_string(self._central.instrument_class[name])
@@ -225,7 +234,7 @@ class _Preparer:
             )
             names = frozenset(str(record.name) for record in filters)
             command = register_command(self._central, instrument)
-            self._limits[instrument] = RawLimits(self._config.exposures, names, command, Clock())
+            self._limits[instrument] = RawLimits(self._config.exposures, names, names, command, Clock())
         return self._limits[instrument]
 
 

@@ -21,20 +21,21 @@ from ppdaemon.messages import Connecting, NameFinding, Resolving, TaskNamesResol
 from ppdaemon.middleware.butler.central import known_dataset_type
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
-from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.butlerwork import ButlerWork, library_of
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.writer import WriterExporter
 from ppdaemon.middleware.names import NameResolver
 from ppdaemon.middleware.pipelines.graph import (
     LoadedPipeline,
+    PipelineLibrary,
     UnusablePipeline,
     dataset_types_of,
-    load_pipeline,
 )
 from ppdaemon.middleware.pipelines.provenance import hash_versions
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
+from ppdaemon.middleware.rehearsal import rehearse
 from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.pointing import disable_astropy_downloads
@@ -48,6 +49,7 @@ __all__ = (
     "raw_type",
     "resolve_names",
     "set_up_libraries",
+    "warm_up",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +88,11 @@ def set_up_libraries() -> None:
         assert element.RecordClass is not None
 
 
+def warm_up(config: NodeConfig) -> PipelineLibrary:
+    """Do what the first visit of each worker would do first; see `ppdaemon.middleware.rehearsal`."""
+    return rehearse(config)
+
+
 def build_template(context: WorkerContext) -> None:
     """Create the repo that workers copy.
 
@@ -100,7 +107,7 @@ def build_template(context: WorkerContext) -> None:
         Instrument.from_string(config.instrument_class[name])
         for name in sorted(context.config.node.instruments)
     ]
-    pipelines = _configured_pipelines(context.config)
+    pipelines, _ = library_of(context).load(context.config.pipelines.paths)
     context.report(Connecting(what=f"the central repo {config.source}"))
     try:
         with _open_central(config.source) as central:
@@ -160,22 +167,6 @@ def _butler_config(config: NodeConfig) -> ButlerConfig:
     if config.butler is None:
         raise ConfigError(["butler: missing key, the configured work needs it"])
     return config.butler
-
-
-def _configured_pipelines(config: NodeConfig) -> list[LoadedPipeline]:
-    """Return all configured pipelines that can be loaded.
-
-    The others are loaded again, and the error reported, when a visit selects
-    one.
-    """
-    rules = (*config.pipelines.preprocessing, *config.pipelines.main)
-    pipelines = []
-    for path in dict.fromkeys(path for rule in rules for path in rule.pipelines):
-        try:
-            pipelines.append(load_pipeline(path, config.pipelines.overrides))
-        except UnusablePipeline as error:
-            _LOG.error("%s", error)
-    return pipelines
 
 
 def _template_dataset_types(

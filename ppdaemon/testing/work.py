@@ -93,6 +93,7 @@ __all__ = (
     "open_work",
     "resolve_names",
     "set_up_libraries",
+    "warm_up",
 )
 
 STEPS = ("prepare", "ingest", "process", "written", "export", "spooling", "spooled")
@@ -138,6 +139,10 @@ class WorkerFault:
 
 def set_up_libraries() -> None:
     """Do nothing: no library is imported."""
+
+
+def warm_up(config: NodeConfig) -> None:
+    """Do nothing: visits of a new worker do not take longer."""
 
 
 def build_template(context: WorkerContext) -> None:

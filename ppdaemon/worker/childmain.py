@@ -18,10 +18,11 @@ from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
 from ppdaemon.worker.imports import ThreadStarter, observed_imports
-from ppdaemon.worker.main import run_role
+from ppdaemon.worker.leftovers import Leftovers
+from ppdaemon.worker.main import Inherited, run_role
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
-__all__ = ("import_modules", "import_work", "run_child")
+__all__ = ("import_modules", "import_work", "inherited", "run_child")
 
 
 def import_modules(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -48,6 +49,12 @@ def import_work(config: NodeConfig) -> WorkModule:
     if problems := [f"{'.'.join(map(str, key))}: {text}" for key, text in import_modules(config)]:
         raise ConfigError(problems)
     return cast(WorkModule, sys.modules[config.workers.work])
+
+
+def inherited(config: NodeConfig) -> Inherited:
+    """Import as `import_work` does, and return what a process needs for its role."""
+    work = import_work(config)
+    return Inherited(work, Leftovers(config.workers.preload, config.workers.allowed_threads))
 
 
 def _set_up_libraries(name: str) -> None:
@@ -92,9 +99,9 @@ def run_child(
     channel: socket.socket,
     lifeline: int,
     config: NodeConfig,
-    work: Callable[[], WorkModule],
+    inherit: Callable[[], Inherited],
 ) -> NoReturn:
-    """Set up this child, run its role, and exit with its status. `work` is called after the setup."""
+    """Set up this child, run its role, and exit with its status. `inherit` is called after the setup."""
     status = ExitCode.SOFTWARE
     try:
         set_up_child(
@@ -107,7 +114,7 @@ def run_child(
                 seed=time.time_ns() ^ os.getpid(),
             )
         )
-        status = run_role(order, channel, config, work())
+        status = run_role(order, channel, config, inherit())
     except BaseException as error:
         traceback.print_exc()
         if isinstance(error, PPDaemonError):

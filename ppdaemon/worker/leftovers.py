@@ -90,7 +90,8 @@ def _remove(folder: str) -> None:
 
 
 class Leftovers:
-    """Finds what a visit has left in this process; created before the first one.
+    """Finds what a visit has left in this process; created before the first one, or before the fork: see
+    `begin`.
 
     `preloaded` are further packages whose module attributes are compared. Threads whose names
     match a pattern in `allowed_threads` are ignored.
@@ -99,14 +100,24 @@ class Leftovers:
     def __init__(self, preloaded: Iterable[str] = (), allowed_threads: Collection[str] = ()):
         packages = {name.partition(".")[0] for name in (*STACK, *preloaded)}
         self._allowed_threads = allowed_threads
-        self._before = {part: _read(part) for part in INTERPRETER}
+        self._before: dict[Part, Any] = dict.fromkeys(INTERPRETER)
         self._libraries: set[str] = set()
+        self._attributes = _attributes(packages)
+        self._importing = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Compare with the state of now; called in the child if this was created before the fork, which
+        takes a tenth of the time of creating it.
+        """
         self._add_libraries()
+        self._before = {part: _read(part) for part in self._before}
         self._children = children()
         self._threads = {thread.ident for thread in threading.enumerate()}
-        self._attributes = _attributes(packages)
+        for number, (module, name, value) in enumerate(self._attributes):
+            if (now := module.get(name)) is not value:
+                self._attributes[number] = module, name, now
         self._start_method = multiprocessing.get_start_method(allow_none=True)
-        self._importing = False
 
     @contextlib.contextmanager
     def around(self, _module: str) -> Iterator[None]:

@@ -12,8 +12,10 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ppdaemon import log, messages
 from ppdaemon.clock import Clock
@@ -29,7 +31,7 @@ from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 from ppdaemon.worker.threads import allow_threads
 
-__all__ = ("run_role",)
+__all__ = ("Inherited", "run_role")
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,10 +52,21 @@ _VISIT_FIELDS = ("instrument", "group", "detector", "attempt", "stage", "exposur
 """Fields of the lines about a visit-detector."""
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a process has before its role: from the zygote, or made by itself."""
+
+    work: WorkModule
+    leftovers: Leftovers
+    warmed: Any = None
+    """See `~ppdaemon.work.WorkerContext.warmed`."""
+
+
 def run_role(
-    order: messages.ForkWorker, end: socket.socket, config: NodeConfig, work: WorkModule
+    order: messages.ForkWorker, end: socket.socket, config: NodeConfig, inherited: Inherited
 ) -> ExitCode:
     """Run one role until an order to quit, or until the supervisor has ended; return the exit status."""
+    work = inherited.work
     log.set_up(
         config.log.level,
         config.log.format,
@@ -67,7 +80,8 @@ def run_role(
     folders = NodeFolders.of(config)
     if order.role == "worker" and config.workers.threads > 1:
         allow_threads(config.workers.threads)
-    visit_loop = VisitLoop(channel, folders, ScratchFolder(Path(order.repo) / SCRATCH), config)
+    scratch = ScratchFolder(Path(order.repo) / SCRATCH)
+    visit_loop = VisitLoop(channel, folders, scratch, inherited.leftovers, config)
     context = WorkerContext(
         config=config,
         slot=order.slot,
@@ -80,6 +94,7 @@ def run_role(
         ramdisk_spool=folders.ramdisk_spool,
         publish=folders.publish,
         clock=Clock(),
+        warmed=inherited.warmed,
         report=visit_loop.report,
         cross=visit_loop.cross,
     )
@@ -187,11 +202,13 @@ class VisitLoop:
         channel: Channel[messages.WorkerOrder],
         folders: NodeFolders,
         scratch: ScratchFolder,
+        leftovers: Leftovers,
         config: NodeConfig,
     ):
         self._channel = channel
         self._folders = folders
         self._scratch = scratch
+        self._leftovers = leftovers
         self._config = config.workers
         self._restored: set[str] = set()
         """What was restored at least once."""
@@ -245,7 +262,7 @@ class VisitLoop:
         self._scratch.use_for_temporary_files()
         self._scratch.enter()
         # Before the first visit: the state after each visit is compared with this one.
-        self._leftovers = Leftovers(self._config.preload, self._config.allowed_threads)
+        self._leftovers.begin()
         self._channel.send(messages.Ready(pid=os.getpid()))
         with observed_imports(self._leftovers.around):
             return self._serve(work)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import PACKET_LIMIT, ZYGOTE_ORDERS
 from ppdaemon.wire import decode
-from ppdaemon.worker.childmain import import_work, run_child
+from ppdaemon.worker.childmain import inherited, run_child
 
 __all__ = ("main",)
 
@@ -28,7 +28,7 @@ def main() -> None:
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     order = decode(options.order.encode(), ZYGOTE_ORDERS, limit=PACKET_LIMIT)
     channel = socket.socket(fileno=options.channel)
-    run_child(order, channel, options.lifeline, config, partial(import_work, config))
+    run_child(order, channel, options.lifeline, config, partial(inherited, config))
 
 
 if __name__ == "__main__":

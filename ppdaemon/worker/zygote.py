@@ -10,13 +10,14 @@ lifelines.
 """
 
 import argparse
-import gc
+import dataclasses
 import os
 import select
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +28,11 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.processes import GROUP_SIGNALS, become_subreaper, die_with_parent, kill_orphans
 from ppdaemon.wire import decode, encode
-from ppdaemon.worker.childmain import import_work, run_child
+from ppdaemon.worker import warmup
+from ppdaemon.worker.childmain import inherited, run_child
 from ppdaemon.worker.imports import thread_names
+from ppdaemon.worker.main import Inherited
+from ppdaemon.worker.sharedpages import keep_pages_shared
 
 __all__ = ("Zygote", "assert_single_threaded", "main")
 
@@ -136,20 +140,32 @@ class Zygote:
         self._control.send(encode(message))
 
 
-def _forking(config: NodeConfig, lifeline: int) -> StartChild:
-    """Import the modules of the children, and return a function that forks."""
-    # An error here ends the zygote before any worker is forked.
-    work = import_work(config)
+def _warmed(
+    common: Inherited, config: NodeConfig, control: socket.socket, cold: str
+) -> tuple[Inherited, str]:
+    """Return also what children inherit of a warm-up, and why there was none, or a blank."""
+    if cold:
+        return common, cold
+    try:
+        with warmup.time_limit(control):
+            return dataclasses.replace(common, warmed=warmup.warm_up(common.work, config)), ""
+    except warmup.LeftOpen as error:
+        warmup.restart_cold(f"it leaves {error}", control)
+    except Exception as error:  # code of the site
+        traceback.print_exc()
+        return common, f"it raises {type(error).__name__}: {error}"
+
+
+def _forking(common: Inherited, config: NodeConfig, lifeline: int) -> StartChild:
+    """Return a function that forks."""
     assert_single_threaded()
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # a later collection would write into pages that the children share
+    keep_pages_shared()
 
     def fork(order: messages.ForkWorker, channel: socket.socket) -> int:
         assert_single_threaded()
         pid = os.fork()
         if pid == 0:
-            run_child(order, channel, lifeline, config, lambda: work)
+            run_child(order, channel, lifeline, config, lambda: common)
         return pid
 
     return fork
@@ -175,6 +191,7 @@ def main() -> None:
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")
     parser.add_argument("--config", type=Path, required=True, help="the configuration as JSON")
+    parser.add_argument("--cold", default="", metavar="REASON", help="do not warm up")
     options = parser.parse_args()
     die_with_parent()
     become_subreaper()
@@ -183,21 +200,25 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=options.channel)
     os.set_inheritable(options.channel, False)
-    started = time.monotonic()
+    started, cold = time.monotonic(), ""
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     if config.workers.start == "fork":
         setproctitle.setproctitle("ppdaemon zygote")
         try:
-            start_child = _forking(config, options.lifeline)
+            # An error here ends the zygote before any worker is forked.
+            common = inherited(config)
         except ConfigError as error:
             print(error, file=sys.stderr)
             control.send(encode(messages.ZygoteRefused(problems=error.problems)))
             sys.exit(error.exit_code)
+        assert_single_threaded()
+        common, cold = _warmed(common, config, control, options.cold)
+        start_child = _forking(common, config, options.lifeline)
     else:
         setproctitle.setproctitle("ppdaemon spawner")
         start_child = _spawning(options.config, options.lifeline)
     ready = messages.ZygoteReady(
-        pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules)
+        pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules), cold=cold
     )
     control.send(encode(ready))
     Zygote(control, start_child).run()

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.middleware.export import register
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.register import Registrar
 
 
 def hold_back() -> None:
     """Make the next transactions wait before their commit."""
-    ingest = register._ingest
+    ingest = Registrar._ingest
 
-    def hold(butler: Any, mark: Any, records: Any, files: Any, transfer: str) -> None:
+    def hold(registrar: Any, butler: Any, *args: Any) -> None:
         with butler.transaction():
-            ingest(butler, mark, records, files, transfer)
+            ingest(registrar, butler, *args)
             print("holding", flush=True)
             sys.stdin.readline()
 
-    register._ingest = hold
+    Registrar._ingest = hold  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import PipelineTask
 from pandas import DataFrame
 
+from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
-from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import QuantumStep
@@ -459,6 +460,43 @@ def test_calibrations_are_read_once_and_copied_for_each_reader() -> None:
         assert prefetcher.pop(one) == (None, False)
         prefetcher.discard_unread()
     assert read == [one]
+
+
+def patch_ref(patch: int) -> DatasetRef:
+    dimensions = UNIVERSE.conform(("patch",))
+    data_id = DataCoordinate.standardize(skymap="sky", tract=1, patch=patch, dimensions=dimensions)
+    return DatasetRef(DatasetType("template", dimensions, "Columns"), data_id, run="run")
+
+
+def test_templates_stay_in_memory_as_long_as_visits_stay_in_a_field() -> None:
+    here, elsewhere, read = patch_ref(1), patch_ref(2), list[DatasetRef]()
+
+    def get(ref: DatasetRef) -> dict[str, Any]:
+        read.append(ref)
+        return {"epoch": "new"}
+
+    def visit(prefetcher: Prefetcher, *refs: DatasetRef) -> int:
+        """Return how many of the inputs were read from their files."""
+        read.clear()
+        prefetcher.read(dict.fromkeys(refs, 1), get)
+        for ref in refs:
+            content, found = prefetcher.pop(ref)
+            assert (content, found) == ({"epoch": "new"}, True)
+            content["epoch"] = "changed"
+        prefetcher.discard_unread()
+        return len(read)
+
+    prefetcher = Prefetcher(1000)
+    assert [visit(prefetcher, here) for _ in range(4)] == [1, 1, 0, 0]
+    assert prefetcher.cached_bytes == 3
+    assert visit(prefetcher, elsewhere) == 1
+    assert prefetcher.cached_bytes == 0
+    assert visit(prefetcher, here) == 1
+    small, calibration = Prefetcher(7), ref_of("one")
+    assert [visit(small, calibration, here) for _ in range(3)] == [2, 1, 0]
+    other = ref_of("two")
+    assert visit(small, other, here) == 2
+    assert visit(small, calibration, other) == 0, "calibrations come first"
 
 
 def test_inputs_beyond_the_limit_are_not_prefetched() -> None:

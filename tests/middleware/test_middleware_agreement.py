@@ -304,7 +304,7 @@ def visits_of(headers: Iterable[ExposureHeader], *, grouped: bool) -> list[Dimen
         camera = load_camera(first.instrument) if first.instrument in camera_names() else None
         exposures = [shared(header)[-1] for header in members]
         announced = AnnouncedVisit(
-            SimpleNamespace(dimensions=UNIVERSE),
+            UNIVERSE,
             instrument=None,
             visit=None,
             detector=first.detector,

@@ -171,24 +171,24 @@ def test_a_transaction_that_breaks_leaves_nothing_half_done(
 def test_files_are_copied_before_the_database_is_locked_and_images_last(
     central: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def watch(butler: Butler, mark: Any, records: Any, files: Any, transfer: str) -> None:
-        (folder,) = {Path(file.path.ospath).parent.name for file in files}
-        commits.append((transfer, folder, {file.refs[0].datasetType.name for file in files}))
-        ingest(butler, mark, records, files, transfer)
+    def watch(registrar: Any, butler: Butler, mark: Any, records: Any, files: Any, copies: Any) -> None:
+        (folder,) = {copies[file.path].parent.name for file in files}
+        commits.append((folder, {file.refs[0].datasetType.name for file in files}))
+        ingest(registrar, butler, mark, records, files, copies)
 
-    commits: list[tuple[str, str, set[str]]] = []
-    ingest = register._ingest
+    commits: list[tuple[str, set[str]]] = []
+    ingest = register.Registrar._ingest
     config = ExportConfig(images=("toy_image",))
     exporter = CentralExporter(str(central.root), Clock(), "node1", tmp_path / "refused", config=config)
-    monkeypatch.setattr(register, "_ingest", watch)
+    monkeypatch.setattr(register.Registrar, "_ingest", watch)
     incoming = central.root / "incoming-node1"
     incoming.mkdir()
     (incoming / "of-a-previous-run").touch()
     with closing(exporter):
         assert exporter.export([spools[0], spools[2]]).datasets == 12
-    assert [commit[:2] for commit in commits] == [("move", incoming.name)] * 2
-    assert "toy_isr" in commits[0][2]
-    assert commits[1][2] == {"toy_image"}
+    assert [folder for folder, _ in commits] == [incoming.name] * 2
+    assert "toy_isr" in commits[0][1]
+    assert commits[1][1] == {"toy_image"}
     assert not incoming.exists()
     with Butler.from_config(str(central.root)) as butler:
         ids = {"instrument": NAME, "visit": FIRST, "detector": 1}

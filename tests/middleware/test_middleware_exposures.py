@@ -571,7 +571,7 @@ def test_the_directions_of_snaps_are_averaged_across_north(
 def visits_of(exposures: list[Any], **announced: Any) -> list[DimensionRecord]:
     """Return the records of the visits of exposures that were announced without a position on the sky."""
     usual = {"detector": 1, "camera": None, "grouped": False}
-    places: Any = (SimpleNamespace(dimensions=DimensionUniverse()), None, None)
+    places: Any = (DimensionUniverse(), None, None)
     footprint = SimpleNamespace(pointing=None)
     return AnnouncedVisit(*places, footprint=footprint, **usual | announced).visit_records(exposures)
 

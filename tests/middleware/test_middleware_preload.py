@@ -302,7 +302,6 @@ def test_nothing_of_a_previous_visit_is_in_the_next(
 ) -> None:
     usual = [context.fetch(context.order()) for _ in range(3)]
     assert usual == [usual[0]] * 3
-    assert "register_ms" not in context.stats, "the third of one field finds all in place"
     fresh = contexts()
     assert context.fetch(context.order(**change)) == fresh.fetch(fresh.order(**change))
 
@@ -459,33 +458,18 @@ def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: Prelo
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):
         context.preload.fetch(plan, context.repo, context.timings)
-    context.repo.drop_layers()
     assert len(context.fetch(context.order())) == 8
 
 
 @pytest.mark.slow
-def test_damaged_cached_calibrations_are_fetched_again(
-    rigs: MakeRig, caplog: pytest.LogCaptureFixture
-) -> None:
-    rig, worker = rigs()
-    worker.prepare(rig.order())
-    (registry,) = (rig.context.repo / "kept").rglob("*.sqlite3")
-    registry.write_bytes(b"\0" * registry.stat().st_size)
-    worker.reset()
-    assert "discarding cached inputs, they will be fetched again" in caplog.text
-    assert worker.prepare(rig.order()).pipeline == "Full"
-
-
-@pytest.mark.slow
 def test_a_visit_that_fails_by_its_database_leaves_nothing_to_the_next(rigs: MakeRig) -> None:
-    rig, worker = rigs()
+    rig, worker = rigs(engine={"kind": "separable"})
     worker.prepare(rig.order())
     worker.reset()
     (registry,) = (rig.context.repo / "repo").rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError):
         worker.prepare(rig.order())
-    assert list((rig.context.repo / "kept").iterdir()) == []
     worker.reset()
     assert worker.prepare(rig.order()).pipeline == "Full"
 

@@ -10,7 +10,8 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from ppdaemon.demo import central
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Done, MayCross, Process
 from ppdaemon.middleware import work
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import read_manifest
@@ -112,10 +114,10 @@ def test_init_outputs_in_the_central_repo_are_not_spooled_again(
         assert "numpy" in butler.get("packages", collections=run)
 
 
-def job_of(rig: Rig, butler: Butler, name: str, run: str = "run") -> Job:
+def job_of(rig: Rig, repo: LocalRepo, name: str, run: str = "run") -> Job:
     pipeline = load_pipeline(rig.paths[name], {})
     digest = deployment_hash(rig.config, NAME, VERSIONS, [pipeline])
-    return Job(pipeline, (f"{NAME}/raw/all",), run, digest, butler)
+    return Job(pipeline, (f"{NAME}/raw/all",), run, digest, repo)
 
 
 def names_in(butler: Butler, run: str) -> set[str]:
@@ -124,21 +126,22 @@ def names_in(butler: Butler, run: str) -> set[str]:
 
 
 @pytest.fixture
-def local(rigs: MakeRig) -> tuple[Rig, Butler]:
+def local(rigs: MakeRig) -> Iterator[tuple[Rig, LocalRepo]]:
     rig, worker = rigs()
     write_scripted(rig)
     worker.close()
-    return rig, Butler.from_config(str(rig.context.repo / "repo"), writeable=True)
+    with closing(LocalRepo(rig.context.template, rig.context.repo)) as repo:
+        yield rig, repo
 
 
-def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, Butler]) -> None:
-    rig, butler = local
-    with butler:
-        outputs = InitOutputs(rig.context.runs)
-        outputs.provide(job_of(rig, butler, "Scripted"))
-        assert {"scripted_config", "toy_scripted_schema", "packages"} <= names_in(butler, "run")
-        outputs.provide(job_of(rig, butler, "Short"))
-        assert names_in(butler, "run") == {"isr_config", "packages", "prompt_deployment"}
+def test_a_run_has_the_init_outputs_of_one_pipeline_only(local: tuple[Rig, LocalRepo]) -> None:
+    rig, repo = local
+    outputs = InitOutputs(rig.context.runs)
+    outputs.provide(job_of(rig, repo, "Scripted"))
+    assert {"scripted_config", "toy_scripted_schema", "packages"} <= repo.types_in(["run"])
+    outputs.provide(job_of(rig, repo, "Short"))
+    named = {each.ref.datasetType.name for each in repo.datasets.in_run("run")}
+    assert named == names_in(repo.butler, "run") == {"isr_config", "packages", "prompt_deployment"}
 
 
 @pytest.mark.slow
@@ -146,18 +149,18 @@ def test_files_of_runs_are_linked_not_copied(everything: tuple[Rig, ButlerWork])
     rig, worker = everything
     for links in (1, 2):  # the first worker creates them, the second one links them
         worker.prepare(rig.order(main="Short", before=""))
+        worker._repo.write_registry()
         (config_file,) = rig.context.runs.glob("*/*/*.py")
         assert config_file.stat().st_nlink == links
         worker.reset()
 
 
-def test_runs_of_former_days_are_deleted(local: tuple[Rig, Butler]) -> None:
-    rig, butler = local
-    with butler:
-        outputs = InitOutputs(rig.context.runs)
-        outputs.provide(job_of(rig, butler, "Short", "old"))
-        os.utime(rig.context.runs / "old", (0, 0))
-        outputs.provide(job_of(rig, butler, "Short", "new"))
+def test_runs_of_former_days_are_deleted(local: tuple[Rig, LocalRepo]) -> None:
+    rig, repo = local
+    outputs = InitOutputs(rig.context.runs)
+    outputs.provide(job_of(rig, repo, "Short", "old"))
+    os.utime(rig.context.runs / "old", (0, 0))
+    outputs.provide(job_of(rig, repo, "Short", "new"))
     assert [path.name for path in rig.context.runs.iterdir()] == ["new"]
 
 

@@ -5,9 +5,17 @@ import itertools
 import os
 import time
 
-from ppdaemon.testing.work import FAULTS, LEAKED, ScriptedWork, build_template, open_exporter, open_work
+from ppdaemon.testing.work import (
+    FAULTS,
+    LEAKED,
+    ScriptedWork,
+    build_template,
+    open_exporter,
+    open_work,
+    warm_up,
+)
 
-__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
+__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries", "warm_up")
 
 MOST = 4_000_000_000
 """Bytes at which a fault ends, to protect the machine."""

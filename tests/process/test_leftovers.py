@@ -453,3 +453,17 @@ def test_folders_without_permissions_are_removed(socket_dir):
         )
         == []
     )
+
+
+def test_the_state_of_a_child_is_that_of_its_begin(monkeypatch):
+    """Created before the fork: what the child sets up before its first visit stays."""
+    leftovers = Leftovers(["ppdaemon"])
+    monkeypatch.setattr("ppdaemon.testing.waiting.PAUSE_S", 0.02)
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    monkeypatch.setattr(sys, "argv", ["worker"])
+    leftovers.begin()
+    assert leftovers.restore() == ([], [])
+    monkeypatch.setattr("ppdaemon.testing.waiting.PAUSE_S", 0.03)
+    sys.argv.append("changed")
+    assert leftovers.restore() == (["sys.argv", "ppdaemon.testing.waiting.PAUSE_S"], [])
+    assert (sys.argv, os.environ["TMPDIR"]) == (["worker"], "/elsewhere")

@@ -10,12 +10,15 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench_arrival.py"
 LIMIT_S = 380
+WORKLOAD = {"exposures": 2, "detectors": 9, "within": 0.5, "races": 60, "storm": 600, "old": 5000}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_quick_run_misses_nothing_and_leaves_nothing(tmp_path, socket_dir):
-    command = [sys.executable, BENCH, "--quick", "--json", "--scratch", tmp_path, "--ramdisk", socket_dir]
+def test_a_small_run_misses_nothing_and_leaves_nothing(tmp_path, socket_dir):
+    options = [text for name, number in WORKLOAD.items() for text in (f"--{name}", str(number))]
+    places = ["--scratch", tmp_path, "--ramdisk", socket_dir]
+    command = [sys.executable, BENCH, "--json", *options, *places]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     figures = json.loads(done.stdout)

@@ -12,8 +12,10 @@ def results():
 
 
 SAMPLES = {
-    **{"direct_s": 60.0, "direct_cpu_s": 50.0, "batched_s": 6.0, "batched_cpu_s": 4.0, "copied_s": 2.0},
-    **{"registered_s": 4.0, "statements_s": 1.0, "bare_s": 2.0, "bare_rows": 9000.0, "transactions": 2.0},
+    **{"direct_s": 60.0, "direct_cpu_s": 40.0, "batched_s": 6.0, "batched_cpu_s": 4.0, "copied_s": 2.0},
+    **{"copied_cpu_s": 1.0, "placed_s": 0.5, "removed_s": 0.5, "registered_s": 4.0, "registered_cpu_s": 3.0},
+    **{"rows_s": 3.0, "rows_cpu_s": 2.0, "statements_s": 1.0, "bare_s": 2.0, "bare_cpu_s": 1.0},
+    **{"bare_rows": 9000.0, "transactions": 2.0},
 }
 
 
@@ -21,7 +23,9 @@ def test_a_database_is_summarized_by_ratios_and_by_the_cost_of_a_dataset(results
     found = results.summarize_database("sqlite", SAMPLES, 2000)
     assert (found["sqlite_faster"], found["sqlite_transactions"]) == (10.0, 2.0)
     assert (found["sqlite_registered_us"], found["sqlite_bare_us"]) == (2000.0, 1000.0)
+    assert (found["sqlite_rows_us"], found["sqlite_rows_cpu_us"]) == (1500.0, 1000.0)
     assert (found["sqlite_registration_ratio"], found["sqlite_statements_ratio"]) == (2.0, 0.5)
+    assert (found["sqlite_rows_ratio"], found["sqlite_cpu_ratio"]) == (1.5, 0.1)
 
 
 def test_held_workers_are_compared_at_the_95th_percentile(results):
@@ -37,6 +41,8 @@ def test_held_workers_are_compared_at_the_95th_percentile(results):
         ({"batched_s": 11.0}, ["sqlite_faster"]),
         ({"transactions": 4.0}, ["sqlite_transactions"]),
         ({"registered_s": 5.0}, ["sqlite_registration_ratio"]),
+        ({"rows_s": 5.0}, ["sqlite_rows_ratio"]),
+        ({"batched_cpu_s": 5.0}, ["sqlite_cpu_ratio"]),
     ],
 )
 def test_goals_are_six_times_three_transactions_and_twice(results, change, missed):

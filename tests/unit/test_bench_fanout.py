@@ -28,11 +28,6 @@ def test_lines_are_counted_as_they_are_appended(results, tmp_path):
     assert records.counts == {("g1", 3): 2, ("g1", 4): 1, ("g2", 0): 1}
 
 
-def test_shared_memory_counts_in_proportion(results):
-    smaps = "Rss:  50000 kB\nPss:              30000 kB\nPss_Dirty:        20000 kB\nPss_Anon: 1 kB\n"
-    assert results.pss_mb(smaps) == pytest.approx(30.72)
-
-
 def test_help_explains_the_workload():
     with program("bench_fanout") as tool:
         result = CliRunner().invoke(tool.command, ["--help"])

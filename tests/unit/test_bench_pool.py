@@ -33,15 +33,6 @@ def test_a_slope_through_too_little_is_refused(results, counts, values):
         results.per_thousand(counts, values)
 
 
-def test_private_memory_is_clean_and_dirty_but_not_shared(results):
-    smaps = (
-        "55d0-7ffe ---p 00000000 00:00 0    [rollup]\n"
-        "Rss:              300000 kB\nShared_Clean:      50000 kB\nShared_Dirty:     220000 kB\n"
-        "Private_Clean:     10000 kB\nPrivate_Dirty:     20000 kB\nPrivate_Hugetlb:       0 kB\n"
-    )
-    assert results.private_mb(smaps) == pytest.approx(30.72)
-
-
 def test_help_names_every_section(tool):
     result = CliRunner().invoke(tool.command, ["--help"])
     assert result.exit_code == 0

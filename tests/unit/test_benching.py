@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The parts of all benches: results beside goals, folders that are deleted, exit statuses."""
 
-import json
 import sys
 
 import click
@@ -63,9 +62,74 @@ def test_the_table_has_a_row_for_each_result(results, goals):
     ]
 
 
-def test_json_names_the_missed_goals_beside_the_results(cli, goals, capsys):
-    cli.print_results({"ready_ms": 101}, goals, as_json=True)
-    assert json.loads(capsys.readouterr().out) == {"ready_ms": 101, "goals_missed": ["ready_ms"]}
+def test_groups_of_results_are_listed_with_both_names(results):
+    found = results.flatten({"direct": {"total_ms": 3.5, "visits": 2}, "cores": 4})
+    assert found == {"direct.total_ms": 3.5, "direct.visits": 2, "cores": 4}
+
+
+def test_json_has_the_goals_of_what_was_measured(results, goals):
+    found = results.as_json({"pool": {"any": 1}, "ready_ms": 101, "gain": None}, goals)
+    assert found == {
+        "pool": {"any": 1},
+        "ready_ms": 101,
+        "gain": None,
+        "goals": {"ready_ms": {"value": 101, "limit": 100, "sense": "at most", "kind": "absolute"}},
+        "goals_missed": ["ready_ms"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sense", "value", "factor"),
+    [("at most", 0.3, 1.5), ("below", 0.1, 0.5), ("at least", 0.1, 2.0), ("at most", 0.2, 1.0)],
+)
+def test_a_ratio_is_worse_by_a_factor(results, sense, value, factor):
+    assert results.Goal(1, sense, "ratio").worsening(value, 0.2) == pytest.approx(factor)
+
+
+def test_a_ratio_that_was_zero_is_worse_if_it_is_not(results):
+    goal = results.Goal(1, kind="ratio")
+    assert (goal.worsening(0, 0), goal.worsening(0.1, 0)) == (1, float("inf"))
+
+
+@pytest.fixture
+def baseline(results):
+    ratios = {"engine": {"first": 0.10, "gain": 20.0, "noisy": 1.0}, "pool": {"spawn": 15.0}}
+    return results.baseline_of({"tolerance": 0.25, "ratios": ratios, "tolerances": {"noisy": 1.0}})
+
+
+def ratio(results, value, sense="at most"):
+    return value, results.Goal(1, sense, "ratio")
+
+
+def test_only_what_is_worse_by_more_than_its_tolerance_is_named(results, baseline):
+    measured = {
+        "first": ratio(results, 0.13),
+        "gain": ratio(results, 15.9, "at least"),
+        "noisy": ratio(results, 1.9),
+        "new": ratio(results, 99),
+    }
+    assert baseline.worse("engine", measured) == pytest.approx({"first": 1.3, "gain": 20 / 15.9})
+    within = {"first": ratio(results, 0.124), "gain": ratio(results, 16.1, "at least")}
+    assert baseline.worse("engine", within) == {}
+    assert baseline.worse("night", measured) == {}
+
+
+def test_a_renewed_baseline_keeps_the_benches_that_were_not_run(results, baseline):
+    measured = {"first": ratio(results, 0.123456), "late_ms": (9.0, results.Goal(50))}
+    renewed = baseline.renewed({"engine": measured, "night": {"lost": (0, results.Goal(0, kind="count"))}})
+    assert renewed.ratios == {"engine": {"first": 0.123}, "pool": {"spawn": 15.0}}
+    assert (renewed.tolerance, renewed.tolerances) == (0.25, {"noisy": 1.0})
+
+
+def test_memory_is_added_up_by_kind():
+    mb = part("benching.processes").smaps_mb
+    smaps = (
+        "55d0-7ffe ---p 00000000 00:00 0    [rollup]\n"
+        "Rss:              300000 kB\nPss:              30000 kB\nPss_Dirty:        20000 kB\n"
+        "Shared_Clean:      50000 kB\nShared_Dirty:     220000 kB\n"
+        "Private_Clean:     10000 kB\nPrivate_Dirty:     20000 kB\nPrivate_Hugetlb:       0 kB\n"
+    )
+    assert (mb(smaps, "Pss:"), mb(smaps, "Private_")) == (pytest.approx(30.72), pytest.approx(30.72))
 
 
 def test_folders_are_deleted_even_after_a_failure(tmp_path):

@@ -13,7 +13,7 @@ from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker.channel import Channel
-from ppdaemon.worker.leftovers import ScratchFolder
+from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 from ppdaemon.worker.main import VisitLoop
 
 VISIT = read_next_visit({"groupId": "g", "instrument": "LSSTCam"})
@@ -58,7 +58,11 @@ def test_a_process_is_restored_after_a_preparation_that_has_run_tasks(config, tm
             here.send(encode(order))
         here.shutdown(socket.SHUT_WR)
         loop = VisitLoop(
-            Channel(there, ORDERS), NodeFolders.of(config), ScratchFolder(tmp_path / "tmp"), config
+            Channel(there, ORDERS),
+            NodeFolders.of(config),
+            ScratchFolder(tmp_path / "tmp"),
+            Leftovers(),
+            config,
         )
         assert loop.serve(work) == ExitCode.OK
         facts = [decode(here.recv(PACKET_LIMIT), FACTS, limit=PACKET_LIMIT) for _ in range(3)]

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from benching.folders import BenchFolders
@@ -124,8 +125,7 @@ def _daemon(folders: BenchFolders, root: Path) -> Iterator[Node]:
 
 
 def _write(node: Node, writer: Writer, order: object) -> None:
-    writer.send(order)
-    node.wait(lambda: writer.receive() is not None, LIMIT_S, POLL_S)
+    writer.execute(order, partial(node.wait, deadline_s=LIMIT_S, pause_s=POLL_S))
 
 
 def _wait_for_count(node: Node, expected: int, count: Callable[[Node], int]) -> float:

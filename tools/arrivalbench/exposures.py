@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benching.folders import BenchFolders
@@ -99,16 +100,7 @@ def _reserve(node: Node, group: str, detectors: int) -> None:
 
 
 def _expose(node: Node, writer: Writer, order: Expose, counts: FileCounts) -> None:
-    answers: list[Written] = []
-
-    def answered() -> bool:
-        answer = writer.receive()
-        answers.extend([answer] if answer is not None else [])
-        return answer is not None
-
-    writer.send(order)
-    node.wait(answered, pause_s=POLL_S)
-    (written,) = answers
+    written: Written = writer.execute(order, partial(node.wait, pause_s=POLL_S))
     until = time.monotonic() + LATE_S
     node.wait(
         lambda: len(_notes(node, written.exposure)) >= len(written.complete) or time.monotonic() > until,

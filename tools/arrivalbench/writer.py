@@ -7,7 +7,7 @@ Orders are sent through a pipe one at a time, each with one answer.
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -117,6 +117,19 @@ class Writer:
     def send(self, order: Any) -> None:
         """Send an order."""
         self._pipe.send(order)
+
+    def execute(self, order: Any, wait: Callable[[Callable[[], object]], object]) -> Any:
+        """Send an order and return its answer; `wait` waits for a condition."""
+        answers: list[Any] = []
+
+        def answered() -> bool:
+            answer = self.receive()
+            answers.extend([] if answer is None else [answer])
+            return answer is not None
+
+        self.send(order)
+        wait(answered)
+        return answers[0]
 
     def receive(self) -> Any:
         """Return the answer to an order, or `None` if it has not arrived.

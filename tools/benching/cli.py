@@ -1,68 +1,108 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command line of a bench: its common options, its output, its exit status."""
 
+import functools
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from benching.results import Goal, Scalar, missed, table
+from benching.folders import FolderRoots
+from benching.results import Goal, Results, Scalar, as_json, explain, flatten, missed, table
 from ppdaemon.commandline import run_command
+from ppdaemon.states import ExitCode
 
-__all__ = ("options", "progress", "run", "print_results")
+__all__ = ("Bench", "folder_options", "options", "progress", "run")
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
+_FOLDERS = (
+    click.option(
+        "--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="Existing folder on a tmpfs."
+    ),
+    click.option(
+        "--scratch",
+        default=tempfile.gettempdir,
+        type=_FOLDER,
+        help="Existing folder on a disk.  [default: the system's]",
+    ),
+)
+_COMMON = (
+    *_FOLDERS,
+    click.option("--quick", is_flag=True, help="What make bench measures, for all options that are not set."),
+    click.option("--check", is_flag=True, help="Exit with 1 if a goal is missed, and print which."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+)
 
 
-def options[F: Callable[..., Any]](command: F) -> F:
-    """Add the options that all benches have: ``as_json``, ``scratch``, ``ramdisk``."""
-    for option in (
-        click.option(
-            "--ramdisk",
-            default="/dev/shm",
-            show_default=True,
-            type=_FOLDER,
-            help="Existing folder on a tmpfs.",
-        ),
-        click.option(
-            "--scratch",
-            default=tempfile.gettempdir,
-            type=_FOLDER,
-            help="Existing folder on a disk.  [default: the system's]",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the common options choose."""
+
+    folders: FolderRoots
+    as_json: bool = False
+    check: bool = False
+    load_at_start: float = field(default_factory=lambda: os.getloadavg()[0])
+
+    def report(self, results: Results, goals: Mapping[str, Goal]) -> None:
+        """Print results beside their goals, for people or as JSON; exit with 1 if they are checked and
+        one is missed.
+        """
+        host: dict[str, Scalar] = {
+            "cores": os.cpu_count(),
+            "load_at_start": self.load_at_start,
+            "load_at_end": os.getloadavg()[0],
+        }
+        flat = flatten({"host": host, **results})
+        if self.as_json:
+            click.echo(json.dumps(as_json({"host": host, **results}, goals)))
+        else:
+            Console().print(table(flat, goals))
+        if self.check and (names := missed(flat, goals)):
+            for name in names:
+                click.echo(f"missed: {explain(name, flat[name], goals[name])}", err=True)
+            raise SystemExit(ExitCode.FAILED)
+
+
+def folder_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the options ``scratch`` and ``ramdisk``."""
+    return functools.reduce(lambda decorated, option: option(decorated), _FOLDERS, command)
+
+
+def options[R](quick: Mapping[str, Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Add the options that all benches have; the command gets them as a `Bench`, its first argument.
+
+    `quick` has the values with ``--quick``, by name, of options that are not set.
+    """
+
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(command)
+        def with_bench(
+            scratch: Path, ramdisk: Path, quick: bool, check: bool, as_json: bool, **chosen: Any
+        ) -> R:
+            if quick:
+                source = click.get_current_context().get_parameter_source
+                set_by_user = click.core.ParameterSource.COMMANDLINE
+                chosen |= {name: value for name, value in small.items() if source(name) is not set_by_user}
+            return command(Bench(FolderRoots(scratch, ramdisk), as_json, check), **chosen)
+
+        for option in _COMMON:
+            with_bench = option(with_bench)
+        return with_bench
+
+    small = dict(quick)
+    return decorate
 
 
 def progress(line: str) -> None:
     """Print a line of progress to stderr."""
     click.echo(line, err=True)
-
-
-def print_results(
-    results: Mapping[str, Scalar],
-    goals: Mapping[str, Goal],
-    *,
-    as_json: bool,
-    groups: Mapping[str, object] | None = None,
-) -> None:
-    """Print results beside their goals, for people or as JSON.
-
-    `groups` are the same results in the structure that the JSON output has;
-    without it the JSON has `results` as they are.
-    """
-    if as_json:
-        shown = results if groups is None else groups
-        click.echo(json.dumps({**shown, "goals_missed": missed(results, goals)}))
-    else:
-        Console().print(table(results, goals))
 
 
 def run(command: click.Command) -> None:

@@ -27,7 +27,7 @@ from ppdaemon.demo.instrument import DemoCam
 from ppdaemon.demo.tasks.planes import PLANES
 from ppdaemon.middleware.export.mark import mark_datastore
 
-__all__ = ("BlankCam", "make_central", "write_pipeline")
+__all__ = ("BlankCam", "BlankFormatter", "make_central", "make_task", "write_pipeline")
 
 _DICT = "StructuredDataDict"
 _IMAGE = "MaskedImageV2"
@@ -84,10 +84,10 @@ def make_central(root: Path) -> None:
         mark_datastore(butler)
 
 
-def write_pipeline(folder: Path, name: str) -> str:
-    """Write the pipeline ``Five``, ``Twenty`` or ``Images`` to a file; return its path."""
+def write_pipeline(folder: Path, name: str, tasks: Sequence[type[PipelineTask]] = ()) -> str:
+    """Write a pipeline of tasks, or ``Five``, ``Twenty`` or ``Images``, to a file; return its path."""
     lines = [f"description: {name}", "tasks:"]
-    lines += [f"  {task._DefaultName}: {__name__}.{task.__name__}" for task in _TASKS[name]]
+    lines += [f"  {task._DefaultName}: {task.__module__}.{task.__name__}" for task in tasks or _TASKS[name]]
     path = folder / f"{name}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return str(path)
@@ -96,14 +96,17 @@ def write_pipeline(folder: Path, name: str) -> str:
 # --- tasks -----------------------------------------------------------------
 
 
-def _task(
+def make_task(
+    module: dict[str, Any],
     name: str,
     dimensions: Sequence[str],
     connections: Mapping[str, Any],
     run: Callable[..., Struct],
     fields: Mapping[str, Any] | None = None,
 ) -> type[PipelineTask]:
-    """Make a task with connections and configuration that can be imported by name."""
+    """Make a task with connections and configuration that can be imported by name from a module, given by
+    its ``globals()``.
+    """
     class_name = name[0].upper() + name[1:]
     edges = types.new_class(
         f"{class_name}Connections",
@@ -121,8 +124,8 @@ def _task(
         f"{class_name}Task", (PipelineTask,), {"ConfigClass": config, "_DefaultName": name, "run": run}
     )
     for each in (edges, config, task):
-        each.__module__ = __name__
-        globals()[each.__name__] = each
+        each.__module__ = module["__name__"]
+        module[each.__name__] = each
     return task
 
 
@@ -154,7 +157,7 @@ def _idle_tasks(name: str, output_counts: Sequence[int]) -> list[type[PipelineTa
             connections[connection] = Output(
                 name=dataset, doc="nothing", storageClass=_DICT, dimensions=dimensions
             )
-        tasks.append(_task(f"{name}{k}", dimensions, connections, _doing_nothing(outputs)))
+        tasks.append(make_task(globals(), f"{name}{k}", dimensions, connections, _doing_nothing(outputs)))
         connections = {
             f"input{i}": Input(name=dataset, doc="nothing", storageClass=_DICT, dimensions=dimensions)
             for i, dataset in enumerate(outputs.values())
@@ -191,13 +194,13 @@ def _image_tasks(count: int) -> list[type[PipelineTask]]:
         "columns": Field[int](doc="Columns of the image.", default=4072),
     }
     first = _raws_and_calibs() | {"output": Output(**edge(name="image_0"))}
-    tasks = [_task("image0", _EXPOSURE, first, _expose, size)]
+    tasks = [make_task(globals(), "image0", _EXPOSURE, first, _expose, size)]
     for k in range(1, count):
         edges = {
             "image": Input(**edge(name=f"image_{k - 1}")),
             "output": Output(**edge(name=f"image_{k}")),
         }
-        tasks.append(_task(f"image{k}", _EXPOSURE, edges, _change))
+        tasks.append(make_task(globals(), f"image{k}", _EXPOSURE, edges, _change))
     return tasks
 
 

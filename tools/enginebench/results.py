@@ -4,49 +4,101 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from benching.results import Goal, Scalar
+from benching.results import Goal
 
-__all__ = ("GOALS", "Sample", "flatten", "summarize", "ratios")
+__all__ = ("GOALS", "Sample", "ratios", "summarize")
 
 type Sample = Mapping[str, float]
 """Measurements of one visit: times in milliseconds, sizes in 10^6 bytes."""
 type Summary = dict[str, float | int]
 
-_TIMES = (
+_MEDIANS = (
+    "prepare_ms",
+    "prepare_cpu_ms",
+    "warm_ms",
     "raw_to_first_task_ms",
     "tasks_ms",
+    "tasks_cpu_ms",
     "between_tasks_ms",
     "processed_ms",
     "spool_ms",
     "overhead_ms",
     "total_ms",
     "written_ms",
-    "warm_ms",
-    "prepare_ms",
+    "process_cpu_ms",
+    "held_ms",
+    "free_ms",
+    "free_cpu_ms",
+    "raw_to_free_ms",
+    "visit_ms",
+    "cpu_ms",
+    "read_mb",
+    "written_mb",
 )
-_SIZES = ("memory_peak_mb", "ramdisk_mb")
+_MAXIMA = ("memory_peak_mb", "ramdisk_mb")
+_FIRST = ("prepare_ms", "warm_ms", "total_ms", "held_ms", "free_ms", "visit_ms", "cpu_ms")
+"""What is listed of the first visit of a worker."""
 
+_WHOLE = {
+    "prepare": ("prepare_ms",) * 2,
+    "prepare_cpu": ("prepare_cpu_ms",) * 2,
+    "raw_to_free": ("raw_to_free_ms",) * 2,
+    "cpu": ("cpu_ms",) * 2,
+}
 _OVERHEAD = {
     "first_task": ("raw_to_first_task_ms",) * 2,
     "between_tasks": ("between_tasks_ms",) * 2,
     "overhead": ("overhead_ms",) * 2,
 }
 _TOTAL = {"total": ("total_ms",) * 2}
-_FLOOR = _TOTAL | {"processed": ("processed_ms", "total_ms"), "total_written": ("total_ms", "written_ms")}
+_HELD = {"held": ("held_ms",) * 2, "free": ("free_ms", "held_ms")}
+_FLOOR = (
+    _TOTAL
+    | _HELD
+    | {
+        "processed": ("processed_ms", "total_ms"),
+        "total_written": ("total_ms", "written_ms"),
+        "memory_peak": ("memory_peak_mb",) * 2,
+        "cpu": ("cpu_ms", "tasks_cpu_ms"),
+    }
+)
 _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
-    ("direct", "separable", "", _OVERHEAD),
+    ("direct", "separable", "", _OVERHEAD | _WHOLE),
     ("direct", "pipetask", "", _OVERHEAD),
-    ("direct_20", "separable_20", "_20", _OVERHEAD),
-    ("direct_appipe", "floor", "_appipe", _FLOOR),
-    ("direct_appipe", "separable_appipe", "_appipe", _TOTAL),
+    ("direct", "floor", "", _HELD),
+    ("direct_20", "separable_20", "_20", _OVERHEAD | _WHOLE),
+    ("direct_appipe", "floor_appipe", "_appipe", _FLOOR),
+    ("direct_appipe", "separable_appipe", "_appipe", _TOTAL | _WHOLE),
     ("direct_2_snaps", "direct_snaps", "_snaps", _TOTAL),
     ("direct_images", "separable_images", "_images", _TOTAL),
     ("direct_images_export", "separable_images_export", "_images_export", _TOTAL),
+    ("direct_detector", "floor_detector", "_detector", _FLOOR),
 )
 """Two workers to compare, suffix of the names, and the compared results by name."""
+_FIRST_VISITS = ("direct", "direct_appipe")
+"""Workers whose first visit is compared with their later ones."""
 
-_TENTH, _FIFTEENTH, _FIFTIETH = Goal(1 / 10), Goal(1 / 15), Goal(1 / 50)
+
+def _ratio(limit: float) -> Goal:
+    return Goal(limit, kind="ratio")
+
+
+_TENTH, _FIFTEENTH, _FIFTIETH = _ratio(1 / 10), _ratio(1 / 15), _ratio(1 / 50)
 GOALS: Mapping[str, Goal] = {
+    "ratios.prepare_of_separable": _ratio(0.65),
+    "ratios.prepare_of_separable_appipe": _ratio(0.45),
+    "ratios.prepare_cpu_of_separable": _ratio(0.65),
+    "ratios.prepare_cpu_of_separable_appipe": _ratio(0.45),
+    "ratios.cpu_of_separable": _ratio(0.2),
+    "ratios.held_of_floor": _ratio(2),
+    "ratios.held_of_floor_appipe": _ratio(1.2),
+    "ratios.free_of_floor": _ratio(3),
+    "ratios.free_of_floor_appipe": _ratio(1.3),
+    "ratios.raw_to_free_of_separable": _TENTH,
+    "ratios.first_visit_of_later": _ratio(1.3),
+    "ratios.first_visit_of_later_appipe": _ratio(1.3),
+    "ratios.cpu_of_floor_appipe": _ratio(1.75),
+    "ratios.memory_peak_of_floor_appipe": _ratio(1.25),
     "ratios.first_task_of_separable": _TENTH,
     "ratios.between_tasks_of_separable": _FIFTEENTH,
     "ratios.overhead_of_separable": _TENTH,
@@ -56,10 +108,12 @@ GOALS: Mapping[str, Goal] = {
     "ratios.first_task_of_separable_20": _TENTH,
     "ratios.between_tasks_of_separable_20": _FIFTEENTH,
     "ratios.overhead_of_separable_20": _TENTH,
-    "ratios.total_of_floor_appipe": Goal(1.15),
-    "ratios.total_of_separable_images": Goal(0.5),
+    "ratios.total_of_floor_appipe": _ratio(1.15),
+    "ratios.total_of_separable_images": _ratio(0.5),
+    "ratios.total_written_of_floor_detector": _ratio(1.15),
+    "ratios.memory_peak_of_floor_detector": _ratio(1.25),
 }
-"""By name of the result, as in `flatten`."""
+"""By name of the result."""
 
 
 def summarize(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summary:
@@ -71,27 +125,25 @@ def summarize(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summa
     """
     first, *others = [_with_overhead(each, task_count, idle=idle) for each in visits]
     summary: Summary = {
-        name: median(each[name] for each in others) for name in _TIMES if all(name in each for each in others)
+        name: median(each[name] for each in others)
+        for name in _MEDIANS
+        if all(name in each for each in others)
     }
-    summary |= {name: max(each[name] for each in others) for name in _SIZES}
-    return summary | {
-        "total_worst_ms": max(each["total_ms"] for each in others),
-        "first_visit_total_ms": first["total_ms"],
-        "first_visit_warm_ms": first["warm_ms"],
-        "visits": len(others),
-    }
+    summary |= {name: max(each[name] for each in others) for name in _MAXIMA}
+    summary |= {f"first_{name}": first[name] for name in _FIRST if name in first}
+    return summary | {"total_worst_ms": max(each["total_ms"] for each in others), "visits": len(others)}
 
 
 def _with_overhead(visit: Sample, task_count: int, *, idle: bool) -> dict[str, float]:
     results = dict(visit)
-    if idle:
+    if idle and "tasks_ms" in visit:
         results["between_tasks_ms"] = visit["tasks_ms"] / task_count
         results["overhead_ms"] = visit["total_ms"]
     return results
 
 
 def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, float]:
-    """Compare the engines of which both were measured.
+    """Compare the engines of which both were measured, and first visits with later ones.
 
     The keys of `summaries` are engines with a suffix for the pipeline.
     """
@@ -101,9 +153,8 @@ def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, floa
             for name, (numerator, denominator) in results.items():
                 ratio_name = f"{name}_of_{other.removesuffix(suffix)}{suffix}"
                 found[ratio_name] = summaries[one][numerator] / summaries[other][denominator]
+    for name in _FIRST_VISITS:
+        if name in summaries:
+            ratio_name = f"first_visit_of_later{name.removeprefix('direct')}"
+            found[ratio_name] = summaries[name]["first_visit_ms"] / summaries[name]["visit_ms"]
     return found
-
-
-def flatten(summaries: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
-    """Return all results in one dict, with names such as ``direct.total_ms``."""
-    return {f"{group}.{name}": value for group, values in summaries.items() for name, value in values.items()}

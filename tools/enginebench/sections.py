@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from enginebench import fullsize
 from enginebench.camera import make_central, write_pipeline
 from enginebench.worker import DETECTOR, Setup
 from ppdaemon.demo.central import make_apdb, make_central_repo
-from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
+from ppdaemon.demo.plan import ExposurePlan
 from ppdaemon.demo.raws import detector_names, encode_blank, publish, raw_path
 from ppdaemon.demo.rules import DemoRule, main_rules, preprocessing_rules
 from ppdaemon.demo.services import DemoPaths, node_config
@@ -21,8 +23,11 @@ __all__ = ("SECTIONS", "SectionFolders", "Section", "plan", "prepare")
 
 _BEGIN_TAI_S = 1795317880.0
 """2026-11-22T03:24:40 TAI; the night is long enough for any number of visits."""
-_CLASS = "enginebench.camera.BlankCam"
-_SMALL = {"image0:rows": 500, "image0:columns": 509}
+_CLASSES = {
+    "Detector": "enginebench.fullsize.FullSizeCam",
+    **dict.fromkeys(("Five", "Twenty", "Images"), "enginebench.camera.BlankCam"),
+}
+"""Instrument classes by pipeline; the demo has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Section:
 
     name: str
     pipeline: str
-    """A pipeline of `enginebench.camera`, or the demo's ``ApPipe``."""
+    """A pipeline of `enginebench.camera`, ``Detector``, or the demo's ``ApPipe``."""
     task_count: int
     exported: Mapping[str, tuple[str, ...]]
     """Exported dataset types by suffix of the workers' names."""
@@ -53,7 +58,7 @@ class Section:
     def workers(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Engine and exported types of each worker by name."""
         return {
-            "floor" if engine == "floor" else engine + suffix: (engine, types)
+            engine + suffix: (engine, types)
             for suffix, types in self.exported.items()
             for engine in self.engines
         }
@@ -64,7 +69,7 @@ _METADATA = (".*_metadata",)
 SECTIONS: Mapping[str, Section] = {
     each.name: each
     for each in (
-        Section("empty", "Five", 5, {"": _ALL}, ("direct", "separable", "pipetask")),
+        Section("empty", "Five", 5, {"": _ALL}, ("direct", "floor", "separable", "pipetask")),
         Section("twenty", "Twenty", 20, {"_20": _ALL}, ("direct", "separable")),
         Section(
             "images",
@@ -75,6 +80,13 @@ SECTIONS: Mapping[str, Section] = {
         ),
         Section("appipe", "ApPipe", 6, {"_appipe": ()}, ("direct", "floor", "separable")),
         Section("snaps", "ApPipe", 12, {"_snaps": ()}, ("direct", "direct_2"), snaps=2),
+        Section(
+            "detector",
+            "Detector",
+            4,
+            {"_detector": (*_METADATA, "difference", "sources")},
+            ("direct", "floor"),
+        ),
     )
 }
 """By name, in the order of measuring."""
@@ -86,8 +98,13 @@ class SectionFolders:
 
     disk: Path
     ramdisk: Path
-    quick: bool = False
-    """Whether images are small."""
+    small: bool = False
+    """Whether images are small, to test the bench."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a detector's image, but for the demo's."""
+        return fullsize.SMALL if self.small else fullsize.SHAPE
 
     @property
     def raws(self) -> Path:
@@ -108,30 +125,48 @@ def prepare(
     Each worker has its own central repo and alert database, so that none finds
     what another has stored. Rendering the raws takes most of a minute.
     """
-    _write_raws(section, folders.raws, visits)
+    _write_raws(section, folders, visits)
     progress(f"{len(visits)} raws")
     central = folders.disk / "central"
-    if section.blank:
+    filters = sorted({visit.exposures[0].physical_filter for visit in visits})
+    if section.pipeline == "Detector":
+        fullsize.make_central(central, DETECTOR, filters, folders.shape)
+    elif section.blank:
         make_central(central)
     else:
-        bands = sorted({visit.exposures[0].physical_filter.split("_")[0] for visit in visits})
+        bands = [FILTER_BANDS[name] for name in filters]
         make_central_repo(central, bands=bands, detectors=[DETECTOR], progress=progress)
     make = _blank_setup if section.blank else _demo_setup
     return {name: make(section, folders, name, *worker) for name, worker in section.workers.items()}
 
 
-def _write_raws(section: Section, root: Path, visits: Sequence[VisitPlan]) -> None:
-    camera = SimulatedCamera(CAMERA_NAME, [DETECTOR])
-    root.mkdir()
+def _write_raws(section: Section, folders: SectionFolders, visits: Sequence[VisitPlan]) -> None:
+    folders.raws.mkdir()
+    name = detector_names(CAMERA_NAME)[DETECTOR][0]
+    encode = _encoder(section, folders)
     for visit in visits:
         for exposure in visit.exposures:
-            name = detector_names(CAMERA_NAME)[DETECTOR][0]
-            if section.blank:
-                path, (image, sidecar) = raw_path(exposure, name), encode_blank(exposure, DETECTOR, name)
-            else:
-                ((_, path, image, sidecar),) = camera.read_out(exposure)
-            publish((root / path).with_suffix(".json"), sidecar)
-            publish(root / path, image)
+            image, sidecar = encode(exposure, DETECTOR, name)
+            path = folders.raws / raw_path(exposure, name)
+            publish(path.with_suffix(".json"), sidecar)
+            publish(path, image)
+
+
+def _encoder(
+    section: Section, folders: SectionFolders
+) -> Callable[[ExposurePlan, int, str], tuple[bytes, bytes]]:
+    """Return the function that makes raw and sidecar of a detector."""
+    if section.pipeline == "Detector":
+        return fullsize.FullSizeRaws(folders.shape).encode
+    if section.blank:
+        return encode_blank
+    camera = SimulatedCamera(CAMERA_NAME, [DETECTOR])
+
+    def render(plan: ExposurePlan, _detector: int, _name: str) -> tuple[bytes, bytes]:
+        ((_, _, image, sidecar),) = camera.read_out(plan)
+        return image, sidecar
+
+    return render
 
 
 def _worker_paths(folders: SectionFolders, name: str) -> DemoPaths:
@@ -147,6 +182,8 @@ def _config(paths: DemoPaths, folders: SectionFolders, engine: str) -> dict[str,
     kind, _, processes = engine.partition("_")
     config["engine"] |= {"kind": "direct" if kind == "floor" else kind, "processes": int(processes or 1)}
     del config["workers"]["memory"]  # the defaults, for real detectors
+    # A worker reports the times of its tasks if there are traces, which nothing here sends.
+    config["traces"] = {"endpoint": "http://127.0.0.1:9/v1/traces"}
     return config
 
 
@@ -154,14 +191,17 @@ def _blank_setup(
     section: Section, folders: SectionFolders, name: str, engine: str, types: tuple[str, ...]
 ) -> Setup:
     paths = _worker_paths(folders, name)
-    pipeline = write_pipeline(paths.scratch, section.pipeline)
+    is_detector = section.pipeline == "Detector"
+    pipeline = write_pipeline(paths.scratch, section.pipeline, fullsize.TASKS if is_detector else ())
     config = _config(paths, folders, engine)
     config["engine"]["no_return"] = []
-    config["butler"] |= {"instrument_class": {CAMERA_NAME: _CLASS}, "skymap": None}
-    small = _SMALL if section.pipeline == "Images" and folders.quick else {}
-    config["pipelines"] = {"main": [{"pipelines": [pipeline]}], "overrides": small}
+    skymap = fullsize.SKYMAP if is_detector else None
+    config["butler"] |= {"instrument_class": {CAMERA_NAME: _CLASSES[section.pipeline]}, "skymap": skymap}
+    size = dict(zip(("image0:rows", "image0:columns"), folders.shape, strict=True))
+    overrides = size if section.pipeline == "Images" else {}
+    config["pipelines"] = {"main": [{"pipelines": [pipeline]}], "overrides": overrides}
     config["export"]["types"] = list(types)
-    return Setup(config, paths.ramdisk, paths.scratch / "spool", (pipeline,))
+    return Setup(config, paths.ramdisk, paths.scratch / "spool", (pipeline,), tasks_only=engine == "floor")
 
 
 def _demo_setup(

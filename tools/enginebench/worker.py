@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.demo.raws import detector_names, raw_path
 from ppdaemon.demo.visits import VisitPlan
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
+from ppdaemon.worker.imports import observed_imports
+from ppdaemon.worker.leftovers import Leftovers
 from ppdaemon.worker.main import trim_memory
 
 __all__ = ("DETECTOR", "Setup", "run_worker")
@@ -51,14 +54,43 @@ class Setup:
 
 
 class _StageTimes:
-    """Records the time at which a visit reaches each stage."""
+    """Records when a visit reaches each stage, and when its last task ends."""
 
     def __init__(self) -> None:
+        self._clock = Clock()
         self.at_s: dict[Stage, float] = {}
+        self.last_task_s = 0.0
 
     def __call__(self, fact: StageReached | Connecting) -> None:
         if isinstance(fact, StageReached):
             self.at_s[fact.stage] = time.perf_counter()
+        if isinstance(fact, StageReached) and fact.stage is Stage.PROCESSED:
+            # Label, begin, end, error of each task, as for the traces: the end is before this report.
+            age_s = self._clock.tai() - max(end for _, _, end, _ in fact.detail["tasks"])
+            self.last_task_s = time.perf_counter() - age_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """What this process and its ended children have used until now."""
+
+    at_s: float
+    cpu_s: float
+    read_bytes: int
+    written_bytes: int
+
+    @classmethod
+    def now(cls) -> "_Used":
+        """Read the clock and the kernel's counters."""
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = time.process_time() + children.ru_utime + children.ru_stime
+        moved = dict(map(str.split, Path("/proc/self/io").read_text().splitlines()))
+        return cls(time.perf_counter(), cpu_s, int(moved["rchar:"]), int(moved["wchar:"]))
+
+    def until(self, end: "_Used", name: str) -> dict[str, float]:
+        """Return wall and CPU time of a step in milliseconds."""
+        wall_s, cpu_s = end.at_s - self.at_s, end.cpu_s - self.cpu_s
+        return {f"{name}_ms": wall_s * 1e3, f"{name}_cpu_ms": cpu_s * 1e3}
 
 
 def run_worker(setup: Setup, channel: Connection) -> None:
@@ -73,6 +105,8 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
+        NodeFolders.of(context.config).ramdisk.mkdir(parents=True)
+        context = replace(context, warmed=work.warm_up(context.config))
         work.build_template(context)
         # As in the zygote: collections in a worker need not visit the imported objects.
         gc.collect()
@@ -80,8 +114,12 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         make = TasksOnly if setup.tasks_only else ButlerWork
         assert context.config.butler is not None
         worker = make(context, context.config.butler)
-        for number, plan in enumerate(iter(channel.recv, None)):
-            channel.send(_visit(worker, context, setup, plan, reports, first=number == 0))
+        workers = context.config.workers
+        leftovers = Leftovers(workers.preload, workers.allowed_threads)
+        with observed_imports(leftovers.around):
+            for number, plan in enumerate(iter(channel.recv, None)):
+                visit = _BenchVisit(worker, context, setup, plan, reports, leftovers)
+                channel.send(visit.run(first=number == 0))
         worker.close()
 
 
@@ -118,62 +156,87 @@ def _context(setup: Setup, reports: _StageTimes) -> WorkerContext:
     )
 
 
-def _visit(
-    worker: ButlerWork,
-    context: WorkerContext,
-    setup: Setup,
-    plan: VisitPlan,
-    reports: _StageTimes,
-    *,
-    first: bool,
-) -> dict[str, float]:
-    """Do one visit; return its measurements."""
-    _reset_peak()
-    start_s = time.perf_counter()
-    prepared = worker.prepare(_order(setup, plan))
-    results = {
-        "prepare_ms": (time.perf_counter() - start_s) * 1e3,
-        "warm_ms": float(prepared.detail["warm_ms"]),
-    }
-    raws = list(_raws(context.config.arrivals.roots[0].path, plan))
-    exposures = Process(exposures=tuple(raw.exposure for raw in raws))
-    reports.at_s.clear()
-    start_s = time.perf_counter()
-    for raw in raws:
-        worker.ingest(raw)
-    if isinstance(worker, TasksOnly):
-        results |= worker.run_tasks(exposures)
-    else:
-        results |= _process(worker, context, exposures, reports, start_s, first=first)
-    results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(context.repo)}
-    worker.reset()
-    trim_memory()
-    shutil.rmtree(context.spool, ignore_errors=True)
-    return results
+@dataclass(frozen=True, slots=True)
+class _BenchVisit:
+    """One visit, in the steps of a worker's loop."""
 
+    worker: ButlerWork
+    context: WorkerContext
+    setup: Setup
+    plan: VisitPlan
+    reports: _StageTimes
+    leftovers: Leftovers
 
-def _process(
-    worker: ButlerWork,
-    context: WorkerContext,
-    order: Process,
-    reports: _StageTimes,
-    start_s: float,
-    *,
-    first: bool,
-) -> dict[str, float]:
-    done = worker.process(order)
-    if done.outcome != Outcome.SUCCEEDED or done.engine != context.config.engine.kind or done.spool is None:
-        raise RuntimeError(f"engine {context.config.engine.kind} failed or was not used: {done.model_dump()}")
-    if first:  # the outputs that a run has only once are exported now, as in a node's first visit
-        work.open_exporter(context).export([Path(done.spool)])
-    at_ms = {stage: (at_s - start_s) * 1e3 for stage, at_s in reports.at_s.items()}
-    return {
-        "raw_to_first_task_ms": at_ms[Stage.FIRST_TASK],
-        "tasks_ms": at_ms[Stage.PROCESSED] - at_ms[Stage.FIRST_TASK],
-        "processed_ms": at_ms[Stage.PROCESSED],
-        "spool_ms": at_ms[Stage.SPOOLED] - at_ms[Stage.PROCESSED],
-        "total_ms": at_ms[Stage.SPOOLED],
-    }
+    def run(self, *, first: bool) -> dict[str, float]:
+        """Do the visit; return its measurements."""
+        _reset_peak()
+        ordered = _Used.now()
+        prepared = self.worker.prepare(_order(self.setup, self.plan))
+        if prepared.ran_tasks:
+            self.leftovers.restore()
+        ready = _Used.now()
+        raws = list(_raws(self.context.config.arrivals.roots[0].path, self.plan))
+        exposures = Process(exposures=tuple(raw.exposure for raw in raws))
+        self.reports.at_s.clear()
+        begun = _Used.now()
+        for raw in raws:
+            self.worker.ingest(raw)
+        spool = None
+        if isinstance(self.worker, TasksOnly):
+            results = self.worker.run_tasks(exposures)
+        else:
+            spool = self._process(exposures)
+            self.leftovers.restore()
+            results = self._times(begun.at_s)
+        answered = _Used.now()
+        results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(self.context.repo)}
+        if first and spool:
+            # The outputs that a run has only once are exported now, as in a node's first visit.
+            work.open_exporter(self.context).export([Path(spool)])
+        cleaning = _Used.now()
+        self.worker.reset()
+        trim_memory()
+        free = _Used.now()
+        shutil.rmtree(self.context.spool, ignore_errors=True)
+        results |= ordered.until(ready, "prepare") | {"warm_ms": float(prepared.detail["warm_ms"])}
+        if not isinstance(self.worker, TasksOnly):
+            results |= self._whole(ordered, ready, begun, answered, cleaning, free)
+        return results
+
+    def _process(self, order: Process) -> str:
+        done, engine = self.worker.process(order), self.context.config.engine.kind
+        if done.outcome != Outcome.SUCCEEDED or done.engine != engine or done.spool is None:
+            raise RuntimeError(f"engine {engine} failed or was not used: {done.model_dump()}")
+        return done.spool
+
+    def _times(self, begun_s: float) -> dict[str, float]:
+        at_ms = {stage: (at_s - begun_s) * 1e3 for stage, at_s in self.reports.at_s.items()}
+        return {
+            "raw_to_first_task_ms": at_ms[Stage.FIRST_TASK],
+            "tasks_ms": at_ms[Stage.PROCESSED] - at_ms[Stage.FIRST_TASK],
+            "processed_ms": at_ms[Stage.PROCESSED],
+            "spool_ms": at_ms[Stage.SPOOLED] - at_ms[Stage.PROCESSED],
+            "total_ms": at_ms[Stage.SPOOLED],
+        }
+
+    def _whole(
+        self, ordered: _Used, ready: _Used, begun: _Used, answered: _Used, cleaning: _Used, free: _Used
+    ) -> dict[str, float]:
+        """Return what the worker was busy for, without what only the bench does between the steps."""
+        steps = ((ordered, ready), (begun, answered), (cleaning, free))
+        cleaned_ms = (free.at_s - cleaning.at_s) * 1e3
+        held_ms = (answered.at_s - self.reports.last_task_s) * 1e3
+        return {
+            "held_ms": held_ms,
+            "free_ms": held_ms + cleaned_ms,
+            "raw_to_free_ms": (answered.at_s - begun.at_s) * 1e3 + cleaned_ms,
+            "visit_ms": sum(end.at_s - begin.at_s for begin, end in steps) * 1e3,
+            "process_cpu_ms": (answered.cpu_s - begun.cpu_s) * 1e3,
+            "free_cpu_ms": (free.cpu_s - cleaning.cpu_s) * 1e3,
+            "cpu_ms": sum(end.cpu_s - begin.cpu_s for begin, end in steps) * 1e3,
+            "read_mb": sum(end.read_bytes - begin.read_bytes for begin, end in steps) / 1e6,
+            "written_mb": sum(end.written_bytes - begin.written_bytes for begin, end in steps) / 1e6,
+        }
 
 
 def _order(setup: Setup, plan: VisitPlan) -> Prepare:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures exports of the outputs of one exposure to a central repo."""
 
+import gc
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
-from ppdaemon.middleware.export import register
+from ppdaemon.middleware.export import exporter
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import ID, mark_datastore
+from ppdaemon.middleware.export.register import Registrar
+from ppdaemon.middleware.export.rows import RowIngest
 from ppdaemon.middleware.export.spool import MANIFEST, Manifest, SpooledFile, SpoolKey, write_spool
 
 __all__ = ("Amounts", "measure_database", "measure_held")
@@ -209,8 +211,12 @@ def measure_held(local: Path, disk: Path, detectors: Iterable[int]) -> tuple[lis
 # --- exports ------------------------------------------------------------------
 
 
-def _transfer(central: str, local: str, detectors: Sequence[int]) -> None:
-    """Be a worker that exports its detectors one by one; runs in its own process."""
+def _transfer(central: str, local: str, detectors: Sequence[int]) -> float:
+    """Be a worker that exports its detectors one by one; runs in its own process.
+
+    Return the CPU seconds of the transfers, without its queries for what there is to transfer.
+    """
+    cpu_s = 0.0
     with (
         Butler.from_config(central, writeable=True) as target,
         Butler.from_config(local, writeable=False) as source,
@@ -223,18 +229,19 @@ def _transfer(central: str, local: str, detectors: Sequence[int]) -> None:
                     name, collections=_RUN, detector=detector, instrument=CAMERA, with_dimension_records=True
                 )
             ]
+            begin = time.process_time()
             target.transfer_from(source, refs, transfer="copy", transfer_dimensions=True)
+            cpu_s += time.process_time() - begin
+    return cpu_s
 
 
 @contextmanager
-def _timed(samples: dict[str, float], name: str, who: int = resource.RUSAGE_SELF) -> Iterator[None]:
-    usage = resource.getrusage(who)
-    begin = time.perf_counter()
+def _timed(samples: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of a block, and the CPU seconds of the process, its threads included."""
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     yield
     samples[f"{name}_s"] = samples.get(f"{name}_s", 0.0) + time.perf_counter() - begin
-    after = resource.getrusage(who)
-    cpu_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
-    samples[f"{name}_cpu_s"] = samples.get(f"{name}_cpu_s", 0.0) + cpu_s
+    samples[f"{name}_cpu_s"] = samples.get(f"{name}_cpu_s", 0.0) + time.process_time() - cpu_begin
 
 
 def measure_database(
@@ -247,21 +254,25 @@ def measure_database(
     spools = [outputs.spool(folder / "spool", detector) for detector in range(amounts.detectors)]
     central = _make_repo(folder / "batched", amounts, databases())
     empty = _make_repo(folder / "bare", amounts, databases())
-    exporter = CentralExporter(
-        str(central), Clock(), "bench", folder / "refused", config=ExportConfig(images=("image_.*",))
-    )
-    with closing(exporter):
+    config = ExportConfig(images=("image_.*",))
+    with closing(
+        CentralExporter(str(central), Clock(), "bench", folder / "refused", config=config)
+    ) as batched:
         # The first export of a night makes run and chain; the exporter is connected then.
-        first = exporter.export(spools[:1])
+        first = batched.export(spools[:1])
         before = _tables(central)
+        gc.collect()  # the garbage of others is not collected within a sample
         with _timed(samples, "batched"), _split(samples):
-            exported = exporter.export(spools[1:])
+            exported = batched.export(spools[1:])
     if first.datasets + exported.datasets != amounts.datasets:
         raise RuntimeError(f"{exported.datasets} of {amounts.datasets} datasets were exported")
     share = (amounts.detectors - 1) / amounts.detectors
     samples["direct_s"] *= share
     samples["direct_cpu_s"] *= share
-    samples["registered_s"] = samples["batched_s"] - samples["copied_s"]
+    for unit in ("s", "cpu_s"):
+        samples[f"registered_{unit}"] = samples[f"batched_{unit}"] - samples[f"copied_{unit}"]
+        placed = samples[f"placed_{unit}"] + samples[f"removed_{unit}"]
+        samples[f"rows_{unit}"] = samples[f"registered_{unit}"] - placed
     _measure_bare(empty, before, _tables(central), samples)
     return samples
 
@@ -273,26 +284,36 @@ def _measure_direct(central: Path, local: Path, amounts: Amounts, samples: dict[
         pool.starmap(_nothing, [()] * cores)  # they have started and imported
         shares = [(str(central), str(local), range(k, amounts.detectors, cores)) for k in range(cores)]
         with _timed(samples, "direct"):
-            pool.starmap(_transfer, shares)
-        pool.close()
-        pool.join()
-    samples["direct_cpu_s"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            cpu_s = pool.starmap(_transfer, shares)
+    samples["direct_cpu_s"] = sum(cpu_s)
 
 
 def _nothing() -> None:
     """Import this module in a process of a pool."""
 
 
+_PARTS = {
+    "copied": (Registrar, "_copy"),
+    "placed": (RowIngest, "_move"),
+    "removed": (exporter, "remove_spool"),
+}
+"""What an export does with files, by the name of the sample: it copies them, renames them and syncs their
+folders, deletes the spool. The rest of it are rows."""
+
+
 @contextmanager
 def _split(samples: dict[str, float]) -> Iterator[None]:
-    """Measure the copies within an export, and count its transactions that write."""
-    copy, writing = register.Registrar._copy, set()
+    """Measure what an export does with files, and count its transactions that write."""
+    writing = set()
     begun: dict[int, float] = {}
-    samples["transactions"] = samples["copied_s"] = samples["statements_s"] = 0.0
+    samples["transactions"] = samples["statements_s"] = 0.0
 
-    def timed_copy(self: Any, *args: Any) -> Any:
-        with _timed(samples, "copied"):
-            return copy(self, *args)
+    def timed[**P, R](name: str, function: Callable[P, R]) -> Callable[P, R]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with _timed(samples, name):
+                return function(*args, **kwargs)
+
+        return call
 
     def execute(connection: Any, cursor: Any, statement: str, *args: Any) -> None:
         if statement.lstrip().split(" ", 1)[0].upper() in ("INSERT", "UPDATE", "DELETE"):
@@ -310,14 +331,16 @@ def _split(samples: dict[str, float]) -> Iterator[None]:
     sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", execute)
     sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", executed)
     sqlalchemy.event.listen(sqlalchemy.Engine, "commit", commit)
-    register.Registrar._copy = timed_copy  # type: ignore[method-assign]
-    try:
+    with ExitStack() as undo:
+        for name, (owner, attribute) in _PARTS.items():
+            function = getattr(owner, attribute)
+            samples[f"{name}_s"] = samples[f"{name}_cpu_s"] = 0.0
+            undo.callback(setattr, owner, attribute, function)
+            setattr(owner, attribute, timed(name, function))
         yield
-    finally:
-        register.Registrar._copy = copy  # type: ignore[method-assign]
-        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", execute)
-        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", executed)
-        sqlalchemy.event.remove(sqlalchemy.Engine, "commit", commit)
+    sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", execute)
+    sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", executed)
+    sqlalchemy.event.remove(sqlalchemy.Engine, "commit", commit)
 
 
 # --- bare inserts -------------------------------------------------------------
@@ -350,6 +373,7 @@ def _measure_bare(repo: Path, before: _Rows, after: _Rows, samples: dict[str, fl
     first, second = _added(_tables(repo), before), _added(before, after)
     with engine.begin() as connection:
         _insert(connection, metadata, first)
+    gc.collect()
     with _timed(samples, "bare"), engine.begin() as connection:
         _insert(connection, metadata, second)
     engine.dispose()

@@ -4,12 +4,12 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from benching.folders import BenchFolders
+from benching.processes import cpu_s, pss_mb
 
-from fanoutbench.results import Records, pss_mb
+from fanoutbench.results import Records
 from ppdaemon.config import WorkersConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import SlotState
@@ -64,13 +64,13 @@ class Observatory:
             raise BenchFailed(f"cancellation of {group}: {answer}")
         return began
 
-    def wait(self, condition: Callable[[], object], limit_s: float = STEP_S) -> None:
+    def wait(self, condition: Callable[[], object], limit_s: float = STEP_S, pause_s: float = POLL_S) -> None:
         """Wait for a condition; raise `BenchFailed` if it takes too long."""
         until = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > until:
                 raise BenchFailed(f"not within {limit_s:g} s{self.telescope.story()}")
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
 
     def wait_for_all(self, records: Records, group: str) -> float:
         """Wait until each detector has its line; return the time of the last one."""
@@ -102,7 +102,7 @@ class Observatory:
 
     def relay_cpu_s(self) -> float:
         """Return the CPU time of the relay until now."""
-        return _cpu_s(self.relay_pid)
+        return cpu_s(self.relay_pid)
 
     def measure_idle(self) -> float:
         """Return the CPU time of the relay in each second in which there is no visit."""
@@ -112,14 +112,14 @@ class Observatory:
 
     def nodes_cpu_s(self) -> float:
         """Return the CPU time of all supervisors until now."""
-        return sum(_cpu_s(node.pid) for node in self.telescope.nodes.values())
+        return sum(cpu_s(node.pid) for node in self.telescope.nodes.values())
 
     def workers_cpu_s(self) -> float:
         """Return the CPU time of the workers that were running at the start."""
         if not self._workers:
             rows = (row for node in self.telescope.nodes.values() for row in node.workers())
             self._workers = [row.pid for row in rows if row.pid is not None]
-        return sum(map(_cpu_s, self._workers))
+        return sum(map(cpu_s, self._workers))
 
     def cpu_s(self) -> tuple[float, float, float]:
         """Return the CPU time of relay, supervisors and workers until now."""
@@ -127,16 +127,7 @@ class Observatory:
 
     def relay_mb(self) -> float:
         """Return the memory of the relay."""
-        return pss_mb(Path(f"/proc/{self.relay_pid}/smaps_rollup").read_text())
-
-
-def _cpu_s(pid: int) -> float:
-    """Return the CPU time of a process until now, finer than the ticks of 10 ms that psutil has."""
-    try:
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    except (FileNotFoundError, ProcessLookupError):  # a worker was replaced because of its age
-        return 0.0
+        return pss_mb(self.relay_pid)
 
 
 @contextmanager

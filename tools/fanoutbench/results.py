@@ -9,7 +9,7 @@ from benching.results import Goal
 
 from ppdaemon.testing.played import VisitDetector
 
-__all__ = ("CADENCE_S", "GOALS", "Records", "pss_mb")
+__all__ = ("CADENCE_S", "GOALS", "Records")
 
 CADENCE_S = 35.0
 """Seconds between two visits of a night."""
@@ -18,12 +18,12 @@ GOALS: Mapping[str, Goal] = {
     "fanout_p50_ms": Goal(50),
     "fanout_p99_ms": Goal(120),
     "cancel_p99_ms": Goal(60),
-    "lost": Goal(0),
-    "doubled": Goal(0),
+    "lost": Goal(0, kind="count"),
+    "doubled": Goal(0, kind="count"),
     "relay_growth_percent": Goal(1),
     "permit_cpu_percent": Goal(1),
     "permit_wait_ms": Goal(1),
-    "curve_over_plain": Goal(1.15),
+    "curve_over_plain": Goal(1.15, kind="ratio"),
 }
 """By name of the result, for two idle cores."""
 
@@ -60,9 +60,3 @@ class Records:
     def number(self, group: str) -> int:
         """Return the number of lines of a group."""
         return len(self.times.get(group, ()))
-
-
-def pss_mb(smaps: str) -> float:
-    """Return the proportional memory of a process in 10^6 bytes; `smaps` is its ``smaps_rollup``."""
-    (kilobytes,) = (int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Pss:"))
-    return kilobytes * 1024 / 1e6

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benching.processes import pss_mb
 from fanoutbench.observatory import Observatory
-from fanoutbench.results import pss_mb
 
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.demo.nightreport import SimulatedNight
@@ -185,9 +185,8 @@ class Follower:
     def _memory_mb(self) -> tuple[float, float]:
         if self._observatory is None:
             return 0.0, 0.0
-        pids = [node.pid for node in self._observatory.telescope.nodes.values()]
-        nodes = (pss_mb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids)
-        return self._observatory.relay_mb(), sum(nodes)
+        nodes = self._observatory.telescope.nodes.values()
+        return self._observatory.relay_mb(), sum(pss_mb(node.pid) for node in nodes)
 
     def _end_oldest(self) -> None:
         group, announced = self._open.popleft()

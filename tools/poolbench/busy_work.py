@@ -4,11 +4,11 @@
 from typing import NoReturn
 
 from ppdaemon.messages import Done, Ingested, Prepare, Process, Raw
-from ppdaemon.middleware.work import build_template, open_exporter, set_up_libraries
+from ppdaemon.middleware.work import build_template, open_exporter, set_up_libraries, warm_up
 from ppdaemon.middleware.work import open_work as open_real_work
 from ppdaemon.work import Work, WorkerContext
 
-__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries")
+__all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries", "warm_up")
 
 
 class BusyWork:

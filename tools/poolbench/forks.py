@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from benching.folders import BenchFolders
+from benching.processes import private_mb
 from benching.results import Scalar
 
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
-from poolbench.node import BenchFailed, node_config, private_mb_of
+from poolbench.node import BenchFailed, node_config
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
@@ -92,11 +93,11 @@ class _ZygoteClient:
             if not packet or not isinstance(decode(packet, FACTS, limit=PACKET_LIMIT), Ready):
                 raise BenchFailed(f"the worker is not ready: {packet!r}\n{log.read_text()}")
             await asyncio.sleep(PAUSE_S)
-            private_mb = private_mb_of(forked.pid)
+            memory_mb = private_mb(forked.pid)
             channel.send(encode(Quit()))
             reaped, _ = await self.receive(Reaped)
         shutil.rmtree(repo)
-        return WorkerStart(forked_ms, ready_ms, reaped.cpu_s * 1e3, private_mb)
+        return WorkerStart(forked_ms, ready_ms, reaped.cpu_s * 1e3, memory_mb)
 
 
 @asynccontextmanager
@@ -119,7 +120,7 @@ async def _fork(config: NodeConfig, runs: int) -> tuple[list[WorkerStart], float
     """Return the measurements of each worker, and the private memory of the zygote."""
     async with _zygote(1, config) as zygote:
         starts = [await zygote.start_worker(number) for number in range(runs)]
-        return starts, private_mb_of(zygote.generation.pid)
+        return starts, private_mb(zygote.generation.pid)
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from statistics import median
 
 from benching.folders import BenchFolders
+from benching.processes import private_mb
 from benching.results import Scalar
 
-from poolbench.node import WORK, Node, node_config, private_mb_of, running
+from poolbench.node import WORK, Node, node_config, running
 
 __all__ = ("CAMERA", "DETECTORS", "measure_full_camera", "measure_two_workers")
 
@@ -62,7 +63,7 @@ def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict
     return {
         "supervisor_cpu_percent": 100 * (after.cpu_s - before.cpu_s) / passed_s,
         "supervisor_mb": after.rss_bytes / 1e6,
-        "supervisor_private_mb": private_mb_of(node.daemon.status().pid),
+        "supervisor_private_mb": private_mb(node.daemon.status().pid),
         "supervisor_threads": after.threads,
         "supervisor_descriptors": after.descriptors,
     }

@@ -2,7 +2,9 @@
 """Time per visit of finding and restoring what tasks leave in a worker's process."""
 
 import importlib
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -24,6 +26,19 @@ def measure_leftovers(folders: BenchFolders, progress: Callable[[str], None]) ->
     everything that `ppdaemon.testing.leftovers` leaves.
     """
     progress("what tasks leave in a process")
+    folder, temporary, variable = os.getcwd(), tempfile.tempdir, os.environ.get("TMPDIR")
+    try:
+        return _measure(folders)
+    finally:
+        # The scratch folder, in which this process was, is deleted.
+        os.chdir(folder)
+        tempfile.tempdir = temporary
+        os.environ.pop("TMPDIR", None)
+        if variable is not None:
+            os.environ["TMPDIR"] = variable
+
+
+def _measure(folders: BenchFolders) -> dict[str, Scalar]:
     importlib.import_module("ppdaemon.middleware.work").set_up_libraries()
     leave_all = importlib.import_module("ppdaemon.testing.leftovers").leave_all
     log.set_up("WARNING", "json")

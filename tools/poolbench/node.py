@@ -9,14 +9,13 @@ from typing import Any
 
 from benching.folders import BenchFolders
 
-from poolbench.results import private_mb
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import VisitRefused
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
 
-__all__ = ("BenchFailed", "Node", "node_config", "private_mb_of", "running")
+__all__ = ("BenchFailed", "Node", "node_config", "running")
 
 TOOLS = Path(__file__).parents[1]
 START_S = 120.0
@@ -49,11 +48,6 @@ class Node(NodeProcess):
         """Wait until every slot has an idle worker."""
         idle = {SlotState.IDLE: self.config["workers"]["max"]}
         self.wait(lambda: self.relay.connected and self.status().slots == idle, START_S, 0.05)
-
-
-def private_mb_of(pid: int) -> float:
-    """Return the private memory of a process, 10^6 bytes."""
-    return private_mb(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def node_config(

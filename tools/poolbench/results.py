@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from benching.results import Goal
 
-__all__ = ("GOALS", "per_thousand", "private_mb")
+__all__ = ("GOALS", "per_thousand")
 
 GOALS: Mapping[str, Goal] = {
     "fork_ready_ms": Goal(100),
-    "fork_over_spawn": Goal(15, "at least"),
-    "idle_private_mb": Goal(25),
-    "supervisor_cpu_percent": Goal(2),
+    "fork_over_spawn": Goal(15, "at least", "ratio"),
+    "idle_private_mb": Goal(15),
+    "supervisor_cpu_percent": Goal(0.8),
     "supervisor_mb": Goal(150),
     "threads_per_worker": Goal(0.01),
     "reserve_205_ms": Goal(250),
@@ -34,12 +34,3 @@ def per_thousand(counts: Sequence[float], values: Sequence[float]) -> float:
         raise ValueError(f"no slope through {n} counts and {len(values)} values")
     pairs = zip(counts, values, strict=True)
     return 1000 * sum((count - mean_count) * (value - mean_value) for count, value in pairs) / spread
-
-
-def private_mb(smaps: str) -> float:
-    """Return the private pages of a process, clean and dirty, in 10^6 bytes.
-
-    `smaps` is the content of its ``smaps_rollup``.
-    """
-    rows = (line.split() for line in smaps.splitlines() if line.startswith("Private_"))
-    return sum(int(row[1]) for row in rows) * 1024 / 1e6

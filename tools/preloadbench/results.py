@@ -21,7 +21,10 @@ counted.
 
 PHASES = ("pipelines", "connect", "query", "locate", "cache", "register", "keep")
 
-GOALS: Mapping[str, Goal] = {"bytes_copied_warm": Goal(0), "warm_of_cold": Goal(0.2)}
+GOALS: Mapping[str, Goal] = {
+    "bytes_copied_warm": Goal(0, kind="count"),
+    "warm_of_cold": Goal(0.2, kind="ratio"),
+}
 """By name of the result."""
 
 

@@ -4,6 +4,8 @@
 `AssociateTask` makes the first write of a pipeline that cannot be repeated.
 """
 
+from typing import Any
+
 import lsst.pex.config as pexConfig  # noqa: N812
 import lsst.pipe.base as pipeBase  # noqa: N812
 import lsst.pipe.base.connectionTypes as cT
@@ -70,11 +72,18 @@ class LoadDiaCatalogsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=Loa
 
 
 class LoadDiaCatalogsTask(pipeBase.PipelineTask):
-    """Read the alert database's objects and sources in a region."""
+    """Read the alert database's objects and sources in a region.
+
+    The database is opened when the task is constructed, which takes longer than reading it.
+    """
 
     ConfigClass = LoadDiaCatalogsConfig
     _DefaultName = "loadDiaCatalogs"
     config: LoadDiaCatalogsConfig
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.apdb = _open(self.config.apdb_config_url, self.getName())
 
     def run(self, region_time: RegionTimeInfo) -> pipeBase.Struct:
         """Load objects and their sources.
@@ -93,12 +102,11 @@ class LoadDiaCatalogsTask(pipeBase.PipelineTask):
         Raises
         ------
         ValueError
-            Raised if no database is configured.
+            Raised if the database is configured to return no sources.
         """
-        apdb = _open(self.config.apdb_config_url, self.getName())
-        objects = apdb.getDiaObjects(region_time.region)
+        objects = self.apdb.getDiaObjects(region_time.region)
         ids = [int(each) for each in objects["diaObjectId"]]
-        sources = apdb.getDiaSources(region_time.region, ids, region_time.timespan.begin)
+        sources = self.apdb.getDiaSources(region_time.region, ids, region_time.timespan.begin)
         if sources is None:
             raise ValueError(
                 "the APDB is configured not to return DiaSources: set read_sources_months above 0"

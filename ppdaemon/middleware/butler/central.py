@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
     ButlerUserError,
     DatasetType,
+    DimensionUniverse,
     MissingCollectionError,
     MissingDatasetTypeError,
 )
@@ -27,6 +29,7 @@ from ppdaemon.states import Outcome
 
 __all__ = (
     "CentralReader",
+    "Definitions",
     "close",
     "disconnect",
     "existing_collections",
@@ -39,6 +42,17 @@ _LOG = logging.getLogger(__name__)
 RECONNECT_S = (0.2, 1.0)
 """Seconds between two attempts to connect; random, because workers that failed
 together would otherwise reconnect together."""
+
+
+class Definitions(Protocol):
+    """The dimensions and dataset types of a repo, such as a Butler."""
+
+    @property
+    def dimensions(self) -> DimensionUniverse:
+        """All dimensions."""
+
+    def get_dataset_type(self, name: str) -> DatasetType:
+        """Return a definition; raise ``MissingDatasetTypeError`` if there is none."""
 
 
 class CentralReader:
@@ -180,18 +194,18 @@ def existing_collections(butler: Butler, names: Iterable[str]) -> tuple[str, ...
         # One query for all. If one is missing, the others are in the Butler's
         # cache afterwards, so that the loop below is fast.
         return tuple(butler.collections.query(names, flatten_chains=True)) if names else ()
-    found: dict[str, None] = {}
+    found: list[str] = []
     for name in names:
         try:
-            found.update(dict.fromkeys(butler.collections.query(name, flatten_chains=True)))
+            found += butler.collections.query(name)
         except MissingCollectionError:
             _LOG.debug("no collection %s in the central repo", name)
-    return tuple(found)
+    return tuple(butler.collections.query(found, flatten_chains=True)) if found else ()
 
 
-def known_dataset_type(butler: Butler, name: str) -> DatasetType | None:
+def known_dataset_type(repo: Definitions, name: str) -> DatasetType | None:
     """Return the definition of a dataset type, or `None` if the repo has none."""
     try:
-        return butler.get_dataset_type(name)
+        return repo.get_dataset_type(name)
     except MissingDatasetTypeError:
         return None

@@ -69,6 +69,14 @@ class LocatedFile:
     refs: tuple[DatasetRef, ...]
     plain: bool = False
     """Whether images in it are not compressed yet."""
+    member: str = ""
+    """If the file is an archive: the fragment of a URI that names the dataset in it."""
+
+    @property
+    def uri(self) -> ResourcePath:
+        """The file, or the member of it (`lsst.resources.ResourcePath`)."""
+        # As a URI: a name with "#" or "%" would be misread as a plain path.
+        return ResourcePath(self.path.as_uri()).replace(fragment=self.member)
 
 
 def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:
@@ -109,10 +117,11 @@ def link_or_copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
+def ingest_shared(butler: Butler, files: Iterable[LocatedFile]) -> None:
     """Ingest read-only files by hard link, or by copy where links cannot be made."""
+    datasets = [file_dataset(file.path, list(file.refs), file.formatter) for file in files]
     try:
-        butler.ingest(*files, transfer="hardlink")
+        butler.ingest(*datasets, transfer="hardlink")
     except OSError as error:
         if not is_link_refusal(error):
             raise
@@ -120,7 +129,7 @@ def ingest_shared(butler: Butler, files: Sequence[FileDataset]) -> None:
             "files cannot be hard-linked into the repo, they are copied and take more space: %s",
             describe(error),
         )
-        butler.ingest(*files, transfer="copy")
+        butler.ingest(*datasets, transfer="copy")
 
 
 @dataclass(frozen=True, slots=True)

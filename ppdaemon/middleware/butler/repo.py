@@ -1,24 +1,42 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The worker's local repo: a copy of the template, deleted after each visit.
+"""The worker's local repo: a copy of the template, as it was again after each visit.
 
-Datasets that the next visit will probably need again, such as the
-calibrations of the same detector, can be saved in layers. Each layer is a copy
-of the repo; the next repo is then a copy of the last layer, not of the
-template.
+A visit's datasets are in files below its root at once. Its registry gets them
+when the Butler is used: engines that query do so, the ``direct`` engine goes by
+`LocalRepo.datasets` and `LocalRepo.records`. Most of a preload would otherwise
+be SQL about what the worker itself has put there.
 """
 
 import logging
-import os
 import shutil
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, Config, DatasetType, DimensionRecord, DimensionUniverse
+from lsst.daf.butler import (
+    Butler,
+    ButlerConfig,
+    Config,
+    DataCoordinate,
+    DataIdValueError,
+    DatasetRef,
+    DatasetType,
+    DimensionGroup,
+    DimensionRecord,
+    DimensionUniverse,
+    MissingDatasetTypeError,
+)
+from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import Instrument
 
-from ppdaemon.middleware.butler.datafiles import link_or_copy
-from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
+from ppdaemon.middleware.butler.datafiles import LocatedFile, file_dataset, located
+from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.butler.formatters import FileWriter, UnknownDatastore, read_dataset
+from ppdaemon.middleware.butler.localdatasets import LocalDataset, LocalDatasets
 
 __all__ = ("LocalRepo", "make_template", "template_dimensions", "template_repo")
 
@@ -76,6 +94,10 @@ def template_repo(template: Path) -> Path:
     return template / _REPO
 
 
+_TEMPLATE_ELEMENTS = ("instrument", "detector", "physical_filter", "band", "visit_system")
+"""Of which a template may have records."""
+
+
 class LocalRepo:
     """A copy of the template, and the Butler open on it.
 
@@ -88,68 +110,239 @@ class LocalRepo:
         """Root of the repo (`pathlib.Path`)."""
         self.incoming = folder / "incoming"
         """Folder of files that are about to be ingested (`pathlib.Path`)."""
-        self.archives = self.root / "archives"
-        """Folder of archives with datasets, saved with the repo (`pathlib.Path`)."""
-        self._layer_folder = folder / "kept"
-        self._butler: Butler | None = None
+        self.files = self.root / "files"
+        """Folder of files that the registry may not have yet (`pathlib.Path`)."""
         self.versions = (template / _VERSIONS).read_text()
         """Digest of package versions (`str`)."""
-        self.layers: tuple[Hashable, ...] = ()
-        """Keys of the saved layers, the last on top (`tuple` [`Hashable`])."""
+        self.datasets = LocalDatasets()
+        """All datasets, except what `butler` has been told alone; see `adopt`."""
+        self._pending: deque[Callable[[Butler], object]] = deque()
+        """What the registry does not have yet, in the order of its making."""
+        self._used = False
+        """Whether the registry may differ from the template's."""
+        self._template_types: dict[str, DatasetType] | None = None
+        self._template_records: list[DimensionRecord] = []
+        self._types: dict[str, DatasetType] = {}
+        self._records: dict[tuple[str, tuple[Any, ...]], DimensionRecord] = {}
+        self._butler: Butler | None = None
         self.renew()
+        config = ButlerConfig(str(self.root))
+        try:
+            self._writer: FileWriter | None = FileWriter(config, self.dimensions)
+        except UnknownDatastore:  # its own Butler must write then
+            self._writer = None
+
+    # --- the registry ------------------------------------------------------
 
     @property
     def butler(self) -> Butler:
-        """The open Butler (`lsst.daf.butler.Butler`)."""
+        """The open Butler, whose registry has all datasets (`lsst.daf.butler.Butler`)."""
+        self.write_registry()
+        return self._open_butler
+
+    def write_later(self, write: Callable[[Butler], object]) -> None:
+        """Call a function with the Butler before that is used."""
+        self._pending.append(write)
+
+    def write_registry(self) -> None:
+        """Write what the registry does not have yet, for a program that opens it by itself."""
+        self._read_template()
+        self._used = True
+        while self._pending:
+            self._pending[0](self._open_butler)
+            self._pending.popleft()  # now, so that an error is raised at each use
+
+    @property
+    def dimensions(self) -> DimensionUniverse:
+        """Dimensions of the repo (`lsst.daf.butler.DimensionUniverse`)."""
+        return self._open_butler.dimensions
+
+    @property
+    def _open_butler(self) -> Butler:
         if self._butler is None:
             raise RuntimeError("the local repo is closed")
         return self._butler
 
-    def renew(self) -> None:
-        """Delete the repo; open a copy of the top layer, or of the template if there is none."""
-        if self.layers:
+    def _read_template(self) -> None:
+        """Read once what a template has, before anything is written."""
+        if self._template_types is not None:
+            return
+        butler = self._open_butler
+        self._template_records = [
+            record
+            for element in _TEMPLATE_ELEMENTS
+            for record in butler.query_dimension_records(element, explain=False, limit=None)
+        ]
+        self._template_types = {each.name: each for each in butler.registry.queryDatasetTypes()}
+        self._add_to_records(self._template_records)
+
+    # --- dataset types and dimension records ---------------------------------
+
+    def get_dataset_type(self, name: str) -> DatasetType:
+        """Return the definition of a dataset type, as `lsst.daf.butler.Butler.get_dataset_type`."""
+        self._read_template()
+        assert self._template_types is not None
+        found = self._types.get(name) or self._template_types.get(name)
+        if found is None:
+            raise MissingDatasetTypeError(f"Dataset type with name {name!r} not found.")
+        return found
+
+    def define(self, dataset_types: Iterable[DatasetType]) -> None:
+        """Add dataset types; raise ``ConflictingDefinitionError`` if one has another definition here."""
+        for dataset_type in dataset_types:
             try:
-                self._open_copy(self._layer(len(self.layers)))
-                return
-            except DATABASE_ERRORS as error:
-                if is_out_of_space(error):
-                    raise
-                _LOG.warning(
-                    "discarding cached inputs, they will be fetched again: the copy of the repo with them"
-                    " cannot be opened: %s",
-                    describe(error),
-                )
-                self.drop_layers()
-        self._open_copy(self._template / _REPO)
+                known = self.get_dataset_type(dataset_type.name)
+            except MissingDatasetTypeError:
+                self._types[dataset_type.name] = dataset_type
+                self.write_later(partial(_register_type, dataset_type=dataset_type))
+            else:
+                if known != dataset_type:
+                    raise ConflictingDefinitionError(f"{dataset_type} is not {known} in the worker's repo")
 
-    def _layer(self, number: int) -> Path:
-        return self._layer_folder / str(number)
+    def records_of(self, elements: Iterable[str]) -> list[DimensionRecord]:
+        """Return the dimension records of some elements."""
+        self._read_template()
+        names = frozenset(elements)
+        return [record for (name, _), record in self._records.items() if name in names]
 
-    def _open_copy(self, source: Path) -> None:
-        self.close()
-        for folder in (self.root, self.incoming):
-            if folder.exists():
+    def add_records(self, records: Iterable[DimensionRecord]) -> None:
+        """Add dimension records, except those of which there is one; the caller writes them later."""
+        self._read_template()  # its own are not replaced
+        self._add_to_records(records)
+
+    def _add_to_records(self, records: Iterable[DimensionRecord]) -> None:
+        for record in records:
+            self._records.setdefault((record.definition.name, record.dataId.required_values), record)
+
+    def expand(self, dimensions: DimensionGroup, data_id: Mapping[str, Any]) -> DataCoordinate:
+        """Return a data ID with its dimension records, all of which must have been added."""
+        self._read_template()
+        plain = DataCoordinate.standardize(data_id, dimensions=dimensions)
+        found = {}
+        for name in dimensions.elements:
+            required = self.dimensions[name].minimal_group.required
+            key = name, tuple(plain[each] for each in required)
+            if key not in self._records:
+                raise DataIdValueError(f"no record of {name} {key[1]} in the worker's repo")
+            found[name] = self._records[key]
+        return plain.expanded(found)
+
+    # --- datasets ------------------------------------------------------------
+
+    def add_files(self, files: Sequence[LocatedFile]) -> None:
+        """Add datasets in files of the folder `files`; their types and data IDs must have been added."""
+        self.datasets.add(LocalDataset.of_files(files))
+        self.write_later(partial(self._ingest, files=files))
+
+    def _ingest(self, butler: Butler, files: Sequence[LocatedFile]) -> None:
+        for run in dict.fromkeys(ref.run for file in files for ref in file.refs):
+            butler.collections.register(run)
+        self.ingest_into(butler, files)
+
+    def ingest_into(self, butler: Butler, files: Sequence[LocatedFile]) -> None:
+        """Give datasets in files of the folder `files` to the registry, whose runs it has."""
+        plain = [
+            file_dataset(file.path, list(file.refs), file.formatter) for file in files if not file.member
+        ]
+        # They stay where they are, unless the datastore has other folders.
+        butler.ingest(*plain, transfer=None if self._writer is not None else "move")
+        members = [
+            file_dataset(each.path, list(each.refs), each.formatter, each.member)
+            for each in files
+            if each.member
+        ]
+        butler.ingest(*members, transfer="direct")
+
+    def put(self, content: object, name: str, data_id: Mapping[str, Any], *, run: str) -> None:
+        """Write a dataset, as `lsst.daf.butler.Butler.put`."""
+        dataset_type = self.get_dataset_type(name)
+        if self._writer is None:
+            self.datasets.add([LocalDataset(self.butler.put(content, name, data_id, run=run))])
+            return
+        ref = DatasetRef(dataset_type, self.expand(dataset_type.dimensions, data_id), run=run)
+        self.add_files([self._writer.write(content, ref, self.files)])
+
+    def get(self, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Return a dataset, or the component or storage class that `ref` names."""
+        known = self.datasets.get(ref.id)
+        if known is None or known.file is None:
+            return self.butler.get(ref, parameters=dict(parameters or {}))
+        return read_dataset(known.file, ref, parameters)
+
+    def remove(self, refs: Sequence[DatasetRef]) -> None:
+        """Remove datasets."""
+        self.datasets.remove(refs)
+        self.write_later(
+            lambda butler: butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
+        )
+
+    def types_in(self, runs: Iterable[str]) -> set[str]:
+        """Return the names of the dataset types that have datasets in some runs."""
+        runs = tuple(runs)
+        names = {str(each.ref.datasetType.name) for run in runs for each in self.datasets.in_run(run)}
+        if self._used:
+            for info in self.butler.collections.query_info(runs, include_summary=True):
+                names.update(map(str, info.dataset_types or ()))
+        return names
+
+    def adopt(self, run: str) -> None:
+        """Query the datasets that a program has written into a run with the Butler alone."""
+        butler = self.butler
+        names = butler.collections.get_info(run, include_summary=True).dataset_types or ()
+        for name in sorted(names):
+            refs = butler.query_datasets(
+                name, run, find_first=False, with_dimension_records=True, explain=False, limit=None
+            )
+            self.datasets.add(LocalDataset.of_files(located(butler, refs)))
+
+    # --- visits --------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Delete all that the template does not have."""
+        self._pending.clear()
+        self.datasets.clear()
+        self._types.clear()
+        self._records.clear()
+        self._add_to_records(self._template_records)
+        # Also if the Butler was not used: a task may have found the database.
+        if self._butler is None or not self._restore():
+            self._open_copy()
+        self._used = False
+        for folder in (*self.root.iterdir(), self.incoming):
+            if folder.is_dir():
                 shutil.rmtree(folder)
-        _copy_repo(source, self.root)
-        self.incoming.mkdir()
-        self._butler = Butler.from_config(str(self.root), writeable=True)
+        for folder in (self.incoming, self.files):
+            folder.mkdir()
 
-    def add_layer(self, key: Hashable) -> None:
-        """Save the repo as it is now; `key` identifies what was added since the layer below."""
-        layer = self._layer(len(self.layers) + 1)
+    def _restore(self) -> bool:
+        """Put the template's content into the database under the open Butler; return whether that was
+        possible. It takes a thirtieth of opening a Butler.
+        """
         try:
-            _copy_repo(self.root, layer)
-        except BaseException:
-            # Half a layer would be opened by the next visit.
-            shutil.rmtree(layer, ignore_errors=True)
-            raise
-        self.layers = (*self.layers, key)
+            with (
+                closing(
+                    sqlite3.connect(
+                        f"{_database_in(template_repo(self._template)).as_uri()}?mode=ro", uri=True
+                    )
+                ) as source,
+                closing(sqlite3.connect(_database_in(self.root), timeout=0.0)) as target,
+            ):
+                # The Butler would not see that the table of a dataset type is gone.
+                if _tables(source) != _tables(target):
+                    return False
+                source.backup(target, progress=_refuse_to_wait)
+            self._open_butler.registry.refresh()
+        except (sqlite3.Error, *DATABASE_ERRORS) as error:
+            _LOG.warning("the worker's repo is copied again, it cannot be restored: %s", describe(error))
+            return False
+        return True
 
-    def drop_layers(self, beyond: int = 0) -> None:
-        """Delete all layers but the lowest `beyond`."""
-        for number in range(len(self.layers), beyond, -1):
-            shutil.rmtree(self._layer(number))
-        self.layers = self.layers[:beyond]
+    def _open_copy(self) -> None:
+        self.close()
+        if self.root.exists():
+            shutil.rmtree(self.root)
+        shutil.copytree(template_repo(self._template), self.root, copy_function=shutil.copyfile)
+        self._butler = Butler.from_config(str(self.root), writeable=True)
 
     def close(self) -> None:
         """Close the Butler and its database."""
@@ -158,15 +351,21 @@ class LocalRepo:
             self._butler = None
 
 
-def _copy_repo(source: Path, target: Path) -> None:
-    """Copy a repo; nothing may write to it meanwhile."""
-    shutil.copytree(source, target, copy_function=_copy_or_link)
+def _register_type(butler: Butler, dataset_type: DatasetType) -> None:
+    butler.registry.registerDatasetType(dataset_type)
 
 
-def _copy_or_link(source: str, target: str) -> None:
-    """Copy a file, or link it if it is read-only."""
-    # Read-only files are those of the shared cache; a copy would take its space again.
-    if os.stat(source).st_mode & 0o222:
-        shutil.copyfile(source, target)
-    else:
-        link_or_copy(Path(source), Path(target))
+def _database_in(root: Path) -> Path:
+    (path,) = root.glob("*.sqlite3")
+    return path
+
+
+def _refuse_to_wait(status: int, remaining: int, total: int) -> None:
+    """End a backup that would otherwise wait for a lock without an end."""
+    if status != sqlite3.SQLITE_DONE:
+        raise sqlite3.OperationalError("database is locked")
+
+
+def _tables(database: sqlite3.Connection) -> int:
+    (count,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return int(count)

@@ -14,20 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import Butler, ButlerConfig, DatasetRef, DimensionRecord
+from lsst.daf.butler import ButlerConfig, DatasetRef, DimensionRecord
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.butler.formatters import UnknownDatastore, read_dataset
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.exposures import (
     DetectorExposures,
+    DetectorGroup,
     arrived_exposures,
     expected_exposures,
     raw_files,
     static_records,
 )
-from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.inputs import InputDataset, InputIndex, find_datasets
 from ppdaemon.middleware.direct.lookups import LookupMiss, PrerequisiteLookups
 from ppdaemon.middleware.direct.memory import MemoryButler
@@ -36,7 +39,6 @@ from ppdaemon.middleware.direct.quanta import QuantumStep, build_steps
 from ppdaemon.middleware.direct.quantumrunner import QuantumRunner
 from ppdaemon.middleware.direct.shape import PipelineShape, Subgraph, pipeline_shape
 from ppdaemon.middleware.direct.tasks import ReadyTasks
-from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_outputs
 from ppdaemon.middleware.pipelines.graph import PipelineCache, UnusablePipeline, labels_named, resolved
 from ppdaemon.middleware.raws.ingest import VisitRaws
@@ -73,6 +75,7 @@ class _VisitInputs:
 class DirectRun(PipelineRun):
     """The quanta of a visit, to be run once."""
 
+    in_repo = False
     job: Job
     visit_inputs: _VisitInputs
     runner: QuantumRunner
@@ -92,7 +95,7 @@ class DirectRun(PipelineRun):
 
     @property
     def outputs(self) -> list[DatasetRef]:
-        """Datasets that were produced and are to be exported (`list`)."""
+        """See `~ppdaemon.middleware.run.engine.PipelineRun` (`list`)."""
         return [*(dataset.ref for dataset in self.memory.outputs), *self.provenance]
 
     @property
@@ -172,20 +175,25 @@ class DirectEngine(Engine):
         predicted; the ``read_bytes`` that were prefetched, and the
         ``kept_bytes`` of them that are cached for later visits.
         """
-        visit_inputs = self._find_inputs(job, raws)
-        images = expected_exposures(raws.announced)
+        if raws.registered:
+            self._check(job)  # if the pipeline is unsupported, that is the reason to report
+            raise Unsupported("the raws are already ingested in the worker's repo")
+        visit_inputs = self._find_inputs(job)
+        name = raws.announced.instrument.getName()
+        filters = (each.name for each in job.repo.records_of(["physical_filter"]) if each.instrument == name)
+        images = expected_exposures(raws.announced, filters)
         try:
             steps, _ = _steps(job, images, visit_inputs)
         except Exception as error:  # the announcement may lack what the real exposure has
             _LOG.info("quanta of %s cannot be predicted: %s", job.pipeline.name, describe(error))
             steps = []
-        self._tasks.prepare(steps, job.butler)
+        self._tasks.prepare(steps, self._memory(job, visit_inputs.shape, (), {}))
         reads = {
             ref: count
             for ref, count in count_reads(steps).items()
             if (ref.datasetType.nameAndComponent()[0], ref.run) != (_RAW, images.run)
         }
-        read_bytes = self._prefetcher.read(reads, job.butler.get)
+        read_bytes = self._prefetcher.read(reads, job.repo.get)
         return {"quanta": len(steps), "read_bytes": read_bytes, "kept_bytes": self._prefetcher.cached_bytes}
 
     def build(self, job: Job, query: DataQuery, raws: VisitRaws | None) -> DirectRun:
@@ -194,30 +202,48 @@ class DirectEngine(Engine):
         Neither raws nor their records need be in the repo. A missing required
         input makes the pipeline unusable.
         """
-        assert raws is not None  # preprocessing is always run by the separable engine
-        visit_inputs, butler = self._find_inputs(job, raws), job.butler
+        if raws is not None and raws.registered:
+            self._check(job)
+            raise Unsupported("the raws are already ingested in the worker's repo")
+        visit_inputs = self._find_inputs(job)
+        shape = visit_inputs.shape
         with building(job):
-            steps, files = _steps(job, arrived_exposures(raws), visit_inputs)
+            steps, files = _steps(job, _data_of(query, raws, shape), visit_inputs)
         if not steps:
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        assert self._writer is not None  # created with the shape
-        memory = MemoryButler(
-            butler.dimensions,
-            visit_inputs.shape.types,
-            steps,
-            self._input_reader(files, butler),
-            lambda name: self._exported.fullmatch(name) is not None,
-            self._memory_bytes,
-            BackgroundWriter(self._writer, self._folder, plain=self._plain),
-        )
-        urgent = labels_named(visit_inputs.shape.graph, self._urgent)
+        memory = self._memory(job, shape, steps, files, all_exported=raws is None)
+        if raws is None:
+            self._tasks.prepare(steps, memory)  # those whose construction is slow are used again
+        urgent = labels_named(shape.graph, self._urgent)
         runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)
         provenance = [] if job.provenance is None else [job.provenance]
         link = self._folder / "target"
-        self._run = DirectRun(
-            job, visit_inputs, runner, memory, link, self._processes, self._plain, provenance
+        plain = self._plain and raws is not None
+        run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, plain, provenance)
+        if raws is not None:  # the outputs of preprocessing are written when it has ended
+            self._run = run
+        return run
+
+    def _memory(
+        self,
+        job: Job,
+        shape: PipelineShape,
+        steps: Iterable[QuantumStep],
+        raws: Mapping[object, LocatedFile],
+        *,
+        all_exported: bool = False,
+    ) -> MemoryButler:
+        """Return a Butler for the quanta; another pipeline may read what is exported or not."""
+        assert self._writer is not None  # created with the shape
+        return MemoryButler(
+            job.repo.dimensions,
+            shape.types,
+            steps,
+            self._input_reader(raws, job.repo),
+            lambda name: all_exported or self._exported.fullmatch(name) is not None,
+            self._memory_bytes,
+            BackgroundWriter(self._writer, self._folder, plain=self._plain and not all_exported),
         )
-        return self._run
 
     def discard_inputs(self) -> None:
         """Query the inputs again; see `~ppdaemon.middleware.run.engine.Engine`."""
@@ -244,26 +270,24 @@ class DirectEngine(Engine):
                 return reason, ()
             return shape, shape.external
 
-        found = self._shapes.of(job.pipeline, job.butler, find_shape)
+        found = self._shapes.of(job.pipeline, job.repo, find_shape)
         if isinstance(found, Unsupported):
             raise found
         return found
 
     def _shape(self, job: Job) -> PipelineShape:
         if self._writer is None:
-            roots = [root for root in job.butler.get_datastore_roots().values() if root is not None]
-            self._writer = DatasetWriter(ButlerConfig(str(roots[0])), job.butler.dimensions)
-            warm_up(job.butler.dimensions, self._writer, self._folder / "warmup")
-        return pipeline_shape(resolved(job.pipeline, job.butler))
+            try:
+                self._writer = DatasetWriter(ButlerConfig(str(job.repo.root)), job.repo.dimensions)
+            except UnknownDatastore as error:
+                raise Unsupported(str(error)) from error
+        return pipeline_shape(resolved(job.pipeline, job.repo))
 
-    def _find_inputs(self, job: Job, raws: VisitRaws) -> _VisitInputs:
-        """Query the repo once per visit for all datasets that a job may read."""
-        if raws.registered:
-            self._check(job)  # if the pipeline is unsupported, that is the reason to report
-            raise Unsupported("the raws are already ingested in the worker's repo")
+    def _find_inputs(self, job: Job) -> _VisitInputs:
+        """Find once per visit all datasets that a job may read."""
         key = job.pipeline.path, job.run, job.inputs
         if key not in self._visit_inputs:
-            shape, butler = self._check(job), job.butler
+            shape, repo = self._check(job), job.repo
             init = {
                 edge.parent_dataset_type_name
                 for task in shape.tasks
@@ -275,14 +299,13 @@ class DirectEngine(Engine):
                     for task in shape.tasks
                     for edge in task.node.init.iter_all_outputs()
                 }
-            types = [shape.types[name] for name in init.union(shape.external)]
-            entries = find_datasets(butler, types, (job.run, *job.inputs))
-            lookups = PrerequisiteLookups(butler, (job.run, *job.inputs), entries)
-            self._visit_inputs[key] = _VisitInputs(shape, entries, static_records(butler, shape), lookups)
+            entries = find_datasets(repo.datasets, init.union(shape.external), (job.run, *job.inputs))
+            lookups = PrerequisiteLookups(repo, (job.run, *job.inputs), entries)
+            self._visit_inputs[key] = _VisitInputs(shape, entries, static_records(repo, shape), lookups)
         return self._visit_inputs[key]
 
     def _input_reader(
-        self, raws: Mapping[object, LocatedFile], butler: Butler
+        self, raws: Mapping[object, LocatedFile], repo: LocalRepo
     ) -> Callable[[DatasetRef, Mapping[str, Any] | None], Any]:
         """Return a function that reads overall inputs: prefetched ones, raws, and the rest from the repo."""
 
@@ -293,18 +316,29 @@ class DirectEngine(Engine):
                 content, found = self._prefetcher.pop(ref)
                 if found:
                     return content
-            return butler.get(ref, parameters=dict(parameters or {}))
+            return repo.get(ref, parameters)
 
         return get
 
 
+def _data_of(
+    query: DataQuery, raws: VisitRaws | None, shape: PipelineShape
+) -> DetectorExposures | DetectorGroup:
+    if raws is not None:
+        return arrived_exposures(raws)
+    assert query.group_id is not None
+    return DetectorGroup.of(query.group_id, shape)
+
+
 def _steps(
-    job: Job, exposures: DetectorExposures, visit_inputs: _VisitInputs
+    job: Job, exposures: DetectorExposures | DetectorGroup, visit_inputs: _VisitInputs
 ) -> tuple[list[QuantumStep], dict[object, LocatedFile]]:
     """Build quanta; return them, and the files of the raws by dataset id."""
-    data_ids = DataIds(job.butler.dimensions, (*visit_inputs.records, *exposures.records))
+    data_ids = DataIds(job.repo.dimensions, (*visit_inputs.records, *exposures.records))
     raw_type = visit_inputs.shape.external.get(_RAW)
-    raws = [] if raw_type is None else list(raw_files(raw_type, exposures, data_ids))
+    raws: list[LocatedFile] = []
+    if raw_type is not None and isinstance(exposures, DetectorExposures):
+        raws = list(raw_files(raw_type, exposures, data_ids))
     refs = [file.refs[0] for file in raws]
     inputs = InputIndex(visit_inputs.entries, {(_RAW, ref.dataId.required_values): ref for ref in refs})
 

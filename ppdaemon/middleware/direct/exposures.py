@@ -5,19 +5,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionGroup, DimensionRecord
+from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, DimensionGroup, DimensionRecord
 from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.direct.dataids import DataIds, Row
 from ppdaemon.middleware.direct.shape import PipelineShape
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.raws.records import group_record, make_record
 from ppdaemon.middleware.raws.visits import AnnouncedVisit
+from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = (
     "MAX_EXPECTED",
     "DetectorExposures",
+    "DetectorGroup",
     "arrived_exposures",
     "expected_exposures",
     "static_records",
@@ -56,25 +59,54 @@ class DetectorExposures:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DetectorGroup:
+    """A detector of a group whose exposures are not known."""
+
+    data_id: DataCoordinate
+    """With dimension records."""
+
+    @classmethod
+    def of(cls, data_id: DataCoordinate, shape: PipelineShape) -> "DetectorGroup":
+        """Return the data of a pipeline that needs no image; raise `Unsupported` if it needs others."""
+        names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
+        if other := sorted(names - data_id.dimensions.names):
+            raise Unsupported(f"datasets with dimension {', '.join(other)} before the image")
+        for task in shape.tasks:
+            for finder in task.finders:
+                if finder.dataset_has_timespan:
+                    raise Unsupported(
+                        f"{task.label}.{finder.edge.connection_name}: a calibration before the image"
+                    )
+        return cls(data_id)
+
+    @property
+    def records(self) -> tuple[DimensionRecord, ...]:
+        """Of instrument, group and detector (`tuple`)."""
+        found = (self.data_id.records[name] for name in self.data_id.dimensions.elements)
+        return tuple(record for record in found if record is not None)
+
+    def rows(self, data_ids: DataIds, dimensions: DimensionGroup) -> Iterator[Row]:
+        """Return its row; see `~ppdaemon.middleware.direct.dataids.DataIds.rows`."""
+        yield dict(self.data_id.mapping)
+
+
 def arrived_exposures(raws: VisitRaws) -> DetectorExposures:
     """Return the exposures for which visits were defined."""
     return DetectorExposures(raws.announced, raws.exposures, tuple(raws.records), dict(raws.files))
 
 
-def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
+def expected_exposures(announced: AnnouncedVisit, filters: Iterable[str]) -> DetectorExposures:
     """Return the announced exposures as if they had arrived.
 
-    They have the first of the announced filters and ids that no exposure has.
+    They have the first of the announced filters, if it is one of the instrument's `filters`,
+    and ids that no exposure has.
     There are never more than `MAX_EXPECTED`.
     """
-    universe, footprint, pointing = (
-        announced.butler.dimensions,
-        announced.footprint,
-        announced.footprint.pointing,
-    )
+    universe, footprint, pointing = announced.universe, announced.footprint, announced.footprint.pointing
     name, group, day = announced.instrument.getName(), announced.visit.group, footprint.day_obs
     ids = tuple(range(1, min(max(announced.visit.nimages, 1), MAX_EXPECTED) + 1))
-    likely = _likely_filter(announced.butler, name, announced.visit.filter_names)
+    likely = _likely_filter(filters, announced.visit.filter_names)
     exposures = [
         make_record(
             universe,
@@ -104,10 +136,9 @@ def expected_exposures(announced: AnnouncedVisit) -> DetectorExposures:
     return DetectorExposures(announced, ids, records)
 
 
-def _likely_filter(butler: Butler, instrument: str, names: Iterable[str]) -> str:
+def _likely_filter(filters: Iterable[str], names: Iterable[str]) -> str:
     """Return the first announced filter that the instrument has, else any of its filters, else ""."""
-    records = butler.query_dimension_records("physical_filter", instrument=instrument, explain=False)
-    available = sorted(str(record.name) for record in records)
+    available = sorted(filters)
     return next((name for name in (*names, *available) if name in available), "")
 
 
@@ -125,12 +156,7 @@ def raw_files(
         yield LocatedFile(path, get_full_type_name(formatter), (ref,))
 
 
-def static_records(butler: Butler, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
+def static_records(repo: LocalRepo, shape: PipelineShape) -> tuple[DimensionRecord, ...]:
     """Return the records of instrument, detectors and filters, and of patches if the pipeline needs them."""
     names = {name for subgraph in shape.subgraphs for name in subgraph.dimensions.names}
-    return tuple(
-        record
-        for element in (*_STATIC, *_SKY_ELEMENTS)
-        if element in _STATIC or element in names
-        for record in butler.query_dimension_records(element, explain=False, limit=None)
-    )
+    return tuple(repo.records_of((*_STATIC, *(each for each in _SKY_ELEMENTS if each in names))))

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Datasets that tasks have put, in memory or in files.
-
-Files are read and written as a datastore does it, but without its database.
-"""
+"""Datasets that tasks have put, in memory or in files."""
 
 import functools
 import sys
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,43 +11,17 @@ from typing import Any
 import numpy as np
 from astropy.table import Column, Table
 from astropy.units import CompositeUnit, IrreducibleUnit, PrefixUnit, Unit
-from lsst.daf.butler import (
-    ButlerConfig,
-    DatasetProvenance,
-    DatasetRef,
-    DimensionUniverse,
-    FileDescriptor,
-    Formatter,
-    FormatterFactory,
-    FormatterV1inV2,
-    FormatterV2,
-    Location,
-)
-from lsst.daf.butler.datastore.cache_manager import DatastoreDisabledCacheManager
-from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
-from lsst.daf.butler.datastores.file_datastore.get import (
-    generate_datastore_get_information,
-    get_dataset_as_python_object_from_get_info,
-)
+from lsst.daf.butler import DatasetProvenance, DatasetRef, Formatter, FormatterV2
 from lsst.daf.butler.formatters.astropyTable import AstropyTableFormatter
 from lsst.daf.butler.formatters.json import JsonFormatter
 from lsst.daf.butler.formatters.parquet import ASTROPY_PANDAS_INDEX_KEY, ParquetFormatter
 from lsst.daf.butler.formatters.yaml import YamlFormatter
-from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
-from ppdaemon.middleware.run.engine import Unsupported, Unwritten
+from ppdaemon.middleware.butler.formatters import FileWriter
+from ppdaemon.middleware.run.engine import Unwritten
 
-__all__ = (
-    "DatasetWriter",
-    "MemoryDataset",
-    "TransferredDataset",
-    "as_read",
-    "read_dataset",
-    "read_plain",
-)
-
-_FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+__all__ = ("DatasetWriter", "MemoryDataset", "TransferredDataset", "as_read", "read_plain")
 
 _CONVERTING = (ParquetFormatter, AstropyTableFormatter, YamlFormatter, JsonFormatter)
 """Formatters of tables and text. What they read differs in many details from
@@ -111,70 +81,8 @@ class TransferredDataset:
     """Why there is neither `content` nor `file`, if it had to be written and cannot."""
 
 
-def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
-    """Read a dataset, or the component or storage class that `ref` names, from a file.
-
-    `OSError` is raised if the file cannot be read, `ValueError` if its
-    formatter cannot.
-    """
-    (stored_ref,) = file.refs
-    info = StoredFileInfo(
-        formatter=file.formatter,
-        path=str(file.path),
-        storageClass=stored_ref.datasetType.storageClass,
-        component=None,
-        checksum=None,
-        file_size=-1,
-    )
-    information = generate_datastore_get_information(
-        [(Location(None, file.path.as_uri()), info)],
-        registry_ref=stored_ref,
-        read_ref=ref,
-        parameters=parameters,
-    )
-    return get_dataset_as_python_object_from_get_info(
-        information, ref=ref, parameters=parameters, cache_manager=DatastoreDisabledCacheManager()
-    )
-
-
-class DatasetWriter:
-    """Writes each dataset into one file, with the formatters of a repo.
-
-    `Unsupported` is raised for a repo with another kind of datastore.
-    """
-
-    def __init__(self, config: ButlerConfig, universe: DimensionUniverse):
-        datastore = config["datastore"]
-        if datastore["cls"] != _FILE_DATASTORE:
-            raise Unsupported(f"a local repo with a {datastore['cls']}")
-        self.universe = universe
-        self._formatters = FormatterFactory()
-        self._formatters.registerFormatters(datastore["formatters"], universe=universe)
-
-    def write(
-        self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
-    ) -> LocatedFile:
-        """Write a dataset into a file in a folder that is named after the dataset's id.
-
-        An object that the formatter does not accept is converted to the
-        storage class of `ref`, which must have dimension records; `TypeError`
-        is raised if that is impossible, `RuntimeError` if the formatter fails.
-        """
-        location, formatter = self._formatter(ref, folder)
-        if not formatter.can_accept(content):
-            content = ref.datasetType.storageClass.coerce_type(content)
-        if isinstance(content, Table):
-            content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
-        try:
-            _as_formatter_v2(formatter, ref).write(
-                content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
-            )
-        except Exception as error:  # formatters may raise anything; the error and text of FileDatastore
-            raise RuntimeError(
-                f"Failed to serialize dataset {ref} of type {get_full_type_name(content)} "
-                f"using formatter {formatter.name()}."
-            ) from error
-        return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
+class DatasetWriter(FileWriter):
+    """Writes what tasks have put, and decides what of it can stay in memory."""
 
     def write_plain(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
@@ -182,7 +90,7 @@ class DatasetWriter:
         """Write an image as `write` does, but uncompressed; return `None` if the dataset is no image of
         ``lsst.images`` in FITS. The formatter can read it.
         """
-        location, formatter = self._formatter(ref, folder)
+        location, formatter = self.formatter(ref, folder)
         if not _writes_archives(formatter) or location.uri.getExtension() != ".fits":
             return None
         # Imported here: most processes have no images of this kind, and it takes memory.
@@ -200,11 +108,11 @@ class DatasetWriter:
 
     def converts(self, ref: DatasetRef) -> bool:
         """Return whether a dataset that is read from its file may differ from the object that was put."""
-        return isinstance(self._formatter(ref, Path("/"))[1], _CONVERTING)
+        return isinstance(self.formatter(ref, Path("/"))[1], _CONVERTING)
 
     def is_plain_table(self, content: object, ref: DatasetRef) -> bool:
         """Return whether `as_read` of a dataset gives what a read of its file would give."""
-        formatter = self._formatter(ref, Path("/"))[1]
+        formatter = self.formatter(ref, Path("/"))[1]
         return (
             isinstance(formatter, ParquetFormatter)
             and ref.datasetType.storageClass.pytype is Table
@@ -214,13 +122,7 @@ class DatasetWriter:
 
     def accepts(self, content: object, ref: DatasetRef) -> bool:
         """Return whether the formatter takes an object without conversion."""
-        return bool(self._formatter(ref, Path("/"))[1].can_accept(content))
-
-    def _formatter(self, ref: DatasetRef, folder: Path) -> tuple[Location, Formatter | FormatterV2]:
-        location = Location(folder.as_uri(), str(ref.id), trusted_path=True)
-        descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
-        formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
-        return formatter.make_updated_location(location), formatter
+        return bool(self.formatter(ref, Path("/"))[1].can_accept(content))
 
 
 def read_plain(path: Path) -> tuple[Any, DatasetProvenance | None]:
@@ -300,15 +202,3 @@ def _is_encodable(text: object) -> bool:
         return isinstance(text, str) and bool(text.encode() or True)
     except UnicodeEncodeError:
         return False
-
-
-def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
-    if isinstance(formatter, FormatterV2):
-        return formatter
-    return FormatterV1inV2(
-        formatter.file_descriptor,
-        ref=ref,
-        formatter=formatter,
-        write_parameters=formatter.write_parameters,
-        write_recipes=formatter.write_recipes,
-    )

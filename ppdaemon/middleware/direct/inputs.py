@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An index of the datasets that a pipeline can read, made by one query per dataset type before the image.
+"""An index of the datasets that a pipeline can read, made before the image.
 
 Regular inputs are found by their data ID. Prerequisites are joined as
 ``separable`` joins them: by all dimensions that are known, calibrations by the
@@ -12,20 +12,17 @@ from functools import cache
 from typing import Any
 
 from lsst.daf.butler import (
-    Butler,
     DataCoordinate,
-    DatasetAssociation,
     DatasetRef,
-    DatasetType,
     DimensionElement,
     DimensionGroup,
-    MissingDatasetTypeError,
     SkyPixDimension,
     Timespan,
 )
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 from lsst.sphgeom import RangeSet, Region
 
+from ppdaemon.middleware.butler.localdatasets import LocalDatasets
 from ppdaemon.middleware.direct.dataids import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
@@ -165,33 +162,16 @@ def _is_valid(entry: InputDataset, time: Timespan | None) -> bool:
 
 
 def find_datasets(
-    butler: Butler, dataset_types: Iterable[DatasetType], collections: Sequence[str]
+    datasets: LocalDatasets, names: Iterable[str], collections: Sequence[str]
 ) -> dict[str, tuple[InputDataset, ...]]:
     """Return all datasets of some types by name of the type: the worker has only what a visit needs."""
-    searched = butler.collections.query(collections, flatten_chains=True)
-    ranks = {name: rank for rank, name in enumerate(searched)}
+    ranks = {name: rank for rank, name in enumerate(collections)}
+    by_type = datasets.by_type()
     return {
-        dataset_type.name: tuple(_entries(butler, dataset_type, searched, ranks))
-        for dataset_type in dataset_types
+        name: tuple(
+            InputDataset(each.ref, ranks[collection], validity)
+            for each in by_type.get(name, ())
+            for collection, validity in each.within(ranks)
+        )
+        for name in names
     }
-
-
-def _entries(
-    butler: Butler, dataset_type: DatasetType, collections: Sequence[str], ranks: Mapping[str, int]
-) -> list[InputDataset]:
-    name = dataset_type.name
-    try:
-        with butler.query() as query:
-            result = (
-                query.join_dataset_search(dataset_type, collections)
-                .general(
-                    dataset_type.dimensions,
-                    dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},
-                    find_first=False,
-                )
-                .with_dimension_records()
-            )
-            associations = list(DatasetAssociation.from_query_result(result, dataset_type))
-    except MissingDatasetTypeError:
-        return []
-    return [InputDataset(found.ref, ranks[found.collection], found.timespan) for found in associations]

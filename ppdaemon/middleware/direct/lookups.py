@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionRecord
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.direct.dataids import regions_overlap
 from ppdaemon.middleware.direct.inputs import InputDataset
 from ppdaemon.middleware.raws.visits import insert_records
@@ -38,9 +39,9 @@ class PrerequisiteLookups:
     """Cached results of lookup functions."""
 
     def __init__(
-        self, butler: Butler, collections: Sequence[str], entries: Mapping[str, Sequence[InputDataset]]
+        self, repo: LocalRepo, collections: Sequence[str], entries: Mapping[str, Sequence[InputDataset]]
     ):
-        self._butler = butler
+        self._repo = repo
         self._registry_butler: Butler | None = None
         """Has the records of the exposure while functions may be called."""
         self._collections = tuple(collections)
@@ -61,7 +62,7 @@ class PrerequisiteLookups:
         """Allow functions to be called, with these records in the registry."""
         # The clone has a separate connection. Functions must query through it:
         # any other connection would wait until this transaction ends.
-        butler = self._butler.clone(collections=self._collections)
+        butler = self._repo.butler.clone(collections=self._collections)
         self._registry_butler = butler
         try:
             with suppress(_RollBack), butler.transaction():

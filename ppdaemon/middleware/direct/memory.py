@@ -43,8 +43,9 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base.automatic_connection_constants import METADATA_OUTPUT_TEMPLATE
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct.copies import deep_copy, measure, unshared
-from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, as_read, read_dataset
+from ppdaemon.middleware.direct.files import MemoryDataset, TransferredDataset, as_read
 from ppdaemon.middleware.direct.quanta import QuantumStep
 from ppdaemon.middleware.direct.shape import TaskShape
 from ppdaemon.middleware.direct.writing import BackgroundWriter, write_failure

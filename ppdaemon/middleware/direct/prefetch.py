@@ -2,7 +2,9 @@
 """Inputs that are read before the image: one private object for each read that is expected.
 
 Inputs without a region, above all calibrations, are cached for later visits,
-too: as one object that no task ever gets.
+too: as one object that no task ever gets. So are inputs with a region, such as
+templates, if two visits in succession read them: a survey that stays in a field
+will read them again, and any other one will not.
 """
 
 import logging
@@ -32,6 +34,7 @@ type _Key = tuple[object, str, str]
 class _CachedInput:
     content: Any
     size_bytes: int
+    is_spatial: bool
 
 
 def count_reads(steps: Iterable[QuantumStep]) -> Counter[DatasetRef]:
@@ -62,6 +65,8 @@ class Prefetcher:
         """For the objects of one visit and, again, for those that are cached for later visits."""
         self._cache: OrderedDict[_Key, _CachedInput] = OrderedDict()
         self._prefetched: dict[_Key, list[Any]] = defaultdict(list)
+        self._previous: frozenset[_Key] = frozenset()
+        """Inputs with a region that the last visit has read."""
 
     @property
     def cached_bytes(self) -> int:
@@ -78,12 +83,17 @@ class Prefetcher:
         A dataset that cannot be read is logged; the task will read it again.
         """
         self._prefetched.clear()
+        spatial = frozenset(_key(ref) for ref in reads if ref.dataId.dimensions.spatial)
+        # Those of another place go at once: they take memory, and the field has changed.
+        for key in [each for each in self._cache if self._cache[each].is_spatial and each not in spatial]:
+            del self._cache[key]
         total = 0
         for ref, count in reads.items():
             try:
                 total += self._read(ref, count, get, self._limit_bytes - total)
             except Exception as error:  # formatters are foreign code
                 _LOG.warning("cannot prefetch %s, its task reads it again: %s", ref, describe(error))
+        self._previous = spatial
         return total
 
     def pop(self, ref: DatasetRef) -> tuple[Any, bool]:
@@ -105,7 +115,8 @@ class Prefetcher:
         if size * count > room_bytes:
             return 0
         prefetched = self._prefetched[key]
-        if cached is None and not self._add_to_cache(ref, key, _CachedInput(content, size)):
+        new = _CachedInput(content, size, bool(ref.dataId.dimensions.spatial))
+        if cached is None and not self._add_to_cache(ref, key, new):
             prefetched.append(content)
         while len(prefetched) < count:
             try:
@@ -116,14 +127,16 @@ class Prefetcher:
 
     def _add_to_cache(self, ref: DatasetRef, key: _Key, cached: _CachedInput) -> bool:
         """Cache an object if later visits can use it and there is room; return whether it is cached."""
-        dimensions = ref.dataId.dimensions
-        if dimensions.spatial or not _VISIT_DIMENSIONS.isdisjoint(dimensions.names):
+        if not _VISIT_DIMENSIONS.isdisjoint(ref.dataId.dimensions.names):
             return False
-        if cached.size_bytes > self._limit_bytes:
+        if cached.size_bytes > self._limit_bytes or (cached.is_spatial and key not in self._previous):
             return False
         self._cache[key] = cached
+        # Calibrations stay: each visit of the detector reads them. The least recently used goes first.
+        oldest = [each for each in self._cache if self._cache[each].is_spatial]
+        oldest += [each for each in self._cache if not self._cache[each].is_spatial]
         while self.cached_bytes > self._limit_bytes:
-            self._cache.popitem(last=False)
+            del self._cache[oldest.pop(0)]
         return key in self._cache
 
 

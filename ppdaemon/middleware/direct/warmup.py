@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs an empty task once, so that the first visit of a worker is not slower than the others.
+"""Runs an empty task once in the zygote, so that the first visit of a worker is not slower than the others.
 
 What the interpreter and the middleware do only once, such as imports inside
 functions, compiled schemas and caches, takes tens of milliseconds.
@@ -17,8 +17,9 @@ from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnect
 from lsst.pipe.base.connectionTypes import Output
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
+from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct.dataids import DataIds
-from ppdaemon.middleware.direct.files import DatasetWriter, read_dataset
+from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.inputs import InputIndex
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.quanta import build_steps

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from ppdaemon.durable import begin_sync_of
 from ppdaemon.errors import BadMessage
 
 __all__ = ("checksum_of", "copy_checked")
@@ -40,6 +41,7 @@ def copy_checked(source: Path, target: Path | None, checksum: str) -> None:
             try:
                 with target.open("xb", buffering=0) as copy:
                     found = _copy(stream, copy)
+                    begin_sync_of(copy.fileno())  # the caller waits for it
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise

@@ -8,7 +8,7 @@ the others. Registering is done by `ppdaemon.middleware.export.register`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -116,7 +116,7 @@ class CentralExporter:
             self._packer.start()
 
     def _export(self, spools: Sequence[Path]) -> Exported:
-        present = [path for path in spools if path.exists()]
+        present = {path: None for path in spools if path.exists()}
         gone = [path for path in spools if path not in present]
         result = _Results(refused=[path for path in gone if (self._refused / path.name).exists()])
         batch: Batch = {}
@@ -182,6 +182,7 @@ class CentralExporter:
         try:
             if self._mark is None:
                 self._mark = DatastoreMark(butler)
+                self._registrar.connect(butler)
         except DATABASE_ERRORS as error:
             raise self._unavailable(error) from error
         self._mark.check()
@@ -200,7 +201,7 @@ class CentralExporter:
                 ) from error
         return self._butler
 
-    def _read(self, spools: Sequence[Path], result: _Results) -> Batch:
+    def _read(self, spools: Iterable[Path], result: _Results) -> Batch:
         """Read the manifests; quarantine spools without a valid one."""
         batch: dict[Path, Manifest] = {}
         for spool in spools:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Selects a visit's datasets for export: those in the worker's repo, and those in a run's memory.
-
-Datasets that are in the repo before the image, such as init-outputs and those
-of the preload, can be located before the image.
-"""
+"""Selects a visit's datasets for export: those in the worker's repo, and those in a run's memory."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +9,7 @@ from pathlib import Path
 from lsst.daf.butler import Butler, DatasetRef
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.export.spool import SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
@@ -50,29 +47,27 @@ class Outputs:
         self._types = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
         self._is_exported = is_exported
         self._with_records = with_records
-        self._located: dict[tuple[str, ...], list[LocatedFile]] = {}
 
     def includes(self, name: str) -> bool:
         """Return whether datasets of a type are exported."""
         return self._types.fullmatch(name) is not None
 
-    def forget(self) -> None:
-        """Drop all located files, because the worker's repo is new."""
-        self._located.clear()
-
-    def locate(self, butler: Butler, runs: Sequence[str]) -> None:
-        """Locate the datasets of the worker's repo in advance, for a run that has its outputs in memory."""
-        self._located[tuple(runs)] = located(butler, self._select(butler, runs))
-
-    def of(self, butler: Butler, runs: Sequence[str], run: PipelineRun) -> SelectedOutputs:
+    def of(self, repo: LocalRepo, runs: Sequence[str], run: PipelineRun) -> SelectedOutputs:
         """Return the datasets to export; `runs` are the output runs."""
-        # A run without outputs in memory has written to the repo since `locate`.
-        files = self._located.get(tuple(runs)) if run.outputs else None
-        if files is None:
+        if run.in_repo:
+            butler = repo.butler
             refs = self._select(butler, runs)
             files = located(butler, [ref for ref in refs if not self._is_exported(ref)])
-        new = (file for file in files if not all(self._is_exported(ref) for ref in file.refs))
-        return SelectedOutputs(tuple(new), run)
+        else:
+            files = [
+                each.file
+                for name in runs
+                for each in repo.datasets.in_run(name)
+                if each.file is not None
+                and self.includes(each.ref.datasetType.name)
+                and not self._is_exported(each.ref)
+            ]
+        return SelectedOutputs(tuple(files), run)
 
     def _select(self, butler: Butler, runs: Sequence[str]) -> list[DatasetRef]:
         """Return the datasets of the matching types, in the order of runs and type names."""

@@ -18,23 +18,36 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType, DimensionRecord, FileDataset
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    DataCoordinate,
+    DatasetId,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    DimensionUniverse,
+    FileDataset,
+    SerializedDatasetRef,
+)
 from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import begin_sync, sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile, image_types
+from ppdaemon.middleware.export.rows import NewFile, RowIngest, problem
+from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
 __all__ = ("DamagedSpools", "Registered", "Registrar")
@@ -59,16 +72,23 @@ class _File:
     """A spooled file and its datasets."""
 
     spool: Path
+    path: Path
     spooled: SpooledFile
     refs: list[DatasetRef]
 
     @property
-    def path(self) -> Path:
-        return self.spool / self.spooled.name
+    def ids(self) -> list[DatasetId]:
+        """Ids of the datasets (`list`); those of the references are made anew each time."""
+        return [ref.id for ref in self.spooled.refs]
 
     def dataset(self, path: Path) -> FileDataset:
         """Return the file at another place, to be ingested."""
         return file_dataset(path, self.refs, self.spooled.formatter)
+
+    def new(self, path: Path) -> NewFile:
+        """Return the file at another place, in the filesystem of the datastore."""
+        refs = dict(zip(self.ids, self.refs, strict=True))
+        return NewFile(path, self.spooled.size_bytes, self.spooled.formatter, refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +109,18 @@ class Registrar:
         self._copies = config.copies
         self.images = image_types(config.images)
         """Matches the names or storage classes of images."""
+        self._is_image = cache(self._is_image_type)
         self._owners = Owners()
+        self._rows: RowIngest | None = None
+
+    def connect(self, butler: Butler) -> None:
+        """Decide how files are ingested into a repo that was just opened."""
+        if reason := problem(butler):
+            _LOG.warning("files are ingested one by one, which is slower: %s", reason)
+            self._rows = None
+        else:
+            _LOG.info("files are ingested by inserting the rows of all of them at once")
+            self._rows = RowIngest(butler)
 
     def register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
         """Register the content of spools in two transactions, the second one for images.
@@ -98,9 +129,11 @@ class Registrar:
         another attempt or another host, are not changed. After an error it may be
         called again with the same spools.
         """
-        # It caches data IDs and their records, of which each manifest repeats a dozen.
-        files = PersistenceContextVars().run(_files, butler, batch)
-        for dataset_type in sorted({ref.datasetType for file in files for ref in file.refs}):
+        # It caches records of dimensions, which manifests repeat.
+        files, records = PersistenceContextVars().run(_parsed, butler, batch)
+        # By identity: hashes of dataset types are slow, and few are different objects.
+        types = {id(ref.datasetType): ref.datasetType for file in files for ref in file.refs}
+        for dataset_type in sorted(set(types.values())):
             butler.registry.registerDatasetType(dataset_type)
         # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
         # leave, nothing can be inserted into the run any more.
@@ -109,7 +142,6 @@ class Registrar:
                 butler.collections.register(run)
         unknown = _without_known(butler, files)
         wanted = self._without_shared(butler, _first_of_each(unknown))
-        records = _records(butler, batch.values())
         new = []
         for part in self._in_order(wanted):
             new += self._commit_new(butler, mark, records, part)
@@ -120,15 +152,14 @@ class Registrar:
     def _registered(
         self, batch: Mapping[Path, Manifest], unknown: Sequence[_File], new: Iterable[_File]
     ) -> Registered:
-        spools = {ref.id: file.spool for file in unknown for ref in file.refs}
-        exported = {ref.id: ref for file in new for ref in file.refs}
-        skipped = [
-            ref
-            for file in unknown
-            for ref in file.refs
-            if ref.id not in exported and ref.dataId.dimensions  # init-outputs are the same in each spool
-        ]
-        owned = [[(ref, batch[spools[ref.id]].key) for ref in refs] for refs in (exported.values(), skipped)]
+        exported = {id_ for file in new for id_ in file.ids}
+        owned: tuple[list[tuple[DatasetRef, SpoolKey]], list[tuple[DatasetRef, SpoolKey]]] = [], []
+        for file in unknown:
+            key = batch[file.spool].key
+            for id_, ref in zip(file.ids, file.refs, strict=True):
+                is_new = id_ in exported
+                if is_new or ref.dataId.dimensions:  # init-outputs are the same in each spool
+                    owned[not is_new].append((ref, key))
         notes = self._owners.record(*owned)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
         return Registered(len(exported), by_spool)
@@ -137,11 +168,11 @@ class Registrar:
         """Return the files that are no images, and the images; the records go with the first part."""
         parts: tuple[list[_File], list[_File]] = [], []
         for file in files:
-            parts[self._is_image(file.refs[0].datasetType)].append(file)
+            kind = file.refs[0].datasetType
+            parts[self._is_image(kind.name, kind.storageClass_name)].append(file)
         return [part for part in parts if part] or [[]]
 
-    def _is_image(self, dataset_type: DatasetType) -> bool:
-        names = dataset_type.name, dataset_type.storageClass_name
+    def _is_image_type(self, *names: str) -> bool:
         return any(self.images.fullmatch(name) for name in names)
 
     def _without_shared(self, butler: Butler, files: Iterable[_File]) -> list[_File]:
@@ -162,12 +193,10 @@ class Registrar:
         self, butler: Butler, mark: DatastoreMark, records: list[DimensionRecord], files: list[_File]
     ) -> list[_File]:
         """Commit, retrying after collisions with other exporters; return the files that were new."""
-        with self._copied(butler, mark, files) as (copies, transfer):
+        with self._copied(butler, mark, files) as copies:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    _ingest(
-                        butler, mark, records, [file.dataset(copies[file.path]) for file in files], transfer
-                    )
+                    self._ingest(butler, mark, records, files, copies)
                     break
                 except ConflictingDefinitionError as error:
                     new = _without_existing(butler, files)
@@ -189,21 +218,21 @@ class Registrar:
     @contextmanager
     def _copied(
         self, butler: Butler, mark: DatastoreMark, files: Sequence[_File]
-    ) -> Iterator[tuple[Mapping[Path, Path], str]]:
+    ) -> Iterator[Mapping[Path, Path]]:
         """Copy files into the filesystem of the datastore, in a folder that is deleted afterwards; yield
-        where they are, and how to ingest them. Files for another kind of store are compared only.
+        where they are. Files for another kind of store are compared only.
         """
         mark.check()
         root = _local_root(butler)
         if root is None:
-            yield self._copy(files, None), "copy"
+            yield self._copy(files, None)
             return
         # Only this exporter uses the folder: files in it are leftovers of its previous run.
         incoming = root / f"incoming-{quote(self._node, safe='')}"
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir()
         try:
-            yield self._copy(files, incoming), "move"
+            yield self._copy(files, incoming)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
@@ -217,42 +246,53 @@ class Registrar:
             for number, file in enumerate(files)
         }
 
-        def copy(file: _File) -> BadMessage | None:
-            target = copies[file.path]
+        def copy(files: Sequence[_File]) -> BadMessage | None:
             try:
-                copy_checked(file.path, None if folder is None else target, file.spooled.checksum)
+                for file in files:
+                    if folder is None:
+                        copy_checked(file.path, None, file.spooled.checksum)
+                    else:
+                        copy_checked(file.path, copies[file.path], file.spooled.checksum)
             except BadMessage as error:
                 return error
-            if folder is not None:
-                begin_sync(target)
             return None
 
+        spools: dict[Path, list[_File]] = {}
+        for file in files:
+            spools.setdefault(file.spool, []).append(file)
         with ThreadPoolExecutor(self._copies, "copy") as threads:
-            errors = list(threads.map(copy, files))
-        faults = {file.spool: error for file, error in zip(files, errors, strict=True) if error is not None}
+            errors = list(threads.map(copy, spools.values()))
+        faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
         if folder is not None:
-            sync_all(copies.values())  # the spools will be deleted
+            for path in copies.values():
+                sync(path)  # the spools will be deleted
         return copies
 
-
-def _ingest(
-    butler: Butler,
-    mark: DatastoreMark,
-    records: list[DimensionRecord],
-    files: Sequence[FileDataset],
-    transfer: str,
-) -> None:
-    """Insert records and ingest files, all or nothing."""
-    with butler.transaction():
-        insert_records(butler, records)
-        if files:
-            butler.ingest(*files, transfer=transfer)
+    def _ingest(
+        self,
+        butler: Butler,
+        mark: DatastoreMark,
+        records: list[DimensionRecord],
+        files: Sequence[_File],
+        copies: Mapping[Path, Path],
+    ) -> None:
+        """Insert records and ingest files, all or nothing."""
+        with butler.transaction():
+            insert_records(butler, records)
+            if not files:
+                return
+            if self._rows is not None:
+                self._rows.ingest([file.new(copies[file.path]) for file in files])
+            else:
+                local = _local_root(butler) is not None
+                datasets = [file.dataset(copies[file.path]) for file in files]
+                butler.ingest(*datasets, transfer="move" if local else "copy")
+                if local:
+                    _sync_names(butler, [ref for file in files for ref in file.refs])
             # Before the commit: a dataset that is registered is on the disk, and the next export
             # of its spool does not copy it again.
-            if transfer == "move":
-                _sync_names(butler, [ref for file in files for ref in file.refs])
             mark.check()
 
 
@@ -275,12 +315,38 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
             sync(folder)
 
 
-def _files(butler: Butler, batch: Mapping[Path, Manifest]) -> list[_File]:
-    return [
-        _File(spool, file, [DatasetRef.from_simple(ref, universe=butler.dimensions) for ref in file.refs])
+def _parsed(butler: Butler, batch: Mapping[Path, Manifest]) -> tuple[list[_File], list[DimensionRecord]]:
+    """Return the files and the records of all manifests."""
+    references = _References(butler.dimensions)
+    files = [
+        _File(spool, spool / file.name, file, [references.of(ref) for ref in file.refs])
         for spool, manifest in batch.items()
         for file in manifest.files
     ]
+    return files, _records(butler, batch.values())
+
+
+class _References:
+    """Makes references, with one object for each dataset type and data ID: manifests repeat them."""
+
+    def __init__(self, universe: DimensionUniverse):
+        self._universe = universe
+        self._types: dict[object, DatasetType] = {}
+        self._ids: dict[object, DataCoordinate] = {}
+
+    def of(self, simple: SerializedDatasetRef) -> DatasetRef:
+        """Return a reference."""
+        kind, data_id, run = simple.datasetType, simple.dataId, simple.run
+        if kind is None or data_id is None or run is None:
+            return DatasetRef.from_simple(simple, universe=self._universe)  # its error tells what is missing
+        dimensions = tuple(kind.dimensions or ())
+        type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
+        id_key = dimensions, id(data_id)  # manifests share them, and outlive this
+        if type_key not in self._types or id_key not in self._ids:
+            ref = DatasetRef.from_simple(simple, universe=self._universe)
+            self._types.setdefault(type_key, ref.datasetType)
+            self._ids[id_key] = ref.dataId
+        return DatasetRef(self._types[type_key], self._ids[id_key], run, id=simple.id, conform=False)
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
@@ -292,14 +358,15 @@ def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRec
         for simple in manifest.records:
             record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
             key = record.definition.name, record.dataId.required_values
-            found[key] = completed(found.get(key, record), record)
+            if found.setdefault(key, record) is not record:
+                found[key] = completed(found[key], record)
     return [found[key] for key in sorted(found)]
 
 
 def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
     """Remove files whose datasets were exported before: the reply to that export was lost."""
-    known = {ref.id for ref in butler.get_many_datasets([ref.id for file in files for ref in file.refs])}
-    return [file for file in files if not any(ref.id in known for ref in file.refs)]
+    known = {ref.id for ref in butler.get_many_datasets([id_ for file in files for id_ in file.ids])}
+    return [file for file in files if known.isdisjoint(file.ids)]
 
 
 def _first_of_each(files: Iterable[_File]) -> list[_File]:

@@ -8,6 +8,7 @@ Covers writing and reading them. Exporting is done by
 import logging
 import re
 import shutil
+import stat
 import time
 import urllib.parse
 import uuid
@@ -16,8 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pydantic
+import pydantic_core
 from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
-from lsst.daf.butler.dimensions import SerializedDimensionRecord
+from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import begin_sync, sync, sync_all
@@ -145,11 +147,31 @@ def write_spool(
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest; raise `~ppdaemon.errors.BadMessage` if it is missing or invalid."""
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return _parsed((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise BadMessage(f"{folder}: no manifest: {error.strerror}") from error
     except pydantic.ValidationError as error:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
+
+
+def _parsed(text: bytes) -> Manifest:
+    """Parse a manifest, each data ID once: with its records it takes three quarters of the time, and each
+    file of a visit-detector has the same.
+    """
+    known: dict[object, tuple[object, SerializedDataCoordinate]] = {}
+    try:
+        plain = pydantic_core.from_json(text)
+        for file in plain["files"]:
+            for ref in file["refs"]:
+                data_id = ref["dataId"]
+                key = tuple(data_id["dataId"].items())
+                if key not in known:
+                    known[key] = data_id, SerializedDataCoordinate.model_validate(data_id)
+                if known[key][0] == data_id:
+                    ref["dataId"] = known[key][1]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return Manifest.model_validate_json(text)  # its error tells what is wrong
+    return Manifest.model_validate(plain)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -161,13 +183,15 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         path = folder / file.name
         try:
-            size = path.stat().st_size if path.is_file() else None
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
         except OSError as error:
             raise BadMessage(f"{path} cannot be checked: {error.strerror}") from error
-        if size is None:
+        if found is None or not stat.S_ISREG(found.st_mode):
             raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
-        if size != file.size_bytes:
-            raise BadMessage(f"{path} has {size} bytes, not {file.size_bytes}")
+        if found.st_size != file.size_bytes:
+            raise BadMessage(f"{path} has {found.st_size} bytes, not {file.size_bytes}")
 
 
 def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:

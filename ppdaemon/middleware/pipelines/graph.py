@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lsst.daf.butler import Butler, DatasetType
+from lsst.daf.butler import DatasetType
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
-from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.central import Definitions, known_dataset_type
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.selection import PARAMETERS, override_target, pipeline_name
 
@@ -144,9 +144,9 @@ def _fingerprint(graph: PipelineGraph) -> str:
     return digest.hexdigest()
 
 
-def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[OverallInput, ...]:
+def overall_inputs(pipeline: LoadedPipeline, repo: Definitions) -> tuple[OverallInput, ...]:
     """Return the datasets that a pipeline reads and does not produce, with init-inputs; see `resolved`."""
-    graph = resolved(pipeline, butler)
+    graph = resolved(pipeline, repo)
     required = {
         edge.parent_dataset_type_name
         for task, edge in _inputs(graph)
@@ -159,30 +159,30 @@ def overall_inputs(pipeline: LoadedPipeline, butler: Butler) -> tuple[OverallInp
     )
 
 
-def dataset_types_of(pipeline: LoadedPipeline, butler: Butler) -> list[DatasetType]:
+def dataset_types_of(pipeline: LoadedPipeline, repo: Definitions) -> list[DatasetType]:
     """Return the types that a pipeline writes, and those it reads that a repo has; see `resolved`.
 
     They can be registered before any visit.
     """
-    graph = resolved(pipeline, butler)
+    graph = resolved(pipeline, repo)
     return [
         node.dataset_type
         for name, node in graph.dataset_types.items()
-        if node.producing_edge is not None or known_dataset_type(butler, name) is not None
+        if node.producing_edge is not None or known_dataset_type(repo, name) is not None
     ]
 
 
-def resolved(pipeline: LoadedPipeline, butler: Butler) -> PipelineGraph:
+def resolved(pipeline: LoadedPipeline, repo: Definitions) -> PipelineGraph:
     """Return a copy of a pipeline's graph that is resolved with the dimensions and dataset types of a repo.
 
     Its tasks can be constructed. `UnusablePipeline` is raised if dataset types
     contradict each other, or if a task combines visits: a worker has one.
     """
     graph = pipeline.graph.copy()
-    known = ((name, known_dataset_type(butler, name)) for name in graph.dataset_types)
+    known = ((name, known_dataset_type(repo, name)) for name in graph.dataset_types)
     definitions = {name: found for name, found in known if found is not None}
     try:
-        graph.resolve(dimensions=butler.dimensions, dataset_types=definitions)
+        graph.resolve(dimensions=repo.dimensions, dataset_types=definitions)
     except (Exception, SystemExit) as error:  # resolving runs code of the connections
         raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
     if labels := sorted(_combining(graph)):
@@ -219,12 +219,14 @@ class PipelineCache[T]:
     def __init__(self) -> None:
         self._cache: dict[str, tuple[T, list[str]]] = {}
 
-    def of(self, pipeline: LoadedPipeline, butler: Butler, find: Callable[[], tuple[T, Iterable[str]]]) -> T:
+    def of(
+        self, pipeline: LoadedPipeline, repo: Definitions, find: Callable[[], tuple[T, Iterable[str]]]
+    ) -> T:
         """Return the value from `compute`, which also returns the dataset types that it depends on."""
         cached = self._cache.get(pipeline.path)
-        if cached is None or any(known_dataset_type(butler, name) is not None for name in cached[1]):
+        if cached is None or any(known_dataset_type(repo, name) is not None for name in cached[1]):
             found, types = find()
-            unknown = [name for name in types if known_dataset_type(butler, name) is None]
+            unknown = [name for name in types if known_dataset_type(repo, name) is None]
             cached = self._cache[pipeline.path] = found, unknown
         return cached[0]
 
@@ -253,11 +255,11 @@ class PipelineLibrary:
                 reasons.append(str(error))
         return pipelines, reasons
 
-    def needs(self, pipeline: LoadedPipeline, butler: Butler) -> tuple[OverallInput, ...]:
+    def needs(self, pipeline: LoadedPipeline, repo: Definitions) -> tuple[OverallInput, ...]:
         """Return the overall inputs of a pipeline; see `overall_inputs`."""
 
         def find() -> tuple[tuple[OverallInput, ...], Iterable[str]]:
-            needs = overall_inputs(pipeline, butler)
+            needs = overall_inputs(pipeline, repo)
             return needs, (need.name for need in needs)
 
-        return self._needs.of(pipeline, butler, find)
+        return self._needs.of(pipeline, repo, find)

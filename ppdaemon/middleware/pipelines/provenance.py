@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Names that identify what produced a dataset: deployments, output runs and their chains."""
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Iterable
 
-from lsst.utils.packages import getEnvironmentPackages
+from lsst.utils.packages import Packages, getEnvironmentPackages
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
 from ppdaemon.selection import output_chain
 
-__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_run")
+__all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_run", "system_packages")
 
 NO_PIPELINE_RUN = "NoPipeline"
 """Replaces the pipeline in the name of the run of footprints and metrics."""
@@ -35,6 +37,23 @@ def hash_versions() -> str:
         setup = getEnvironmentPackages(include_all=True)
         versions |= {f"{name} {version}" for name, version in setup.items()}
     return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
+
+
+def system_packages() -> Packages:
+    """Return the versions of all imported packages; takes 0.3 s, unless no package was imported since."""
+    packages = {
+        name
+        for name in tuple(sys.modules)
+        # Those within a namespace, such as ``lsst``, are packages with versions of their own.
+        if not (parent := name.rpartition(".")[0])
+        or ("." not in parent and getattr(sys.modules.get(parent), "__file__", None) is None)
+    }
+    return _packages(frozenset(packages))
+
+
+@functools.lru_cache(1)
+def _packages(_imported: frozenset[str]) -> Packages:
+    return Packages.fromSystem()
 
 
 def deployment_hash(

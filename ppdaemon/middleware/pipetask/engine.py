@@ -55,6 +55,7 @@ class PipetaskEngine(Engine):
         """
         if raws is not None:
             raws.register()
+        job.repo.write_registry()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         command = _Command(self._arguments(job, query), self._settings(query), self._folder)

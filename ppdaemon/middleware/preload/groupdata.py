@@ -7,14 +7,14 @@ that LSST's own service writes, under its names, for the programs that read thos
 
 import json
 import uuid
-from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef, DatasetType, DimensionUniverse
 from lsst.pipe.base.utils import RegionTimeInfo
 
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware.butler.datafiles import file_dataset
+from ppdaemon.middleware.butler.datafiles import LocatedFile
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, PreloadPlan
 from ppdaemon.middleware.raws.regions import Footprint
@@ -51,14 +51,14 @@ def types_of_groups(universe: DimensionUniverse) -> list[DatasetType]:
     return [DatasetType(name, dimensions, storage) for name, storage in _STORAGE.items()]
 
 
-def put_footprint(local: Butler, order: Prepare, footprint: Footprint, run: str) -> None:
+def put_footprint(local: Butler | LocalRepo, order: Prepare, footprint: Footprint, run: str) -> None:
     """Write region and time of the exposure for preprocessing tasks, if the position is known."""
     if footprint.region is not None:
         info = RegionTimeInfo(region=footprint.region, timespan=footprint.exposure)
         local.put(info, FOOTPRINT_TYPE, _data_id(order), run=run)
 
 
-def put_metrics(local: Butler, order: Prepare, plan: PreloadPlan, timings: Timings, run: str) -> None:
+def put_metrics(local: LocalRepo, order: Prepare, plan: PreloadPlan, timings: Timings, run: str) -> None:
     """Write the durations and counts of a preload."""
     metrics = {
         **timings.values,
@@ -69,17 +69,17 @@ def put_metrics(local: Butler, order: Prepare, plan: PreloadPlan, timings: Timin
     local.put(metrics, METRICS_TYPE, _data_id(order), run=run)
 
 
-def put_bundle(local: Butler, order: Prepare, timings: Timings, run: str, incoming: Path) -> None:
+def put_bundle(local: LocalRepo, order: Prepare, timings: Timings, run: str) -> None:
     """Write the durations of a preload as a bundle of metrics.
 
-    The file is composed here and ingested, from a folder on the repo's filesystem: the class of the
-    bundle is in ``lsst.analysis.tools``, which is not needed to write one.
+    The file is composed here: the class of the bundle is in ``lsst.analysis.tools``, which is not needed
+    to write one.
     """
-    (definition,) = (each for each in types_of_groups(local.dimensions) if each.name == BUNDLE_TYPE)
-    ref = DatasetRef(definition, local.registry.expandDataId(_data_id(order)), run=run)
-    path = incoming / f"{ref.id}.json"
+    definition = local.get_dataset_type(BUNDLE_TYPE)
+    ref = DatasetRef(definition, local.expand(definition.dimensions, _data_id(order)), run=run)
+    path = local.files / f"{ref.id}.json"
     path.write_text(json.dumps(_bundle(timings)))
-    local.ingest(file_dataset(path, [ref], _FORMATTER), transfer="move")
+    local.add_files([LocatedFile(path, _FORMATTER, (ref,))])
 
 
 def _bundle(timings: Timings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 
@@ -17,7 +17,7 @@ from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
 from ppdaemon.middleware.butler.central import CentralReader, existing_collections, known_dataset_type
-from ppdaemon.middleware.butler.datafiles import DataFile, LocationCache, without_member
+from ppdaemon.middleware.butler.datafiles import LocationCache, without_member
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import (
@@ -29,13 +29,7 @@ from ppdaemon.middleware.pipelines.graph import (
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import FileSize, PreloadPlan, filters_of, output_types, span_of
 from ppdaemon.middleware.preload.search import Found, Search, find_inputs
-from ppdaemon.middleware.preload.transfer import (
-    MissingFile,
-    cache_names,
-    input_collections,
-    register,
-    take_files,
-)
+from ppdaemon.middleware.preload.transfer import MissingFile, add, input_collections, take_files
 from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
@@ -66,7 +60,10 @@ class Preload:
         self._cache = cache
         self._library = library
         self._locations = LocationCache()
-        self._previous_keys: list[Hashable] = []
+        self._bands: dict[str, Mapping[str, str]] = {}
+        """Bands by filter of each instrument, as last queried."""
+        self._registered: set[tuple[str, int]] = set()
+        """Instruments and detectors that the central repo has."""
 
     def find(
         self, order: Prepare, footprint: Footprint, timings: Timings, *, sizes: bool = False
@@ -85,7 +82,7 @@ class Preload:
             reasons += more
         with self._central.reading(timings) as central:
             with timings.timed("query"):
-                bands = _bands(central, order.visit.instrument)
+                bands = self._bands_of(order, central)
                 search = self._search(order, central, footprint, bands)
                 if unknown := self._unregistered(order, central, bands):
                     preprocessing, main, reasons = [], [], [unknown]
@@ -115,10 +112,7 @@ class Preload:
     def fetch(self, plan: PreloadPlan, repo: LocalRepo, timings: Timings) -> tuple[str, ...]:
         """Copy the datasets that the pipelines that can run read; return the collections that have them.
 
-        The repo must have been renewed. Datasets without a position on the sky are
-        saved there for later visits, and those with one if two visits in
-        succession have the same; a visit that needs exactly these finds them
-        in place. Raises `~ppdaemon.errors.VisitFailed`: ``NO_PIPELINE``,
+        The repo must have been renewed. Raises `~ppdaemon.errors.VisitFailed`: ``NO_PIPELINE``,
         before anything is copied, if no main pipeline can run;
         ``PRELOAD_FAILED``, retriable, if the central repo cannot be read;
         ``RAMDISK_FULL``.
@@ -128,7 +122,7 @@ class Preload:
         _warn_of_missing(plan)
         found = plan.wanted
         stats = CacheStats()
-        self._fill(_layers(found), plan, repo, timings, stats)
+        self._copy(found, plan, repo, timings, stats)
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return input_collections(found, plan.search)
 
@@ -167,61 +161,28 @@ class Preload:
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return more
 
-    def _fill(
-        self,
-        layers: Sequence[Sequence[Found]],
-        plan: PreloadPlan,
-        repo: LocalRepo,
-        timings: Timings,
-        stats: CacheStats,
-    ) -> None:
-        """Copy the layers that the repo does not have; save those that will be needed again."""
-        keys = [_key(layer) for layer in layers]
-        present = 0
-        while present < min(len(repo.layers), len(keys)) and repo.layers[present] == keys[present]:
-            present += 1
-        if present < len(repo.layers):
-            with timings.timed("renew"):
-                repo.drop_layers(beyond=present)
-                repo.renew()
-        with timings.timed("cache"):
-            self._touch((each for layer in layers[:present] for each in layer), plan.files, stats)
-        for number in range(present, len(layers)):
-            self._copy(layers[number], plan, repo, timings, stats)
-            # The first layer is a detector's calibrations. The second, a region
-            # of the sky, is saved only if two visits in succession need it:
-            # dropping a layer takes 50 ms, copying its datasets again 25.
-            if number == 0 or keys == self._previous_keys:
-                with timings.timed("keep"):
-                    repo.add_layer(keys[number])
-        self._previous_keys = keys
-
-    def _touch(self, found: Iterable[Found], files: Mapping[DatasetId, DataFile], stats: CacheStats) -> None:
-        """Mark the files of saved layers as used, so that the cache does not evict them first."""
-        for name, file in cache_names((ref for each in found for ref in each.refs), files).items():
-            self._cache.touch(name)
-            stats.hit(file.size_bytes or 0)
-
     def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats
     ) -> None:
-        """Copy datasets and register them."""
+        """Copy datasets."""
         refs = list({ref.id: ref for each in found for ref in each.refs}.values())
         with timings.timed("cache"):
             try:
-                files = take_files(refs, plan.files, self._cache, repo.incoming, repo.archives, stats)
+                files = take_files(refs, plan.files, self._cache, repo.files, stats)
             except MissingFile as error:
                 self._locations.discard(error.refs)
                 raise
         rest = [ref for ref in refs if ref.id not in plan.files]
 
-        def copy_rest() -> None:
+        def copy_rest(butler: Butler) -> None:
             if rest:
                 with self._central.copying(timings) as central:
-                    repo.butler.transfer_from(central, rest, transfer="copy")
+                    butler.transfer_from(central, rest, transfer="copy")
 
         with timings.timed("register"):
-            register(repo.butler, found, files, plan.collection_types, copy_rest)
+            add(repo, found, files, plan.collection_types, copy_rest)
+            if rest:
+                repo.write_registry()  # now: the central repo may be away when it is needed
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], central: Butler, reasons: list[str]
@@ -235,13 +196,25 @@ class Preload:
                 reasons.append(str(error))
         return needs
 
+    def _bands_of(self, order: Prepare, central: Butler) -> Mapping[str, str]:
+        """Return the bands of an instrument's filters, queried again for a filter that was not known."""
+        instrument = order.visit.instrument
+        known = self._bands.get(instrument, {})
+        if not known or not known.keys() >= set(order.visit.filter_names):
+            known = self._bands[instrument] = _bands(central, instrument)
+        return known
+
     def _unregistered(self, order: Prepare, central: Butler, bands: Collection[str]) -> str:
         """Return what of a visit-detector is not registered in the central repo, with the command that
         registers it; empty if all is.
         """
         instrument, names = order.visit.instrument, order.visit.filter_names
         data_id = {"instrument": instrument, "detector": order.detector}
-        if central.query_dimension_records("detector", data_id=data_id, explain=False):
+        key = instrument, order.detector
+        if key in self._registered or central.query_dimension_records(
+            "detector", data_id=data_id, explain=False
+        ):
+            self._registered.add(key)  # a record is never deleted
             if self._any_filter or not names or not set(names).isdisjoint(bands):
                 return ""
             what = f"filter {' or '.join(names)} of {instrument}"
@@ -310,23 +283,6 @@ def _collection_types(central: Butler, found: Iterable[Found]) -> dict[str, Coll
     """Return the types of the associations' collections."""
     names = sorted({association.collection for each in found for association in each.associations})
     return {info.name: info.type for info in central.collections.query_info(names)} if names else {}
-
-
-def _layers(found: Iterable[Found]) -> tuple[list[Found], list[Found]]:
-    """Return the datasets without a position on the sky, and those with one."""
-    fixed: list[Found] = []
-    spatial: list[Found] = []
-    for each in found:
-        (spatial if each.dataset_type.dimensions.spatial else fixed).append(each)
-    return fixed, spatial
-
-
-def _key(found: Iterable[Found]) -> Hashable:
-    """Return a key that is equal if datasets and their validities are the same."""
-    return frozenset(
-        (each.dataset_type, frozenset(ref.id for ref in each.refs), frozenset(each.associations))
-        for each in found
-    )
 
 
 def _warn_of_missing(plan: PreloadPlan) -> None:

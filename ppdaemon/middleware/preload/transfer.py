@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Puts datasets of the central repo into a worker's: files by link, records in one transaction."""
+"""Puts datasets of the central repo into a worker's: files by link, and what its registry gets later."""
 
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lsst.daf.butler import (
@@ -12,20 +13,21 @@ from lsst.daf.butler import (
     DatasetId,
     DatasetRef,
     DimensionRecord,
-    FileDataset,
     Timespan,
 )
 from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
-from ppdaemon.middleware.butler.datafiles import DataFile, file_dataset
+from ppdaemon.middleware.butler.datafiles import DataFile, LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.butler.localdatasets import LocalDataset
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.search import Found, Search
 from ppdaemon.middleware.raws.visits import insert_records
 from ppdaemon.states import Outcome
 
-__all__ = ("MissingFile", "cache_names", "input_collections", "register", "take_files")
+__all__ = ("MissingFile", "add", "input_collections", "take_files")
 
 
 class MissingFile(VisitFailed):
@@ -36,34 +38,25 @@ class MissingFile(VisitFailed):
         self.refs = refs
 
 
-def cache_names(refs: Iterable[DatasetRef], files: Mapping[DatasetId, DataFile]) -> dict[str, DataFile]:
-    """Return the datasets' files by their names in the shared cache; datasets without a file are skipped."""
-    return {_name(file, members): file for file, members in _by_file(refs, files)}
-
-
 def take_files(
     refs: Iterable[DatasetRef],
     files: Mapping[DatasetId, DataFile],
     cache: SharedCache,
     folder: Path,
-    archives: Path,
     stats: CacheStats,
-) -> list[FileDataset]:
-    """Link the datasets' files from the shared cache, fetching missing ones; return them for `register`.
+) -> list[LocatedFile]:
+    """Link the datasets' files from the shared cache into a folder, fetching missing ones; return them.
 
-    An archive with several datasets is linked once, to a folder where it must
-    stay. Datasets without a file are skipped. Both folders must be on the
-    cache's filesystem. Raises `~ppdaemon.errors.VisitFailed`
-    (``RAMDISK_FULL`` or ``PRELOAD_FAILED``).
+    An archive with several datasets is linked once. Datasets without a file
+    are skipped. The folder must be on the cache's filesystem. Raises
+    `~ppdaemon.errors.VisitFailed` (``RAMDISK_FULL`` or ``PRELOAD_FAILED``).
     """
     taken = []
     for file, members in _by_file(refs, files):
         name = _name(file, members)
-        target = (archives if file.member else folder) / name
+        target = folder / name
         try:
-            if file.member:
-                archives.mkdir(exist_ok=True)
-            if not target.exists():  # an archive: the datasets of a saved layer may be in it
+            if not (file.member and target.exists()):  # datasets that were copied before may be in it
                 cache.take(name, file.uri, target, stats, file.size_bytes)
         except FileNotFoundError as error:
             raise MissingFile(f"{file.uri} cannot be copied: {describe(error)}", tuple(members)) from error
@@ -74,40 +67,53 @@ def take_files(
             reason = f"{file.uri} cannot be copied: {describe(error)}"
             raise VisitFailed(Outcome.PRELOAD_FAILED, reason, retriable=True) from error
         if file.member:
-            members_of = [(ref, files[ref.id]) for ref in members]
-            taken += [file_dataset(target, [ref], each.formatter, each.member) for ref, each in members_of]
+            each = [(ref, files[ref.id]) for ref in members]
+            taken += [LocatedFile(target, one.formatter, (ref,), member=one.member) for ref, one in each]
         else:
-            taken.append(file_dataset(target, members, file.formatter))
+            taken.append(LocatedFile(target, file.formatter, tuple(members)))
     return taken
 
 
-def register(
-    local: Butler,
+def add(
+    repo: LocalRepo,
     found: Sequence[Found],
-    files: Sequence[FileDataset],
+    files: Sequence[LocatedFile],
     collection_types: Mapping[str, CollectionType],
-    copy_rest: Callable[[], None],
+    copy_rest: Callable[[Butler], None],
 ) -> None:
     """Put datasets into a worker's repo, in the collections that they have in the central one.
 
-    The dataset types are registered even if no dataset was found. The files
-    are moved, except archives. `copy_rest` copies the datasets that are not one
-    file; it needs their dimension records.
+    The dataset types are defined even if no dataset was found. `copy_rest`
+    copies the datasets that are not one file; it needs their dimension records.
     """
-    for each in found:
-        local.registry.registerDatasetType(each.dataset_type)
-    with local.transaction():
-        insert_records(local, _records(each.refs for each in found))
-        for transfer, in_archive in (("move", False), ("direct", True)):
-            chosen = [file for file in files if bool(ResourcePath(file.path).fragment) is in_archive]
-            local.ingest(*chosen, transfer=transfer)
-        copy_rest()
-        for (collection, span), refs in _certified(found).items():
-            local.collections.register(collection, collection_types[collection])
-            if collection_types[collection] is CollectionType.CALIBRATION:
-                local.registry.certify(collection, refs, span)
-            else:
-                local.registry.associate(collection, refs)
+    repo.define(each.dataset_type for each in found)
+    records = _records(each.refs for each in found)
+    repo.add_records(records)
+    certified = _certified(found)
+    files_by_id = {ref.id: file for file in files for ref in file.refs}
+    repo.datasets.add(
+        LocalDataset(ref, _of_one(files_by_id.get(ref.id), ref)) for each in found for ref in each.refs
+    )
+    for (collection, validity), refs in certified.items():
+        repo.datasets.certify(refs, collection, validity)
+
+    def register(butler: Butler) -> None:
+        with butler.transaction():
+            insert_records(butler, records)
+            repo.ingest_into(butler, files)
+            copy_rest(butler)
+            for (collection, span), refs in certified.items():
+                butler.collections.register(collection, collection_types[collection])
+                if collection_types[collection] is CollectionType.CALIBRATION:
+                    butler.registry.certify(collection, refs, span)
+                else:
+                    butler.registry.associate(collection, refs)
+
+    repo.write_later(register)
+
+
+def _of_one(file: LocatedFile | None, ref: DatasetRef) -> LocatedFile | None:
+    return None if file is None else replace(file, refs=(ref,))
 
 
 def _by_file(

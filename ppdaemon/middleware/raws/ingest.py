@@ -3,11 +3,11 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsst.daf.butler import DataIdValueError, DatasetRef, DimensionRecord
+from lsst.daf.butler import Butler, DatasetRef, DimensionRecord
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExposuresConfig
@@ -40,8 +40,9 @@ class BuiltinIngester:
     It returns the records that the central repo may lack.
     """
 
-    def __init__(self, announced: AnnouncedVisit):
+    def __init__(self, announced: AnnouncedVisit, butler: Butler):
         self._announced = announced
+        self._butler = butler
 
     def ingest(self, copy: Path, header: ExposureHeader) -> list[DimensionRecord]:
         """Move a raw into the repo; return the records of exposure, group and day.
@@ -49,7 +50,7 @@ class BuiltinIngester:
         An ingester that rejects the raw raises `~ppdaemon.errors.VisitFailed`
         (``BAD_RAW``).
         """
-        butler, instrument = self._announced.butler, self._announced.instrument
+        butler, instrument = self._butler, self._announced.instrument
         records = exposure_records(butler.dimensions, header)
         insert_records(butler, records)
         data_id = butler.registry.expandDataId(
@@ -71,7 +72,7 @@ class BuiltinIngester:
         ``inputs`` are collections that may have the camera's geometry.
         """
         records = self._announced.visits_seen(headers)
-        insert_records(self._announced.butler, records)
+        insert_records(self._butler, records)
         return records
 
 
@@ -83,6 +84,8 @@ class RawLimits:
     """Limits between raws and announcement."""
     filters: frozenset[str]
     """Filters of the instrument in the central repo, which refuses outputs with another one."""
+    local_filters: frozenset[str]
+    """Those that are registered in the repo that gets the raws."""
     register_command: str
     """Registers other filters."""
     clock: Clock
@@ -93,25 +96,27 @@ class VisitRaws:
     """Copies and checks the raws of one visit-detector; `register` puts them into the repo.
 
     With `obs_base`, each raw is ingested at once, because ``lsst.obs.base`` may
-    reject it. `incoming` is a folder on the repo's filesystem.
+    reject it. `repo` returns the Butler of the repo; it is called before raws are
+    registered. `incoming` is a folder on the repo's filesystem.
     """
 
     def __init__(
         self,
         announced: AnnouncedVisit,
+        repo: Callable[[], Butler],
         obs_base: bool,
         limits: RawLimits,
         files: RawFiles,
         incoming: Path,
     ):
         self.announced = announced
-        self._ingester = ObsBaseIngester(announced) if obs_base else BuiltinIngester(announced)
+        self._repo = repo
+        self._obs_base = obs_base
+        self._ingester: ObsBaseIngester | BuiltinIngester | None = None
         self._limits = limits
         self._files = files
         self._incoming = incoming
         self._inputs: tuple[str, ...] = ()
-        self.registered = obs_base
-        """Whether raws are in the repo, and later ones are put there at once."""
         self.headers: dict[int, ExposureHeader] = {}
         """Headers of the raws, by exposure."""
         self.records: list[DimensionRecord] = []
@@ -121,6 +126,13 @@ class VisitRaws:
         """Files that are not in the repo, by exposure."""
         self.exposures: tuple[int, ...] = ()
         """Exposures of which visits were defined."""
+        if obs_base:
+            self.register()
+
+    @property
+    def registered(self) -> bool:
+        """Whether raws are in the repo, and later ones are put there at once (`bool`)."""
+        return self._ingester is not None
 
     @property
     def shared_records(self) -> list[DimensionRecord]:
@@ -143,7 +155,7 @@ class VisitRaws:
         copy = self._fetch(raw.path)
         try:
             header = self._read_header(copy, raw)
-            if self.registered:
+            if self._ingester is not None:
                 self.records += self._ingester.ingest(copy, header)
             else:
                 self._store(copy, header)
@@ -159,28 +171,30 @@ class VisitRaws:
         """
         self.exposures, self._inputs = tuple(exposures), tuple(inputs)
         headers = [self.headers[exposure] for exposure in exposures]
-        if self.registered:
+        if self._ingester is not None:
+            self._repo()  # the inputs may have been extended
             self.records += self._ingester.define_visits(headers, inputs)
         else:
             self.records += self.announced.visits_seen(headers)
 
     def register(self) -> None:
         """Put the raws into the repo, and from now on each raw when it is taken."""
-        if self.registered:
+        if self._ingester is not None:
             return
-        self.registered = True
+        make = ObsBaseIngester if self._obs_base else BuiltinIngester
+        self._ingester = ingester = make(self.announced, self._repo())
         for exposure in list(self.files):
-            self._ingester.ingest(self.files.pop(exposure), self.headers[exposure])
+            ingester.ingest(self.files.pop(exposure), self.headers[exposure])
         if self.exposures:
             headers = [self.headers[exposure] for exposure in self.exposures]
-            self._ingester.define_visits(headers, self._inputs)
+            ingester.define_visits(headers, self._inputs)
 
     def _store(self, copy: Path, header: ExposureHeader) -> None:
         # A folder for each exposure: snaps may have the same name in different folders.
         folder = self._incoming / "kept" / str(header.exposure)
         folder.mkdir(parents=True, exist_ok=True)
         self.files[header.exposure] = copy.rename(folder / copy.name)
-        self.records += exposure_records(self.announced.butler.dimensions, header)
+        self.records += exposure_records(self.announced.universe, header)
 
     def _fetch(self, path: str) -> Path:
         for pause_s in (*RETRIES_S, None):
@@ -211,11 +225,7 @@ class VisitRaws:
         text = f"exposure {raw.exposure} is not used: its filter {name!r} is not registered"
         if name not in limits.filters:
             raise VisitFailed(Outcome.BAD_RAW, f"{text} in the central repo: {limits.register_command}")
-        known = {"instrument": header.instrument, "physical_filter": name}
-        try:
-            self.announced.butler.registry.expandDataId(known)
-        except DataIdValueError as error:
+        if name not in limits.local_filters:
             # The template has the filters of the time at which its generation was created.
-            text = f"{text} in the worker's repo: run ppctl reload"
-            raise VisitFailed(Outcome.BAD_RAW, text) from error
+            raise VisitFailed(Outcome.BAD_RAW, f"{text} in the worker's repo: run ppctl reload")
         return header

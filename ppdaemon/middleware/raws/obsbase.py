@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import DimensionRecord
+from lsst.daf.butler import Butler, DimensionRecord
 
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import ConfigError, VisitFailed
@@ -44,8 +44,8 @@ class ObsBaseIngester:
     instrument derives the id of a visit of a group from the group's name.
     """
 
-    def __init__(self, announced: AnnouncedVisit):
-        self._butler = butler = announced.butler
+    def __init__(self, announced: AnnouncedVisit, butler: Butler):
+        self._butler = butler
         self._instrument = instrument = announced.instrument
         self._detector = announced.detector
         base: Any = importlib.import_module(_OBS_BASE)

@@ -49,9 +49,10 @@ class VisitSystem(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class AnnouncedVisit:
-    """One detector of an announced visit, and its worker's repo."""
+    """One detector of an announced visit."""
 
-    butler: Butler
+    universe: DimensionUniverse
+    """Of the repo that gets the records."""
     instrument: Instrument
     visit: NextVisit
     detector: int
@@ -74,14 +75,14 @@ class AnnouncedVisit:
 
     def visits_seen(self, headers: Iterable[ExposureHeader]) -> list[DimensionRecord]:
         """Make the records of the visits of those exposures that have one."""
-        universe = self.butler.dimensions
+        universe = self.universe
         return self.visit_records(
             exposure_records(universe, header)[-1] for header in headers if header.has_visit
         )
 
     def _records(self, members: Sequence[DimensionRecord], visit: int) -> Iterator[DimensionRecord]:
         """Make the records of one visit."""
-        universe, instrument = self.butler.dimensions, members[0].instrument
+        universe, instrument = self.universe, members[0].instrument
         keys = {"instrument": instrument, "visit": visit}
         region, own_region = self._regions(next(filter(_has_pointing, members), members[0]))
         yield joined_visit(universe, visit, members, region)

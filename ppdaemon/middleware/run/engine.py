@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from lsst.daf.butler import Butler, DatasetRef
+from lsst.daf.butler import Butler, DataCoordinate, DatasetRef
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space, outcome_of, unmasked
+from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, UnusablePipeline
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.states import Outcome
@@ -40,6 +41,8 @@ class DataQuery:
     bind: Mapping[str, Any]
     context: Mapping[str, str]
     """Added to the log records of tasks: instrument, group, detector, exposures."""
+    group_id: DataCoordinate | None = None
+    """Instrument, group and detector, with dimension records, if no exposure is known."""
 
     @classmethod
     def of_exposures(
@@ -54,10 +57,12 @@ class DataQuery:
         )
 
     @classmethod
-    def of_group(cls, instrument: str, group: str, detector: int) -> "DataQuery":
+    def of_group(cls, group_id: DataCoordinate) -> "DataQuery":
         """Select one detector of a group whose exposures are not known, for preprocessing."""
+        instrument, group, detector = (group_id[name] for name in ("instrument", "group", "detector"))
         where = f"instrument = '{instrument}' AND detector = {detector} AND group = visit_group"
-        return cls(where, {"visit_group": group}, _context(instrument, group, detector))
+        context = _context(str(instrument), str(group), int(detector))
+        return cls(where, {"visit_group": str(group)}, context, group_id)
 
     def literal(self) -> str:
         """Return the expression with the values inserted, for a command line.
@@ -206,10 +211,15 @@ class Job:
     digest: str
     """Hash of all that decides the datasets of the run; part of its name,
     unless a fixed name is configured."""
-    butler: Butler
+    repo: LocalRepo
     """The worker's repo."""
     provenance: DatasetRef | None = None
     """Provenance graph that the run writes; `None` if it is not to be exported."""
+
+    @property
+    def butler(self) -> Butler:
+        """The Butler of the worker's repo, whose registry has all datasets (`lsst.daf.butler.Butler`)."""
+        return self.repo.butler
 
 
 class Unsupported(Exception):
@@ -232,6 +242,9 @@ def building(job: Job) -> Iterator[None]:
 class PipelineRun(ABC):
     """A built graph with quanta."""
 
+    in_repo: ClassVar[bool] = True
+    """Whether its outputs are written into the worker's repo, with the Butler alone."""
+
     @abstractmethod
     def __call__(self, before_task: Callable[[str], None]) -> RunResult:
         """Run all tasks, once.
@@ -252,10 +265,8 @@ class PipelineRun(ABC):
 
     @property
     def outputs(self) -> Sequence[DatasetRef]:
-        """Datasets to be exported that this object holds (`~collections.abc.Sequence`
-        [`lsst.daf.butler.DatasetRef`]).
-
-        If there are any, it has written none into the worker's repo.
+        """Datasets that this object holds: those to be exported; of a pipeline that needs no image, all
+        (`~collections.abc.Sequence` [`lsst.daf.butler.DatasetRef`]).
         """
         return ()
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,14 +23,14 @@ from lsst.daf.butler import (
     DatasetRef,
     DatasetType,
     DimensionUniverse,
-    FileDataset,
     SerializedDatasetRef,
 )
 from lsst.pipe.base.pipeline_graph import PipelineGraph
-from lsst.utils.packages import Packages
 
-from ppdaemon.middleware.butler.datafiles import copied, file_dataset, ingest_shared, located
+from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, ingest_shared, located
+from ppdaemon.middleware.butler.localdatasets import LocalDataset
 from ppdaemon.middleware.pipelines.graph import resolved
+from ppdaemon.middleware.pipelines.provenance import system_packages
 from ppdaemon.middleware.run.engine import Job, TaskFailure
 from ppdaemon.wire import Model
 
@@ -74,6 +75,7 @@ class InitOutputs:
         self._graphs: dict[str, PipelineGraph] = {}
         self._provided: dict[str, tuple[str, list[DatasetRef]]] = {}
         """Digest and datasets by run, in the present repo."""
+        self._listed: dict[tuple[Path, int, int], list[LocatedFile]] = {}
 
     def reset(self) -> None:
         """Assume a fresh repo."""
@@ -83,19 +85,18 @@ class InitOutputs:
         """Put the init-outputs of a run into a worker's repo, unless they are there.
 
         Those of another pipeline, which could not be built, are removed. All
-        types that the pipeline writes are registered. `ConstructionFailed` is
+        types that the pipeline writes are defined. `ConstructionFailed` is
         raised if a task cannot be constructed, `UnusablePipeline` if the
         pipeline does not fit the repo.
         """
         digest, refs = self._provided.get(job.run, ("", []))
         if digest == job.digest:
             return
-        graph, butler = self._graph(job), job.butler
-        for dataset_type in _output_types(graph, butler.dimensions):
-            butler.registry.registerDatasetType(dataset_type)
-        butler.collections.register(job.run)
+        graph, repo = self._graph(job), job.repo
+        repo.define(_output_types(graph, repo.dimensions))
+        repo.write_later(lambda butler: butler.collections.register(job.run))
         if refs:
-            butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
+            repo.remove(refs)
             del self._provided[job.run]
         self._provided[job.run] = job.digest, self._link_or_create(graph, job)
 
@@ -111,20 +112,30 @@ class InitOutputs:
             with _first_worker_alone(run_folder / ".lock") as first:
                 if not shared.exists():  # again, since another worker may have published meanwhile
                     _create(graph, job)
-                    refs = _init_refs(graph, job)
+                    files = located(job.butler, _init_refs(graph, job))
+                    job.repo.datasets.add(LocalDataset.of_files(files))
                     if first:
-                        _publish(refs, job.butler, shared)
+                        _publish(files, shared)
                         _delete_old_runs(self._folder)
-                    return refs
+                    return _refs(files)
         os.utime(run_folder)  # it is in use: _delete_old_runs goes by this time
-        files = _read(shared, job.butler.dimensions)
-        ingest_shared(job.butler, files)
-        return [ref for file in files for ref in file.refs]
+        files = self._read(shared, job.repo.dimensions)
+        job.repo.datasets.add(LocalDataset.of_files(files))
+        job.repo.write_later(partial(ingest_shared, files=files))
+        return _refs(files)
+
+    def _read(self, shared: Path, universe: DimensionUniverse) -> list[LocatedFile]:
+        """Return the shared files of a run; they are listed once as long as the folder is the same."""
+        status = shared.stat()
+        key = shared, status.st_ino, status.st_mtime_ns
+        if key not in self._listed:
+            self._listed[key] = _read(shared, universe)
+        return self._listed[key]
 
     def _graph(self, job: Job) -> PipelineGraph:
         path = job.pipeline.path
         if path not in self._graphs:
-            self._graphs[path] = resolved(job.pipeline, job.butler)
+            self._graphs[path] = resolved(job.pipeline, job.repo)
         return self._graphs[path]
 
 
@@ -206,7 +217,7 @@ def _create(graph: PipelineGraph, job: Job) -> None:
     deployment = {"digest": job.digest, "name": job.pipeline.name, "pipeline": job.pipeline.text}
     _put_new(execution, deployment, DEPLOYMENT_TYPE)
     # Not PipelineGraph.write_packages, which writes none if an input collection has them.
-    _put_new(execution, Packages.fromSystem(), graph.packages_dataset_type)
+    _put_new(execution, system_packages(), graph.packages_dataset_type)
 
 
 def _put_new(execution: Butler, content: object, dataset_type: DatasetType | str) -> None:
@@ -223,25 +234,29 @@ def _init_refs(graph: PipelineGraph, job: Job) -> list[DatasetRef]:
     return [ref for ref in found if ref is not None]
 
 
-def _publish(refs: list[DatasetRef], butler: Butler, shared: Path) -> None:
+def _refs(files: Iterable[LocatedFile]) -> list[DatasetRef]:
+    return [ref for file in files for ref in file.refs]
+
+
+def _publish(files: Iterable[LocatedFile], shared: Path) -> None:
     """Copy the files into the shared folder; they appear there all at once."""
-    partial = shared.with_name(f"{shared.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial_folder = shared.with_name(f"{shared.name}.part")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
     listed = tuple(
         _SharedFile(name=file.path.name, formatter=file.formatter, ref=file.refs[0].to_simple())
-        for file in copied(located(butler, refs), partial)
+        for file in copied(files, partial_folder)
     )
-    (partial / _LISTING).write_bytes(_LISTED.dump_json(listed, exclude_none=True))
-    partial.rename(shared)
+    (partial_folder / _LISTING).write_bytes(_LISTED.dump_json(listed, exclude_none=True))
+    partial_folder.rename(shared)
 
 
-def _read(shared: Path, universe: DimensionUniverse) -> list[FileDataset]:
+def _read(shared: Path, universe: DimensionUniverse) -> list[LocatedFile]:
     return [
-        file_dataset(
+        LocatedFile(
             shared / shared_file.name,
-            [DatasetRef.from_simple(shared_file.ref, universe=universe)],
             shared_file.formatter,
+            (DatasetRef.from_simple(shared_file.ref, universe=universe),),
         )
         for shared_file in _LISTED.validate_json((shared / _LISTING).read_bytes())
     ]

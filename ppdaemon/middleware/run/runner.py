@@ -135,7 +135,7 @@ class PipelineRunner:
     def build_first(
         self, jobs: Sequence[Job], query: DataQuery, raws: VisitRaws | None = None
     ) -> BuiltPipeline:
-        """Build the first job that can be built; without raws the last engine runs it.
+        """Build the first job that can be built; without raws, one that needs no image.
 
         `VisitFailed` with ``NO_PIPELINE`` and all reasons is raised if there
         is none.
@@ -157,7 +157,7 @@ class PipelineRunner:
         self, job: Job, query: DataQuery, raws: VisitRaws | None, rejected: tuple[str, ...]
     ) -> BuiltPipeline:
         declined = ""
-        for engine in self._engines if raws is not None else self._engines[-1:]:
+        for engine in self._engines:
             try:
                 return BuiltPipeline(job, engine.build(job, query, raws), rejected, engine.name, declined)
             except Unsupported as reason:
@@ -181,6 +181,8 @@ class PipelineRunner:
 
 class _FailedRun(PipelineRun):
     """Replaces a run of which a task could not be constructed."""
+
+    in_repo = False
 
     def __init__(self, failure: TaskFailure):
         self._failure = failure

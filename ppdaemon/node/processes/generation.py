@@ -277,8 +277,10 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
 
     def _received(self, message: messages.ZygoteFact, descriptors: list[int]) -> None:
         match message:
-            case messages.ZygoteReady(pid=pid, modules=modules, import_s=import_s):
+            case messages.ZygoteReady(pid=pid, modules=modules, import_s=import_s, cold=cold):
                 _LOG.info("zygote %d has imported %d modules in %.1f s", pid, modules, import_s)
+                if cold:
+                    _LOG.warning("the first visit of each worker takes longer, without a warm-up: %s", cold)
                 self._ready()
                 return
             case messages.ZygoteRefused(problems=problems):

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reads and writes the files of datasets as a datastore does it, but without its database."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from astropy.table import Table
+from lsst.daf.butler import (
+    ButlerConfig,
+    DatasetProvenance,
+    DatasetRef,
+    DimensionUniverse,
+    FileDescriptor,
+    Formatter,
+    FormatterFactory,
+    FormatterV1inV2,
+    FormatterV2,
+    Location,
+)
+from lsst.daf.butler.datastore.cache_manager import DatastoreDisabledCacheManager
+from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
+from lsst.daf.butler.datastores.file_datastore.get import (
+    generate_datastore_get_information,
+    get_dataset_as_python_object_from_get_info,
+)
+from lsst.utils.introspection import get_full_type_name
+
+from ppdaemon.middleware.butler.datafiles import LocatedFile
+
+__all__ = ("FileWriter", "UnknownDatastore", "read_dataset")
+
+_FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+
+
+class UnknownDatastore(Exception):
+    """A repo's datastore is not one that has each dataset in one file."""
+
+
+def read_dataset(file: LocatedFile, ref: DatasetRef, parameters: Mapping[str, Any] | None = None) -> Any:
+    """Read a dataset, or the component or storage class that `ref` names, from a file.
+
+    `OSError` is raised if the file cannot be read, `ValueError` if its
+    formatter cannot.
+    """
+    (stored_ref,) = file.refs
+    info = StoredFileInfo(
+        formatter=file.formatter,
+        path=str(file.path),
+        storageClass=stored_ref.datasetType.storageClass,
+        component=None,
+        checksum=None,
+        file_size=-1,
+    )
+    information = generate_datastore_get_information(
+        [(Location(None, file.uri), info)],
+        registry_ref=stored_ref,
+        read_ref=ref,
+        parameters=parameters,
+    )
+    return get_dataset_as_python_object_from_get_info(
+        information, ref=ref, parameters=parameters, cache_manager=DatastoreDisabledCacheManager()
+    )
+
+
+class FileWriter:
+    """Writes each dataset into one file, with the formatters of a repo.
+
+    `UnknownDatastore` is raised for a repo with another kind of datastore.
+    """
+
+    def __init__(self, config: ButlerConfig, universe: DimensionUniverse):
+        datastore = config["datastore"]
+        if datastore["cls"] != _FILE_DATASTORE:
+            raise UnknownDatastore(f"a local repo with a {datastore['cls']}")
+        self.universe = universe
+        self._formatters = FormatterFactory()
+        self._formatters.registerFormatters(datastore["formatters"], universe=universe)
+
+    def write(
+        self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
+    ) -> LocatedFile:
+        """Write a dataset into a file in a folder that is named after the dataset's id.
+
+        An object that the formatter does not accept is converted to the
+        storage class of `ref`, which must have dimension records; `TypeError`
+        is raised if that is impossible, `RuntimeError` if the formatter fails.
+        """
+        location, formatter = self.formatter(ref, folder)
+        if not formatter.can_accept(content):
+            content = ref.datasetType.storageClass.coerce_type(content)
+        if isinstance(content, Table):
+            content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
+        try:
+            _as_formatter_v2(formatter, ref).write(
+                content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
+            )
+        except Exception as error:  # formatters may raise anything; the error and text of FileDatastore
+            raise RuntimeError(
+                f"Failed to serialize dataset {ref} of type {get_full_type_name(content)} "
+                f"using formatter {formatter.name()}."
+            ) from error
+        return LocatedFile(Path(location.uri.ospath), formatter.name(), (ref,))
+
+    def formatter(self, ref: DatasetRef, folder: Path) -> tuple[Location, Formatter | FormatterV2]:
+        """Return the formatter of a dataset, and where it writes in a folder."""
+        location = Location(folder.as_uri(), str(ref.id), trusted_path=True)
+        descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
+        formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
+        return formatter.make_updated_location(location), formatter
+
+
+def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:
+    if isinstance(formatter, FormatterV2):
+        return formatter
+    return FormatterV1inV2(
+        formatter.file_descriptor,
+        ref=ref,
+        formatter=formatter,
+        write_parameters=formatter.write_parameters,
+        write_recipes=formatter.write_recipes,
+    )

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the first visit of each worker would do first, done once before workers are forked.
+
+Pipelines are parsed and an empty task is run, with records in memory. No Butler is opened, no task of a
+pipeline is constructed: they may connect to databases.
+"""
+
+import gc
+import importlib
+import logging
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import sqlalchemy
+from astropy.time import Time
+from lsst.daf.butler import Butler, ButlerConfig, Config, DimensionUniverse, FormatterFactory
+from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
+from lsst.utils.packages import getAllPythonDistributions
+
+from ppdaemon.camera import load_camera
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.shape import pipeline_shape
+from ppdaemon.middleware.direct.warmup import warm_up
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
+from ppdaemon.middleware.pipelines.provenance import system_packages
+from ppdaemon.middleware.raws.regions import find_camera
+
+__all__ = ("rehearse",)
+
+_LOG = logging.getLogger(__name__)
+
+_LATER = (
+    "lsst.daf.butler.formatters.packages",
+    "lsst.daf.butler.registry.attributes",
+    "lsst.pipe.base.quantum_graph.formatter",
+    "lsst.resources.http",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+)
+"""Modules that are imported when a dataset is read or written, such as an image or a table."""
+_OPEN = (Butler, sqlalchemy.Engine, sqlite3.Connection)
+"""What must not be left: a connection that processes share breaks in both."""
+
+
+def rehearse(config: NodeConfig) -> PipelineLibrary:
+    """Return the configured pipelines, parsed, after the rehearsal."""
+    before = _open_objects()
+    for name in _LATER:
+        importlib.import_module(name)
+    library = PipelineLibrary(config.pipelines.overrides)
+    pipelines, _ = library.load(_without_threads(config))
+    universe = DimensionUniverse()
+    local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
+    formatters = FormatterFactory()
+    formatters.registerFormatters(local["datastore", "formatters"], universe=universe)
+    for pipeline in pipelines:
+        try:
+            _rehearse_graph(pipeline, universe, formatters)
+        except Exception as error:  # it may need definitions that only a repo has
+            _LOG.info("the graph of %s is not rehearsed: %s", pipeline.path, describe(error))
+    for name in config.node.instruments:
+        find_camera(load_camera, name)
+    assert Time("2026-11-22", scale="tai").utc.scale == "utc"  # reads the table of leap seconds
+    parse_expression("band IN (allowed)")  # the first one generates the parser
+    getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
+    system_packages()
+    with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
+        warm_up(universe, DatasetWriter(local, universe), Path(folder, "files"))
+    if left := [each for each in _open_objects() if not any(each is known for known in before)]:
+        raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
+    return library
+
+
+def _open_objects() -> list[object]:
+    gc.collect()
+    return [each for each in gc.get_objects() if issubclass(type(each), _OPEN)]
+
+
+def _without_threads(config: NodeConfig) -> list[str]:
+    """Return the pipelines that start no thread when they are loaded, as a child process finds out that
+    loads them all: a process with threads cannot be forked. Workers load the others by themselves.
+    """
+    paths = config.pipelines.paths
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            library = PipelineLibrary(config.pipelines.overrides)
+            for path in paths:
+                threads = len(os.listdir("/proc/self/task"))
+                library.load([path])
+                os.write(writing, bytes([len(os.listdir("/proc/self/task")) > threads]))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answers:
+        found = answers.read().ljust(len(paths), b"\1")  # fewer if it has crashed
+    os.waitpid(pid, 0)
+    alone = [path for path, starts in zip(paths, found, strict=True) if starts]
+    if alone:
+        _LOG.warning("each worker loads %s by itself: it starts threads, or crashes", ", ".join(alone))
+    return [path for path in paths if path not in alone]
+
+
+def _rehearse_graph(
+    pipeline: LoadedPipeline, universe: DimensionUniverse, formatters: FormatterFactory
+) -> None:
+    """Resolve a pipeline as for an empty repo, and import what its datasets are read and written with."""
+    graph = pipeline.graph.copy()
+    graph.resolve(dimensions=universe, dataset_types={})
+    for node in graph.dataset_types.values():
+        formatters.getFormatterClass(node.dataset_type)
+        assert node.storage_class.pytype is not None
+    pipeline_shape(graph)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The worker's repo without its registry: what is known of it, what is written later, how it is renewed."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from enginecompare import assert_equal, process_visit, run_worker, start_worker
+from lsst.daf.butler import Butler, DatasetAssociation, DatasetType, Timespan
+from lsst.daf.butler.registry import ConflictingDefinitionError
+from toycam import NAME, MakeRig, Rig
+
+from ppdaemon.messages import Process
+from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.direct.engine import DirectEngine
+from ppdaemon.middleware.direct.exposures import DetectorGroup
+from ppdaemon.middleware.pipetask import engine as pipetask
+from ppdaemon.middleware.run.engine import Job, Unsupported
+
+pytest_plugins = ("toyfixtures",)
+
+ALWAYS = Timespan(None, None)
+
+
+@pytest.fixture
+def repo(rigs: MakeRig) -> Iterator[LocalRepo]:
+    rig, worker = rigs()
+    worker.close()
+    with closing(LocalRepo(rig.context.template, rig.context.repo)) as opened:
+        yield opened
+
+
+def refuse(butler: Butler) -> None:
+    raise AssertionError("the registry is used")
+
+
+def associations(butler: Butler, collections: list[str]) -> set[Any]:
+    """Return dataset, collection and validity of all datasets, by a query."""
+    found = set()
+    for dataset_type in butler.registry.queryDatasetTypes():
+        with butler.query() as query:
+            name = dataset_type.name
+            result = (
+                query.join_dataset_search(dataset_type, collections)
+                .general(
+                    dataset_type.dimensions,
+                    dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},
+                    find_first=False,
+                )
+                .with_dimension_records()
+            )
+            for each in DatasetAssociation.from_query_result(result, dataset_type):
+                found.add((name, each.ref, each.collection, each.timespan or ALWAYS))
+    return found
+
+
+def prepared(rigs: MakeRig, **changes: Any) -> tuple[Rig, ButlerWork]:
+    rig, worker = rigs(**changes)
+    worker.prepare(rig.order())
+    worker.reset()  # the first visit makes the init-outputs of its runs, with the Butler
+    return rig, worker
+
+
+def test_a_visit_of_the_direct_engine_does_not_use_the_registry(rigs: MakeRig) -> None:
+    rig, worker = prepared(rigs)
+    worker._repo.write_later(refuse)
+    worker.prepare(rig.order())
+    worker.ingest(raw := rig.raw())
+    done = worker.process(Process(exposures=(raw.exposure,)))
+    assert (done.outcome, done.engine) == ("succeeded", "direct")
+
+
+def test_what_is_known_without_the_registry_is_what_it_has(rigs: MakeRig) -> None:
+    rig, worker = prepared(rigs)
+    worker.prepare(rig.order())
+    repo, visit = worker._repo, worker._visit
+    assert visit is not None
+    (run,) = {job.run for job in worker._jobs(visit, visit.raws.announced.footprint.day_obs)}
+    collections = [run, *visit.group_runs, *visit.inputs]
+    known = {
+        (name, each.ref, collection, validity or ALWAYS)
+        for name, datasets in repo.datasets.by_type().items()
+        for each in datasets
+        for collection, validity in each.within(collections)
+    }
+    assert {"bias", "flat", "toy_template", "toy_refcat", "toy_known", "known_log", "known_config"} <= {
+        name for name, *_ in known
+    }
+    records = {
+        element: set(repo.records_of([element]))
+        for element in ("detector", "physical_filter", "patch", "group")
+    }
+    butler = repo.butler
+    assert known == associations(butler, collections)
+    for element, found in records.items():
+        assert found == set(butler.query_dimension_records(element, limit=None))
+    for _, ref, *_ in known:
+        dataset = repo.datasets.get(ref.id)
+        assert dataset is not None
+        assert dataset.file is not None
+        assert dataset.ref.dataId.hasRecords()
+        assert dataset.file.path.read_bytes() == Path(butler.getURI(ref).ospath).read_bytes()
+
+
+def test_what_was_written_later_is_gone_with_the_visit(repo: LocalRepo) -> None:
+    collections = set(repo.butler.collections.query("*"))
+    repo.write_later(lambda butler: butler.collections.register("one"))
+    repo.butler.registry.insertDimensionData("group", {"instrument": NAME, "name": "a"})
+    assert "one" in repo.butler.collections.query("*")
+    repo.write_later(refuse)
+    repo.renew()
+    assert set(repo.butler.collections.query("*")) == collections
+    assert not repo.butler.query_dimension_records("group", explain=False)
+
+
+def test_a_registry_in_use_is_renewed_under_its_butler_and_others_are_replaced(repo: LocalRepo) -> None:
+    opened = repo.butler
+    repo.renew()
+    assert repo.butler is opened
+    repo.define(
+        [DatasetType("of_another_shape", ("skymap", "htm7"), "StructuredDataDict", universe=repo.dimensions)]
+    )
+    assert repo.butler.get_dataset_type("of_another_shape")
+    repo.renew()  # its table is gone, which an open Butler would not see
+    assert repo.butler is not opened
+    repo.define(
+        [DatasetType("of_another_shape", ("skymap", "htm7"), "StructuredDataDict", universe=repo.dimensions)]
+    )
+    assert not list(repo.butler.registry.queryDatasets("of_another_shape", collections=...))
+
+
+@pytest.mark.parametrize("statement", ["BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"])
+def test_a_locked_registry_is_replaced(repo: LocalRepo, statement: str) -> None:
+    (path,) = repo.root.glob("*.sqlite3")
+    with closing(sqlite3.connect(path, isolation_level=None)) as lock:
+        lock.execute(statement)
+        repo.renew()
+        assert repo.butler.collections.register("one")
+
+
+def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:
+    repo.write_later(refuse)
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="the registry is used"):
+            _ = repo.butler
+    repo.renew()
+    assert repo.butler
+
+
+def test_a_dataset_type_of_another_definition_is_refused(repo: LocalRepo) -> None:
+    known = repo.get_dataset_type("bias")
+    other = DatasetType("bias", ("instrument",), "StructuredDataDict", universe=repo.dimensions)
+    repo.define([known])
+    with pytest.raises(ConflictingDefinitionError):
+        repo.define([other])
+
+
+def decline(*arguments: Any, **options: Any) -> None:
+    raise Unsupported("for this test")
+
+
+@pytest.mark.parametrize("steps", [["build"], pytest.param(["prepare", "build"], marks=pytest.mark.slow)])
+def test_an_engine_that_takes_over_finds_all_in_the_registry(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, steps: list[str]
+) -> None:
+    """The direct engine has run the preprocessing, and cannot run the visit."""
+    usual = process_visit(rigs, "direct", main="Full", before="Known")
+    for step in steps:
+        plain = getattr(DirectEngine, step)
+
+        def preprocess_only(self: Any, job: Job, *data: Any, plain: Callable[..., Any] = plain) -> Any:
+            return plain(self, job, *data) if job.pipeline.name == "Known" else decline()
+
+        monkeypatch.setattr(DirectEngine, step, preprocess_only)
+    rig, worker = start_worker(rigs, "direct")
+    assert_equal(usual, run_worker(rig, worker, "separable", main="Full", before="Known"))
+
+
+def test_a_command_finds_the_visit_in_the_registry(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, worker = rigs(engine={"kind": "pipetask"})
+    found = []
+
+    def start(*arguments: Any) -> None:
+        with Butler.from_config(str(rig.context.repo / "repo"), writeable=False) as butler:
+            refs = butler.query_all_datasets("*", find_first=False)
+            found.append({ref.datasetType.name for ref in refs})
+        raise RuntimeError("this is enough")
+
+    monkeypatch.setattr(pipetask, "_Command", start)
+    for _ in range(2):  # the first visit makes the init-outputs with the Butler
+        with pytest.raises(RuntimeError, match="this is enough"):
+            worker.prepare(rig.order())
+        worker.reset()
+    assert {"bias", "toy_template", "regionTimeInfo", "known_config"} <= found[1]
+
+
+def test_what_another_engine_has_preprocessed_is_found_without_the_registry(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = process_visit(rigs, "direct", main="Full", before="Known")
+    monkeypatch.setattr(DetectorGroup, "of", decline)
+    assert_equal(usual, process_visit(rigs, "direct", main="Full", before="Known"))

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rows that are inserted at once are those of `Butler.ingest`, and what it is left to."""
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import yaml
+from astropy.time import Time
+from centrals import CHAIN, ON_SQLITE, Central, outputs
+from lsst.daf.butler import Butler
+
+from ppdaemon.clock import Clock
+from ppdaemon.config import ExportConfig
+from ppdaemon.middleware.export import register, rows
+from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
+
+pytest_plugins = ("toyfixtures", "dbfixtures")
+
+TEMPLATES = {
+    "by id": "{run:/}/{datasetType}/{id}_{datasetType}",
+    "no plain path": "{run:/}/a b%20/{datasetType:?}/{exposure.obs_id|group:?}_{detector.full_name:?}",
+    "another form of the type": "{run:/}/{datasetType:>30}/{visit:?}_{exposure:?}_{group:?}_{detector:?}",
+}
+
+
+def configured(central: Central, **datastore: Any) -> Central:
+    """Change the configuration of a repo's datastore."""
+    path = central.root / "butler.yaml"
+    config = yaml.safe_load(path.read_text())
+    config.setdefault("datastore", {}).update(datastore)
+    path.write_text(yaml.safe_dump(config))
+    return central
+
+
+def exported(central: Central, spools: list[Path], folder: Path) -> int:
+    """Export copies of spools, with other ones for images; return the number of datasets."""
+    copies = [Path(shutil.copytree(spool, folder / spool.name)) for spool in spools]
+    config = ExportConfig(images=("toy_image",))
+    with closing(
+        CentralExporter(str(central.root), Clock(), "node1", folder / "refused", config=config)
+    ) as exporter:
+        found = exporter.export(copies)
+        assert found.refused == ()
+        return found.datasets
+
+
+def content(central: Central) -> dict[str, Any]:
+    """Return all rows of all tables, without the time of the export, and all files by their names."""
+    with Butler.from_config(str(central.root)) as butler:
+        inner: Any = butler
+        engine, metadata = inner._registry._db._engine, sqlalchemy.MetaData()
+        metadata.reflect(engine)
+        with engine.connect() as connection:
+            found: dict[str, Any] = {
+                table.name: sorted(
+                    repr({key: value for key, value in row._mapping.items() if key != "ingest_date"})
+                    for row in connection.execute(sqlalchemy.select(table))
+                )
+                for table in metadata.sorted_tables
+            }
+    names = (path for path in central.root.rglob("*") if path.is_file() and "gen3.sqlite3" not in path.name)
+    files = {str(path.relative_to(central.root)): path.read_bytes() for path in names}
+    files.pop("butler.yaml")
+    return found | {"files": files}
+
+
+def assert_the_same(
+    few: Central, spools: list[Path], folder: Path, patch: pytest.MonkeyPatch, **changes: Any
+) -> None:
+    """Export to two repos with changed configurations, one way to each; compare everything."""
+    one, other = (configured(few.copy(folder / name), **changes) for name in ("rows", "ingest"))
+    datasets = exported(one, spools, folder / "one")
+    patch.setattr(register, "problem", lambda butler: "chosen by the test")
+    assert exported(other, spools, folder / "other") == datasets
+    found, expected = content(one), content(other)
+    assert len(expected["dataset_location"]) > datasets
+    assert found.keys() == expected.keys()
+    for table in expected:
+        assert found[table] == expected[table], table
+
+
+def test_both_ways_give_the_same_rows_and_files(
+    few: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of detector 1, one file has two datasets."""
+    manifest = read_manifest(spools[0])
+    one, other = manifest.files[-2:]
+    assert (one.formatter, one.refs[0].run) == (other.formatter, other.refs[0].run)
+    both = one.model_copy(update={"refs": (*one.refs, *other.refs)})
+    files = (*manifest.files[:-2], both)
+    (spools[0] / MANIFEST).write_text(
+        manifest.model_copy(update={"files": files}).model_dump_json(exclude_none=True)
+    )
+    assert_the_same(few, [spools[0], spools[2]], tmp_path, monkeypatch)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_both_ways_give_the_same_names_of_any_template(
+    few: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    templates = {"default": TEMPLATES[template]}
+    assert_the_same(few, spools[:1], tmp_path, monkeypatch, templates=templates)
+
+
+@ON_SQLITE
+def test_the_time_of_the_export_is_recorded(central: Central, spools: list[Path], tmp_path: Path) -> None:
+    times = [Time.now()]
+    exported(central, spools, tmp_path / "one")
+    times.append(Time.now())
+    with Butler.from_config(str(central.root)) as butler:
+        found = butler.query_datasets(
+            "toy_image",
+            CHAIN,
+            where="toy_image.ingest_date >= begin AND toy_image.ingest_date <= end",
+            bind=dict(zip(("begin", "end"), times, strict=True)),
+        )
+    assert len(found) == 2
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"checksum": True}, "the datastore records checksums"),
+        ({"constraints": {"reject": ["nothing"]}}, "the datastore does not accept all dataset types"),
+        (
+            {
+                "cls": "lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore",
+                "datastore_constraints": [{}],
+                "datastores": [
+                    {"cls": "lsst.daf.butler.datastores.fileDatastore.FileDatastore", "root": "<butlerRoot>"}
+                ],
+            },
+            "is not a FileDatastore in a filesystem",
+        ),
+    ],
+)
+def test_a_datastore_that_does_more_is_left_to_the_butler(
+    central: Central,
+    spools: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+    reason: str,
+) -> None:
+    exported(configured(central, **change), spools, tmp_path / "one")
+    assert "files are ingested one by one" in caplog.text
+    assert reason in caplog.text
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
+
+
+@ON_SQLITE
+def test_tables_of_another_version_are_left_to_the_butler(
+    central: Central, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        assert rows.problem(butler) == ""
+        monkeypatch.setitem(rows._KNOWN, "ByNameOpaqueTableStorageManager", (1,))
+        assert rows.problem(butler) == "ByNameOpaqueTableStorageManager 0.2.0 is not known"
+        monkeypatch.undo()
+        inner: Any = butler
+        monkeypatch.delattr(type(inner._registry), "expand_data_ids")
+        assert "this version of lsst.daf.butler is not known" in rows.problem(butler)
+
+
+@ON_SQLITE
+def test_folders_are_synced_that_have_new_names(
+    central: Central, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(rows, "sync", synced.append)
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        ingest = rows.RowIngest(butler)
+
+        def move(*names: str) -> set[str]:
+            synced.clear()
+            source = tmp_path / "source"
+            with butler.transaction():
+                for name in names:
+                    source.write_text("content")
+                    ingest._move({str(source): str(central.root / name)})
+            return {str(path.relative_to(central.root)) for path in synced}
+
+        assert move("run/type/one/a") == {".", "run", "run/type", "run/type/one"}
+        assert move("run/type/one/b") == {"run/type/one"}
+        assert move("run/type/two/a") == {"run/type", "run/type/two"}
+        shutil.rmtree(central.root / "run" / "type")
+        assert move("run/type/one/a") == {"run", "run/type", "run/type/one"}, "it was made again"
+
+
+def test_data_ids_of_a_manifest_are_parsed_once_and_none_is_mistaken(spools: list[Path]) -> None:
+    text = (spools[0] / MANIFEST).read_text()
+    manifest = read_manifest(spools[0])
+    assert manifest == Manifest.model_validate_json(text)
+    refs = [ref for file in manifest.files for ref in file.refs]
+    shared = {id(ref.dataId) for ref in refs}
+    assert len(shared) < len(refs)
+    plain = json.loads(text)
+    *_, last = (ref for file in plain["files"] for ref in file["refs"] if ref["dataId"]["dataId"])
+    last["dataId"]["records"] = None
+    changed = json.dumps(plain)
+    (spools[0] / MANIFEST).write_text(changed)
+    assert read_manifest(spools[0]) == Manifest.model_validate_json(changed)

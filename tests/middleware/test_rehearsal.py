@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the zygote rehearses for the first visits of its workers, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ppdaemon.config import NodeConfig
+from ppdaemon.testing.node import node_config
+
+REHEARSE = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.middleware import work
+from ppdaemon.worker import warmup
+
+work.set_up_libraries()
+config = NodeConfig.model_validate_json(sys.argv[1])
+folder = NodeFolders.of(config).ramdisk
+folder.mkdir(parents=True)
+try:
+    library = warmup.warm_up(work, config)
+except Exception as error:
+    print(json.dumps(f"{type(error).__name__}: {error}"))
+    sys.exit()
+for path in config.pipelines.paths:
+    Path(path).unlink(missing_ok=True)
+loaded, _ = library.load(config.pipelines.paths)
+print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))
+"""
+TASK = "from ppdaemon.middleware.direct.warmup import WarmupTask\n"
+MODULES = {
+    "plain": TASK,
+    "threaded": f"{TASK}import threading as t\nt.Thread(target=t.Event().wait, daemon=True).start()\n",
+    "crashing": f"{TASK}import os\nos.abort()\n",
+    "connected": f"{TASK}import sqlite3\nCONNECTION = sqlite3.connect(':memory:')\n",
+}
+
+pytestmark = pytest.mark.slow
+
+
+def rehearse(folder, sockets, *names):
+    """Rehearse pipelines, each with a task of the module of its name; return what is printed."""
+    paths = []
+    for name in names:
+        (folder / f"{name}.py").write_text(MODULES.get(name, ""))
+        paths.append(folder / f"{name}.yaml")
+        if name in MODULES:
+            paths[-1].write_text(f"description: {name}\ntasks:\n  {name}: {name}.WarmupTask\n")
+    rules = {"main": [{"pipelines": list(map(str, paths))}]}
+    config = NodeConfig.model_validate(node_config(folder, sockets, pipelines=rules))
+    command = [sys.executable, "-c", REHEARSE, config.model_dump_json(), str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(ended.stdout), ended.stderr
+
+
+def test_pipelines_are_parsed_once_unless_they_prevent_a_fork(tmp_path, socket_dir):
+    found, log = rehearse(tmp_path, socket_dir, "plain", "missing", "threaded")
+    assert found == [["plain"], []]
+    assert f"each worker loads {tmp_path}/threaded.yaml by itself: it starts threads, or crashes" in log
+
+
+def test_a_pipeline_that_crashes_does_not_stop_the_zygote(tmp_path, socket_dir):
+    found, log = rehearse(tmp_path, socket_dir, "plain", "crashing")
+    assert found == [["plain"], []]
+    assert f"each worker loads {tmp_path}/crashing.yaml by itself" in log
+
+
+def test_an_open_database_is_found(tmp_path, socket_dir):
+    found, _ = rehearse(tmp_path, socket_dir, "connected")
+    assert found.startswith("RuntimeError: the rehearsal leaves <sqlite3.Connection object")
