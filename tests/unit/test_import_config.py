@@ -238,7 +238,7 @@ def test_a_fan_out_without_detectors_of_the_instrument_and_an_empty_one_are_refu
 
 
 def test_yaml_of_any_depth_is_refused():
-    for text in ("a: &a\n - *a\n", "[" * 3000):
+    for text in ("a: &a\n - *a\n", "[" * 500):
         with pytest.raises(ConfigError):
             read_environment(text)
 

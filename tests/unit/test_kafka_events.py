@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Events of Kafka topics become JSON; no content of a message stops the reading; offsets."""
+"""Events of Kafka topics become JSON; no content of a message stops the reading; offsets and commits."""
 
 import io
 import json
@@ -9,9 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import fastavro
 import pytest
+from confluent_kafka import KafkaError, TopicPartition
 
 from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.relay.config import KafkaConfig
 from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, event_json
+from ppdaemon.relay.kafkasource import KafkaSource
 from ppdaemon.relay.requests import read_request
 from ppdaemon.visit import NextVisit, VisitCanceled
 
@@ -154,3 +157,26 @@ def test_a_next_run_reads_from_the_first_message_that_is_not_done_with():
     assert offsets.settle(61.5) == {}  # a cancellation without its visit may be among them
     assert offsets.settle(62.0) == {place: 7}
     assert (offsets.open, offsets.settle(1000.0)) == (1, {})
+
+
+def source(**options):
+    """Return a source of a cluster that does not exist."""
+    return KafkaSource(KafkaConfig(brokers="127.0.0.1:9", options=options), "relay", None, None, None)
+
+
+@pytest.mark.parametrize("option", ["no.such", "oauth_cb", "default.topic.config"])
+def test_an_option_that_the_library_refuses_is_named(option):
+    with pytest.raises(Unavailable, match="Kafka"):
+        source(**{option: "x"})
+
+
+def test_an_offset_is_committed_until_the_cluster_confirms_it():
+    made = source()
+    made._to_commit[("visits", 0)] = 6
+    made._committed(KafkaError(KafkaError._WAIT_COORD), [TopicPartition("visits", 0, 6)])
+    assert "offsets are not committed" in made.problem
+    made._committed(None, [TopicPartition("visits", 0, 5)])  # an older one
+    assert made._to_commit == {("visits", 0): 6}
+    made._committed(None, [TopicPartition("visits", 0, 6)])
+    assert (made._to_commit, made.problem) == ({}, "")
+    made._consumer.close()
