@@ -19,6 +19,7 @@ from lsst.daf.butler import Butler
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
+from ppdaemon.folders import REFUSAL
 from ppdaemon.middleware.export import rows
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
@@ -193,6 +194,23 @@ def test_a_butler_without_what_is_imported_is_left_to_itself(
     assert "files are ingested one by one, which is slower" in lines[0]
     assert moved in lines[0]
     assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
+
+
+@ON_SQLITE
+def test_datasets_without_their_dimension_records_are_refused_and_nothing_stays(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    spool, refused = spools[0], tmp_path / "refused"
+    manifest = read_manifest(spool).model_copy(update={"records": ()})
+    (spool / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+    with closing(CentralExporter(str(central.root), Clock(), "node1", refused)) as exporter:
+        assert exporter.export([spool]).refused == (str(spool),)
+    note = (refused / spool.name / REFUSAL).read_text()
+    assert "or lacks records of their dimensions" in note
+    with Butler.from_config(str(central.root)) as butler:
+        ids = [ref.id for file in manifest.files for ref in file.refs]
+        assert butler.get_many_datasets(ids) == []
+    assert not list(central.root.glob("incoming-*"))
 
 
 @ON_SQLITE

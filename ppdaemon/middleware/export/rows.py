@@ -141,7 +141,9 @@ class RowIngest:
             places = self._places(files)
             self._insert_files(files, [name for name, _ in places])
         except sqlalchemy.exc.IntegrityError as error:
-            raise ConflictingDefinitionError(f"the repo has one of the datasets: {error}") from error
+            raise ConflictingDefinitionError(
+                f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
+            ) from error
         self._move({str(file.path): target for file, (_, target) in zip(files, places, strict=True)})
 
     def _insert_datasets(
