@@ -197,6 +197,25 @@ def test_a_butler_without_what_is_imported_is_left_to_itself(
 
 
 @ON_SQLITE
+def test_a_butler_with_other_parameters_is_left_to_itself(
+    central: Central,
+    spools: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def changed(*args: Any) -> None:
+        raise TypeError("insert() got an unexpected argument")
+
+    monkeypatch.setattr(rows.RowIngest, "_insert_files", changed)
+    exported(central, spools, tmp_path / "one")
+    lines = [record.getMessage() for record in caplog.records if "one by one" in record.getMessage()]
+    assert len(lines) == 1
+    assert "unexpected argument" in lines[0]
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
+
+
+@ON_SQLITE
 def test_datasets_without_their_dimension_records_are_refused_and_nothing_stays(
     central: Central, spools: list[Path], tmp_path: Path
 ) -> None:

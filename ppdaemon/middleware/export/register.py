@@ -223,6 +223,14 @@ class Registrar:
                     if not is_contention(error) or attempt == ATTEMPTS:
                         raise
                     _LOG.info("the transaction collided with another one, trying again: %s", describe(error))
+                except (AttributeError, TypeError) as error:
+                    if self._rows is None or attempt == ATTEMPTS:
+                        raise
+                    # Another version of the Butler may have other parameters.
+                    _LOG.warning(
+                        "files are ingested one by one from now on, which is slower: %s", describe(error)
+                    )
+                    self._rows = None
         return files
 
     @contextmanager
