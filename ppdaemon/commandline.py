@@ -3,6 +3,7 @@
 
 import logging
 import os
+import select
 import signal
 import sqlite3
 import sys
@@ -32,9 +33,11 @@ def ended_by_reader() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a program may be started with a closed output
+                sys.stdout.flush()
     except BrokenPipeError:
-        pass
+        if not _is_unread():  # of a socket or another process
+            raise
     except SystemExit as error:
         # click and rich exit with 1 then, which would be a result of the command: click after it has replaced
         # the output, rich while it handles the error.
@@ -44,6 +47,13 @@ def ended_by_reader() -> Iterator[None]:
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would raise the error again
     sys.exit(READER_ENDED)
+
+
+def _is_unread() -> bool:
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def run_command(

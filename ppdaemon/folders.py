@@ -191,5 +191,6 @@ def move_spool(spool: Path, parent: Path) -> Path:
             raise OSError(errno.EIO, error.args[0][0][2], str(spool)) from error
         raise
     sync(parent)
-    shutil.rmtree(spool)
+    # Not half of it: that would replace the moved one, when both are found after a crash.
+    remove_spool(spool)
     return moved

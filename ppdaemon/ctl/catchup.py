@@ -298,8 +298,10 @@ class Catchup:
                 rows = self.daemon.mark_catchup(instrument, group, tuple(detectors), **mark)
                 answers += [(group, row) for row in rows]
         except NotRunning:
+            # Not what the daemon has answered before it ended: it may have been refused.
+            answered = {(row.instrument, group, row.detector) for group, row in answers}
             try:
-                self._mark_in_journal(items, state)
+                self._mark_in_journal([each for each in items if _key(each) not in answered], state)
             except Unavailable as error:
                 click.echo(f"ppctl: {error}; run later: ppctl catchup check", err=True)
         return answers

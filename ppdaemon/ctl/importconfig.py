@@ -32,8 +32,10 @@ INSTRUMENT_CLASSES = {
 }
 """Classes of lsst/obs_lsst by the short name of their instrument."""
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-_VARIABLE = re.compile(r"(?:export )?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_SECRET = re.compile("PASSWORD|TOKEN|SECRET")
+_VARIABLE = re.compile(r"(?:export )?([A-Za-z_][^\s=:\"']*)=(.*)", re.DOTALL)
+# Others may be lines of a value, such as of a secret key.
+_NAME = re.compile("[A-Z_][A-Z0-9_]*")
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
 
 
 @dataclass
@@ -165,7 +167,7 @@ CARRIED: Mapping[str, Callable[[Import, str, str], None]] = {
 """What copies each variable. IMAGE_TIMEOUT is here, too, the time after twice the announced duration."""
 
 _NOTICES = "raws are found by arrivals: files, or notices over ZeroMQ"
-_EVENTS = "visits come from pprelay, over ZeroMQ"
+_EVENTS = "visits come from pprelay, over ZeroMQ, or from Kafka: see kafka in pprelay.yaml"
 NOT_CARRIED: Mapping[str, str] = {
     "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": _NOTICES,
     "BUCKET_TOPIC": _NOTICES,
@@ -219,14 +221,14 @@ def read_environment(text: str) -> dict[str, str]:
     if "\0" in text:
         found = [_VARIABLE.fullmatch(each) for each in text.split("\0")]
         return {match[1]: match[2] for match in found if match}
-    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "")
     if _VARIABLE.match(first):
         return _lines(text)
     try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
+        return {name: value for document in yaml.safe_load_all(text) for name, value in _manifest(document)}
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError([f"neither lines NAME=VALUE nor YAML: {error}"]) from error
-    return {name: value for document in documents for name, value in _manifest(document)}
 
 
 def _lines(text: str) -> dict[str, str]:
@@ -255,10 +257,21 @@ def _manifest(part: Any) -> Iterator[tuple[str, str]]:
         if isinstance(part.get("name"), str) and part.keys() & {"value", "valueFrom"}:
             yield part["name"], str(part.get("value", ""))
         elif part.get("kind") == "ConfigMap":
-            yield from ((str(name), str(value)) for name, value in (part.get("data") or {}).items())
+            data = part.get("data")
+            yield from ((str(n), str(v)) for n, v in data.items()) if isinstance(data, dict) else ()
         else:
             for each in part.values():
                 yield from _manifest(each)
+
+
+_SWITCHES = {True: True, False: False}
+
+
+def _number(value: Any) -> int:
+    number = int(str(value))
+    if number < 0:
+        raise ValueError(value)
+    return number
 
 
 def _fan_out(document: Any) -> dict[str, str]:
@@ -266,7 +279,7 @@ def _fan_out(document: Any) -> dict[str, str]:
     try:
         maps = document["detectors"]
         return {
-            str(name): ranges(int(number) for number, on in switches.items() if on)
+            str(name): ranges(_number(number) for number, on in switches.items() if _SWITCHES[on])
             for name, switches in maps.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -297,10 +310,15 @@ def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
     problems = []
     for name, value in variables.items():
         if name in CARRIED and value:
+            shown = _PASSWORD.sub(rf"\1:${{{name}_PASSWORD}}@", value)
             try:
-                CARRIED[name](made, name, value)
+                CARRIED[name](made, name, shown)
             except (ValueError, yaml.YAMLError) as error:
                 problems.append(f"{name}: {error}")
+            if shown != value:
+                made.notes[f"{name}_PASSWORD"] = (
+                    f"write the password of {name} to the environment of ppdaemon"
+                )
         elif name in CARRIED:
             made.notes[name] = "blank, or its value is in a secret"
         elif name in NOT_CARRIED:
@@ -313,6 +331,8 @@ def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
 def _defaults(made: Import) -> None:
     """Set what the service is not told by variables."""
     name = made.instrument
+    if made.detectors and not made.detectors.get(name):
+        raise ConfigError([f"--fan-out: no detector of {name} is switched on"])
     listed = made.detectors.get(name) or _all_detectors(made)
     made.set("node.name", "node1")
     made.set("node.state_dir", "/var/lib/ppdaemon/node")
@@ -377,12 +397,14 @@ def import_config(environment: Path, fan_out: Path | None, output: Path) -> None
     env -0 in one of its containers, or YAML of Kubernetes. What cannot be carried
     over is written as comments. Existing files are not overwritten.
     """
-    variables = _named(environment, lambda: read_environment(environment.read_text(encoding="utf-8")))
+    variables = _named(environment, lambda: read_environment(environment.read_text(encoding="utf-8-sig")))
     document = (
-        _named(fan_out, lambda: yaml.safe_load(fan_out.read_text(encoding="utf-8"))) if fan_out else None
+        _named(fan_out, lambda: yaml.safe_load(fan_out.read_text(encoding="utf-8")) or {})
+        if fan_out
+        else None
     )
     made = imported(variables, document)
-    unknown = sorted(variables.keys() - {*CARRIED, *NOT_CARRIED, *_PARTS})
+    unknown = sorted(filter(_NAME.fullmatch, variables.keys() - {*CARRIED, *NOT_CARRIED, *_PARTS}))
     files = {
         output / "ppdaemon.yaml": _text("ppdaemon", made.node, made.notes, unknown),
         output / "pprelay.yaml": _text("pprelay", made.relay, {}, []),

@@ -312,7 +312,7 @@ def _read_night(context: click.Context, _: click.Parameter, value: str | None) -
 )
 @click.option(
     "--copy",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, dir_okay=False),
     help="Write the journal of this night to this file, for --journal on another host.",
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with charts to this file.")

@@ -4,6 +4,7 @@
 Each demonstration works on a copy, because it changes registry, datastore and alert database.
 """
 
+import fcntl
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ppdaemon.demo import central
 from ppdaemon.demo.central import APDB_NAME, Done, Progress, make_apdb, make_central_repo
 from ppdaemon.middleware.export import mark
 
-__all__ = ("central_key", "copy_central_repo", "keep_central_repo")
+__all__ = ("central_key", "copy_central_repo", "keep_central_repo", "provide_central_repo")
 
 DISTRIBUTIONS = ("astropy", "lsst-daf-butler", "lsst-dax-apdb", "lsst-images", "lsst-sphgeom", "numpy")
 """What makes the repo, beside the modules of this package."""
@@ -32,6 +33,20 @@ def central_key(bands: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def provide_central_repo(
+    folder: Path, root: Path, bands: Sequence[str], *, progress: Progress, done: Done
+) -> bool:
+    """Copy the repo that is kept in a folder, made first if it is not there; return whether it was.
+
+    Waits for another demonstration that makes or copies one there.
+    """
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept, was_there = keep_central_repo(folder, bands, progress=progress, done=done)
+        copy_central_repo(kept, root)
+    return was_there
+
+
 def keep_central_repo(
     folder: Path, bands: Sequence[str], *, progress: Progress, done: Done
 ) -> tuple[Path, bool]:
@@ -44,7 +59,13 @@ def keep_central_repo(
 
 
 def copy_central_repo(source: Path, root: Path) -> None:
-    """Copy a central repo, with an empty alert database in place of its own."""
+    """Copy a central repo, with an empty alert database in place of its own.
+
+    It appears by a rename: what an interrupted copy leaves is no repo, and the next one deletes it.
+    """
+    partial_root = root.with_name(f"{root.name}-partial")
+    shutil.rmtree(partial_root, ignore_errors=True)
     # The configuration of the database has its absolute path.
-    shutil.copytree(source, root, ignore=shutil.ignore_patterns(f"{APDB_NAME}.*"))
-    make_apdb(root)
+    shutil.copytree(source, partial_root, ignore=shutil.ignore_patterns(f"{APDB_NAME}.*"))
+    make_apdb(partial_root, root)
+    partial_root.rename(root)

@@ -20,7 +20,7 @@ from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.demo.alertplot import plot_alerts
-from ppdaemon.demo.keptcentral import copy_central_repo, keep_central_repo
+from ppdaemon.demo.keptcentral import provide_central_repo
 from ppdaemon.demo.night import TEMPLATE_BANDS, held_cadence_s, plan_night
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import Observing, observing
@@ -90,9 +90,9 @@ def make_central(paths: DemoPaths, output: Path, console: Console) -> bool:
     Shows one bar meanwhile.
     """
     with making_bar(console, "making the central repo") as (progress, done):
-        kept, was_there = keep_central_repo(output / KEPT, TEMPLATE_BANDS, progress=progress, done=done)
-        copy_central_repo(kept, paths.central)
-    return was_there
+        return provide_central_repo(
+            output / KEPT, paths.central, TEMPLATE_BANDS, progress=progress, done=done
+        )
 
 
 def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) -> Report:

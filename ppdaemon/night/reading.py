@@ -76,8 +76,10 @@ def copy_night(path: Path, day: int | None, clock: Clock, target: Path) -> int:
     """Write a night of a journal to a file, replacing an old one, for `read_night`; return its day_obs.
 
     Raises `~ppdaemon.errors.Unavailable` if the journal cannot be read, and
-    `~ppdaemon.errors.StateUnusable` if the file cannot be written.
+    `~ppdaemon.errors.StateUnusable` if the file cannot be written, or is the journal itself.
     """
+    if target.exists() and target.samefile(path):
+        raise StateUnusable(f"{target} is the journal itself: its other nights would be lost")
     part = target.with_name(f"{target.name}.part")
     with reading(path, longest_s=LONGEST_S) as db:
         day = day or _newest([db], clock)

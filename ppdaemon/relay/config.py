@@ -141,6 +141,8 @@ class KafkaConfig(ConfigPart):
         for registry in valid_values(keys, "registry"):
             if registry is not None and not registry.startswith(("http://", "https://")):
                 yield ("registry",), f"{registry} is not the address of a registry, such as https://host:8081"
+            elif registry is not None and "@" in registry:  # it is shown and logged
+                yield ("registry",), "a user name and a password in the address are not supported"
 
 
 class RelayConfig(ConfigPart):

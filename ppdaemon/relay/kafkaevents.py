@@ -3,8 +3,10 @@
 are done with. Opens no connection to Kafka; asks the schema registry over HTTP.
 """
 
+import http.client
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -25,6 +27,8 @@ HEADER = 5
 """Bytes before the record."""
 REGISTRY_S = 5.0
 """Time limit of one request."""
+PAUSE_S = 1.0
+"""How long a registry that did not answer is not asked again: each further message would wait for it, too."""
 
 
 def event_json(value: bytes | None, schema: Callable[[int], Any]) -> bytes:
@@ -64,12 +68,17 @@ def event_json(value: bytes | None, schema: Callable[[int], Any]) -> bytes:
 class SchemaRegistry:
     """The schemas of a registry, each read once.
 
-    Not for several threads. `url` is its address, or `None` if there is no registry.
+    Not for several threads. `url` is its address, or `None` if there is no registry; `clock` returns
+    monotonic seconds.
     """
 
-    def __init__(self, url: str | None):
+    def __init__(self, url: str | None, clock: Callable[[], float] = time.monotonic):
         self._url = url and url.rstrip("/")
+        self._clock = clock
         self._schemas: dict[int, Any] = {}
+        self._ask_at = 0.0
+        self.problem = ""
+        """Why the registry cannot be asked; may be read at any time."""
 
     def schema(self, number: int) -> Any:
         """Return a parsed schema.
@@ -78,7 +87,17 @@ class SchemaRegistry:
         `~ppdaemon.errors.Unavailable` if it does not answer: try again later.
         """
         if number not in self._schemas:
-            self._schemas[number] = self._read(number)
+            if self.problem and self._clock() < self._ask_at:
+                raise Unavailable(self.problem)
+            try:
+                self._schemas[number] = self._read(number)
+                self.problem = ""
+            except Unavailable as error:
+                self.problem, self._ask_at = str(error), self._clock() + PAUSE_S
+                raise
+            except BadMessage:
+                self.problem = ""
+                raise
         return self._schemas[number]
 
     def _read(self, number: int) -> Any:
@@ -87,14 +106,17 @@ class SchemaRegistry:
         address = f"{self._url}/schemas/ids/{number}"
         try:
             with urllib.request.urlopen(address, timeout=REGISTRY_S) as answer:
-                return fastavro.parse_schema(json.loads(json.load(answer)["schema"]))
+                text = json.load(answer)["schema"]
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 raise BadMessage(f"{self._url} has no schema {number}", "kafka schema") from error
             raise Unavailable(f"{address}: {error}") from error
-        except OSError as error:
-            raise Unavailable(f"{address}: {error}") from error
-        except (ValueError, KeyError, TypeError, fastavro.schema.SchemaParseException) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            # The last ones: not the registry answers, but a proxy before it.
+            raise Unavailable(f"{address}: {type(error).__name__} {error}") from error
+        try:
+            return fastavro.parse_schema(json.loads(text))
+        except Exception as error:  # for a wrong schema, whatever the parser meets first
             raise BadMessage(f"{address}: no schema: {error}", "kafka schema") from error
 
 

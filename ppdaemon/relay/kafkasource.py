@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,6 +43,8 @@ CLUSTER_S = 5.0
 """Time limit of a question to the cluster."""
 COMMIT_S = 1.0
 """Interval of commits."""
+COMMITTED_S = 6.0
+"""How long a commit waits for the group's coordinator; the library's minimum."""
 FIRST_S = 120.0
 """A relay without committed offsets begins with the messages of this time before its start."""
 
@@ -52,8 +55,8 @@ class _Taken:
 
     place: Place
     offset: int
-    written_s: float
-    """When the broker got it, seconds since 1970."""
+    read_at: float
+    """Monotonic seconds."""
     event: bytes | BadMessage | Unavailable
     raw: bytes
 
@@ -86,24 +89,37 @@ class KafkaSource:
         self._aside: deque[tuple[float, _Taken]] = deque()
         """What could not be served, and when it is tried again, monotonic seconds."""
         self._assigned: set[Place] = set()
+        self._to_commit: dict[Place, int] = {}
+        """What the cluster has not confirmed."""
+        self._unreadable: dict[Place, str] = {}
+        """Errors of partitions, until their next messages: the library reports each once."""
         self._thread = ThreadPoolExecutor(1, "kafka")
-        self.problem = ""
-        """Why no events come; may be read at any time."""
+        self._problems = {"cluster": "", "reading": "", "commit": ""}
         settings = {
-            "bootstrap.servers": config.brokers,
             "group.id": f"ppdaemon-{name}",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
             # Of a partition whose committed offset has been deleted; what is too old is refused.
             "auto.offset.reset": "earliest",
-            "error_cb": self._failed,
-            "logger": _quiet,
+            # A stop waits for a commit under way, and commits for the coordinator as long as this.
+            "session.timeout.ms": round(COMMITTED_S * 1000),
             **config.options,
+            "bootstrap.servers": config.brokers,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "error_cb": self._failed,
+            "on_commit": self._committed,
+            "logger": _quiet,
         }
         try:
             self._consumer = confluent_kafka.Consumer(settings)
         except confluent_kafka.KafkaException as error:
             raise Unavailable(f"Kafka: {error.args[0].str()}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # an option that is no text
+            raise Unavailable(f"Kafka: kafka.options: {error}") from error
+
+    @property
+    def problem(self) -> str:
+        """Why no events come, or they would come again after a restart; may be read at any time."""
+        return next(filter(None, (*self._problems.values(), self._registry.problem)), "")
 
     async def run(self) -> None:
         """Read until canceled."""
@@ -116,8 +132,7 @@ class KafkaSource:
                     refresh_at = now + (REFRESH_S if await self._call(self._assign) else RETRY_S)
                 if now >= commit_at:
                     commit_at = now + COMMIT_S
-                    if begins := self._offsets.settle(time.monotonic()):
-                        await self._call(self._commit, begins)
+                    await self._call(self._commit, self._offsets.settle(time.monotonic()))
                 while self._aside and self._aside[0][0] <= now:
                     again = await self._call(self._again, self._aside.popleft()[1])
                     await self._put(partial(self._serve, again))
@@ -128,7 +143,7 @@ class KafkaSource:
                     self._offsets.take(taken.place, taken.offset)
                     await self._put(partial(self._serve, taken))
         finally:
-            await self._call(self._close)
+            await self._call(self._consumer.close)
             self._thread.shutdown(wait=False)
 
     async def _call[T](self, function: Callable[..., T], *arguments: object) -> T:
@@ -139,18 +154,18 @@ class KafkaSource:
     def _failed(self, error: Any) -> None:
         # The library reconnects by itself; it reports each broker, and then that all are away.
         if error.code() == self._library.KafkaError._ALL_BROKERS_DOWN or error.fatal():
-            self.problem = f"Kafka: {error.str()}"
+            self._problems["cluster"] = f"Kafka: {error.str()}"
 
     def _assign(self) -> bool:
         """Read all partitions of the topics that are not yet read; return whether all topics exist."""
         try:
             known = self._consumer.list_topics(timeout=CLUSTER_S).topics
-            self.problem = ""
+            self._problems["cluster"] = ""
             missing = [
                 topic for topic in self._config.topics if not getattr(known.get(topic), "partitions", None)
             ]
             if missing:
-                self.problem = f"Kafka: the cluster has no topic {', '.join(missing)}"
+                self._problems["cluster"] = f"Kafka: the cluster has no topic {', '.join(missing)}"
             places = {
                 (topic, number)
                 for topic in self._config.topics
@@ -162,7 +177,7 @@ class KafkaSource:
                 self._assigned.update(new)
                 _LOG.info("reading from Kafka", extra={"partitions": len(self._assigned)})
         except self._library.KafkaException as error:
-            self.problem = f"Kafka: {error.args[0].str()}"
+            self._problems["cluster"] = f"Kafka: {error.args[0].str()}"
             return False
         return not missing
 
@@ -170,31 +185,50 @@ class KafkaSource:
         """Return partitions with the offset from which each is read."""
         partition = self._library.TopicPartition
         begins = self._consumer.committed([partition(*place) for place in places], timeout=CLUSTER_S)
+        self._check(begins)
         fresh = [each for each in begins if each.offset < 0]
         if fresh:
             since_ms = round((time.time() - FIRST_S) * 1000)
             asked = [partition(each.topic, each.partition, since_ms) for each in fresh]
             fresh = self._consumer.offsets_for_times(asked, timeout=CLUSTER_S)
+            self._check(fresh)
             for each in fresh:
                 if each.offset < 0:  # there is no message since then
                     each.offset = self._consumer.get_watermark_offsets(each, timeout=CLUSTER_S)[1]
             # At once: a relay that ends before its first commit must not miss what came meanwhile.
-            self._consumer.commit(offsets=fresh, asynchronous=False)
+            self._check(self._consumer.commit(offsets=fresh, asynchronous=False))
         return [*(each for each in begins if each.offset >= 0), *fresh]
+
+    def _check(self, partitions: Sequence[Any]) -> None:
+        """Raise the error of a partition: its offset is not known then, and looks like none."""
+        for each in partitions:
+            if each.error is not None:
+                raise self._library.KafkaException(each.error)
 
     def _take(self) -> list[_Taken]:
         """Wait for messages."""
         first = self._consumer.poll(POLL_S)
         if first is None:
             return []
-        found = [first, *self._consumer.consume(BATCH - 1, 0)]
-        return [self._taken(message) for message in found if message.error() is None]
+        found = [first]
+        with suppress(self._library.KafkaException):  # the first one must not be lost
+            found += self._consumer.consume(BATCH - 1, 0)
+        return [self._taken(message) for message in found if self._is_event(message)]
+
+    def _is_event(self, message: Any) -> bool:
+        place, error = (message.topic(), message.partition()), message.error()
+        if error is None:
+            self._unreadable.pop(place, None)
+        else:
+            self._unreadable[place] = f"Kafka: {place[0]} [{place[1]}]: {error.str()}"
+        self._problems["reading"] = next(iter(self._unreadable.values()), "")
+        return error is None
 
     def _taken(self, message: Any) -> _Taken:
-        self.problem = ""
+        self._problems["cluster"] = ""
         place = message.topic(), message.partition()
         raw = message.value() or b""
-        return _Taken(place, message.offset(), message.timestamp()[1] / 1000, self._event(raw), raw)
+        return _Taken(place, message.offset(), time.monotonic(), self._event(raw), raw)
 
     def _event(self, raw: bytes) -> bytes | BadMessage | Unavailable:
         try:
@@ -206,11 +240,24 @@ class KafkaSource:
         return replace(taken, event=self._event(taken.raw))
 
     def _commit(self, begins: Mapping[Place, int]) -> None:
-        offsets = [self._library.TopicPartition(*place, offset) for place, offset in begins.items()]
-        self._consumer.commit(offsets=offsets, asynchronous=True)
+        """Commit these offsets, and those again that the cluster has not confirmed; also serve callbacks."""
+        self._to_commit |= begins
+        if not self._to_commit:
+            return
+        offsets = [self._library.TopicPartition(*place, offset) for place, offset in self._to_commit.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except self._library.KafkaException as error:
+            self._committed(error.args[0], ())
 
-    def _close(self) -> None:
-        self._consumer.close()
+    def _committed(self, error: Any, partitions: Sequence[Any]) -> None:
+        """Forget offsets that the cluster has confirmed."""
+        for each in partitions:
+            place = each.topic, each.partition
+            if error is None and each.error is None and self._to_commit.get(place) == each.offset:
+                del self._to_commit[place]
+        failed = next((found for found in (error, *(each.error for each in partitions)) if found), None)
+        self._problems["commit"] = f"Kafka: offsets are not committed: {failed.str()}" if failed else ""
 
     # --- in the pump --------------------------------------------------------------
 
@@ -232,7 +279,7 @@ class KafkaSource:
 
     def _put_aside(self, taken: _Taken, reason: str) -> None:
         """Serve a message again later, as long as its visit would be accepted."""
-        if time.time() - taken.written_s > self._server.config.expiry_s:
+        if time.monotonic() - taken.read_at > self._server.config.expiry_s:
             self._warn("gave up a message of Kafka", taken, "kafka expired", reason)
             self._finish(taken)
         else:

@@ -140,7 +140,8 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                     last_reason = reason
                     channel.send(messages.SpoolRefused(spools=spools, reason=reason))
             case messages.GiveUpImages(folders=folders, excess_bytes=excess_bytes):
-                channel.send(exporter.give_up_images([Path(folder) for folder in folders], excess_bytes))
+                given_up = exporter.give_up_images([Path(folder) for folder in folders], excess_bytes)
+                channel.send(fitting(given_up))
             case messages.MarkDatastore():
                 try:
                     answer = messages.DatastoreMarked(text=exporter.mark_datastore())
@@ -153,15 +154,20 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                 raise AssertionError(unexpected)
 
 
-def fitting(exported: messages.Exported) -> messages.Exported:
+def fitting[Report: (messages.Exported, messages.ImagesGivenUp)](report: Report) -> Report:
     """Return a report that fits into one packet: with shorter notes, if there are very many long ones."""
-    if len(encode(exported)) <= messages.PACKET_LIMIT:
-        return exported
-    skipped = {
-        spool: note if len(note) <= SHORT_NOTE else f"{note[:SHORT_NOTE]} ..."
-        for spool, note in exported.skipped.items()
-    }
-    return exported.model_copy(update={"skipped": skipped})
+    if len(encode(report)) <= messages.PACKET_LIMIT:
+        return report
+    notes = {name: value for name, value in report if isinstance(value, dict)}
+    return report.model_copy(
+        update={
+            name: {
+                spool: note if len(note) <= SHORT_NOTE else f"{note[:SHORT_NOTE]} ..."
+                for spool, note in by_spool.items()
+            }
+            for name, by_spool in notes.items()
+        }
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The central repo that a demonstration keeps for the next one."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,12 @@ from lsst.dax.apdb import Apdb
 
 from ppdaemon.demo import keptcentral
 from ppdaemon.demo.central import APDB_CONFIG
-from ppdaemon.demo.keptcentral import central_key, copy_central_repo, keep_central_repo
+from ppdaemon.demo.keptcentral import (
+    central_key,
+    copy_central_repo,
+    keep_central_repo,
+    provide_central_repo,
+)
 from ppdaemon.middleware.export.mark import mark_datastore
 
 
@@ -38,6 +44,29 @@ def test_the_repo_is_made_once_and_older_ones_are_deleted(made, tmp_path):
     other, was_there = keep(tmp_path / "kept", ("g", "r"))
     assert (made, was_there) == ([first, other], False)
     assert list((tmp_path / "kept").iterdir()) == [other]
+
+
+def test_another_demonstration_waits_and_an_interrupted_copy_is_no_repo(monkeypatch, made, tmp_path):
+    def refused(*_):
+        with (
+            (tmp_path / "kept.lock").open() as lock,
+            pytest.raises(BlockingIOError),
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise KeyboardInterrupt
+
+    def provide():
+        return provide_central_repo(
+            tmp_path / "kept", tmp_path / "copy", ("r",), progress=print, done=lambda jobs, total: None
+        )
+
+    monkeypatch.setattr(keptcentral, "make_apdb", refused)
+    with pytest.raises(KeyboardInterrupt):
+        provide()
+    assert not (tmp_path / "copy").exists()
+    monkeypatch.setattr(keptcentral, "make_apdb", lambda *_: None)
+    assert provide()
+    assert (tmp_path / "copy").is_dir()
 
 
 @pytest.mark.parametrize("changed", ["source", "version", "bands"])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Images that are spooled uncompressed and compressed beside the exporter."""
 
+import errno
+import json
 import os
 import shutil
 import signal
@@ -30,6 +32,8 @@ from ppdaemon.messages import Exported, Process
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
+from ppdaemon.middleware.export import packing
+from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.outputs import _spooled
 from ppdaemon.middleware.export.packing import Packer, pack
@@ -225,6 +229,35 @@ def test_an_image_that_cannot_be_packed_is_registered_as_it_is(
     )
 
 
+def test_images_that_a_full_disk_has_no_room_for_leave_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        if path.name.startswith(f"{MANIFEST}."):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = site.write()
+    before = {path.name for path in spool.iterdir()}
+    with monkeypatch.context() as full:
+        full.setattr(spooled, "sync", refuse)
+        pack(spool, site.writer)
+        with closing(site.exporter()) as exporter:
+            assert not exporter.give_up_images([site.spool], 1).spools
+        assert {path.name for path in spool.iterdir()} == before
+    pack(spool, site.writer)
+    check_files(spool, read_manifest(spool))
+
+
+def test_a_file_without_datasets_does_not_end_the_exporter_that_gives_up_images(site: Site) -> None:
+    bad, good = site.write(0), site.write(1)
+    manifest = json.loads((bad / MANIFEST).read_text())
+    manifest["files"][0]["refs"] = []
+    (bad / MANIFEST).write_text(json.dumps(manifest))
+    with closing(site.exporter()) as exporter:
+        assert exporter.give_up_images([site.spool], 1).spools == {str(good): "image"}
+        assert str(bad) in until_exported(exporter, [bad, good]).refused
+
+
 def test_without_packers_images_that_were_spooled_uncompressed_are_exported(site: Site) -> None:
     spool = site.write()
     with closing(site.exporter(processes=0)) as exporter:
@@ -266,6 +299,19 @@ def test_what_is_packed_now_is_not_given_up(site: Site) -> None:
         while exporter._packer.busy:
             exporter._packer.collect(wait=True)
         assert exporter.give_up_images([site.spool], 1).spools == {str(spools[0]): "image"}
+
+
+def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools, read = [site.write(detector) for detector in range(3)], list[Path]()
+    monkeypatch.setattr(packing, "AT_ONCE", 1)
+    monkeypatch.setattr(packing, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        assert (read, packer.busy) == (spools[:1], set(spools[:1]))
+        packer.start()
+        assert read == spools[:1], "all processes are busy"
 
 
 def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_path: Path) -> None:

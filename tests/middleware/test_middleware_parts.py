@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lsst.daf.butler import Butler, DimensionUniverse
+from lsst.daf.butler import Butler, DataCoordinate, DimensionUniverse
 from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
@@ -197,8 +197,13 @@ def test_names_of_runs_and_selections() -> None:
     selection = DataQuery.of_exposures("A", "g", 3, (1, 2))
     assert selection.where == "instrument = 'A' AND detector = 3 AND exposure IN (1, 2)"
     assert selection.context == {"INSTRUMENT": "A", "GROUP": "g", "DETECTOR": "3", "EXPOSURE": "1, 2"}
-    assert DataQuery.of_group("A", "g", 3).literal() == "instrument = 'A' AND detector = 3 AND group = 'g'"
-    quoted = DataQuery.of_group("A", "x' OR '1'='1", 3)
+    query, quoted = (
+        DataQuery.of_group(
+            DataCoordinate.standardize(instrument="A", group=group, detector=3, universe=DimensionUniverse())
+        )
+        for group in ("g", "x' OR '1'='1")
+    )
+    assert query.literal() == "instrument = 'A' AND detector = 3 AND group = 'g'"
     assert quoted.bind == {"visit_group": "x' OR '1'='1"}
     with pytest.raises(UnusablePipeline, match="cannot be written in a query"):
         quoted.literal()

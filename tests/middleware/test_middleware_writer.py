@@ -22,7 +22,7 @@ from ppdaemon.messages import Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.export import writer as module
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, read_manifest
+from ppdaemon.middleware.export.spool import MANIFEST, read_manifest, replace_manifest
 from ppdaemon.middleware.export.writer import WriterEvent, WriterExporter
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
@@ -163,6 +163,24 @@ def test_without_kafka_the_spool_stays_and_is_handed_over_later(site: Site, clus
     exported = site.exporter().export([spool])
     assert exported.spools == (str(spool),)
     assert not exported.skipped, "the files in the datastore are its own"
+    assert len(site.ingest([value for _, value in cluster.read(TOPIC, 2)])) == exported.datasets
+
+
+@pytest.mark.slow
+def test_a_spool_that_is_packed_between_two_tries_is_handed_over_whole(
+    site: Site, cluster: KafkaCluster
+) -> None:
+    spool = site.spool()
+    with pytest.raises(Unavailable):
+        site.exporter(to=f"kafka://localhost:1/{TOPIC}", timeout_s=0.3).export([spool])
+    manifest = read_manifest(spool)
+    files = []
+    for file in manifest.files:
+        (spool / file.name).rename(spool / f"packed-{file.name}")
+        files.append(file.model_copy(update={"name": f"packed-{file.name}"}))
+    replace_manifest(spool, manifest.model_copy(update={"files": tuple(files)}))
+    exported = site.exporter().export([spool])
+    assert (exported.datasets, exported.skipped) == (sum(len(file.refs) for file in files), {})
     assert len(site.ingest([value for _, value in cluster.read(TOPIC, 2)])) == exported.datasets
 
 

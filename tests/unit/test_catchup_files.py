@@ -15,12 +15,13 @@ from ppdaemon.catchup import CatchupRow
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
-from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, MarkCatchup, Reserved, Update
+from ppdaemon.reports import RequeueRow
 from ppdaemon.retries import refusal_reason
 from ppdaemon.statelock import StateLock
 from ppdaemon.states import ExitCode, Outcome
@@ -278,6 +279,24 @@ def test_without_the_daemon_what_is_not_done_is_released(night, monkeypatch):
     work.run(chosen(night)[0], "pipetask", 1, None)
     assert states[0] != before
     assert marks_of(night) == before
+
+
+def test_what_a_daemon_refused_before_it_ended_is_not_marked(night, monkeypatch):
+    work, states = without_daemon(night, monkeypatch)
+    NodeFolders.of(night).lock.touch()
+    items, _ = chosen(night)
+    refused = {items[0].group}
+
+    def mark_catchup(_daemon, instrument, group, detectors, **_):
+        if group not in refused:
+            raise NotRunning("ended")
+        return [RequeueRow(instrument=instrument, detector=each, text="no") for each in detectors]
+
+    monkeypatch.setattr(Daemon, "mark_catchup", mark_catchup)
+    before = marks_of(night)
+    work.run(items, "pipetask", 1, None)
+    keys = [(item.group, item.detector) for item in items if item.group not in refused]
+    assert states[0] == before | dict.fromkeys(keys, "running")
 
 
 def test_a_journal_that_is_not_written_is_reported_and_done_later(night, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_night import DAY, entry, write
 
+from ppdaemon.commandline import ended_by_reader
 from ppdaemon.node.visits.journal import Journal
 
 PPCTL = "from ppdaemon.ctl.cli import main; main()"
@@ -39,3 +40,14 @@ def test_a_reader_that_ends_first_ends_the_program_without_a_message(
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_program_with_a_closed_output_runs() -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", PPCTL, "--help"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_end_of_another_pipe_is_an_error() -> None:
+    with pytest.raises(BrokenPipeError), ended_by_reader():
+        raise BrokenPipeError

@@ -103,8 +103,10 @@ def without_secret(variables):
         (as_kubernetes(without_secret(VARIABLES)), without_secret(VARIABLES)),
         ("# first\nexport SKYMAP='a b'\nSASQUATCH_URL=\n# more\n", {"SKYMAP": "a b", "SASQUATCH_URL": ""}),
         (yaml.safe_dump({"kind": "ConfigMap", "data": {"SKYMAP": "x"}}), {"SKYMAP": "x"}),
+        ("  # first\r\nSKYMAP=a=b\r\nf%%=() {\r\n x\r\n}\r\n", {"SKYMAP": "a=b", "f%%": "() {\n x\n}"}),
+        (yaml.safe_dump({"kind": "ConfigMap", "data": ["SKYMAP"]}), {}),
     ],
-    ids=["env", "env -0", "deployment", "dotenv", "config map"],
+    ids=["env", "env -0", "deployment", "dotenv", "config map", "CRLF", "other config map"],
 )  # fmt: skip
 def test_an_environment_is_read_in_each_of_its_forms(text, expected):
     assert read_environment(text) == expected
@@ -157,6 +159,20 @@ def test_what_is_not_carried_over_is_a_comment_and_secrets_are_nowhere(run):
     assert "hunter" not in node + relay
 
 
+def test_a_password_in_an_address_and_lines_of_a_secret_are_nowhere(run):
+    changes = {
+        "CENTRAL_REPO": "postgresql://user:hunter4@host/repo",
+        "SASQUATCH_URL": "https://:hunter5@host/",
+        "KEY": "-----\nhunter6+=\nHunter7==\nend",
+        "my.key": "hunter8",
+    }
+    code, err, (node, relay) = run(dumped(VARIABLES | changes))
+    assert (code, err) == (0, "")
+    assert "unter" not in node + relay
+    assert "central: postgresql://user:${CENTRAL_REPO_PASSWORD}@host/repo" in node
+    assert "CENTRAL_REPO_PASSWORD: write" in node
+
+
 def test_a_variable_is_carried_over_or_not_but_never_both():
     assert not CARRIED.keys() & NOT_CARRIED.keys()
     # Each gives a key, or a reason for none.
@@ -196,12 +212,35 @@ def test_a_wrong_value_is_named_and_nothing_is_written(run, changes, text):
 
 
 @pytest.mark.parametrize(
-    "fan_out", [{"detectors": [1]}, {"knative-urls": {}}, {"detectors": {"LSSTCam": {"a": True}}}]
+    "fan_out",
+    [
+        {"detectors": [1]},
+        {"knative-urls": {}},
+        {"detectors": {"LSSTCam": {"a": True}}},
+        {"detectors": {"LSSTCam": {1.5: True}}},
+        {"detectors": {"LSSTCam": {-1: True}}},
+        {"detectors": {"LSSTCam": {0: "false"}}},
+    ],
 )
 def test_a_file_that_is_no_fan_out_map_is_refused(run, fan_out):
     code, err, files = run(dumped(VARIABLES), fan_out)
     assert (code, files) == (78, [])
     assert "no map of detectors" in err
+
+
+def test_a_fan_out_without_detectors_of_the_instrument_and_an_empty_one_are_refused(run, tmp_path):
+    code, err, files = run(dumped(VARIABLES), {"detectors": {"LSSTCam": {0: False}}})
+    assert (code, files) == (78, [])
+    assert "no detector of LSSTCam is switched on" in err
+    (tmp_path / "empty").touch()
+    options = ["--fan-out", str(tmp_path / "empty"), "--output", str(tmp_path)]
+    assert cli._run(["import-config", str(tmp_path / "service.env"), *options]) == 78
+
+
+def test_yaml_of_any_depth_is_refused():
+    for text in ("a: &a\n - *a\n", "[" * 500):
+        with pytest.raises(ConfigError):
+            read_environment(text)
 
 
 def test_without_a_fan_out_the_camera_decides_and_existing_files_stay(run, tmp_path):

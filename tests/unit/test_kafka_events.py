@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Events of Kafka topics become JSON; no content of a message stops the reading; offsets."""
+"""Events of Kafka topics become JSON; no content of a message stops the reading; offsets and commits."""
 
 import io
 import json
@@ -9,9 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import fastavro
 import pytest
+from confluent_kafka import KafkaError, TopicPartition
 
 from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.relay.config import KafkaConfig
 from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, event_json
+from ppdaemon.relay.kafkasource import KafkaSource
 from ppdaemon.relay.requests import read_request
 from ppdaemon.visit import NextVisit, VisitCanceled
 
@@ -81,11 +84,15 @@ def registry():
         "/schemas/ids/7": (200, {"schema": json.dumps(SCHEMA)}),
         "/schemas/ids/8": (200, {"schema": "{"}),
         "/schemas/ids/9": (503, {}),
+        "/schemas/ids/12": (200, []),
     }
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            if self.path == "/schemas/ids/11":
+                self.wfile.write(b"no HTTP\r\n\r\n")
+                return
             code, content = answers.get(self.path, (404, {"error_code": 40403}))
             self.send_response(code)
             self.end_headers()
@@ -106,16 +113,31 @@ def test_a_schema_is_read_once_and_each_failure_is_told_apart(registry):
     for _ in range(3):
         assert json.loads(event_json(avro(7, EVENT), schemas.schema)) == EVENT
     assert asked == ["/schemas/ids/7"]
-    for number, error in ((8, BadMessage), (9, Unavailable), (10, BadMessage)):
-        with pytest.raises(error):
+    for number in (8, 10):
+        with pytest.raises(BadMessage):
             schemas.schema(number)
     with pytest.raises(BadMessage, match="registry is not set"):
         SchemaRegistry(None).schema(7)
 
 
+@pytest.mark.parametrize("number", [9, 11, 12], ids=["status", "no HTTP", "another answer"])
+def test_a_registry_that_does_not_answer_is_a_problem_and_not_asked_for_each_message(registry, number):
+    url, asked = registry
+    times = iter([0.0, 0.5, 2.0])
+    schemas = SchemaRegistry(url, lambda: next(times))
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            schemas.schema(number)
+    assert f"{url}/schemas/ids/{number}" in schemas.problem
+    assert asked == [f"/schemas/ids/{number}"]
+    assert schemas.schema(7)
+    assert schemas.problem == ""
+
+
 def test_a_registry_that_is_away_is_asked_again(registry):
     url, _ = registry
-    away = SchemaRegistry("http://127.0.0.1:9")  # the discard port: nothing listens
+    times = iter([0.0, 2.0])
+    away = SchemaRegistry("http://127.0.0.1:9", lambda: next(times))  # the discard port: nothing listens
     with pytest.raises(Unavailable):
         away.schema(7)
     away._url = url
@@ -135,3 +157,26 @@ def test_a_next_run_reads_from_the_first_message_that_is_not_done_with():
     assert offsets.settle(61.5) == {}  # a cancellation without its visit may be among them
     assert offsets.settle(62.0) == {place: 7}
     assert (offsets.open, offsets.settle(1000.0)) == (1, {})
+
+
+def source(**options):
+    """Return a source of a cluster that does not exist."""
+    return KafkaSource(KafkaConfig(brokers="127.0.0.1:9", options=options), "relay", None, None, None)
+
+
+@pytest.mark.parametrize("option", ["no.such", "oauth_cb", "default.topic.config"])
+def test_an_option_that_the_library_refuses_is_named(option):
+    with pytest.raises(Unavailable, match="Kafka"):
+        source(**{option: "x"})
+
+
+def test_an_offset_is_committed_until_the_cluster_confirms_it():
+    made = source()
+    made._to_commit[("visits", 0)] = 6
+    made._committed(KafkaError(KafkaError._WAIT_COORD), [TopicPartition("visits", 0, 6)])
+    assert "offsets are not committed" in made.problem
+    made._committed(None, [TopicPartition("visits", 0, 5)])  # an older one
+    assert made._to_commit == {("visits", 0): 6}
+    made._committed(None, [TopicPartition("visits", 0, 6)])
+    assert (made._to_commit, made.problem) == ({}, "")
+    made._consumer.close()

@@ -414,6 +414,12 @@ def test_the_command_reports_several_nodes_and_copies_a_night(tmp_path, two_node
     assert ">n1, n2 on " in page.read_text()
     code, shown = run(capsys, *arguments, "--copy", str(copy))
     assert (code, "--copy is for one journal" in shown.err) == (ExitCode.USAGE, True)
+    code, shown = run(capsys, "--journal", str(two_nodes[0]), "--copy", str(tmp_path))
+    assert code == ExitCode.USAGE
+    before = two_nodes[0].read_bytes()
+    code, shown = run(capsys, "--journal", str(two_nodes[0]), "--copy", str(two_nodes[0]))
+    assert (code, "is the journal itself" in shown.err) == (ExitCode.CANNOT_CREATE, True)
+    assert two_nodes[0].read_bytes() == before
     code, shown = run(capsys, "--journal", str(two_nodes[0]), "--copy", "/none/n1.sqlite")
     assert (code, "Traceback" in shown.err) == (ExitCode.CANNOT_CREATE, False)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ppdaemon import folders as folders_module
 from ppdaemon.errors import StateUnusable
-from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders, save_spools
 from ppdaemon.node import lock as lock_module
 from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
 from ppdaemon.node.visits.recovery import spools_left
@@ -179,6 +179,27 @@ def test_a_spool_that_cannot_be_copied_is_named_with_the_reason(folders):
     with pytest.raises(StateUnusable, match=f"{spool}.*No such file"):
         lock_node(folders, "life2")
     assert (spool / "manifest.json").read_text() == "complete"
+
+
+def test_a_crash_while_a_moved_spool_is_deleted_does_not_replace_it_by_the_rest(folders, monkeypatch):
+    name = folders.spooled("DemoCam", "g", 0, 1).name
+    spool_of(folders.ramdisk_spool, name, "complete")
+    rmtree = shutil.rmtree
+
+    def crash(path, **options):
+        if path.parent == folders.ramdisk_spool and path.exists():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders_module.shutil, "rmtree", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save_spools(folders.ramdisk_spool, folders.spool)
+    save_spools(folders.ramdisk_spool, folders.spool)
+    assert [path.name for path in folders.spool.iterdir()] == [name]
+    assert (folders.spool / name / "manifest.json").read_text() == "complete"
+    assert not list(folders.ramdisk_spool.iterdir())
 
 
 def test_a_spool_is_found_on_each_disk_and_missed_on_none(folders, tmp_path):

@@ -8,12 +8,14 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 
 from ppdaemon.messages import Ready
 from ppdaemon.node.processes.child import ChildProcess
-from ppdaemon.node.slots.pool import READ_AT_ONCE, Pool
+from ppdaemon.node.slots import pool as pool_module
+from ppdaemon.node.slots.pool import HELD_S, READ_AT_ONCE, Pool
 from ppdaemon.wire import encode
 
 WORKERS = 3 * READ_AT_ONCE + 1
@@ -90,7 +92,9 @@ def test_workers_that_send_without_end_do_not_stop_another(play):
     asyncio.run(check())
 
 
-def test_messages_wait_while_raws_are_checked(play):
+def test_messages_wait_while_raws_are_checked(play, monkeypatch):
+    monkeypatch.setattr(pool_module, "HELD_S", 1000.0)  # however slow this machine is
+
     async def check() -> None:
         with play() as played:
             checking = True
@@ -116,6 +120,33 @@ def test_messages_do_not_wait_longer_than_their_limit(play):
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert played.handled == [0, 1]
+
+    asyncio.run(check())
+
+
+def test_raws_that_arrive_again_and_again_hold_messages_half_of_the_time(play):
+    async def check() -> None:
+        with play() as played:
+            now, checking = 1000.0, True
+            played.pool._loop = Mock(wraps=asyncio.get_running_loop(), time=lambda: now)
+            played.pool.urgent = lambda: checking
+
+            async def is_held(slot: int) -> bool:
+                before = len(played.handled)
+                played.send(slot)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                return len(played.handled) == before
+
+            assert await is_held(0)
+            checking = False
+            await played.until(lambda: played.handled)
+            checking, now = True, now + 1.1 * HELD_S
+            assert not await is_held(1)
+            now += HELD_S
+            assert await is_held(2)
+            checking = False
+            await played.until(lambda: played.handled == [0, 1, 2])
 
     asyncio.run(check())
 

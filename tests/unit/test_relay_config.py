@@ -104,6 +104,8 @@ def test_it_has_the_instruments_of_the_shown_node():
             "submit: udp://127.0.0.1:5570 is not an address: write tcp://HOST",
         ),
         ("{submit: 'tcp://127.0.0.1'}", "submit: tcp://127.0.0.1 is not an address: write tcp://HOST:PORT"),
+        ("{kafka: {registry: 'ftp://r'}}", "kafka.registry: ftp://r is not the address of a registry"),
+        ("{kafka: {registry: 'https://u:p@r'}}", "kafka.registry: a user name and a password in the address"),
         ("{security: {nodes: /}}", "security.nodes: needs security.key, the key of this relay"),
         ("{nodes: 'tcp://10.0.0.1:5571'}", "nodes: other hosts can connect to tcp://10.0.0.1:5571"),
         (

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import (
     FACTS,
+    Accepted,
     Done,
     FromNode,
     FromRelay,
@@ -136,6 +137,11 @@ def test_a_visit_keeps_its_sal_names_and_unknown_fields_on_the_wire():
     received = decode(encode(reserve), FromRelay, limit=10_000)
     assert received.visit.to_sal()["novelty"] == [1]
     assert received.visit.group == "g"
+
+
+def test_whether_a_request_may_be_accepted_later_is_not_on_the_wire():
+    answer = Accepted(status="rejected", group="g", again=True)
+    assert json.loads(encode(answer)) == {"status": "rejected", "groupId": "g", "detectors": 0, "reason": ""}
 
 
 def test_a_message_of_another_schema_or_of_an_unknown_type_is_refused():

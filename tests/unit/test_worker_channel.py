@@ -59,9 +59,13 @@ def test_what_is_no_order_is_refused(ends, packet, kind):
 def test_a_report_of_an_export_fits_into_a_packet(names):
     spools = [f"/var/lib/ppdaemon/node/spool/LSSTCam~2026-11-22T03%3A25%3A16.951~{n}~1" for n in range(210)]
     note = "detector 3 was first: " + ", ".join(f"visit_level_output_{n}" for n in range(names))
-    report = messages.Exported(spools=tuple(spools), tai=1.0, datasets=9, skipped=dict.fromkeys(spools, note))
-    sent = fitting(report)
-    assert len(encode(sent)) <= messages.PACKET_LIMIT
-    assert sent.skipped.keys() == set(spools)
-    assert {text[:60] for text in sent.skipped.values()} == {note[:60]}
-    assert (sent == report) == (names == 1)
+    notes = dict.fromkeys(spools, note)
+    report = messages.Exported(spools=tuple(spools), tai=1.0, datasets=9, skipped=notes, given_up=notes)
+    given_up = messages.ImagesGivenUp(spools=dict.fromkeys(spools, note), size_bytes=1)
+    sent, sent_given_up = fitting(report), fitting(given_up)
+    for each in (sent, sent_given_up):
+        assert len(encode(each)) <= messages.PACKET_LIMIT
+    for short in (sent.skipped, sent.given_up, sent_given_up.spools):
+        assert short.keys() == set(spools)
+        assert {text[:60] for text in short.values()} == {note[:60]}
+    assert (sent == report) == (sent_given_up == given_up) == (names == 1)

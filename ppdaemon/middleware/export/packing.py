@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsst.daf.butler import ButlerConfig, DatasetRef
@@ -42,6 +42,8 @@ LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
 """Spools for one process: forking it takes as long as a small image."""
+_PACKED = "packed-"
+"""Prefix of the names of packed files."""
 
 
 class Packer:
@@ -91,8 +93,9 @@ class Packer:
 
     def start(self) -> None:
         """Start processes for what waits, the oldest first. No thread may be active."""
-        waiting = self._waiting()
-        while waiting and len(self._running) < self._processes:
+        free = self._processes - len(self._running)
+        waiting = self._waiting(free * AT_ONCE) if free else []
+        while waiting:
             share, waiting = tuple(waiting[:AT_ONCE]), waiting[AT_ONCE:]
             writer = self._open_writer()
 
@@ -113,12 +116,15 @@ class Packer:
             call.kill()
         self._running.clear()
 
-    def _waiting(self) -> list[Path]:
+    def _waiting(self, most: int) -> list[Path]:
+        """Return the oldest spools that no process has; no more manifests are read than that needs."""
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
-        waiting = []
+        waiting: list[Path] = []
         for spool in found:
+            if len(waiting) == most:
+                break
             if spool in busy or spool in self._packed:
                 continue
             try:
@@ -153,6 +159,16 @@ def pack(spool: Path, writer: DatasetWriter) -> None:
             (spool / name).unlink(missing_ok=True)
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
+        _remove_unnamed(spool)
+
+
+def _remove_unnamed(spool: Path) -> None:
+    """Delete packed files that the manifest does not name: the disk may be full."""
+    with suppress(BadMessage, OSError):
+        named = {file.name for file in read_manifest(spool).files}
+        for path in spool.glob(f"{_PACKED}*"):
+            if path.name not in named:
+                path.unlink()
 
 
 @contextmanager
@@ -176,7 +192,7 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
         content, provenance = read_plain(path)
         ref = DatasetRef.from_simple(file.refs[0], universe=writer.universe)
         written = writer.write(content, ref, folder, provenance).path
-        target = written.rename(spool / f"packed-{written.name}")
+        target = written.rename(spool / f"{_PACKED}{written.name}")
     except Exception as error:  # formatters are foreign code
         name = os.path.basename(os.path.realpath(spool))
         _LOG.error("%s of %s is registered without compression: %s", file.name, name, describe(error))

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
 import pydantic_core
@@ -78,7 +79,7 @@ class SpooledFile(Model):
     """As `ppdaemon.middleware.export.checksums` computes it; blank in spools of earlier versions."""
     formatter: str
     """Name of the class that reads it."""
-    refs: tuple[SerializedDatasetRef, ...]
+    refs: Annotated[tuple[SerializedDatasetRef, ...], pydantic.Field(min_length=1)]
     plain: bool = False
     """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
     is."""
@@ -274,9 +275,13 @@ def oldest_first(folders: Iterable[Path]) -> list[Path]:
 def replace_manifest(spool: Path, manifest: Manifest) -> None:
     """Write another manifest; a crash leaves the old or the new one."""
     new = spool / f"{MANIFEST}.{uuid.uuid4()}"
-    new.write_text(manifest.model_dump_json(exclude_none=True))
-    sync(new)
-    new.rename(spool / MANIFEST)
+    try:
+        new.write_text(manifest.model_dump_json(exclude_none=True))
+        sync(new)
+        new.rename(spool / MANIFEST)
+    except BaseException:
+        new.unlink(missing_ok=True)  # the disk may be full, and the next try makes another one
+        raise
     sync(spool)
 
 

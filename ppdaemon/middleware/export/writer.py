@@ -217,8 +217,8 @@ class WriterExporter:
             except Exception as error:  # of the references, or of the template of names
                 raise BadMessage(f"{spool}: no place in the datastore: {describe(error)}") from error
             taken, ours = _existing(datastore, files), _read_ours(spool)
-            free = [each for each in files if each.place not in taken or each.file.name in ours]
-            write_durably(spool / _OURS, "\n".join(each.file.name for each in free))
+            free = [each for each in files if each.place not in taken or not ours.isdisjoint(each.names)]
+            write_durably(spool / _OURS, "\n".join(str(each.refs[0].id) for each in free))
             for each in free:
                 copy_checked(spool / each.file.name, None, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
@@ -265,6 +265,11 @@ class _PlacedFile:
     file: SpooledFile
     refs: list[DatasetRef]
     place: ResourcePath
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its names in `_OURS`. Earlier versions wrote that of the file, which packing changes."""
+        return str(self.refs[0].id), self.file.name
 
     @classmethod
     def of(cls, file: SpooledFile, datastore: Datastore, universe: DimensionUniverse) -> "_PlacedFile":

@@ -8,6 +8,7 @@ visit are posted to the visits.
 
 import asyncio
 import logging
+import math
 import random
 import select
 import signal
@@ -39,7 +40,8 @@ READ_AT_ONCE = 2
 answer, the raws that are still to be ordered would wait for the messages of all the others."""
 HELD_S = 0.05
 """How long at most no message of a worker is handled while raws are checked: the threads that read them share
-the interpreter with the event loop, and wait for it after each system call."""
+the interpreter with the event loop, and wait for it after each system call. For as long again none is held
+afterwards: raws that arrive without end must not stop the workers."""
 LOOK_AGAIN_S = 0.002
 """Pause before the next look whether raws are still checked."""
 REAPED_WAIT_S = 0.2
@@ -82,7 +84,9 @@ class Pool:
         # reports those again in each turn.
         self._channels = select.epoll()
         self._by_channel: dict[int, ChildProcess] = {}
-        self._held_since: float | None = None
+        self._held_since = -math.inf
+        self._calm = True
+        """Whether nothing urgent was under way at some time since then."""
         self._resuming: asyncio.TimerHandle | None = None
         self._statuses: dict[int, int] = {}
         self._unreaped: set[int] = set()  # dead, and the exit status is unknown
@@ -217,10 +221,11 @@ class Pool:
         the kernel names the workers in turn: one that sends without end does not stop the others.
         """
         if not self.urgent():
-            self._held_since = None
+            self._calm = True
         else:
             now = self._loop.time()
-            self._held_since = now if self._held_since is None else self._held_since
+            if self._calm and now - self._held_since >= 2 * HELD_S:
+                self._held_since, self._calm = now, False
             if now - self._held_since < HELD_S:
                 # Not only this call: the loop would make it again and again.
                 self._loop.remove_reader(self._channels.fileno())
