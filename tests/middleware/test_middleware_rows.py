@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Rows that are inserted at once are those of `Butler.ingest`, and what it is left to."""
 
+import errno
 import json
+import os
 import shutil
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from lsst.daf.butler import Butler
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.middleware.export import register, rows
+from ppdaemon.folders import REFUSAL
+from ppdaemon.middleware.export import rows
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
 
@@ -76,7 +80,7 @@ def assert_the_same(
     """Export to two repos with changed configurations, one way to each; compare everything."""
     one, other = (configured(few.copy(folder / name), **changes) for name in ("rows", "ingest"))
     datasets = exported(one, spools, folder / "one")
-    patch.setattr(register, "problem", lambda butler: "chosen by the test")
+    patch.setattr(rows, "problem", lambda butler: "chosen by the test")
     assert exported(other, spools, folder / "other") == datasets
     found, expected = content(one), content(other)
     assert len(expected["dataset_location"]) > datasets
@@ -168,6 +172,90 @@ def test_tables_of_another_version_are_left_to_the_butler(
         inner: Any = butler
         monkeypatch.delattr(type(inner._registry), "expand_data_ids")
         assert "this version of lsst.daf.butler is not known" in rows.problem(butler)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "moved", ["lsst.daf.butler.datastore.stored_file_info", "lsst.daf.butler.time_utils"]
+)
+def test_a_butler_without_what_is_imported_is_left_to_itself(
+    central: Central,
+    spools: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    moved: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, rows.__name__)
+    monkeypatch.setitem(sys.modules, moved, None)
+    exported(central, spools, tmp_path / "one")
+    lines = [record.getMessage() for record in caplog.records if "ingested" in record.getMessage()]
+    assert len(lines) == 1
+    assert "files are ingested one by one, which is slower" in lines[0]
+    assert moved in lines[0]
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
+
+
+@ON_SQLITE
+def test_a_butler_with_other_parameters_is_left_to_itself(
+    central: Central,
+    spools: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def changed(*args: Any) -> None:
+        raise TypeError("insert() got an unexpected argument")
+
+    monkeypatch.setattr(rows.RowIngest, "_insert_files", changed)
+    exported(central, spools, tmp_path / "one")
+    lines = [record.getMessage() for record in caplog.records if "one by one" in record.getMessage()]
+    assert len(lines) == 1
+    assert "unexpected argument" in lines[0]
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [1, 2]
+
+
+@ON_SQLITE
+def test_datasets_without_their_dimension_records_are_refused_and_nothing_stays(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    spool, refused = spools[0], tmp_path / "refused"
+    manifest = read_manifest(spool).model_copy(update={"records": ()})
+    (spool / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+    with closing(CentralExporter(str(central.root), Clock(), "node1", refused)) as exporter:
+        assert exporter.export([spool]).refused == (str(spool),)
+    note = (refused / spool.name / REFUSAL).read_text()
+    assert "or lacks records of their dimensions" in note
+    with Butler.from_config(str(central.root)) as butler:
+        ids = [ref.id for file in manifest.files for ref in file.refs]
+        assert butler.get_many_datasets(ids) == []
+    assert not list(central.root.glob("incoming-*"))
+
+
+@ON_SQLITE
+def test_a_run_may_be_on_another_filesystem(
+    central: Central, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder in the datastore is a link."""
+
+    def rename(path: str, target: str) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path, None, target)
+
+    synced: list[Path] = []
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        ingest = rows.RowIngest(butler)
+        source, target = tmp_path / "source", central.root / "run" / "file"
+        source.write_text("content")
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(rows, "sync", synced.append)
+        with pytest.raises(InterruptedError), butler.transaction():  # noqa: PT012
+            ingest._move({str(source): str(target)})
+            assert target.read_text() == "content"
+            assert target in synced
+            assert not source.exists()
+            raise InterruptedError
+        assert source.read_text() == "content"
+        assert not target.exists()
 
 
 @ON_SQLITE

@@ -13,10 +13,11 @@ WORKLOAD = {"detectors": 6, "nodes": 2, "rounds": 2, "visits": 20, "complete": 1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_visits_are_measured_and_none_is_lost_or_doubled(tmp_path, socket_dir):
     options = [text for name, number in WORKLOAD.items() for text in (f"--{name}", str(number))]
     command = [sys.executable, TOOL, *options, "--scratch", tmp_path, "--ramdisk", socket_dir, "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=380)
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout)
     assert {results[name] for name in ("lost", "doubled", "complete_lost", "complete_doubled")} == {0}

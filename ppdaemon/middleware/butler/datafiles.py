@@ -21,6 +21,7 @@ __all__ = (
     "DataFile",
     "LocationCache",
     "LocatedFile",
+    "NewFile",
     "copied",
     "file_dataset",
     "ingest_shared",
@@ -77,6 +78,16 @@ class LocatedFile:
         """The file, or the member of it (`lsst.resources.ResourcePath`)."""
         # As a URI: a name with "#" or "%" would be misread as a plain path.
         return ResourcePath(self.path.as_uri()).replace(fragment=self.member)
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file in the filesystem of the datastore, and its datasets."""
+
+    path: Path
+    size_bytes: int
+    formatter: str
+    refs: Mapping[DatasetId, DatasetRef]
 
 
 def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:

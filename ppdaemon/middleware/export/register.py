@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import sqlalchemy.exc
@@ -41,14 +42,16 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
-from ppdaemon.middleware.butler.datafiles import file_dataset
+from ppdaemon.middleware.butler.datafiles import NewFile, file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.rows import NewFile, RowIngest, problem
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
+
+if TYPE_CHECKING:
+    from ppdaemon.middleware.export.rows import RowIngest
 
 __all__ = ("DamagedSpools", "Registered", "Registrar")
 
@@ -115,7 +118,14 @@ class Registrar:
 
     def connect(self, butler: Butler) -> None:
         """Decide how files are ingested into a repo that was just opened."""
-        if reason := problem(butler):
+        try:
+            # Another version of the Butler may have what it imports elsewhere.
+            from ppdaemon.middleware.export.rows import RowIngest, problem
+
+            reason = problem(butler)
+        except ImportError as error:
+            reason = f"this version of lsst.daf.butler is not known: {error}"
+        if reason:
             _LOG.warning("files are ingested one by one, which is slower: %s", reason)
             self._rows = None
         else:
@@ -213,6 +223,14 @@ class Registrar:
                     if not is_contention(error) or attempt == ATTEMPTS:
                         raise
                     _LOG.info("the transaction collided with another one, trying again: %s", describe(error))
+                except (AttributeError, TypeError) as error:
+                    if self._rows is None or attempt == ATTEMPTS:
+                        raise
+                    # Another version of the Butler may have other parameters.
+                    _LOG.warning(
+                        "files are ingested one by one from now on, which is slower: %s", describe(error)
+                    )
+                    self._rows = None
         return files
 
     @contextmanager

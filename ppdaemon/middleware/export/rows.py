@@ -4,14 +4,16 @@
 `RowIngest` does what `lsst.daf.butler.Butler.ingest` does, with the same rows and the same names of files.
 That looks at each file and each row for itself, which takes most of the time of an export; here each
 formatter, template and data ID is looked at once. Only this module uses what is internal to the Butler: a
-repo with a part that it does not know is left to the public method.
+repo with a part that it does not know is left to the public method, as are all repos where this module
+cannot be imported.
 """
 
 import datetime
+import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -40,8 +42,9 @@ from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
 
 from ppdaemon.durable import sync
+from ppdaemon.middleware.butler.datafiles import NewFile
 
-__all__ = ("NewFile", "RowIngest", "problem")
+__all__ = ("RowIngest", "problem")
 
 _KNOWN = {
     "ByDimensionsDatasetRecordStorageManagerUUID": (1, 2),
@@ -79,16 +82,6 @@ _PLAIN = re.compile(r"[\w.+-]+/[\w./+:=-]*", re.ASCII)
 """Names that are the same in a path and in a URI."""
 _MAX_FOLDERS = 20_000
 """Folders whose names are known to be on the disk: a visit makes one for each dataset type."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewFile:
-    """A file in the filesystem of the datastore, and its datasets."""
-
-    path: Path
-    size_bytes: int
-    formatter: str
-    refs: Mapping[DatasetId, DatasetRef]
 
 
 def problem(butler: Butler) -> str:
@@ -148,7 +141,9 @@ class RowIngest:
             places = self._places(files)
             self._insert_files(files, [name for name, _ in places])
         except sqlalchemy.exc.IntegrityError as error:
-            raise ConflictingDefinitionError(f"the repo has one of the datasets: {error}") from error
+            raise ConflictingDefinitionError(
+                f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
+            ) from error
         self._move({str(file.path): target for file, (_, target) in zip(files, places, strict=True)})
 
     def _insert_datasets(
@@ -265,8 +260,8 @@ class RowIngest:
         for leaf in leaves:
             os.makedirs(leaf, exist_ok=True)
         for path, target in targets.items():
-            with self._store._transaction.undoWith("move", os.rename, target, path):
-                os.rename(path, target)
+            with self._store._transaction.undoWith("move", _rename, target, path):
+                _rename(path, target)
         for folder in leaves.union(map(os.path.dirname, new)):
             sync(Path(folder))
         if len(self._synced) > _MAX_FOLDERS:
@@ -278,6 +273,17 @@ class RowIngest:
         while len(folder) > len(self._root) and not (folder in self._synced and os.path.isdir(folder)):
             yield folder
             folder = os.path.dirname(folder)
+
+
+def _rename(path: str, target: str) -> None:
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A folder of the datastore may be a link to another filesystem.
+        shutil.move(path, target)
+        sync(Path(target))
 
 
 def _extension(name: str) -> str:
