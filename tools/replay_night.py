@@ -97,7 +97,7 @@ def replay(
             source=source,
             speed=speed,
             detectors=options["detectors"],
-            nodes=None if observatory is None else options["nodes"],
+            own_nodes=None if observatory is None else options["nodes"],
             cancelled=follower.cancelled,
             differing=follower.differing,
             memory=follower.memory(),

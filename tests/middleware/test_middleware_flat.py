@@ -175,6 +175,7 @@ def test_repeated_visits_leave_no_trace(rigs: MakeRig, monkeypatch: pytest.Monke
     assert last.shared == middle.shared, "what visits share was fetched in the first round"
     assert {(usage.databases, usage.threads) for usage in usages[1:]} == {(2, new.threads)}
     assert last.descriptors == middle.descriptors
-    assert last.objects - middle.objects < OBJECTS_AT_MOST
+    # The queries of this test, which a worker does not make, fill caches of SQLAlchemy.
+    assert usages[2 * VISITS - few].objects - middle.objects < OBJECTS_AT_MOST
     assert last.private_bytes - middle.private_bytes < PRIVATE_BYTES_AT_MOST
     assert statistics.median(costs[-few:]) < SLOWER_AT_MOST * statistics.median(costs[:few])

@@ -82,5 +82,5 @@ def test_a_night_is_replayed_at_a_relay_that_runs(tmp_path, socket_dir):
     # The relay waits for all nine detectors; seven are not read out.
     assert (found["visits"], found["announced"], found["succeeded"], found["lost"]) == (2, 18, 4, 0)
     assert found["outcomes"] == {"succeeded": 4, "no_image": 14}
-    assert (found["doubled"], found["nodes"], found["memory"]) == (None, None, None)
+    assert (found["doubled"], found["own_nodes"], found["memory"]) == (None, None, None)
     assert sorted(written.values()) == [1] * 4

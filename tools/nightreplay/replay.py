@@ -54,8 +54,8 @@ class ReplayReport(SimulatedNight):
     """Factor by which it was faster than the night; 0 as fast as visits ended."""
     detectors: int
     """Of each visit."""
-    nodes: int | None
-    """Own nodes; `None` at the relay of others."""
+    own_nodes: int | None
+    """Number of own nodes; `None` at the relay of others."""
     cancelled: int
     """Visits that were canceled before all their detectors had ended."""
     differing: int | None
@@ -69,7 +69,7 @@ class ReplayReport(SimulatedNight):
         """Whether nothing was lost or doubled, and own workers succeeded in all that was not canceled."""
         exact = not self.lost and not self.doubled and not self.differing
         ended = self.succeeded + (self.outcomes.get(Outcome.CANCELLED, 0) if self.cancelled else 0)
-        return exact and (self.nodes is None or ended == self.announced > 0)
+        return exact and (self.own_nodes is None or ended == self.announced > 0)
 
 
 class SmallCamera(SimulatedCamera):
