@@ -80,10 +80,13 @@ class ChaosNode(NodeProcess):
             return self._timed(self.workers)
         return []
 
-    def request(self, request: Any) -> None:
-        """Send a request; ignored while the daemon does not answer."""
-        with contextlib.suppress(Unavailable):
+    def request(self, request: Any) -> bool:
+        """Send a request; return whether the daemon answered."""
+        try:
             self.daemon.ask(request)
+        except Unavailable:
+            return False
+        return True
 
     def _timed[T](self, call: Any) -> T:
         begin = time.monotonic()

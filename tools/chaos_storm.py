@@ -352,10 +352,9 @@ class Storm:
         return True
 
     def _resume(self, name: str) -> None:
-        if name in self._stopped:
+        # Until it answers: a drain lasts over a restart.
+        if name in self._stopped or not self.nodes[name].request(ResumeRequest()):
             self._after(0.2, lambda: self._resume(name))
-        else:
-            self.nodes[name].request(ResumeRequest())  # a new incarnation does not drain
 
     def _cut_off(self, name: str, length_s: float, *ways: tuple[str, str]) -> bool:
         """Lose all messages from and to these hosts; only one cut of a node at a time."""
