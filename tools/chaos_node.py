@@ -31,7 +31,7 @@ DAEMON = Path(__file__).with_name("chaos_daemon.py")
 # Includes the export of all spools.
 STOP_S = 30.0
 PER_WORKER = 2
-"""Descriptors of a supervisor per worker: channel and pidfd."""
+"""Descriptors of a supervisor per worker, channel and pidfd, beside those of its meter (below /proc)."""
 
 
 class ChaosNode(NodeProcess):
@@ -137,8 +137,17 @@ class ChaosNode(NodeProcess):
     def usage(self) -> ResourceUsage:
         """Return the supervisor's resources, without the descriptors of its workers."""
         workers = sum(1 for row in self.workers_or_none() if row.pid is not None)
+        meters = sum(path.startswith("/proc/") for path in self.open_files())
         usage = super().usage()
-        return replace(usage, descriptors=usage.descriptors - PER_WORKER * workers)
+        return replace(usage, descriptors=usage.descriptors - PER_WORKER * workers - meters)
+
+    def open_files(self) -> list[str]:
+        """Return what the supervisor's descriptors refer to, sorted."""
+        paths = []
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                paths.append(os.readlink(descriptor))
+        return sorted(paths)
 
     def log_of(self, *texts: str, most: int = 40) -> list[str]:
         """Return the last lines of the daemon's log with one of these texts."""

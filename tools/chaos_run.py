@@ -377,7 +377,10 @@ class ChaosRun:
             ("bytes of memory", begin.rss_bytes, end.rss_bytes, MORE_RSS_BYTES),
         ):
             if now > before + more:
-                self._violations.append(Violation("leaked", f"the supervisor has {now} {name}, had {before}"))
+                what = f"the supervisor has {now} {name}, had {before}"
+                if name == "descriptors":
+                    what += ": " + ", ".join(self.node.open_files())
+                self._violations.append(Violation("leaked", what))
 
     def _check_stop(self, status: int | None) -> None:
         if status != 0:
