@@ -25,8 +25,9 @@ from ppdaemon.keyfiles import read_key_pair
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, RelaySecurity, load_relay
-from ppdaemon.relay.ledger import Ledger, lock_state
+from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.relay import Relay, RelaySockets
+from ppdaemon.statelock import lock_state
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 
@@ -87,7 +88,7 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: relay.request_reload())
     # The lock first and released last: neither ledger nor sockets are shared with another relay.
     with (
-        closing(lock_state(config.state_dir)),
+        closing(lock_state(config.state_dir, "pprelay")),
         zmq.asyncio.Context() as context,
         # Before the sockets are bound: until it runs, nobody is admitted.
         _gatekeeper(context, config.security) as gatekeeper,
