@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A real bridge: stores that send by HTTP, and nodes that take its notices, both after crashes, too."""
+
+import http.client
+import json
+import socket
+import sqlite3
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from arrivalkit import fits_file
+from node import running
+from storeserver import serving
+
+from ppdaemon.bridge.http import BODY_MAX, MAX_CONNECTIONS, MAX_REFUSED
+from ppdaemon.messages import NOTICES, NOTICES_LIMIT, AskNotices, Notices
+from ppdaemon.states import Outcome
+from ppdaemon.testing.bridge import BridgeProcess
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
+from ppdaemon.wire import decode, encode
+
+NOTICE = b'{"uri": "s3://bucket/key"}'
+
+
+@pytest.fixture
+def bridge(socket_dir):
+    with bridging(socket_dir) as bridge:
+        yield bridge
+
+
+@contextmanager
+def bridging(folder: Path, **changes: Any) -> Iterator[BridgeProcess]:
+    bridge = BridgeProcess(folder, **changes)
+    try:
+        yield bridge.start()
+    finally:
+        bridge.close()
+
+
+class Asker:
+    """Asks as a node does."""
+
+    def __init__(self, context: zmq.Context, bridge: BridgeProcess):
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(bridge.nodes)
+        self.epoch, self.number, self.requests = "", 0, 0
+        self.taken: dict[int, bytes] = {}
+
+    def ask(self, **changes: Any) -> Notices:
+        """Ask until there is an answer; take what it has."""
+        while True:
+            self.requests += 1
+            fields = {"epoch": self.epoch, "number": self.number} | changes
+            self.socket.send(encode(AskNotices(node="n1", request=self.requests, **fields)))
+            while self.socket.poll(2000):
+                head, *bodies = self.socket.recv_multipart()
+                answer = decode(head, NOTICES, limit=NOTICES_LIMIT)
+                if answer.request == self.requests:
+                    self.epoch, self.number = answer.epoch, answer.first + len(bodies) - 1
+                    self.taken |= dict(enumerate(bodies, answer.first))
+                    return answer
+
+    def ask_for(self, count: int) -> None:
+        """Ask until so many notices were taken."""
+        wait_until(lambda: (len(self.taken) >= count) or (self.ask() and False), story=lambda: self.taken)
+
+
+@pytest.fixture
+def asker(bridge):
+    with zmq.Context() as context:
+        asker = Asker(context, bridge)
+        yield asker
+        asker.socket.close()
+
+
+def test_a_notice_is_stored_numbered_and_passed_on_as_it_came(bridge, asker):
+    first = asker.ask(age_s=60.0)
+    assert (first.first, first.lost, first.is_other, first.newest_age_s) == (1, 0, False, None)
+    notices = [NOTICE, b'[ {"eventName": "x"}]', b'{"Records":\n[]}']
+    for notice in notices:
+        assert bridge.post(notice) == 200
+    asker.ask_for(3)
+    assert asker.taken == dict(enumerate(notices, 1))
+    status = bridge.daemon.status()
+    assert (status.first, status.last, status.depth, status.sent) == (1, 3, 3, 3)
+    assert status.last_notice_s is not None
+    assert [row.node for row in status.nodes] == ["n1"]
+    # A question without notices is answered all the same: so a node knows that it is connected.
+    quiet = asker.ask()
+    assert (quiet.first, asker.number) == (4, 3)
+    assert [row.behind for row in bridge.daemon.status().nodes] == [0]
+
+
+def test_after_restarts_a_node_gets_what_it_lacks_and_a_store_needs_no_second_try(bridge, asker):
+    asker.ask()
+    bridge.post(NOTICE)
+    asker.ask_for(1)
+    assert bridge.stop() == 0
+    # The socket is open: the store waits for its answer.
+    with ThreadPoolExecutor(1) as threads:
+        status = threads.submit(bridge.post, b'{"uri": "s3://bucket/meanwhile"}')
+        bridge.start()
+        assert status.result(TIMEOUT_S) == 200
+    asker.ask_for(2)
+    assert asker.taken[2] == b'{"uri": "s3://bucket/meanwhile"}'
+    # A new run of a node takes recent ones again.
+    asker.taken.clear()
+    again = asker.ask(age_s=3600.0)
+    assert (again.first, sorted(asker.taken)) == (1, [1, 2])
+
+
+def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
+    with (
+        bridging(socket_dir, ring={"max_notices": 2}) as bridge,
+        zmq.Context() as context,
+    ):
+        asker = Asker(context, bridge)
+        asker.ask()
+        for number in range(5):
+            bridge.post(b'{"path": "%d"}' % number)
+        answer = asker.ask(number=1)
+        assert (answer.first, answer.lost, sorted(asker.taken)) == (4, 2, [4, 5])
+        bridge.stop()
+        for file in bridge.state_dir.glob("ring.sqlite*"):
+            file.unlink()
+        bridge.start()
+        answer = asker.ask()
+        assert answer.is_other
+        assert asker.number == 0
+        asker.socket.close()
+
+
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        (b"", 400),
+        (b"no JSON", 400),
+        (b'"text"', 400),
+        (b'{"a": NaN}', 400),
+        (b"\xff{}", 400),
+        (b"[" * 50 + b"]" * 50, 400),
+        (b'{"a": "' + b"x" * BODY_MAX + b'"}', 413),
+        (b'{"a": "' + b"x" * 2 * BODY_MAX + b'"}', 413),
+    ],
+    ids=["empty", "text", "string", "NaN", "encoding", "depth", "size", "more"],
+)
+def test_a_bad_body_gets_a_4xx_and_is_taken_off_a_store_that_repeats_it(bridge, body, status):
+    statuses = [bridge.post(body) for _ in range(MAX_REFUSED + 2)]
+    assert statuses == [status] * MAX_REFUSED + [200, 200]
+    counters = bridge.daemon.status().counters
+    assert counters["http given_up"] == 2
+    assert sum(counters.values()) == MAX_REFUSED + 2
+    assert bridge.daemon.status().last == 0
+    assert bridge.post(NOTICE) == 200
+
+
+def test_other_methods_are_refused(bridge):
+    connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=TIMEOUT_S)
+    for method in ("GET", "PUT", "DELETE"):
+        connection.request(method, "/", NOTICE)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (405, b"send notices by POST\n")
+    connection.close()
+
+
+def test_with_a_token_only_those_are_served_that_know_it(socket_dir, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef\n")
+    token.chmod(0o600)
+    with bridging(socket_dir, http={"token": str(token)}) as bridge:
+        assert bridge.post(NOTICE) == 401
+        assert bridge.post(NOTICE, headers={"Authorization": "Bearer wrong"}) == 401
+        assert bridge.post(NOTICE, "/012345") == 401
+        good = token.read_text().strip()
+        assert bridge.post(NOTICE, headers={"Authorization": f"Bearer {good}"}) == 200
+        assert bridge.post(NOTICE, f"/{good}") == 200
+        assert bridge.daemon.status().counters == {"http token": 3}
+
+
+def test_https_is_served_with_a_certificate(socket_dir, tmp_path):
+    made = tmp_path / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", made],
+        check=True,
+        capture_output=True,
+    )
+    keys = {"certificate": str(made), "certificate_key": str(tmp_path / "key.pem")}
+    with bridging(socket_dir, http=keys) as bridge:
+        trusted = ssl.create_default_context(cafile=str(made))
+        connection = http.client.HTTPSConnection("127.0.0.1", bridge.port, timeout=TIMEOUT_S, context=trusted)
+        connection.request("POST", "/", NOTICE)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_silent_clients_make_room_for_others(bridge):
+    silent = [socket.create_connection(("127.0.0.1", bridge.port)) for _ in range(300)]
+    try:
+        for client in silent[::2]:
+            client.send(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n")
+        assert bridge.post(NOTICE) == 200
+        assert bridge.daemon.status().connections <= MAX_CONNECTIONS
+    finally:
+        for client in silent:
+            client.close()
+
+
+def test_a_burst_of_an_exposure_is_one_group_of_writes(bridge, asker):
+    asker.ask()
+    with ThreadPoolExecutor(50) as threads:
+        bodies = [b'{"path": "%d"}' % number for number in range(205)]
+        assert set(threads.map(bridge.post, bodies)) == {200}
+    asker.ask_for(205)
+    assert sorted(asker.taken.values()) == sorted(bodies)
+    assert sorted(asker.taken) == [*range(1, 206)]
+
+
+def test_a_disk_that_is_full_makes_the_store_repeat(socket_dir):
+    with bridging(socket_dir) as bridge:
+        locker = sqlite3.connect(bridge.state_dir / "ring.sqlite", autocommit=True)
+        locker.execute("BEGIN IMMEDIATE")
+        assert bridge.post(NOTICE) == 503
+        wait_until(lambda: not bridge.daemon.status().healthy)
+        assert "cannot be written" in bridge.daemon.status().problems[0].text
+        locker.execute("ROLLBACK")
+        locker.close()
+        wait_until(lambda: bridge.post(NOTICE) == 200)
+        wait_until(lambda: bridge.daemon.status().healthy)
+
+
+def created(key: str) -> bytes:
+    record = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": key}}}
+    return json.dumps({"Records": [record]}).encode()
+
+
+def bridge_node(bridge: BridgeProcess, uri: str) -> dict[str, object]:
+    arrivals = {"remote": [{"uri": f"{uri}/raw"}], "bridges": [bridge.nodes]}
+    return {"arrivals": arrivals, "min": 1, "spare": 0, "max": 2}
+
+
+def test_a_notice_that_came_while_the_node_was_down_gives_its_visit_the_raw(tmp_path, socket_dir):
+    folder = socket_dir / "b"
+    folder.mkdir()
+    with (
+        serving() as store,
+        bridging(folder) as bridge,
+        running(tmp_path, socket_dir, **bridge_node(bridge, store.uri)) as node,
+    ):
+
+        def put(group: str, number: int) -> bytes:
+            key = f"/raw/{node.raws.path(number).relative_to(node.raw_root)}"
+            store.objects[key] = fits_file(group)
+            return json.dumps({"uri": store.uri + key}).encode()
+
+        def source() -> Any:
+            return next(each for each in node.status().arrivals if each.name.startswith("bridge"))
+
+        node.wait(lambda: source().live and not source().note)
+        node.relay.reserve("g1")
+        assert bridge.post(put("g1", 1)) == 200
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        assert source().last_notice_s < TIMEOUT_S
+        # Accepted, its notice comes while the node is away.
+        node.relay.reserve("g2")
+        node.wait(lambda: node.visit("g2"))
+        node.kill()
+        assert bridge.post(put("g2", 2)) == 200
+        node.start()
+        assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
+        # Taken before the crash, and needed again: only the notice has the raw.
+        node.relay.reserve("g3", survey="process:hang")
+        bridge.post(put("g3", 3))
+        node.wait(lambda: node.visit("g3") and node.visit("g3")[0].exposures)
+        node.kill()
+        node.start()
+        node.wait(lambda: node.visit("g3")[-1].attempt)
+        bridge.stop()
+        node.wait(lambda: not source().live)
+        assert any("bridge" in problem.text for problem in node.status().problems)
+        bridge.start()
+        node.wait(lambda: source().live)
