@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zmq
 from arrivalkit import fits_file
+from kafkacluster import kafka_cluster
 from node import running
 from storeserver import serving
 
@@ -139,7 +140,7 @@ def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
 
 
 @pytest.mark.parametrize(
-    "body, status",
+    ("body", "status"),
     [
         (b"", 400),
         (b"no JSON", 400),
@@ -187,12 +188,9 @@ def test_with_a_token_only_those_are_served_that_know_it(socket_dir, tmp_path):
 
 def test_https_is_served_with_a_certificate(socket_dir, tmp_path):
     made = tmp_path / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", made],
-        check=True,
-        capture_output=True,
-    )
+    new = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    files = ["-keyout", tmp_path / "key.pem", "-out", made]
+    subprocess.run([*new.split(), *files], check=True, capture_output=True)
     keys = {"certificate": str(made), "certificate_key": str(tmp_path / "key.pem")}
     with bridging(socket_dir, http=keys) as bridge:
         trusted = ssl.create_default_context(cafile=str(made))
@@ -237,6 +235,28 @@ def test_a_disk_that_is_full_makes_the_store_repeat(socket_dir):
         wait_until(lambda: bridge.daemon.status().healthy)
 
 
+def test_notices_of_kafka_are_taken_and_what_is_none_is_skipped(socket_dir):
+    with kafka_cluster() as cluster, zmq.Context() as context:
+        cluster.write("buckets", [NOTICE])
+        kafka = {
+            "brokers": cluster.brokers,
+            "topics": ["buckets"],
+            "options": {"fetch.wait.max.ms": "10"},
+        }
+        with bridging(socket_dir, kafka=kafka) as bridge:
+            asker = Asker(context, bridge)
+            asker.ask(age_s=3600.0)
+            asker.ask_for(1)
+            cluster.write("buckets", [None, b"no JSON", b"7", b'{"path": "b"}'])
+            asker.ask_for(2)
+            bridge.stop()
+            cluster.write("buckets", [b'{"path": "c"}'])
+            bridge.start()
+            asker.ask_for(3)
+            assert sorted(asker.taken.values()) == sorted([NOTICE, b'{"path": "b"}', b'{"path": "c"}'])
+            asker.socket.close()
+
+
 def created(key: str) -> bytes:
     record = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": key}}}
     return json.dumps({"Records": [record]}).encode()
@@ -277,12 +297,14 @@ def test_a_notice_that_came_while_the_node_was_down_gives_its_visit_the_raw(tmp_
         node.start()
         assert node.relay.outcome("g2").outcome == Outcome.SUCCEEDED
         # Taken before the crash, and needed again: only the notice has the raw.
-        node.relay.reserve("g3", survey="process:hang")
+        node.relay.reserve("g3", survey="process:gate")
         bridge.post(put("g3", 3))
-        node.wait(lambda: node.visit("g3") and node.visit("g3")[0].exposures)
+        node.wait(lambda: node.at_gate("g3"))
         node.kill()
+        node.open_gate("g3")
         node.start()
-        node.wait(lambda: node.visit("g3")[-1].attempt)
+        assert node.relay.outcome("g3").outcome == Outcome.SUCCEEDED
+        assert set(node.marks().values()) == {1}
         bridge.stop()
         node.wait(lambda: not source().live)
         assert any("bridge" in problem.text for problem in node.status().problems)

@@ -42,7 +42,7 @@ def test_numbers_follow_each_other_and_none_is_used_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "limits, left",
+    ("limits", "left"),
     [
         ({"max_notices": 2}, [b"33", b"44"]),
         ({"max_bytes": 5}, [b"33", b"44"]),
@@ -125,7 +125,7 @@ EXTENT = Extent(first=11, last=20)
 
 
 @pytest.mark.parametrize(
-    "ask, recent, begin, lost",
+    ("ask", "recent", "begin", "lost"),
     [
         ({"epoch": "e", "number": 15}, 21, 16, 0),
         ({"epoch": "e", "number": 20}, 21, 21, 0),
