@@ -79,7 +79,9 @@ OTEL = [
     "opentelemetry-sdk>=1.40,<2",
 ]
 TEST = [
+    "boto3>=1.34",
     "hypothesis>=6.100",
+    "moto[server]>=5.0",  # a server of S3
     "opentelemetry-proto>=1.40,<2",  # a collector's side
     "playwright>=1.48",  # drives the chromium of the host
     "pytest>=8.2",

@@ -7,25 +7,20 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 from arrivalkit import fits_file
+from bridgekit import Asker, bridging
 from kafkacluster import kafka_cluster
 from node import running
 from storeserver import serving
 
 from ppdaemon.bridge.http import BODY_MAX, MAX_CONNECTIONS, MAX_REFUSED
-from ppdaemon.messages import NOTICES, NOTICES_LIMIT, AskNotices, Notices
 from ppdaemon.states import Outcome
 from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
-from ppdaemon.wire import decode, encode
 
 NOTICE = b'{"uri": "s3://bucket/key"}'
 
@@ -36,50 +31,10 @@ def bridge(socket_dir):
         yield bridge
 
 
-@contextmanager
-def bridging(folder: Path, **changes: Any) -> Iterator[BridgeProcess]:
-    bridge = BridgeProcess(folder, **changes)
-    try:
-        yield bridge.start()
-    finally:
-        bridge.close()
-
-
-class Asker:
-    """Asks as a node does."""
-
-    def __init__(self, context: zmq.Context, bridge: BridgeProcess):
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(bridge.nodes)
-        self.epoch, self.number, self.requests = "", 0, 0
-        self.taken: dict[int, bytes] = {}
-
-    def ask(self, **changes: Any) -> Notices:
-        """Ask until there is an answer; take what it has."""
-        while True:
-            self.requests += 1
-            fields = {"epoch": self.epoch, "number": self.number} | changes
-            self.socket.send(encode(AskNotices(node="n1", request=self.requests, **fields)))
-            while self.socket.poll(2000):
-                head, *bodies = self.socket.recv_multipart()
-                answer = decode(head, NOTICES, limit=NOTICES_LIMIT)
-                if answer.request == self.requests:
-                    self.epoch, self.number = answer.epoch, answer.first + len(bodies) - 1
-                    self.taken |= dict(enumerate(bodies, answer.first))
-                    return answer
-
-    def ask_for(self, count: int) -> None:
-        """Ask until so many notices were taken."""
-        wait_until(lambda: (len(self.taken) >= count) or (self.ask() and False), story=lambda: self.taken)
-
-
 @pytest.fixture
 def asker(bridge):
-    with zmq.Context() as context:
-        asker = Asker(context, bridge)
+    with Asker(bridge) as asker:
         yield asker
-        asker.socket.close()
 
 
 def test_a_notice_is_stored_numbered_and_passed_on_as_it_came(bridge, asker):
@@ -119,11 +74,7 @@ def test_after_restarts_a_node_gets_what_it_lacks_and_a_store_needs_no_second_tr
 
 
 def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
-    with (
-        bridging(socket_dir, ring={"max_notices": 2}) as bridge,
-        zmq.Context() as context,
-    ):
-        asker = Asker(context, bridge)
+    with bridging(socket_dir, ring={"max_notices": 2}) as bridge, Asker(bridge) as asker:
         asker.ask()
         for number in range(5):
             bridge.post(b'{"path": "%d"}' % number)
@@ -136,7 +87,6 @@ def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
         answer = asker.ask()
         assert answer.is_other
         assert asker.number == 0
-        asker.socket.close()
 
 
 @pytest.mark.parametrize(
@@ -235,16 +185,16 @@ def test_a_disk_that_is_full_makes_the_store_repeat(socket_dir):
         wait_until(lambda: bridge.daemon.status().healthy)
 
 
+@pytest.mark.slow
 def test_notices_of_kafka_are_taken_and_what_is_none_is_skipped(socket_dir):
-    with kafka_cluster() as cluster, zmq.Context() as context:
+    with kafka_cluster() as cluster:
         cluster.write("buckets", [NOTICE])
         kafka = {
             "brokers": cluster.brokers,
             "topics": ["buckets"],
             "options": {"fetch.wait.max.ms": "10"},
         }
-        with bridging(socket_dir, kafka=kafka) as bridge:
-            asker = Asker(context, bridge)
+        with bridging(socket_dir, kafka=kafka) as bridge, Asker(bridge) as asker:
             asker.ask(age_s=3600.0)
             asker.ask_for(1)
             cluster.write("buckets", [None, b"no JSON", b"7", b'{"path": "b"}'])
@@ -254,7 +204,6 @@ def test_notices_of_kafka_are_taken_and_what_is_none_is_skipped(socket_dir):
             bridge.start()
             asker.ask_for(3)
             assert sorted(asker.taken.values()) == sorted([NOTICE, b'{"path": "b"}', b'{"path": "c"}'])
-            asker.socket.close()
 
 
 def created(key: str) -> bytes:
@@ -267,6 +216,7 @@ def bridge_node(bridge: BridgeProcess, uri: str) -> dict[str, object]:
     return {"arrivals": arrivals, "min": 1, "spare": 0, "max": 2}
 
 
+@pytest.mark.slow
 def test_a_notice_that_came_while_the_node_was_down_gives_its_visit_the_raw(tmp_path, socket_dir):
     folder = socket_dir / "b"
     folder.mkdir()
