@@ -241,7 +241,7 @@ def test_a_notice_that_came_while_the_node_was_down_gives_its_visit_the_raw(tmp_
         assert source().last_notice_s < TIMEOUT_S
         # Accepted, its notice comes while the node is away.
         node.relay.reserve("g2")
-        node.wait(lambda: node.visit("g2"))
+        node.wait(lambda: ("g2", 0) in node.relay.acked)
         node.kill()
         assert bridge.post(put("g2", 2)) == 200
         node.start()

@@ -20,7 +20,7 @@ from ppdaemon.states import Outcome
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of a node takes seconds
 
 KILLS = 30
 STORES = 8
@@ -97,7 +97,7 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed_at_random_mom
             for number in range(1, KILLS + 1):
                 group = f"g{number}"
                 relay.reserve(group)
-                node.wait(lambda group=group: node.visit(group))
+                node.wait(lambda group=group: (group, 0) in relay.acked)
                 key = f"raw/{node.raws.path(number).relative_to(node.raw_root)}"
                 record = template["Records"][0] | {"s3": bucket.put(key, fits_file(group))}
                 notice = json.dumps({"Records": [record]}).encode()
