@@ -29,6 +29,7 @@ SECONDS = {
     "bench_fanout": 50,
     "bench_operator": 50,
     "bench_night": 75,
+    "bench_sources": 30,
 }
 """What each takes with ``--quick`` on two idle cores, in the order of running."""
 SLOWER = 10

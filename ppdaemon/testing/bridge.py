@@ -37,12 +37,16 @@ class BridgeProcess:
     """
 
     def __init__(self, folder: Path, **changes: Any):
-        self.state_dir = folder / "state"
+        self.state_dir = Path(changes.get("state_dir", folder / "state"))
         self.nodes = changes.get("nodes", f"ipc://{folder}/nodes")
         self.config = folder / "ppbridge.yaml"
         self.log = folder / "log"
-        self.control = self.state_dir / BRIDGE_SOCKET
-        self._fields = {"nodes": self.nodes, "state_dir": str(self.state_dir)} | changes
+        self.control = folder / BRIDGE_SOCKET
+        self._fields = {
+            "nodes": self.nodes,
+            "state_dir": str(self.state_dir),
+            "control": str(self.control),
+        } | changes
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         """The port of HTTP."""

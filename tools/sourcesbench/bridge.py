@@ -30,10 +30,11 @@ NOTICE_BYTES = 1000
 
 
 @contextmanager
-def bridging(folder: Path) -> Iterator[BridgeProcess]:
-    """Run a bridge."""
+def bridging(folders: BenchFolders) -> Iterator[BridgeProcess]:
+    """Run a bridge, its ring on the disk."""
+    folder = folders.ramdisk / "b"
     folder.mkdir()
-    bridge = BridgeProcess(folder)
+    bridge = BridgeProcess(folder, state_dir=str(folders.scratch / "bridge"))
     try:
         yield bridge.start()
     finally:
@@ -71,9 +72,9 @@ def measure_ring(
 ) -> dict[str, Scalar]:
     """Fill a ring, start its bridge, add some notices, and replay all to a node; return its memory."""
     progress(f"ring: {workload.ring} notices")
-    folder = folders.ramdisk / "bridge"
-    state = folder / "state"
-    state.mkdir(parents=True, mode=0o700)
+    folder, state = folders.ramdisk / "b", folders.scratch / "bridge"
+    folder.mkdir()
+    state.mkdir(mode=0o700)
     limits = RingConfig(max_notices=workload.ring)
     body = b'{"path": "' + b"x" * NOTICE_BYTES + b'"}'
     with closing(Ring(state, limits)) as ring:
@@ -81,7 +82,7 @@ def measure_ring(
             with ring.transaction():
                 for _ in range(min(AT_ONCE, workload.ring - first)):
                     ring.add(body, time.time())
-    bridge = BridgeProcess(folder, ring=limits.model_dump())
+    bridge = BridgeProcess(folder, state_dir=str(state), ring=limits.model_dump())
     try:
         bridge.start()
         for _ in range(5):
