@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import zmq
 
+from ppdaemon.curve import ClientKeys
 from ppdaemon.messages import NOTICES, NOTICES_LIMIT, AskNotices, Notices
 from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import wait_until
@@ -28,10 +29,12 @@ def bridging(folder: Path, **changes: Any) -> Iterator[BridgeProcess]:
 class Asker:
     """Asks as a node does."""
 
-    def __init__(self, bridge: BridgeProcess):
+    def __init__(self, bridge: BridgeProcess, keys: ClientKeys | None = None):
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            keys.apply(self.socket)
         self.socket.connect(bridge.nodes)
         self.epoch, self.number, self.requests = "", 0, 0
         self.taken: dict[int, bytes] = {}
@@ -43,12 +46,16 @@ class Asker:
         self.socket.close()
         self.context.term()
 
+    def send(self, **changes: Any) -> None:
+        """Send a question."""
+        self.requests += 1
+        fields = {"epoch": self.epoch, "number": self.number} | changes
+        self.socket.send(encode(AskNotices(node="n1", request=self.requests, **fields)))
+
     def ask(self, **changes: Any) -> Notices:
         """Ask until there is an answer; take what it has."""
         while True:
-            self.requests += 1
-            fields = {"epoch": self.epoch, "number": self.number} | changes
-            self.socket.send(encode(AskNotices(node="n1", request=self.requests, **fields)))
+            self.send(**changes)
             while self.socket.poll(2000):
                 head, *bodies = self.socket.recv_multipart()
                 answer = decode(head, NOTICES, limit=NOTICES_LIMIT)

@@ -3,6 +3,7 @@
 
 import http.client
 import json
+import shutil
 import socket
 import sqlite3
 import ssl
@@ -18,6 +19,9 @@ from node import running
 from storeserver import serving
 
 from ppdaemon.bridge.http import BODY_MAX, MAX_CONNECTIONS, MAX_REFUSED
+from ppdaemon.ctl import cli
+from ppdaemon.curve import ClientKeys, new_key_pair
+from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.states import Outcome
 from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -89,31 +93,27 @@ def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
         assert asker.number == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        (b"", 400),
-        (b"no JSON", 400),
-        (b'"text"', 400),
-        (b'{"a": NaN}', 400),
-        (b"\xff{}", 400),
-        (b"[" * 50 + b"]" * 50, 400),
-        (b'{"a": "' + b"x" * BODY_MAX + b'"}', 413),
-        (b'{"a": "' + b"x" * 2 * BODY_MAX + b'"}', 413),
-    ],
-    ids=["empty", "text", "string", "NaN", "encoding", "depth", "size", "more"],
-)
-def test_a_bad_body_gets_a_4xx_and_is_taken_off_a_store_that_repeats_it(bridge, body, status):
-    statuses = [bridge.post(body) for _ in range(MAX_REFUSED + 2)]
-    assert statuses == [status] * MAX_REFUSED + [200, 200]
+BAD = {
+    b"": 400,
+    b"no JSON": 400,
+    b'"text"': 400,
+    b'{"a": NaN}': 400,
+    b"\xff{}": 400,
+    b"[" * 50 + b"]" * 50: 400,
+    b'{"a": "' + b"x" * BODY_MAX + b'"}': 413,
+    b'{"a": "' + b"x" * 2 * BODY_MAX + b'"}': 413,
+}
+
+
+def test_a_bad_body_gets_a_4xx_and_is_taken_off_a_store_that_repeats_it(bridge):
+    for body, status in BAD.items():
+        statuses = [bridge.post(body) for _ in range(MAX_REFUSED + 2)]
+        assert statuses == [status] * MAX_REFUSED + [200, 200], body[:20]
     counters = bridge.daemon.status().counters
-    assert counters["http given_up"] == 2
-    assert sum(counters.values()) == MAX_REFUSED + 2
+    assert counters["http given_up"] == 2 * len(BAD)
+    assert sum(counters.values()) == len(BAD) * (MAX_REFUSED + 2)
     assert bridge.daemon.status().last == 0
     assert bridge.post(NOTICE) == 200
-
-
-def test_other_methods_are_refused(bridge):
     connection = http.client.HTTPConnection("127.0.0.1", bridge.port, timeout=TIMEOUT_S)
     for method in ("GET", "PUT", "DELETE"):
         connection.request(method, "/", NOTICE)
@@ -183,6 +183,55 @@ def test_a_disk_that_is_full_makes_the_store_repeat(socket_dir):
         locker.close()
         wait_until(lambda: bridge.post(NOTICE) == 200)
         wait_until(lambda: bridge.daemon.status().healthy)
+
+
+def test_nodes_need_their_key_and_nonsense_stops_nothing(socket_dir):
+    keys = socket_dir / "keys"
+    keys.mkdir()
+    for name in ("bridge", "n1", "stranger"):
+        write_key_pair(keys, name, new_key_pair())
+    admitted = socket_dir / "admitted"
+    admitted.mkdir()
+    shutil.copy(keys / "n1.key", admitted)
+    security = {"key": str(keys / "bridge.key_secret"), "nodes": str(admitted)}
+    with bridging(socket_dir, security=security) as bridge:
+        bridge.post(NOTICE)
+
+        def keys_of(name: str) -> ClientKeys:
+            return ClientKeys.read(keys / f"{name}.key_secret", keys / "bridge.key")
+
+        with Asker(bridge, keys_of("stranger")) as stranger:
+            stranger.send()
+            assert not stranger.socket.poll(500)
+        with Asker(bridge, keys_of("n1")) as asker:
+            for nonsense in ([b""], [b"{}"], [b"x" * 5000], [b"{}", b"{}"], [b'{"type": "ask_notices"}']):
+                asker.socket.send_multipart(nonsense)
+            # What is too large has ended the connection: the node makes another one.
+        with Asker(bridge, keys_of("n1")) as asker:
+            asker.ask(age_s=3600.0)
+            assert asker.taken == {1: NOTICE}
+        assert [row.node for row in bridge.daemon.status().nodes] == ["n1"]
+
+
+def test_ppctl_shows_a_bridge(bridge, asker, capsys):
+    def ppctl(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--bridge", "--config", str(bridge.config), *arguments])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out + err
+
+    bridge.post(NOTICE)
+    bridge.post(b"nonsense")
+    asker.ask(age_s=60.0)
+    code, out = ppctl("status", "--check")
+    assert code == 0
+    for words in ("ppbridge bridge  running", "1 notice in the ring", "number 1", "n1", "1 http json"):
+        assert words in out
+    assert json.loads(ppctl("status", "--json")[1])["last"] == 1
+    code, out = ppctl("visits")
+    assert (code, "ppctl visits is for a node, not for --bridge" in out) == (64, True)
+    bridge.stop()
+    assert ppctl("status")[0] == 3
 
 
 @pytest.mark.slow
