@@ -299,6 +299,8 @@ def test_a_notice_that_came_while_the_node_was_down_gives_its_visit_the_raw(tmp_
         node.relay.reserve("g3", survey="process:gate")
         bridge.post(put("g3", 3))
         node.wait(lambda: node.at_gate("g3"))
+        positions = node.state / "bridges.json"
+        node.wait(lambda: positions.exists() and '"number": 3' in positions.read_text())
         node.kill()
         node.open_gate("g3")
         node.start()
