@@ -778,6 +778,7 @@ class BridgeStatusReport(ControlModel):
     connections: int
     """Open connections of stores."""
     nodes: tuple[BridgeNodeRow, ...]
+    """Those that have asked within the last hour."""
     ring: str
     """Path of the ring."""
     epoch: str

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from arrivalkit import fits_file
 from bridgekit import Asker, bridging
+from kafkacluster import kafka_cluster
 from motoserver import moto_bucket
 from node import make_node
 
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each start of a nod
 
 KILLS = 30
 STORES = 8
+BURST = 100
 NOTICES = Path(__file__).parent.parent / "data/notices"
 
 
@@ -73,6 +75,39 @@ def test_a_bridge_that_is_killed_at_random_moments_loses_no_notice(socket_dir):
     assert len(sent) > KILLS
     twice = sum(count - 1 for count in Counter(taken).values())
     assert twice <= unanswered  # stored, and killed before the answer
+
+
+def test_a_bridge_that_reads_from_kafka_is_killed_while_it_takes_notices(socket_dir):
+    """After each death the group waits some seconds for the dead member."""
+    moments, written = random.Random(18), 0
+    with kafka_cluster() as cluster:
+        cluster.write("buckets", [b'{"path": "0"}'])
+        options = {"fetch.wait.max.ms": "10"}
+        kafka = {"brokers": cluster.brokers, "topics": ["buckets"], "options": options}
+        with bridging(socket_dir, kafka=kafka) as bridge, Asker(bridge) as asker:
+            asker.ask(age_s=3600.0)
+            last = 0
+            for _ in range(KILLS):
+                # It reads again: what comes now is taken at once.
+                wait_until(lambda last=last: bridge.daemon.status().last > last)
+                cluster.write("buckets", [b'{"path": "%d"}' % (written + n) for n in range(1, BURST + 1)])
+                written += BURST + 1
+                time.sleep(moments.random() * 0.05)
+                bridge.stop(signal.SIGKILL)
+                bridge.start()
+                last = bridge.daemon.status().last
+                cluster.write("buckets", [b'{"path": "%d"}' % written])
+            expected = {b'{"path": "%d"}' % number for number in range(written + 1)}
+
+            def complete() -> bool:
+                asker.ask()
+                return set(asker.taken.values()) >= expected
+
+            wait_until(complete, story=lambda: sorted(expected - set(asker.taken.values())))
+            assert set(asker.taken.values()) == expected
+            # Each of a batch that was stored and not yet committed comes twice.
+            twice = len(asker.taken) - len(expected)
+            assert twice <= KILLS * BURST
 
 
 def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed_at_random_moments(tmp_path, socket_dir):
