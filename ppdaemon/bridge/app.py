@@ -9,7 +9,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,12 @@ import zmq.asyncio
 from ppdaemon import log
 from ppdaemon.bridge import outlet
 from ppdaemon.bridge.bridge import Bridge
-from ppdaemon.bridge.config import BridgeConfig, BridgeSecurity, load_bridge, unprotected
+from ppdaemon.bridge.config import BridgeConfig, load_bridge, unprotected
 from ppdaemon.bridge.ring import Ring
 from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
-from ppdaemon.curve import Gatekeeper
+from ppdaemon.curve import admitting
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
-from ppdaemon.keyfiles import read_key_pair
 from ppdaemon.notify import Notifier, passed_sockets
 from ppdaemon.routers import bind
 from ppdaemon.statelock import lock_state
@@ -121,7 +120,7 @@ async def _serve(config: BridgeConfig, listener: socket.socket | None, notifier:
         closing(lock_state(config.state_dir, "ppbridge")),
         zmq.asyncio.Context() as context,
         # Before the socket is bound: until it runs, nobody is admitted.
-        _gatekeeper(context, config.security) as gatekeeper,
+        admitting(context, config.security.key, config.security.read_allow_lists) as gatekeeper,
         closing(bind(context, outlet.NODES, config.nodes, outlet.OPTIONS, gatekeeper)) as nodes,
     ):
         bridge = Bridge(config, Ring(config.state_dir, config.ring), nodes, gatekeeper, clock, notifier)
@@ -129,14 +128,6 @@ async def _serve(config: BridgeConfig, listener: socket.socket | None, notifier:
             asyncio.get_running_loop().add_signal_handler(number, bridge.request_stop)
         await bridge.run(listener, None if listener is None else _http(config, bridge))
     _LOG.info("stopped")
-
-
-def _gatekeeper(
-    context: zmq.asyncio.Context, security: BridgeSecurity
-) -> AbstractContextManager[Gatekeeper | None]:
-    if security.key is None:
-        return nullcontext()
-    return Gatekeeper(context, read_key_pair(security.key), security.read_allow_lists())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
