@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import setproctitle
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import Clock
@@ -29,6 +28,7 @@ from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 from ppdaemon.plan.models import PlanOrder, requested_detectors
+from ppdaemon.processes import set_title
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
@@ -100,7 +100,7 @@ def run(config: Path) -> None:
             _LOG.warning("%s", remark)
         gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
+        set_title(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier))
     except (PPDaemonError, OSError) as error:
         # `systemctl status` shows it until the next start.
