@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The status of a node for operators."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -98,7 +99,7 @@ class Status:
 
     def report(self) -> StatusReport:
         """Return the current status."""
-        tai = self.clock.tai()
+        tai, left_s = self.clock.tai(), self.visits.takes_until - self.clock.mono()
         problems = self._problem_log.update((*self._fixed_problems, *self._problems()), tai)
         is_limited = any(problem.degrades for problem in problems)
         starting = self.state == "starting"
@@ -126,6 +127,7 @@ class Status:
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             capacity=0 if starting else self.offer.offered,
+            takes_until_tai=None if left_s == math.inf else tai + left_s,
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
@@ -226,6 +228,9 @@ class Status:
             text = "drained by an operator: no visits until ppctl resume, also after a restart"
             age_s = self.clock.tai() - self.drained_since
             yield Finding("capacity", text, "drained", age_s, degrades=False)
+        if (since_s := self.clock.mono() - self.visits.takes_until) > 0:
+            text = "no more visits are taken: this host is given back before they could end (--until)"
+            yield Finding("capacity", text, "ends", since_s, degrades=False)
         if self.relay.problem:
             yield Finding("relay", self.relay.problem, age_s=self.relay.away_s)
         if problem := self.offer.journal_problem:

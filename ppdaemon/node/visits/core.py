@@ -15,6 +15,7 @@ writes, and because writes are committed in the order of the decisions.
 """
 
 import logging
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,7 +94,7 @@ hundred exposures of 205 detectors."""
 class Visits:
     """All open visit-detectors of a node."""
 
-    def __init__(self, config: NodeConfig, count: Counter[str]):
+    def __init__(self, config: NodeConfig, count: Counter[str], ends_at: float = math.inf):
         self.open = OpenVisits()
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
@@ -103,6 +104,7 @@ class Visits:
         self.accepting = False
         self.config = config
         self._count = count
+        self.ends_at = ends_at
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._stopping = False
@@ -135,6 +137,12 @@ class Visits:
         """The time after which a pipeline that is set aside gets a visit-detector again."""
         return self.config.workers.times.probe_s
 
+    @property
+    def takes_until(self) -> float:
+        """Monotonic time after which not even the shortest visit could end before this host is given back."""
+        arrivals, times = self.config.arrivals, self.config.workers.times
+        return self.ends_at - arrivals.image_timeout_s - times.after_images_s
+
     # --- reservations ----------------------------------------------------
 
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
@@ -146,6 +154,9 @@ class Visits:
             text = self._no_slot if self.accepting else "the node takes no visits now"
         elif age_s > self.config.node.expiry_s:
             text, final = f"expired: announced {age_s:.0f} s ago", True
+        elif self._now.mono - max(0.0, age_s) + 2 * visit.duration_s > self.takes_until:
+            left_s = max(0.0, self.ends_at - self._now.mono)
+            text = f"this host is given back in {left_s:.0f} s, before the visit's deadline"
         if text:
             found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
             refused = tuple(detector for detector in requested if detector not in found)
