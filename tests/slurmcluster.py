@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A cluster of Slurm on this machine: its real programs, from Debian's packages, with two hosts.
+
+Each host is a ``slurmd`` of its own. All files are below one folder, all connections on the loopback
+interface; no control groups, no munge, no accounting. The user of the tests is the only one.
+"""
+
+import os
+import pwd
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from debian import DebianPrograms, unpacked
+
+from ppdaemon.testing.waiting import wait_until
+
+__all__ = ("HOSTS", "KILL_WAIT_S", "SlurmCluster", "slurm_cluster")
+
+HOSTS = ("n1", "n2")
+KILL_WAIT_S = 15
+START_S = 30.0
+COMMAND_S = 60.0
+CONFIGURATION = """\
+ClusterName=tests
+SlurmctldHost={hostname}(127.0.0.1)
+SlurmctldPort={ports[0]}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthType=auth/none
+AuthInfo=cred_expire=5
+CredType=cred/none
+PluginDir={plugins}
+PlugStackConfig={folder}/plugstack.conf
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}/controller
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdSpoolDir={folder}/spool-%n
+SlurmdPidFile={folder}/slurmd-%n.pid
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/linear
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait={kill_wait_s}
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
+ReturnToService=2
+NodeName=n1 NodeHostname={hostname} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=100
+NodeName=n2 NodeHostname={hostname} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=100
+PartitionName=night Nodes=n1,n2 Default=YES PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 PriorityTier=10
+"""
+
+
+class SlurmCluster:
+    """The commands of a cluster that runs."""
+
+    def __init__(self, folder: Path, programs: DebianPrograms, configuration: Path):
+        self.folder = folder
+        self._programs = programs
+        self._variables = {"SLURM_CONF": str(configuration)}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its programs and jobs."""
+        return self._programs.environment | self._variables
+
+    def run(self, program: str, *arguments: object) -> str:
+        """Run a command; return its output."""
+        command = [self._programs.program(program), *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, timeout=COMMAND_S, cwd=self.folder
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, *arguments: object) -> str:
+        """Submit a job; return its number. The job has the libraries of these programs, too."""
+        return self.run("sbatch", "--parsable", *arguments)
+
+    def state(self, job: str) -> str:
+        """Return the state of a job, such as ``RUNNING``; an ended one may have none."""
+        found = re.search(r"JobState=(\w+)", self.run("scontrol", "show", "job", job))
+        return "" if found is None else found[1]
+
+    def host_of(self, job: str) -> str:
+        """Return the host of a job; blank before it has one."""
+        return self.run("squeue", "--noheader", f"--jobs={job}", "--format=%N")
+
+    def states_of_hosts(self) -> Mapping[str, str]:
+        """Return the state of each host, such as ``idle``; with a mark if it does not answer."""
+        lines = self.run("sinfo", "--noheader", "--Node", "--partition=night", "--format=%N %t")
+        return dict(line.split() for line in lines.splitlines())
+
+    def processes_of(self, job: str, host: str) -> set[int]:
+        """Return the processes that Slurm has found for a job."""
+        lines = self.run("scontrol", "listpids", job, host).splitlines()[1:]
+        return {int(line.split()[0]) for line in lines}
+
+    def story(self) -> str:
+        """Return the logs of its programs."""
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
+
+
+@contextmanager
+def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
+    """Run a cluster in an empty folder; skip where Debian's packages cannot be had."""
+    programs = unpacked("slurm-wlm")
+    (plugin,) = programs.root.glob("usr/lib/*/slurm-wlm/proctrack_linuxproc.so")
+    configuration = folder / "slurm.conf"
+    configuration.write_text(
+        CONFIGURATION.format(
+            hostname=socket.gethostname().partition(".")[0],
+            user=pwd.getpwuid(os.geteuid()).pw_name,
+            folder=folder,
+            plugins=plugin.parent,
+            ports=_free_ports(3),
+            kill_wait_s=KILL_WAIT_S,
+        )
+    )
+    (folder / "plugstack.conf").touch()
+    for name in ("controller", *(f"spool-{host}" for host in HOSTS)):
+        (folder / name).mkdir()
+    cluster = SlurmCluster(folder, programs, configuration)
+    stepd = programs.program("slurmstepd-wlm")
+    with ExitStack() as running:
+        running.enter_context(
+            _running(cluster, programs.program("slurmctld-wlm"), "-c", "-i", name="slurmctld")
+        )
+        for host in HOSTS:
+            slurmd = (programs.program("slurmd-wlm"), "-N", host, "-d", stepd)
+            running.enter_context(_running(cluster, *slurmd, name=f"slurmd-{host}"))
+        wait_until(lambda: _answers(cluster), START_S, cluster.story)
+        yield cluster
+
+
+def _answers(cluster: SlurmCluster) -> bool:
+    try:
+        return dict(cluster.states_of_hosts()) == dict.fromkeys(HOSTS, "idle")
+    except AssertionError:  # the controller does not listen yet
+        return False
+
+
+@contextmanager
+def _running(cluster: SlurmCluster, *command: str, name: str) -> Iterator[None]:
+    """Run a program in the foreground, and end it; its jobs have ended before."""
+    with (cluster.folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=cluster.environment
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(COMMAND_S)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
