@@ -2,7 +2,8 @@
 """A cluster of Slurm on this machine: its real programs, from Debian's packages, with two hosts.
 
 Each host is a ``slurmd`` of its own. All files are below one folder, all connections on the loopback
-interface; no control groups, no munge, no accounting. The user of the tests is the only one.
+interface; no munge, no accounting. The user of the tests is the only one. With the tracking ``cgroup`` each
+``slurmd`` sees one empty folder of this machine's control groups as all of them.
 """
 
 import os
@@ -10,10 +11,12 @@ import pwd
 import re
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
+import pytest
 from debian import DebianPrograms, unpacked
 
 from ppdaemon.testing.waiting import wait_until
@@ -23,7 +26,10 @@ __all__ = ("HOSTS", "KILL_WAIT_S", "SlurmCluster", "slurm_cluster")
 HOSTS = ("n1", "n2")
 KILL_WAIT_S = 15
 START_S = 30.0
+FREEZER = Path("/sys/fs/cgroup/freezer")
 COMMAND_S = 60.0
+type Tracking = Literal["linuxproc", "cgroup"]
+"""How Slurm finds the processes of a job."""
 CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={hostname}(127.0.0.1)
@@ -41,7 +47,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdSpoolDir={folder}/spool-%n
 SlurmdPidFile={folder}/slurmd-%n.pid
 MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/{tracking}
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
@@ -111,8 +117,12 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
-    """Run a cluster in an empty folder; skip where Debian's packages cannot be had."""
+def slurm_cluster(folder: Path, tracking: Tracking = "linuxproc") -> Iterator[SlurmCluster]:
+    """Run a cluster in an empty folder; skip where Debian's packages cannot be had, or this machine has no
+    control groups for it.
+    """
+    if tracking == "cgroup" and not (os.access(FREEZER, os.W_OK) and os.geteuid() == 0):
+        pytest.skip(f"Slurm's proctrack/cgroup needs root and {FREEZER}, of control groups of version 1")
     programs = unpacked("slurm-wlm")
     (plugin,) = programs.root.glob("usr/lib/*/slurm-wlm/proctrack_linuxproc.so")
     configuration = folder / "slurm.conf"
@@ -121,6 +131,7 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
             hostname=socket.gethostname().partition(".")[0],
             user=pwd.getpwuid(os.geteuid()).pw_name,
             folder=folder,
+            tracking=tracking,
             plugins=plugin.parent,
             ports=_free_ports(3),
             kill_wait_s=KILL_WAIT_S,
@@ -132,11 +143,15 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
     cluster = SlurmCluster(folder, programs, configuration)
     stepd = programs.program("slurmstepd-wlm")
     with ExitStack() as running:
+        launchers: dict[str, Sequence[str]] = dict.fromkeys(HOSTS, ())
+        if tracking == "cgroup":
+            (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+            launchers = {host: running.enter_context(_control_groups(folder, host)) for host in HOSTS}
         running.enter_context(
             _running(cluster, programs.program("slurmctld-wlm"), "-c", "-i", name="slurmctld")
         )
         for host in HOSTS:
-            slurmd = (programs.program("slurmd-wlm"), "-N", host, "-d", stepd)
+            slurmd = (*launchers[host], programs.program("slurmd-wlm"), "-N", host, "-d", stepd)
             running.enter_context(_running(cluster, *slurmd, name=f"slurmd-{host}"))
         wait_until(lambda: _answers(cluster), START_S, cluster.story)
         yield cluster
@@ -147,6 +162,33 @@ def _answers(cluster: SlurmCluster) -> bool:
         return dict(cluster.states_of_hosts()) == dict.fromkeys(HOSTS, "idle")
     except AssertionError:  # the controller does not listen yet
         return False
+
+
+@contextmanager
+def _control_groups(folder: Path, host: str) -> Iterator[Sequence[str]]:
+    """Make a control group for a host; yield the command that starts its command in it, with mounts of its
+    own, where nothing of the other control groups of this machine is left.
+    """
+    group, seen = FREEZER / f"ppdaemon-test-{os.getpid()}-{host}", folder / f"groups-{host}"
+    for made in (group, seen):
+        made.mkdir()
+    script = (
+        f"echo $$ > {group}/cgroup.procs; mount -t tmpfs tmpfs {seen}; mkdir {seen}/freezer; "
+        f"mount --bind {group} {seen}/freezer; umount -R /sys/fs/cgroup; "
+        f'mount --rbind {seen} /sys/fs/cgroup; exec "$@"'
+    )
+    try:
+        yield ("unshare", "--mount", "--", "sh", "-ec", script, "sh")
+    finally:
+        # Each process has left its group when it was reaped, perhaps by another process.
+        wait_until(lambda: _removed(group), COMMAND_S, lambda: f"processes are left in {group}")
+
+
+def _removed(group: Path) -> bool:
+    with suppress(OSError):  # a process is left
+        for path, _, _ in group.walk(top_down=False):
+            path.rmdir()
+    return not group.exists()
 
 
 @contextmanager

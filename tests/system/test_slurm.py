@@ -28,11 +28,12 @@ SCRIPT = Path(__file__).parents[2] / "etc" / "slurm" / "ppdaemon.sbatch"
 WITHIN_S = 60.0
 LIMIT_S = 150.0
 """Slurm has time limits of whole minutes, and compares each job with its limit every 30 s."""
+of_both_trackings = pytest.mark.parametrize("cluster", ["linuxproc", "cgroup"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, module_leaves_nothing) -> Iterator[SlurmCluster]:
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
+def cluster(request, tmp_path_factory, module_leaves_nothing) -> Iterator[SlurmCluster]:
+    with slurm_cluster(tmp_path_factory.mktemp("slurm"), getattr(request, "param", "linuxproc")) as running:
         yield running
 
 
@@ -142,14 +143,15 @@ def site(tmp_path, socket_dir, cluster) -> Iterator[Site]:
 
 
 def begin(site: Site, host: str) -> None:
-    """Let a host process one visit-detector and wait with another one."""
-    site.announce("runs", "process:gate")
+    """Let a host process one visit-detector, which leaves a process, and wait with another one."""
+    site.announce("runs", "process:detach process:gate")
     site.land("runs")
     site.wait(lambda: site.nodes[host].at_gate("runs"))
     site.announce("waits")
     site.wait(lambda: any(row.state == SlotState.WAITING for row in site.nodes[host].workers()))
 
 
+@of_both_trackings
 def test_slurm_finds_all_processes_of_a_daemon(site):
     job, host = site.submit()
     begin(site, host)
@@ -194,6 +196,7 @@ def test_what_a_job_does_when_it_ends_is_finished_and_the_rest_is_done_by_anothe
     site.check_end("runs", "waits")
 
 
+@of_both_trackings
 def test_what_does_not_end_in_time_is_done_by_another_host_too(site):
     job, host = site.submit()
     begin(site, host)
@@ -228,6 +231,7 @@ def test_a_preempted_job_goes_on_at_another_host_which_does_not_take_the_state_o
     site.check_end("runs", "waits")
 
 
+@of_both_trackings
 def test_the_next_job_of_a_host_finishes_what_a_killed_one_has_begun(site):
     job, host = site.submit()
     begin(site, host)
