@@ -9,6 +9,7 @@ interface; no munge, no accounting. The user of the tests is the only one. With 
 import os
 import pwd
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from typing import Literal
 import pytest
 from debian import DebianPrograms, unpacked
 
+from ppdaemon.processes import process_tree, processes_with_variable
+from ppdaemon.testing.processes import title
 from ppdaemon.testing.waiting import wait_until
 
 __all__ = ("HOSTS", "KILL_WAIT_S", "SlurmCluster", "slurm_cluster")
@@ -153,8 +156,18 @@ def slurm_cluster(folder: Path, tracking: Tracking = "linuxproc") -> Iterator[Sl
         for host in HOSTS:
             slurmd = (*launchers[host], programs.program("slurmd-wlm"), "-N", host, "-d", stepd)
             running.enter_context(_running(cluster, *slurmd, name=f"slurmd-{host}"))
+        running.callback(_end_jobs, configuration)
         wait_until(lambda: _answers(cluster), START_S, cluster.story)
         yield cluster
+
+
+def _end_jobs(configuration: Path) -> None:
+    """Kill what is left of jobs after a failure, which would outlive the cluster."""
+    for stepd in processes_with_variable("SLURM_CONF", str(configuration)):
+        if title(stepd).startswith("slurmstepd"):
+            for pid in reversed(process_tree(stepd)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _answers(cluster: SlurmCluster) -> bool:
