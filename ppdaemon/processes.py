@@ -52,9 +52,9 @@ def disregard_group_signals() -> None:
 
 
 def set_title(title: str) -> None:
-    """Set the title of this process that ``ps`` shows, and its name in ``/proc/PID/stat``, which has at most
-    15 bytes. The name has no blanks: Slurm reads that line word by word, and would take another process for
-    the parent of this one.
+    """Set the title of this process that ``ps`` shows, and its name in ``/proc/PID/stat``, of at most 15
+    bytes. The name has no blanks: Slurm reads that line word by word, and neither finds nor signals a
+    process whose name has one.
     """
     setproctitle.setproctitle(title)
     setproctitle.setthreadtitle(title.replace(" ", "-"))
