@@ -58,10 +58,13 @@ class Site:
         }
         self.config = folder / "ppdaemon.yaml"
         self.config.write_text(yaml.safe_dump(config))
-        self.script = folder / SCRIPT.name
+        self.script, self.script_of_two = folder / SCRIPT.name, folder / "two.sbatch"
         # Without the libraries of Slurm's packages.
         command = f"env -u LD_LIBRARY_PATH {Path(sys.executable).parent}/ppdaemon"
         self.script.write_text(SCRIPT.read_text().replace("/opt/ppdaemon/bin/ppdaemon", command))
+        self.script_of_two.write_text(
+            f"#!/bin/bash\nexec srun --ntasks-per-node=1 {command} run --config {self.config}\n"
+        )
         self.logs = folder
         self.nodes = {
             host: NodeProcess(
@@ -229,6 +232,21 @@ def test_a_preempted_job_goes_on_at_another_host_which_does_not_take_the_state_o
         site.nodes[other].visit("runs")
     site.cluster.run("scancel", job, urgent)
     site.check_end("runs", "waits")
+
+
+@pytest.mark.parametrize("command", ["scancel", "scancel --signal=TERM"])
+def test_one_job_may_have_several_hosts(site, command):
+    log = f"--output={site.logs}/job-two.log"
+    job = site.cluster.submit("--nodes=2", log, site.script_of_two)
+    for each in HOSTS:
+        site.wait(lambda each=each: site.is_ready(each))
+    site.announce("runs", "process:detach process:gate")
+    site.land("runs")
+    (host,) = site.wait(lambda: [each for each in HOSTS if site.nodes[each].at_gate("runs")])
+    site.cluster.run(*command.split(), job)
+    site.wait(lambda: site.state(host) == "stopping")
+    site.nodes[host].open_gate("runs")
+    site.check_end("runs")
 
 
 @of_both_trackings
