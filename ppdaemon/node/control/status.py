@@ -105,6 +105,8 @@ class Status:
         starting = self.state == "starting"
         is_degraded = is_limited and (self.state == "running" or (starting and self.generations.waiting))
         state: State = "degraded" if is_degraded else self.state
+        if left_s < 0 and self.state == "running":
+            state = "draining"  # as planned
         stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)

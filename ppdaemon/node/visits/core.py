@@ -60,7 +60,7 @@ from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice, pipeline_name
 from ppdaemon.states import Outcome, Stage
-from ppdaemon.visit import parent_group
+from ppdaemon.visit import NextVisit, parent_group
 
 __all__ = ("Visits",)
 
@@ -102,9 +102,10 @@ class Visits:
         self.fallbacks = Fallbacks()
         self.ended = EndedVisits(2 * config.node.expiry_s)
         self.accepting = False
+        self.ends_at = ends_at
+        """When this host is given back, monotonic seconds."""
         self.config = config
         self._count = count
-        self.ends_at = ends_at
         self._folders = NodeFolders.of(config)
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._stopping = False
@@ -140,8 +141,11 @@ class Visits:
     @property
     def takes_until(self) -> float:
         """Monotonic time after which not even the shortest visit could end before this host is given back."""
-        arrivals, times = self.config.arrivals, self.config.workers.times
-        return self.ends_at - arrivals.image_timeout_s - times.after_images_s
+        return self.ends_at - self.config.arrivals.image_timeout_s - self.config.workers.times.after_images_s
+
+    def _longest_s(self, visit: NextVisit) -> float:
+        """Return how long after its announcement a visit may end at the latest."""
+        return self.config.arrivals.image_deadline_s(visit) + self.config.workers.times.after_images_s
 
     # --- reservations ----------------------------------------------------
 
@@ -154,9 +158,8 @@ class Visits:
             text = self._no_slot if self.accepting else "the node takes no visits now"
         elif age_s > self.config.node.expiry_s:
             text, final = f"expired: announced {age_s:.0f} s ago", True
-        elif self._now.mono - max(0.0, age_s) + 2 * visit.duration_s > self.takes_until:
-            left_s = max(0.0, self.ends_at - self._now.mono)
-            text = f"this host is given back in {left_s:.0f} s, before the visit's deadline"
+        elif self._longest_s(visit) - max(0.0, age_s) > (left_s := self.ends_at - self._now.mono):
+            text = f"this host is given back in {max(0.0, left_s):.0f} s, before the visit's deadline"
         if text:
             found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
             refused = tuple(detector for detector in requested if detector not in found)
