@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Supervisor:
 
     ``read_config`` reads and checks the configuration file again;
     ``environment`` is for the zygote and its children; ``watchdog_s`` is the
-    longest interval between messages that the service manager accepts.
+    longest interval between messages that the service manager accepts; ``ends_at`` is
+    when this host is given back, in monotonic seconds.
     """
 
     file: ConfigFile
@@ -57,6 +59,7 @@ class Supervisor:
     clock: Clock
     notifier: Notifier
     watchdog_s: float | None
+    ends_at: float = math.inf
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -101,6 +104,7 @@ class Supervisor:
                 await asyncio.to_thread(Journal, folders.journal),
                 self._stop,
                 self._reload,
+                self.ends_at,
             )
             await self._serve(node)
         finally:
