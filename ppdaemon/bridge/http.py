@@ -33,6 +33,8 @@ IDLE_S = 15.0
 """A connection without a request is closed after this time: the next one costs a store a millisecond."""
 BODY_S = 10.0
 """A store sends a body at once."""
+LINGER_S = 2.0
+"""After a refusal, time for the rest of a body: a store that still sends would not read why it was refused."""
 STOP_S = 1.0
 """Time for the answers that are under way at a stop."""
 MAX_REFUSED = 3
@@ -93,7 +95,9 @@ class HttpSource:
         self._token = token
         self._certificate = certificate
         self._refusals = Refusals()
-        self._server = _Server(self._serve, access_log=None, keepalive_timeout=IDLE_S)
+        self._server = _Server(
+            self._serve, access_log=None, keepalive_timeout=IDLE_S, lingering_time=LINGER_S
+        )
         self._runner = web.ServerRunner(self._server, shutdown_timeout=STOP_S)
 
     @property
