@@ -34,7 +34,7 @@ IDLE_S = 15.0
 BODY_S = 10.0
 """A store sends a body at once."""
 LINGER_S = 2.0
-"""After a refusal, time for the rest of a body: a store that still sends would not read why it was refused."""
+"""After a refusal, time for the rest of a body: a store that still sends would not read the answer."""
 STOP_S = 1.0
 """Time for the answers that are under way at a stop."""
 MAX_REFUSED = 3
