@@ -750,9 +750,11 @@ def _not_replaced(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
     shadow = config.shadow
     if not shadow.enabled:
         return
-    if config.butler is not None and shadow.central in (config.butler.central, config.butler.read):
-        text = f"{shadow.central} is the repo of the present service: name another one, or null for none"
-        yield ("shadow", "central"), text
+    if config.butler is not None and shadow.central is not None:
+        repos = (config.butler.central, config.butler.read or "")
+        if _plain_repo(shadow.central) in map(_plain_repo, repos):
+            text = f"{shadow.central} is the repo of the present service: name another one, or null for none"
+            yield ("shadow", "central"), text
     places = {publication.to for publication in config.publish}
     for number, publication in enumerate(shadow.publish):
         if publication.to in places:
@@ -769,6 +771,10 @@ def _not_replaced(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
                     ("shadow", part, key),
                     f"has the value of the present service, {value}: nothing is replaced",
                 )
+
+
+def _plain_repo(uri: str) -> str:
+    return uri.removeprefix("file://").rstrip("/")
 
 
 def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:
