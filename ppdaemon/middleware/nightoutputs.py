@@ -70,7 +70,7 @@ class NightOutputs:
         )
 
     def _key(self, ref: DatasetRef) -> Key | None:
-        ids = dict(ref.dataId.mapping)
+        ids = dict(ref.dataId.required)
         instrument, detector = str(ids["instrument"]), int(ids["detector"])
         if (group := ids.get("group")) is not None:
             return instrument, str(group), detector
@@ -102,14 +102,15 @@ class NightOutputs:
 
     def _latency_s(self, ref: DatasetRef) -> float | None:
         """Return the time from the end of the last exposure to that of a task, by its metadata."""
-        ids = dict(ref.dataId.mapping)
+        ids = dict(ref.dataId.required)
         instrument = str(ids["instrument"])
         if "group" in ids:  # before the image
             return None
         exposure = self._exposure_of(instrument, ids)
         known = None if exposure is None else self._exposure(instrument, exposure)
-        quantum = self._butler.get(ref).get("quantum")
-        if known is None or quantum is None or "endUtc" not in quantum:
+        metadata = self._butler.get(ref)
+        quantum = metadata["quantum"] if "quantum" in metadata else {}
+        if known is None or "endUtc" not in quantum:
             return None
         ended = datetime.fromisoformat(str(quantum["endUtc"])).astimezone(UTC)
         return float(Time(ended.replace(tzinfo=None), scale="utc").unix_tai) - known[1]

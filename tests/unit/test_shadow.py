@@ -107,10 +107,10 @@ def test_a_replica_stays_the_repo_that_is_read(node: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize(
     ("shadow", "text"),
     [
-        ({"central": "file:///repo/main/"}, "shadow.central: file:///repo/main/ is the repo of the present service"),
-        ({"publish": [{"what": ".*", "to": PRODUCTION}]}, "shadow.publish.0: https://sasquatch.example/rest is"),
-        ({"overrides": {"parameters:apdb_config": "/apdb.yaml"}}, "shadow.overrides.parameters:apdb_config: has"),
-        ({"environment": {"AP_KAFKA_SERVER": "alerts:9092"}}, "shadow.environment.AP_KAFKA_SERVER: has the value"),
+        ({"central": "file:///repo/main/"}, "central: file:///repo/main/ is the repo of the present service"),
+        ({"publish": [{"what": ".*", "to": PRODUCTION}]}, "publish.0: https://sasquatch.example/rest is"),
+        ({"overrides": {"parameters:apdb_config": "/apdb.yaml"}}, "overrides.parameters:apdb_config: has"),
+        ({"environment": {"AP_KAFKA_SERVER": "alerts:9092"}}, "environment.AP_KAFKA_SERVER: has the value"),
         ({"apdb": {"DemoCam": "/apdb.yaml"}}, "shadow.apdb.DemoCam: has the value of the present service"),
     ],
 )  # fmt: skip
