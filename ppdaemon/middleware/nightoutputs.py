@@ -109,7 +109,7 @@ class NightOutputs:
         exposure = self._exposure_of(instrument, ids)
         known = None if exposure is None else self._exposure(instrument, exposure)
         metadata = self._butler.get(ref)
-        quantum = metadata["quantum"] if "quantum" in metadata else {}
+        quantum = metadata.get("quantum", {})
         if known is None or "endUtc" not in quantum:
             return None
         ended = datetime.fromisoformat(str(quantum["endUtc"])).astimezone(UTC)
