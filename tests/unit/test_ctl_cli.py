@@ -733,8 +733,12 @@ def test_all_nodes_are_shown_with_their_problems_without_naming_the_relay(
 
 @pytest.mark.parametrize(
     ("needed", "code", "text"),
-    [(2, ExitCode.OK, "1 may be released"), (5, ExitCode.FAILED, "add 2"), (None, ExitCode.TRY_LATER, "not known")],
-)  # fmt: skip
+    [
+        (2, ExitCode.OK, "1 may be released"),
+        (5, ExitCode.FAILED, "add 2"),
+        (None, ExitCode.TRY_LATER, "not known"),
+    ],
+)
 def test_how_many_hosts_are_needed_is_an_exit_code_too(
     serve: Callable[..., ControlServer],
     capsys: pytest.CaptureFixture[str],
@@ -744,7 +748,7 @@ def test_how_many_hosts_are_needed_is_an_exit_code_too(
 ) -> None:
     counts: dict[str, Any] = {
         **dict.fromkeys(("pid", "open_visits", "open_detectors", "ledger_backlog", "tai", "started_tai"), 0),
-        **dict.fromkeys(("nodes", "unserved", "switched_off", "spares_suffice", "counters"), {}),
+        **{name: {} for name in ("nodes", "unserved", "switched_off", "spares_suffice", "counters")},
     }
     names = {"relay": "r", "version": "1", "state": "running", "text": "", "ledger": "/l", "ledger_mb": None}
     hosts = {"ready": 3, "slots": 60, "needed": needed, "instruments": ()}
