@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from astropy.time import Time
-from centrals import CHAIN, FIRST, Central, make_few, run_visit
+from centrals import CHAIN, FIRST, make_few, run_visit
 from lsst.daf.butler import Butler
-from toycam import DAY, GROUP, NAME, MakeRig
+from toycam import DAY, GROUP, NAME, MakeRig, ToyCam
 
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import cli
@@ -20,25 +20,29 @@ from ppdaemon.states import ExitCode
 pytest_plugins = ("toyfixtures",)
 
 
-def export(make: MakeRig, central: Central, folder: Path, *detectors: int, **export: object) -> None:
-    """Process detectors of the usual visit, and export their outputs."""
-    rig, worker = make(central.root, export={"types": ["toy_.*", ".*_metadata", ".*_config"]} | export)
+def export(make: MakeRig, source: Path, target: Path, *detectors: int, **export: object) -> None:
+    """Process detectors of the usual visit with one repo, and export their outputs to one or another."""
+    rig, worker = make(source, export={"types": ["toy_.*", ".*_metadata", ".*_config"]} | export)
     spools = [run_visit(rig, worker, detector).spool for detector in detectors]
-    exporter = CentralExporter(str(central.root), Clock(), folder.name, folder / "refused")
-    exporter.export([Path(spool) for spool in spools if spool])
+    exporter = CentralExporter(str(target), Clock(), target.name, target.parent / f"{target.name}-refused")
+    exported = exporter.export([Path(spool) for spool in spools if spool])
     exporter.close()
+    assert len(exported.spools) == len(detectors)
 
 
 @pytest.fixture(scope="module")
 def centrals(tmp_path_factory: pytest.TempPathFactory, rigs_in: Any) -> tuple[str, str]:
-    """Give two repos: detectors 1 and 2, and detector 1 with fewer types."""
+    """Give a central repo with detectors 1 and 2, and another one, as for shadow mode, that had nothing but
+    the instrument, with detector 1 and fewer types.
+    """
     folder = tmp_path_factory.mktemp("centrals")
-    first = make_few(folder / "first", None)
-    second = first.copy(folder / "second")
+    first, second = make_few(folder / "first", None).root, folder / "second"
+    with Butler.from_config(Butler.makeRepo(str(second)), writeable=True) as butler:
+        ToyCam().register(butler.registry)
     with rigs_in(folder / "rigs") as rigs:
-        export(rigs, first, folder / "a", 1, 2)
-        export(rigs, second, folder / "b", 1, types=["toy_.*", "isr_metadata"])
-    return str(first.root), str(second.root)
+        export(rigs, first, first, 1, 2)
+        export(rigs, first, second, 1, types=["toy_.*", "isr_metadata"])
+    return str(first), str(second)
 
 
 def test_datasets_of_groups_exposures_and_visits_are_those_of_one_visit_detector(
