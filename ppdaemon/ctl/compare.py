@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,25 @@ SHOWN = 20
 def _read_repo(run: Run, repo: str, pattern: str, timing: str) -> None:
     """Add what a central repo has of a night; the process that reads it imports LSST code."""
     command = [sys.executable, "-m", "ppdaemon.middleware.nightoutputs", repo, pattern, timing]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != ExitCode.OK:
-        last = plain((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
-        kind = BadMessage if done.returncode == ExitCode.DATA else Unavailable
-        raise kind(last)
     run.has_repo = True
     run.sources.append(f"{repo} {pattern}")
-    for line in done.stdout.splitlines():
-        instrument, group, detector, counts, latency_s = json.loads(line)
-        run.outputs[instrument, group, detector] = counts
-        if latency_s is not None:
-            run.latencies_s[instrument, group, detector] = latency_s
+    kinds: dict[str, dict[str, int]] = {}  # most visit-detectors have the same numbers: each once in memory
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            instrument, group, detector, latency_s, counts = json.loads(line)
+            if counts not in kinds:
+                kinds[counts] = json.loads(counts)
+            run.outputs[instrument, group, detector] = kinds[counts]
+            if latency_s is not None:
+                run.latencies_s[instrument, group, detector] = latency_s
+        if (code := process.wait()) != ExitCode.OK:
+            errors.seek(0)
+            last = plain((errors.read().strip().splitlines() or [f"exit code {code}"])[-1])
+            raise BadMessage(last) if code == ExitCode.DATA else Unavailable(last)
 
 
 def _read_journals(run: Run, sources: Iterable[str], day_obs: int) -> None:
@@ -52,7 +60,8 @@ def _read_journals(run: Run, sources: Iterable[str], day_obs: int) -> None:
     if paths:
         run.has_journal = True
         run.sources += map(str, paths)
-        run.rows = {(row.instrument, row.group, row.detector): row for row in last_rows(paths, day_obs)}
+        for row in last_rows(paths, day_obs):
+            run.add(row)
 
 
 def _run_of(sources: Iterable[str], day_obs: int, collection: str | None, timing: str) -> Run:

@@ -2,13 +2,14 @@
 """Prints what a night has left in a central repo: the datasets of each visit-detector.
 
 A program of its own, because ``ppctl compare`` imports no LSST code. Prints a JSON array in each line:
-instrument, group, detector, numbers of datasets by type, and the latency in seconds, or null. Reads outputs
-of Rubin's service for prompt processing, too, which has the same collections.
+instrument, group, detector, the latency in seconds, or null, and the text of a JSON object with the numbers
+of datasets by type. Reads outputs of Rubin's service for prompt processing, too, which has the same
+collections.
 """
 
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +27,19 @@ type Key = tuple[str, str, int]
 """Instrument, group and detector."""
 
 
+type _Counts = tuple[_Counts | None, str, int]
+"""The numbers of datasets of the types before, a type, and its number. Visit-detectors with the same numbers
+share them: a night has 200,000 with some 50 types."""
+
+
+def _expanded(chain: _Counts | None) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    while chain is not None:
+        chain, name, count = chain
+        counts[name] = count
+    return counts
+
+
 class NightOutputs:
     """The datasets of a night's visit-detectors in collections. `timing` is the type of the last task's
     metadata, whose end counts as that of the processing; blank: no latency is read.
@@ -40,34 +54,39 @@ class NightOutputs:
         self._visits: dict[tuple[str, int], int] = {}
         """An exposure of each visit."""
 
-    def rows(self) -> Iterator[tuple[Key, Counter[str], float | None]]:
+    def rows(self) -> Iterator[tuple[Key, dict[str, int], float | None]]:
         """Yield each visit-detector with its number of datasets by type, and its latency in seconds."""
         if not self._collections:
             return
-        counts: dict[Key, Counter[str]] = defaultdict(Counter)
+        found: dict[Key, _Counts] = {}
+        known: dict[tuple[int, str, int], _Counts] = {}
         latencies_s: dict[Key, float] = {}
         infos = self._butler.collections.query_info(
             self._collections, flatten_chains=True, include_summary=True
         )
         names = set().union(*(info.dataset_types or () for info in infos))
         for name in sorted(names):
+            counts = Counter[Key]()
             for ref in self._refs(name):
                 if (key := self._key(ref)) is None:
                     continue
-                counts[key][name] += 1
+                counts[key] += 1
                 if name == self._timing and (latency_s := self._latency_s(ref)) is not None:
                     latencies_s[key] = max(latency_s, latencies_s.get(key, latency_s))
-        for key, count in counts.items():
-            yield key, count, latencies_s.get(key)
+            for key, count in counts.items():
+                before = found.get(key)
+                # By identity: the hash of a chain takes a step for each of its types.
+                found[key] = known.setdefault((id(before), name, count), (before, name, count))
+        for key, chain in found.items():
+            yield key, _expanded(chain), latencies_s.get(key)
 
-    def _refs(self, name: str) -> list[DatasetRef]:
+    def _refs(self, name: str) -> Iterator[DatasetRef]:
         dimensions = self._butler.get_dataset_type(name).dimensions
         if "detector" not in dimensions or {"group", "exposure", "visit"}.isdisjoint(dimensions.names):
-            return []  # of a run or a day, not of a visit-detector
-        # The first one in the chain, as its readers find it: an earlier attempt may have left another.
-        return list(
-            self._butler.query_datasets(name, collections=self._collections, explain=False, limit=None)
-        )
+            return  # of a run or a day, not of a visit-detector
+        with self._butler.query() as query:
+            # The first one in the chain, as its readers find it: an earlier attempt may have left another.
+            yield from query.datasets(name, collections=self._collections, find_first=True)
 
     def _key(self, ref: DatasetRef) -> Key | None:
         ids = dict(ref.dataId.required)
@@ -126,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"{uri} has no collection {pattern}", file=sys.stderr)
                 sys.exit(ExitCode.DATA)
             for key, counts, latency_s in NightOutputs(butler, found, timing).rows():
-                json.dump([*key, counts, latency_s], sys.stdout)
+                json.dump([*key, latency_s, json.dumps(counts)], sys.stdout)
                 sys.stdout.write("\n")
     except Exception as error:  # down, of another version, without its driver, no such repo
         print(f"{uri} cannot be read: {describe(error)}", file=sys.stderr)

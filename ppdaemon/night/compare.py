@@ -6,9 +6,11 @@ known of one of the two is not compared.
 """
 
 import itertools
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ppdaemon.journalfile import NightRow
 from ppdaemon.night.report import Latency
@@ -140,6 +142,16 @@ class CompareReport(Model):
     """Visit-detectors in which something differs, or all, in the order of their groups."""
 
 
+class _Attempt(NamedTuple):
+    """What is compared of a row: a night has 200,000, and the whole rows would need 1 kB each."""
+
+    outcome: Outcome | None
+    reason: str
+    pipeline: str
+    latency_s: float | None
+    datasets: int
+
+
 @dataclass(slots=True)
 class Run:
     """What is known of one run of a night."""
@@ -147,8 +159,8 @@ class Run:
     sources: list[str] = field(default_factory=list)
     has_journal: bool = False
     has_repo: bool = False
-    rows: dict[Key, NightRow] = field(default_factory=dict)
-    """The last attempts in the journals."""
+    attempts: dict[Key, _Attempt] = field(default_factory=dict)
+    """The last ones in the journals."""
     outputs: dict[Key, dict[str, int]] = field(default_factory=dict)
     """Numbers of datasets by type in the central repo."""
     latencies_s: dict[Key, float] = field(default_factory=dict)
@@ -157,22 +169,29 @@ class Run:
     @property
     def keys(self) -> set[Key]:
         """All visit-detectors."""
-        return self.rows.keys() | self.outputs.keys()
+        return self.attempts.keys() | self.outputs.keys()
+
+    def add(self, row: NightRow) -> None:
+        """Add the last attempt at a visit-detector."""
+        self.attempts[row.instrument, row.group, row.detector] = _Attempt(
+            row.outcome, row.reason, sys.intern(row.pipeline), _latency_s(row), row.datasets
+        )
 
     def cell(self, key: Key) -> CompareCell | None:
         """Return what is known of a visit-detector."""
-        row, outputs = self.rows.get(key), self.outputs.get(key)
-        if row is None and outputs is None:
+        last, outputs = self.attempts.get(key), self.outputs.get(key)
+        if last is None and outputs is None:
             return None
         known = {} if outputs is None and self.has_repo else outputs
-        if row is None:
-            return CompareCell(outputs=known, latency_s=self.latencies_s.get(key))
+        latency_s = self.latencies_s.get(key)
+        if last is None:
+            return CompareCell(outputs=known, latency_s=latency_s)
         return CompareCell(
-            outcome=row.outcome,
-            reason=row.reason,
-            pipeline=row.pipeline,
-            latency_s=_latency_s(row) or self.latencies_s.get(key),
-            exported=row.datasets,
+            outcome=last.outcome,
+            reason=last.reason,
+            pipeline=last.pipeline,
+            latency_s=latency_s if last.latency_s is None else last.latency_s,
+            exported=last.datasets,
             outputs=known,
         )
 

@@ -33,9 +33,10 @@ def row(detector: int, outcome: Outcome | None = Outcome.SUCCEEDED, *, seconds: 
 
 
 def of_journal(*rows: NightRow) -> Run:
-    return Run(
-        ["journal"], has_journal=True, rows={("DemoCam", each.group, each.detector): each for each in rows}
-    )
+    run = Run(["journal"], has_journal=True)
+    for each in rows:
+        run.add(each)
+    return run
 
 
 def of_repo(**outputs: dict[str, int]) -> Run:
