@@ -131,6 +131,12 @@ def test_the_part_without_the_switch_is_refused(node: dict[str, Any], tmp_path: 
         load(tmp_path, node | {"shadow": {"central": "/repo/shadow"}})
 
 
+def test_a_variable_whose_value_would_be_lost_is_refused(node: dict[str, Any], tmp_path: Path) -> None:
+    shadow = {"enabled": True, "environment": {"OMP_NUM_THREADS": "4"}}
+    with pytest.raises(ConfigError, match=r"shadow\.environment\.OMP_NUM_THREADS: ppdaemon sets"):
+        load(tmp_path, node | {"shadow": shadow})
+
+
 def test_the_mode_needs_a_restart(node: dict[str, Any], tmp_path: Path) -> None:
     before, after = load(tmp_path, node), load(tmp_path, node | {"shadow": True})
     assert needs_restart(before, after) == ["shadow.enabled"]
