@@ -142,6 +142,7 @@ class NodeParts:
             self.visits.open.held,
             self.visits.ended.listed,
             config.node.spare,
+            config.shadow.enabled,
             ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None
