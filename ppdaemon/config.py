@@ -84,7 +84,8 @@ class NodePart(ConfigPart):
     reboot."""
     ramdisk: WritableFolder
     """Folder on a tmpfs for the workers' repos. Everything below
-    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
+    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it; in shadow
+    mode below ``<ramdisk>/ppdaemon.shadow-<name>``."""
     control: SocketPath
     """Path of the unix socket for ``ppctl``."""
     instruments: Annotated[dict[FileName, Detectors], pydantic.Field(min_length=1)]

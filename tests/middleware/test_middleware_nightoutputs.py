@@ -2,6 +2,7 @@
 """What a night has left in two real central repos, read as ``ppctl compare`` does."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from toycam import DAY, GROUP, NAME, MakeRig, ToyCam
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import cli
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.nightoutputs import NightOutputs, main
+from ppdaemon.middleware.nightoutputs import NightOutputs, _tai_of, main
 from ppdaemon.states import ExitCode
 
 pytest_plugins = ("toyfixtures",)
@@ -78,6 +79,17 @@ def test_the_command_compares_two_repos(
     missing = one["a"]["outputs"].keys() - one["b"]["outputs"].keys()
     assert missing == {"calibrate_metadata", "known_metadata"}
     assert (two["detector"], two["differs"], two["b"]) == (2, ["missing in B"], None)
+
+
+@pytest.mark.parametrize("text", ["2026-11-22T01:00:00.5", "2026-11-22T03:00:00.5+02:00"])
+def test_times_of_metadata_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TZ", "America/Santiago")
+    time.tzset()
+    try:
+        assert _tai_of(text) == pytest.approx(Time("2026-11-22T01:00:00.5", scale="utc").unix_tai)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(
