@@ -129,6 +129,42 @@ def test_what_would_write_to_the_present_service_is_refused(
     assert load(tmp_path, node | {"shadow": shadow | {"enabled": False}}).publish[0].to == PRODUCTION
 
 
+def test_what_would_write_to_the_present_service_is_found_under_other_names(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("confluent_kafka")
+    repo, apdb = tmp_path / "repo", tmp_path / "apdb.yaml"
+    repo.mkdir()
+    apdb.write_text("db_url: sqlite:////apdb.db")
+    (tmp_path / "alias").symlink_to(repo)
+    (tmp_path / "copy.yaml").write_text(apdb.read_text())
+    node["butler"]["central"] = str(repo)
+    node["pipelines"]["overrides"]["parameters:apdb_config"] = f"file://{apdb}"
+    node["engine"]["apdb"] = {"DemoCam": str(apdb)}
+    node["publish"] = [{"what": ".*", "to": "kafka://a:9092,b:9092/metrics"}]
+    del node["workers"]["environment"]
+    shadow = {
+        "enabled": True,
+        "central": str(tmp_path / "alias"),
+        "publish": [{"what": ".*", "to": "kafka://b:9092/metrics"}],
+        "overrides": {"parameters:apdb_config": str(apdb)},
+        "apdb": {"DemoCam": str(tmp_path / "copy.yaml")},
+        "environment": {"AP_KAFKA_SERVER": "alerts:9092"},
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(node | {"shadow": shadow}))
+    with pytest.raises(ConfigError) as caught:
+        load_node(path, {"AP_KAFKA_SERVER": "alerts:9092"})
+    keys = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert keys == [
+        "shadow.central",
+        "shadow.publish.0",
+        "shadow.overrides.parameters:apdb_config",
+        "shadow.environment.AP_KAFKA_SERVER",
+        "shadow.apdb.DemoCam",
+    ]
+
+
 def test_the_part_without_the_switch_is_refused(node: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shadow\.enabled: missing key"):
         load(tmp_path, node | {"shadow": {"central": "/repo/shadow"}})
