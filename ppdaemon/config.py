@@ -767,13 +767,13 @@ def is_same_place(first: Any, second: Any) -> bool:
     """Return whether two settings are the same, or the paths of one file, or of a copy of it."""
     if not (isinstance(first, str) and isinstance(second, str)):
         return bool(first == second)
-    paths = [uri.removeprefix("file://").rstrip("/") for uri in (first, second)]
-    if all(map(os.path.isabs, paths)):
-        with contextlib.suppress(OSError):  # a folder, or no file yet
-            if filecmp.cmp(*paths, shallow=False):
-                return True
-        paths = list(map(os.path.realpath, paths))
-    return paths[0] == paths[1]
+    one, other = (uri.removeprefix("file://").rstrip("/") for uri in (first, second))
+    if not (os.path.isabs(one) and os.path.isabs(other)):
+        return one == other
+    with contextlib.suppress(OSError):  # a folder, or no file yet
+        if filecmp.cmp(one, other, shallow=False):
+            return True
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _shares_topic(first: str, second: str) -> bool:

@@ -65,6 +65,7 @@ def test_datasets_of_groups_exposures_and_visits_are_those_of_one_visit_detector
     assert timed[NAME, GROUP, 1] == pytest.approx((ended - record.timespan.end).to_value("s"), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_command_compares_two_repos(
     centrals: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
