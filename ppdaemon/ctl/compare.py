@@ -125,7 +125,8 @@ def command(
     central repo only: outcomes are then not compared.
 
     Exit code: 0 if nothing differs but latencies; 1 if something does; 65 if a repo has
-    no such collection; 69 if a source cannot be read.
+    no such collection, or no source anything of the night; 69 if a source cannot be
+    read.
     """
     sources_a, sources_b = (a, *also_a), (b, *also_b)
     try:
@@ -144,6 +145,8 @@ def command(
         _run_of(sources_b, day_obs, collection_b, timing),
         all_rows=all_rows,
     )
+    if not (report.a.visit_detectors or report.b.visit_detectors):
+        raise BadMessage(f"no source has a visit-detector of the night {day_obs}: see --night")
     if form == "csv":
         click.echo(compare_csv(report), nl=False)
     else:
@@ -251,7 +254,7 @@ def _words(cell: CompareCell | None, other: CompareCell | None) -> str:
     words: list[str] = [cell.outcome] if cell.outcome else []
     words += [cell.pipeline] if cell.pipeline else []
     words += [f"{cell.latency_s:.1f} s"] if cell.latency_s is not None else []
-    words += [f"{cell.exported} datasets"] if cell.exported is not None and cell.outputs is None else []
+    words += [number_of(cell.exported, "dataset")] if cell.exported is not None and cell.outputs is None else []
     others = (other.outputs if other is not None else None) or {}
     for name, count in sorted((cell.outputs or {}).items()):
         if others.get(name, 0) != count and other is not None:

@@ -167,6 +167,13 @@ def test_the_night_is_one_that_both_runs_can_have(
         assert json.loads(capsys.readouterr().out)["day_obs"] == DAY
 
 
+def test_a_night_of_which_nothing_is_known_is_no_agreement(
+    journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["compare", *journals, "--night", "20261101"]) == ExitCode.DATA
+    assert "no source has a visit-detector of the night 20261101" in capsys.readouterr().err
+
+
 def test_journals_of_both_modes_are_not_one_run(
     journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
