@@ -39,7 +39,7 @@ start. Names without an answer are resolved later."""
 TASK_NAMES_S = 30.0
 """How long the start waits for the names of tasks, after all modules are imported: some ten times the
 time that they take."""
-FIXED_PARTS = ("node", "relay", "arrivals")
+FIXED_PARTS = ("node", "relay", "redis", "arrivals")
 """Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`."""
 RUN_TIME_KEYS = frozenset(
     {"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s", "relay.server"}
