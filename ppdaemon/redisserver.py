@@ -3,13 +3,14 @@
 ``redis``; it is imported when a connection is made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon.config import RedisConfig
 from ppdaemon.errors import Unavailable
 
-__all__ = ("SOCKET_S", "groups_of", "open_server", "other_groups")
+__all__ = ("SOCKET_S", "StreamGroup", "groups_of", "open_server", "rivals", "shadow_mark")
 
 SOCKET_S = 5.0
 """Time limit of an answer."""
@@ -47,14 +48,42 @@ def open_server(config: RedisConfig, name: str) -> Any:
     )
 
 
-async def groups_of(server: Any, stream: str) -> Sequence[Mapping[str, Any]]:
-    """Return the consumer groups of a stream; none if it does not exist."""
+def shadow_mark(stream: str, group: str) -> str:
+    """Return the key of Redis that exists if a group belongs to nodes in shadow mode."""
+    return f"ppdaemon:shadow-group:{stream}:{group}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamGroup:
+    """A consumer group of a stream."""
+
+    name: str
+    consumers: int
+    pending: int
+    """Entries that consumers have, and have not acknowledged."""
+    waiting: int
+    """Entries that no consumer has taken; 0 if the server does not know."""
+    shadow: bool
+    """Whether nodes in shadow mode have it."""
+
+
+async def groups_of(server: Any, stream: str) -> Mapping[str, StreamGroup]:
+    """Return the consumer groups of a stream by name; none if it does not exist."""
     if not await server.exists(stream):
-        return ()
-    found: Sequence[Mapping[str, Any]] = await server.xinfo_groups(stream)
-    return found
+        return {}
+    found = {each["name"].decode(errors="replace"): each for each in await server.xinfo_groups(stream)}
+    return {
+        name: StreamGroup(
+            name,
+            each["consumers"],
+            each["pending"],
+            each.get("lag") or 0,  # not known after a deletion, nor by older servers
+            bool(await server.exists(shadow_mark(stream, name))),
+        )
+        for name, each in found.items()
+    }
 
 
-def other_groups(groups: Sequence[Mapping[str, Any]], group: str) -> list[str]:
-    """Return the groups of a stream besides one: their consumers process the same visits."""
-    return sorted({each["name"].decode(errors="replace") for each in groups} - {group})
+def rivals(groups: Iterable[StreamGroup], group: str) -> list[str]:
+    """Return the other groups of a stream whose consumers process the same visits for good."""
+    return sorted(each.name for each in groups if each.name != group and not each.shadow)

@@ -415,6 +415,7 @@ class RedisReport(ControlModel):
     connected: bool
     """Whether the server answers."""
     streams: tuple[str, ...]
+    """Those that this node reads."""
     group: str
     """The consumer group that shares the entries."""
     held: int
@@ -439,6 +440,8 @@ class StatusReport(ControlModel):
     """``degraded``: running, with a problem that limits it."""
     stage: str = ""
     """While it starts: what it does now, such as ``making the template repo``."""
+    shadow: bool = False
+    """Whether it runs in shadow mode, beside the present service."""
     text: str
     """The state in one line for an operator, with the worst problem."""
     started_tai: float

@@ -55,6 +55,11 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
     with ExitStack() as opened:
         dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
         day = day or _newest(dbs, clock)
+        modes = {journalfile.is_shadow(db) for db in dbs}
+        if len(modes) > 1:
+            raise Unavailable(
+                "some of these journals are of shadow mode: report them apart, or ppctl compare"
+            )
         limits = night_limits(day)
         totals = NightTotals()
         if len(dbs) == 1:
@@ -68,6 +73,7 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
             day_obs=day,
             late_raws=sum(journalfile.count_late_raws(db, late) for db in dbs),
             recycled=_sum(recycled) if recycled else None,
+            shadow=modes == {True},
             **totals.fields(),
         )
 

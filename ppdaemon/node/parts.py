@@ -147,6 +147,7 @@ class NodeParts:
                 self.visits.open.held,
                 self.visits.ended.listed,
                 config.node.spare,
+                config.shadow.enabled,
                 ClientKeys.read(config.security.key, config.relay.server),
             )
             # Called by the ticker's time, when the status exists.

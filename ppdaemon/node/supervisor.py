@@ -7,11 +7,12 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import NodeParts, Service
@@ -98,7 +99,9 @@ class Supervisor:
                 self.notifier,
                 self.watchdog_s,
                 lock,
-                await asyncio.to_thread(Journal, folders.journal),
+                await asyncio.to_thread(
+                    partial(Journal, folders.journal, shadow=self.file.config.shadow.enabled)
+                ),
                 self._stop,
                 self._reload,
             )
@@ -170,7 +173,7 @@ class Supervisor:
             await self._wait_for_worker(node)
             # Before READY: with a name that does not exist the daemon exits.
             await self._unless_stopped(node.generations.wait_for_names())
-        except ConfigError:
+        except PPDaemonError:
             # Some may run already. The queued ones are recovered when the file is correct.
             await self._stop_workers(node)
             raise

@@ -85,7 +85,10 @@ class Dispatcher:
     that they have.
     """
 
-    def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float):
+    def __init__(
+        self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float, shadow: bool = False
+    ):
+        self._shadow = shadow
         self._resend_s = resend_s
         self._rejoin_s = rejoin_s
         self._silence_s = silence_s
@@ -114,9 +117,12 @@ class Dispatcher:
         """Return whether a hello is the first one of a node since the start, with whose journal the ledger
         must be compared. Later ones are not believed: what the ledger does not know then is not true.
         """
-        if self.registry.conflicting_peer(hello, peer) is not None:
+        if self._has_other_mode(hello) or self.registry.conflicting_peer(hello, peer) is not None:
             return False  # it is refused
         return hello.complete and hello.origin not in self._compared
+
+    def _has_other_mode(self, hello: Hello) -> bool:
+        return bool(hello.shadow) != self._shadow
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return the detectors of a visit without an outcome; empty if it is not open."""
@@ -306,6 +312,11 @@ class Dispatcher:
         return True
 
     def _on_hello(self, peer: bytes, hello: Hello, now: float) -> orders.Effects:
+        if self._has_other_mode(hello):
+            # Its outcomes would count although nothing of them is in the central repo, or the reverse.
+            modes = ("is not in shadow mode, but this relay is", "is in shadow mode, but this relay is not")
+            reason = f"node {hello.origin} {modes[not self._shadow]}: shadow must be the same in both files"
+            return orders.Effects.of(orders.RefuseHello(peer, "taken", reason))
         conflict = self.registry.conflicting_peer(hello, peer)
         if conflict is not None:
             reason = f"another node named {hello.origin} is connected: give each node its own node.name"

@@ -114,10 +114,14 @@ class Status:
             pid=os.getpid(),
             state=state,
             stage=stage,
-            text=f"{state}: {stage}"
-            if stage
-            else f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-            f" {self.pump.open} visit-detectors open",
+            shadow=self.config.shadow.enabled,
+            text=f"{state}: {'shadow mode, ' if self.config.shadow.enabled else ''}"
+            + (
+                stage
+                if stage
+                else f"{busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
+                f" {self.pump.open} visit-detectors open"
+            ),
             started_tai=self.started_tai,
             tai=tai,
             relay=self.source.text,

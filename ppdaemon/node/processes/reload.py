@@ -14,7 +14,7 @@ from functools import partial
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
@@ -39,8 +39,9 @@ start. Names without an answer are resolved later."""
 TASK_NAMES_S = 30.0
 """How long the start waits for the names of tasks, after all modules are imported: some ten times the
 time that they take."""
-FIXED_PARTS = ("node", "relay", "redis", "arrivals")
-"""Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`."""
+FIXED_PARTS = ("node", "relay", "redis", "arrivals", "shadow")
+"""Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`. In
+shadow mode nothing of the journal may be of the other mode."""
 RUN_TIME_KEYS = frozenset(
     {"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s", "relay.server"}
 )
@@ -201,11 +202,19 @@ class Generations:
                 raise ConfigError(found.errors)
         if self._resolving.done():
             self._resolving.result()
+        self._require_checked(self._file, self._task_names)
         if not self._task_names.done():
             _LOG.critical(
                 "the names of tasks could not be resolved; visits are processed all the same. If a name in"
                 " engine.no_return does not exist, they could be written twice: see ppdaemon check-config"
             )
+
+    @staticmethod
+    def _require_checked(file: ConfigFile, task_names: asyncio.Future[Resolution]) -> None:
+        """Raise `~ppdaemon.errors.Unavailable` in shadow mode if nobody knows where tasks would write."""
+        if file.config.shadow.enabled and not task_names.done():
+            text = "shadow mode: the tasks of the pipelines could not be checked, and might write as the"
+            raise Unavailable(f"{text} present service does; see ppdaemon check-config")
 
     async def wait_for_names(self) -> None:
         """Wait until the names of the first configuration are resolved, but not long. Raise
@@ -291,9 +300,11 @@ class Generations:
             raise NeedsRestart(keys)
         new = self._new(config)
         try:
-            names = await self._make(new, file)
+            task_names: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
+            names = await self._make(new, file, task_names)
             try:
                 resolution = await names
+                self._require_checked(file, task_names)
             finally:
                 await _cancel(names)
         except BaseException as error:

@@ -45,7 +45,7 @@ from ppdaemon.node.visits.redisentries import (
     reservations,
     settle,
 )
-from ppdaemon.redisserver import SOCKET_S, groups_of, open_server, other_groups
+from ppdaemon.redisserver import SOCKET_S, groups_of, open_server, rivals, shadow_mark
 from ppdaemon.reports import ProblemSource, RedisReport
 from ppdaemon.throttle import Throttle
 
@@ -114,7 +114,7 @@ class RedisClient:
         self._node = config.node.name
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._expiry_s = config.node.expiry_s
-        self._alerts_off = bool(getattr(config, "shadow", False))
+        self._shadow = config.shadow.enabled
         self._incarnation = incarnation
         self._clock = clock
         self._on_message = on_message
@@ -290,14 +290,23 @@ class RedisClient:
         self._server_clock = ServerClock(1000 * seconds + microseconds / 1000, self._clock.mono())
 
     async def _find_group(self, stream: str) -> None:
+        """Create the group if nobody has; refuse to process visits twice, or to take them from others."""
         groups, group = await groups_of(self._server, stream), self._config.group
-        others = other_groups(groups, group)
-        if others and not self._alerts_off:
+        known = groups.get(group)
+        if (others := rivals(groups.values(), group)) and not self._shadow:
             raise Unavailable(
                 f"stream {stream} has another group, {others[0]}, whose consumers process the same visits:"
                 " use its name as redis.group, delete it if nobody uses it, or set shadow: true"
             )
-        if group not in {each["name"].decode(errors="replace") for each in groups}:
+        if known is not None and known.consumers and known.shadow != self._shadow:
+            modes = "present service", "shadow mode"
+            raise Unavailable(
+                f"group {group} of stream {stream} is one of the {modes[known.shadow]}, whose visits this"
+                " node would take: use another redis.group"
+            )
+        if self._shadow:
+            await self._server.set(shadow_mark(stream, group), self._node)
+        if known is None:
             with suppress(self._refused_command):  # another node has made it meanwhile
                 # From the beginning: a server that has lost the group may have entries that nobody has read.
                 await self._server.xgroup_create(stream, group, id="0", mkstream=True)
@@ -422,6 +431,9 @@ class RedisClient:
 
     # --- permits and outcomes -----------------------------------------------------
 
+    def _permit(self, key: DetectorKey) -> str:
+        return permit_key(key, self._config.group if self._shadow else "")
+
     async def _owners(self, keys: Sequence[DetectorKey], *, take: bool) -> list[str]:
         """Return which node has each permit, or a blank; `take` those that nobody has for this node."""
         if not keys:
@@ -429,8 +441,8 @@ class RedisClient:
         async with self._server.pipeline(transaction=False) as pipe:
             for key in keys:
                 if take:
-                    pipe.set(permit_key(key), self._node, nx=True, ex=round(self._config.permit_s))
-                pipe.get(permit_key(key))
+                    pipe.set(self._permit(key), self._node, nx=True, ex=round(self._config.permit_s))
+                pipe.get(self._permit(key))
             values = await pipe.execute()
         return [(value or b"").decode(errors="replace") for value in (values[1::2] if take else values)]
 
@@ -468,7 +480,7 @@ class RedisClient:
         chosen = settle(entries, owners, self._held, self._node)
         await self._acknowledge(chosen.acknowledged)
         if chosen.released:  # before the entries are left: nobody would take them
-            await self._server.delete(*map(permit_key, chosen.released))
+            await self._server.delete(*map(self._permit, chosen.released))
         await self._leave(chosen.left)
         for owner, places in chosen.given.items():
             await self._claim_for(owner, places)
@@ -572,13 +584,10 @@ class RedisClient:
 
     async def _look(self) -> None:
         """Count what the group has not ended, for operators."""
-        pending = waiting = 0
-        for stream in self._config.streams:
-            for each in await groups_of(self._server, stream):
-                if each["name"].decode(errors="replace") == self._config.group:
-                    pending += each["pending"]
-                    waiting += each.get("lag") or 0  # not known after a deletion, nor by older servers
-        self._pending, self._waiting = pending, waiting
+        groups = [await groups_of(self._server, stream) for stream in self._config.streams]
+        own = [each[self._config.group] for each in groups if self._config.group in each]
+        self._pending = sum(each.pending for each in own)
+        self._waiting = sum(each.waiting for each in own)
 
     async def _tidy(self, stream: str) -> None:
         """Trim a stream, and delete consumers that are gone; a user of the server may lack the right."""

@@ -104,9 +104,12 @@ def key_of(entry: ResultEntry) -> DetectorKey:
     return DetectorKey(entry.instrument, entry.group, entry.detector)
 
 
-def permit_key(key: DetectorKey) -> str:
-    """Return the key of Redis whose value is the node that may write permanently."""
-    return f"ppdaemon:permit:{key.instrument}:{key.group}:{key.detector}"
+def permit_key(key: DetectorKey, shadow_group: str = "") -> str:
+    """Return the key of Redis whose value is the node that may write permanently; those of a group in shadow
+    mode are its own, or the present visits could not be processed.
+    """
+    name = f"{key.instrument}:{key.group}:{key.detector}"
+    return f"ppdaemon:shadow-permit:{shadow_group}:{name}" if shadow_group else f"ppdaemon:permit:{name}"
 
 
 def read_entry(place: Place, fields: Mapping[bytes, bytes], attempt: int = 1) -> Entry:

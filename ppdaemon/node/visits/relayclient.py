@@ -76,6 +76,7 @@ class RelayClient:
     ended: Callable[[], tuple[messages.EndedDetectors, ...]] = tuple
     """Returns the latest outcomes of the node."""
     spare: bool = False
+    shadow: bool = False
     keys: ClientKeys | None = None
     health: Callable[[], tuple[str, str]] = lambda: ("", "")
     """Returns the state of the node and its worst problem, which operators see at the relay."""
@@ -367,6 +368,7 @@ class RelayClient:
             complete=not self.connected,
             alone=self.link.alone == "cross",
             version=__version__,
+            shadow=self.shadow or None,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:
