@@ -174,7 +174,7 @@ def test_without_the_permit_nothing_is_written_and_the_entry_goes_to_its_owner(s
         server.ask("SET", "ppdaemon:permit:DemoCam:g:0", "n9")
         server.add(STREAM, message("g"))
         node.land("g")
-        node.wait(lambda: [row for row in node.daemon.visits() if row.outcome])
+        node.wait(lambda: [row for row in node.daemon.visits(10) if row.outcome])
         (row,) = node.visit("g")
         assert (row.outcome, row.reason.partition(":")[0]) == (Outcome.CANCELLED, "withdrawn")
         assert not node.marks()

@@ -10,7 +10,7 @@ go over streams.
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.visits.model import FromLink, RelayLost
 from ppdaemon.node.visits.redisentries import (
+    LEFT_IDLE_MS,
     ORIGIN,
     DetectorKey,
     HeldEntries,
@@ -37,6 +38,7 @@ from ppdaemon.node.visits.redisentries import (
     Place,
     ServerClock,
     can_claim,
+    claim_idle_ms,
     dead_consumers,
     key_of,
     permit_key,
@@ -64,8 +66,6 @@ TEND_S = 2.0
 for it."""
 RENEWALS = 4
 """Renewals within `redis.claim_after_s`: a single late one must not give an entry away."""
-LEFT_IDLE_MS = 30 * 86_400_000
-"""Idle time of an entry that a node leaves to others: they take it at once."""
 PAGE = 500
 """Entries in one answer about pending ones."""
 TIDY_S = 60.0
@@ -130,6 +130,9 @@ class RedisClient:
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         """Commands that follow from decisions; with a new connection they are decided anew."""
         self._room = asyncio.Event()
+        """Set when slots may be idle again."""
+        self._full = asyncio.Event()
+        """Set when a command that waits for entries would take some that this node cannot have."""
         self._throttle = Throttle(LOG_EVERY_S, clock.mono)
         self._problem = ""
         self._connected = False
@@ -185,12 +188,17 @@ class RedisClient:
     def set_accepting(self, accepting: bool) -> None:
         """Take entries, or none while the node drains."""
         self._accepting = accepting
-        self._room.set()
+        self._capacity_changed()
 
     def set_capacity(self, capacity: int) -> None:
         """Have another number of visit-detectors at once."""
         self._capacity = capacity
+        self._capacity_changed()
+
+    def _capacity_changed(self) -> None:
         self._room.set()
+        if self._free <= 0:
+            self._full.set()
 
     def reconfigure(self, config: NodeConfig) -> None:
         """Do nothing: the password is read with each connection, other keys need a restart."""
@@ -348,16 +356,28 @@ class RedisClient:
                     async with asyncio.timeout(ROOM_S):
                         await self._room.wait()
                 continue
-            answer = await self._server.xreadgroup(
-                self._config.group,
-                self._node,
-                streams,
-                count=max(1, free // len(streams)),  # of each stream
-                block=BLOCK_MS,
+            self._full.clear()
+            # COUNT is that of each stream.
+            command = self._server.xreadgroup(
+                self._config.group, self._node, streams, count=max(1, free // len(streams)), block=BLOCK_MS
             )
-            if found := _entries(answer):
+            if found := _entries(await self._unless_full(command)):
                 self._last_tai = self._clock.tai()
                 self._take(found)
+
+    async def _unless_full(self, command: Coroutine[Any, Any, Any]) -> Any:
+        """Return the answer to a command, or `None` if it was given up: what the server has delivered
+        nevertheless is found as pending.
+        """
+        loop = asyncio.get_running_loop()
+        tasks = loop.create_task(command), loop.create_task(self._full.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return tasks[0].result() if tasks[0].done() else None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take(self, found: Iterable[tuple[Place, Fields, int]]) -> None:
         """Send visits on; acknowledge what is none."""
@@ -504,8 +524,7 @@ class RedisClient:
             await self._read_clock()
             for stream in self._config.streams:
                 await self._renew(stream)
-                if self._clock.mono() >= self._claim_at:
-                    await self._claim(stream)
+                await self._claim(stream)
             await self._look()
             if self._clock.mono() >= self._tidy_at:
                 self._tidy_at = self._clock.mono() + TIDY_S
@@ -522,7 +541,8 @@ class RedisClient:
 
     async def _claim(self, stream: str) -> None:
         """Take entries that their consumers have not renewed, as many as slots are idle."""
-        idle_ms, mono = round(1000 * self._config.claim_after_s), self._clock.mono()
+        mono = self._clock.mono()
+        idle_ms = claim_idle_ms(self._config.claim_after_s, self._claim_at - mono)
         pending = {each.place: each for each in await self._pending_of(stream, idle=idle_ms)}
         self._foreign = {place for place in self._foreign if place.stream != stream or place in pending}
         expired = [place for place in pending if self._server_clock.age_s(place, mono) > self._expiry_s]

@@ -23,6 +23,7 @@ __all__ = (
     "ServerClock",
     "Settlement",
     "can_claim",
+    "claim_idle_ms",
     "dead_consumers",
     "key_of",
     "permit_key",
@@ -34,6 +35,8 @@ __all__ = (
 
 ORIGIN = "redis"
 """The sender in messages that are made from entries."""
+LEFT_IDLE_MS = 30 * 86_400_000
+"""Idle time of an entry that a node leaves to others."""
 
 
 class Place(NamedTuple):
@@ -172,6 +175,8 @@ class HeldEntries:
     _places: dict[DetectorKey, set[Place]] = field(default_factory=dict)
     _left: set[Place] = field(default_factory=set)
     """Entries that are pending with this consumer and are for others."""
+    _unknown: dict[str, set[Place]] = field(default_factory=dict)
+    """By stream, as `sort` found them last."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -204,17 +209,27 @@ class HeldEntries:
 
     def sort(self, stream: str, pending: Iterable[Pending]) -> tuple[list[Place], list[Place]]:
         """Return which of this consumer's pending entries of a stream are renewed, and which it does not
-        know: their reply was lost, or another node has given them here.
+        know for the second time: their reply was lost, or another node has given them here. The first time
+        their reply may be on its way.
         """
         mine = {each.place for each in pending}
         self._left = {place for place in self._left if place.stream != stream or place in mine}
         held = self.places & mine
-        return sorted(held), sorted(mine - held - self._left)
+        unknown = mine - held - self._left
+        before, self._unknown[stream] = self._unknown.get(stream, set()), unknown
+        return sorted(held), sorted(unknown & before)
 
     def clear(self) -> None:
         """Forget all: the pending entries are read again."""
         self._places.clear()
         self._left.clear()
+
+
+def claim_idle_ms(claim_after_s: float, waits_s: float) -> int:
+    """Return for how long an entry must be idle to be taken from another consumer. A new connection waits for
+    renewals, because all consumers look dead after a time without a server; not with what was left.
+    """
+    return LEFT_IDLE_MS // 2 if waits_s > 0 else round(1000 * claim_after_s)
 
 
 def can_claim(entry: Entry, served: Mapping[str, Collection[int]], owner: str, node: str) -> bool:
