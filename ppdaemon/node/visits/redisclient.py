@@ -9,7 +9,7 @@ go over streams.
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,20 +34,18 @@ from ppdaemon.node.visits.redisentries import (
     ORIGIN,
     DetectorKey,
     HeldEntries,
-    Pending,
     Place,
     ServerClock,
     can_claim,
     claim_idle_ms,
     dead_consumers,
     key_of,
-    permit_key,
     read_entry,
     refusal_reason,
     reservations,
     settle,
 )
-from ppdaemon.redisserver import SOCKET_S, groups_of, open_server, rivals, shadow_mark
+from ppdaemon.node.visits.redisgroup import Fields, RedisGroup
 from ppdaemon.reports import ProblemSource, RedisReport
 from ppdaemon.throttle import Throttle
 
@@ -55,9 +53,6 @@ __all__ = ("RedisClient",)
 
 _LOG = logging.getLogger(__name__)
 
-BLOCK_MS = 2000
-"""How long a command waits for new entries: less than the time limit of an answer."""
-assert BLOCK_MS < 1000 * SOCKET_S
 ROOM_S = 1.0
 """Interval of looking whether a slot is idle again, when no outcome shows it: after a visit-detector that an
 operator has repeated."""
@@ -67,7 +62,7 @@ for it."""
 RENEWALS = 4
 """Renewals within `redis.claim_after_s`: a single late one must not give an entry away."""
 PAGE = 500
-"""Entries in one answer about pending ones."""
+"""Entries whose contents are looked at together."""
 TIDY_S = 60.0
 """Interval of trimming streams and deleting dead consumers."""
 DEAD_S = 86_400.0
@@ -78,15 +73,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Pauses between attempts to connect."""
 LOG_EVERY_S = 60.0
 """A writer that always sends garbage would otherwise cause a warning per entry."""
-
-DELETE_CONSUMER = """
-if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
-    return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
-end
-"""
-"""In one step: with a consumer that has taken an entry since, its pending entries would be deleted."""
-
-type Fields = Mapping[bytes, bytes]
+FIRST: Mapping[Place, int] = {}
+"""No entry was taken from another consumer."""
 
 
 class RedisClient:
@@ -125,7 +113,7 @@ class RedisClient:
         self._held = HeldEntries()
         self._foreign: set[Place] = set()
         """Pending entries that this node does not serve."""
-        self._server: Any = None
+        self._group = RedisGroup(config)
         self._server_clock = ServerClock()
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         """Commands that follow from decisions; with a new connection they are decided anew."""
@@ -239,15 +227,14 @@ class RedisClient:
         try:
             while True:
                 try:
-                    self._server = open_server(self._config, f"ppdaemon-{self._node}")
+                    self._group.open()
                     await self._begin()
                     backoff.succeeded()
                     await self._serve()
                 except self._errors as error:
                     self._lose(str(error) or type(error).__name__)
                 finally:
-                    if self._server is not None:
-                        await self._server.aclose()
+                    await self._group.close()
                 await asyncio.sleep(backoff.failed(self._clock.mono()))
         finally:
             self._lose("")
@@ -256,8 +243,8 @@ class RedisClient:
         """Find the groups, and read what is pending with this node: a reply may have been lost."""
         await self._read_clock()
         for stream in self._config.streams:
-            await self._find_group(stream)
-        own = [found for stream in self._config.streams for found in await self._read_own(stream)]
+            await self._group.find(stream)
+        own = [found for stream in self._config.streams for found in await self._group.read_own(stream)]
         self._held.clear()
         self._work = asyncio.Queue()
         self._problem = ""
@@ -294,43 +281,7 @@ class RedisClient:
             self._warn("redis_connection", f"Redis: {problem}; no visits are received; trying again")
 
     async def _read_clock(self) -> None:
-        seconds, microseconds = await self._server.time()
-        self._server_clock = ServerClock(1000 * seconds + microseconds / 1000, self._clock.mono())
-
-    async def _find_group(self, stream: str) -> None:
-        """Create the group if nobody has; refuse to process visits twice, or to take them from others."""
-        groups, group = await groups_of(self._server, stream), self._config.group
-        known = groups.get(group)
-        if (others := rivals(groups.values(), group)) and not self._shadow:
-            raise Unavailable(
-                f"stream {stream} has another group, {others[0]}, whose consumers process the same visits:"
-                " use its name as redis.group, delete it if nobody uses it, or set shadow: true"
-            )
-        if known is not None and known.consumers and known.shadow != self._shadow:
-            modes = "present service", "shadow mode"
-            raise Unavailable(
-                f"group {group} of stream {stream} is one of the {modes[known.shadow]}, whose visits this"
-                " node would take: use another redis.group"
-            )
-        if self._shadow:
-            await self._server.set(shadow_mark(stream, group), self._node)
-        if known is None:
-            with suppress(self._refused_command):  # another node has made it meanwhile
-                # From the beginning: a server that has lost the group may have entries that nobody has read.
-                await self._server.xgroup_create(stream, group, id="0", mkstream=True)
-
-    async def _read_own(self, stream: str) -> list[tuple[Place, Fields, int]]:
-        found: list[tuple[Place, Fields, int]] = []
-        after = "0"
-        while True:
-            answer = await self._server.xreadgroup(
-                self._config.group, self._node, {stream: after}, count=PAGE
-            )
-            page = _entries(answer)
-            found += page
-            if len(page) < PAGE:
-                return found
-            after = page[-1][0].id
+        self._server_clock = ServerClock(await self._group.time_ms(), self._clock.mono())
 
     async def _do_work(self) -> None:
         while True:
@@ -348,7 +299,6 @@ class RedisClient:
 
     async def _read(self) -> None:
         """Take new entries as long as slots are idle."""
-        streams = dict.fromkeys(self._config.streams, ">")
         while True:
             if (free := self._free) <= 0:
                 self._room.clear()
@@ -357,39 +307,37 @@ class RedisClient:
                         await self._room.wait()
                 continue
             self._full.clear()
-            # COUNT is that of each stream.
-            command = self._server.xreadgroup(
-                self._config.group, self._node, streams, count=max(1, free // len(streams)), block=BLOCK_MS
-            )
-            if found := _entries(await self._unless_full(command)):
+            if found := await self._unless_full(self._group.read(max(1, free // len(self._config.streams)))):
                 self._last_tai = self._clock.tai()
                 self._take(found)
 
-    async def _unless_full(self, command: Coroutine[Any, Any, Any]) -> Any:
-        """Return the answer to a command, or `None` if it was given up: what the server has delivered
+    async def _unless_full(
+        self, command: Coroutine[Any, Any, list[tuple[Place, Fields]]]
+    ) -> list[tuple[Place, Fields]]:
+        """Return the answer to a command, or nothing if it was given up: what the server has delivered
         nevertheless is found as pending.
         """
         loop = asyncio.get_running_loop()
         tasks = loop.create_task(command), loop.create_task(self._full.wait())
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return tasks[0].result() if tasks[0].done() else None
+            return tasks[0].result() if tasks[0].done() else []
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take(self, found: Iterable[tuple[Place, Fields, int]]) -> None:
+    def _take(self, found: Iterable[tuple[Place, Fields]], attempts: Mapping[Place, int] = FIRST) -> None:
         """Send visits on; acknowledge what is none."""
         tai, mono = self._clock.tai(), self._clock.mono()
         taken = []
-        for place, fields, attempt in found:
+        for place, fields in found:
             age_s = self._server_clock.age_s(place, mono)
             if not fields:
                 self._end({place: "its content was trimmed"}, "redis_trimmed")
                 continue
             try:
-                entry = read_entry(place, fields, attempt)
+                entry = read_entry(place, fields, attempts.get(place, 1))
             except BadMessage as error:
                 self._end({place: str(error)}, f"bad_message.{error.kind}", repr(fields))
                 continue
@@ -419,52 +367,14 @@ class RedisClient:
                 self._warn(kind, text, sample)
             else:
                 self._count[kind] += 1
-        self._put(self._acknowledge, tuple(reasons))
-
-    async def _acknowledge(self, places: Collection[Place]) -> None:
-        await self._by_stream(places, lambda pipe, stream, ids: pipe.xack(stream, self._config.group, *ids))
+        self._put(self._group.acknowledge, tuple(reasons))
 
     async def _leave(self, places: Collection[Place]) -> None:
         """Let other nodes take entries at once."""
         self._held.leave(places)
-        await self._claim_for(self._node, places, idle=LEFT_IDLE_MS)
-
-    async def _claim_for(self, consumer: str, places: Collection[Place], **options: object) -> None:
-        await self._by_stream(
-            places,
-            lambda pipe, stream, ids: pipe.xclaim(
-                stream, self._config.group, consumer, 0, ids, justid=True, **options
-            ),
-        )
-
-    async def _by_stream(
-        self, places: Collection[Place], command: Callable[[Any, str, list[str]], object]
-    ) -> None:
-        ids: dict[str, list[str]] = defaultdict(list)
-        for place in places:
-            ids[place.stream].append(place.id)
-        if ids:
-            async with self._server.pipeline(transaction=False) as pipe:
-                for stream, chosen in ids.items():
-                    command(pipe, stream, chosen)
-                await pipe.execute()
+        await self._group.give(self._node, places, idle=LEFT_IDLE_MS)
 
     # --- permits and outcomes -----------------------------------------------------
-
-    def _permit(self, key: DetectorKey) -> str:
-        return permit_key(key, self._config.group if self._shadow else "")
-
-    async def _owners(self, keys: Sequence[DetectorKey], *, take: bool) -> list[str]:
-        """Return which node has each permit, or a blank; `take` those that nobody has for this node."""
-        if not keys:
-            return []
-        async with self._server.pipeline(transaction=False) as pipe:
-            for key in keys:
-                if take:
-                    pipe.set(self._permit(key), self._node, nx=True, ex=round(self._config.permit_s))
-                pipe.get(self._permit(key))
-            values = await pipe.execute()
-        return [(value or b"").decode(errors="replace") for value in (values[1::2] if take else values)]
 
     async def _take_permits(self, visits: Sequence[DetectorsOfVisit]) -> None:
         keys = [
@@ -472,7 +382,7 @@ class RedisClient:
             for visit in visits
             for detector in visit.detectors
         ]
-        owners = await self._owners([key for _, key in keys], take=True)
+        owners = await self._group.owners([key for _, key in keys], take=True)
         mine: list[DetectorsOfVisit] = []
         others: list[DetectorsOfVisit] = []
         for (visit, key), owner in zip(keys, owners, strict=True):
@@ -496,14 +406,13 @@ class RedisClient:
         owners: dict[DetectorKey, str] = {}
         for returned in (False, True):
             keys = [key_of(entry) for entry in entries if bool(entry.returned) is returned]
-            owners |= zip(keys, await self._owners(keys, take=not returned), strict=True)
+            owners |= zip(keys, await self._group.owners(keys, take=not returned), strict=True)
         chosen = settle(entries, owners, self._held, self._node)
-        await self._acknowledge(chosen.acknowledged)
-        if chosen.released:  # before the entries are left: nobody would take them
-            await self._server.delete(*map(self._permit, chosen.released))
+        await self._group.acknowledge(chosen.acknowledged)
+        await self._group.release(chosen.released)  # before the entries are left: nobody would take them
         await self._leave(chosen.left)
         for owner, places in chosen.given.items():
-            await self._claim_for(owner, places)
+            await self._group.give(owner, places)
             self._held.end(places)
         self._held.end(chosen.acknowledged)
         self._on_message(
@@ -525,7 +434,7 @@ class RedisClient:
             for stream in self._config.streams:
                 await self._renew(stream)
                 await self._claim(stream)
-            await self._look()
+            self._pending, self._waiting = await self._group.counts()
             if self._clock.mono() >= self._tidy_at:
                 self._tidy_at = self._clock.mono() + TIDY_S
                 for stream in self._config.streams:
@@ -534,16 +443,16 @@ class RedisClient:
 
     async def _renew(self, stream: str) -> None:
         """Reset the idle times of this node's entries, and take those that it does not know."""
-        own = await self._pending_of(stream, consumername=self._node)
+        own = await self._group.pending(stream, consumername=self._node)
         held, unknown = self._held.sort(stream, own)
-        await self._claim_for(self._node, held)
-        self._take([(place, fields, 1) for place, fields in await self._contents(unknown)])
+        await self._group.give(self._node, held)
+        self._take(await self._group.contents(unknown))
 
     async def _claim(self, stream: str) -> None:
         """Take entries that their consumers have not renewed, as many as slots are idle."""
         mono = self._clock.mono()
         idle_ms = claim_idle_ms(self._config.claim_after_s, self._claim_at - mono)
-        pending = {each.place: each for each in await self._pending_of(stream, idle=idle_ms)}
+        pending = {each.place: each for each in await self._group.pending(stream, idle=idle_ms)}
         self._foreign = {place for place in self._foreign if place.stream != stream or place in pending}
         expired = [place for place in pending if self._server_clock.age_s(place, mono) > self._expiry_s]
         if expired:  # whoever has them
@@ -552,74 +461,39 @@ class RedisClient:
         while wanted and self._free > 0:
             page, wanted = wanted[:PAGE], wanted[PAGE:]
             if chosen := (await self._claimable(page))[: max(0, self._free)]:
-                answer = await self._server.xclaim(stream, self._config.group, self._node, idle_ms, chosen)
-                taken = [(Place(stream, name.decode()), fields) for name, fields in answer if name]
+                taken = await self._group.claim(stream, chosen, idle_ms)
                 self._count["redis_claimed"] += len(taken)
                 for place, _ in taken:
                     context = {"entry": place.id, "consumer": pending[place].consumer}
                     _LOG.info("took an entry that its consumer has not renewed", extra=context)
                 # Another attempt than any before: this node may have returned it itself.
-                self._take([(place, fields, pending[place].deliveries + 1) for place, fields in taken])
+                self._take(taken, {place: pending[place].deliveries + 1 for place, _ in taken})
 
-    async def _claimable(self, places: Sequence[Place]) -> list[str]:
+    async def _claimable(self, places: Sequence[Place]) -> list[Place]:
         """Return which entries this node may take, of those that other consumers have not renewed."""
         entries, chosen = [], []
-        for place, fields in await self._contents(places):
+        for place, fields in await self._group.contents(places):
             try:
                 entries.append(read_entry(place, fields))
             except BadMessage:
-                chosen.append(place.id)  # to acknowledge it
-        owners = await self._owners([entry.key for entry in entries], take=False)
+                chosen.append(place)  # to acknowledge it
+        owners = await self._group.owners([entry.key for entry in entries], take=False)
         for entry, owner in zip(entries, owners, strict=True):
             if can_claim(entry, self._served, owner, self._node):
-                chosen.append(entry.place.id)
+                chosen.append(entry.place)
             elif not owner:
                 self._foreign.add(entry.place)
         return chosen
 
-    async def _contents(self, places: Sequence[Place]) -> list[tuple[Place, Fields]]:
-        """Return the contents of entries; an empty one if it was trimmed."""
-        if not places:
-            return []
-        async with self._server.pipeline(transaction=False) as pipe:
-            for place in places:
-                pipe.xrange(place.stream, place.id, place.id)
-            answers = await pipe.execute()
-        return [
-            (place, answer[0][1] if answer else {}) for place, answer in zip(places, answers, strict=True)
-        ]
-
-    async def _pending_of(self, stream: str, **options: object) -> list[Pending]:
-        """Return pending entries of a stream."""
-        found: list[Pending] = []
-        after = "-"
-        while True:
-            page = await self._server.xpending_range(stream, self._config.group, after, "+", PAGE, **options)
-            for each in page:
-                place, consumer = Place(stream, each["message_id"].decode()), each["consumer"]
-                found.append(Pending(place, consumer.decode(errors="replace"), each["times_delivered"]))
-            if len(page) < PAGE:
-                return found
-            after = f"({found[-1].place.id}"
-
-    async def _look(self) -> None:
-        """Count what the group has not ended, for operators."""
-        groups = [await groups_of(self._server, stream) for stream in self._config.streams]
-        own = [each[self._config.group] for each in groups if self._config.group in each]
-        self._pending = sum(each.pending for each in own)
-        self._waiting = sum(each.waiting for each in own)
-
     async def _tidy(self, stream: str) -> None:
         """Trim a stream, and delete consumers that are gone; a user of the server may lack the right."""
-        await self._find_group(stream)
-        group = self._config.group
+        await self._group.find(stream)
         try:
             if self._config.trim_after_s is not None:
-                before_ms = self._server_clock.now_ms(self._clock.mono()) - 1000 * self._config.trim_after_s
-                await self._server.xtrim(stream, minid=max(0, int(before_ms)), approximate=True)
-            consumers = await self._server.xinfo_consumers(stream, group)
-            for consumer in dead_consumers(consumers, self._node, DEAD_S):
-                await self._server.eval(DELETE_CONSUMER, 1, stream, group, consumer)
+                now_ms = self._server_clock.now_ms(self._clock.mono())
+                await self._group.trim(stream, now_ms - 1000 * self._config.trim_after_s)
+            consumers = await self._group.consumers(stream)
+            await self._group.delete_consumers(stream, dead_consumers(consumers, self._node, DEAD_S))
         except self._refused_command as error:
             self._warn("redis_tidy", f"Redis: {stream} is not trimmed, or its dead consumers stay: {error}")
 
@@ -628,12 +502,3 @@ class RedisClient:
         self._count[kind] += 1
         if self._throttle.passes(kind, sample):
             _LOG.warning("%s", text, extra={"kind": kind, "count": self._count[kind]})
-
-
-def _entries(answer: Any) -> list[tuple[Place, Fields, int]]:
-    """Return the entries in the answer to XREADGROUP; a trimmed one has no fields."""
-    return [
-        (Place(stream.decode(), name.decode()), fields or {}, 1)
-        for stream, entries in answer or ()
-        for name, fields in entries
-    ]
