@@ -71,10 +71,12 @@ def message(group="g", detector=0, **fields):
 class Node:
     """A client, and what it has sent to the decisions."""
 
-    def __init__(self, config):
+    def __init__(self, config, clock=None):
         self.messages = []
         self.count = Counter()
-        self.client = RedisClient(config, "run", Clock(), self.messages.append, self.count, lambda: 0)
+        self.client = RedisClient(
+            config, "run", clock or Clock(), self.messages.append, self.count, lambda: 0
+        )
 
     def of(self, kind):
         return [each for each in self.messages if isinstance(each, kind)]
@@ -100,8 +102,8 @@ class Node:
 
 
 @asynccontextmanager
-async def connected(*configs):
-    nodes = [Node(config) for config in configs]
+async def connected(*configs, clock=None):
+    nodes = [Node(config, clock) for config in configs]
     running = [asyncio.create_task(node.client.run()) for node in nodes]
     try:
         for node in nodes:
@@ -167,6 +169,25 @@ def test_garbage_is_counted_acknowledged_and_stops_nothing(server, config):
                 "bad_message.redis_text": 1,
                 "redis_refused": 2,
             }
+
+    asyncio.run(body())
+
+
+class Ahead(Clock):
+    """The clock of a host that is wrong by a day."""
+
+    def tai(self):
+        return super().tai() + 86_400
+
+
+def test_a_host_whose_clock_is_wrong_ends_no_visit(server, config):
+    server.add(STREAM, message())
+
+    async def body():
+        async with connected(config(), clock=Ahead()) as node:
+            await node.until(lambda: node.reserved)
+            (reserved,) = node.of(ReserveVisit)
+            assert 0 <= reserved.sent_tai - reserved.received_tai < 60
 
     asyncio.run(body())
 

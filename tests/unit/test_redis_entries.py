@@ -107,6 +107,7 @@ def test_ages_are_those_of_the_server_s_clock():
     clock = ServerClock(server_ms=5_000_000.0, mono=100.0)
     assert clock.age_s(Place(STREAM, "4990000-7"), 103.0) == 13.0
     assert clock.age_s(Place(STREAM, "6000000-0"), 103.0) == 0.0  # it was set back
+    assert clock.now_tai(103.0) == 5003.0 + 37
 
 
 def test_detectors_that_were_read_together_are_reserved_together():

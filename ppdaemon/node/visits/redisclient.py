@@ -102,7 +102,6 @@ class RedisClient:
         self._node = config.node.name
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._expiry_s = config.node.expiry_s
-        self._shadow = config.shadow.enabled
         self._incarnation = incarnation
         self._clock = clock
         self._on_message = on_message
@@ -329,7 +328,8 @@ class RedisClient:
 
     def _take(self, found: Iterable[tuple[Place, Fields]], attempts: Mapping[Place, int] = FIRST) -> None:
         """Send visits on; acknowledge what is none."""
-        tai, mono = self._clock.tai(), self._clock.mono()
+        mono = self._clock.mono()
+        server_tai = self._server_clock.now_tai(mono)
         taken = []
         for place, fields in found:
             age_s = self._server_clock.age_s(place, mono)
@@ -341,7 +341,7 @@ class RedisClient:
             except BadMessage as error:
                 self._end({place: str(error)}, f"bad_message.{error.kind}", repr(fields))
                 continue
-            if reason := refusal_reason(entry, self._served, age_s, tai, self._expiry_s):
+            if reason := refusal_reason(entry, self._served, age_s, server_tai, self._expiry_s):
                 self._end({place: reason}, "redis_refused")
             elif entry.detector in self._served[entry.visit.instrument]:
                 self._held.take(entry)
@@ -353,7 +353,7 @@ class RedisClient:
             else:
                 self._put(self._leave, (place,))
         ages_s = {entry.place: self._server_clock.age_s(entry.place, mono) for entry in taken}
-        for message in reservations(taken, ages_s, tai):
+        for message in reservations(taken, ages_s, self._clock.tai()):
             self._on_message(message)
 
     def _end(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import SUBMIT_LIMIT, ReserveVisit, ResultEntry
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import NextVisit, read_next_visit
 
 __all__ = (
@@ -96,6 +97,10 @@ class ServerClock:
     def now_ms(self, mono: float) -> float:
         """Return the server's time, milliseconds since 1970."""
         return self.server_ms + 1000 * (mono - self.mono)
+
+    def now_tai(self, mono: float) -> float:
+        """Return the server's time, TAI seconds since 1970."""
+        return self.now_ms(mono) / 1000 + TAI_MINUS_UTC_S
 
     def age_s(self, place: Place, mono: float) -> float:
         """Return for how long an entry has been in its stream."""
