@@ -106,6 +106,7 @@ def test_messages_of_the_fan_out_get_outcomes(server, tmp_path):
         assert server.ask("GET", f"ppdaemon:permit:LSSTCam:{group}:42") == b"n1"
 
 
+@pytest.mark.slow
 def test_two_nodes_of_a_group_process_each_visit_detector_once(server, tmp_path):
     groups = [f"g{number}" for number in range(4)]
     # Fewer slots than entries: neither can take all.
@@ -123,6 +124,7 @@ def test_two_nodes_of_a_group_process_each_visit_detector_once(server, tmp_path)
         assert marks[1]
 
 
+@pytest.mark.slow
 def test_a_node_that_stops_leaves_its_visits_to_others_at_once(server, tmp_path):
     with nodes(server, tmp_path, "n1", "n2", redis={"claim_after_s": 600}) as (first, second):
         second.daemon.ask(DrainRequest())
@@ -138,6 +140,7 @@ def test_a_node_that_stops_leaves_its_visits_to_others_at_once(server, tmp_path)
         second.wait(lambda: not pending(server))
 
 
+@pytest.mark.slow
 def test_nothing_permanent_is_written_while_the_server_is_away(server, tmp_path):
     with nodes(server, tmp_path, "n1") as (node,):
         server.add(STREAM, message("g"))
@@ -154,6 +157,7 @@ def test_nothing_permanent_is_written_while_the_server_is_away(server, tmp_path)
         node.wait(lambda: not pending(server))
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_no_visit(server, tmp_path):
     with nodes(server, tmp_path, "n1", "n2") as both:
         server.add(STREAM, message("before"))

@@ -25,6 +25,7 @@ from ppdaemon.messages import (
 from ppdaemon.node.visits import redisclient
 from ppdaemon.node.visits.model import RelayLost
 from ppdaemon.node.visits.redisclient import RedisClient
+from ppdaemon.node.visits.redisgroup import RedisGroup
 from ppdaemon.redisserver import open_server, shadow_mark
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import node_config
@@ -215,11 +216,12 @@ def test_own_entries_are_read_again_after_each_connection(server, config):
         async with connected(config()) as node:
             await node.until(lambda: node.reserved)
         async with connected(config()) as again:
-            await again.until(lambda: again.reserved)
+            # At once, and not when they are found to be unknown.
+            assert again.reserved == [("g", 0)]
             server.ask("CLIENT", "KILL", "TYPE", "normal")
             await again.until(lambda: len(again.of(Welcome)) == 2)
             assert len(again.of(RelayLost)) == 1
-            await again.until(lambda: again.reserved == [("g", 0)] * 2)
+            assert again.reserved == [("g", 0)] * 2
 
     asyncio.run(body())
 
@@ -261,6 +263,31 @@ def test_what_a_living_node_renews_is_not_taken_and_what_a_dead_one_had_is(serve
             await holder.until(lambda: holder.of(ResultsSeen))
 
     asyncio.run(body())
+
+
+def test_nobody_looks_dead_after_a_time_without_a_server(config, socket_dir):
+    with redis_server(socket_dir, keeps=True) as own:
+        own.add(STREAM, message())
+        deliver(own, "living")
+
+        def passes():
+            """Return how often the node has looked for entries since the server's start."""
+            found = own.ask("INFO", "commandstats").get("cmdstat_xinfo|groups", {"calls": 0})
+            return found["calls"] - 1  # the first one is that of the connection
+
+        async def body():
+            async with connected(config(url=own.url)) as node:
+                own.stop()
+                await node.until(lambda: node.of(RelayLost))
+                until = time.monotonic() + 1.2  # more than `claim_after_s`
+                await node.until(lambda: time.monotonic() > until)
+                own.start()
+                await node.until(lambda: len(node.of(Welcome)) == 2)
+                await node.until(lambda: passes() > 0)
+                assert not node.count["redis_claimed"]
+                assert pending(own, "living") == 1
+
+        asyncio.run(body())
 
 
 def test_only_one_node_gets_the_permit_and_its_outcome_counts(server, config):
@@ -375,6 +402,36 @@ def test_dead_consumers_are_deleted_when_nothing_of_theirs_is_pending(server, co
 
             await node.until(lambda: b"gone" not in names())
             assert b"ghost" in names()
+
+    asyncio.run(body())
+
+
+def test_a_consumer_that_has_taken_an_entry_since_is_not_deleted(server, config):
+    server.add(STREAM, message())
+    deliver(server, "ghost")
+
+    async def body():
+        group = RedisGroup(config())
+        group.open()
+        await group.delete_consumers(STREAM, ["ghost"])
+        assert [each["name"] for each in await group.consumers(STREAM)] == [b"ghost"]
+        await group.close()
+
+    asyncio.run(body())
+
+
+def test_a_node_that_drains_takes_nothing_more(server, config):
+    async def body():
+        async with connected(config()) as node:
+            await node.until(lambda: server.ask("INFO", "clients")["blocked_clients"] == 1)
+            node.client.set_accepting(False)
+            await node.until(lambda: server.ask("INFO", "clients")["blocked_clients"] == 0)
+            server.add(STREAM, message())
+            with server.client() as client:
+                assert client.xreadgroup(GROUP, "n2", {STREAM: ">"})
+            node.client.set_accepting(True)
+            server.add(STREAM, message("next"))
+            await node.until(lambda: node.reserved == [("next", 0)])
 
     asyncio.run(body())
 
