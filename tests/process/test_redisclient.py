@@ -22,7 +22,7 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
-from ppdaemon.node.visits import redisclient
+from ppdaemon.node.visits import redisclient, redisgroup
 from ppdaemon.node.visits.model import RelayLost
 from ppdaemon.node.visits.redisclient import RedisClient
 from ppdaemon.node.visits.redisgroup import RedisGroup
@@ -143,6 +143,8 @@ def test_an_entry_is_acknowledged_after_its_outcome_and_not_before(server, confi
             assert node.of(ResultsSeen)[0].entries == (("DemoCam", "g", 0, 1),)
             assert pending(server, "n1") == 2
             assert node.client.report().held == 1
+            # The same entry, written once more, is not processed by another node.
+            assert server.ask("GET", "ppdaemon:permit:DemoCam:g:0") == b"n1"
 
     asyncio.run(body())
 
@@ -174,18 +176,11 @@ def test_garbage_is_counted_acknowledged_and_stops_nothing(server, config):
     asyncio.run(body())
 
 
-class Ahead(Clock):
-    """The clock of a host that is wrong by a day."""
-
-    def tai(self):
-        return super().tai() + 86_400
-
-
 def test_a_host_whose_clock_is_wrong_ends_no_visit(server, config):
     server.add(STREAM, message())
 
     async def body():
-        async with connected(config(), clock=Ahead()) as node:
+        async with connected(config(), clock=Clock(tai=lambda: Clock().tai() + 86_400)) as node:
             await node.until(lambda: node.reserved)
             (reserved,) = node.of(ReserveVisit)
             assert 0 <= reserved.sent_tai - reserved.received_tai < 60
@@ -420,12 +415,15 @@ def test_a_consumer_that_has_taken_an_entry_since_is_not_deleted(server, config)
     asyncio.run(body())
 
 
-def test_a_node_that_drains_takes_nothing_more(server, config):
+def test_a_node_that_drains_takes_nothing_more(server, config, monkeypatch):
+    monkeypatch.setattr(redisgroup, "BLOCK_MS", 60_000)
+
     async def body():
         async with connected(config()) as node:
             await node.until(lambda: server.ask("INFO", "clients")["blocked_clients"] == 1)
             node.client.set_accepting(False)
             await node.until(lambda: server.ask("INFO", "clients")["blocked_clients"] == 0)
+            assert not node.of(RelayLost)  # as after the time limit of an answer
             server.add(STREAM, message())
             with server.client() as client:
                 assert client.xreadgroup(GROUP, "n2", {STREAM: ">"})
