@@ -56,6 +56,9 @@ _LOG = logging.getLogger(__name__)
 ROOM_S = 1.0
 """Interval of looking whether a slot is idle again, when no outcome shows it: after a visit-detector that an
 operator has repeated."""
+GATHER_S = 0.01
+"""The entries of a visit are written one after another; those of this time share a transaction of the
+journal, which takes longer."""
 TEND_S = 2.0
 """Longest interval of renewing entries, and of looking for those of others: one that was handed back waits
 for it."""
@@ -306,9 +309,19 @@ class RedisClient:
                         await self._room.wait()
                 continue
             self._full.clear()
-            if found := await self._unless_full(self._group.read(max(1, free // len(self._config.streams)))):
+            found = await self._unless_full(self._group.read(self._count_of(free)))
+            until = self._clock.mono() + GATHER_S
+            while found and (rest := free - len(found)) > 0 and self._clock.mono() < until:
+                if not (more := await self._group.read(self._count_of(rest), wait=False)):
+                    break
+                found += more
+            if found:
                 self._last_tai = self._clock.tai()
                 self._take(found)
+
+    def _count_of(self, free: int) -> int:
+        """Return how many entries are taken of each stream."""
+        return max(1, free // len(self._config.streams))
 
     async def _unless_full(
         self, command: Coroutine[Any, Any, list[tuple[Place, Fields]]]

@@ -110,12 +110,12 @@ class RedisGroup:
 
     # --- entries --------------------------------------------------------------------
 
-    async def read(self, count: int) -> list[tuple[Place, Fields]]:
-        """Wait for new entries of all streams; return at most `count` of each."""
+    async def read(self, count: int, *, wait: bool = True) -> list[tuple[Place, Fields]]:
+        """Return new entries of all streams, at most `count` of each; `wait` for the first one."""
         streams = dict.fromkeys(self.streams, ">")
         return _entries(
             await self._server.xreadgroup(
-                self._config.group, self._node, streams, count=count, block=BLOCK_MS
+                self._config.group, self._node, streams, count=count, block=BLOCK_MS if wait else None
             )
         )
 
