@@ -56,9 +56,10 @@ _LOG = logging.getLogger(__name__)
 ROOM_S = 1.0
 """Interval of looking whether a slot is idle again, when no outcome shows it: after a visit-detector that an
 operator has repeated."""
-GATHER_S = 0.01
-"""The entries of a visit are written one after another; those of this time share a transaction of the
-journal, which takes longer."""
+GATHER_S, GAP_S = 0.02, 0.003
+"""The entries of a visit are written one after another. Those without a gap, at most of the first time, share
+a transaction of the journal: a second one would begin 20 ms after it. `BLOCK` cannot wait for less than
+100 ms."""
 TEND_S = 2.0
 """Longest interval of renewing entries, and of looking for those of others: one that was handed back waits
 for it."""
@@ -311,7 +312,9 @@ class RedisClient:
             self._full.clear()
             found = await self._unless_full(self._group.read(self._count_of(free)))
             until = self._clock.mono() + GATHER_S
-            while found and (rest := free - len(found)) > 0 and self._clock.mono() < until:
+            # More slots may be idle than when the command was sent.
+            while found and (rest := self._free - len(found)) > 0 and self._clock.mono() < until:
+                await asyncio.sleep(GAP_S)
                 if not (more := await self._group.read(self._count_of(rest), wait=False)):
                     break
                 found += more
