@@ -358,6 +358,11 @@ class TimesConfig(ConfigPart):
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 
+    @property
+    def after_images_s(self) -> float:
+        """How long a visit-detector may take at most when its images have arrived."""
+        return self.ingest_s + self.run_s + self.export_s
+
 
 class WorkersConfig(ConfigPart):
     """The pool of workers."""

@@ -461,6 +461,9 @@ class StatusReport(ControlModel):
     capacity: int | None = None
     """Visit-detectors that the node offers the relay to have at once, unless it drains;
     `None` from an older daemon."""
+    takes_until_tai: float | None = None
+    """When the node takes no more visits, because its host is given back (``ppdaemon run --until``), TAI
+    seconds since 1970; `None` without that option."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int

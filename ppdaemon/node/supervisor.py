@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Supervisor:
 
     ``read_config`` reads and checks the configuration file again;
     ``environment`` is for the zygote and its children; ``watchdog_s`` is the
-    longest interval between messages that the service manager accepts.
+    longest interval between messages that the service manager accepts; ``ends_at`` is
+    when this host is given back, in monotonic seconds.
     """
 
     file: ConfigFile
@@ -58,6 +60,7 @@ class Supervisor:
     clock: Clock
     notifier: Notifier
     watchdog_s: float | None
+    ends_at: float = math.inf
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -104,6 +107,7 @@ class Supervisor:
                 ),
                 self._stop,
                 self._reload,
+                self.ends_at,
             )
             await self._serve(node)
         finally:

@@ -327,6 +327,31 @@ def test_a_returned_visit_gives_up_its_permit_and_is_taken_again(server, config)
     asyncio.run(body())
 
 
+def test_what_a_node_refuses_at_present_is_for_others_until_its_capacity_changes(server, config):
+    async def body():
+        async with connected(config()) as node:
+            server.add(STREAM, message())
+            await node.until(lambda: node.reserved)
+            node.client.send_refused(node.of(ReserveVisit)[0], [0], "by order of the test", final=False)
+
+            def is_left():
+                with server.client() as client:
+                    return client.xpending_range(STREAM, GROUP, "-", "+", 9, idle=10**8)
+
+            await node.until(is_left)
+            before = server.ask("INFO", "commandstats")["cmdstat_xinfo|groups"]["calls"]
+            await node.until(
+                lambda: server.ask("INFO", "commandstats")["cmdstat_xinfo|groups"]["calls"] > before + 1
+            )
+            assert len(node.reserved) == 1
+            node.client.set_capacity(5)
+            await node.until(lambda: len(node.reserved) == 2)
+            node.client.send_refused(node.of(ReserveVisit)[1], [0], "by order of the test", final=True)
+            await node.until(lambda: not pending(server))
+
+    asyncio.run(body())
+
+
 def test_nobody_has_a_permit_without_an_answer_of_the_server(tmp_path, socket_dir, config):
     with redis_server(socket_dir) as own:
 

@@ -383,6 +383,15 @@ def test_late_raws_are_counted_in_the_status(serve: Callable[..., ControlServer]
     assert "3, see ppctl late" in ppctl("status")[1]
 
 
+def test_the_status_shows_when_the_host_takes_no_more_visits(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    report = status()
+    serve(lambda _request: ok(report | {"takes_until_tai": report["tai"] + 7200.0}))
+    assert "takes no more visits after 20" in ppctl("status")[1]
+    assert "in 2 h" in ppctl("status")[1]
+
+
 def test_samples_of_messages_are_shown_on_request(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     serve(lambda _request: ok(status(samples={"bad_message.json": "[red]{\x1b"})))
     assert "bad_message.json: [red]{?" in ppctl("status", "-v")[1]

@@ -2,19 +2,38 @@
 """What a node reports and waits for while it starts."""
 
 import asyncio
+import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import AsyncMock, MagicMock, Mock
 
+import click
 import pytest
 
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import ConfigError
+from ppdaemon.node.app import _instant
 from ppdaemon.node.processes import reload
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.supervisor import Supervisor
+
+
+def test_a_time_is_written_as_seconds_or_as_a_local_or_universal_date(monkeypatch):
+    monkeypatch.setenv("TZ", "America/Santiago")
+    time.tzset()
+    try:
+        now = Clock().mono() + 600 - time.time()
+        for text in ("600", "1969-12-31T21:10:00", "1970-01-01T00:10:00Z"):
+            assert _instant(None, None, text) == pytest.approx(now, abs=5), text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert _instant(None, None, None) == math.inf
+    with pytest.raises(click.BadParameter, match="tomorrow is no time"):
+        _instant(None, None, "tomorrow")
 
 
 def test_the_watchdog_is_triggered_while_visits_are_recovered(config):

@@ -115,7 +115,9 @@ class RedisClient:
         self._accepting = True
         self._held = HeldEntries()
         self._foreign: set[Place] = set()
-        """Pending entries that this node does not serve."""
+        """Pending entries that this node does not serve, or has refused at present: it would take them from
+        nodes that can have them.
+        """
         self._group = RedisGroup(config)
         self._server_clock = ServerClock()
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -187,6 +189,7 @@ class RedisClient:
         self._capacity_changed()
 
     def _capacity_changed(self) -> None:
+        self._foreign.clear()
         self._room.set()
         if self._free <= 0:
             self._full.set()
@@ -206,6 +209,7 @@ class RedisClient:
             if final:
                 self._end(dict.fromkeys(self._held.of(key), reason), "redis_refused")
             else:
+                self._foreign.update(self._held.of(key))
                 self._put(self._leave, self._held.of(key))
 
     def send_results(self, entries: Sequence[ResultEntry]) -> None:
@@ -453,6 +457,7 @@ class RedisClient:
             self._pending, self._waiting = await self._group.counts()
             if self._clock.mono() >= self._tidy_at:
                 self._tidy_at = self._clock.mono() + TIDY_S
+                self._foreign.clear()
                 for stream in self._config.streams:
                     await self._tidy(stream)
             await asyncio.sleep(pause_s)
