@@ -25,13 +25,14 @@ class RedisServer:
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}"
 
-    def start(self) -> None:
+    def start(self, *options: object) -> None:
         """Start it, and wait until it answers."""
         self._process = subprocess.Popen(
             [
                 self._programs.program("redis-server"),
                 *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._folder)),
                 *("--save", "", "--appendonly", "yes" if self._keeps else "no", "--appendfsync", "always"),
+                *map(str, options),
             ],
             env=self._programs.environment,
             stdout=subprocess.DEVNULL,

@@ -2,13 +2,16 @@
 """The node's client of Redis with a real server; a test plays the node's decisions."""
 
 import asyncio
+import re
+import subprocess
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import redis
-from redisserver import redis_server
+from redisserver import RedisServer, redis_server
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -29,6 +32,7 @@ from ppdaemon.node.visits.redisgroup import RedisGroup
 from ppdaemon.redisserver import open_server, shadow_mark
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import node_config
+from ppdaemon.testing.telescope import free_port
 from ppdaemon.testing.waiting import TIMEOUT_S
 
 STREAM, GROUP = "instrument:democam", "ppdaemon"
@@ -533,7 +537,7 @@ def test_several_streams_are_read(server, config):
 def test_the_password_is_read_with_each_connection(server, config, tmp_path):
     secret = tmp_path / "password"
     secret.write_text("wrong\n")
-    server.ask("ACL", "SETUSER", "pp", "on", ">right", "~*", "+@all")
+    server.ask("ACL", "SETUSER", "pp", "reset", "on", ">right", "~*", "+@all")
     chosen = config(user="pp", password=str(secret))
     assert "invalid username-password" in failing(chosen)
     (finding,) = check_redis(chosen)
@@ -550,15 +554,43 @@ def test_the_password_is_read_with_each_connection(server, config, tmp_path):
 def test_a_user_without_the_right_to_tidy_takes_visits_nevertheless(server, config, tmp_path):
     secret = tmp_path / "password"
     secret.write_text("x")
-    server.ask("ACL", "SETUSER", "pp", "on", ">x", "~*", "+@all", "-xtrim", "-eval")
+    page = (Path(__file__).parents[2] / "doc" / "operators" / "redis.rst").read_text()
+    listed = page.partition("Commands that a user needs:")[2].partition("; and to tidy")[0]
+    rights = [f"+{name}" for name in re.findall(r"``(\w+)``", listed)]
+    server.ask("ACL", "SETUSER", "pp", "reset", "on", ">x", f"~{STREAM}", "~ppdaemon:*", *rights)
 
     async def body():
         async with connected(config(user="pp", password=str(secret))) as node:
             await node.until(lambda: node.count["redis_tidy"])
-            server.add(STREAM, message())
-            await node.until(lambda: node.reserved)
+            server.add(STREAM, message(), message(detector=1))
+            await node.until(lambda: len(node.reserved) == 2)
+            node.ask()
+            await node.until(lambda: node.of(Permitted))
+            node.end(returned=True)
+            node.end(detector=1)
+            await node.until(lambda: len(node.of(ResultsSeen)) == 2)
+            await node.until(lambda: len(node.reserved) == 3)
+            assert not node.of(RelayLost)
 
     asyncio.run(body())
+
+
+def test_the_certificate_of_a_server_is_verified(config, socket_dir):
+    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for name in ("server", "other"):
+        files = ("-keyout", str(socket_dir / f"{name}.key"), "-out", str(socket_dir / f"{name}.crt"))
+        names = ("-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1")
+        subprocess.run([*made, *files, *names], check=True, capture_output=True)
+    port = free_port()
+    own = RedisServer(socket_dir)
+    files = ("--tls-cert-file", socket_dir / "server.crt", "--tls-key-file", socket_dir / "server.key")
+    own.start("--tls-port", port, *files, "--tls-auth-clients", "no")
+    try:
+        for ca, level in (("server", "ok"), ("other", "error")):
+            keys = {"url": f"rediss://127.0.0.1:{port}", "ca": str(socket_dir / f"{ca}.crt")}
+            assert [each.level for each in check_redis(config(**keys))] == [level]
+    finally:
+        own.stop()
 
 
 def test_the_check_of_a_server_that_is_away_says_so(config):
