@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from ramdisk import TEMPORARY
 from redisserver import redis_server
+from rich.console import Console
 
 from ppdaemon.clock import Clock
+from ppdaemon.ctl.tables import status_view
 from ppdaemon.reports import DrainRequest, ResumeRequest
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome
@@ -94,7 +96,7 @@ def test_messages_of_the_fan_out_get_outcomes(server, tmp_path):
     with nodes(server, tmp_path, "n1", node={"instruments": {"LSSTCam": "0-188"}}) as (node,):
         server.add(STREAM, *(case | {"private_sndStamp": str(Clock().tai())} for case in cases))
         group = cases[0]["groupId"]
-        node.wait(lambda: len(node.visit(group)) == 2)
+        node.wait(lambda: node.status().open_visits == 2)
         RawWriter(node.raw_root, "LSSTCam", "MC").land(group, (42, 43))
         node.wait(lambda: not pending(server))
         assert {(row.detector, row.outcome) for row in node.visit(group)} == {
@@ -102,6 +104,10 @@ def test_messages_of_the_fan_out_get_outcomes(server, tmp_path):
             (43, Outcome.SUCCEEDED),
         }
         status = node.status()
+        console = Console(width=200)
+        with console.capture() as capture:
+            console.print(status_view(status))
+        assert "0 held, 0 of all consumers, 0 waiting, the last one taken" in capture.get()
         assert (status.redis.held, status.redis.connected, status.relay_connected) == (0, True, None)
         assert server.ask("GET", f"ppdaemon:permit:LSSTCam:{group}:42") == b"n1"
 
