@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import SUBMIT_LIMIT, ResultEntry
+from ppdaemon.messages import RELAY_LIMIT, SUBMIT_LIMIT, FromRelay, ResultEntry
 from ppdaemon.node.visits.redisentries import (
     LEFT_IDLE_MS,
     DetectorKey,
@@ -28,6 +28,7 @@ from ppdaemon.node.visits.redisentries import (
     settle,
 )
 from ppdaemon.states import Outcome
+from ppdaemon.wire import decode, encode
 
 MESSAGES = Path(__file__).parents[1] / "data" / "messages"
 FANNED_OUT = json.loads((MESSAGES / "fanned_out_detector_42_strings.json").read_text())
@@ -85,7 +86,9 @@ def test_any_content_is_an_entry_or_a_bad_message(changes):
         found = read_entry(Place(STREAM, "1-0"), fields() | changes)
     except BadMessage:
         return
-    assert found.detector >= 0
+    (message,) = reservations([found], {found.place: 1.0}, 1e9)
+    assert message.detectors == (found.detector,)
+    assert decode(encode(message), FromRelay, limit=RELAY_LIMIT).visit.group == found.visit.group
 
 
 @pytest.mark.parametrize(

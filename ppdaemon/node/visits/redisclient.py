@@ -100,7 +100,8 @@ class RedisClient:
     ):
         import redis
 
-        self._errors = (redis.RedisError, OSError, Unavailable)
+        # The last two: an answer that the library cannot read, of another kind of server.
+        self._errors = (redis.RedisError, OSError, Unavailable, LookupError, ValueError)
         self._refused_command = redis.ResponseError
         self._config = config.redis
         self._node = config.node.name
