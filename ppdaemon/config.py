@@ -418,12 +418,17 @@ class WorkersConfig(ConfigPart):
         """Find numbers in the wrong order, and variables whose values would be lost."""
         if (values := valid_values(keys, "min", "max")) and values[0] > values[1]:
             yield (), "min is more than max"
-        if values := valid_values(keys, "environment", "threads"):
-            for name, value in values[0].items():
-                if CHILD_ENVIRONMENT.get(name, value) != value:
-                    text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
-                    threads = "; see workers.threads" if name in THREAD_VARIABLES else ""
-                    yield ("environment", name), f"{text}{threads}"
+        yield from _lost_variables(keys)
+
+
+def _lost_variables(keys: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Find variables of ``environment`` that always have another value."""
+    for environment in valid_values(keys, "environment"):
+        for name, value in environment.items():
+            if CHILD_ENVIRONMENT.get(name, value) != value:
+                text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
+                threads = "; see workers.threads" if name in THREAD_VARIABLES else ""
+                yield ("environment", name), f"{text}{threads}"
 
 
 class ButlerConfig(ConfigPart):
@@ -686,7 +691,8 @@ class ShadowConfig(ConfigPart):
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find that the mode is probably meant, but not enabled."""
+        """Find that the mode is probably meant, but not enabled, and variables whose values would be lost."""
+        yield from _lost_variables(keys)
         given = getattr(keys, "model_fields_set", {"enabled"})
         if given and "enabled" not in given:
             yield ("enabled",), "missing key, write true for shadow mode, or false for none"

@@ -751,6 +751,8 @@ class RelayStatusReport(ControlModel):
     """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
     messages_lost: int = 0
     """Messages of nodes that did not arrive, by their sequence numbers."""
+    hosts: "RelayHostsReport | None" = None
+    """How many nodes the cadence needs; `None` from an older relay."""
     problems: tuple[Problem, ...] = ()
     """What does not work now, the worst first."""
 
@@ -763,6 +765,41 @@ class RelayStatusReport(ControlModel):
     def healthy(self) -> bool:
         """Whether nothing limits it."""
         return self.state == "running"
+
+
+class RelayDemandRow(ControlModel):
+    """What one instrument needs, by its latest visits."""
+
+    instrument: str
+    cadence_s: float
+    """Median time between two visits, seconds."""
+    detectors: int
+    """Detectors of the largest visit."""
+    visit_s: float
+    """For how long a node has a visit-detector, seconds; 95 % of those that succeeded take no longer."""
+    slots: int
+    """Visit-detectors that the nodes must be able to have at once."""
+
+
+class RelayHostsReport(ControlModel):
+    """How many nodes the cadence needs."""
+
+    schema_version: int = SCHEMA
+    """Version of the output of ``ppctl --json``."""
+    ready: int
+    """Nodes that are connected, not drained, and offer to take visit-detectors."""
+    slots: int
+    """Visit-detectors that they offer to have at once, together."""
+    needed: int | None
+    """Nodes such as these that are needed; `None` if it is not known: no visits come, too few have ended
+    since the relay started, or no node is ready."""
+    instruments: tuple[RelayDemandRow, ...]
+    """By instrument; only those whose visits come now."""
+
+    @property
+    def missing(self) -> int:
+        """Nodes to add; negative: to release."""
+        return 0 if self.needed is None else self.needed - self.ready
 
 
 class RelayNodeRow(ControlModel):

@@ -36,6 +36,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay import orders
 from ppdaemon.relay.assignments import WAITING, Assignments
+from ppdaemon.relay.demand import Demand
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 from ppdaemon.relay.permits import compare_held, is_unknown, judge_permits
@@ -107,6 +108,7 @@ class Dispatcher:
         self._allowance: dict[str, int] = {}
         self.registry = NodeRegistry(silence_s)
         self.assignments = Assignments()
+        self.demand = Demand()
 
     # --- queries ------------------------------------------------------------
 
@@ -144,6 +146,8 @@ class Dispatcher:
             if present.adopted and not visit.adopted:
                 present.visit, present.adopted = visit.visit, False
             visit = present
+        elif not visit.adopted:
+            self.demand.add_visit(visit.visit.instrument, visit.received_at, len(visit.reservations))
         self._visits[visit.key] = visit
         if serve:
             self._serve(visit, now, effects)
@@ -391,7 +395,7 @@ class Dispatcher:
             if reservation is None or (reservation.node, reservation.attempt) != (node, ack.attempt):
                 not_reserved.append(detector)
             elif reservation.state is SENT:
-                reservation.state = ACKNOWLEDGED
+                reservation.state, reservation.acknowledged_at = ACKNOWLEDGED, now
                 acked.append(detector)
         if not_reserved:  # it has an outcome already, or another node has it
             effects.sends.append(
@@ -449,6 +453,8 @@ class Dispatcher:
             )
             self._serve(visit, now, effects)
         else:
+            if entry.outcome == Outcome.SUCCEEDED and reservation.acknowledged_at is not None:
+                self.demand.add_success(entry.instrument, now - reservation.acknowledged_at)
             self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
             self._close_if_ended(visit, effects)
         return True

@@ -107,10 +107,10 @@ def test_a_replica_stays_the_repo_that_is_read(node: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize(
     ("shadow", "text"),
     [
-        ({"central": "file:///repo/main/"}, "shadow.central: file:///repo/main/ is the repo of the present service"),
-        ({"publish": [{"what": ".*", "to": PRODUCTION}]}, "shadow.publish.0: https://sasquatch.example/rest is"),
-        ({"overrides": {"parameters:apdb_config": "/apdb.yaml"}}, "shadow.overrides.parameters:apdb_config: has"),
-        ({"environment": {"AP_KAFKA_SERVER": "alerts:9092"}}, "shadow.environment.AP_KAFKA_SERVER: has the value"),
+        ({"central": "file:///repo/main/"}, "central: file:///repo/main/ is the repo of the present service"),
+        ({"publish": [{"what": ".*", "to": PRODUCTION}]}, "publish.0: https://sasquatch.example/rest is"),
+        ({"overrides": {"parameters:apdb_config": "/apdb.yaml"}}, "overrides.parameters:apdb_config: has"),
+        ({"environment": {"AP_KAFKA_SERVER": "alerts:9092"}}, "environment.AP_KAFKA_SERVER: has the value"),
         ({"apdb": {"DemoCam": "/apdb.yaml"}}, "shadow.apdb.DemoCam: has the value of the present service"),
     ],
 )  # fmt: skip
@@ -129,6 +129,12 @@ def test_what_would_write_to_the_present_service_is_refused(
 def test_the_part_without_the_switch_is_refused(node: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shadow\.enabled: missing key"):
         load(tmp_path, node | {"shadow": {"central": "/repo/shadow"}})
+
+
+def test_a_variable_whose_value_would_be_lost_is_refused(node: dict[str, Any], tmp_path: Path) -> None:
+    shadow = {"enabled": True, "environment": {"OMP_NUM_THREADS": "4"}}
+    with pytest.raises(ConfigError, match=r"shadow\.environment\.OMP_NUM_THREADS: ppdaemon sets"):
+        load(tmp_path, node | {"shadow": shadow})
 
 
 def test_the_mode_needs_a_restart(node: dict[str, Any], tmp_path: Path) -> None:

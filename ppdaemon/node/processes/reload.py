@@ -60,6 +60,15 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
     return [key for key in keys if key not in RUN_TIME_KEYS]
 
 
+def _require_checked(config: NodeConfig, task_names: asyncio.Future[Resolution]) -> None:
+    """Raise `~ppdaemon.errors.Unavailable` in shadow mode if nobody knows where tasks would write."""
+    if config.shadow.enabled and not task_names.done():
+        text = (
+            "shadow mode: the tasks of the pipelines could not be checked, and might write where those of the"
+        )
+        raise Unavailable(f"{text} present service do; see ppdaemon check-config")
+
+
 def brief(error: PPDaemonError) -> str:
     """Return an error in one line: the first error of a file, or the first and last line of another text,
     between which a process may have logged a traceback.
@@ -202,19 +211,12 @@ class Generations:
                 raise ConfigError(found.errors)
         if self._resolving.done():
             self._resolving.result()
-        self._require_checked(self._file, self._task_names)
+        _require_checked(self._file.config, self._task_names)
         if not self._task_names.done():
             _LOG.critical(
                 "the names of tasks could not be resolved; visits are processed all the same. If a name in"
                 " engine.no_return does not exist, they could be written twice: see ppdaemon check-config"
             )
-
-    @staticmethod
-    def _require_checked(file: ConfigFile, task_names: asyncio.Future[Resolution]) -> None:
-        """Raise `~ppdaemon.errors.Unavailable` in shadow mode if nobody knows where tasks would write."""
-        if file.config.shadow.enabled and not task_names.done():
-            text = "shadow mode: the tasks of the pipelines could not be checked, and might write as the"
-            raise Unavailable(f"{text} present service does; see ppdaemon check-config")
 
     async def wait_for_names(self) -> None:
         """Wait until the names of the first configuration are resolved, but not long. Raise
@@ -304,7 +306,7 @@ class Generations:
             names = await self._make(new, file, task_names)
             try:
                 resolution = await names
-                self._require_checked(file, task_names)
+                _require_checked(config, task_names)
             finally:
                 await _cancel(names)
         except BaseException as error:
