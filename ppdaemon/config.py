@@ -194,7 +194,7 @@ class RedisConfig(ConfigPart):
     """Another node takes an entry whose node has not renewed it for this long, and has no permit."""
     trim_after_s: Seconds | None = 86_400.0
     """Entries older than this are deleted, for all groups: where the writer does not do that, the server's
-    memory grows. `None`: none are."""
+    memory grows; none in shadow mode. `None`: none are."""
 
     @pydantic.field_validator("streams")
     @classmethod

@@ -47,6 +47,7 @@ def running(tmp_path_factory, module_leaves_nothing):
 @pytest.fixture
 def server(running):
     running.ask("FLUSHALL")
+    running.ask("CONFIG", "RESETSTAT")
     return running
 
 
@@ -477,6 +478,21 @@ def failing(config):
     asyncio.run(body())
     assert not node.of(Welcome)
     return found[0]
+
+
+def test_a_shadow_deletes_nothing_of_the_present_service(server, config):
+    with server.client() as client:
+        for number in range(300):
+            client.xadd(STREAM, message(), id=f"1000-{number}")
+        client.xgroup_create(STREAM, "present", id="0")
+
+    async def body():
+        async with connected(config(shadow=True)) as node:
+            await node.until(lambda: node.count["redis_refused"] == 300)
+            await node.until(lambda: "cmdstat_xinfo|consumers" in server.ask("INFO", "commandstats"))
+            assert server.ask("XLEN", STREAM) == 300
+
+    asyncio.run(body())
 
 
 def test_another_group_of_the_stream_needs_the_shadow_mode(server, config):

@@ -107,6 +107,8 @@ class RedisClient:
         self._node = config.node.name
         self._served = {name: frozenset(ids) for name, ids in config.node.instruments.items()}
         self._expiry_s = config.node.expiry_s
+        # In shadow mode the stream is the present service's.
+        self._trim_after_s = None if config.shadow.enabled else config.redis.trim_after_s
         self._incarnation = incarnation
         self._clock = clock
         self._on_message = on_message
@@ -511,9 +513,9 @@ class RedisClient:
         """Trim a stream, and delete consumers that are gone; a user of the server may lack the right."""
         await self._group.find(stream)
         try:
-            if self._config.trim_after_s is not None:
+            if self._trim_after_s is not None:
                 now_ms = self._server_clock.now_ms(self._clock.mono())
-                await self._group.trim(stream, now_ms - 1000 * self._config.trim_after_s)
+                await self._group.trim(stream, now_ms - 1000 * self._trim_after_s)
             consumers = await self._group.consumers(stream)
             await self._group.delete_consumers(stream, dead_consumers(consumers, self._node, DEAD_S))
         except self._refused_command as error:
