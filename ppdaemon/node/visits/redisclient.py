@@ -118,9 +118,9 @@ class RedisClient:
         self._accepting = True
         self._held = HeldEntries()
         self._foreign: set[Place] = set()
-        """Pending entries that this node does not serve, or has refused at present: it would take them from
-        nodes that can have them.
-        """
+        """Pending entries that this node does not serve."""
+        self._refused: set[Place] = set()
+        """Entries that it cannot have at present: it would take them from nodes that can."""
         self._group = RedisGroup(config)
         self._server_clock = ServerClock()
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
@@ -192,7 +192,7 @@ class RedisClient:
         self._capacity_changed()
 
     def _capacity_changed(self) -> None:
-        self._foreign.clear()
+        self._refused.clear()
         self._room.set()
         if self._free <= 0:
             self._full.set()
@@ -212,7 +212,7 @@ class RedisClient:
             if final:
                 self._end(dict.fromkeys(self._held.of(key), reason), "redis_refused")
             else:
-                self._foreign.update(self._held.of(key))
+                self._refused.update(self._held.of(key))
                 self._put(self._leave, self._held.of(key))
 
     def send_results(self, entries: Sequence[ResultEntry]) -> None:
@@ -374,6 +374,7 @@ class RedisClient:
                     {place: f"detector {entry.detector} is not served here"}, "redis_unserved", log=False
                 )
             else:
+                self._foreign.add(place)
                 self._put(self._leave, (place,))
         ages_s = {entry.place: self._server_clock.age_s(entry.place, mono) for entry in taken}
         for message in reservations(taken, ages_s, self._clock.tai()):
@@ -460,7 +461,7 @@ class RedisClient:
             self._pending, self._waiting = await self._group.counts()
             if self._clock.mono() >= self._tidy_at:
                 self._tidy_at = self._clock.mono() + TIDY_S
-                self._foreign.clear()
+                self._refused.clear()
                 for stream in self._config.streams:
                     await self._tidy(stream)
             await asyncio.sleep(pause_s)
@@ -481,7 +482,7 @@ class RedisClient:
         expired = [place for place in pending if self._server_clock.age_s(place, mono) > self._expiry_s]
         if expired:  # whoever has them
             self._end(dict.fromkeys(expired, "expired, and its consumer has not ended it"), "redis_refused")
-        wanted = sorted(pending.keys() - self._held.places - self._foreign - set(expired))
+        wanted = sorted(pending.keys() - self._held.places - self._foreign - self._refused - set(expired))
         while wanted and self._free > 0:
             page, wanted = wanted[:PAGE], wanted[PAGE:]
             if chosen := (await self._claimable(page))[: max(0, self._free)]:
