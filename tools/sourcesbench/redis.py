@@ -70,10 +70,15 @@ def measure_redis(
     folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
     """Send visits in turn: over the submit socket; as entries at once; as entries one after another."""
+    unpacked = UNPACKED / "bin" / "redis-server"
+    program = shutil.which("redis-server") or (str(unpacked) if unpacked.exists() else None)
+    if program is None:
+        progress("redis: left out, redis-server is missing (Debian: apt install redis-server)")
+        return {}
     progress(f"redis: starting 2 x {workload.detectors} workers")
     zeromq, burst, redis_ = Samples(), Samples(), Samples()
     with (
-        _server(folders.ramdisk / "s") as server,
+        _server(program, folders.ramdisk / "s") as server,
         running(folders, workload, {}) as relayed,
         _running_node(folders, workload, server) as streamed,
     ):
@@ -120,11 +125,7 @@ def _entries(group: str, detectors: Iterable[int]) -> dict[int, dict[Any, Any]]:
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[redis.Redis]:
-    unpacked = UNPACKED / "bin" / "redis-server"
-    program = shutil.which("redis-server") or (str(unpacked) if unpacked.exists() else None)
-    if program is None:
-        raise BenchFailed("redis-server is missing (Debian: apt install redis-server)")
+def _server(program: str, folder: Path) -> Iterator[redis.Redis]:
     folder.mkdir()
     path = folder / "redis.sock"
     command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
