@@ -127,7 +127,7 @@ def found(central: Butler, corners: Corners) -> dict[str, Found]:
         timespan=Timespan(when, when), region=polygon(corners), calibs=(), inputs=("templates",),
     )  # fmt: skip
     types = [central.get_dataset_type(name) for name in ("template", "shard")]
-    return {each.dataset_type.name: each for each in find_inputs(central, types, search, Clock())}
+    return {each.dataset_type.name: each for each in find_inputs(central, types, [search], Clock())[0]}
 
 
 def pointings(count: int) -> Iterator[Pointing]:
