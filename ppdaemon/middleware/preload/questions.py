@@ -29,7 +29,7 @@ __all__ = ("HostQuestions",)
 
 _LOG = logging.getLogger(__name__)
 
-WAIT_S = 5.0
+WAIT_S = 10.0
 """Until a worker answers its own question: many times the duration of a query, and a fraction of the
 time from the announcement to the image. The worker that answers may wait for a server that hangs."""
 _PAUSE_S = 0.004
