@@ -118,7 +118,7 @@ GOALS: Mapping[str, Goal] = {
     "ratios.total_written_of_floor_detector": _ratio(1.15),
     "ratios.memory_peak_of_floor_detector": _ratio(1.25),
     "ratios.field_large_overhead_ratio": _ratio(0.35),
-    "ratios.memory_peak_of_separable_field": _ratio(1.25),
+    "ratios.memory_peak_of_floor_field": _ratio(1.25),
 }
 """By name of the result."""
 
