@@ -5,16 +5,20 @@ import json
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from node import make_node, running, running_for_module
 
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
 from ppdaemon.reports import DrainRequest, ReloadRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
-from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.processes import alive, descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 
@@ -38,6 +42,20 @@ def test_a_visit_runs_from_announcement_to_export(node, group):
         assert row.exposures == (node.raws.exposure(node.raws.number(group)),)
         assert sorted(row.stages.values()) == list(row.stages.values())
     assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(3)}
+
+
+def test_the_names_of_all_processes_have_no_blanks(node):
+    titles = {"ppdaemon supervisor n1", "ppdaemon zygote", "ppdaemon exporter", "ppdaemon worker 0"}
+
+    def names() -> dict[str, str]:
+        found = {}
+        for pid in (node.pid, *descendants(node.pid)):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                found[title(pid)] = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+        return found
+
+    # A process that starts has the new title a moment before its name.
+    node.wait(lambda: titles <= (found := names()).keys() and " " not in "".join(found.values()))
 
 
 def test_two_snaps_run_once(node, group):
@@ -484,6 +502,12 @@ def importing(tmp_path_factory, module_leaves_nothing):
     options = {"preload": ["measure"], "environment": environment, "threads": 3}
     with running_for_module(tmp_path_factory, min=2, max=2, **options) as node:
         yield node
+
+
+def test_processes_that_serve_no_visit_have_a_folder_for_temporary_files_of_their_own(importing):
+    (zygote,) = importing.zygotes()
+    temporary = NodeFolders.of(NodeConfig.model_validate(importing.config)).temporary
+    assert psutil.Process(zygote).environ()["TMPDIR"] == str(temporary)
 
 
 def test_modules_that_workers_import_by_themselves_are_named_once(importing):

@@ -31,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 RESOLVE_S = 90.0
 """The imports take seconds, or a minute from a busy network filesystem; a database that does not
 answer takes minutes."""
-NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks")})
-"""Keys without which a visit could be written twice."""
+NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks"), ("shadow", "overrides")})
+"""Keys without which a visit could be written twice, in shadow mode beside the present service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,8 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
 
     async def run(self) -> Resolution:
         """Resolve all names; those that the process does not reach are unavailable."""
-        with tempfile.NamedTemporaryFile("w", prefix="ppdaemon-names-", suffix=".json") as settings:
+        folder = self._environment.get("TMPDIR")
+        with tempfile.NamedTemporaryFile("w", prefix="names-", suffix=".json", dir=folder) as settings:
             settings.write(self._file.config.model_dump_json())
             settings.flush()
             self._settings = settings.name
