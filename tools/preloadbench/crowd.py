@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,6 +74,8 @@ def run_at_once(tasks: Sequence[Callable[[Callable[[], None], Connection], None]
 
             task(wait, sending)
             status = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(status)
     for end in ends:
