@@ -254,9 +254,7 @@ def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amo
     all workers together, "queries" the statements that the central repo gets
     from them. "queries_of_each" compares those with workers that ask one by
     one, "p95_of_copies" the time with plain copies of the same bytes by a
-    process on each core, "of_other" with the build of --against. A RAM disk
-    with the mount option huge=within_size is several times faster: choose it
-    with --ramdisk.
+    process on each core, "of_other" with the build of --against.
 
     Workers are processes, forked from one that has imported all modules. Files
     are copied from the page cache: with a real store, cold takes longer. All
