@@ -108,15 +108,27 @@ def test_all_goals_are_of_ratios_that_are_computed(results):
     sides = [side for one, other, _, _ in results._PAIRS for side in (one, other)]
     of_floor = {"written_ms": 1.0, "tasks_cpu_ms": 1.0}
     summary = results.summarize([visit(1, 1, 1) | of_floor] * 2, 5, idle=True)
-    listed = part("benching.results").flatten({"ratios": results.ratios(dict.fromkeys(sides, summary))})
+    summaries = dict.fromkeys(sides, summary) | {"floor_field": summary | {"total_ms": 1.0}}
+    listed = part("benching.results").flatten({"ratios": results.ratios(summaries)})
     assert set(results.GOALS) <= set(listed)
     assert {goal.kind for goal in results.GOALS.values()} == {"ratio"}
+
+
+def test_the_tasks_own_time_is_no_overhead_of_the_engines(results):
+    names = ("direct_field", "separable_field", "floor_field")
+    times = dict(zip(names, (300.0, 1100.0, 100.0), strict=True))
+    summary = results.summarize([visit(1, 1, 1)] * 2, 5, idle=False) | {
+        "tasks_cpu_ms": 1.0,
+        "written_ms": 1.0,
+    }
+    found = results.ratios({name: summary | {"total_ms": total_ms} for name, total_ms in times.items()})
+    assert found["field_large_overhead_ratio"] == pytest.approx(0.2)
 
 
 def test_help_explains_when_the_time_begins_and_ends(tool):
     shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
     assert "total_ms begins when the raw is complete" in shown
-    assert "[empty|twenty|images|appipe|snaps|detector]" in shown
+    assert "[empty|twenty|images|appipe|snaps|detector|field]" in shown
 
 
 def test_an_unknown_section_is_refused(tool):
