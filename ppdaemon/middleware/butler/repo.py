@@ -42,7 +42,7 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.formatters import FileWriter, UnknownDatastore, read_dataset
 from ppdaemon.middleware.butler.localdatasets import LocalDataset, LocalDatasets
 
-__all__ = ("LocalRepo", "make_template", "template_dimensions", "template_repo")
+__all__ = ("LocalRepo", "make_template", "template_dimensions", "template_repo", "write_content")
 
 _LOG = logging.getLogger(__name__)
 _REPO = "repo"
@@ -68,20 +68,24 @@ class _TemplateContent:
     records: dict[_RecordKey, DimensionRecord]
 
     @classmethod
-    def of(cls, butler: Butler, config: ButlerConfig, settings: Config, versions: str) -> "_TemplateContent":
-        records = {
-            _key_of(record): record
-            for element in _TEMPLATE_ELEMENTS
-            for record in butler.query_dimension_records(element, explain=False, limit=None)
-        }
-        return cls(
-            versions,
-            butler.dimensions,
-            config["datastore"].toDict(),
-            settings["storageClasses"].toDict() if "storageClasses" in settings else {},
-            {each.name: each for each in butler.registry.queryDatasetTypes()},
-            records,
-        )
+    def of(cls, template: Path, versions: str) -> "_TemplateContent":
+        root = str(template_repo(template))
+        own = Config(f"{root}/butler.yaml")
+        with Butler.from_config(root, writeable=False) as butler:
+            records = {
+                _key_of(record): record
+                for element in _TEMPLATE_ELEMENTS
+                for record in butler.query_dimension_records(element, explain=False, limit=None)
+            }
+            types = {each.name: each for each in butler.registry.queryDatasetTypes()}
+            return cls(
+                versions,
+                butler.dimensions,
+                ButlerConfig(root)["datastore"].toDict(),
+                own["storageClasses"].toDict() if "storageClasses" in own else {},
+                types,
+                records,
+            )
 
     @classmethod
     def read(cls, template: Path) -> "_TemplateContent":
@@ -118,9 +122,10 @@ def make_template(
     partial = folder.with_name(f"{folder.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    settings = Config(dict(settings or {}))
-    root = str(partial / _REPO)
-    config = Butler.makeRepo(root, config=settings, dimensionConfig=universe.dimensionConfig)
+    root = str(template_repo(partial))
+    config = Butler.makeRepo(
+        root, config=Config(dict(settings or {})), dimensionConfig=universe.dimensionConfig
+    )
     with Butler.from_config(config, writeable=True) as butler:
         for instrument in instruments:
             instrument.register(butler.registry)
@@ -129,10 +134,15 @@ def make_template(
             butler.registry.insertDimensionData(record.definition.name, record, skip_existing=True)
         for dataset_type in dataset_types:
             butler.registry.registerDatasetType(dataset_type)
-        content = _TemplateContent.of(butler, ButlerConfig(root), config, versions)
-    (partial / _CONTENT).write_bytes(pickle.dumps(content, pickle.HIGHEST_PROTOCOL))
+    write_content(partial, versions)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def write_content(template: Path, versions: str) -> None:
+    """Write what is in a template's repo into the file from which workers learn it."""
+    content = pickle.dumps(_TemplateContent.of(template, versions), pickle.HIGHEST_PROTOCOL)
+    (template / _CONTENT).write_bytes(content)
 
 
 def template_dimensions(template: Path) -> DimensionUniverse:
