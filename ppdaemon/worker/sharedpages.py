@@ -9,6 +9,8 @@ page by page. Without both, a worker has half as much memory of its own.
 import ctypes
 import gc
 import sys
+from bisect import bisect
+from pathlib import Path
 
 __all__ = ("keep_pages_shared",)
 
@@ -16,6 +18,8 @@ _FIELD = ctypes.c_uint32
 """The part of the reference count by which Python knows an immortal object."""
 _GAPS = (*(1 << power for power in range(16, 9, -1)), *range(496, 0, -16))
 """Sizes of blocks that fill the gaps; larger ones are not in the heap."""
+_BLOCKS = range(512, 0, -16)
+"""Sizes of blocks in the arenas of Python's own allocator."""
 _GAPS_MAX_BYTES = 64_000_000
 """Many times what gaps take. Without a limit, nothing would end the filling where an allocator takes new
 memory below the heap, such as another library's with an unlimited stack."""
@@ -24,6 +28,7 @@ _LIBC.malloc.restype = _LIBC.sbrk.restype = ctypes.c_void_p
 _LIBC.malloc.argtypes = (ctypes.c_size_t,)
 _LIBC.sbrk.argtypes = (ctypes.c_ssize_t,)
 _LIBC.free.argtypes = (ctypes.c_void_p,)
+_ALLOCATE = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyObject_Malloc", ctypes.pythonapi))
 
 
 def keep_pages_shared() -> int:
@@ -38,6 +43,7 @@ def keep_pages_shared() -> int:
     number = _make_immortal() if _counts_are_known() else 0
     gc.freeze()  # a later collection would write into each object's header
     _fill_gaps()
+    _fill_arenas()
     return number
 
 
@@ -76,3 +82,22 @@ def _fill_gaps() -> None:
             if block > end:  # of new memory
                 _LIBC.free(block)
                 break
+
+
+def _fill_arenas() -> None:
+    """Allocate what is free in the arenas of Python's allocator, so that new objects get new ones, close to
+    each other: 4 MB, in 10 ms.
+    """
+    # Of an address within a region, an odd number is below it.
+    bounds = [bound for region in _anonymous() for bound in region]
+    left_bytes = _GAPS_MAX_BYTES
+    for size in _BLOCKS:
+        while left_bytes > 0 and bisect(bounds, _ALLOCATE(size) or 0) % 2:
+            left_bytes -= size
+
+
+def _anonymous() -> list[tuple[int, int]]:
+    """Return the memory that is of no file."""
+    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    regions = (fields[0].split("-") for fields in lines if len(fields) == 5)
+    return [(int(begin, 16), int(end, 16)) for begin, end in regions]

@@ -163,6 +163,22 @@ print(len(set(gaps) & {{libc.malloc(1000) for _ in range(1_000)}}))
     assert int(ended.stdout) <= 7 if kept else int(ended.stdout) > 900
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_gaps_between_objects_are_not_used_again(kept):
+    script = f"""
+from ppdaemon.worker.sharedpages import keep_pages_shared
+objects = [bytes(100) for _ in range(80_000)]
+gaps = {{id(each) for each in objects[::8]}}
+del objects[::8]
+if {kept}:
+    keep_pages_shared()
+new = [bytes(100) for _ in range(5_000)]
+print(len(gaps & {{id(each) for each in new}}))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 100 if kept else int(ended.stdout) > 4_500
+
+
 def test_an_allocator_with_new_memory_below_the_heap_does_not_take_all_memory():
     script = """
 import resource
