@@ -4,16 +4,22 @@
 A fork shares all memory until one side writes. Python writes whenever it looks at an object: it counts
 references in the object itself. And what a child creates would fill the gaps between the zygote's objects,
 page by page. Without both, a worker has half as much memory of its own.
+
+Huge pages make the fork itself faster: it copies the table of all pages, and the child's exit frees it.
 """
 
 import ctypes
 import gc
 import sys
 from bisect import bisect
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ("keep_pages_shared",)
 
+_HUGE_BYTES = 2 << 20
+_MADV_COLLAPSE = 25
+"""Puts memory into huge pages at once; kernels before Linux 6.1 refuse it."""
 _FIELD = ctypes.c_uint32
 """The part of the reference count by which Python knows an immortal object."""
 _GAPS = (*(1 << power for power in range(16, 9, -1)), *range(496, 0, -16))
@@ -28,6 +34,8 @@ _LIBC.malloc.restype = _LIBC.sbrk.restype = ctypes.c_void_p
 _LIBC.malloc.argtypes = (ctypes.c_size_t,)
 _LIBC.sbrk.argtypes = (ctypes.c_ssize_t,)
 _LIBC.free.argtypes = (ctypes.c_void_p,)
+_ADVISE = _LIBC.madvise
+_ADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _ALLOCATE = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyObject_Malloc", ctypes.pythonapi))
 
 
@@ -44,6 +52,7 @@ def keep_pages_shared() -> int:
     gc.freeze()  # a later collection would write into each object's header
     _fill_gaps()
     _fill_arenas()
+    _use_huge_pages()
     return number
 
 
@@ -89,15 +98,28 @@ def _fill_arenas() -> None:
     each other: 4 MB, in 10 ms.
     """
     # Of an address within a region, an odd number is below it.
-    bounds = [bound for region in _anonymous() for bound in region]
+    bounds = [bound for begin, end, _ in _regions() for bound in (begin, end)]
     left_bytes = _GAPS_MAX_BYTES
     for size in _BLOCKS:
         while left_bytes > 0 and bisect(bounds, _ALLOCATE(size) or 0) % 2:
             left_bytes -= size
 
 
-def _anonymous() -> list[tuple[int, int]]:
-    """Return the memory that is of no file."""
-    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
-    regions = (fields[0].split("-") for fields in lines if len(fields) == 5)
-    return [(int(begin, 16), int(end, 16)) for begin, end in regions]
+def _use_huge_pages() -> None:
+    """Put memory into huge pages, where the kernel can: 0.1 s per 100 MB. Others are not missed."""
+    for begin, end, used_bytes in _regions():
+        if used_bytes > (end - begin) / 2:  # the rest of a huge page would take memory, too
+            for address in range(-(-begin // _HUGE_BYTES) * _HUGE_BYTES, end - _HUGE_BYTES + 1, _HUGE_BYTES):
+                _ADVISE(address, _HUGE_BYTES, _MADV_COLLAPSE)
+
+
+def _regions() -> Iterator[tuple[int, int, int]]:
+    """Yield begin, end and used bytes of the memory that can be written and is of no file."""
+    bounds: list[int] = []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        match line.split():
+            case [limits, access, _, _, _, *name] if len(access) == 4:
+                plain = "w" in access and name in ([], ["[heap]"])
+                bounds = [int(limit, 16) for limit in limits.split("-")] if plain else []
+            case ["Anonymous:", used_kb, _] if bounds:
+                yield bounds[0], bounds[1], int(used_kb) * 1024
