@@ -52,6 +52,8 @@ class NodeFolders:
         """Marker files of workers that passed the point of no return."""
         self.logs = state / "logs"
         """Standard output and error of workers."""
+        self.temporary = state / "tmp"
+        """Temporary files of the processes that serve no visit; each start empties it."""
         self.lock = state / "lock"
         """Locked by the running daemon."""
         self.ramdisk_lock = ramdisk / "lock"

@@ -75,7 +75,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
     locked = folders.state
     try:
         disks = (folders.state, *folders.disk_spools)
-        for folder in (*disks, folders.no_return, folders.logs, folders.ramdisk):
+        for folder in (*disks, folders.no_return, folders.logs, folders.temporary, folders.ramdisk):
             make_folder(folder)
         # Its owner could put a folder of his own in the place of the one that is deleted and used.
         check_shared_folder(folders.ramdisk.parent)
@@ -127,6 +127,11 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
             shutil.rmtree(path)  # its process died while it wrote or deleted the spool
     for path in folders.publish.glob("*.part"):
         path.unlink()  # the same, of metrics
+    for path in folders.temporary.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # a killed process has left it: of a Butler's cache, say
+        else:
+            path.unlink()
     return removed, unknown
 
 

@@ -91,7 +91,7 @@ class NodeParts:
     ):
         config = file.config
         folders, count = NodeFolders.of(config), Counter[str]()
-        environment = {**environment, OWNER_VARIABLE: str(folders.state)}
+        environment = {"TMPDIR": str(folders.temporary), **environment, OWNER_VARIABLE: str(folders.state)}
         self.clock = clock
         self._context = zmq.asyncio.Context()
         self._lifeline = Lifeline()

@@ -16,7 +16,7 @@ import fastavro
 
 from ppdaemon.errors import BadMessage, Unavailable
 
-__all__ = ("Offsets", "Place", "SchemaRegistry", "event_json")
+__all__ = ("Offsets", "Place", "SchemaRegistry", "UnknownSchema", "event_json")
 
 type Place = tuple[str, int]
 """Topic and partition."""
@@ -29,6 +29,12 @@ REGISTRY_S = 5.0
 """Time limit of one request."""
 PAUSE_S = 1.0
 """How long a registry that did not answer is not asked again: each further message would wait for it, too."""
+MAX_MISSING = 1000
+"""Schemas of which it is remembered that the registry does not have them."""
+
+
+class UnknownSchema(Unavailable):
+    """The registry does not have a schema: one of its servers may lag behind the others for a moment."""
 
 
 def event_json(value: bytes | None, schema: Callable[[int], Any]) -> bytes:
@@ -77,21 +83,31 @@ class SchemaRegistry:
         self._clock = clock
         self._schemas: dict[int, Any] = {}
         self._ask_at = 0.0
+        self._missing: dict[int, float] = {}
+        """Schemas that the registry does not have, and when it is asked again."""
         self.problem = ""
         """Why the registry cannot be asked; may be read at any time."""
 
     def schema(self, number: int) -> Any:
         """Return a parsed schema.
 
-        Raises `~ppdaemon.errors.BadMessage` if the registry does not have it, and
-        `~ppdaemon.errors.Unavailable` if it does not answer: try again later.
+        Raises `~ppdaemon.errors.BadMessage` if there is no registry, or it has something else, and
+        `~ppdaemon.errors.Unavailable` if it does not answer, or `UnknownSchema`: try again later.
         """
         if number not in self._schemas:
+            if (ask_at := self._missing.get(number)) is not None and self._clock() < ask_at:
+                raise UnknownSchema(self._unknown(number))
             if self.problem and self._clock() < self._ask_at:
                 raise Unavailable(self.problem)
             try:
                 self._schemas[number] = self._read(number)
                 self.problem = ""
+            except UnknownSchema:
+                self.problem = ""
+                if len(self._missing) >= MAX_MISSING:
+                    self._missing.clear()
+                self._missing[number] = self._clock() + PAUSE_S
+                raise
             except Unavailable as error:
                 self.problem, self._ask_at = str(error), self._clock() + PAUSE_S
                 raise
@@ -99,6 +115,9 @@ class SchemaRegistry:
                 self.problem = ""
                 raise
         return self._schemas[number]
+
+    def _unknown(self, number: int) -> str:
+        return f"{self._url} has no schema {number}"
 
     def _read(self, number: int) -> Any:
         if self._url is None:
@@ -109,7 +128,7 @@ class SchemaRegistry:
                 text = json.load(answer)["schema"]
         except urllib.error.HTTPError as error:
             if error.code == 404:
-                raise BadMessage(f"{self._url} has no schema {number}", "kafka schema") from error
+                raise UnknownSchema(self._unknown(number)) from error
             raise Unavailable(f"{address}: {error}") from error
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             # The last ones: not the registry answers, but a proxy before it.
@@ -130,22 +149,28 @@ class Offsets:
         self._keep_s = keep_s
         self._done: dict[Place, dict[int, float | None]] = {}
         """In the order of offsets: when each was done with, or `None`."""
+        self._taken: dict[tuple[Place, int], float] = {}
+        """In the order of times: when messages were read that are not done with."""
 
-    def take(self, place: Place, offset: int) -> None:
-        """Remember a message that has been read."""
+    def take(self, place: Place, offset: int, now: float) -> None:
+        """Remember a message that has been read; `now` is monotonic seconds."""
         self._done.setdefault(place, {})[offset] = None
+        self._taken[place, offset] = now
 
     def finish(self, place: Place, offset: int, now: float) -> None:
-        """Remember that a message is done with; `now` is monotonic seconds."""
+        """Remember that a message is done with."""
         self._done[place][offset] = now
+        del self._taken[place, offset]
 
     @property
     def open(self) -> int:
         """Number of messages that are not done with."""
-        return sum(when is None for done in self._done.values() for when in done.values())
+        return len(self._taken)
 
     def settle(self, now: float) -> Mapping[Place, int]:
         """Forget what no next run needs; return the first offset that it needs, where that has changed."""
+        # The visit of a cancellation may be among the open messages, of any age.
+        now = min(now, next(iter(self._taken.values()), now))
         begins: dict[Place, int] = {}
         for place, done in self._done.items():
             while done:

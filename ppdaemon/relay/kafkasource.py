@@ -21,7 +21,7 @@ from typing import Any
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import Accepted
 from ppdaemon.relay.config import KafkaConfig
-from ppdaemon.relay.kafkaevents import Offsets, Place, SchemaRegistry, event_json
+from ppdaemon.relay.kafkaevents import Offsets, Place, SchemaRegistry, UnknownSchema, event_json
 from ppdaemon.relay.submitserver import EARLY_CANCEL_S, SubmitServer
 from ppdaemon.throttle import Throttle, sample_of
 
@@ -37,6 +37,8 @@ MAX_OPEN = 1000
 """Messages that may wait for the ledger or the registry; above it nothing is read."""
 RETRY_S = 1.0
 """Pause before a message is served again that could not be."""
+UNKNOWN_S = 30.0
+"""How long a message waits for a schema that the registry does not have."""
 REFRESH_S = 30.0
 """Interval of looking for new partitions."""
 CLUSTER_S = 5.0
@@ -140,7 +142,7 @@ class KafkaSource:
                     await asyncio.sleep(RETRY_S)
                     continue
                 for taken in await self._call(self._take):
-                    self._offsets.take(taken.place, taken.offset)
+                    self._offsets.take(taken.place, taken.offset, taken.read_at)
                     await self._put(partial(self._serve, taken))
         finally:
             await self._call(self._consumer.close)
@@ -264,22 +266,24 @@ class KafkaSource:
     def _serve(self, taken: _Taken) -> None:
         match taken.event:
             case bytes():
-                self._server.take([taken.event], partial(self._answered, taken))
+                self._server.take([taken.event], partial(self._answered, taken), taken.read_at)
             case BadMessage() as error:
                 self._warn("ignored a message of Kafka", taken, error.kind, str(error))
                 self._finish(taken)
+            case UnknownSchema() as error:
+                self._put_aside(taken, str(error), UNKNOWN_S)
             case Unavailable() as error:
-                self._put_aside(taken, str(error))
+                self._put_aside(taken, str(error), self._server.config.expiry_s)
 
     def _answered(self, taken: _Taken, answer: Accepted) -> None:
         if answer.again:
-            self._put_aside(taken, answer.reason)
+            self._put_aside(taken, answer.reason, self._server.config.expiry_s)
         else:
             self._finish(taken)
 
-    def _put_aside(self, taken: _Taken, reason: str) -> None:
-        """Serve a message again later, as long as its visit would be accepted."""
-        if time.monotonic() - taken.read_at > self._server.config.expiry_s:
+    def _put_aside(self, taken: _Taken, reason: str, limit_s: float) -> None:
+        """Serve a message again later, for a limited time."""
+        if time.monotonic() - taken.read_at > limit_s:
             self._warn("gave up a message of Kafka", taken, "kafka expired", reason)
             self._finish(taken)
         else:

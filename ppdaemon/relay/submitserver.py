@@ -81,8 +81,11 @@ class SubmitServer:
         envelope, body = split_envelope(frames)
         self.take(body, partial(self.answer, envelope))
 
-    def take(self, body: Sequence[bytes], reply: Reply) -> None:
-        """Handle one request; `reply` gets the answer when the ledger has its effect."""
+    def take(self, body: Sequence[bytes], reply: Reply, arrived: float | None = None) -> None:
+        """Handle one request; `reply` gets the answer when the ledger has its effect.
+
+        `arrived`, in monotonic seconds, is earlier than now for one that had to wait.
+        """
         try:
             request = read_request(body)
         except BadMessage as error:
@@ -93,7 +96,7 @@ class SubmitServer:
             return
         match request:
             case NextVisit():
-                self._on_announcement(request, reply)
+                self._on_announcement(request, reply, self.clock.mono() if arrived is None else arrived)
             case VisitCanceled():
                 self._find_visits(request.group, reply, partial(self._cancel, request, reply))
             case VisitStatus():
@@ -134,7 +137,7 @@ class SubmitServer:
             _LOG.warning("refused a request on the submit socket", extra=context)
         reply(Accepted(status="rejected", group=group, reason=reason, again=again))
 
-    def _on_announcement(self, visit: NextVisit, reply: Reply) -> None:
+    def _on_announcement(self, visit: NextVisit, reply: Reply, arrived: float) -> None:
         now_tai = self.clock.tai()
         refusal = check_visit(visit, self.config, now_tai)
         if refusal is not None:
@@ -156,7 +159,7 @@ class SubmitServer:
         self.writer.put(
             Commit(
                 lambda ledger: ledger.accept(visit, content, detectors, now_tai),
-                lambda accepted: self._accepted(visit, content, detectors, now_tai, accepted, reply),
+                lambda accepted: self._accepted(visit, content, detectors, now_tai, accepted, reply, arrived),
                 self._refuse_on_error(reply, visit.group),
             )
         )
@@ -169,6 +172,7 @@ class SubmitServer:
         received_tai: float,
         accepted: AcceptedVisit,
         reply: Reply,
+        arrived: float,
     ) -> None:
         # Called when the visit is on disk: an accepted visit is never lost.
         status: Literal["accepted", "duplicate"] = "accepted" if accepted.added else "duplicate"
@@ -189,7 +193,7 @@ class SubmitServer:
                 _LOG.warning(warning, extra=context)
         _LOG.info("visit accepted", extra={**context, "detectors": len(accepted.added)})
         cancelled = accepted.cancelled
-        if not cancelled and self._was_cancelled_early(visit):
+        if not cancelled and self._was_cancelled_early(visit, arrived):
             _LOG.info("visit canceled: its cancellation arrived first", extra=context)
             self.apply_effects(Effects([SetCancelled(accepted.number)]), None)
             cancelled = True
@@ -198,15 +202,15 @@ class SubmitServer:
         reservations = [Reservation(detector) for detector in accepted.added]
         self.open_visit(accepted.number, first, reservations, received_tai, cancelled)
 
-    def _was_cancelled_early(self, visit: NextVisit) -> bool:
-        """Return whether a cancellation of this visit arrived before it, at most `EARLY_CANCEL_S` ago.
+    def _was_cancelled_early(self, visit: NextVisit, arrived: float) -> bool:
+        """Return whether this visit was canceled at most `EARLY_CANCEL_S` before it arrived, or since.
 
         The cancellation stays: a group may have a visit of another instrument, too.
         """
-        request, arrived = self.early_cancels.get(visit.group, (None, 0.0))
+        request, cancelled = self.early_cancels.get(visit.group, (None, 0.0))
         return (
             request is not None
-            and self.clock.mono() - arrived <= EARLY_CANCEL_S
+            and arrived - cancelled <= EARLY_CANCEL_S
             and (request.script_sal_index in (0, visit.script_sal_index) or not visit.script_sal_index)
         )
 
@@ -217,7 +221,8 @@ class SubmitServer:
         self.early_cancels.move_to_end(request.group)
         while (
             len(self.early_cancels) > MAX_EARLY_CANCELS
-            or now - next(iter(self.early_cancels.values()))[1] > EARLY_CANCEL_S
+            # Visits may wait as long, and are canceled then.
+            or now - next(iter(self.early_cancels.values()))[1] > EARLY_CANCEL_S + self.config.expiry_s
         ):
             self.early_cancels.popitem(last=False)
 

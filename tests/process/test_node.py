@@ -7,9 +7,12 @@ import re
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from node import make_node, running, running_for_module
 
+from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
 from ppdaemon.reports import DrainRequest, ReloadRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.node import NodeProcess
@@ -484,6 +487,12 @@ def importing(tmp_path_factory, module_leaves_nothing):
     options = {"preload": ["measure"], "environment": environment, "threads": 3}
     with running_for_module(tmp_path_factory, min=2, max=2, **options) as node:
         yield node
+
+
+def test_processes_that_serve_no_visit_have_a_folder_for_temporary_files_of_their_own(importing):
+    (zygote,) = importing.zygotes()
+    temporary = NodeFolders.of(NodeConfig.model_validate(importing.config)).temporary
+    assert psutil.Process(zygote).environ()["TMPDIR"] == str(temporary)
 
 
 def test_modules_that_workers_import_by_themselves_are_named_once(importing):

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.relay.config import KafkaConfig
-from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, event_json
+from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, UnknownSchema, event_json
 from ppdaemon.relay.kafkasource import KafkaSource
 from ppdaemon.relay.requests import read_request
 from ppdaemon.visit import NextVisit, VisitCanceled
@@ -113,11 +113,21 @@ def test_a_schema_is_read_once_and_each_failure_is_told_apart(registry):
     for _ in range(3):
         assert json.loads(event_json(avro(7, EVENT), schemas.schema)) == EVENT
     assert asked == ["/schemas/ids/7"]
-    for number in (8, 10):
-        with pytest.raises(BadMessage):
-            schemas.schema(number)
+    with pytest.raises(BadMessage):
+        schemas.schema(8)
     with pytest.raises(BadMessage, match="registry is not set"):
         SchemaRegistry(None).schema(7)
+
+
+def test_a_schema_that_one_server_of_the_registry_does_not_have_yet_is_asked_for_again(registry):
+    url, asked = registry
+    times = iter([0.0, 0.5, 2.0, 2.0])
+    schemas = SchemaRegistry(url, lambda: next(times))
+    for _ in range(3):
+        with pytest.raises(UnknownSchema, match="no schema 10"):
+            schemas.schema(10)
+    assert asked == ["/schemas/ids/10"] * 2
+    assert schemas.problem == ""
 
 
 @pytest.mark.parametrize("number", [9, 11, 12], ids=["status", "no HTTP", "another answer"])
@@ -147,15 +157,18 @@ def test_a_registry_that_is_away_is_asked_again(registry):
 def test_a_next_run_reads_from_the_first_message_that_is_not_done_with():
     offsets, place, other = Offsets(60.0), ("visits", 0), ("visits", 1)
     for offset in (5, 6, 9):  # offsets may have gaps
-        offsets.take(place, offset)
-    offsets.take(other, 3)
+        offsets.take(place, offset, 0.0)
+    offsets.take(other, 3, 0.0)
     assert (offsets.open, offsets.settle(0.0)) == (4, {})
     offsets.finish(place, 6, 1.0)
     offsets.finish(other, 3, 1.0)
-    assert offsets.settle(100.0) == {other: 4}  # 5 is not done with
+    assert offsets.settle(100.0) == {}  # 5 and 9 are not done with, and 3 may cancel one of them
+    offsets.finish(place, 9, 2.0)
     offsets.finish(place, 5, 2.0)
-    assert offsets.settle(61.5) == {}  # a cancellation without its visit may be among them
-    assert offsets.settle(62.0) == {place: 7}
+    offsets.take(place, 10, 62.5)
+    assert offsets.settle(60.5) == {}  # a cancellation without its visit may be among them
+    assert offsets.settle(61.0) == {other: 4}
+    assert offsets.settle(1000.0) == {place: 10}
     assert (offsets.open, offsets.settle(1000.0)) == (1, {})
 
 

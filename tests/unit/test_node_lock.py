@@ -54,6 +54,17 @@ def test_two_nodes_of_one_name_do_not_share_a_ram_disk(folders, tmp_path):
     lock_node(other, "other").release(other)
 
 
+def test_temporary_files_of_killed_processes_are_deleted_but_not_what_a_link_leads_to(folders, tmp_path):
+    lock_node(folders, "run").release(folders)
+    (tmp_path / "other").mkdir()
+    (folders.temporary / "butler-cache-dir-1" / "part").mkdir(parents=True)
+    (folders.temporary / "names.json").touch()
+    (folders.temporary / "link").symlink_to(tmp_path / "other")
+    lock_node(folders, "next").release(folders)
+    assert not list(folders.temporary.iterdir())
+    assert (tmp_path / "other").is_dir()
+
+
 def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     """Fault 43: only what is ours is removed."""
     lock = lock_node(folders, "run")

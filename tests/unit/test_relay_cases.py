@@ -159,8 +159,19 @@ def test_a_cancellation_is_not_remembered_for_longer(world):
     world.clock.advance(EARLY_CANCEL_S + 0.1)
     world.send(event("null_angle"))
     assert len(world.states()) == 189
+    world.clock.advance(world.config.expiry_s)
     world.send({"groupId": "other"})
     assert list(world.server.early_cancels) == ["other"]
+
+
+def test_a_cancellation_counts_for_a_visit_that_had_to_wait_since_before_it(world):
+    arrived = world.clock.mono()
+    world.send(event("cancel_before_its_visit"))
+    world.clock.advance(EARLY_CANCEL_S + 100.0)
+    world.send({"groupId": "other"})
+    world.server.take([json.dumps(event("null_angle")).encode()], world.answers.append, arrived)
+    assert world.answers[-1].status == "accepted"
+    assert set(world.outcomes().values()) == {Outcome.CANCELLED}
 
 
 @pytest.mark.parametrize(("index", "canceled"), [(42, True), (0, True), (None, True), (41, False)])

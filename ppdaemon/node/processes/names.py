@@ -98,7 +98,8 @@ class NameProcess(SupervisedProcess[messages.NameFact]):
 
     async def run(self) -> Resolution:
         """Resolve all names; those that the process does not reach are unavailable."""
-        with tempfile.NamedTemporaryFile("w", prefix="ppdaemon-names-", suffix=".json") as settings:
+        folder = self._environment.get("TMPDIR")
+        with tempfile.NamedTemporaryFile("w", prefix="names-", suffix=".json", dir=folder) as settings:
             settings.write(self._file.config.model_dump_json())
             settings.flush()
             self._settings = settings.name
