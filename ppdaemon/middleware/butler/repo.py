@@ -56,7 +56,7 @@ type _RecordKey = tuple[str, tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _TemplateContent:
-    """What a template has, in a file that is read in a few milliseconds."""
+    """What a template has, in a file that is read in less than a millisecond."""
 
     versions: str
     universe: DimensionUniverse
@@ -163,6 +163,7 @@ class LocalRepo:
 
     def __init__(self, template: Path, folder: Path):
         self._template = template
+        self._content = _TemplateContent.read(template)
         self.root = folder / _REPO
         """Root of the repo (`pathlib.Path`)."""
         self.incoming = folder / "incoming"
@@ -179,11 +180,6 @@ class LocalRepo:
         self._records: dict[_RecordKey, DimensionRecord] = {}
         self._butler: Butler | None = None
         self.renew()
-
-    @cached_property
-    def _content(self) -> _TemplateContent:
-        """What the template has; read at the first visit, so that a worker is ready sooner."""
-        return _TemplateContent.read(self._template)
 
     @cached_property
     def _writer(self) -> FileWriter | None:
