@@ -70,6 +70,12 @@ def test_visits_of_the_direct_engine_have_no_registry(rigs: MakeRig) -> None:
         shutil.rmtree(done.spool or "")
 
 
+def test_a_registry_is_there_for_another_program_though_nothing_waits_to_be_written(repo: LocalRepo) -> None:
+    repo.write_registry()
+    with Butler.from_config(str(repo.root), writeable=False) as butler:
+        assert butler.query_dimension_records("instrument")
+
+
 @pytest.mark.parametrize("opened", [False, True])
 def test_a_registry_that_a_task_has_made_is_gone_with_the_visit(repo: LocalRepo, opened: bool) -> None:
     if opened:

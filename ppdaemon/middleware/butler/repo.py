@@ -213,8 +213,9 @@ class LocalRepo:
     def write_registry(self) -> None:
         """Write what the registry does not have yet, for a program that opens it by itself."""
         self._used = True
+        butler = self._open_butler
         while self._pending:
-            self._pending[0](self._open_butler)
+            self._pending[0](butler)
             self._pending.popleft()  # now, so that an error is raised at each use
 
     @property
