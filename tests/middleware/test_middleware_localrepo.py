@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 from enginecompare import assert_equal, process_visit, run_worker, start_worker
-from lsst.daf.butler import Butler, DatasetAssociation, DatasetType, DimensionUniverse, Timespan
+from lsst.daf.butler import (
+    Butler,
+    DatasetAssociation,
+    DatasetType,
+    DimensionUniverse,
+    StorageClassFactory,
+    Timespan,
+)
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from toycam import NAME, MakeRig
 
@@ -171,6 +178,25 @@ def test_a_datastore_that_keeps_datasets_in_memory_is_replaced(tmp_path: Path) -
         assert repo.butler.stored(ref)
         repo.renew()
         assert not repo.butler.stored(ref)
+
+
+def test_storage_classes_of_the_site_are_known_before_the_registry_is_opened(tmp_path: Path) -> None:
+    template, universe = tmp_path / "template", DimensionUniverse()
+    site = {
+        "storageClasses": {"OfTheSite": {"pytype": "dict"}},
+        "datastore": {"formatters": {"OfTheSite": "lsst.daf.butler.formatters.json.JsonFormatter"}},
+    }
+    known = StorageClassFactory()._storageClasses
+    make_template(template, universe, (), (), "versions", site)
+    del known["OfTheSite"]  # as in a worker, which has not made the template
+    with closing(LocalRepo(template, tmp_path / "worker")) as repo:
+        notes = DatasetType("notes", universe.empty, "OfTheSite")
+        repo.define([notes])
+        repo.put({"one": 1}, "notes", {}, run="run")
+        (dataset,) = repo.datasets.in_run("run")
+        assert repo.get(dataset.ref) == {"one": 1}
+        assert not list(repo.root.glob("*.sqlite3"))
+    del known["OfTheSite"]
 
 
 def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:
