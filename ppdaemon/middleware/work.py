@@ -132,7 +132,7 @@ def build_template(context: WorkerContext) -> None:
 
 
 def open_work(context: WorkerContext) -> ButlerWork:
-    """Copy the template and return the work of a worker."""
+    """Return the work of a worker."""
     return ButlerWork(context, _butler_config(context.config))
 
 
