@@ -109,14 +109,15 @@ def test_a_parsed_configuration_is_used_until_its_file_changes(tmp_path: Path) -
     template.mkdir()
     Butler.makeRepo(str(root))
     ParsedConfig.write(template, str(root))
-    parsed = ParsedConfig.read(template)
+    parsed = ParsedConfig.read(template, str(root))
     assert parsed is not None
     assert parsed.config == ButlerConfig(str(root))
     with Butler.from_config(parsed.config, writeable=False) as butler:
         assert list(butler.collections.query("*")) == []
+    assert ParsedConfig.read(template, str(tmp_path / "other")) is None
     with (root / "butler.yaml").open("a") as file:
         file.write("# changed\n")
-    assert ParsedConfig.read(template) is None
+    assert ParsedConfig.read(template, str(root)) is None
 
 
 def test_a_configuration_that_depends_on_other_files_is_parsed_by_each_worker(
@@ -127,12 +128,12 @@ def test_a_configuration_that_depends_on_other_files_is_parsed_by_each_worker(
     index.write_text(f"main: {root}\n")
     monkeypatch.setenv("DAF_BUTLER_REPOSITORY_INDEX", str(index))
     ParsedConfig.write(tmp_path, "main")
-    assert ParsedConfig.read(tmp_path) is None
+    assert ParsedConfig.read(tmp_path, "main") is None
     (tmp_path / "more.yaml").write_text("{}")
     with (root / "butler.yaml").open("a") as file:
         file.write("includeConfigs: ../more.yaml\n")
     ParsedConfig.write(tmp_path, str(root))
-    assert ParsedConfig.read(tmp_path) is None
+    assert ParsedConfig.read(tmp_path, str(root)) is None
 
 
 def test_a_zygote_has_one_thread_nothing_open_and_everything_imported(toy_central: Path) -> None:

@@ -66,6 +66,7 @@ class Definitions(Protocol):
 class ParsedConfig:
     """A repo's configuration, parsed once for all workers: that takes a third of opening the repo."""
 
+    uri: str
     config: ButlerConfig
     file: ResourcePath
     text: bytes
@@ -78,15 +79,17 @@ class ParsedConfig:
         file = ButlerConfig(uri).configFile
         if file is not None and "/" in uri and b"include" not in (text := file.read()):
             # Parsed after the text was read: if the file is changed meanwhile, it differs from the text.
-            (template / _PARSED).write_bytes(pickle.dumps(cls(ButlerConfig(uri), file, text)))
+            (template / _PARSED).write_bytes(pickle.dumps(cls(uri, ButlerConfig(uri), file, text)))
 
     @classmethod
-    def read(cls, template: Path) -> Self | None:
-        """Read what `write` has written; return `None` if it was not, or if the file has changed since."""
+    def read(cls, template: Path, uri: str) -> Self | None:
+        """Read what `write` has written for a repo; return `None` if it was not, or if the file in the repo
+        has changed since.
+        """
         with suppress(OSError):
             parsed = pickle.loads((template / _PARSED).read_bytes())
             assert isinstance(parsed, cls)
-            if parsed.file.read() == parsed.text:
+            if parsed.uri == uri and parsed.file.read() == parsed.text:
                 return parsed
         return None
 
@@ -174,7 +177,7 @@ class CentralReader:
 
     def _connect(self) -> Butler:
         if self._butler is None:
-            parsed = None if self._template is None else ParsedConfig.read(self._template)
+            parsed = None if self._template is None else ParsedConfig.read(self._template, self._uri)
             with recorded_engines(self._engines):
                 config = self._uri if parsed is None else parsed.config
                 self._butler = Butler.from_config(config, writeable=False)
