@@ -29,7 +29,7 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.demo.services import QUICK_IMAGES
 from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Exported, Process
-from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, write_content
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.middleware.export import packing
@@ -85,6 +85,7 @@ class Site:
         self.folder, self.spool = folder, folder / "spool"
         quick = Config({"datastore": {"formatters": QUICK_IMAGES}})
         Butler.makeRepo(str(folder / "template" / "repo"), config=quick)
+        write_content(folder / "template", "versions")
         self.central = folder / "central"
         Butler.makeRepo(str(self.central))
         with Butler.from_config(str(self.central), writeable=True) as butler:
