@@ -144,7 +144,7 @@ class RowIngest:
             raise ConflictingDefinitionError(
                 f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
             ) from error
-        self._move({str(file.path): target for file, (_, target) in zip(files, places, strict=True)})
+        self._move({file.path: target for file, (_, target) in zip(files, places, strict=True)})
 
     def _insert_datasets(
         self, run: str, dimensions: DimensionGroup, refs: Mapping[DatasetId, DatasetRef]
@@ -200,7 +200,7 @@ class RowIngest:
 
         Raises `ValueError` if the formatter does not read files with the extension.
         """
-        kind, extension = dataset_type.storageClass_name, _extension(file.path.name)
+        kind, extension = dataset_type.storageClass_name, _extension(os.path.basename(file.path))
         key = file.formatter, extension, kind
         if key not in self._records:
             formatter = get_class_of(file.formatter)
@@ -230,7 +230,7 @@ class RowIngest:
                     any_ref = DatasetRef(any_type, ids[ref.dataId], ref.run, id=ref.id, conform=False)
                     stems[key] = template.format(any_ref)
                 stem = stems[key].replace(_ANY_TYPE, ref.datasetType.name)
-            extension = _extension(file.path.name)
+            extension = _extension(os.path.basename(file.path))
             if _PLAIN.fullmatch(stem):
                 name = f"{stem}{extension}"
                 places.append((name, f"{self._root}/{name}"))

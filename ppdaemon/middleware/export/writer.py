@@ -220,7 +220,7 @@ class WriterExporter:
             free = [each for each in files if each.place not in taken or not ours.isdisjoint(each.names)]
             write_durably(spool / _OURS, "\n".join(str(each.refs[0].id) for each in free))
             for each in free:
-                copy_checked(spool / each.file.name, None, each.file.checksum)
+                copy_checked(f"{spool}/{each.file.name}", None, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
             if copies:
                 datastore.ingest(*copies, transfer="copy", record_validation_info=False)
