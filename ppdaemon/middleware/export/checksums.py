@@ -51,8 +51,9 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
     content. `OSError` is about the target, of which nothing is left then. A blank
     checksum, of a spool of an earlier version, is not compared.
     """
+    path = Path(source)
     try:
-        stream = Path(source).open("rb", buffering=0)
+        stream = path.open("rb", buffering=0)
     except OSError as error:
         raise BadMessage(f"{source} cannot be read: {error.strerror}") from error
     with stream:
