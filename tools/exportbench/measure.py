@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from lsst.daf.butler import Butler, Config, DatasetRef, DatasetType, DimensionRecord, FileDataset, Timespan
+from lsst.daf.butler import (
+    Butler,
+    Config,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    FileDataset,
+    SerializedDatasetRef,
+    Timespan,
+)
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 from preloadbench.survey import CAMERA, OBSERVED, SurveyCam
 
@@ -27,7 +36,14 @@ from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import ID, mark_datastore
 from ppdaemon.middleware.export.register import Registrar
 from ppdaemon.middleware.export.rows import RowIngest
-from ppdaemon.middleware.export.spool import MANIFEST, Manifest, SpooledFile, SpoolKey, write_spool
+from ppdaemon.middleware.export.spool import (
+    MANIFEST,
+    Manifest,
+    SimpleRefs,
+    SpooledFile,
+    SpoolKey,
+    write_spool,
+)
 
 __all__ = ("Amounts", "measure_database", "measure_held")
 
@@ -153,7 +169,9 @@ class _Local:
         """Return the key of a detector's spool."""
         return SpoolKey(instrument=CAMERA, group=_GROUP, detector=detector, attempt=1)
 
-    def fill(self, detector: int) -> Callable[[Path], list[SpooledFile]]:
+    def fill(
+        self, detector: int, simple: Callable[[DatasetRef], SerializedDatasetRef]
+    ) -> Callable[[Path], list[SpooledFile]]:
         """Return the function that writes a detector's files into a folder."""
 
         def write(folder: Path) -> list[SpooledFile]:
@@ -162,7 +180,7 @@ class _Local:
                     name=file.path.name,
                     size_bytes=file.path.stat().st_size,
                     formatter=file.formatter,
-                    refs=tuple(ref.to_simple() for ref in file.refs),
+                    refs=tuple(map(simple, file.refs)),
                 )
                 for file in copied(self.files[detector], folder)
             ]
@@ -173,7 +191,7 @@ class _Local:
         """Write a detector's spool as a worker does."""
         chains = {_CHAIN: (_RUN,)}
         records = [*self.records, self.regions[detector]]
-        return write_spool(folder, self.key(detector), self.fill(detector), records, chains)
+        return write_spool(folder, self.key(detector), self.fill(detector, SimpleRefs().of), records, chains)
 
     def spool_as_before(self, folder: Path, detector: int) -> None:
         """Write a detector's spool as before there were checksums: one file after the other is synced."""
@@ -183,7 +201,7 @@ class _Local:
         manifest = Manifest(
             key=key,
             chains={_CHAIN: (_RUN,)},
-            files=tuple(self.fill(detector)(partial)),
+            files=tuple(self.fill(detector, DatasetRef.to_simple)(partial)),
             records=tuple(record.to_simple() for record in (*self.records, self.regions[detector])),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))

@@ -41,13 +41,13 @@ from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync
+from ppdaemon.durable import sync, sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import NewFile, file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.owners import Owners
+from ppdaemon.middleware.export.owners import Owners, Place, place_of
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
@@ -79,11 +79,8 @@ class _File:
     path: str
     spooled: SpooledFile
     refs: list[DatasetRef]
-
-    @property
-    def ids(self) -> list[DatasetId]:
-        """Ids of the datasets (`list`); those of the references are made anew each time."""
-        return [ref.id for ref in self.spooled.refs]
+    ids: list[DatasetId]
+    """Ids of the datasets; those of the references are made anew each time."""
 
     def dataset(self, path: str) -> FileDataset:
         """Return the file at another place, to be ingested."""
@@ -286,8 +283,7 @@ class Registrar:
         faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
-        for path in dirty:
-            sync(Path(path))  # the spools will be deleted
+        sync_all(map(Path, dirty))  # the spools will be deleted
         return copies
 
     def _ingest(
@@ -339,7 +335,13 @@ def _parsed(butler: Butler, batch: Mapping[Path, Manifest]) -> tuple[list[_File]
     """Return the files and the records of all manifests."""
     references = _References(butler.dimensions)
     files = [
-        _File(spool, f"{spool}/{file.name}", file, [references.of(ref) for ref in file.refs])
+        _File(
+            spool,
+            f"{spool}/{file.name}",
+            file,
+            [references.of(ref) for ref in file.refs],
+            [ref.id for ref in file.refs],
+        )
         for spool, manifest in batch.items()
         for file in manifest.files
     ]
@@ -391,10 +393,9 @@ def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
 
 def _first_of_each(files: Iterable[_File]) -> list[_File]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[object, _File] = {}
+    first: dict[Place, _File] = {}
     for file in files:
-        ref = file.refs[0]
-        first.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
+        first.setdefault(place_of(file.refs[0]), file)
     return list(first.values())
 
 
