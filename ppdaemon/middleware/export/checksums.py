@@ -27,8 +27,9 @@ _CHUNK = 1 << 17
 
 
 def checksum_of(path: Path) -> str:
-    """Return the checksum of a file's content, such as ``crc32:0a1b2c3d``."""
+    """Return the checksum of a file's content, such as ``crc32:0a1b2c3d``; the disk begins to write it."""
     with path.open("rb", buffering=0) as stream:
+        begin_sync_of(stream.fileno())
         return _copy(stream, None)
 
 

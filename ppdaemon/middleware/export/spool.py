@@ -31,7 +31,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import begin_sync, sync, sync_all
+from ppdaemon.durable import sync, sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
@@ -253,11 +253,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
-    """Return files with their checksums, which are computed while the disk writes."""
+    """Return files with their checksums."""
     for file in files:
-        path = folder / file.name
-        begin_sync(path)
-        yield file.model_copy(update={"checksum": checksum_of(path)})
+        yield file.model_copy(update={"checksum": checksum_of(folder / file.name)})
 
 
 def _in_use(
