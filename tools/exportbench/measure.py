@@ -31,7 +31,6 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
-from ppdaemon.middleware.export import exporter
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import ID, mark_datastore
 from ppdaemon.middleware.export.register import Registrar
@@ -53,6 +52,9 @@ _EXPOSURE = 2026112200001
 _RUN = f"{CAMERA}/prompt/output-2026-11-22/Alerts/bench"
 _CHAIN = f"{CAMERA}/prompt/output-2026-11-22"
 _GROUP = "2026-11-22T03:25:00.000"
+
+type _Rows = dict[str, list[dict[str, Any]]]
+"""Rows by the name of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +212,25 @@ class _Local:
         partial.rename(folder / key.folder)
         sync(folder)
 
+    def write_as_one(self, folder: Path, detector: int) -> None:
+        """Write the bytes of a detector's files to one file, and sync it: no spool can take less."""
+        path = folder / str(detector)
+        with path.open("xb", buffering=0) as stream:
+            for file in self.files[detector]:
+                stream.write(file.path.read_bytes())
+        sync(path)
 
-def measure_held(local: Path, disk: Path, detectors: Iterable[int]) -> tuple[list[float], list[float]]:
-    """Return the milliseconds for which each worker is held by its spool: as before, and now."""
-    outputs, samples = _Local.read(local), ([], [])
-    ways: Sequence[Callable[[Path, int], object]] = (outputs.spool_as_before, outputs.spool)
+
+def measure_held(local: Path, disk: Path, detectors: Iterable[int]) -> tuple[list[float], ...]:
+    """Return the milliseconds for which each worker is held by its spool: as before, now, and at least."""
+    outputs, samples = _Local.read(local), ([], [], [])
+    ways: Sequence[Callable[[Path, int], object]] = (
+        outputs.spool_as_before,
+        outputs.spool,
+        outputs.write_as_one,
+    )
     for detector in detectors:
-        # In turns, so that both meet the same load.
+        # In turns, so that all meet the same load.
         for number, way in enumerate(ways):
             folder = disk / f"spool-{number}"
             folder.mkdir(exist_ok=True)
@@ -263,27 +277,23 @@ def _timed(samples: dict[str, float], name: str) -> Iterator[None]:
 
 
 def measure_database(
-    folder: Path, local: Path, amounts: Amounts, databases: Callable[[], str]
+    folder: Path, ramdisk: Path, local: Path, amounts: Amounts, databases: Callable[[], str]
 ) -> dict[str, float]:
-    """Export all outputs both ways, each to a new repo; `databases` returns the URL of a new database."""
+    """Export all outputs in each way, each to a new repo; `databases` returns the URL of a new database."""
     samples: dict[str, float] = {}
     _measure_direct(_make_repo(folder / "direct", amounts, databases()), local, amounts, samples)
     outputs = _Local.read(local)
-    spools = [outputs.spool(folder / "spool", detector) for detector in range(amounts.detectors)]
-    central = _make_repo(folder / "batched", amounts, databases())
-    empty = _make_repo(folder / "bare", amounts, databases())
-    config = ExportConfig(images=("image_.*",))
-    with closing(
-        CentralExporter(str(central), Clock(), "bench", folder / "refused", config=config)
-    ) as batched:
-        # The first export of a night makes run and chain; the exporter is connected then.
-        first = batched.export(spools[:1])
-        before = _tables(central)
-        gc.collect()  # the garbage of others is not collected within a sample
-        with _timed(samples, "batched"), _split(samples):
-            exported = batched.export(spools[1:])
-    if first.datasets + exported.datasets != amounts.datasets:
-        raise RuntimeError(f"{exported.datasets} of {amounts.datasets} datasets were exported")
+    central, apart, empty = (
+        _make_repo(folder / name, amounts, databases()) for name in ("batched", "apart", "bare")
+    )
+    with _exporter(apart, outputs, ramdisk / folder.name, amounts) as (export, _), _timed(samples, "apart"):
+        export()
+    with (
+        _exporter(central, outputs, folder / "spool", amounts) as (export, before),
+        _timed(samples, "batched"),
+        _split(samples),
+    ):
+        export()
     share = (amounts.detectors - 1) / amounts.detectors
     samples["direct_s"] *= share
     samples["direct_cpu_s"] *= share
@@ -293,6 +303,30 @@ def measure_database(
         samples[f"rows_{unit}"] = samples[f"registered_{unit}"] - placed
     _measure_bare(empty, before, _tables(central), samples)
     return samples
+
+
+@contextmanager
+def _exporter(
+    central: Path, outputs: _Local, folder: Path, amounts: Amounts
+) -> Iterator[tuple[Callable[[], None], _Rows]]:
+    """Spool all outputs into a folder, and export the first; yield what exports the others, and the rows
+    until then: the first export of a night makes run and chain, and the exporter is connected.
+    """
+    spools = [outputs.spool(folder, detector) for detector in range(amounts.detectors)]
+    config = ExportConfig(images=("image_.*",))
+    with closing(
+        CentralExporter(str(central), Clock(), "bench", folder.with_name("refused"), config=config)
+    ) as exporter:
+        first = exporter.export(spools[:1])
+
+        def export() -> None:
+            found = first.datasets + exporter.export(spools[1:]).datasets
+            if found != amounts.datasets:
+                raise RuntimeError(f"{found} of {amounts.datasets} datasets were exported")
+
+        before = _tables(central)
+        gc.collect()  # the garbage of others is not collected within a sample
+        yield export, before
 
 
 def _measure_direct(central: Path, local: Path, amounts: Amounts, samples: dict[str, float]) -> None:
@@ -313,7 +347,7 @@ def _nothing() -> None:
 _PARTS = {
     "copied": (Registrar, "_copy"),
     "placed": (RowIngest, "_move"),
-    "removed": (exporter, "remove_spool"),
+    "removed": (CentralExporter, "_remove"),
 }
 """What an export does with files, by the name of the sample: it copies them, renames them and syncs their
 folders, deletes the spool. The rest of it are rows."""
@@ -362,8 +396,6 @@ def _split(samples: dict[str, float]) -> Iterator[None]:
 
 
 # --- bare inserts -------------------------------------------------------------
-
-type _Rows = dict[str, list[dict[str, Any]]]
 
 
 def _engine(repo: Path) -> sqlalchemy.Engine:

@@ -144,11 +144,7 @@ class CentralExporter:
                 self._runs, (ref for path in done for file in batch[path].files for ref in file.refs)
             )
         self._unreported.update(done)
-        with ThreadPoolExecutor(self._copies, "remove") as threads:
-            # Each name that is deleted may wait for the filesystem's journal. Of those that are gone, a
-            # half-deleted folder may be left.
-            for _ in threads.map(remove_spool, (*done, *gone)):
-                pass
+        self._remove((*done, *gone))  # of those that are gone, a half-deleted folder may be left
         finished = {*done, *self._unreported}
         self._unreported.difference_update(spools)
         return Exported(
@@ -162,6 +158,12 @@ class CentralExporter:
             skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
             given_up={str(path): ", ".join(batch[path].given_up) for path in done if batch[path].given_up},
         )
+
+    def _remove(self, spools: Sequence[Path]) -> None:
+        # In parallel: each name that is deleted may wait for the filesystem's journal.
+        with ThreadPoolExecutor(self._copies, "remove") as threads:
+            for _ in threads.map(remove_spool, spools):
+                pass
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
         """Delete images of about this size, those of the oldest spools in these folders first."""
