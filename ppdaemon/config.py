@@ -39,6 +39,7 @@ from ppdaemon.configtypes import (
     valid_values,
 )
 from ppdaemon.environment import CHILD_ENVIRONMENT, THREAD_VARIABLES
+from ppdaemon.errors import ConfigError
 from ppdaemon.publish.config import KafkaAddress, Publication, split_kafka
 from ppdaemon.raws.layout import detector_keyword_of
 from ppdaemon.raws.roots import (
@@ -55,7 +56,7 @@ from ppdaemon.selection import Rule
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name, NextVisit
 from ppdaemon.wire import Model
-from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model
+from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model, located
 
 HEARTBEATS = 2
 """Heartbeats within the time limit of a connection: a single late one must not end it."""
@@ -303,6 +304,11 @@ class TimesConfig(ConfigPart):
     stop_s: Seconds = 60.0
     """When the daemon is stopped: until running visits are interrupted."""
 
+    @property
+    def after_images_s(self) -> float:
+        """How long a visit-detector may take at most when its images have arrived."""
+        return self.ingest_s + self.run_s + self.export_s
+
 
 class WorkersConfig(ConfigPart):
     """The pool of workers."""
@@ -358,12 +364,17 @@ class WorkersConfig(ConfigPart):
         """Find numbers in the wrong order, and variables whose values would be lost."""
         if (values := valid_values(keys, "min", "max")) and values[0] > values[1]:
             yield (), "min is more than max"
-        if values := valid_values(keys, "environment", "threads"):
-            for name, value in values[0].items():
-                if CHILD_ENVIRONMENT.get(name, value) != value:
-                    text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
-                    threads = "; see workers.threads" if name in THREAD_VARIABLES else ""
-                    yield ("environment", name), f"{text}{threads}"
+        yield from _lost_variables(keys)
+
+
+def _lost_variables(keys: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Find variables of ``environment`` that always have another value."""
+    for environment in valid_values(keys, "environment"):
+        for name, value in environment.items():
+            if CHILD_ENVIRONMENT.get(name, value) != value:
+                text = f"ppdaemon sets {name}={CHILD_ENVIRONMENT[name]}, this value would be lost"
+                threads = "; see workers.threads" if name in THREAD_VARIABLES else ""
+                yield ("environment", name), f"{text}{threads}"
 
 
 class ButlerConfig(ConfigPart):
@@ -588,6 +599,51 @@ class ExportConfig(ConfigPart):
     writer: WriterConfig = WriterConfig()
 
 
+OUTGOING_VARIABLES = ("AP_KAFKA_SERVER", "DAF_BUTLER_SASQUATCH_REST_PROXY_URL")
+"""Environment variables with places to which pipelines of Rubin send: the alert stream of
+``lsst.ap.association``, and metrics of ``lsst.analysis.tools``."""
+
+
+NO_CENTRAL = "none-in-shadow-mode"
+"""Instead of the central repo that is written if there is none: whatever would write there fails."""
+
+
+class ShadowConfig(ConfigPart):
+    """Shadow mode: this host processes the same visits as the present service, beside it, and writes only
+    where this part says. ``shadow: true`` is short for ``enabled: true``.
+    """
+
+    enabled: bool = False
+    """Whether this host runs in shadow mode. Then `butler.central` is only read, and `publish`, `engine.apdb`
+    and `export.writer` are not used."""
+    central: str | None = None
+    """The central repo to which outputs are exported, with the instruments and sky maps of `butler.central`;
+    `None`: outputs are not exported."""
+    publish: tuple[Publication, ...] = ()
+    """Instead of `publish`."""
+    overrides: dict[Annotated[str, pydantic.Field(pattern=r"^\w+:[\w.]+$")], Any] = {}
+    """Replace those of `pipelines.overrides`, or are added to them: each task that writes permanently needs
+    one, such as ``parameters:apdb_config`` for an alert database of its own and
+    ``associateApdb:alertPackager.doProduceAlerts: false``."""
+    environment: dict[str, str] = {}
+    """Environment variables that replace those of `workers.environment`, or are added to them."""
+    apdb: dict[Name, str] = {}
+    """Instead of `engine.apdb`."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_switch(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else value
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find that the mode is probably meant, but not enabled, and variables whose values would be lost."""
+        yield from _lost_variables(keys)
+        given = getattr(keys, "model_fields_set", {"enabled"})
+        if given and "enabled" not in given:
+            yield ("enabled",), "missing key, write true for shadow mode, or false for none"
+
+
 class LogConfig(ConfigPart):
     """Logs: ``format`` is ``json`` (one object per line) or ``console`` (text)."""
 
@@ -646,6 +702,7 @@ class NodeConfig(ConfigPart):
     export: ExportConfig = ExportConfig()
     publish: tuple[Publication, ...] = ()
     """Metrics and telemetry that are sent to Kafka topics or REST proxies, after the alerts."""
+    shadow: ShadowConfig = ShadowConfig()
     metrics: MetricsConfig = MetricsConfig()
     traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()
@@ -667,6 +724,68 @@ class NodeConfig(ConfigPart):
                 elif server is None and not insecure and not is_local(address):
                     text = f"{address} is on another host: connections need server and security.key, or "
                     yield key_path, f"{text}security.insecure: true"
+
+    def in_effect(self) -> "NodeConfig":
+        """Return the configuration as it is used: in shadow mode with the replacements of `shadow`, and
+        nothing else that is written.
+        """
+        shadow, butler = self.shadow, self.butler
+        if not shadow.enabled:
+            return self
+        if butler is not None:
+            butler = butler.model_copy(
+                update={"read": butler.source, "central": shadow.central or NO_CENTRAL}
+            )
+        export = {"writer": WriterConfig()} | ({} if shadow.central else {"types": ()})
+        environment = dict.fromkeys(OUTGOING_VARIABLES, "") | shadow.environment  # also inherited ones
+        return self.model_copy(
+            update={
+                "butler": butler,
+                "publish": shadow.publish,
+                "export": self.export.model_copy(update=export),
+                "engine": self.engine.model_copy(
+                    update={"apdb": shadow.apdb} | ({} if shadow.apdb else {"apdb_tasks": ()})
+                ),
+                "pipelines": self.pipelines.model_copy(
+                    update={"overrides": {**self.pipelines.overrides, **shadow.overrides}}
+                ),
+                "workers": self.workers.model_copy(
+                    update={"environment": {**self.workers.environment, **environment}}
+                ),
+            }
+        )
+
+
+def _not_replaced(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Find settings of shadow mode with which the host would write where the present service writes."""
+    shadow = config.shadow
+    if not shadow.enabled:
+        return
+    if config.butler is not None and shadow.central is not None:
+        repos = (config.butler.central, config.butler.read or "")
+        if _plain_repo(shadow.central) in map(_plain_repo, repos):
+            text = f"{shadow.central} is the repo of the present service: name another one, or null for none"
+            yield ("shadow", "central"), text
+    places = {publication.to for publication in config.publish}
+    for number, publication in enumerate(shadow.publish):
+        if publication.to in places:
+            text = f"{publication.to} is where the present service publishes: name another topic, or none"
+            yield ("shadow", "publish", number), text
+    for part, replaced in (
+        ("overrides", config.pipelines.overrides),
+        ("environment", config.workers.environment),
+        ("apdb", config.engine.apdb),
+    ):
+        for key, value in getattr(shadow, part).items():
+            if key in replaced and replaced[key] == value:
+                yield (
+                    ("shadow", part, key),
+                    f"has the value of the present service, {value}: nothing is replaced",
+                )
+
+
+def _plain_repo(uri: str) -> str:
+    return uri.removeprefix("file://").rstrip("/")
 
 
 def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:
@@ -705,6 +824,16 @@ def _of_instruments(
             yield ("engine", "apdb", name), f"node.instruments has no {name}{hint}"
 
 
+def read_node(
+    path: Path, environment: Mapping[str, str], *, writing: bool = True
+) -> tuple[NodeConfig, dict[KeyPath, int]]:
+    """Return the configuration that is in effect, and the line number of each key; see `load_node`."""
+    config, lines = load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
+    if problems := located(path, lines, _not_replaced(config)):
+        raise ConfigError(problems)
+    return config.in_effect(), lines
+
+
 def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = True) -> NodeConfig:
     """Read and check the configuration of a node.
 
@@ -728,4 +857,4 @@ def load_node(path: Path, environment: Mapping[str, str], *, writing: bool = Tru
     ppdaemon.errors.ConfigError
         Raised with all errors, each with file, line and key.
     """
-    return load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))[0]
+    return read_node(path, environment, writing=writing)[0]

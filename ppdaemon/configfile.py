@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppdaemon.config import NodeConfig
+from ppdaemon.config import NodeConfig, read_node
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.selection import never_reached
-from ppdaemon.thishost import HostContext, filesystem_size, host_memory, nearest_existing
-from ppdaemon.yamlfile import KeyPath, did_you_mean, load_model, located
+from ppdaemon.thishost import filesystem_size, host_memory, nearest_existing
+from ppdaemon.yamlfile import KeyPath, did_you_mean, located
 
 __all__ = ("ConfigFile", "exceeds_unit")
 
@@ -36,7 +36,7 @@ class ConfigFile:
     @classmethod
     def read(cls, path: Path, environment: Mapping[str, str]) -> "ConfigFile":
         """Read a file; raise `~ppdaemon.errors.ConfigError` with all errors."""
-        return cls(path, *load_model(path, NodeConfig, environment, HostContext(environment)))
+        return cls(path, *read_node(path, environment))
 
     def located(self, problems: Iterable[tuple[KeyPath, str]]) -> list[str]:
         """Return a line for each problem, with file, line and key."""

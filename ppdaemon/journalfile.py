@@ -28,12 +28,14 @@ from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
 __all__ = (
+    "SHADOW_ID",
     "FailedVisit",
     "NightRow",
     "converted",
     "copy_night",
     "count_late_raws",
     "failed_visits",
+    "is_shadow",
     "last_attempts",
     "late_raws",
     "mark_catchup",
@@ -107,6 +109,8 @@ _AFTERWARDS = (
 )
 """Last attempts that were made after the time in which the first one was."""
 
+SHADOW_ID = 0x50504453
+"""SQLite's ``application_id`` of a journal in shadow mode; of others it is 0."""
 CLOCK_STEP_S = 3600.0
 """Rows are in the order of acceptance, whose times are those of a clock that may have been set."""
 
@@ -287,7 +291,13 @@ def copy_night(db: sqlite3.Connection, path: Path, day_obs: int, begin_tai: floa
                 copy.executemany(f"INSERT INTO {name} VALUES ({marks})", found)
         (version,) = db.execute("PRAGMA user_version").fetchone()
         copy.execute(f"PRAGMA user_version = {version}")
+        copy.execute(f"PRAGMA application_id = {SHADOW_ID if is_shadow(db) else 0}")
         copy.execute("COMMIT")
+
+
+def is_shadow(db: sqlite3.Connection) -> bool:
+    """Return whether the journal is that of a node in shadow mode."""
+    return bool(db.execute("PRAGMA application_id").fetchone()[0] == SHADOW_ID)
 
 
 def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int] | None:

@@ -176,6 +176,8 @@ class Hello(_Envelope):
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
     version: str = ""
     """Version of ppdaemon; blank from an older one."""
+    shadow: bool | None = None
+    """Whether the node runs in shadow mode; `None`: it does not."""
 
 
 class VisitAccepted(_Envelope):
@@ -257,8 +259,9 @@ class HelloRefused(_Envelope):
     type: Literal["sorry"] = "sorry"
     code: Literal["stranger", "taken"]
     """``stranger``: the connection is not registered, send `Hello` at once.
-    ``taken``: a connected node has the same name, send `Hello` again after a
-    heartbeat interval. It is accepted when the other node has disconnected."""
+    ``taken``: a connected node has the same name, or the node is in shadow mode and the relay is not, or
+    the reverse; send `Hello` again after a heartbeat interval. It is accepted when the other node has
+    disconnected."""
     reason: str
 
 

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Collection
 from pathlib import Path
 
+import setproctitle
+
 __all__ = (
     "GROUP_SIGNALS",
     "STOP_SIGNAL",
@@ -23,6 +25,7 @@ __all__ = (
     "kill_orphans",
     "parent",
     "process_tree",
+    "set_title",
     "signal_name",
 )
 
@@ -46,6 +49,15 @@ def disregard_group_signals() -> None:
         signal.signal(number, _disregard)
         # Compiled code does not expect that a signal interrupts its calls.
         signal.siginterrupt(number, False)
+
+
+def set_title(title: str) -> None:
+    """Set the title of this process that ``ps`` shows, and its name in ``/proc/PID/stat``, of at most 15
+    bytes. The name has no blanks: Slurm reads that line word by word, and neither finds nor signals a
+    process whose name has one.
+    """
+    setproctitle.setproctitle(title)
+    setproctitle.setthreadtitle(title.replace(" ", "-"))
 
 
 def _disregard(number: int, frame: object) -> None:

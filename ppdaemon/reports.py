@@ -420,6 +420,8 @@ class StatusReport(ControlModel):
     """``degraded``: running, with a problem that limits it."""
     stage: str = ""
     """While it starts: what it does now, such as ``making the template repo``."""
+    shadow: bool = False
+    """Whether it runs in shadow mode, beside the present service."""
     text: str
     """The state in one line for an operator, with the worst problem."""
     started_tai: float
@@ -437,6 +439,9 @@ class StatusReport(ControlModel):
     capacity: int | None = None
     """Visit-detectors that the node offers the relay to have at once, unless it drains;
     `None` from an older daemon."""
+    takes_until_tai: float | None = None
+    """When the node takes no more visits, because its host is given back (``ppdaemon run --until``), TAI
+    seconds since 1970; `None` without that option."""
     queued: int
     """Visit-detectors that wait for a worker."""
     open_visits: int
@@ -724,6 +729,8 @@ class RelayStatusReport(ControlModel):
     """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
     messages_lost: int = 0
     """Messages of nodes that did not arrive, by their sequence numbers."""
+    hosts: "RelayHostsReport | None" = None
+    """How many nodes the cadence needs; `None` from an older relay."""
     problems: tuple[Problem, ...] = ()
     """What does not work now, the worst first."""
 
@@ -736,6 +743,41 @@ class RelayStatusReport(ControlModel):
     def healthy(self) -> bool:
         """Whether nothing limits it."""
         return self.state == "running"
+
+
+class RelayDemandRow(ControlModel):
+    """What one instrument needs, by its latest visits."""
+
+    instrument: str
+    cadence_s: float
+    """Median time between two visits, seconds."""
+    detectors: int
+    """Detectors of the largest visit."""
+    visit_s: float
+    """For how long a node has a visit-detector, seconds; 95 % of those that succeeded take no longer."""
+    slots: int
+    """Visit-detectors that the nodes must be able to have at once."""
+
+
+class RelayHostsReport(ControlModel):
+    """How many nodes the cadence needs."""
+
+    schema_version: int = SCHEMA
+    """Version of the output of ``ppctl --json``."""
+    ready: int
+    """Nodes that are connected, not drained, and offer to take visit-detectors."""
+    slots: int
+    """Visit-detectors that they offer to have at once, together."""
+    needed: int | None
+    """Nodes such as these that are needed; `None` if it is not known: no visits come, too few have ended
+    since the relay started, or no node is ready."""
+    instruments: tuple[RelayDemandRow, ...]
+    """By instrument; only those whose visits come now."""
+
+    @property
+    def missing(self) -> int:
+        """Nodes to add; negative: to release."""
+        return 0 if self.needed is None else self.needed - self.ready
 
 
 class RelayNodeRow(ControlModel):

@@ -14,13 +14,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import setproctitle
-
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
+from ppdaemon.processes import set_title
 
 JUMPS_S = (3600.0, 0.0, -3600.0, 0.0)
 """Offsets of the clock of time stamps after each signal."""
@@ -67,7 +66,7 @@ def main() -> None:
     file = ConfigFile.read(Path(sys.argv[1]), os.environ)
     config = file.config
     log.set_up(config.log.level, config.log.format, config.log.levels, node=config.node.name)
-    setproctitle.setproctitle(f"ppdaemon supervisor {config.node.name}")
+    set_title(f"ppdaemon supervisor {config.node.name}")
     asyncio.run(run(file))
 
 

@@ -3,6 +3,8 @@
 """Replay a recorded or generated night at any speed, with own nodes or at a relay; count what was lost."""
 
 import tempfile
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from nightreplay.nights import (
     Announcement,
     ReplayedVisit,
     generated,
+    of_journal,
     of_ledger,
     of_lines,
     of_scheduler,
     replayed,
     to_lines,
 )
+from nightreplay.progressfile import ProgressFile
 from nightreplay.replay import Follower, ReplayReport, SmallCamera, planned_events
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +49,8 @@ def chosen_night(options: dict[str, Any]) -> tuple[str, list[Announcement]]:
     visits, instrument = options["visits"], options["instrument"]
     if options["ledger"] is not None:
         return f"ledger {options['ledger'].name}", of_ledger(options["ledger"])[:visits]
+    if options["journal"] is not None:
+        return f"journal {options['journal'].name}", of_journal(options["journal"])[:visits]
     if options["night"] is not None:
         with options["night"].open() as lines:
             return f"file {options['night'].name}", of_lines(lines, str(options["night"]))[:visits]
@@ -62,6 +68,7 @@ def replay(
     keys: ClientKeys | None,
     raw_root: Path | None,
     observatory: Observatory | None = None,
+    note: Callable[[TelescopeEvent], None] = lambda event: None,
 ) -> ReplayReport:
     """Announce the visits at a relay, write raws if there is a raw root, and count."""
     meter, speed = NightMeter(), options["speed"]
@@ -69,6 +76,7 @@ def replay(
     def on_event(event: TelescopeEvent) -> None:
         if speed and event.step is TelescopeStep.WRITE:
             meter.late_s.append(event.late_s)
+        note(event)
 
     camera = SimulatedCamera if observatory is None else SmallCamera
     with VisitSubmitter(relay, keys=keys) as client:
@@ -140,7 +148,10 @@ def show(report: ReplayReport) -> None:
 
 @click.command(name="replay_night", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--ledger", type=_PATH, help="Replay the visits of a relay's ledger, a file or its folder.")
-@click.option("--night", type=_PATH, help="Replay a file with an announcement as JSON in each line.")
+@click.option("--journal", type=_PATH, help="Replay the visits of a node's journal, a file or its folder.")
+@click.option(
+    "--night", type=_PATH, help="Replay a file with an event, or a message of kcat -J, in each line."
+)
 @click.option("--scheduler", is_flag=True, help="Replay a night that rubin-scheduler simulates.")
 @click.option(
     "--visits", default=1000, show_default=True, type=click.IntRange(1), help="Visits, at the most."
@@ -188,6 +199,11 @@ def show(report: ReplayReport) -> None:
     help="With --relay: write small raws here, in the layout of LSST cameras.",
 )
 @click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --relay: note here what was done, and continue a replay that was interrupted.",
+)
+@click.option(
     "--limit",
     default=300.0,
     show_default=True,
@@ -227,9 +243,11 @@ def command(keys: ClientKeys | None, **options: Any) -> None:
     that are visited twice, and deep fields. Exits with 1 if a visit-detector
     has no outcome, was completed twice, or did not succeed at an own node.
     """
-    sources = sum((options["ledger"] is not None, options["night"] is not None, options["scheduler"]))
-    if sources > 1:
-        raise click.UsageError("use one of --ledger, --night and --scheduler")
+    files = sum(options[name] is not None for name in ("ledger", "journal", "night"))
+    if files + options["scheduler"] > 1:
+        raise click.UsageError("use one of --ledger, --journal, --night and --scheduler")
+    if options["resume"] and not options["relay"]:
+        raise click.UsageError("--resume needs --relay: own nodes end with the replay")
     if options["raw_root"] and not options["relay"]:
         raise click.UsageError("--raw-root needs --relay; own nodes have --raws")
     if options["relay"] and (options["raws"] or options["script"]):
@@ -253,7 +271,12 @@ def _replay(
     instrument, raw_root = options["instrument"], options["raw_root"]
     begin_tai = Clock().tai() + START_S
     seq_num = next_seq_num(raw_root, instrument, begin_tai) if raw_root else 1
-    visits = replayed(night, begin_tai, instrument, seq_num, options["speed"])
+    visits, record = replayed(night, begin_tai, instrument, seq_num, options["speed"]), None
+    if options["resume"]:
+        record = ProgressFile(options["resume"], source, len(visits), begin_tai, seq_num)
+        visits = _continued(record, night, options, begin_tai)
+        if not visits:
+            raise click.UsageError(f"{options['resume']}: that replay has ended")
     if not visits:
         raise click.UsageError(f"{source}: no visit of {instrument} with images")
     if raw_root and instrument == CAMERA_NAME:
@@ -261,10 +284,33 @@ def _replay(
         if unknown := names - set(FILTER_BANDS):
             raise click.UsageError(f"{CAMERA_NAME} has no filter {', '.join(sorted(unknown))}")
     progress(f"{len(visits)} visits: {source}")
+    if record is not None:
+        with closing(record):
+            return replay(visits, source, options, options["relay"], keys, raw_root, note=record.note)
     if options["relay"]:
         return replay(visits, source, options, options["relay"], keys, raw_root)
     with FolderRoots(options["scratch"], options["ramdisk"]).temporary() as folders:
         return replay_with_own_nodes(visits, source, options, folders)
+
+
+def _continued(
+    record: ProgressFile,
+    night: list[Announcement],
+    options: dict[str, Any],
+    begin_tai: float,
+) -> list[ReplayedVisit]:
+    """Return the visits that are left, the first of them now, under the names of the first run."""
+    raws, speed = options["raw_root"] is not None, options["speed"]
+
+    def beginning(at_tai: float) -> list[ReplayedVisit]:
+        return replayed(night, at_tai, options["instrument"], record.seq_num, speed, record.begin_tai_s)
+
+    named = beginning(begin_tai)
+    left = record.rest(named, planned_events(named, speed, raws=raws))
+    if not left:
+        return []
+    shifted = beginning(begin_tai - (left[0].announced_tai_s - begin_tai))
+    return [shifted[visit.number] for visit in left]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class _Commands(click.Group):
     """Commands, of which some are imported when they are named: the others must start at once."""
 
     elsewhere: Mapping[str, str] = {
+        "compare": "ppdaemon.ctl.compare:command",
         "import-config": "ppdaemon.ctl.importconfig:import_config",
         "install-files": "ppdaemon.ctl.installfiles:install_files",
         "send": "ppdaemon.ctl.send:command",

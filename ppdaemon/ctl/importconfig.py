@@ -50,6 +50,8 @@ class Import:
     relay: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     """By variable: why it has no key here, or what to do beside."""
+    relay_notes: dict[str, str] = field(default_factory=dict)
+    """The same of the fan-out's variables."""
 
     def set(self, key: str, value: Any) -> None:
         """Set a key of ``ppdaemon.yaml``, such as ``butler.central``."""
@@ -166,8 +168,51 @@ CARRIED: Mapping[str, Callable[[Import, str, str], None]] = {
 }
 """What copies each variable. IMAGE_TIMEOUT is here, too, the time after twice the announced duration."""
 
+
+def _fan_out_kafka(made: Import, variables: Mapping[str, str]) -> None:
+    """Set where the relay reads events from; the fan-out has read the same topic."""
+    missing = [name for name in ("KAFKA_CLUSTER", "NEXT_VISIT_TOPIC") if not variables.get(name)]
+    if missing:
+        raise ConfigError([f"--fan-out-env: {', '.join(missing)} missing: is it the fan-out's environment?"])
+    topic = variables["NEXT_VISIT_TOPIC"]
+    topics = [topic]
+    if topic.endswith("nextVisit"):
+        topics.append(f"{topic}Canceled")
+        made.relay_notes["NEXT_VISIT_TOPIC"] = (
+            "kafka.topics has the topic of cancellations, too, which the fan-out did not read: the user must"
+            " have the right to read both"
+        )
+    else:
+        made.relay_notes["NEXT_VISIT_TOPIC"] = "add the topic of nextVisitCanceled to kafka.topics"
+    names = {"SECURITY_PROTOCOL": "security.protocol", "SASL_MECHANISM": "sasl.mechanism"}
+    options = {key: variables[name] for name, key in names.items() if variables.get(name)}
+    if "SASL_USERNAME" in variables:
+        options |= {"sasl.username": "${SASL_USERNAME}", "sasl.password": "${SASL_PASSWORD}"}
+        made.relay_notes["SASL_PASSWORD"] = (
+            "SASL_USERNAME and SASL_PASSWORD must be in the environment of pprelay"
+        )
+    registry = variables.get("KAFKA_SCHEMA_REGISTRY_URL", "")
+    shown = re.sub(r"://[^/@\s]*@", "://", registry)
+    if shown != registry:
+        made.relay_notes["KAFKA_SCHEMA_REGISTRY_URL"] = "a user name and a password in it are not supported"
+    made.relay["kafka"] = {
+        "brokers": variables["KAFKA_CLUSTER"],
+        "topics": topics,
+        "registry": shown or None,
+        "options": options,
+    }
+    made.relay_notes["CONSUMER_GROUP"] = (
+        "the relay commits offsets as ppdaemon-NAME, and needs the right to read with this group; the fan-out"
+        " may run beside it"
+    )
+    if expiry := variables.get("MESSAGE_EXPIRATION"):
+        made.relay["expiry_s"] = float(expiry)
+
+
 _NOTICES = "raws are found by arrivals: files, or notices over ZeroMQ"
-_EVENTS = "visits come from pprelay, over ZeroMQ, or from Kafka: see kafka in pprelay.yaml"
+_EVENTS = (
+    "visits come from pprelay, over ZeroMQ, or from Kafka: give the fan-out's environment as --fan-out-env"
+)
 NOT_CARRIED: Mapping[str, str] = {
     "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": _NOTICES,
     "BUCKET_TOPIC": _NOTICES,
@@ -286,7 +331,9 @@ def _fan_out(document: Any) -> dict[str, str]:
         raise ConfigError(["no map of detectors, such as detectors: {LATISS: {0: true}}"]) from error
 
 
-def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
+def imported(
+    variables: Mapping[str, str], fan_out: Any = None, fan_out_variables: Mapping[str, str] | None = None
+) -> Import:
     """Return both configurations.
 
     Parameters
@@ -295,6 +342,8 @@ def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
         The service's environment.
     fan_out : `dict`, optional
         The content of the fan-out's ``INSTRUMENT_CONFIG_FILE``.
+    fan_out_variables : `~collections.abc.Mapping` [`str`, `str`], optional
+        The fan-out's environment, which has the observatory's Kafka topic.
 
     Raises
     ------
@@ -323,6 +372,11 @@ def imported(variables: Mapping[str, str], fan_out: Any = None) -> Import:
             made.notes[name] = "blank, or its value is in a secret"
         elif name in NOT_CARRIED:
             made.notes[name] = NOT_CARRIED[name]
+    if fan_out_variables is not None:
+        try:
+            _fan_out_kafka(made, fan_out_variables)
+        except ValueError as error:
+            problems.append(f"--fan-out-env: MESSAGE_EXPIRATION: {error}")
     if problems:
         raise ConfigError(problems)
     return made
@@ -385,12 +439,17 @@ def _text(program: str, values: Mapping[str, Any], notes: Mapping[str, str], unk
     help="The fan-out's file of detectors by instrument (its INSTRUMENT_CONFIG_FILE).",
 )
 @click.option(
+    "--fan-out-env",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The environment of the fan-out, for the topics of the observatory's events.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     help="Folder of ppdaemon.yaml and pprelay.yaml.  [default: this one]",
 )
-def import_config(environment: Path, fan_out: Path | None, output: Path) -> None:
+def import_config(environment: Path, fan_out: Path | None, fan_out_env: Path | None, output: Path) -> None:
     """Write ppdaemon.yaml and pprelay.yaml from the configuration of Rubin's prompt processing service.
 
     ENVIRONMENT has the environment variables of the service: the output of env or
@@ -403,11 +462,16 @@ def import_config(environment: Path, fan_out: Path | None, output: Path) -> None
         if fan_out
         else None
     )
-    made = imported(variables, document)
+    fanning = (
+        _named(fan_out_env, lambda: read_environment(fan_out_env.read_text(encoding="utf-8-sig")))
+        if fan_out_env
+        else None
+    )
+    made = imported(variables, document, fanning)
     unknown = sorted(filter(_NAME.fullmatch, variables.keys() - {*CARRIED, *NOT_CARRIED, *_PARTS}))
     files = {
         output / "ppdaemon.yaml": _text("ppdaemon", made.node, made.notes, unknown),
-        output / "pprelay.yaml": _text("pprelay", made.relay, {}, []),
+        output / "pprelay.yaml": _text("pprelay", made.relay, made.relay_notes, []),
     }
     if there := [str(path) for path in files if path.exists()]:
         raise StateUnusable(f"{' and '.join(there)}: there already; name another folder with --output")

@@ -42,6 +42,7 @@ _PLACES = (
     ("ctl/shipped/etc/grafana/*", "usr/local/share/ppdaemon/grafana"),
     ("ctl/shipped/etc/bps/*", "usr/local/share/ppdaemon/bps"),
     ("ctl/shipped/etc/pacemaker/*", "usr/local/share/ppdaemon/pacemaker"),
+    ("ctl/shipped/etc/slurm/*", "usr/local/share/ppdaemon/slurm"),
     ("demo/pipelines/*.yaml", "etc/ppdaemon/pipelines"),
 )
 """Files of this package, and the folder below DIR to which they are copied."""
@@ -53,7 +54,7 @@ _COMPLETION = {
     "zsh": "usr/local/share/zsh/site-functions/_{}",
 }
 UNIT_PREFIX = "/opt/ppdaemon"
-"""The prefix in the units as they are shipped."""
+"""The prefix in the units and the batch script as they are shipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def all_files(prefix: PurePosixPath) -> list[InstalledFile]:
     for pattern, folder in _PLACES:
         for source in sorted(package.glob(pattern)):
             content = source.read_bytes()
-            if source.suffix == ".service":
-                content = content.replace(f"={UNIT_PREFIX}/bin/".encode(), f"={prefix}/bin/".encode())
+            if source.suffix in (".service", ".sbatch"):
+                content = content.replace(f"{UNIT_PREFIX}/bin/".encode(), f"{prefix}/bin/".encode())
             files.append(InstalledFile(f"{folder}/{source.name}", content))
     for program, (_, section, _) in PROGRAMS.items():
         page = f"usr/local/share/man/man{section}/{program}.{section}"

@@ -17,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NodeConfig
+from ppdaemon.config import NO_CENTRAL, NodeConfig
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys
@@ -107,6 +107,10 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
     if config.butler is None:
         return
     central = config.butler.central
+    if central == NO_CENTRAL:
+        text = "shadow mode without shadow.central: outputs are not exported"
+        yield CheckFinding(item="central repo", level="ok", text=text)
+        return
     root = Path(central.removeprefix("file://"))
     if root.is_absolute() and not root.exists():
         text, action = f"{root} does not exist", "mount it or correct butler.central; no worker can start"

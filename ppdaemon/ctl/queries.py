@@ -37,7 +37,7 @@ from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.target import node_of, relay_of
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.detectorlist import ranges
-from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
@@ -142,6 +142,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     """
     from ppdaemon.ctl import size as sizing
     from ppdaemon.ctl import sizefigures
+    from ppdaemon.sizing import FEWEST
 
     file = given_config(path)
     if path is not None:
@@ -150,7 +151,7 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
     figures |= sizefigures.of_journal(daemon, camera) | sizing.Figures.of("option", **given)
     if missing := [name for name in sizing.NEEDED if name not in figures.values]:
         options = ", ".join(sizefigures.OPTIONS[name] for name in missing)
-        text = f"give these options; the journal is used if {sizing.FEWEST} of its visit-detectors succeeded"
+        text = f"give these options; the journal is used if {FEWEST} of its visit-detectors succeeded"
         if file is None:
             text = f"there is no {DEFAULT_CONFIG}: name the configuration with --config, or {text}"
         raise click.UsageError(f"not known: {options}; {text}")
@@ -191,20 +192,37 @@ def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], a
 
 
 @click.command()
+@click.option("--needed", is_flag=True, help="Show how many nodes the cadence needs, instead.")
 @common_command
-def hosts(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
+def hosts(daemon: Daemon | RelayDaemon, as_json: bool, needed: bool) -> None:
     """List all nodes of the relay on this host, with their worst problems.
 
     What each of them has and offers to have, when it sent its last message, whether
     it is full, draining or spare, its version, and the state that it reports of
     itself. --relay is needed only with --socket or --config.
+
+    With --needed, how many such nodes the latest visits need: their cadence, their
+    detectors, and how long a node has a visit-detector. For programs that add and
+    release hosts: see needed and ready in --json.
+
+    Exit code with --needed: 0 if there are enough, 1 if not, 75 if it is not known.
     """
     options = click.get_current_context().find_root().params
     if isinstance(daemon, Daemon):
         if options["socket_path"] or options["config"]:
             raise click.UsageError("ppctl hosts asks a relay: add --relay to its --socket or --config")
         daemon = relay_of(None, None)
-    show_data(daemon.nodes(), relaytables.hosts_view, as_json)
+    if not needed:
+        show_data(daemon.nodes(), relaytables.hosts_view, as_json)
+        return
+    report = daemon.status().hosts
+    if report is None:
+        raise Unavailable("the relay is older than this ppctl, and does not count what is needed")
+    show_data(report, relaytables.needed_view, as_json)
+    if report.needed is None:
+        raise click.exceptions.Exit(ExitCode.TRY_LATER)
+    if report.missing > 0:
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 _FORMATS = ("table", "json", "csv", "pipetask", "bps")

@@ -11,11 +11,17 @@ from rich.text import Text
 from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.tables import STATE_STYLES, counted, problem_lines
 from ppdaemon.detectorlist import ranges
-from ppdaemon.reports import RelayDetectorRow, RelayNodeRow, RelayStatusReport, RelayVisitRow
+from ppdaemon.reports import (
+    RelayDetectorRow,
+    RelayHostsReport,
+    RelayNodeRow,
+    RelayStatusReport,
+    RelayVisitRow,
+)
 from ppdaemon.states import BAD_OUTCOMES, Outcome
-from ppdaemon.terminal import duration, new_table, plain
+from ppdaemon.terminal import duration, new_table, number_of, plain
 
-__all__ = ("hosts_view", "relay_status_view", "relay_visit_view", "relay_visits_table")
+__all__ = ("hosts_view", "needed_view", "relay_status_view", "relay_visit_view", "relay_visits_table")
 
 _NODE_STYLES = {"ready": "green", "disconnected": "red"}
 
@@ -55,6 +61,8 @@ def _lines(report: RelayStatusReport) -> Iterator[tuple[str, str]]:
     for key, names in report.switched_off.items():
         if names:
             yield "switched off", f"{key}: {', '.join(map(plain, names))}"
+    if report.hosts is not None:
+        yield "hosts", needed_text(report.hosts)
     for instrument, suffice in report.spares_suffice.items():
         answer = "enough for one whole visit" if suffice else "not enough for one whole visit"
         yield "idle spares", f"{answer} of {plain(instrument)}"
@@ -98,6 +106,26 @@ def hosts_view(rows: Sequence[RelayNodeRow]) -> RenderableType:
         if row.problem
     ]
     return Group(table, *problems)
+
+
+def needed_view(report: RelayHostsReport) -> RenderableType:
+    """Show how many nodes the cadence needs, and why."""
+    table = new_table("instrument", "cadence>", "detectors>", "time at a node>", "slots needed>")
+    for row in report.instruments:
+        times = f"{row.cadence_s:.1f} s", str(row.detectors), f"{row.visit_s:.1f} s", str(row.slots)
+        table.add_row(plain(row.instrument), *times)
+    return Group(*([table] if report.instruments else []), Text(needed_text(report), style="bold"))
+
+
+def needed_text(report: RelayHostsReport) -> str:
+    """Return in one line how many nodes are needed, and how many there are."""
+    ready = f"{number_of(report.ready, 'node')} ready with {number_of(report.slots, 'slot')}"
+    if report.needed is None:
+        return f"{ready}; not known how many are needed: no visits come, or too few have ended"
+    change = "enough"
+    if report.missing:
+        change = f"add {report.missing}" if report.missing > 0 else f"{-report.missing} may be released"
+    return f"{number_of(report.needed, 'node')} needed, {ready}: {change}"
 
 
 def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:

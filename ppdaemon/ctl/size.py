@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command ``ppctl size``: how many workers, cores, how much memory and RAM disk a node needs. Pure."""
 
-import itertools
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,18 +10,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ppdaemon.reports import SCHEMA, VisitRow
+from ppdaemon.sizing import FEWEST, cadence_of, percentile, visits_under_way
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.terminal import new_table, plain
 from ppdaemon.wire import Model
 
 __all__ = ("Figures", "SizeFigure", "SizeNeed", "SizeReport", "measured", "size_of", "size_view")
 
-PERCENTILE = 0.95
-"""Of the times of visit-detectors: so many find a free worker; the others wait a moment."""
-FEWEST = 20
-"""With fewer visit-detectors in the journal its times are not used."""
-LONGEST_GAP_S = 600.0
-"""A longer time between two visits is a break, not a cadence."""
 HOST_MEMORY = 0.1
 """Fraction of the memory that the system, the supervisor and the page cache get."""
 
@@ -136,26 +129,19 @@ def measured(rows: Iterable[VisitRow]) -> Figures:
         if accepted is not None:
             begun[row.group] = min(begun.get(row.group, math.inf), accepted)
     starts = sorted(begun.values())
-    gaps = [late - early for early, late in itertools.pairwise(starts)]
-    gaps = [gap for gap in gaps if gap < LONGEST_GAP_S]
     return Figures.of(
         f"journal, {len(occupied)} visit-detectors",
-        visit_s=_percentile(occupied),
-        run_s=_percentile([both - wait for both, wait in zip(occupied, waiting, strict=True)]),
-        cadence_s=statistics.median(gaps) if gaps else None,
+        visit_s=percentile(occupied),
+        run_s=percentile([both - wait for both, wait in zip(occupied, waiting, strict=True)]),
+        cadence_s=cadence_of(starts),
     )
-
-
-def _percentile(values: Sequence[float]) -> float:
-    return sorted(values)[math.ceil(PERCENTILE * len(values)) - 1]
 
 
 def size_of(figures: Figures) -> SizeReport:
     """Return what a node needs; raises `KeyError` with the name of a figure of `NEEDED` that is missing."""
     detectors, cadence_s, visit_s, run_s, memory_gb, ramdisk_gb = (figures.values[name] for name in NEEDED)
     given = figures.values.get
-    # All detectors of a visit come at once: each visit under way needs a worker for each of them.
-    overlapping = max(1, math.ceil(visit_s / cadence_s))
+    overlapping = visits_under_way(visit_s, cadence_s)
     workers = detectors * overlapping
     needs = (
         SizeNeed(

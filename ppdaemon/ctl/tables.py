@@ -137,6 +137,11 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     )
     yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
+    if report.takes_until_tai is not None and (left_s := report.takes_until_tai - report.tai) > 0:
+        yield (
+            "until",
+            f"takes no more visits after {tai_iso(report.takes_until_tai)[:16]}, in {duration(left_s)}",
+        )
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"

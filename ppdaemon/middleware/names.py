@@ -8,13 +8,14 @@ so that it is resolved later.
 import importlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lsst.daf.butler import Butler, ButlerRepoIndex, DimensionUniverse
 from lsst.pipe.base import Instrument
+from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig, NodeConfig
@@ -67,6 +68,8 @@ class NameResolver:
         yield Resolving(what="the pipelines")
         yield from self._pipelines()
         yield from self._task_names()
+        if self._node.shadow.enabled:
+            yield from self._not_replaced()
         yield TaskNamesResolved()
         yield from self._export_types()
         for instrument, uri in self._node.engine.apdb.items():
@@ -177,6 +180,30 @@ class NameResolver:
                 unknown = self._unusable if "." in name else self._unparsed
                 yield self._no_such_name(("engine", part, number), text, unknown)
 
+    def _not_replaced(self) -> Iterator[NameFinding]:
+        """Find tasks that would write in shadow mode where those of the present service write."""
+        shadow, overrides = self._node.shadow, self._node.pipelines.overrides
+        others = {name: value for name, value in overrides.items() if name not in shadow.overrides}
+        texts = [f"what its tasks write cannot be checked: {reason}" for reason in self._unusable.values()]
+        for path in sorted(self._loaded.keys() - self._overridden):
+            graph = self._loaded[path].graph
+            permanent = labels_named(graph, self._node.engine.no_return)
+            try:
+                before: Mapping[str, TaskNode] = load_pipeline(path, others).graph.tasks
+            except UnusablePipeline:  # without the overrides a setting is missing
+                before = {}
+            for label, task in graph.tasks.items():
+                fields = _fields_of(task)
+                if label in before:
+                    texts += _unchanged(label, fields, _fields_of(before[label]), label in permanent)
+                texts += [
+                    f"the task {label} would send alerts: set {label}:{name}: false, or another server as"
+                    " AP_KAFKA_SERVER in shadow.environment"
+                    for name in fields
+                    if _sends_alerts(name, fields) and not shadow.environment.get("AP_KAFKA_SERVER")
+                ]
+        yield from (_error(("shadow", "overrides"), text) for text in dict.fromkeys(texts))
+
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
         names = {
@@ -273,6 +300,44 @@ class NameResolver:
                     name = min(names)
                     text = f"the central repo has no collection {name}{did_you_mean(name, known)}"
                     yield _warning(("butler", part, number), text)
+
+
+def _fields_of(task: TaskNode) -> dict[str, Any]:
+    """Return the values of a task's configuration by their dotted names."""
+    config: Any = task.config
+    return dict(_flat(config.toDict()))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _unchanged(
+    label: str, fields: Mapping[str, Any], before: Mapping[str, Any], permanent: bool
+) -> Iterator[str]:
+    """Yield why a task is not replaced: one with an alert database needs another, others any change."""
+    databases = {name: value for name, value in fields.items() if name.startswith("apdb")}
+    if databases and all(before.get(name) == value for name, value in databases.items()):
+        names = ", ".join(f"{label}:{name}" for name in databases)
+        yield (
+            f"the task {label} would use the alert database of the present service: set {names}, or the"
+            " parameter of the pipeline, to one of its own"
+        )
+    elif permanent and fields == before:
+        yield (
+            f"nothing in it changes the task {label}, which would write where that of the present service"
+            f" does: set {label}:FIELD or parameters:NAME"
+        )
+
+
+def _sends_alerts(name: str, fields: Mapping[str, Any]) -> bool:
+    """Return whether a field is the switch of ``lsst.ap.association`` for the alert stream, and on."""
+    is_on = name.rpartition(".")[2] == "doProduceAlerts" and bool(fields[name])
+    return is_on and fields.get("doPackageAlerts") is not False
 
 
 def _instrument_problem(name: str, full_name: str) -> str:

@@ -20,6 +20,8 @@ _PAGE_CSS = resources.files("ppdaemon.night").joinpath("report.css")
 def report_page(report: NightReport, note: str) -> Html:
     """Return the page; `note` has where the numbers are from."""
     title = f"Night {report.day_obs}" if report.day_obs else "Simulated night"
+    if report.shadow:
+        title += ", shadow mode"
     # No text of others in them: they are files of this package.
     styles = Html(f"<style>\n{CHARTS_CSS.read_text()}{_PAGE_CSS.read_text()}</style>")
     head = tag(

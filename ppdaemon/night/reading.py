@@ -16,7 +16,7 @@ from ppdaemon.reports import JOURNAL_NAME, LateRequest
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome
 
-__all__ = ("copy_night", "journals_at", "names_of", "read_night")
+__all__ = ("copy_night", "is_journal", "journals_at", "last_rows", "names_of", "newest_night", "read_night")
 
 LONGEST_S = 120.0
 """200,000 visit-detectors take some seconds; a busy host needs longer."""
@@ -41,6 +41,27 @@ def journals_at(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def is_journal(path: Path) -> bool:
+    """Return whether a path is that of a journal, or of a folder with some."""
+    inside = path.is_dir() and ((path / JOURNAL_NAME).exists() or any(path.glob("*.sqlite")))
+    return path.suffix == ".sqlite" or inside
+
+
+def newest_night(paths: Sequence[Path], clock: Clock) -> int:
+    """Return the day_obs of the newest visit in journals."""
+    with ExitStack() as opened:
+        return _newest([opened.enter_context(reading(path)) for path in paths], clock)
+
+
+def last_rows(paths: Sequence[Path], day: int) -> Iterator[journalfile.NightRow]:
+    """Yield the last attempt of all nodes at each visit-detector of a night."""
+    with ExitStack() as opened:
+        dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
+        yield from (
+            row for _, row in _last_of_all(dict(zip(names_of(paths), dbs, strict=True)), night_limits(day))
+        )
+
+
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Return the names of the nodes of journals; the whole paths if two names are the same."""
     names = [path.absolute().parent.name if path.name == JOURNAL_NAME else path.stem for path in paths]
@@ -55,19 +76,26 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
     with ExitStack() as opened:
         dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
         day = day or _newest(dbs, clock)
+        modes = {journalfile.is_shadow(db) for db in dbs}
+        if len(modes) > 1:
+            raise Unavailable(
+                "some of these journals are of shadow mode: report them apart, or ppctl compare"
+            )
         limits = night_limits(day)
         totals = NightTotals()
         if len(dbs) == 1:
             for row in journalfile.last_attempts(dbs[0], *limits):
                 totals.add_last(row)
         else:
-            _add_all(totals, dict(zip(names_of(paths), dbs, strict=True)), limits)
+            for name, row in _last_of_all(dict(zip(names_of(paths), dbs, strict=True)), limits):
+                totals.add_last(row, name)
         late = LateRequest(since_tai=limits[0], until_tai=limits[1])
         recycled = [each for db in dbs if (each := journalfile.recycled(db, day)) is not None]
         return NightReport(
             day_obs=day,
             late_raws=sum(journalfile.count_late_raws(db, late) for db in dbs),
             recycled=_sum(recycled) if recycled else None,
+            shadow=modes == {True},
             **totals.fields(),
         )
 
@@ -101,8 +129,11 @@ def _newest(dbs: Iterable[sqlite3.Connection], clock: Clock) -> int:
     return day_obs(max(times, default=clock.tai()))
 
 
-def _add_all(totals: NightTotals, dbs: dict[str, sqlite3.Connection], limits: tuple[float, float]) -> None:
-    """Add the last attempt of all nodes at each visit-detector: the relay gives some to another node.
+def _last_of_all(
+    dbs: dict[str, sqlite3.Connection], limits: tuple[float, float]
+) -> Iterator[tuple[str, journalfile.NightRow]]:
+    """Yield the last attempt of all nodes at each visit-detector, and its node: the relay gives some to
+    another node.
 
     Reads each journal twice: the rows of a long night do not fit into memory, their keys do.
     """
@@ -114,7 +145,7 @@ def _add_all(totals: NightTotals, dbs: dict[str, sqlite3.Connection], limits: tu
         best[key] = max(best.get(key, rank), rank)
     for name, row in _rows(dbs, limits):
         if best[row.instrument, row.group, row.detector][2] == name:
-            totals.add_last(row, name)
+            yield name, row
 
 
 def _rows(

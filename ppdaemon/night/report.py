@@ -295,6 +295,8 @@ class NightReport(Model):
     """The slowest ones first."""
     nodes: tuple[NightNode, ...] = ()
     """The nodes, by name; empty for a single one."""
+    shadow: bool = False
+    """Whether the nodes ran in shadow mode, beside the present service."""
 
 
 def last_attempts(rows: Iterable[VisitRow]) -> dict[tuple[str, int], VisitRow]:

@@ -39,6 +39,8 @@ def _share(part: int, whole: int) -> str:
 def facts(report: NightReport) -> Iterator[tuple[str, str]]:
     """Yield names and values of what a night was."""
     opened = report.accepted - sum(report.outcomes.values())
+    if report.shadow:
+        yield "mode", "shadow, beside the present service"
     yield "visits", f"{report.visits} with {report.accepted} visit-detectors"
     partial = f", {report.partial} of them partial" if report.partial else ""
     yield "succeeded", f"{_share(report.succeeded, report.accepted)}{partial}"
@@ -73,7 +75,7 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
 
 def night_view(report: NightReport) -> RenderableType:
     """Show the report."""
-    title = Text(f"night {report.day_obs}", style="bold")
+    title = Text(f"night {report.day_obs}{', shadow mode' if report.shadow else ''}", style="bold")
     if not report.visits:
         return Group(title, Text("no visits", style="dim"))
     grid = new_table("", "~")

@@ -2,8 +2,10 @@
 """The program ``ppdaemon``."""
 
 import asyncio
+import datetime
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,10 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import setproctitle
 
 from ppdaemon import __version__, log
-from ppdaemon.clock import Clock
+from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
 from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
@@ -29,6 +30,7 @@ from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.notify import Notifier
 from ppdaemon.plan.models import PlanOrder, requested_detectors
+from ppdaemon.processes import set_title
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 from ppdaemon.visitfile import read_visit
@@ -60,7 +62,19 @@ def _for_children(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in own}
 
 
-async def _run(file: ConfigFile, environment: Mapping[str, str], notifier: Notifier) -> None:
+def _instant(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
+    """Return the monotonic time of an instant, infinite if there is none."""
+    if value is None:
+        return math.inf
+    try:
+        instant = float(value) if value.isdecimal() else datetime.datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        raise click.BadParameter(f"{value} is no time; write for instance 2026-11-30T05:40:00") from None
+    clock = Clock()
+    return clock.mono() + instant + TAI_MINUS_UTC_S - clock.tai()
+
+
+async def _run(file: ConfigFile, environment: Mapping[str, str], notifier: Notifier, ends_at: float) -> None:
     watchdog_us = environment.get("WATCHDOG_USEC")
     supervisor = Supervisor(
         file,
@@ -69,6 +83,7 @@ async def _run(file: ConfigFile, environment: Mapping[str, str], notifier: Notif
         Clock(),
         notifier,
         int(watchdog_us) / 1e6 if watchdog_us else None,
+        ends_at,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +100,15 @@ def cli() -> None:
 
 @cli.command()
 @_CONFIG
-def run(config: Path) -> None:
+@click.option(
+    "--until",
+    "ends_at",
+    metavar="TIME",
+    callback=_instant,
+    help="When this host is given back, such as at the end of a job: visits that could end later are not"
+    " taken. As 2026-11-30T05:40:00, in local time or with a zone, or in seconds since 1970.",
+)
+def run(config: Path, ends_at: float) -> None:
     """Run the daemon until SIGTERM. A second SIGTERM ends it at once.
 
     SIGHUP reads the configuration file again. If the file has an error, the old
@@ -100,8 +123,8 @@ def run(config: Path) -> None:
             _LOG.warning("%s", remark)
         gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        setproctitle.setproctitle(f"ppdaemon supervisor {settings.node.name}")
-        asyncio.run(_run(file, os.environ, notifier))
+        set_title(f"ppdaemon supervisor {settings.node.name}")
+        asyncio.run(_run(file, os.environ, notifier, ends_at))
     except (PPDaemonError, OSError) as error:
         # `systemctl status` shows it until the next start.
         notifier.notify(STATUS=f"ended: {plain(error)}")

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -88,6 +89,7 @@ class NodeParts:
         journal: Journal,
         stopping: asyncio.Event,
         reload_requested: asyncio.Event,
+        ends_at: float = math.inf,
     ):
         config = file.config
         folders, count = NodeFolders.of(config), Counter[str]()
@@ -113,7 +115,7 @@ class NodeParts:
             count,
         )
         request_fork = self.generations.ask
-        self.visits = Visits(config, count)
+        self.visits = Visits(config, count, ends_at)
         self.pool = Pool(config, clock, request_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
         self.exporter = ExporterProcess(config.export, folders, request_fork, inbox.post)
@@ -139,6 +141,7 @@ class NodeParts:
             self.visits.open.held,
             self.visits.ended.listed,
             config.node.spare,
+            config.shadow.enabled,
             ClientKeys.read(config.security.key, config.relay.server),
         )
         self.reader = None

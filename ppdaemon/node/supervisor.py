@@ -4,14 +4,16 @@
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ppdaemon.clock import Clock
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.lock import lock_node
 from ppdaemon.node.parts import NodeParts, Service
@@ -48,7 +50,8 @@ class Supervisor:
 
     ``read_config`` reads and checks the configuration file again;
     ``environment`` is for the zygote and its children; ``watchdog_s`` is the
-    longest interval between messages that the service manager accepts.
+    longest interval between messages that the service manager accepts; ``ends_at`` is
+    when this host is given back, in monotonic seconds.
     """
 
     file: ConfigFile
@@ -57,6 +60,7 @@ class Supervisor:
     clock: Clock
     notifier: Notifier
     watchdog_s: float | None
+    ends_at: float = math.inf
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -98,9 +102,12 @@ class Supervisor:
                 self.notifier,
                 self.watchdog_s,
                 lock,
-                await asyncio.to_thread(Journal, folders.journal),
+                await asyncio.to_thread(
+                    partial(Journal, folders.journal, shadow=self.file.config.shadow.enabled)
+                ),
                 self._stop,
                 self._reload,
+                self.ends_at,
             )
             await self._serve(node)
         finally:
@@ -170,7 +177,7 @@ class Supervisor:
             await self._wait_for_worker(node)
             # Before READY: with a name that does not exist the daemon exits.
             await self._unless_stopped(node.generations.wait_for_names())
-        except ConfigError:
+        except PPDaemonError:
             # Some may run already. The queued ones are recovered when the file is correct.
             await self._stop_workers(node)
             raise

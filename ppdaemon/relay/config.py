@@ -52,6 +52,7 @@ FIXED_KEYS = (
     "control",
     "state_dir",
     "kafka",
+    "shadow",
     "heartbeat_s",
     "silence_s",
     "resend_s",
@@ -163,6 +164,9 @@ class RelayConfig(ConfigPart):
     """The instruments whose visits are accepted; others are refused."""
     switched_off: SwitchedOff = SwitchedOff()
     kafka: KafkaConfig = KafkaConfig()
+    shadow: bool = False
+    """Whether this relay sends visits to nodes in shadow mode, and to no others. The relay of the present
+    service refuses such nodes: they would take its visits."""
     expiry_s: Seconds = 3600.0
     """Visits published longer ago are refused; detectors that no node has
     acknowledged by then end as ``expired``."""

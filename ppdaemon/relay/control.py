@@ -7,6 +7,7 @@ ledger, by another thread.
 
 import asyncio
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -189,6 +190,7 @@ class RelayControl:
             reload_refused=bool(self.refused_reload),
             permits=dict(self._permits),
             messages_lost=sum(row.messages_lost for row in nodes),
+            hosts=self._hosts(nodes),
             problems=problems,
         )
 
@@ -246,6 +248,26 @@ class RelayControl:
                 since_tai=oldest.received_tai,
                 reason="the nodes that serve it are full or refused it" if served else "no node serves it",
             )
+
+    def _hosts(self, nodes: Sequence[reports.RelayNodeRow]) -> reports.RelayHostsReport:
+        """Return how many nodes the latest visits need, of the average size of those that are ready."""
+        offered = [row.capacity for row in nodes if row.connected and not row.drained and row.capacity]
+        rows = tuple(
+            reports.RelayDemandRow(
+                instrument=name,
+                cadence_s=each.cadence_s,
+                detectors=each.detectors,
+                visit_s=each.visit_s,
+                slots=each.slots,
+            )
+            for name, each in sorted(self.dispatcher.demand.of_instruments(self.clock.mono()).items())
+        )
+        needed = None
+        if rows and offered:
+            needed = math.ceil(sum(row.slots for row in rows) * len(offered) / sum(offered))
+        return reports.RelayHostsReport(
+            ready=len(offered), slots=sum(offered), needed=needed, instruments=rows
+        )
 
     def _spares_suffice(self) -> dict[str, bool]:
         """Return by instrument whether the idle spares can have one whole visit."""

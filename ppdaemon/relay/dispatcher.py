@@ -36,6 +36,7 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay import orders
 from ppdaemon.relay.assignments import WAITING, Assignments
+from ppdaemon.relay.demand import Demand
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
 from ppdaemon.relay.permits import compare_held, is_unknown, judge_permits
@@ -85,7 +86,10 @@ class Dispatcher:
     that they have.
     """
 
-    def __init__(self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float):
+    def __init__(
+        self, *, resend_s: float, silence_s: float, rejoin_s: float, give_up_s: float, shadow: bool = False
+    ):
+        self._shadow = shadow
         self._resend_s = resend_s
         self._rejoin_s = rejoin_s
         self._silence_s = silence_s
@@ -104,6 +108,7 @@ class Dispatcher:
         self._allowance: dict[str, int] = {}
         self.registry = NodeRegistry(silence_s)
         self.assignments = Assignments()
+        self.demand = Demand()
 
     # --- queries ------------------------------------------------------------
 
@@ -114,9 +119,12 @@ class Dispatcher:
         """Return whether a hello is the first one of a node since the start, with whose journal the ledger
         must be compared. Later ones are not believed: what the ledger does not know then is not true.
         """
-        if self.registry.conflicting_peer(hello, peer) is not None:
+        if self._has_other_mode(hello) or self.registry.conflicting_peer(hello, peer) is not None:
             return False  # it is refused
         return hello.complete and hello.origin not in self._compared
+
+    def _has_other_mode(self, hello: Hello) -> bool:
+        return bool(hello.shadow) != self._shadow
 
     def open_detectors(self, key: VisitKey) -> dict[int, ReservationState]:
         """Return the detectors of a visit without an outcome; empty if it is not open."""
@@ -138,6 +146,8 @@ class Dispatcher:
             if present.adopted and not visit.adopted:
                 present.visit, present.adopted = visit.visit, False
             visit = present
+        elif not visit.adopted:
+            self.demand.add_visit(visit.visit.instrument, visit.received_at, len(visit.reservations))
         self._visits[visit.key] = visit
         if serve:
             self._serve(visit, now, effects)
@@ -306,6 +316,11 @@ class Dispatcher:
         return True
 
     def _on_hello(self, peer: bytes, hello: Hello, now: float) -> orders.Effects:
+        if self._has_other_mode(hello):
+            # Its outcomes would count although nothing of them is in the central repo, or the reverse.
+            modes = ("is not in shadow mode, but this relay is", "is in shadow mode, but this relay is not")
+            reason = f"node {hello.origin} {modes[not self._shadow]}: shadow must be the same in both files"
+            return orders.Effects.of(orders.RefuseHello(peer, "taken", reason))
         conflict = self.registry.conflicting_peer(hello, peer)
         if conflict is not None:
             reason = f"another node named {hello.origin} is connected: give each node its own node.name"
@@ -380,7 +395,7 @@ class Dispatcher:
             if reservation is None or (reservation.node, reservation.attempt) != (node, ack.attempt):
                 not_reserved.append(detector)
             elif reservation.state is SENT:
-                reservation.state = ACKNOWLEDGED
+                reservation.state, reservation.acknowledged_at = ACKNOWLEDGED, now
                 acked.append(detector)
         if not_reserved:  # it has an outcome already, or another node has it
             effects.sends.append(
@@ -438,6 +453,8 @@ class Dispatcher:
             )
             self._serve(visit, now, effects)
         else:
+            if entry.outcome == Outcome.SUCCEEDED and reservation.acknowledged_at is not None:
+                self.demand.add_success(entry.instrument, now - reservation.acknowledged_at)
             self._end(visit, reservation, entry.outcome, entry.reason, effects, node)
             self._close_if_ended(visit, effects)
         return True

@@ -46,6 +46,8 @@ class Reservation:
     """Whether its node may write permanently without a permit: it never moves."""
     sent_at: float = -math.inf
     """Monotonic seconds."""
+    acknowledged_at: float | None = field(default=None, compare=False)
+    """When its node has acknowledged it to this run of the relay, monotonic seconds."""
     incarnation: str = ""
     """The run of the node that has the permit; blank without one."""
     missing_since: float = math.inf

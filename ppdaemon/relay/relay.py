@@ -124,6 +124,7 @@ class Relay:
             silence_s=config.silence_s,
             rejoin_s=REJOIN_HEARTBEATS * config.heartbeat_s,
             give_up_s=config.give_up_s,
+            shadow=config.shadow,
         )
         self._throttle = Throttle(LOG_INTERVAL_S, clock.mono)
         self._writer = BatchWriter(ledger, "ledger", self._log_write_error)

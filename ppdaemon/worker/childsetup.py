@@ -16,9 +16,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import setproctitle
-
-from ppdaemon.processes import STOP_SIGNAL, become_subreaper, disregard_group_signals
+from ppdaemon.processes import STOP_SIGNAL, become_subreaper, disregard_group_signals, set_title
 
 __all__ = ("ChildSettings", "arm_lifeline", "set_up_child")
 
@@ -121,8 +119,8 @@ def _reseed(child: ChildSettings) -> None:
 
 
 def _set_title(child: ChildSettings) -> None:
-    """Set the title that ``ps`` shows."""
-    setproctitle.setproctitle(child.title)
+    """See `~ppdaemon.processes.set_title`."""
+    set_title(child.title)
 
 
 def _enable_faulthandler(child: ChildSettings) -> None:

@@ -21,12 +21,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import setproctitle
-
 from ppdaemon import messages
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
-from ppdaemon.processes import GROUP_SIGNALS, become_subreaper, die_with_parent, kill_orphans
+from ppdaemon.processes import GROUP_SIGNALS, become_subreaper, die_with_parent, kill_orphans, set_title
 from ppdaemon.wire import decode, encode
 from ppdaemon.worker import warmup
 from ppdaemon.worker.childmain import inherited, run_child
@@ -203,7 +201,7 @@ def main() -> None:
     started, cold = time.monotonic(), ""
     config = NodeConfig.model_validate_json(options.config.read_bytes())
     if config.workers.start == "fork":
-        setproctitle.setproctitle("ppdaemon zygote")
+        set_title("ppdaemon zygote")
         try:
             # An error here ends the zygote before any worker is forked.
             common = inherited(config)
@@ -215,7 +213,7 @@ def main() -> None:
         common, cold = _warmed(common, config, control, options.cold)
         start_child = _forking(common, config, options.lifeline)
     else:
-        setproctitle.setproctitle("ppdaemon spawner")
+        set_title("ppdaemon spawner")
         start_child = _spawning(options.config, options.lifeline)
     ready = messages.ZygoteReady(
         pid=os.getpid(), import_s=time.monotonic() - started, modules=len(sys.modules), cold=cold

@@ -257,6 +257,88 @@ def test_a_misspelling_is_found_with_line_and_hint(
     assert int(number) > (tmp_path / "node.yaml").read_text().split(f"{last}:")[0].count("\n")
 
 
+SITE_TASKS = """\
+import toycam
+from lsst.pex.config import ConfigField, Config, Field
+
+
+class PackagerConfig(Config):
+    doProduceAlerts = Field[bool]("send", default=False)
+
+
+class AlertConfig(toycam.AssociateConfig, pipelineConnections=toycam.AssociateConnections):
+    apdb_config = Field[str]("database", default="/apdb.yaml")
+    doPackageAlerts = Field[bool]("package", default=True)
+    alertPackager = ConfigField[PackagerConfig]("alerts")
+
+
+class AlertTask(toycam.AssociateTask):
+    ConfigClass = AlertConfig
+"""
+OWN = {"associate:fail": "no", "alerts:apdb_config": "/own.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        (
+            {},
+            [
+                "the task alerts would use the alert database",
+                "alerts would send alerts: set alerts:alertPackager.doProduceAlerts: false",
+                "nothing in it changes the task associate",
+            ],
+        ),
+        ({"associate:fail": "no", "alerts:apdb_config": "/own.yaml"}, ["alerts would send alerts"]),
+        (
+            {"associate:fail": "no", "alerts:alertPackager.doProduceAlerts": False},
+            ["the task alerts would use the alert database of the present service: set alerts:apdb_config"],
+        ),
+        (OWN | {"alerts:alertPackager.doProduceAlerts": False}, []),
+        (OWN | {"alerts:doPackageAlerts": False}, []),
+        (OWN | {"server": "dev:9092"}, []),
+    ],
+    ids=["nothing", "still sends", "same database", "sends none", "packages none", "other server"],
+)  # fmt: skip
+def test_in_shadow_mode_each_task_that_writes_must_be_replaced(
+    tmp_path: Path,
+    document: Document,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, Any],
+    texts: list[str],
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "site_tasks.py").write_text(SITE_TASKS)
+    path = Path(document["pipelines"]["main"][0]["pipelines"][0])
+    path.write_text(f"{path.read_text()}  alerts: site_tasks.AlertTask\n")
+    document["pipelines"]["overrides"] = {
+        "alerts:alertPackager.doProduceAlerts": True,
+        "alerts:connections.output": "toy_alerts",
+    }
+    assert resolved(tmp_path, document) == Resolution()
+    document["engine"]["no_return"] = ["associate"]
+    environment = {"AP_KAFKA_SERVER": overrides["server"]} if "server" in overrides else {}
+    overrides = {name: value for name, value in overrides.items() if name != "server"}
+    document["shadow"] = {"enabled": True, "overrides": overrides, "environment": environment}
+    found = resolved(tmp_path, document)
+    assert found.repeating == found.errors
+    assert len(found.errors) == len(texts), found.errors
+    for line, text in zip(found.errors, texts, strict=True):
+        assert "shadow.overrides" in line or "shadow: " in line
+        assert text in line
+
+
+def test_in_shadow_mode_a_pipeline_that_cannot_be_checked_is_an_error(
+    tmp_path: Path, document: Document
+) -> None:
+    Path(document["pipelines"]["main"][0]["pipelines"][1]).write_text("tasks: [\n")
+    document["engine"]["no_return"] = []
+    assert resolved(tmp_path, document).errors == ()
+    document["shadow"] = True
+    (error,) = resolved(tmp_path, document).errors
+    assert "what its tasks write cannot be checked" in error
+
+
 def test_all_names_are_reported_at_once(tmp_path: Path, document: Document) -> None:
     document["engine"] = {
         "no_return": ["asociate"],

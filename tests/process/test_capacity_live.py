@@ -4,12 +4,14 @@
 import itertools
 import os
 import signal
+import time
 
 import pytest
 from node import running
 
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome, SlotState
-from ppdaemon.testing.node import TIMES, running_node
+from ppdaemon.testing.node import PROGRAM, TIMES, running_node
 
 PROBES = {"probe_s": 0.5}
 
@@ -54,6 +56,26 @@ def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir)
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert {hello.capacity for hello in node.relay.hellos} == {2}
         assert node.status().state == "running"
+
+
+def test_a_node_takes_no_visit_that_could_end_after_its_host_is_given_back(tmp_path, socket_dir):
+    # A visit of 30 s may take 60 + 30 until its image, and 50 after it.
+    program = (*PROGRAM[:-1], f"--until={time.time() + 600:.0f}", PROGRAM[-1])
+    with running(tmp_path, socket_dir, program=program) as node:
+        status = node.status()
+        assert 500 < status.takes_until_tai - status.tai < 600 - 80
+        node.relay.reserve("short", duration=30)
+        node.relay.wait(lambda: ("short", 0) in node.relay.acked)
+        node.relay.reserve("long", duration=300)
+        node.relay.wait(lambda: [(nak.group, nak.final) for nak in node.relay.naks] == [("long", False)])
+        node.land("short")
+        assert node.relay.outcome("short").outcome == Outcome.SUCCEEDED
+        assert all(hello.capacity for hello in node.relay.hellos)
+        node.rewrite(arrivals={"image_timeout_s": 600})
+        node.daemon.ask(ReloadRequest())
+        node.wait(lambda: not offered(node))
+        node.wait(lambda: any("given back" in text for text in node.status().problem_texts))
+        assert node.status().state == "draining"  # it is planned: no alarm
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from ppdaemon.reports import DrainRequest, ReloadRequest, RestartRequest, Resume
 from ppdaemon.states import ExitCode, Outcome, SlotState, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
-from ppdaemon.testing.processes import alive, descendants
+from ppdaemon.testing.processes import alive, descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 
@@ -41,6 +42,20 @@ def test_a_visit_runs_from_announcement_to_export(node, group):
         assert row.exposures == (node.raws.exposure(node.raws.number(group)),)
         assert sorted(row.stages.values()) == list(row.stages.values())
     assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(3)}
+
+
+def test_the_names_of_all_processes_have_no_blanks(node):
+    titles = {"ppdaemon supervisor n1", "ppdaemon zygote", "ppdaemon exporter", "ppdaemon worker 0"}
+
+    def names() -> dict[str, str]:
+        found = {}
+        for pid in (node.pid, *descendants(node.pid)):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                found[title(pid)] = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+        return found
+
+    # A process that starts has the new title a moment before its name.
+    node.wait(lambda: titles <= (found := names()).keys() and " " not in "".join(found.values()))
 
 
 def test_two_snaps_run_once(node, group):

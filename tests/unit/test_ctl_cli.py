@@ -22,7 +22,7 @@ from ppdaemon.ctl import actions, cli, target
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.ctl.tables import visit_view
 from ppdaemon.errors import Unavailable
-from ppdaemon.reports import REQUESTS, RelayNodeRow, StatusReport, VisitRow
+from ppdaemon.reports import REQUESTS, RelayNodeRow, RelayStatusReport, StatusReport, VisitRow
 from ppdaemon.states import ExitCode, Outcome
 
 type Ppctl = Callable[..., tuple[int, str, str]]
@@ -383,6 +383,15 @@ def test_late_raws_are_counted_in_the_status(serve: Callable[..., ControlServer]
     assert "3, see ppctl late" in ppctl("status")[1]
 
 
+def test_the_status_shows_when_the_host_takes_no_more_visits(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    report = status()
+    serve(lambda _request: ok(report | {"takes_until_tai": report["tai"] + 7200.0}))
+    assert "takes no more visits after 20" in ppctl("status")[1]
+    assert "in 2 h" in ppctl("status")[1]
+
+
 def test_samples_of_messages_are_shown_on_request(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     serve(lambda _request: ok(status(samples={"bad_message.json": "[red]{\x1b"})))
     assert "bad_message.json: [red]{?" in ppctl("status", "-v")[1]
@@ -729,6 +738,36 @@ def test_all_nodes_are_shown_with_their_problems_without_naming_the_relay(
     with pytest.raises(SystemExit) as ended:
         cli.main(["--socket", "/run/ppdaemon/control.sock", "hosts"])
     assert ended.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("needed", "code", "text"),
+    [
+        (2, ExitCode.OK, "1 may be released"),
+        (5, ExitCode.FAILED, "add 2"),
+        (None, ExitCode.TRY_LATER, "not known"),
+    ],
+)
+def test_how_many_hosts_are_needed_is_an_exit_code_too(
+    serve: Callable[..., ControlServer],
+    capsys: pytest.CaptureFixture[str],
+    needed: int | None,
+    code: ExitCode,
+    text: str,
+) -> None:
+    counts: dict[str, Any] = {
+        **dict.fromkeys(("pid", "open_visits", "open_detectors", "ledger_backlog", "tai", "started_tai"), 0),
+        **{name: {} for name in ("nodes", "unserved", "switched_off", "spares_suffice", "counters")},
+    }
+    names = {"relay": "r", "version": "1", "state": "running", "text": "", "ledger": "/l", "ledger_mb": None}
+    hosts = {"ready": 3, "slots": 60, "needed": needed, "instruments": ()}
+    report = RelayStatusReport(**names, **counts, waits=(), hosts=hosts)
+    server = serve(lambda _request: ok(report.model_dump(mode="json")))
+    command = ["--relay", "--socket", str(server.path), "hosts", "--needed"]
+    assert cli._run(command) == code
+    assert text in capsys.readouterr().out
+    assert cli._run([*command, "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["needed"] == needed
 
 
 def test_the_socket_of_a_relay_is_looked_for_in_its_folder_below_run_first(

@@ -20,6 +20,8 @@ from ppdaemon.config import NodeConfig, Publisher, load_node
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.manpages import PROGRAMS, commands_of
 from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, Lateness, SimulatedNight
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.supervisor import EXPORT_AT_STOP_S
 from ppdaemon.publish.config import Publication
 from ppdaemon.raws.layout import CustomLayout
 from ppdaemon.raws.roots import RemoteRoot, RootConfig
@@ -115,6 +117,20 @@ def test_the_configuration_by_hand_is_the_file_and_can_be_used() -> None:
     path = ROOT / "etc" / "by-hand" / "ppdaemon.yaml"
     assert path.read_text().strip() == shown
     assert load_node(path, {"PWD": str(ROOT)}, writing=False).node.name == "hand"
+
+
+def test_the_configuration_for_slurm_has_the_name_of_the_host_everywhere(tmp_path: Path) -> None:
+    pipeline = tmp_path / "pipelines" / "ApPipe.yaml"
+    pipeline.parent.mkdir()
+    pipeline.touch()
+    path = tmp_path / "ppdaemon.yaml"
+    path.write_text((ROOT / "etc" / "slurm" / path.name).read_text().replace("/shared", str(tmp_path)))
+    config = load_node(path, {"SLURMD_NODENAME": "host7"}, writing=False)
+    folders = NodeFolders.of(config)
+    used = (config.node.control, folders.state, folders.ramdisk, folders.spool)
+    assert (config.node.name, [each for each in used if "host7" not in str(each)]) == ("host7", [])
+    times = config.workers.times
+    assert times.stop_s + times.grace_s + times.kill_s + EXPORT_AT_STOP_S < 30  # KillWait of Slurm
 
 
 def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:

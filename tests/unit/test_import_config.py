@@ -65,10 +65,10 @@ FAN_OUT = {
 def run(tmp_path, capsys):
     """Run the command with files of this content; return exit status, stderr and both files as text."""
 
-    def run(environment, fan_out=FAN_OUT):
+    def run(environment, fan_out=FAN_OUT, options=()):
         (tmp_path / "service.env").write_text(environment)
         (tmp_path / "fan-out.yaml").write_text(yaml.safe_dump(fan_out))
-        options = ["--fan-out", str(tmp_path / "fan-out.yaml")] if fan_out else []
+        options = [*options, *(["--fan-out", str(tmp_path / "fan-out.yaml")] if fan_out else [])]
         code = cli._run(["import-config", str(tmp_path / "service.env"), "--output", str(tmp_path), *options])
         files = [path.read_text() for path in sorted(tmp_path.glob("pp*.yaml"))]
         return code, capsys.readouterr().err, files
@@ -209,6 +209,69 @@ def test_a_wrong_value_is_named_and_nothing_is_written(run, changes, text):
     code, err, files = run("\0".join(f"{name}={value}" for name, value in (VARIABLES | changes).items()))
     assert (code, files) == (78, [])
     assert text in err
+
+
+FAN_OUT_ENV = {
+    "SUPPORTED_INSTRUMENTS": "LATISS LSSTCam",
+    "KAFKA_CLUSTER": "events.example:9094",
+    "CONSUMER_GROUP": "fan-out",
+    "NEXT_VISIT_TOPIC": "lsst.sal.ScriptQueue.logevent_nextVisit",
+    "OFFSET": "latest",
+    "MESSAGE_EXPIRATION": "900",
+    "KAFKA_SCHEMA_REGISTRY_URL": "https://user:hunter9@registry.example",
+    "SASL_USERNAME": "prompt",
+    "SASL_PASSWORD": "hunter9",
+    "SASL_MECHANISM": "SCRAM-SHA-512",
+    "SECURITY_PROTOCOL": "SASL_SSL",
+}
+
+
+def test_the_topics_of_the_fan_out_are_those_of_the_relay(run, tmp_path):
+    (tmp_path / "fan-out.env").write_text(dumped(FAN_OUT_ENV))
+    options = ["--fan-out-env", str(tmp_path / "fan-out.env")]
+    code, err, (_, relay) = run(dumped(VARIABLES), options=options)
+    assert (code, err) == (0, "")
+    assert "hunter" not in relay
+    comments = [line for line in relay.splitlines() if line.startswith("#")]
+    for text in ("ppdaemon-NAME", "right to read both", "SASL_PASSWORD must be", "password in it are not"):
+        assert any(text in line for line in comments), text
+    environment = {"SASL_USERNAME": "u", "SASL_PASSWORD": "p"}
+    config, _ = load_model(tmp_path / "pprelay.yaml", RelayConfig, environment)
+    assert config.expiry_s == 900.0
+    assert config.kafka.model_dump(include={"brokers", "topics", "registry"}) == {
+        "brokers": "events.example:9094",
+        "topics": (
+            "lsst.sal.ScriptQueue.logevent_nextVisit",
+            "lsst.sal.ScriptQueue.logevent_nextVisitCanceled",
+        ),
+        "registry": "https://registry.example",
+    }
+    assert config.kafka.options == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "u",
+        "sasl.password": "p",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"NEXT_VISIT_TOPIC": ""}, "NEXT_VISIT_TOPIC missing: is it the fan-out's environment?"),
+        ({"MESSAGE_EXPIRATION": "soon"}, "--fan-out-env: MESSAGE_EXPIRATION: could not convert"),
+    ],
+)
+def test_what_is_wrong_in_the_fan_outs_environment_is_named(run, tmp_path, changes, text):
+    (tmp_path / "fan-out.env").write_text(dumped(FAN_OUT_ENV | changes))
+    code, err, files = run(dumped(VARIABLES), options=["--fan-out-env", str(tmp_path / "fan-out.env")])
+    assert (code, files) == (78, [])
+    assert text in err
+
+
+def test_another_topic_needs_its_cancellations_by_hand():
+    made = imported(VARIABLES, FAN_OUT, FAN_OUT_ENV | {"NEXT_VISIT_TOPIC": "test.next-visit"})
+    assert made.relay["kafka"]["topics"] == ["test.next-visit"]
+    assert "add the topic" in made.relay_notes["NEXT_VISIT_TOPIC"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ WITHOUT = {
     "import-config",
     "night",
     "catchup",
+    "compare",
     "check",
     "size",
     "web",

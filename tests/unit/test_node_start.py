@@ -2,19 +2,39 @@
 """What a node reports and waits for while it starts."""
 
 import asyncio
+import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import AsyncMock, MagicMock, Mock
 
+import click
 import pytest
 
 from ppdaemon.clock import Clock
+from ppdaemon.config import ShadowConfig
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError
+from ppdaemon.errors import ConfigError, Unavailable
+from ppdaemon.node.app import _instant
 from ppdaemon.node.processes import reload
 from ppdaemon.node.processes.names import Resolution
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.supervisor import Supervisor
+
+
+def test_a_time_is_written_as_seconds_or_as_a_local_or_universal_date(monkeypatch):
+    monkeypatch.setenv("TZ", "America/Santiago")
+    time.tzset()
+    try:
+        now = Clock().mono() + 600 - time.time()
+        for text in ("600", "1969-12-31T21:10:00", "1970-01-01T00:10:00Z"):
+            assert _instant(None, None, text) == pytest.approx(now, abs=5), text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert _instant(None, None, None) == math.inf
+    with pytest.raises(click.BadParameter, match="tomorrow is no time"):
+        _instant(None, None, "tomorrow")
 
 
 def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
@@ -53,15 +73,38 @@ def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
     asyncio.run(run())
 
 
+def unresolved(loop, config):
+    """Return generations whose names are not resolved."""
+    file = ConfigFile(Path("node.yaml"), config, {(): 1})
+    return SimpleNamespace(_task_names=loop.create_future(), _resolving=loop.create_future(), _file=file)
+
+
+def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch, config):
+    monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
+    config = config.model_copy(update={"shadow": ShadowConfig(enabled=True)})
+
+    async def run(*, checked):
+        node = unresolved(asyncio.get_running_loop(), config)
+        if checked:
+            node._task_names.set_result(Resolution())
+        else:
+            node._resolving.set_result(Resolution(unavailable=("the process that resolves names crashed",)))
+        await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
+
+    with pytest.raises(Unavailable, match="could not be checked"):
+        asyncio.run(run(checked=False))
+    asyncio.run(run(checked=True))
+
+
 @pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])
-def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, repeating):
+def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, config, repeating):
     """Fault 78: with an error all others are awaited, but a database may hang."""
     monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
     monkeypatch.setattr(reload, "NAMES_S", 0.05)
 
     async def run():
         loop = asyncio.get_running_loop()
-        node = SimpleNamespace(_task_names=loop.create_future(), _resolving=loop.create_future())
+        node = unresolved(loop, config)
         if repeating:
             node._task_names.set_result(Resolution(errors=repeating, repeating=repeating))
         await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)

@@ -12,11 +12,12 @@ from ppdaemon import reports
 from ppdaemon.ctl import relaytables
 from ppdaemon.errors import Refused, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
-from ppdaemon.messages import DetectorsOfVisit, Hello
+from ppdaemon.messages import DetectorsOfVisit, Hello, ResultEntry, Results, VisitAccepted
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
+from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
@@ -73,6 +74,16 @@ class World:
         opened = make_open_visit(number, visit, map(Reservation, range(4)), **times)
         self.dispatcher.add(opened, self.clock.mono())
 
+    def end(self, number, outcome, after_s):
+        """Let node a acknowledge a visit, and end it after a time."""
+        names = {"instrument": "DemoCam", "group": f"g{number}"}
+        envelope = {"origin": "a", "sent_tai": 0.0, "sequence": 0}
+        ack = VisitAccepted(detectors=range(4), **names, **envelope)
+        self.dispatcher.receive(b"a", ack, self.clock.mono())
+        self.clock.advance(after_s)
+        entries = tuple(ResultEntry(detector=each, attempt=1, outcome=outcome, **names) for each in range(4))
+        self.dispatcher.receive(b"a", Results(entries=entries, **envelope), self.clock.mono())
+
     def states(self):
         return {row.node: row.state for row in self.control.nodes()}
 
@@ -105,6 +116,40 @@ def test_a_relay_in_order_is_running(world):
     assert (report.state, report.problem_texts, report.nodes) == ("running", (), {"ready": 1})
     assert (report.unserved, report.waits, report.spares_suffice) == ({}, (), {})
     assert text_of(relaytables.relay_status_view(report)).startswith("pprelay relay running 1 node, 0 open")
+
+
+def test_how_many_nodes_are_needed_is_counted_of_what_succeeds(world):
+    world.join("a", capacity=4)
+    for number in range(1, 13):
+        world.add(number)
+        world.end(number, Outcome.FAILED if number < 7 else Outcome.SUCCEEDED, 50.0)
+        if number == 6:
+            assert world.control.report().hosts.needed is None, "nothing has succeeded"
+        world.clock.advance(10.0)
+    found = world.control.report()
+    (row,) = found.hosts.instruments
+    assert (row.instrument, row.cadence_s, row.visit_s, row.detectors, row.slots) == (
+        "DemoCam",
+        60.0,
+        50.0,
+        4,
+        4,
+    )
+    hosts = found.hosts
+    assert (hosts.ready, hosts.slots, hosts.needed, hosts.missing) == (1, 4, 1, 0)
+    metrics = {metric.name: metric.read(found) for metric in RELAY_METRICS}
+    assert metrics["ppdaemon_relay_hosts_needed"] == metrics["ppdaemon_relay_hosts_ready"] == 1
+    assert metrics["ppdaemon_relay_slots_needed"] == {"DemoCam": 4}
+    text = "1 node needed, 1 node ready with 4 slots: enough"
+    assert text in text_of(relaytables.relay_status_view(found))
+    # Of spare nodes, too; a drained one and one that takes nothing are no help.
+    world.join("b", capacity=2, spare=True)
+    world.join("c", capacity=0)
+    assert world.control.report().hosts.needed == 2
+    world.dispatcher.set_drained({"a"}, world.clock.mono())
+    hosts = world.control.report().hosts
+    assert (hosts.ready, hosts.slots, hosts.needed, hosts.missing) == (1, 2, 2, 1)
+    assert "2 nodes needed, 1 node ready with 2 slots: add 1" in text_of(relaytables.needed_view(hosts))
 
 
 def test_what_is_measured_each_second_resets_no_count(world):

@@ -18,6 +18,9 @@ from ppdaemon.clock import Clock
 from ppdaemon.demo.telescope import TelescopeStep
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
 from ppdaemon.raws.layout import make_layout
 from ppdaemon.raws.path import RawFileKind
 from ppdaemon.relay import ledger as relay_ledger
@@ -366,3 +369,77 @@ def test_a_saved_night_can_be_replayed(nights, tmp_path):
         result = CliRunner().invoke(tool.command, ["--visits", "4", "--save", str(tmp_path / "night")])
     assert result.exit_code == 0, result.output
     assert len(nights.of_lines((tmp_path / "night").read_text().splitlines(), "night")) == 4
+
+
+# --- a replay that was interrupted ---------------------------------------------
+
+
+def test_events_of_kafka_are_read_as_it_prints_them(nights):
+    """As text and as a record of Avro, with a stamp of its own or of Kafka, and a cancellation."""
+    event = {"groupId": "a", "instrument": "LSSTCam", "nimages": 1, "private_sndStamp": BEGIN_TAI_S}
+    later = {"groupId": "b", "instrument": "LSSTCam", "nimages": 1}
+    ms = round(1000 * (BEGIN_TAI_S - 37.0 + 40.0))
+    lines = [
+        json.dumps({"topic": "nextVisit", "offset": 4, "ts": 5, "payload": json.dumps(event)}),
+        json.dumps({"topic": "nextVisit", "ts": ms, "payload": {"message": later}}),
+        json.dumps({"ts": ms + 9000, "payload": json.dumps({"groupId": "b", "scriptSalIndex": 3})}),
+    ]
+    first, second = nights.of_lines(lines, "dump")
+    assert (first.after_s, first.fields, first.cancelled_s) == (0.0, event, None)
+    assert (second.after_s, second.fields["groupId"], second.cancelled_s) == (40.0, "b", 9.0)
+
+
+def test_a_night_of_a_journal_has_each_visit_once_and_its_cancellation(nights, tmp_path):
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:
+        for group, after_s in (("a", 0.0), ("b", 40.0)):
+            visit = read_next_visit({"groupId": group, "instrument": "LSSTCam", "extra": 7})
+            for detector in (0, 1):
+                entry = JournalEntry(
+                    Key("LSSTCam", group, detector, 1), visit, received_tai=BEGIN_TAI_S + after_s
+                )
+                journal.write(Accept(Reserved(None, {}), (entry,)))
+                entry.outcome, entry.final = Outcome.CANCELLED if group == "b" else Outcome.SUCCEEDED, True
+                entry.ended_tai = BEGIN_TAI_S + after_s + 12.0 + detector
+                journal.write(Update((entry,)))
+    first, second = nights.of_journal(tmp_path)
+    assert (first.fields["groupId"], first.fields["extra"], first.cancelled_s) == ("a", 7, None)
+    assert (second.after_s, second.cancelled_s) == (40.0, 12.0)
+
+
+@pytest.mark.parametrize("cut_line", [False, True])
+def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, tmp_path, cut_line):
+    progress, path = part("nightreplay.progressfile"), tmp_path / "progress"
+    night = nights.generated(4, 40.0, 1, "LSSTCam")
+    visits = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", named_tai_s=BEGIN_TAI_S)
+    events = replay.planned_events(visits, 1.0, raws=True)
+    record = progress.ProgressFile(path, "night", 4, BEGIN_TAI_S, 1)
+    assert record.rest(visits, events) == visits
+    for event in events[:5]:  # the second visit is announced, and its raws are not written
+        record.note(event)
+    record.close()
+    if cut_line:
+        path.write_text(path.read_text() + "announced 20")
+    again = progress.ProgressFile(path, "night", 4, BEGIN_TAI_S + 900.0, 77)
+    assert (again.begin_tai_s, again.seq_num) == (BEGIN_TAI_S, 1)
+    now = nights.replayed(night, BEGIN_TAI_S + 900.0, "LSSTCam", named_tai_s=again.begin_tai_s)
+    left = again.rest(now, replay.planned_events(now, 1.0, raws=True))
+    assert [visit.group for visit in left] == [visit.group for visit in visits[1:]]
+    assert left[0].announced_tai_s == visits[1].announced_tai_s + 900.0
+    for event in replay.planned_events(now, 1.0, raws=True):
+        again.note(event)
+    again.close()
+    done = progress.ProgressFile(path, "night", 4, 0.0, 0)
+    assert done.rest(now, replay.planned_events(now, 1.0, raws=True)) == []
+    done.close()
+    with pytest.raises(BadMessage, match="is of another replay"):
+        progress.ProgressFile(path, "other night", 4, 0.0, 0)
+
+
+def test_a_visit_that_the_interrupted_replay_has_announced_is_followed_too(replay):
+    class Known(Relay):
+        def ask(self, event):
+            answer = super().ask(event)
+            return answer.model_copy(update={"status": "duplicate"}) if "instrument" in event else answer
+
+    follower = followed(replay, Known((Outcome.SUCCEEDED,) * 2), 1)
+    assert (follower.visits, follower.totals.outcomes) == (1, {Outcome.SUCCEEDED: 2})

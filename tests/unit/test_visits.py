@@ -171,6 +171,35 @@ def test_a_node_that_accepts_no_visits_refuses_with_the_reason(world):
     assert [(a.reason, a.final) for a in world.of(Refuse)] == [("the node takes no visits now", False)]
 
 
+# image_timeout_s 120, ingest_s 30, run_s 900, export_s 120
+@pytest.mark.parametrize(
+    ("duration", "age_s", "left_s", "taken"),
+    [
+        (0.0, 0.0, 1170.0, True),
+        (0.0, 0.0, 1169.0, False),
+        (15.0, 0.0, 1190.0, False),
+        (15.0, 20.0, 1190.0, True),
+    ],
+)
+def test_a_visit_whose_deadline_is_behind_the_end_of_the_host_is_for_other_nodes(
+    world, duration, age_s, left_s, taken
+):
+    world.visits.ends_at = world.mono + left_s
+    world.reserve(duration=duration, age_s=age_s)
+    world.commit_all()
+    assert len(world.queue) == taken
+    reason = f"this host is given back in {left_s:.0f} s, before the visit's deadline"
+    assert [(a.reason, a.final) for a in world.of(Refuse)] == ([] if taken else [(reason, False)])
+
+
+def test_an_open_visit_is_acknowledged_again_although_its_host_ends_soon(world):
+    accepted(world)
+    world.visits.ends_at = world.mono
+    world.reserve()
+    world.commit_all()
+    assert (len(world.of(Acknowledge)), world.of(Refuse)) == (2, [])
+
+
 def test_a_group_whose_name_fits_no_file_is_refused_for_good(world):
     world.reserve(group=":" * 100)
     assert [(a.reason[:6], a.final) for a in world.of(Refuse)] == [("failed", True)]

@@ -146,9 +146,11 @@ class World:
         self.sequence += 1
         return {"origin": "relay", "sent_tai": self.tai, "sequence": self.sequence}
 
-    def reserve(self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN, age_s=0.0, relay_ahead_s=0.0):
+    def reserve(
+        self, group="g", detectors=(0,), attempt=1, chosen=CHOSEN, age_s=0.0, relay_ahead_s=0.0, **fields
+    ):
         """Reserve detectors; the relay accepted the visit `age_s` ago and has its own clock."""
-        visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new"})
+        visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": "new", **fields})
         envelope = self._envelope() | {"sent_tai": self.tai + relay_ahead_s}
         received_tai = envelope["sent_tai"] - age_s
         message = ReserveVisit(

@@ -3,7 +3,8 @@
 
 A night is a sequence of announcements with the times at which they were sent. In a file it has a JSON
 object in each line: ``{"received_tai": 1795317916.0, "content": {...}}``, as a ledger has them, with a
-``cancelled_tai`` if it was canceled; or the next_visit alone, with its ``private_sndStamp``.
+``cancelled_tai`` if it was canceled; or the event alone, with its ``private_sndStamp``; or a message of Kafka
+as ``kcat -J`` prints it, with the event as its ``payload``. Of events, cancellations are read, too.
 """
 
 import json
@@ -20,7 +21,9 @@ from ppdaemon.demo.plan import ExposurePlan
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME
+from ppdaemon.reports import JOURNAL_NAME
 from ppdaemon.sqlitereader import reading
+from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import CoordinateSystem, NextVisit, RotationSystem, read_next_visit
 
 __all__ = (
@@ -28,6 +31,7 @@ __all__ = (
     "ReplayedVisit",
     "filters_of",
     "generated",
+    "of_journal",
     "of_ledger",
     "of_lines",
     "of_observations",
@@ -97,9 +101,15 @@ class ReplayedVisit(VisitPlan):
 
 
 def replayed(
-    night: Iterable[Announcement], begin_tai_s: float, instrument: str, seq_num: int = 1, speed: float = 1.0
+    night: Iterable[Announcement],
+    begin_tai_s: float,
+    instrument: str,
+    seq_num: int = 1,
+    speed: float = 1.0,
+    named_tai_s: float | None = None,
 ) -> list[ReplayedVisit]:
-    """Return the visits of a night that begins now.
+    """Return the visits of a night that begins now; with `named_tai_s` under the names that they had when
+    it began then.
 
     Visits of other instruments, and those without an image, are left out. Each has a new group, so that a
     relay that knows the night accepts it.
@@ -112,12 +122,13 @@ def replayed(
         number, snaps = len(visits), event.nimages
         announced_s, lead_s = begin_tai_s + each.after_s, _lead_s(event)
         start_s = announced_s + lead_s
+        named_s = start_s if named_tai_s is None else named_tai_s + each.after_s + lead_s
         ra_deg, dec_deg = event.boresight or (0.0, 0.0)
         exposures = tuple(
             ExposurePlan(
                 instrument=instrument,
                 seq_num=seq_num + snap,
-                group=f"{tai_iso(start_s)}-{number}",
+                group=f"{tai_iso(named_s)}-{number}",
                 snap_index=snap + 1,
                 snap_count=snaps,
                 physical_filter=next(iter(event.filter_names), "none"),
@@ -160,19 +171,39 @@ def _lead_s(event: NextVisit) -> float:
 def of_lines(lines: Iterable[str], name: str) -> list[Announcement]:
     """Read a file of announcements; raise `BadMessage` with the line that has none."""
     found: list[_Found] = []
+    cancelled: dict[str, float] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-            content = fields.get("content", fields)
-            tai_s = float(fields.get("received_tai") or content["private_sndStamp"])
+            content = fields.get("content") or _payload(fields)
+            tai_s = float(fields.get("received_tai") or content.get("private_sndStamp") or _stamp(fields))
+            if "instrument" not in content:
+                cancelled[content["groupId"]] = tai_s
+                continue
             cancelled_tai_s = fields.get("cancelled_tai")
             found.append((tai_s, content, None if cancelled_tai_s is None else float(cancelled_tai_s)))
             read_next_visit(content)
         except (ValueError, KeyError, TypeError, AttributeError, BadMessage) as error:
             raise BadMessage(f"{name}, line {number}: no next_visit with its time: {error!r}") from None
-    return _in_order(found)
+    return _in_order(
+        (tai_s, content, at if at is not None else cancelled.get(content["groupId"]))
+        for tai_s, content, at in found
+    )
+
+
+def _payload(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the event in a message of Kafka, or the event that a line is."""
+    payload = fields.get("payload", fields)
+    event = json.loads(payload) if isinstance(payload, str) else payload
+    # As its Avro union is printed in JSON.
+    return dict(event.get("message", event))
+
+
+def _stamp(fields: dict[str, Any]) -> float:
+    """Return when Kafka has received a message, TAI seconds; it counts UTC in ms."""
+    return float(fields["ts"]) / 1000.0 + TAI_MINUS_UTC_S
 
 
 def of_ledger(path: Path) -> list[Announcement]:
@@ -187,6 +218,21 @@ def of_ledger(path: Path) -> list[Announcement]:
         when = "coalesce(cancelled_tai, ended_tai)" if "cancelled_tai" in known else "ended_tai"
         rows = db.execute(
             f"SELECT received_tai, content, CASE WHEN cancelled THEN {when} END FROM visits WHERE NOT adopted"
+        ).fetchall()
+    return _in_order(
+        (received_tai, json.loads(content), cancelled) for received_tai, content, cancelled in rows
+    )
+
+
+def of_journal(path: Path) -> list[Announcement]:
+    """Read the announcements of a node's journal, a file or its folder; the node may run. A visit is canceled
+    when the first of its detectors ended as canceled.
+    """
+    path = path / JOURNAL_NAME if path.is_dir() else path
+    with reading(path) as db:
+        rows = db.execute(
+            "SELECT min(received_tai), visit, min(CASE outcome WHEN 'cancelled' THEN ended_tai END)"
+            " FROM attempt WHERE attempt = 1 GROUP BY instrument, grp"
         ).fetchall()
     return _in_order(
         (received_tai, json.loads(content), cancelled) for received_tai, content, cancelled in rows

@@ -142,7 +142,7 @@ class Follower:
         while self._open_visits and len(self._open) >= self._open_visits:
             self._end_oldest()
         answer = self._answer(event)
-        if answer.status != "accepted":
+        if answer.status not in ("accepted", "duplicate"):  # a duplicate is of the run that is continued
             return answer  # the telescope refuses to continue
         self.visits += 1
         self.announced += answer.detectors

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The status of a node for operators."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -98,12 +99,14 @@ class Status:
 
     def report(self) -> StatusReport:
         """Return the current status."""
-        tai = self.clock.tai()
+        tai, left_s = self.clock.tai(), self.visits.takes_until - self.clock.mono()
         problems = self._problem_log.update((*self._fixed_problems, *self._problems()), tai)
         is_limited = any(problem.degrades for problem in problems)
         starting = self.state == "starting"
         is_degraded = is_limited and (self.state == "running" or (starting and self.generations.waiting))
         state: State = "degraded" if is_degraded else self.state
+        if left_s < 0 and self.state == "running":
+            state = "draining"  # as planned
         stage = (self.generations.stage or self.stage) if self.state == "starting" else ""
         slots = self.pool.state_counts()
         busy = sum(slots[name] for name in BUSY_STATES)
@@ -114,10 +117,14 @@ class Status:
             pid=os.getpid(),
             state=state,
             stage=stage,
-            text=f"{state}: {stage}"
-            if stage
-            else f"{state}: {busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
-            f" {self.pump.open} visit-detectors open",
+            shadow=self.config.shadow.enabled,
+            text=f"{state}: {'shadow mode, ' if self.config.shadow.enabled else ''}"
+            + (
+                stage
+                if stage
+                else f"{busy} busy, {slots[SlotState.IDLE]} idle, {self.scheduler.queued} queued,"
+                f" {self.pump.open} visit-detectors open"
+            ),
             started_tai=self.started_tai,
             tai=tai,
             relay=self.relay.text,
@@ -126,6 +133,7 @@ class Status:
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             capacity=0 if starting else self.offer.offered,
+            takes_until_tai=None if left_s == math.inf else tai + left_s,
             queued=self.scheduler.queued,
             open_visits=self.pump.open,
             outcomes=dict(self.visits.outcomes),
@@ -226,6 +234,9 @@ class Status:
             text = "drained by an operator: no visits until ppctl resume, also after a restart"
             age_s = self.clock.tai() - self.drained_since
             yield Finding("capacity", text, "drained", age_s, degrades=False)
+        if (since_s := self.clock.mono() - self.visits.takes_until) > 0:
+            text = "no more visits are taken: this host is given back before they could end (--until)"
+            yield Finding("capacity", text, "ends", since_s, degrades=False)
         if self.relay.problem:
             yield Finding("relay", self.relay.problem, age_s=self.relay.away_s)
         if problem := self.offer.journal_problem:

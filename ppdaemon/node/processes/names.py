@@ -31,8 +31,8 @@ _LOG = logging.getLogger(__name__)
 RESOLVE_S = 90.0
 """The imports take seconds, or a minute from a busy network filesystem; a database that does not
 answer takes minutes."""
-NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks")})
-"""Keys without which a visit could be written twice."""
+NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks"), ("shadow", "overrides")})
+"""Keys without which a visit could be written twice, in shadow mode beside the present service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from functools import partial
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.configfile import ConfigFile
-from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused
+from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import ForkWorker
 from ppdaemon.node.processes.child import Lifeline
@@ -39,8 +39,9 @@ start. Names without an answer are resolved later."""
 TASK_NAMES_S = 30.0
 """How long the start waits for the names of tasks, after all modules are imported: some ten times the
 time that they take."""
-FIXED_PARTS = ("node", "relay", "arrivals")
-"""Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`."""
+FIXED_PARTS = ("node", "relay", "arrivals", "shadow")
+"""Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`. In
+shadow mode nothing of the journal may be of the other mode."""
 RUN_TIME_KEYS = frozenset(
     {"node.expiry_s", "node.keep_days", "arrivals.image_timeout_s", "arrivals.quiet_s", "relay.server"}
 )
@@ -57,6 +58,15 @@ def needs_restart(old: NodeConfig, new: NodeConfig) -> list[str]:
     if old.export.spill != new.export.spill:
         keys.append("export.spill")
     return [key for key in keys if key not in RUN_TIME_KEYS]
+
+
+def _require_checked(config: NodeConfig, task_names: asyncio.Future[Resolution]) -> None:
+    """Raise `~ppdaemon.errors.Unavailable` in shadow mode if nobody knows where tasks would write."""
+    if config.shadow.enabled and not task_names.done():
+        text = (
+            "shadow mode: the tasks of the pipelines could not be checked, and might write where those of the"
+        )
+        raise Unavailable(f"{text} present service do; see ppdaemon check-config")
 
 
 def brief(error: PPDaemonError) -> str:
@@ -201,6 +211,7 @@ class Generations:
                 raise ConfigError(found.errors)
         if self._resolving.done():
             self._resolving.result()
+        _require_checked(self._file.config, self._task_names)
         if not self._task_names.done():
             _LOG.critical(
                 "the names of tasks could not be resolved; visits are processed all the same. If a name in"
@@ -291,9 +302,11 @@ class Generations:
             raise NeedsRestart(keys)
         new = self._new(config)
         try:
-            names = await self._make(new, file)
+            task_names: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
+            names = await self._make(new, file, task_names)
             try:
                 resolution = await names
+                _require_checked(config, task_names)
             finally:
                 await _cancel(names)
         except BaseException as error:

@@ -15,6 +15,7 @@ writes, and because writes are committed in the order of the decisions.
 """
 
 import logging
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,7 +60,7 @@ from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice, pipeline_name
 from ppdaemon.states import Outcome, Stage
-from ppdaemon.visit import parent_group
+from ppdaemon.visit import NextVisit, parent_group
 
 __all__ = ("Visits",)
 
@@ -93,7 +94,7 @@ hundred exposures of 205 detectors."""
 class Visits:
     """All open visit-detectors of a node."""
 
-    def __init__(self, config: NodeConfig, count: Counter[str]):
+    def __init__(self, config: NodeConfig, count: Counter[str], ends_at: float = math.inf):
         self.open = OpenVisits()
         self.outcomes: Counter[Outcome] = Counter()
         """Final outcomes since the start."""
@@ -101,6 +102,8 @@ class Visits:
         self.fallbacks = Fallbacks()
         self.ended = EndedVisits(2 * config.node.expiry_s)
         self.accepting = False
+        self.ends_at = ends_at
+        """When this host is given back, monotonic seconds."""
         self.config = config
         self._count = count
         self._folders = NodeFolders.of(config)
@@ -135,6 +138,15 @@ class Visits:
         """The time after which a pipeline that is set aside gets a visit-detector again."""
         return self.config.workers.times.probe_s
 
+    @property
+    def takes_until(self) -> float:
+        """Monotonic time after which not even the shortest visit could end before this host is given back."""
+        return self.ends_at - self.config.arrivals.image_timeout_s - self.config.workers.times.after_images_s
+
+    def _longest_s(self, visit: NextVisit) -> float:
+        """Return how long after its announcement a visit may end at the latest."""
+        return self.config.arrivals.image_deadline_s(visit) + self.config.workers.times.after_images_s
+
     # --- reservations ----------------------------------------------------
 
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
@@ -146,6 +158,8 @@ class Visits:
             text = self._no_slot if self.accepting else "the node takes no visits now"
         elif age_s > self.config.node.expiry_s:
             text, final = f"expired: announced {age_s:.0f} s ago", True
+        elif self._longest_s(visit) - max(0.0, age_s) > (left_s := self.ends_at - self._now.mono):
+            text = f"this host is given back in {max(0.0, left_s):.0f} s, before the visit's deadline"
         if text:
             found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
             refused = tuple(detector for detector in requested if detector not in found)

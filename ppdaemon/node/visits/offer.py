@@ -81,7 +81,8 @@ class CapacityOffer:
         slots = list(self._pool.slots.values())
         capacity = capacity_of(self._config, slots, self._generations.fork_problem)
         self._notify(capacity)
-        offered = 0 if self.journal_problem else capacity.number
+        closed = self._loop.time() > self._visits.takes_until
+        offered = 0 if self.journal_problem or closed else capacity.number
         if self._visits.health.host_problem and offered:
             # Not 0: a visit whose worker lives shows that the host is not the cause.
             offered = max(1, offered // FAULTY_SHARE)

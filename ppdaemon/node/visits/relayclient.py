@@ -74,6 +74,7 @@ class RelayClient:
     ended: Callable[[], tuple[messages.EndedDetectors, ...]] = tuple
     """Returns the latest outcomes of the node."""
     spare: bool = False
+    shadow: bool = False
     keys: ClientKeys | None = None
     health: Callable[[], tuple[str, str]] = lambda: ("", "")
     """Returns the state of the node and its worst problem, which operators see at the relay."""
@@ -298,21 +299,21 @@ class RelayClient:
                     _LOG.info("connected to relay %s, incarnation %s, epoch %d", origin, incarnation, epoch)
                 self._relay, self._problem, self._epoch = origin, "", epoch
                 self.on_message(message)
+            case messages.HelloRefused(code="taken", reason=reason):  # perhaps before any welcome
+                problem = f"refused by {message.origin}: {reason}"
+                if self._problem != problem:
+                    _LOG.error("relay %s refuses this node: %s; trying again", message.origin, reason)
+                self._lose_relay()
+                self._problem = problem
             case _ if self._relay is None:  # of a relay that is not served: its welcome comes first
                 return
             case messages.Permitted(epoch=epoch, incarnation=incarnation):
                 # A permit of a relay that was replaced, or for an earlier run of this node, is void.
                 if epoch >= self._epoch and incarnation == self.incarnation:
                     self.on_message(message)
-            case messages.HelloRefused(code="stranger"):
+            case messages.HelloRefused():
                 self._lose_relay()
                 self._hello()
-            case messages.HelloRefused(reason=reason):
-                problem = f"refused by {message.origin}: {reason}"
-                if self._problem != problem:
-                    _LOG.error("relay %s refuses this node: %s; trying again", message.origin, reason)
-                self._lose_relay()
-                self._problem = problem
             case _:
                 self.on_message(message)
 
@@ -358,6 +359,7 @@ class RelayClient:
             complete=not self.connected,
             alone=self.link.alone == "cross",
             version=__version__,
+            shadow=self.shadow or None,
         )
 
     def _send(self, kind: type[Any], **fields: Any) -> None:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``ppctl compare`` of journals, and what counts as a difference."""
+
+import csv
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppdaemon.clock import night_limits
+from ppdaemon.ctl import cli
+from ppdaemon.ctl.compare import compare_csv
+from ppdaemon.journalfile import NightRow
+from ppdaemon.night.compare import CompareOutcomes, CompareOutputs, Run, compare
+from ppdaemon.node.slots.assignment import Key
+from ppdaemon.node.visits.journal import Journal
+from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
+from ppdaemon.states import ExitCode, Outcome, Stage
+from ppdaemon.visit import read_next_visit
+
+DAY = 20261129
+BEGIN, _ = night_limits(DAY)
+
+
+def row(detector: int, outcome: Outcome | None = Outcome.SUCCEEDED, *, seconds: float = 30.0, **changes: Any):
+    usual = NightRow(
+        "DemoCam", "g", detector, 1, outcome, (1,), {Stage.PROCESSED: 60.0 + seconds}, {}, "", "S", False, 4,
+        60.0, "ApPipe",
+    )  # fmt: skip
+    return usual._replace(**changes)
+
+
+def of_journal(*rows: NightRow) -> Run:
+    run = Run(["journal"], has_journal=True)
+    for each in rows:
+        run.add(each)
+    return run
+
+
+def of_repo(**outputs: dict[str, int]) -> Run:
+    keys = {("DemoCam", "g", int(name.removeprefix("d"))): counts for name, counts in outputs.items()}
+    return Run(["repo"], has_repo=True, outputs=keys)
+
+
+def test_what_differs_is_said_of_each_visit_detector_and_latencies_are_none() -> None:
+    a = of_journal(row(0), row(1), row(2, Outcome.FAILED, reason="no stars"), row(3), row(4, seconds=10.0))
+    b = of_journal(row(0, seconds=50.0), row(2), row(3, pipeline="Isr"), row(4, datasets=3), row(5, None))
+    report = compare(DAY, a, b)
+    assert {each.detector: each.differs for each in report.rows} == {
+        1: ("missing in B",),
+        2: ("outcome",),
+        3: ("pipeline",),
+        4: ("outputs",),
+        5: ("missing in A",),
+    }
+    assert (report.both, report.only_a, report.only_b, report.differ) == (4, 1, 1, 5)
+    assert report.compared == ("outcome", "exported", "latency")
+    assert CompareOutcomes(a="failed", b="succeeded", count=1) in report.outcomes
+    assert CompareOutcomes(a="missing", b="open", count=1) in report.outcomes
+    assert report.slower is not None
+    assert (report.slower.max_ms, report.slower.count) == (20_000.0, 3)
+    assert [each.detector for each in compare(DAY, a, b, all_rows=True).rows] == [0, 1, 2, 3, 4, 5]
+
+
+def test_outputs_are_compared_by_type_and_number() -> None:
+    a = of_repo(d0={"x": 1, "y": 2}, d1={"x": 1}, d2={"x": 1})
+    report = compare(DAY, a, of_repo(d0={"x": 1, "y": 3}, d1={"x": 1}))
+    assert report.compared == ("outputs",)
+    assert report.outcomes == ()
+    assert report.outputs == (
+        CompareOutputs(dataset_type="x", a=2, b=2, differ=0),
+        CompareOutputs(dataset_type="y", a=2, b=3, differ=1),
+    )
+    assert [(each.detector, each.differs) for each in report.rows] == [
+        (0, ("outputs",)),
+        (2, ("missing in B",)),
+    ]
+    assert (report.a.datasets, report.b.datasets) == (5, 5)
+
+
+def test_what_one_run_does_not_tell_is_not_compared() -> None:
+    report = compare(DAY, of_repo(d0={"x": 1}), of_journal(row(0, Outcome.FAILED)))
+    assert (report.compared, report.differ) == ((), 0)
+    # With a repo on both sides, a visit-detector of the journal without outputs has none.
+    own = of_journal(row(0), row(1))
+    own.has_repo, own.outputs = True, {("DemoCam", "g", 0): {"x": 1}}
+    report = compare(DAY, of_repo(d0={"x": 1}, d1={"x": 1}), own)
+    assert [(each.detector, each.differs) for each in report.rows] == [(1, ("outputs",))]
+
+
+def make_journal(path: Path, *outcomes: Outcome, shadow: bool = False) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with closing(Journal(path, shadow=shadow)) as journal:
+        for detector, outcome in enumerate(outcomes):
+            visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "survey": "S"})
+            entry = JournalEntry(Key("DemoCam", "g", detector, 1), visit, received_tai=BEGIN + 5.0)
+            entry.outcome, entry.final, entry.shutter_close_tai = outcome, True, BEGIN + 60.0
+            entry.stages = {Stage.PROCESSED: BEGIN + 90.0}
+            journal.write(Accept(Reserved(None, {}), (entry,)))
+            journal.write(Update((entry,)))
+    return path
+
+
+@pytest.fixture
+def journals(tmp_path: Path) -> tuple[str, str]:
+    good, bad = Outcome.SUCCEEDED, Outcome.FAILED
+    present = make_journal(tmp_path / "present" / "journal.sqlite", good, good, good)
+    own = make_journal(tmp_path / "own.sqlite", good, bad, shadow=True)
+    return str(present.parent), str(own)
+
+
+def test_the_command_compares_two_journals_of_both_modes(
+    journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["compare", *journals, "--json"]) == ExitCode.FAILED
+    report = json.loads(capsys.readouterr().out)
+    assert report["day_obs"] == DAY
+    assert [(each["detector"], each["differs"]) for each in report["rows"]] == [
+        (1, ["outcome"]),
+        (2, ["missing in B"]),
+    ]
+    assert cli._run(["compare", *journals, "--format", "csv", "--all"]) == ExitCode.FAILED
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(each["outcome_a"], each["outcome_b"]) for each in rows] == [
+        ("succeeded", "succeeded"),
+        ("succeeded", "failed"),
+        ("succeeded", "missing"),
+    ]
+    assert rows[0]["latency_s_a"] == "30.000"
+    assert cli._run(["compare", *journals]) == ExitCode.FAILED
+    text = capsys.readouterr().out
+    assert "only in A 1" in text
+    assert "missing in B" in text
+    assert cli._run(["compare", journals[0], journals[0]]) == ExitCode.OK
+
+
+def test_sources_that_cannot_be_read_are_named(
+    journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["compare", "/no/repo", "/no/other"]) == ExitCode.USAGE
+    assert "name the night with --night" in capsys.readouterr().err
+    assert cli._run(["compare", journals[0], "/no/journal.sqlite"]) == ExitCode.UNAVAILABLE
+    assert "/no/journal.sqlite" in capsys.readouterr().err
+    assert cli._run(["compare", *journals, "--night", "x"]) == ExitCode.USAGE
+
+
+def test_commas_in_reasons_and_groups_stay_in_their_cells() -> None:
+    run = of_journal(row(0, group="a,b"))
+    (_, line) = csv.reader(compare_csv(compare(DAY, run, of_journal())).splitlines())
+    assert line[1] == "a,b"

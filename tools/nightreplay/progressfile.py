@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a replay has done so far, in a file: one that was interrupted continues where it was.
+
+Groups are named by the times of the first run. What was sent and not noted is sent again under the same
+name, which the relay answers as a duplicate: nothing is lost or doubled.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nightreplay.nights import ReplayedVisit
+from ppdaemon.demo.telescope import PlannedEvent, TelescopeEvent, TelescopeStep
+from ppdaemon.errors import BadMessage
+
+__all__ = ("ProgressFile",)
+
+_NOTED = frozenset({TelescopeStep.ANNOUNCE, TelescopeStep.CANCEL, TelescopeStep.WRITE})
+
+
+class ProgressFile:
+    """A line for each event that was done, after one with the times of the first run.
+
+    Raises `~ppdaemon.errors.BadMessage` if the file is that of another night.
+    """
+
+    def __init__(self, path: Path, source: str, visits: int, begin_tai_s: float, seq_num: int):
+        self.begin_tai_s, self.seq_num = begin_tai_s, seq_num
+        """Of the first run; groups and exposures are named by them."""
+        self._done: Counter[str] = Counter()
+        first, *lines = path.read_text().splitlines() if path.exists() else ("",)
+        if first:
+            head = json.loads(first)
+            if (head["source"], head["visits"]) != (source, visits):
+                raise BadMessage(f"{path} is of another replay: {head['source']}, {head['visits']} visits")
+            self.begin_tai_s, self.seq_num = head["begin_tai"], head["seq_num"]
+            # The last line may be cut by a full disk or a crash.
+            self._done.update(line for line in lines if line.endswith("."))
+        self._file = path.open("a")
+        if not first:
+            head = {"source": source, "visits": visits, "begin_tai": begin_tai_s, "seq_num": seq_num}
+            self._write(json.dumps(head))
+        elif lines and not lines[-1].endswith("."):
+            self._write("")
+
+    def rest(self, visits: Sequence[ReplayedVisit], events: Iterable[PlannedEvent]) -> list[ReplayedVisit]:
+        """Return the visits with an event that was not done."""
+        planned = Counter(_line(event) for event in events if event.step in _NOTED)
+        names = {line.partition(" ")[2] for line in planned - self._done}
+        return [visit for visit in visits if f"{visit.group}." in names]
+
+    def note(self, event: TelescopeEvent) -> None:
+        """Remember an event that was done."""
+        if event.step in _NOTED:
+            self._write(_line(event))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{line}\n")
+        self._file.flush()
+
+
+def _line(event: PlannedEvent | TelescopeEvent) -> str:
+    return f"{event.step} {event.visit.group}."
