@@ -41,7 +41,7 @@ from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import NewFile, file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
@@ -49,6 +49,7 @@ from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.owners import Owners, Place, place_of
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
 if TYPE_CHECKING:

@@ -40,8 +40,9 @@ from lsst.daf.butler.time_utils import TimeConverter
 from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
 
-from ppdaemon.durable import sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import NewFile
+from ppdaemon.middleware.export.syncing import sync_all
 
 __all__ = ("RowIngest", "problem")
 

@@ -31,12 +31,13 @@ from lsst.daf.butler import (
 from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
 

@@ -31,7 +31,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync_all, write_durably
+from ppdaemon.durable import write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported, ImagesGivenUp
@@ -51,6 +51,7 @@ from ppdaemon.middleware.export.spool import (
     image_types,
     read_manifest,
 )
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.run.initoutputs import record_exported
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
 
