@@ -17,7 +17,7 @@ from ppdaemon.middleware.butler.failures import is_link_refusal
 __all__ = ("Facts", "checksum_of", "copy_checked", "facts_of_new")
 
 type Facts = tuple[object, ...]
-"""Device, owner, mode and extended attributes of a file."""
+"""Device, owner, mode, number of names and extended attributes of a file."""
 
 # CRC-32 and not a hash of cryptography: it has to find damage, and the worker is
 # held while it is computed. It takes a fifth of the time of BLAKE2b.
@@ -36,9 +36,11 @@ def checksum_of(path: Path) -> str:
 def facts_of_new(folder: Path) -> Facts:
     """Return what a file has that is made in a folder."""
     path = folder / "facts"
-    with path.open("xb") as stream:
+    try:
+        with path.open("xb") as stream:
+            return _facts(stream)
+    finally:
         path.unlink()
-        return _facts(stream)
 
 
 def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts | None = None) -> bool:
@@ -76,11 +78,12 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
 
 def _link(source: BinaryIO, target: str, checksum: str, linkable: Facts) -> bool:
     """Link a file to a target if that is allowed; return whether it was."""
-    if os.fstat(source.fileno()).st_nlink > 1 or _facts(source) != linkable or _is_written(source):
+    if _facts(source) != linkable or _is_written(source):
         return False
     _compare(source, checksum)
     try:
-        # Before it has another name, which the filesystem's journal would be written for.
+        # A spool that a person has copied back may not be on the disk. Before the file has another name, for
+        # which the filesystem's journal would be written.
         os.fdatasync(source.fileno())
         os.link(source.name, target)
     except OSError as error:
@@ -96,7 +99,7 @@ def _facts(stream: BinaryIO) -> Facts:
     with suppress(OSError):  # the filesystem has none
         attributes += ((name, os.getxattr(descriptor, name)) for name in os.listxattr(descriptor))
     found = os.fstat(descriptor)
-    return found.st_dev, found.st_uid, found.st_gid, found.st_mode, *attributes
+    return found.st_dev, found.st_uid, found.st_gid, found.st_mode, found.st_nlink, *attributes
 
 
 def _is_written(stream: BinaryIO) -> bool:

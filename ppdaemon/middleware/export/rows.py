@@ -268,8 +268,8 @@ class RowIngest:
         for leaf in leaves:
             os.makedirs(leaf, exist_ok=True)
         for path, target in targets.items():
-            with self._store._transaction.undoWith("move", _rename, target, path):
-                _rename(path, target)
+            _rename(path, target)
+            self._store._transaction.registerUndo("move", _rename, target, path)
         sync_all(map(Path, leaves.union(map(os.path.dirname, new))))
         if len(self._synced) > _MAX_FOLDERS:
             self._synced.clear()
