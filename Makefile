@@ -17,7 +17,7 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make slow-ml the tests with torch and others, in .venv-ml (several GB)"
 	@echo "make quick   the tests that start no process and need no LSST code"
-	@echo "make bench   all benches with quick settings, ten minutes on two idle cores: goals, and ratios"
+	@echo "make bench   all benches with quick settings, eleven minutes on two idle cores: goals, and ratios"
 	@echo "             worse than those of tools/baseline.json"
 	@echo "make check   format, lint, types, layers"
 	@echo "make doc     the documentation as a site, in build/doc"

@@ -70,13 +70,18 @@ WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
 ]
+BRIDGE = [
+    "aiohttp>=3.10",  # imported by ppbridge where HTTP is served only: 9 MB
+]
 OTEL = [
     "opentelemetry-api>=1.40,<2",  # imported where traces are configured only
     "opentelemetry-exporter-otlp-proto-http>=1.40,<2",
     "opentelemetry-sdk>=1.40,<2",
 ]
 TEST = [
+    "boto3>=1.34",
     "hypothesis>=6.100",
+    "moto[server]>=5.0",  # a server of S3
     "opentelemetry-proto>=1.40,<2",  # a collector's side
     "playwright>=1.48",  # drives the chromium of the host
     "pytest>=8.2",
@@ -136,17 +141,19 @@ setup(
         "demo": DEMO + WEB,
         "postgres": POSTGRES,
         "web": WEB,
+        "bridge": BRIDGE,
         "kafka": KAFKA,
         "otel": OTEL,
-        "test": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST,
-        "dev": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + DEV,
+        "test": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST,
+        "dev": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": BPS + DEMO + POSTGRES + WEB + KAFKA + OTEL + TEST + ML,
+        "ml": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [
             "ppdaemon = ppdaemon.node.app:main",
             "pprelay = ppdaemon.relay.app:main",
+            "ppbridge = ppdaemon.bridge.app:main",
             "ppctl = ppdaemon.ctl.cli:main",
             "send_visit = ppdaemon.ctl.send:main",
             "ppweb = ppdaemon.web.app:main",

@@ -161,7 +161,7 @@ class RelayLink(ConfigPart):
 
 
 class Publisher(Model):
-    """A publisher of arrival notices: an address, or a mapping of ``address`` and ``server``."""
+    """A publisher of arrival notices, or a bridge: an address, or a mapping of ``address`` and ``server``."""
 
     address: ConnectAddress
     """ZeroMQ address of the publisher."""
@@ -197,6 +197,9 @@ class ArrivalsConfig(ConfigPart):
     subscribe: tuple[Publisher, ...] = ()
     """ZeroMQ publishers of arrival notices. Each is an address, or a mapping of ``address``
     and ``server``, the file with its public key."""
+    bridges: tuple[Publisher, ...] = ()
+    """Bridges of object stores (``ppbridge``). Each is an address, or a mapping of ``address`` and
+    ``server``, the file with its public key."""
     notices_per_s: Rate = 2000.0
     """Notices per second of one publisher that are read for long, and five times as many at once;
     further ones wait, and are lost when 20,000 wait. A notice counts once more for each 4 kB."""
@@ -794,9 +797,10 @@ def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:
         address, server = values
         if address is not None:
             yield ("relay",), address, server
-    for publishers in valid_values(getattr(keys, "arrivals", None), "subscribe"):
-        for number, publisher in enumerate(publishers):
-            yield ("arrivals", "subscribe", number), publisher.address, publisher.server
+    for name in ("subscribe", "bridges"):
+        for publishers in valid_values(getattr(keys, "arrivals", None), name):
+            for number, publisher in enumerate(publishers):
+                yield ("arrivals", name, number), publisher.address, publisher.server
 
 
 def _of_instruments(

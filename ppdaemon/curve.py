@@ -7,7 +7,8 @@ disconnected, because libzmq cannot do that; but `Gatekeeper.sender` no longer k
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from ppdaemon.keyfiles import KeyPair, read_key_pair, read_public_key
 from ppdaemon.throttle import Throttle
 
-__all__ = ("ClientKeys", "Gatekeeper", "new_key_pair")
+__all__ = ("ClientKeys", "Gatekeeper", "admitting", "new_key_pair")
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,3 +115,15 @@ class Gatekeeper(AsyncioAuthenticator):
             _LOG.exception("internal error: a connection is refused; please report this")
             # The socket must answer before it can receive again. 300: the peer may try again.
             self._send_zap_reply(msg[1], b"300", b"internal error")
+
+
+def admitting(
+    context: zmq.asyncio.Context,
+    key: Path | None,
+    read_allowed: Callable[[], Mapping[str, Mapping[str, str]]],
+) -> AbstractContextManager[Gatekeeper | None]:
+    """Return the gatekeeper of a program with this key; of none without a key.
+
+    Raises `~ppdaemon.keyfiles.UnusableKey`.
+    """
+    return nullcontext() if key is None else Gatekeeper(context, read_key_pair(key), read_allowed())

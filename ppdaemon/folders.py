@@ -58,6 +58,8 @@ class NodeFolders:
         """Locked by the running daemon."""
         self.ramdisk_lock = ramdisk / "lock"
         """Also locked: two daemons of the same name may have different state folders."""
+        self.bridges = state / "bridges.json"
+        """The last notice that was taken from each bridge."""
         self.drained = state / "drained"
         """Exists while an operator has drained the node; it has the TAI time in seconds since 1970."""
 

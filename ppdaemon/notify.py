@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Messages to systemd: the sd_notify protocol, as in sd_notify(3)."""
+"""Messages to systemd, as in sd_notify(3), and sockets from it."""
 
+import os
 import socket
+from collections.abc import Mapping
 
-__all__ = ("Notifier",)
+__all__ = ("Notifier", "passed_sockets")
+
+FIRST_PASSED = 3
+"""The first descriptor of a socket that systemd passes."""
 
 
 class Notifier:
@@ -26,3 +31,10 @@ class Notifier:
             self._sender.sendto(text.encode(), self._address)
         except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
             return  # the manager restarts or is slow; the next message repeats the state
+
+
+def passed_sockets(environment: Mapping[str, str]) -> list[socket.socket]:
+    """Return the sockets that systemd has opened for this process, as in sd_listen_fds(3)."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    return [socket.socket(fileno=FIRST_PASSED + n) for n in range(int(environment.get("LISTEN_FDS", "0")))]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
-from ppdaemon.reports import Problem, ProblemSource, RelayStatusReport, StatusReport
+from ppdaemon.reports import BridgeStatusReport, Problem, ProblemSource, RelayStatusReport, StatusReport
 from ppdaemon.terminal import duration, plain
 
 __all__ = ("Finding", "ProblemLog", "status_line")
@@ -78,7 +78,7 @@ def _rank(problem: Problem) -> tuple[bool, int, float]:
     return not problem.degrades, _SOURCES.index(problem.source), problem.since_tai
 
 
-def status_line(report: StatusReport | RelayStatusReport) -> str:
+def status_line(report: StatusReport | RelayStatusReport | BridgeStatusReport) -> str:
     """Return the state in one line, with the first problem and the number of others."""
     if not report.problems:
         return report.text

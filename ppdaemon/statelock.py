@@ -5,9 +5,10 @@ import fcntl
 import os
 from pathlib import Path
 
-from ppdaemon.privatefiles import open_private
+from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.privatefiles import make_folder, open_private
 
-__all__ = ("LockHeld", "StateLock")
+__all__ = ("LockHeld", "StateLock", "lock_state")
 
 
 class LockHeld(Exception):
@@ -39,3 +40,20 @@ class StateLock:
     def close(self) -> None:
         """Release the lock."""
         os.close(self._fd)
+
+
+def lock_state(folder: Path, program: str) -> StateLock:
+    """Create the state directory and lock it against a second run of the program.
+
+    Raises `~ppdaemon.errors.Refused` if another one uses it, and
+    `~ppdaemon.errors.StateUnusable` if it cannot be created, or if other users could change it.
+    """
+    path = folder / "lock"
+    try:
+        make_folder(folder)
+        return StateLock(path)
+    except LockHeld as error:
+        pid = error.holder or "unknown"
+        raise Refused(f"another {program} (pid {pid}) uses state_dir {folder}; stop it first") from None
+    except OSError as error:
+        raise StateUnusable(f"state_dir: {path}: {error.strerror}") from None

@@ -89,7 +89,7 @@ NEXT
 
 uninstall() {
   local name venv
-  for name in ppweb ppdaemon pprelay; do
+  for name in ppweb ppdaemon pprelay ppbridge.socket ppbridge; do
     if systemctl -q "--root=$DESTDIR/" is-enabled "$name" 2>/dev/null ||
       { with_systemd && systemctl -q is-active "$name"; }; then
       fail "$name is enabled or runs: systemctl disable --now $name"

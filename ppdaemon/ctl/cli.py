@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The program ``ppctl``: queries and controls a ppdaemon, or a pprelay, over its control socket.
+"""The program ``ppctl``: queries and controls a ppdaemon, a pprelay or a ppbridge over its control socket.
 
 Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
 follows LSB. No answer of a daemon makes it print a traceback.
@@ -18,10 +18,12 @@ from ppdaemon import __version__
 from ppdaemon.commandline import ended_by_reader
 from ppdaemon.ctl import actions, queries
 from ppdaemon.ctl.target import (
+    BRIDGE_RUN,
     DEFAULT_SOCKET,
     RELAY_RUN,
     RELAY_SOCKET_VARIABLE,
     SOCKET_VARIABLE,
+    bridge_of,
     node_of,
     relay_of,
 )
@@ -93,7 +95,8 @@ _COMMANDS = (
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_RUN}."
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}, of a relay {RELAY_RUN},"
+    f" of a bridge {BRIDGE_RUN}."
     f"  [env: {SOCKET_VARIABLE}, {RELAY_SOCKET_VARIABLE}]",
 )
 @click.option(
@@ -102,14 +105,22 @@ _COMMANDS = (
     help="Configuration file of the daemon: use the socket in it.",
 )
 @click.option("--relay", is_flag=True, help="Use a relay (pprelay) instead of a node (ppdaemon).")
+@click.option("--bridge", is_flag=True, help="Use a bridge of object stores (ppbridge): it has status.")
 @click.pass_context
-def _ppctl(context: click.Context, socket_path: Path | None, config: Path | None, relay: bool) -> None:
+def _ppctl(
+    context: click.Context, socket_path: Path | None, config: Path | None, relay: bool, bridge: bool
+) -> None:
     """Show the state of a ppdaemon, or with --relay of a pprelay, and control it.
 
     A relay has status, visits, visit, hosts, drain, resume and reload.
     """
     if socket_path and config:
         raise click.UsageError("give --socket or --config, not both")
+    if relay and bridge:
+        raise click.UsageError("give --relay or --bridge, not both")
+    if bridge:
+        context.obj = bridge_of(socket_path, config)
+        return
     if relay:
         context.obj = relay_of(socket_path, config)
         return

@@ -21,7 +21,16 @@ from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
 
-__all__ = ("ControlClient", "Daemon", "Denied", "NotFound", "NotRunning", "RelayDaemon", "is_there")
+__all__ = (
+    "BridgeDaemon",
+    "ControlClient",
+    "Daemon",
+    "Denied",
+    "NotFound",
+    "NotRunning",
+    "RelayDaemon",
+    "is_there",
+)
 
 REPLY_LIMIT = 67_108_864
 """Largest reply in bytes: 10,000 visits with long reasons fit."""
@@ -202,7 +211,7 @@ class ControlClient:
             case BadMessage():
                 return Unavailable(
                     f"{self._path}: invalid answer, the daemon may be newer than ppctl, or is not a "
-                    f"{self.program}: --relay is for pprelay only ({error})"
+                    f"{self.program}: --relay is for pprelay only, --bridge for ppbridge ({error})"
                 )
             case _:
                 return Unavailable(f"{self._path}: {error}")
@@ -453,6 +462,16 @@ class RelayDaemon(ControlClient):
             return tuple(read(path))
 
 
+class BridgeDaemon(ControlClient):
+    """A bridge, reached over ``control`` of its configuration; see `ControlClient`."""
+
+    program = "ppbridge"
+
+    def status(self) -> reports.BridgeStatusReport:
+        """Return the state of the bridge; raises as `ask` does."""
+        return self._request(reports.StatusRequest(), _BRIDGE_STATUS)
+
+
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
 _WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...], config=reports.DEFERRED)
 _VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...], config=reports.DEFERRED)
@@ -462,6 +481,7 @@ _CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...], config=reports.
 _REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...], config=reports.DEFERRED)
 
 _RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)
+_BRIDGE_STATUS = pydantic.TypeAdapter(reports.BridgeStatusReport)
 _NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...], config=reports.DEFERRED)
 _RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...], config=reports.DEFERRED)
 _RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...], config=reports.DEFERRED)
@@ -491,7 +511,7 @@ def _data(line: bytes) -> Any:
         case "bad_request":
             raise Unavailable(
                 "the daemon rejects the request, its version may differ from ppctl's, or it is another "
-                f"program: --relay is for pprelay only ({reply.text})"
+                f"program: --relay is for pprelay only, --bridge for ppbridge ({reply.text})"
             )
         case "internal":
             raise PPDaemonError(f"internal error in the daemon, see its log: {reply.text}")

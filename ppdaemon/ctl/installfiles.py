@@ -33,6 +33,7 @@ DANGLING = "dangling link"
 # the same name below /etc is preferred, as is a drop-in of `systemctl edit`.
 _PLACES = (
     ("ctl/shipped/systemd/*.service", "usr/local/lib/systemd/system"),
+    ("ctl/shipped/systemd/*.socket", "usr/local/lib/systemd/system"),
     ("ctl/shipped/systemd/*.mount", "usr/local/lib/systemd/system"),
     ("ctl/shipped/systemd/sysusers.d/*", "usr/local/lib/sysusers.d"),
     ("ctl/shipped/systemd/tmpfiles.d/*", "usr/local/lib/tmpfiles.d"),

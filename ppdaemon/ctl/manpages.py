@@ -15,6 +15,11 @@ __all__ = ("PROGRAMS", "commands_of", "completion", "man_page")
 PROGRAMS = {
     "ppdaemon": ("ppdaemon.node.app:cli", 8, ("/etc/ppdaemon/ppdaemon.yaml", "/var/lib/ppdaemon/node")),
     "pprelay": ("ppdaemon.relay.app:_command", 8, ("/etc/ppdaemon/pprelay.yaml", "/var/lib/ppdaemon/relay")),
+    "ppbridge": (
+        "ppdaemon.bridge.app:_command",
+        8,
+        ("/etc/ppdaemon/ppbridge.yaml", "/var/lib/ppdaemon/bridge"),
+    ),
     "ppweb": ("ppdaemon.web.app:command", 8, ("/run/ppdaemon/control.sock",)),
     "ppctl": ("ppdaemon.ctl.cli:_ppctl", 1, ("/run/ppdaemon/control.sock",)),
     "send_visit": ("ppdaemon.ctl.send:command", 1, ()),
@@ -23,7 +28,7 @@ PROGRAMS = {
 
 
 def _command(program: str) -> click.Command:
-    # By name: ctl imports neither node nor relay, and this needs no more than their options.
+    # By name: ctl imports no other program, and this needs no more than their options.
     command: click.Command = resolve_name(PROGRAMS[program][0])
     return command
 

@@ -129,7 +129,7 @@ def check_repo(config: NodeConfig) -> Iterator[CheckFinding]:
 def check_keys(config: NodeConfig) -> Iterator[CheckFinding]:
     """Return whether the keys can be used, and whether each pair belongs together."""
     security, servers = config.security, [config.relay.server]
-    servers += [publisher.server for publisher in config.arrivals.subscribe]
+    servers += [each.server for each in (*config.arrivals.subscribe, *config.arrivals.bridges)]
     files = [("security.key", security.key), *(("server", server) for server in servers)]
     if not any(path for _, path in files):
         text = "no keys: connections are not encrypted"

@@ -11,7 +11,7 @@ import click
 import pydantic
 from rich.console import RenderableType
 
-from ppdaemon.ctl.client import ControlClient, Daemon, RelayDaemon, is_there
+from ppdaemon.ctl.client import BridgeDaemon, ControlClient, Daemon, RelayDaemon, is_there
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.terminal import show
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported by the commands that need it: the others must star
     from ppdaemon.config import NodeConfig
 
 __all__ = (
+    "any_command",
     "as_json_option",
     "common_command",
     "config_option",
@@ -49,7 +50,8 @@ def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable
         @functools.wraps(command)
         def run(context: click.Context, *args: Any, **options: Any) -> Any:
             if not isinstance(context.obj, kinds):
-                raise click.UsageError(f"ppctl {context.info_name} is for a node, not for --relay")
+                used = "--bridge" if isinstance(context.obj, BridgeDaemon) else "--relay"
+                raise click.UsageError(f"ppctl {context.info_name} is for a node, not for {used}")
             return command(context.obj, *args, **options)
 
         return run
@@ -59,6 +61,11 @@ def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable
 
 for_daemon = _for(Daemon)
 _either = _for(Daemon, RelayDaemon)
+
+
+def any_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the daemon, the relay or the bridge as an argument and ``--json`` as an option to a command."""
+    return as_json_option(_for(Daemon, RelayDaemon, BridgeDaemon)(command))
 
 
 def daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:

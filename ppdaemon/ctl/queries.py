@@ -17,9 +17,10 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import Daemon, NotFound, NotRunning, RelayDaemon
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, NotFound, NotRunning, RelayDaemon
 from ppdaemon.ctl.options import (
     DEFAULT_CONFIG,
+    any_command,
     as_json_option,
     common_command,
     config_option,
@@ -38,7 +39,7 @@ from ppdaemon.ctl.target import node_of, relay_of
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
-from ppdaemon.reports import StatusReport, VisitRow
+from ppdaemon.reports import RelayStatusReport, StatusReport, VisitRow
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
 from ppdaemon.wire import Model
@@ -64,14 +65,15 @@ __all__ = (
 
 
 @click.command()
-@common_command
+@any_command
 @click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
 @click.option("--check", is_flag=True, help="Exit with 1 if it is not healthy: for monitoring.")
-def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool, check: bool) -> None:
+def status(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool, verbose: bool, check: bool) -> None:
     """Show the state of the daemon.
 
     Slots, visits, export, sources of raws, limits, and problems to check. With
     --relay: nodes, detectors that wait or that no node serves, and the ledger.
+    With --bridge: the last notice, the ring, and what each node lacks.
 
     Exit code: 0 running (with --check: and healthy), 1 with --check if it is
     degraded, drained, starting or stopping, 3 not running, 4 unknown.
@@ -85,8 +87,10 @@ def status(daemon: Daemon | RelayDaemon, as_json: bool, verbose: bool, check: bo
         raise click.exceptions.Exit(code) from None
     if isinstance(report, StatusReport):
         show_data(report, partial(tables.status_view, verbose=verbose), as_json)
-    else:
+    elif isinstance(report, RelayStatusReport):
         show_data(report, relaytables.relay_status_view, as_json)
+    else:
+        show_data(report, relaytables.bridge_status_view, as_json)
     if check and not report.healthy:
         raise click.exceptions.Exit(ExitCode.FAILED)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Terminal output of ``ppctl --relay``: status, nodes, visits. Does not print."""
+"""Terminal output of ``ppctl --relay`` and ``--bridge``: status, nodes, visits. Does not print."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +12,7 @@ from ppdaemon.clock import tai_iso
 from ppdaemon.ctl.tables import STATE_STYLES, counted, problem_lines
 from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
+    BridgeStatusReport,
     RelayDetectorRow,
     RelayHostsReport,
     RelayNodeRow,
@@ -21,16 +22,37 @@ from ppdaemon.reports import (
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.terminal import duration, new_table, number_of, plain
 
-__all__ = ("hosts_view", "needed_view", "relay_status_view", "relay_visit_view", "relay_visits_table")
+__all__ = (
+    "bridge_status_view",
+    "hosts_view",
+    "needed_view",
+    "relay_status_view",
+    "relay_visit_view",
+    "relay_visits_table",
+)
 
 _NODE_STYLES = {"ready": "green", "disconnected": "red"}
 
 
 def relay_status_view(report: RelayStatusReport) -> RenderableType:
     """Show the state of a relay."""
+    return _status_view("pprelay", report.relay, report, _lines(report))
+
+
+def bridge_status_view(report: BridgeStatusReport) -> RenderableType:
+    """Show the state of a bridge."""
+    return _status_view("ppbridge", report.bridge, report, _bridge_lines(report))
+
+
+def _status_view(
+    program: str,
+    name: str,
+    report: RelayStatusReport | BridgeStatusReport,
+    lines: Iterable[tuple[str, str]],
+) -> RenderableType:
     head = Text.assemble(
-        ("pprelay ", "bold"),
-        (plain(report.relay), "bold cyan"),
+        (f"{program} ", "bold"),
+        (plain(name), "bold cyan"),
         "  ",
         (report.state, STATE_STYLES[report.state]),
         f"  {plain(report.text)}",
@@ -38,9 +60,29 @@ def relay_status_view(report: RelayStatusReport) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _lines(report):
-        grid.add_row(name, value)
+    for line in lines:
+        grid.add_row(*line)
     return Group(head, *problem_lines(report), grid)
+
+
+def _bridge_lines(report: BridgeStatusReport) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each line below the first one."""
+    up = duration(report.tai - report.started_tai)
+    yield "process", f"{report.pid}, version {plain(report.version)}, up {up}"
+    if report.listening:
+        yield "HTTP", f"{plain(report.listening)}, {number_of(report.connections, 'connection')}"
+    age = "none" if report.last_notice_s is None else f"{duration(report.last_notice_s)} ago"
+    yield "last notice", f"{age}, number {report.last}"
+    yield (
+        "ring",
+        f"{plain(report.ring)}, {number_of(report.depth, 'notice')} from {report.first} on,"
+        f" {report.ring_mb:.1f} MB, {report.backlog} to write",
+    )
+    for row in report.nodes:
+        behind = "has all" if not row.behind else f"lacks {row.behind}"
+        yield "node", f"{plain(row.node)} {behind}, asked {duration(row.asked_s)} ago"
+    if any(report.counters.values()):
+        yield "counted", counted(sorted(report.counters.items()))
 
 
 def _lines(report: RelayStatusReport) -> Iterator[tuple[str, str]]:

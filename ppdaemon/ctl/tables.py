@@ -21,6 +21,7 @@ from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     FALLBACK,
     GIVEN_UP,
+    BridgeStatusReport,
     LateRow,
     RefusedRaw,
     RelayStatusReport,
@@ -112,7 +113,7 @@ def head_line(report: StatusReport) -> Text:
     )
 
 
-def problem_lines(report: StatusReport | RelayStatusReport) -> list[Text]:
+def problem_lines(report: StatusReport | RelayStatusReport | BridgeStatusReport) -> list[Text]:
     """Return one line for each problem, with the time since it began; ``!`` limits the node now."""
     return [
         Text(
@@ -170,6 +171,8 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
             figures += (
                 f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
             )
+        if source.last_notice_s is not None:
+            figures += f", last notice {duration(source.last_notice_s)} ago"
         note = f", {plain(source.note)}" if source.note else ""
         yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
     if report.refused_raws:

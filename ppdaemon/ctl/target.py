@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon or the relay that ``ppctl`` uses: of a socket, a configuration, or the default folders."""
+"""The program that ``ppctl`` uses: that of a socket, of a configuration, or of the default folders."""
 
 import contextlib
 import os
@@ -7,18 +7,19 @@ from pathlib import Path
 
 import click
 
-from ppdaemon.ctl.client import Daemon, RelayDaemon, is_there
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon, is_there
 from ppdaemon.errors import ConfigError
 from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.reports import JOURNAL_NAME, RELAY_SOCKET
+from ppdaemon.reports import BRIDGE_SOCKET, JOURNAL_NAME, RELAY_SOCKET
 from ppdaemon.terminal import plain
 
-__all__ = ("node_of", "relay_of")
+__all__ = ("bridge_of", "node_of", "relay_of")
 
 DEFAULT_SOCKET = Path("/run/ppdaemon/control.sock")
 NODE_STATE = Path("/var/lib/ppdaemon/node")
 RELAY_RUN = Path("/run/pprelay/control.sock")
 RELAY_STATE = Path("/var/lib/ppdaemon/relay")
+BRIDGE_RUN = Path("/run/ppbridge/control.sock")
 SOCKET_VARIABLE = "PPDAEMON_SOCKET"
 RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
 
@@ -80,3 +81,11 @@ def relay_of(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     if config is not None or socket_path == RELAY_RUN:
         relay.ledger = folder / LEDGER_NAME
     return relay
+
+
+def bridge_of(socket_path: Path | None, config: Path | None) -> BridgeDaemon:
+    """Return the bridge of a socket, of a configuration, or of the default path."""
+    if config is not None:
+        folder = _path_in(config, "state_dir")
+        socket_path = _path_in(config, "control", default=str(folder / BRIDGE_SOCKET))
+    return BridgeDaemon(socket_path or BRIDGE_RUN)

@@ -24,6 +24,7 @@ from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import Forked, ForkFact, ForkFailed, Reaped
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.node.arrivals.arrivals import Arrivals
+from ppdaemon.node.arrivals.bridges import BridgeUse
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.control.metrics import NODE_METRICS, NodeSource
 from ppdaemon.node.control.reloader import Reloader
@@ -158,6 +159,7 @@ class NodeParts:
             folders.canaries,
             self.reader,
             config.security.key,
+            BridgeUse(config.node.name, folders.bridges, self.visits.open.oldest_tai),
         )
         self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(

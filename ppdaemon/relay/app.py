@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,14 @@ import zmq.asyncio
 from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
-from ppdaemon.curve import Gatekeeper
+from ppdaemon.curve import admitting
 from ppdaemon.errors import PPDaemonError
-from ppdaemon.keyfiles import read_key_pair
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
-from ppdaemon.relay.config import RelayConfig, RelaySecurity, load_relay
-from ppdaemon.relay.ledger import Ledger, lock_state
+from ppdaemon.relay.config import RelayConfig, load_relay
+from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.relay import Relay, RelaySockets
+from ppdaemon.statelock import lock_state
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 
@@ -87,10 +87,10 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: relay.request_reload())
     # The lock first and released last: neither ledger nor sockets are shared with another relay.
     with (
-        closing(lock_state(config.state_dir)),
+        closing(lock_state(config.state_dir, "pprelay")),
         zmq.asyncio.Context() as context,
         # Before the sockets are bound: until it runs, nobody is admitted.
-        _gatekeeper(context, config.security) as gatekeeper,
+        admitting(context, config.security.key, config.security.read_allow_lists) as gatekeeper,
         closing(link.bind_submit(context, config.submit, gatekeeper)) as submit,
         closing(link.bind_nodes(context, config.nodes, gatekeeper)) as nodes,
     ):
@@ -106,14 +106,6 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
         )
         await relay.run()
     _LOG.info("stopped")
-
-
-def _gatekeeper(
-    context: zmq.asyncio.Context, security: RelaySecurity
-) -> AbstractContextManager[Gatekeeper | None]:
-    if security.key is None:
-        return nullcontext()
-    return Gatekeeper(context, read_key_pair(security.key), security.read_allow_lists())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,11 +15,9 @@ from typing import Any
 import fastavro
 
 from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.kafkaconsumer import Place
 
-__all__ = ("Offsets", "Place", "SchemaRegistry", "UnknownSchema", "event_json")
-
-type Place = tuple[str, int]
-"""Topic and partition."""
+__all__ = ("Offsets", "SchemaRegistry", "UnknownSchema", "event_json")
 
 MAGIC = 0
 """First byte of a message in Confluent's wire format; the schema's number, four bytes, follows."""

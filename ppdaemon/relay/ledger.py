@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.clock import Clock
-from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import DetectorOutcome, EndedDetectors, HeldDetectors, Hello
-from ppdaemon.privatefiles import make_folder
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
 from ppdaemon.sqlitefile import SchemaStep, SqliteFile
-from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
-__all__ = ("AcceptedVisit", "FoundVisit", "Ledger", "UnfinishedVisit", "lock_state")
+__all__ = ("AcceptedVisit", "FoundVisit", "Ledger", "UnfinishedVisit")
 
 PRUNE_BATCH = 200
 """Visits deleted in one transaction: 40,000 rows of LSSTCam, about 50 ms in which
@@ -134,23 +131,6 @@ class FoundVisit:
     script_sal_index: int
     cancelled: bool
     outcomes: tuple[DetectorOutcome, ...]
-
-
-def lock_state(folder: Path) -> StateLock:
-    """Create the state directory and lock it against a second relay.
-
-    Raises `~ppdaemon.errors.Refused` if another relay uses it, and
-    `~ppdaemon.errors.StateUnusable` if it cannot be created, or if other users could change it.
-    """
-    path = folder / "lock"
-    try:
-        make_folder(folder)
-        return StateLock(path)
-    except LockHeld as error:
-        pid = error.holder or "unknown"
-        raise Refused(f"another pprelay (pid {pid}) uses state_dir {folder}; stop it first") from None
-    except OSError as error:
-        raise StateUnusable(f"state_dir: {path}: {error.strerror}") from None
 
 
 class Ledger(SqliteFile):

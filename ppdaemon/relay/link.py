@@ -3,19 +3,15 @@
 
 import errno
 import logging
-import os
-from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import PPDaemonError
 from ppdaemon.messages import (
     NODE_LIMIT,
     SUBMIT_LIMIT,
@@ -31,7 +27,6 @@ from ppdaemon.messages import (
     SendHello,
     Welcome,
 )
-from ppdaemon.privatefiles import check_socket_folder
 from ppdaemon.relay.orders import (
     ConfirmResults,
     Permit,
@@ -44,31 +39,15 @@ from ppdaemon.relay.orders import (
     SendWelcome,
     Withdraw,
 )
-from ppdaemon.states import ExitCode
+from ppdaemon.routers import COMMON_OPTIONS, bind, send
 from ppdaemon.wire import encode
 
-__all__ = ("NODES", "SUBMIT", "CannotBind", "NodeLink", "answer", "bind_nodes", "bind_submit")
+__all__ = ("NODES", "SUBMIT", "NodeLink", "answer", "bind_nodes", "bind_submit")
 
 _LOG = logging.getLogger(__name__)
 
 SUBMIT, NODES = "submit", "nodes"
 """The sockets, by their keys in the configuration; also the domains of their allow-lists."""
-
-COMMON_OPTIONS = {
-    # Milliseconds that a closed socket may still send. Short, so that a stop takes
-    # less than a second: the next run sends unacknowledged messages again.
-    zmq.LINGER: 100,
-    # The default is 30 s, in which each half-open connection of a port scanner
-    # would use resources.
-    zmq.HANDSHAKE_IVL: 3000,
-    # Connections that may wait for the I/O thread, such as of all nodes after a restart; the default
-    # is 100.
-    zmq.BACKLOG: 1024,
-    # Closes connections whose other end has disappeared (host down, cable), and
-    # drops their queues.
-    zmq.HEARTBEAT_IVL: 5000,
-    zmq.HEARTBEAT_TIMEOUT: 15_000,
-}
 
 SUBMIT_OPTIONS = COMMON_OPTIONS | {
     # An oversized message up to this size is refused with a reason; a larger one
@@ -98,79 +77,23 @@ MAX_NUMBERED = 10_000
 connected again since; without numbers a node notices no gap."""
 
 
-class CannotBind(PPDaemonError):
-    """The relay cannot listen on a configured address."""
-
-    def __init__(self, key: str, address: str, error: zmq.ZMQError):
-        text = str(error)
-        self.exit_code = ExitCode.UNAVAILABLE
-        if error.errno == errno.EADDRINUSE:
-            text = "the port is in use; check whether another pprelay runs on this host"
-            self.exit_code = ExitCode.TRY_LATER
-        elif error.errno == errno.EACCES:
-            text = "this user may not listen there; choose a port above 1023"
-            self.exit_code = ExitCode.PERMISSION
-        elif error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL):
-            text = "this host has no such address or name"
-        super().__init__(f"{key}: cannot listen on {address}: {text}")
-
-
-def _bind(
-    context: zmq.asyncio.Context,
-    key: str,
-    address: str,
-    options: Mapping[zmq.SocketOption, int],
-    gatekeeper: Gatekeeper | None,
-) -> zmq.asyncio.Socket:
-    socket = context.socket(zmq.ROUTER)
-    for option, value in options.items():
-        socket.setsockopt(option, value)
-    if gatekeeper is not None:
-        gatekeeper.apply(socket, key)
-    if address.startswith("ipc:///"):
-        check_socket_folder(Path(address.removeprefix("ipc://")).parent)
-    # The file of an ipc socket gets its mode from here: for other users of the host there are keys.
-    before = os.umask(0o177)
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        socket.close(linger=0)
-        raise CannotBind(key, address, error) from None
-    finally:
-        os.umask(before)
-    _LOG.info("listening", extra={"socket": key, "address": socket.getsockopt_string(zmq.LAST_ENDPOINT)})
-    return socket
-
-
 def bind_submit(
     context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
 ) -> zmq.asyncio.Socket:
     """Open the submit socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, SUBMIT, address, SUBMIT_OPTIONS, gatekeeper)
+    return bind(context, SUBMIT, address, SUBMIT_OPTIONS, gatekeeper)
 
 
 def bind_nodes(
     context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
 ) -> zmq.asyncio.Socket:
     """Open the node socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return _bind(context, NODES, address, NODE_OPTIONS, gatekeeper)
-
-
-def _send(socket: zmq.asyncio.Socket, frames: Sequence[bytes]) -> zmq.ZMQError | None:
-    """Send without waiting; return the error if ZeroMQ does not accept the message.
-
-    With NOBLOCK the socket's future is done when `send_multipart` returns.
-    """
-    sending = cast(Future[None], socket.send_multipart(frames, flags=zmq.NOBLOCK))
-    error = sending.exception()
-    if error is not None and not isinstance(error, zmq.ZMQError):
-        raise error
-    return error
+    return bind(context, NODES, address, NODE_OPTIONS, gatekeeper)
 
 
 def answer(socket: zmq.asyncio.Socket, envelope: Sequence[bytes], accepted: Accepted) -> None:
     """Send an answer to a client; ignored if the client has disconnected."""
-    error = _send(socket, [*envelope, encode(accepted)])
+    error = send(socket, [*envelope, encode(accepted)])
     if error is not None:
         _LOG.debug(
             "client does not receive its answer", extra={"group": accepted.group, "reason": str(error)}
@@ -195,7 +118,7 @@ class NodeLink:
 
         A connection whose queue is full counts as open: what it missed is sent again.
         """
-        error = _send(self.socket, [order.peer, encode(self._message(order))])
+        error = send(self.socket, [order.peer, encode(self._message(order))])
         if error is None or error.errno != errno.EHOSTUNREACH:
             return True
         self._sequences.pop(order.peer, None)

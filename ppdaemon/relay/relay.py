@@ -21,6 +21,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, ConfigError, NeedsRestart, PPDaemonError
+from ppdaemon.idleconnections import ConnectionLimit
 from ppdaemon.messages import NODE_LIMIT, FromNode, Heartbeat, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
@@ -30,7 +31,6 @@ from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, needs_restart
 from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
-from ppdaemon.relay.idleconnections import ConnectionLimit
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.openvisit import Reservation, make_open_visit

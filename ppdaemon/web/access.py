@@ -5,15 +5,12 @@ import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ppdaemon.errors import ConfigError
 
-__all__ = ("COOKIE", "Access", "check_listen", "read_token")
+__all__ = ("COOKIE", "Access", "check_listen")
 
 COOKIE = "ppweb"
-MIN_TOKEN = 20
-"""Letters of a token: `openssl rand -hex 16` writes 32."""
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -69,20 +66,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_token(path: Path) -> str:
-    """Return the token in a file. Raises `~ppdaemon.errors.ConfigError` if it is too short, or if other
-    users can read it.
-    """
-    try:
-        if path.stat().st_mode & 0o007:
-            raise ConfigError([f"{path}: other users can read the token: chmod o= {path}"])
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: {error}"]) from None
-    if len(token) < MIN_TOKEN:
-        raise ConfigError(
-            [f"{path}: a token has at least {MIN_TOKEN} letters: openssl rand -hex 16 > {path}"]
-        )
-    return token

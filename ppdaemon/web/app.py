@@ -12,7 +12,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
 from ppdaemon.ctl.target import node_of
 from ppdaemon.errors import ConfigError
-from ppdaemon.web.access import Access, check_listen, read_token
+from ppdaemon.tokenfile import read_token
+from ppdaemon.web.access import Access, check_listen
 
 __all__ = ("command", "main")
 

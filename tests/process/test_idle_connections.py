@@ -11,9 +11,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from ppdaemon import idleconnections
 from ppdaemon.ctl.client import RelayDaemon
-from ppdaemon.relay import idleconnections
-from ppdaemon.relay.idleconnections import ConnectionLimit, OpenConnections
+from ppdaemon.idleconnections import ConnectionLimit, OpenConnections
 from ppdaemon.testing.played import ClientSockets, PlayedNode
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until

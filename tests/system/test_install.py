@@ -64,12 +64,14 @@ def test_nothing_is_enabled_or_started(installed: tuple[Host, str]) -> None:
 
 def test_the_units_are_valid(host: Host) -> None:
     folder = "/usr/local/lib/systemd/system"
-    units = [f"{folder}/{name}" for name in ("ppdaemon.service", "pprelay.service", "run-ppramdisk.mount")]
+    names = ("ppdaemon.service", "pprelay.service", "ppbridge.service", "ppbridge.socket")
+    units = [f"{folder}/{name}" for name in (*names, "run-ppramdisk.mount")]
     assert host.run("systemd-analyze", "verify", *units) == ""
 
 
-def test_the_example_of_the_relay_can_be_used(host: Host) -> None:
-    checked = host.run("pprelay", "check-config", "--config", "/etc/ppdaemon/pprelay.yaml")
+@pytest.mark.parametrize("program", ["pprelay", "ppbridge"])
+def test_the_examples_of_relay_and_bridge_can_be_used(host: Host, program: str) -> None:
+    checked = host.run(program, "check-config", "--config", f"/etc/ppdaemon/{program}.yaml")
     assert "valid" in checked
 
 
@@ -86,6 +88,7 @@ def test_man_pages_render_without_a_warning(host: Host, program: str) -> None:
 COMPLETED = {
     "ppdaemon": ("che", "check-config"),
     "pprelay": ("che", "check-config"),
+    "ppbridge": ("che", "check-config"),
     "ppweb": ("--lis", "--listen"),
     "ppctl": ("vis", "visit visits"),
     "send_visit": ("--can", "--cancel"),

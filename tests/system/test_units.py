@@ -15,7 +15,7 @@ from ppdaemon.web.app import command
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
-SERVICES = ("ppdaemon", "pprelay")
+SERVICES = ("ppdaemon", "pprelay", "ppbridge")
 PAGE = "ppweb"
 """It has no state and no watchdog: nothing depends on it."""
 
@@ -40,7 +40,7 @@ def placed(tmp_path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
-    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.mount")]:
+    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.socket"), *UNITS.glob("*.mount")]:
         text = path.read_text()
         (tmp_path / path.name).write_text(text.replace("/opt/ppdaemon/bin", str(tmp_path / "bin")))
     return tmp_path
@@ -48,7 +48,7 @@ def placed(tmp_path: Path) -> Path:
 
 @needs_systemd_analyze
 def test_the_units_are_valid(placed: Path) -> None:
-    units = sorted(str(path) for path in placed.iterdir() if path.suffix in (".service", ".mount"))
+    units = sorted(str(path) for path in placed.iterdir() if path.suffix in (".service", ".socket", ".mount"))
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -110,6 +110,18 @@ def test_the_configured_folders_may_be_written() -> None:
     assert any(Path(node["butler"]["central"]).is_relative_to(path) for path in extra)
     relay = yaml.safe_load((ROOT / "etc" / "pprelay.yaml").read_text())
     assert Path(relay["state_dir"]).is_relative_to(writable(unit("pprelay.service"))[0])
+    bridge = yaml.safe_load((ROOT / "etc" / "ppbridge.yaml").read_text())
+    state, run = writable(unit("ppbridge.service"))
+    assert Path(bridge["state_dir"]).is_relative_to(state)
+    assert Path(bridge["control"]).is_relative_to(run)
+
+
+def test_the_socket_of_stores_is_that_of_the_configuration_and_open_without_the_bridge() -> None:
+    text = (UNITS / "ppbridge.socket").read_text()
+    bridge = yaml.safe_load((ROOT / "etc" / "ppbridge.yaml").read_text())
+    assert f"ListenStream={bridge['http']['listen']}\n" in text
+    assert "WantedBy=sockets.target" in text
+    assert "Requires=ppbridge.socket" in (UNITS / "ppbridge.service").read_text()
 
 
 @pytest.mark.parametrize("name", SERVICES)

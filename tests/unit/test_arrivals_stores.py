@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
+from ppdaemon.node.arrivals import stores
 from ppdaemon.node.arrivals.notices import StoredObject, read_notice
 from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.stores import StoreArrivals
@@ -88,10 +89,10 @@ def uri_of(roots, bucket, key=IMAGE, tenant=None):
     remote = [{"uri": f"s3://{root}"} for root in roots]
     config = ArrivalsConfig.model_validate({"roots": (), "remote": remote})
     tree = RawRoots(config, {"LSSTCam": range(94, 95)}, stores=True)
-    stores = StoreArrivals(tree, *[Mock()] * 4, 1.0, Mock(), Mock())
+    made = StoreArrivals(tree, *[Mock()] * 4, 1.0, Mock(), Mock())
     object_ = StoredObject("s3", bucket, key, tenant)
-    uri = stores._uri(object_)
-    assert stores.serves(object_) or uri == object_.uri
+    uri = made._uri(object_)
+    assert made.serves(object_) or uri == object_.uri
     located = tree.locate(uri) if tree.depth(uri) else None
     return None if located is None else located[1].path
 
@@ -125,6 +126,45 @@ def test_the_case_of_a_bucket_of_a_tenant():
     text = (Path(__file__).parent.parent / "data/notices/ceph_bucket_of_a_tenant.json").read_bytes()
     [file] = read_notice([text]).files
     assert uri_of(["rubin:summit/raw"], file.host, file.key, file.tenant) == f"s3://rubin:summit/{file.key}"
+
+
+def test_a_backlog_of_notices_waits_while_many_exposures_are_being_read(monkeypatch):
+    """More than MAX_EXPOSURES at once would be dropped."""
+    monkeypatch.setattr(stores, "FULL_EXPOSURES", 2)
+    config = ArrivalsConfig.model_validate({"roots": (), "remote": [{"uri": "s3://b"}]})
+    roots = RawRoots(config, {"LSSTCam": range(94, 95)}, stores=True)
+    facts, reading = Mock(), asyncio.Event()
+    facts.cached.return_value = None
+
+    async def unknown(*_: object) -> None:
+        await reading.wait()
+        raise TimeoutError
+
+    async def play() -> None:
+        facts.facts = unknown
+        tasks: list[asyncio.Task[None]] = []
+        completion = Mock(**{"delivered.return_value": False})
+        made = StoreArrivals(
+            roots,
+            facts,
+            completion,
+            Mock(),
+            lambda: 0.0,
+            0.0,
+            lambda work: tasks.append(asyncio.create_task(work)),
+            Mock(),
+        )
+        for number in (156, 157):
+            await asyncio.wait_for(made.room(), 1.0)
+            made.on_notice("bridge", StoredObject("s3", "b", IMAGE.replace("000156", f"000{number}")))
+        room = asyncio.create_task(made.room())
+        await asyncio.sleep(0)
+        assert not room.done()
+        reading.set()
+        await asyncio.gather(*tasks)
+        await asyncio.wait_for(room, 1.0)
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize(

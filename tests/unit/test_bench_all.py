@@ -51,7 +51,7 @@ def test_what_is_missed_or_worse_is_named(tool, baseline, monkeypatch, capsys, f
     assert run(tool, baseline, monkeypatch, {"bench_engine": found}) == status
     printed = capsys.readouterr()
     assert named in printed.err
-    assert "1 of 8: bench_engine" in printed.err
+    assert f"1 of {len(tool.SECONDS)}: bench_engine" in printed.err
     assert json.loads(baseline.read_text()) == RATIOS
 
 
@@ -83,7 +83,7 @@ def test_a_baseline_is_renewed_with_what_was_measured(tool, baseline, monkeypatc
 def test_each_bench_is_run(tool):
     programs = {path.stem for path in TOOLS.glob("bench_*.py")} - {"bench_all"}
     assert set(tool.SECONDS) == programs
-    assert sum(tool.SECONDS.values()) <= 600
+    assert sum(tool.SECONDS.values()) <= 630
 
 
 def test_the_baseline_has_ratios_of_benches_only(tool):

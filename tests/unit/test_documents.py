@@ -16,6 +16,7 @@ import pytest
 import yaml
 from doctools import DOC, codetext
 
+from ppdaemon.bridge.config import BridgeConfig
 from ppdaemon.config import NodeConfig, Publisher, load_node
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.manpages import PROGRAMS, commands_of
@@ -76,7 +77,7 @@ def test_the_arguments_are_those_of_the_commands() -> None:
 def test_commands_in_the_text_exist() -> None:
     """Also those of upgrade and roll-back, which are written down as commands."""
     programs = {name: commands_of(resolve_name(PROGRAMS[name][0])) for name in ("ppctl", "ppdaemon")}
-    options = r"(?:--(?:socket|config) \S+ |--relay )*"
+    options = r"(?:--(?:socket|config) \S+ |--relay |--bridge )*"
     for path in (README, *DOC.rglob("*.rst")):
         for program, name in re.findall(
             rf"(?:``|^ +(?:\$ )?)(ppctl|ppdaemon) {options}([a-z][a-z-]+)", path.read_text(), re.MULTILINE
@@ -146,6 +147,7 @@ def test_relay_and_node_by_hand_fit_together(tmp_path: Path) -> None:
         (NodeConfig, ""),
         (RelayConfig, "pprelay:"),
         (RelayInstrument, "pprelay:instruments.NAME."),
+        (BridgeConfig, "ppbridge:"),
         (RootConfig, "arrivals.roots[]."),
         (RemoteRoot, "arrivals.remote[]."),
         (Publication, "publish[]."),
@@ -187,7 +189,7 @@ def test_the_page_has_each_model_of_a_configuration() -> None:
     page = (DOC / "reference" / "configuration.rst").read_text()
     names = re.findall(r"^\.\. config-keys:: (\S+)$", page, re.MULTILINE)
     shown = {model for name in names for model in shown_with(resolve_name(name))}
-    assert shown == {*models_in(NodeConfig), *models_in(RelayConfig)}
+    assert shown == {*models_in(NodeConfig), *models_in(RelayConfig), *models_in(BridgeConfig)}
 
 
 def test_the_documentation_has_the_keys_of_the_example() -> None:
@@ -225,6 +227,7 @@ def test_the_messages_in_the_documents_are_those_of_the_programs() -> None:
     ]
     code = "".join(path.read_text() for path in (ROOT / "ppdaemon").rglob("*.py"))
     code = code.replace("the {self._name} ", "the journal ")  # one text for journal and ledger
+    code = code.replace("another {program} ", "another pprelay ")
     assert len(quoted) > 30
     unknown = [part for part in parts if len(part) >= ENOUGH and part not in code]
     assert not unknown, "\n".join(unknown)

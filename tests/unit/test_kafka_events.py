@@ -184,7 +184,7 @@ def test_an_option_that_the_library_refuses_is_named(option):
 
 
 def test_an_offset_is_committed_until_the_cluster_confirms_it():
-    made = source()
+    made = source()._client
     made._to_commit[("visits", 0)] = 6
     made._committed(KafkaError(KafkaError._WAIT_COORD), [TopicPartition("visits", 0, 6)])
     assert "offsets are not committed" in made.problem
@@ -192,4 +192,4 @@ def test_an_offset_is_committed_until_the_cluster_confirms_it():
     assert made._to_commit == {("visits", 0): 6}
     made._committed(None, [TopicPartition("visits", 0, 6)])
     assert (made._to_commit, made.problem) == ({}, "")
-    made._consumer.close()
+    made.consumer.close()

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from test_scheduler import an_assignment
 
+from ppdaemon.bridge.metrics import BRIDGE_METRICS
 from ppdaemon.metrics import LABELS_MAX, OTHER, Histogram, HistogramsByLabels, by_source
 from ppdaemon.metricsserver import families, text_of
 from ppdaemon.node.control.metrics import NODE_METRICS, NodeSource
@@ -18,6 +19,8 @@ from ppdaemon.reports import (
     FALLBACK,
     REQUEUED,
     ArrivalSource,
+    BridgeNodeRow,
+    BridgeStatusReport,
     Problem,
     RelayStatusReport,
     RelayWaitRow,
@@ -25,10 +28,11 @@ from ppdaemon.reports import (
 )
 from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState, Stage
 
-TABLES = (*NODE_METRICS, *RELAY_METRICS)
+TABLES = (*NODE_METRICS, *RELAY_METRICS, *BRIDGE_METRICS)
 BOUNDED = {
     *(
         "answer",
+        "bridge",
         "cause",
         "destination",
         "detector",
@@ -88,6 +92,17 @@ def a_relay_report(**fields):
     return RelayStatusReport(**(usual | fields))
 
 
+def a_bridge_report(**fields):
+    usual = {
+        **{"bridge": "b1", "version": "1.2", "pid": 1, "state": "running", "text": "", "listening": ""},
+        **{"started_tai": 1037.0, "tai": 1137.0, "connections": 2, "ring": "/r", "epoch": "e", "first": 11},
+        **{"last": 30, "ring_mb": 0.5, "backlog": 3, "last_notice_s": 7.0, "sent": 9},
+        "nodes": (BridgeNodeRow(node="n1", behind=4, asked_s=0.1),),
+        "counters": {"http json": 2},
+    }
+    return BridgeStatusReport(**(usual | fields))
+
+
 def scraped(table, source):
     """Return all samples as Prometheus reads them, by name and labels."""
     text = b"".join(map(text_of, families(table, source))).decode()
@@ -120,6 +135,7 @@ def test_names_and_labels_follow_the_rules(metric):
 def test_names_are_unique_and_those_of_a_relay_have_a_prefix():
     assert max(Counter(metric.name for metric in TABLES).values()) == 1
     assert all(metric.name.startswith("ppdaemon_relay_") for metric in RELAY_METRICS)
+    assert all(metric.name.startswith("ppdaemon_bridge_") for metric in BRIDGE_METRICS)
     others = [each.name for each in NODE_METRICS if each.name.startswith("ppdaemon_relay_")]
     assert others == ["ppdaemon_relay_connected"]
 
@@ -140,7 +156,11 @@ def test_a_metric_yields_as_many_labels_as_it_declares():
     )
     times = recorded(an_entry(), an_entry(outcome=Outcome.FAILED))
     source = NodeSource(report, times, Histogram((1.0,)), ("DemoCam",), (1,))
-    for table, read_from in ((NODE_METRICS, source), (RELAY_METRICS, relay)):
+    for table, read_from in (
+        (NODE_METRICS, source),
+        (RELAY_METRICS, relay),
+        (BRIDGE_METRICS, a_bridge_report()),
+    ):
         for metric in table:
             found = list(metric.samples(read_from))
             assert all(len(labels) == len(metric.labels) for labels, _ in found), metric.name
@@ -295,6 +315,18 @@ def test_labels_are_limited():
 
 
 # --- a relay -----------------------------------------------------------------
+
+
+def test_the_samples_of_a_bridge_are_those_of_its_status():
+    found = scraped(BRIDGE_METRICS, a_bridge_report())
+    assert found["ppdaemon_bridge_last_notice_age_seconds",] == 7
+    assert found["ppdaemon_bridge_ring_notices",] == 20
+    assert found["ppdaemon_bridge_ring_bytes",] == 5e5
+    assert found["ppdaemon_bridge_notices_total",] == 30
+    assert found["ppdaemon_bridge_node_behind", ("node", "n1")] == 4
+    assert found["ppdaemon_bridge_events_total", ("kind", "http json")] == 2
+    empty = scraped(BRIDGE_METRICS, a_bridge_report(last_notice_s=None))
+    assert ("ppdaemon_bridge_last_notice_age_seconds",) not in empty
 
 
 def test_the_samples_of_a_relay_are_those_of_its_status():

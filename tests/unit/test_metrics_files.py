@@ -11,13 +11,14 @@ import pytest
 import yaml
 from doctools import DOC, codetext
 
+from ppdaemon.bridge.metrics import BRIDGE_METRICS
 from ppdaemon.node.control.metrics import NODE_METRICS
 from ppdaemon.relay.metrics import RELAY_METRICS
 
 ETC = DOC.parent / "etc"
 RULES = ETC / "prometheus" / "ppdaemon-rules.yaml"
 DASHBOARD = json.loads((ETC / "grafana" / "ppdaemon.json").read_text())
-METRICS = {metric.name: metric for metric in (*NODE_METRICS, *RELAY_METRICS)}
+METRICS = {metric.name: metric for metric in (*NODE_METRICS, *RELAY_METRICS, *BRIDGE_METRICS)}
 SERIES = METRICS | {
     f"{name}_{part}": metric
     for name, metric in METRICS.items()
@@ -71,6 +72,8 @@ def test_expressions_use_metrics_and_labels_that_exist(expression: str) -> None:
 def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
     used = {name for expression in expressions() for name, _ in labels_in(expression)}
     elsewhere = {
+        "ppdaemon_bridge_build_info": "its version is that of the nodes",
+        "ppdaemon_bridge_start_time_seconds": "the manager of the service shows it",
         "ppdaemon_relay_build_info": "its version is that of the nodes",
         "ppdaemon_relay_start_time_seconds": "the manager of the service shows it",
         "ppdaemon_template_seconds": "for comparisons by hand",
@@ -111,8 +114,8 @@ def test_every_alert_fires_in_a_scene_and_a_good_night_has_none() -> None:
 
 def test_every_metric_is_documented() -> None:
     shown = re.findall(r"^\.\. metrics-table:: \S+\.(\w+)$", PAGE, re.MULTILINE)
-    assert shown == ["NODE_METRICS", "RELAY_METRICS"]
-    text = codetext().metrics_table((*NODE_METRICS, *RELAY_METRICS))
+    assert shown == ["NODE_METRICS", "RELAY_METRICS", "BRIDGE_METRICS"]
+    text = codetext().metrics_table((*NODE_METRICS, *RELAY_METRICS, *BRIDGE_METRICS))
     assert re.findall(r"^   \* - ``(ppdaemon\w+)``$", text, re.MULTILINE) == list(METRICS)
     assert "     - Visit-detectors by outcome; labels: ``instrument``, ``outcome``\n" in text
 

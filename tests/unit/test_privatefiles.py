@@ -20,7 +20,7 @@ from ppdaemon.privatefiles import (
     open_private,
     write_private,
 )
-from ppdaemon.relay.ledger import lock_state
+from ppdaemon.statelock import lock_state
 from ppdaemon.states import ExitCode
 from ppdaemon.testing.node import node_config
 
@@ -177,7 +177,7 @@ def test_a_state_folder_of_a_relay_is_checked_too(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
     with pytest.raises(UnsafePath, match="may write to"):
-        lock_state(tmp_path / "state")
+        lock_state(tmp_path / "state", "pprelay")
 
 
 def test_check_config_refuses_a_link(tmp_path):

@@ -11,7 +11,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused, StateUnusable
 from ppdaemon.messages import EndedDetectors, HeldDetectors, Hello
 from ppdaemon.relay import ledger as module
-from ppdaemon.relay.ledger import Ledger, lock_state
+from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.openvisit import Reservation, ReservationState
 from ppdaemon.relay.orders import (
     ClearRoute,
@@ -24,6 +24,7 @@ from ppdaemon.relay.orders import (
     UpdateOutcome,
 )
 from ppdaemon.relay.requests import visit_json
+from ppdaemon.statelock import lock_state
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.visit import read_next_visit
 
@@ -265,18 +266,18 @@ def test_a_ledger_of_a_newer_relay_is_left_alone(tmp_path, clock):
 
 
 def test_a_state_directory_is_locked_against_a_second_relay(tmp_path):
-    with closing(lock_state(tmp_path / "made" / "here")):
+    with closing(lock_state(tmp_path / "made" / "here", "pprelay")):
         with pytest.raises(Refused, match=r"another pprelay \(pid \d+\) uses") as caught:
-            lock_state(tmp_path / "made" / "here")
+            lock_state(tmp_path / "made" / "here", "pprelay")
         assert caught.value.exit_code is ExitCode.TRY_LATER
-    with closing(lock_state(tmp_path / "made" / "here")):
+    with closing(lock_state(tmp_path / "made" / "here", "pprelay")):
         pass
 
 
 def test_a_state_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StateUnusable, match="state_dir"):
-        lock_state(tmp_path / "file" / "state")
+        lock_state(tmp_path / "file" / "state", "pprelay")
 
 
 # --- ages at a restart -----------------------------------------------------------

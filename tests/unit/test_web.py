@@ -26,9 +26,10 @@ from ppdaemon.node.visits.changes import change_of, changes_of
 from ppdaemon.node.visits.openvisits import OpenVisits
 from ppdaemon.reports import Problem, StatusReport, VisitChange, VisitRow, WorkerRow
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, SlotState, Stage
+from ppdaemon.tokenfile import read_token
 from ppdaemon.visit import read_next_visit
 from ppdaemon.web import hub, pages
-from ppdaemon.web.access import Access, check_listen, read_token
+from ppdaemon.web.access import Access, check_listen
 from ppdaemon.web.alerts import NAMES, AlertWatch, png, read_stamps
 from ppdaemon.web.looks import LEGEND, LOOKS
 from ppdaemon.web.model import KEEP_FAILURES, KEEP_VISITS, LiveModel

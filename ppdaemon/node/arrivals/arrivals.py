@@ -21,12 +21,13 @@ from ppdaemon.config import ArrivalsConfig, Publisher
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage, ConfigError
 from ppdaemon.messages import Raw
+from ppdaemon.node.arrivals.bridges import SAVE_S, BridgeLink, BridgeUse, Position, Positions
 from ppdaemon.node.arrivals.completion import READERS, RawCompletion
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache, ExposureReader, FileReader
 from ppdaemon.node.arrivals.finalrescan import RESCAN_S, FinalRescan
 from ppdaemon.node.arrivals.index import ExpectedSensors
-from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription, listen
+from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription, listen, pass_on
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
@@ -58,6 +59,7 @@ class Arrivals:
     need; they are polled for where inotify does not report them. `canaries` is a
     folder outside all raw roots for files that test inotify; without it inotify
     is not tested. `reader` reads object stores; it is started and closed here.
+    `bridges` is needed for ``arrivals.bridges``.
     Raises ConfigError if an instrument has no focal-plane table.
     """
 
@@ -72,9 +74,11 @@ class Arrivals:
         canaries: Path | None = None,
         reader: ReaderProcess | None = None,
         key: Path | None = None,
+        bridges: BridgeUse | None = None,
     ):
         self._config = config
         self._key = key
+        self._bridges = bridges
         self._clock = clock
         self._expect = expect or (lambda expected: None)
         self._counts = ErrorCounts(clock.mono)
@@ -116,12 +120,15 @@ class Arrivals:
         self._listener_tasks: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
+        self._links: dict[str, BridgeLink] = {}
+        self._positions: Positions | None = None
         self._context: zmq.asyncio.Context | None = None
 
     async def start(self) -> None:
         """Start all sources; raises ConfigError if an address of ``arrivals.subscribe`` cannot be used."""
         try:
             self._subscribe(self._config.subscribe)
+            await self._use_bridges(self._config.bridges)
         except ConfigError:
             await self.stop()
             raise
@@ -133,6 +140,7 @@ class Arrivals:
     async def stop(self) -> None:
         """Stop all sources, and discard raws that are not complete."""
         self._completion.stop()
+        await self._save_positions()
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
@@ -165,11 +173,15 @@ class Arrivals:
             for path, source in self._sources.items()
             for state in source.states()
         ]
-        for name, task in self._listener_tasks.items():
-            subscription = self._subscriptions[name]
+        for name, subscription in self._subscriptions.items():
+            task = self._listener_tasks[name]
             missing = "" if subscription.connected else subscription.refusal or "no publisher is connected"
             note = "; ".join(filter(None, (missing, self._elsewhere[name].note)))
             sources.append(report(name, live=not task.done(), note=note))
+        for name, link in self._links.items():
+            live = link.live and not self._listener_tasks[name].done()
+            elsewhere = "; ".join(filter(None, (link.note, self._elsewhere[name].note)))
+            sources.append(report(name, live=live, note=elsewhere, last_notice_s=link.last_notice_s))
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
@@ -221,7 +233,7 @@ class Arrivals:
     def _subscribe(self, publishers: Collection[Publisher]) -> None:
         if not publishers:
             return
-        self._context = zmq.asyncio.Context()
+        self._context = self._context or zmq.asyncio.Context()
         for publisher in publishers:
             source = f"zmq {publisher.address}"
             keys = ClientKeys.read(self._key, publisher.server)
@@ -238,6 +250,55 @@ class Arrivals:
                     RateLimit(self._config.notices_per_s, self._clock.mono),
                 )
             )
+
+    async def _use_bridges(self, bridges: Collection[Publisher]) -> None:
+        if not bridges or self._bridges is None:
+            return
+        self._context = self._context or zmq.asyncio.Context()
+        positions = self._positions = await asyncio.to_thread(Positions, self._bridges.positions)
+        now_tai, remember_s = self._clock.tai(), self._config.remember_s
+        for bridge in bridges:
+            source = f"bridge {bridge.address}"
+            position = positions.of.get(bridge.address, Position())
+            link = self._links[source] = BridgeLink(
+                self._context,
+                bridge,
+                ClientKeys.read(self._key, bridge.server),
+                self._bridges.node,
+                positions,
+                position.age_s(now_tai, self._bridges.open_since_tai(), remember_s),
+                remember_s,
+                partial(
+                    pass_on,
+                    on_file=partial(self._on_notice, source),
+                    on_problem=self._on_bad_notice,
+                    on_test=partial(self._counts.count, "notice.test_event"),
+                ),
+                self._room,
+                self._counts,
+                self._clock,
+            )
+            self._elsewhere[source] = Elsewhere()
+            self._listener_tasks[source] = self._spawn(link.run())
+        self._spawn(self._keep_positions())
+
+    async def _keep_positions(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_S)
+            await self._save_positions()
+
+    async def _save_positions(self) -> None:
+        if self._positions is not None:
+            try:
+                await asyncio.to_thread(self._positions.save)
+            except OSError as error:  # notices are taken again after the next start
+                self._counts.warn("bridge.position", f"the last notice of a bridge is not saved: {error}")
+
+    async def _room(self) -> None:
+        """Wait until a notice of an object can be used."""
+        if self._stores is not None:
+            await self._stores.room()
+        await self._completion.room()
 
     def _on_notice(self, source: str, file: str | StoredObject) -> None:
         """Pass on a finished file that a notice names."""

@@ -45,7 +45,9 @@ class Latencies:
         """Record the time from the last change of a delivered file to the sighting, seconds."""
         self._latencies[source].append(latency_s)
 
-    def report(self, name: str, *, live: bool, note: str) -> ArrivalSource:
+    def report(
+        self, name: str, *, live: bool, note: str, last_notice_s: float | None = None
+    ) -> ArrivalSource:
         """Return the state, the count and the latencies of a source."""
         lags = sorted(self._latencies.get(name, ()))
         return ArrivalSource(
@@ -55,6 +57,7 @@ class Latencies:
             files=self._files[name],
             lag_p50_ms=_quantile_ms(lags, 0.5),
             lag_p99_ms=_quantile_ms(lags, 0.99),
+            last_notice_s=last_notice_s,
         )
 
 

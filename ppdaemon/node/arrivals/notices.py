@@ -23,7 +23,7 @@ from ppdaemon.throttle import sample_of
 from ppdaemon.wire import parse_json
 from ppdaemon.zmqmonitor import ConnectionMonitor
 
-__all__ = ("Elsewhere", "Notice", "StoredObject", "Subscription", "listen", "read_notice")
+__all__ = ("Elsewhere", "Notice", "StoredObject", "Subscription", "listen", "pass_on", "read_notice")
 
 NOTICE_LIMIT = 1_000_000
 """Bytes; some 1500 records."""
@@ -337,6 +337,28 @@ class Subscription:
         return socket, monitor
 
 
+def pass_on(
+    frames: Sequence[bytes],
+    on_file: Callable[[str | StoredObject], None],
+    on_problem: Callable[[BadMessage, bytes | None], None],
+    on_test: Callable[[], None],
+) -> None:
+    """Read one message; call `on_file` with each path and object, `on_problem` with each error and the
+    message, and `on_test` for each test event.
+    """
+    try:
+        notice = read_notice(frames)
+    except BadMessage as error:
+        on_problem(error, frames[-1])
+        return
+    for problem in notice.problems:
+        on_problem(problem, frames[-1])
+    for _ in range(notice.test_events):
+        on_test()
+    for file in notice.files:
+        on_file(file)
+
+
 async def listen(
     subscription: Subscription,
     on_file: Callable[[str | StoredObject], None],
@@ -346,9 +368,8 @@ async def listen(
 ) -> None:
     """Receive notices until canceled.
 
-    Calls `on_file` for each path and object, `on_problem` with each error and the message (`None` for
-    an error of the connection), and `on_test` for each test event. Reads no faster than `rate`: what
-    waits fills the queue of this publisher alone.
+    Calls these as `pass_on` does, `on_problem` also for an error of the connection, with `None`. Reads
+    no faster than `rate`: what waits fills the queue of this publisher alone.
     """
     while True:
         frames = await subscription.receive(on_problem)
@@ -356,16 +377,6 @@ async def listen(
             text = f"a publisher sends more than {rate.per_s:g} notices/s, which are read later"
             on_problem(BadMessage(text, "rate"), None)
             await asyncio.sleep(wait_s)
-        try:
-            notice = read_notice(frames)
-        except BadMessage as error:
-            on_problem(error, frames[-1])
-        else:
-            for problem in notice.problems:
-                on_problem(problem, frames[-1])
-            for _ in range(notice.test_events):
-                on_test()
-            for file in notice.files:
-                on_file(file)
+        pass_on(frames, on_file, on_problem, on_test)
         # receive does not yield to other tasks while messages are queued.
         await asyncio.sleep(0)

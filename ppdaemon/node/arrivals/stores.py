@@ -29,6 +29,8 @@ __all__ = ("StoreArrivals", "StoreReader")
 
 MAX_EXPOSURES = 1000
 """Exposures that are being read at the same time; a whole night has some 1000."""
+FULL_EXPOSURES = 100
+"""Exposures being read above which a backlog of notices waits where it is kept."""
 FIRST_PAUSE_S = 0.5
 """Pause after the first failed read of an object."""
 LONGEST_PAUSE_S = 15.0
@@ -59,6 +61,8 @@ class StoreArrivals:
         self._versions: OrderedDict[tuple[_Key, int | None], str] = OrderedDict()
         """By exposure and detector: the version of the object that was delivered last."""
         self._sidecars: set[_Key] = set()
+        self._room = asyncio.Event()
+        self._room.set()
 
     def serves(self, object_: StoredObject) -> bool:
         """Return whether there is a configured root in an object's bucket, or on its host."""
@@ -80,6 +84,10 @@ class StoreArrivals:
                 self.spawn(self._list(sighting))
             case unexpected:
                 raise AssertionError(unexpected)
+
+    async def room(self) -> None:
+        """Wait while so many exposures are being read that further ones may be dropped."""
+        await self._room.wait()
 
     def _uri(self, object_: StoredObject) -> str:
         """Return an object's URI as `RawRoots.locate` has the root that it is below.
@@ -118,6 +126,8 @@ class StoreArrivals:
             )
         else:
             self._images[key] = {name.detector: stored}
+            if len(self._images) >= FULL_EXPOSURES:
+                self._room.clear()
             self.spawn(self._resolve(key))
 
     def _is_replaced(self, stored: "_StoredRaw") -> bool:
@@ -165,6 +175,8 @@ class StoreArrivals:
                 return
         finally:
             del self._images[key]
+            if len(self._images) < FULL_EXPOSURES:
+                self._room.set()
 
     async def _facts(self, sighting: Sighting) -> ExposureFacts | None:
         """Return the facts of an exposure; repeat the read while the store is unavailable."""

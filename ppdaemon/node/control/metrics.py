@@ -267,6 +267,15 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         ("source",),
     ),
     Metric(
+        "ppdaemon_arrival_last_notice_age_seconds",
+        "gauge",
+        "Time since a bridge received its last notice, as it has sent it.",
+        lambda s: {
+            each.name: each.last_notice_s for each in s.report.arrivals if each.last_notice_s is not None
+        },
+        ("source",),
+    ),
+    Metric(
         "ppdaemon_arrival_lag_seconds",
         "gauge",
         "Time from the last change of a file to the report of the source, recent raws.",

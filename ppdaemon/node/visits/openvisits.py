@@ -151,6 +151,10 @@ class OpenVisits:
             for (instrument, group, asked, state), detectors in found.items()
         )
 
+    def oldest_tai(self) -> float | None:
+        """Return when the oldest visit was announced; `None` if there is none."""
+        return min((visit.entry.received_tai for visit in self._open.values()), default=None)
+
     def expected(self) -> list[ExpectedRaws]:
         """Return one item for each visit with detectors that wait for raws."""
         found = []

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The program ``ppbridge``: command line, exit codes, construction of the parts."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import zmq.asyncio
+
+from ppdaemon import log
+from ppdaemon.bridge import outlet
+from ppdaemon.bridge.bridge import Bridge
+from ppdaemon.bridge.config import BridgeConfig, load_bridge, unprotected
+from ppdaemon.bridge.ring import Ring
+from ppdaemon.clock import Clock
+from ppdaemon.commandline import run_command
+from ppdaemon.curve import admitting
+from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
+from ppdaemon.notify import Notifier, passed_sockets
+from ppdaemon.routers import bind
+from ppdaemon.statelock import lock_state
+from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain
+from ppdaemon.tokenfile import read_token
+
+if TYPE_CHECKING:
+    from ppdaemon.bridge.http import HttpSource
+
+__all__ = ("main",)
+
+_LOG = logging.getLogger(__name__)
+
+
+@click.command(name="ppbridge", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("action", type=click.Choice(["run", "check-config"]), default="run")
+@click.option(
+    "--config",
+    "path",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Configuration file (YAML).",
+)
+@click.pass_obj
+def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
+    """Take the notices of object stores and pass them on to nodes.
+
+    Notices come by HTTP POST or from Kafka, and are kept for nodes that are away.
+    run (the default) serves until SIGTERM. check-config reads the file, lists all
+    errors in it, and exits.
+    """
+    config = load_bridge(path, environment)
+    if action == "check-config":
+        click.echo(f"{path}: valid; HTTP at {config.http.listen}, nodes at {config.nodes}")
+        return
+    notifier = Notifier(environment.get("NOTIFY_SOCKET"))
+    try:
+        log.set_up(
+            config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name
+        )
+        asyncio.run(_serve(config, _listener(config, environment), notifier))
+    except (PPDaemonError, OSError) as error:
+        # `systemctl status` shows it until the next start.
+        notifier.notify(STATUS=f"ended: {plain(error)}")
+        raise
+
+
+def _listener(config: BridgeConfig, environment: Mapping[str, str]) -> socket.socket | None:
+    """Return the socket of HTTP: that of systemd, which is open while this program is down, or our own."""
+    listen = config.http.listen
+    if passed := passed_sockets(environment):
+        listener, *others = passed
+        for other in others:
+            other.close()
+        listen = "{}:{}".format(*listener.getsockname()[:2])
+    elif listen is None:
+        return None
+    else:
+        host, _, port = listen.rpartition(":")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host.strip("[]"), int(port)), family=family)
+        except OSError as error:
+            raise Unavailable(f"http.listen: cannot listen on {listen}: {error.strerror}") from None
+    if not config.security.insecure and (problem := unprotected(listen, config.http.token)):
+        listener.close()
+        raise ConfigError([problem])
+    return listener
+
+
+def _http(config: BridgeConfig, bridge: Bridge) -> "HttpSource":
+    try:
+        from ppdaemon.bridge.http import HttpSource
+    except ImportError as error:
+        raise ConfigError([f"HTTP needs aiohttp: pip install 'ppdaemon[bridge]' ({error})"]) from None
+    token = None if config.http.token is None else read_token(config.http.token)
+    certificate = None
+    if config.http.certificate is not None:
+        certificate = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            certificate.load_cert_chain(config.http.certificate, config.http.certificate_key)
+        except OSError as error:
+            raise ConfigError([f"http.certificate: {config.http.certificate}: {error}"]) from None
+    return HttpSource(bridge.store, bridge.throttle, token, certificate)
+
+
+async def _serve(config: BridgeConfig, listener: socket.socket | None, notifier: Notifier) -> None:
+    clock = Clock()
+    # The lock first and released last: neither ring nor sockets are shared with another bridge.
+    with (
+        closing(lock_state(config.state_dir, "ppbridge")),
+        zmq.asyncio.Context() as context,
+        # Before the socket is bound: until it runs, nobody is admitted.
+        admitting(context, config.security.key, config.security.read_allow_lists) as gatekeeper,
+        closing(bind(context, outlet.NODES, config.nodes, outlet.OPTIONS, gatekeeper)) as nodes,
+    ):
+        bridge = Bridge(config, Ring(config.state_dir, config.ring), nodes, gatekeeper, clock, notifier)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, bridge.request_stop)
+        await bridge.run(listener, None if listener is None else _http(config, bridge))
+    _LOG.info("stopped")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; without arguments, those of the process."""
+    try:
+        run_command(_command, "ppbridge", arguments, obj=os.environ)
+    except Exception:
+        _LOG.exception("internal error; ppbridge stops, please report this")
+        sys.exit(ExitCode.SOFTWARE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A bridge: sources of notices, the ring, the nodes, control socket and metrics in one event loop."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic
+import zmq.asyncio
+
+from ppdaemon import __version__, reports
+from ppdaemon.bridge.config import BridgeConfig
+from ppdaemon.bridge.metrics import BRIDGE_METRICS
+from ppdaemon.bridge.outlet import Outlet
+from ppdaemon.bridge.ring import RING_NAME, Extent, Ring
+from ppdaemon.clock import Clock
+from ppdaemon.controlserver import ControlServer, Reply
+from ppdaemon.curve import Gatekeeper
+from ppdaemon.metricsserver import MetricsServer
+from ppdaemon.notify import Notifier
+from ppdaemon.problemlog import Finding, ProblemLog, status_line
+from ppdaemon.sqlitefile import BatchWriter, Commit
+from ppdaemon.terminal import duration, number_of
+from ppdaemon.throttle import Throttle
+
+if TYPE_CHECKING:  # each source has a library of its own, which is not installed everywhere
+    from ppdaemon.bridge.http import HttpSource
+
+__all__ = ("Bridge",)
+
+_LOG = logging.getLogger(__name__)
+
+LOG_INTERVAL_S = 10.0
+"""A store that is refused tries again at once."""
+TICK_S = 1.0
+PRUNE_S = 60.0
+"""Interval of deleting what is too old while no notice comes."""
+
+
+class Bridge:
+    """Serves until `request_stop` is called; `nodes` is the bound socket of the nodes."""
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        ring: Ring,
+        nodes: zmq.asyncio.Socket,
+        gatekeeper: Gatekeeper | None,
+        clock: Clock,
+        notifier: Notifier,
+    ):
+        self._config = config
+        self._clock = clock
+        self._notifier = notifier
+        self._moved_aside = ring.moved_aside
+        self._epoch = ring.epoch
+        self.throttle = Throttle(LOG_INTERVAL_S, clock.mono)
+        self._writer = BatchWriter(ring, "ring", self._log_write_error)
+        self._outlet = Outlet(
+            nodes, gatekeeper, self._writer, ring.epoch, ring.extent(), clock, self.throttle
+        )
+        self._started_tai = clock.tai()
+        self._problem_log = ProblemLog()
+        self._http: HttpSource | None = None
+        self._listening = ""
+        self._kafka_problem: Callable[[], str] = str
+        self._stop = asyncio.Event()
+        self._metrics = MetricsServer(config.metrics.listen, BRIDGE_METRICS, self.report)
+        self._control = ControlServer(
+            config.control_socket,
+            reports.BRIDGE_REQUESTS,
+            self._handle,
+            self.report,
+            config.security,
+            self.throttle.by_kind,
+        )
+
+    async def store(self, body: bytes) -> None:
+        """Return when a notice is on the disk. Raises `~ppdaemon.errors.Refused` if it cannot be written."""
+        await self._writer.wait_for_room()
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def committed(extent: Extent) -> None:
+            stored.set_result(None)
+            self._outlet.committed(extent)
+
+        self._writer.put(
+            Commit(lambda ring: ring.add(body, self._clock.tai()), committed, stored.set_exception)
+        )
+        await asyncio.shield(stored)  # it must accept a result after the store has given up
+
+    def request_stop(self) -> None:
+        """Make `run` return soon; may be called by a signal handler."""
+        self._stop.set()
+
+    async def run(self, listener: socket.socket | None, http: "HttpSource | None") -> None:
+        """Serve until `request_stop` is called; `listener` is the socket of HTTP."""
+        try:
+            await self._control.start()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._writer.run())
+                tasks = [group.create_task(part) for part in self._parts()]
+                if http is not None and listener is not None:
+                    self._http, self._listening = http, "{}:{}".format(*listener.getsockname()[:2])
+                    await http.start(listener)
+                self._notifier.notify(READY=1, STATUS=status_line(self.report()))
+                await self._stop.wait()
+                # Sources first: nothing new may reach the writer while it finishes.
+                if http is not None:
+                    await http.stop()
+                await self._control.stop()
+                for task in tasks:
+                    task.cancel()
+                self._writer.finish()
+        finally:
+            await self._control.stop()
+            self._writer.close()
+
+    def _parts(self) -> Iterator[Coroutine[Any, Any, None]]:
+        yield self._tick()
+        yield self._outlet.receive()
+        yield self._outlet.answer()
+        yield self._outlet.limit.run()
+        yield self._metrics.run()
+        if self._config.kafka.brokers is not None:
+            from ppdaemon.bridge.kafka import KafkaNotices
+
+            source = KafkaNotices(self._config.kafka, self.store, self.throttle)
+            self._kafka_problem = lambda: source.problem
+            yield source.run()
+
+    async def _tick(self) -> None:
+        prune_at = self._clock.mono()
+        while True:
+            self._outlet.tick()
+            self._notifier.notify(WATCHDOG=1, STATUS=status_line(self.report()))
+            if self._clock.mono() >= prune_at:
+                prune_at += PRUNE_S
+                self._writer.put(Commit(lambda ring: ring.prune(self._clock.tai()), self._outlet.committed))
+            await asyncio.sleep(TICK_S)
+
+    def _log_write_error(self, problem: str) -> None:
+        if self.throttle.passes("ring error"):
+            _LOG.error("%s; stores are asked to repeat their notices", problem)
+
+    # --- status ---------------------------------------------------------------
+
+    async def _handle(self, request: pydantic.BaseModel) -> Reply:
+        assert isinstance(request, reports.StatusRequest), request
+        return reports.Ok(data=self.report().model_dump(mode="json"))
+
+    def report(self) -> reports.BridgeStatusReport:
+        """Return the state of the bridge."""
+        extent, tai, now = self._outlet.extent, self._clock.tai(), self._clock.mono()
+        age_s = None if extent.newest_tai is None else max(0.0, tai - extent.newest_tai)
+        nodes = tuple(
+            reports.BridgeNodeRow(node=name, behind=max(0, extent.last - number), asked_s=now - at)
+            for name, (number, at) in sorted(self._outlet.nodes.items())
+        )
+        problems = self._problem_log.update(self._problems(), tai)
+        state: Literal["running", "degraded", "stopping"] = "running"
+        if any(problem.degrades for problem in problems):
+            state = "degraded"
+        if self._stop.is_set():
+            state = "stopping"
+        last = "no notice yet" if age_s is None else f"the last notice {duration(age_s)} ago"
+        return reports.BridgeStatusReport(
+            bridge=self._config.name,
+            version=__version__,
+            pid=os.getpid(),
+            state=state,
+            text=f"{number_of(extent.count, 'notice')} in the ring, {last}, {number_of(len(nodes), 'node')}",
+            started_tai=self._started_tai,
+            tai=tai,
+            listening=self._listening,
+            connections=0 if self._http is None else self._http.connections,
+            nodes=nodes,
+            ring=str(self._config.state_dir / RING_NAME),
+            epoch=self._epoch,
+            first=extent.first,
+            last=extent.last,
+            ring_mb=extent.bytes / 1e6,
+            backlog=self._writer.backlog,
+            last_notice_s=age_s,
+            sent=self._outlet.sent,
+            counters=dict(self.throttle.by_kind),
+            problems=problems,
+        )
+
+    def _problems(self) -> Iterator[Finding]:
+        if self._writer.problem:
+            yield Finding("ring", self._writer.problem)
+        if self._moved_aside is not None:
+            text = (
+                f"the ring was corrupt and is now {self._moved_aside}: notices in it that nodes did not have"
+                " are lost; move the file away when you have read this, and restart"
+            )
+            yield Finding("ring", text, "corrupt")
+        if text := self._kafka_problem():
+            yield Finding("kafka", text)
+        if self._metrics.problem:
+            yield Finding("metrics", self._metrics.problem, degrades=False)

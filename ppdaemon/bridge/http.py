@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Takes notices by HTTP POST. The answer is 200 only when the notice is in the ring on the disk.
+
+A body that is no notice gets a 4xx. Stores repeat what was not answered 2xx, some of them for ever and
+before everything else: a body that comes again and again is taken off the store, and counted.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from ppdaemon.errors import BadMessage, PPDaemonError
+from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.wire import parse_json
+
+__all__ = ("HttpSource", "Refusals")
+
+_LOG = logging.getLogger(__name__)
+
+BODY_MAX = 1_000_000
+"""Bytes, as nodes accept them; some 1000 records."""
+MAX_CONNECTIONS = 256
+"""A gateway has some tens. A further one replaces the oldest that has no request under way."""
+IDLE_S = 15.0
+"""A connection without a request is closed after this time: the next one costs a store a millisecond."""
+BODY_S = 10.0
+"""A store sends a body at once."""
+LINGER_S = 2.0
+"""After a refusal, time for the rest of a body: a store that still sends would not read the answer."""
+STOP_S = 1.0
+"""Time for the answers that are under way at a stop."""
+MAX_REFUSED = 3
+"""After so many refusals the same body is answered 200."""
+MAX_REMEMBERED = 1000
+"""Refused bodies."""
+
+
+class Refusals:
+    """Counts how often each bad body was refused. Pure."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[bytes, int] = OrderedDict()
+
+    def refuse(self, body: bytes) -> bool:
+        """Record that a body is bad; return `False` if its sender must not send it once more."""
+        key = hashlib.sha256(body).digest()
+        times = self._times[key] = self._times.get(key, 0) + 1
+        self._times.move_to_end(key)
+        if len(self._times) > MAX_REMEMBERED:
+            self._times.popitem(last=False)
+        return times <= MAX_REFUSED
+
+
+class _Server(web.Server):
+    """Bounds the connections."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **options: Any):
+        super().__init__(handler, **options)
+        self.open: dict[object, bool] = {}
+        """By connection, the oldest first: whether a request is under way."""
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self.open[handler] = False
+        if len(self.open) > MAX_CONNECTIONS:
+            oldest: Any = next((each for each, is_busy in self.open.items() if not is_busy), handler)
+            del self.open[oldest]
+            oldest.force_close()
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self.open.pop(handler, None)
+
+
+class HttpSource:
+    """Serves one listening socket; `store` returns when a body is on the disk."""
+
+    def __init__(
+        self,
+        store: Callable[[bytes], Awaitable[None]],
+        throttle: Throttle,
+        token: str | None,
+        certificate: ssl.SSLContext | None,
+    ):
+        self._store = store
+        self._throttle = throttle
+        self._token = token
+        self._certificate = certificate
+        self._refusals = Refusals()
+        self._server = _Server(
+            self._serve, access_log=None, keepalive_timeout=IDLE_S, lingering_time=LINGER_S
+        )
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=STOP_S)
+
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        return len(self._server.open)
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begin to serve; the listener is closed at the end."""
+        await self._runner.setup()
+        # Stores connect in bursts, and those that find no room wait a second and more.
+        site = web.SockSite(self._runner, listener, ssl_context=self._certificate, backlog=1024)
+        await site.start()
+
+    async def stop(self) -> None:
+        """Give the answers that are under way, and close all connections."""
+        await self._runner.cleanup()
+
+    async def _serve(self, request: web.BaseRequest) -> web.Response:
+        self._server.open[request.protocol] = True
+        try:
+            return await self._answer(request)
+        finally:
+            if request.protocol in self._server.open:  # not closed meanwhile
+                self._server.open[request.protocol] = False
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        if request.method != "POST":
+            return self._refuse(405, "method", "send notices by POST")
+        if not self._is_admitted(request):
+            return self._refuse(401, "token", "the token is missing or wrong")
+        body = b""
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await request.read()
+            if not isinstance(parse_json(body, limit=BODY_MAX), dict | list):
+                raise BadMessage("neither a JSON object nor a list", "content")
+        except TimeoutError:
+            return self._refuse(408, "slow", f"the body did not arrive within {BODY_S:g} s")
+        except web.HTTPRequestEntityTooLarge:
+            # The body is not read: its size and place stand for it.
+            about = f"{request.remote} {request.path} {request.headers.get('Content-Length')}".encode()
+            return self._refuse_body(about, 413, "size", f"more than {BODY_MAX} bytes")
+        except BadMessage as error:
+            return self._refuse_body(body, 413 if error.kind == "size" else 400, error.kind, str(error))
+        try:
+            await self._store(body)
+        except PPDaemonError as error:
+            return self._refuse(503, "ring", str(error))
+        return web.Response(text="stored\n")
+
+    def _is_admitted(self, request: web.BaseRequest) -> bool:
+        if self._token is None:
+            return True
+        given = (
+            request.headers.get("Authorization", "").removeprefix("Bearer "),
+            request.path.rpartition("/")[2],
+        )
+        return any(hmac.compare_digest(each.encode(), self._token.encode()) for each in given)
+
+    def _refuse_body(self, body: bytes, status: int, kind: str, reason: str) -> web.Response:
+        if self._refusals.refuse(body):
+            return self._refuse(status, kind, reason, body)
+        if self._throttle.passes("http given_up"):
+            _LOG.warning(
+                "answered 200 to a bad notice that came again and again",
+                extra={"reason": reason, "sample": sample_of(body)},
+            )
+        return web.Response(text="not stored\n")
+
+    def _refuse(self, status: int, kind: str, reason: str, body: bytes | None = None) -> web.Response:
+        if self._throttle.passes(f"http {kind}"):
+            context: dict[str, Any] = {"status": status, "reason": reason}
+            if body is not None:
+                context["sample"] = sample_of(body)
+            _LOG.warning("refused a request", extra=context)
+        return web.Response(status=status, text=f"{reason}\n")

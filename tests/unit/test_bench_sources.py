@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""tools/bench_sources.py: its arithmetic, its goals, its command line."""
+
+import pytest
+from benchtools import part, program
+from click.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def results():
+    return part("sourcesbench.results")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    with program("bench_sources") as module:
+        yield module
+
+
+def test_latencies_are_from_the_message_to_the_first_order(results):
+    samples = results.Samples()
+    samples.add({0: 10.0, 1: 10.5, 2: 11.0}, [(1, 10.6), (0, 10.02), (1, 12.0), (7, 1.0)])
+    assert (samples.sent, samples.lost, samples.doubled) == (3, 1, 1)
+    assert samples.latencies_ms == pytest.approx([20.0, 100.0])
+    assert samples.results("notice") == pytest.approx(
+        {"notice_p50_ms": 20.0, "notice_p99_ms": 100.0, "notice_worst_ms": 100.0}
+    )
+
+
+def test_a_source_stands_beside_zeromq_of_the_same_run(results):
+    samples, zeromq = results.Samples(latencies_ms=[30.0, 50.0]), results.Samples(latencies_ms=[10.0, 15.0])
+    found = results.beside(samples, zeromq)
+    assert found == {"above_zeromq_p50_ms": 20.0, "above_zeromq_p99_ms": 35.0}
+    assert not results.GOALS["bridge.above_zeromq_p99_ms"].met(found["above_zeromq_p99_ms"])
+    assert results.beside(results.Samples(), zeromq) == {}
+    assert set(results.Samples().results().values()) == {None}
+
+
+def test_messages_are_sent_evenly():
+    pace = part("sourcesbench.zeromq").pace
+    assert list(pace({3: b"", 1: b"", 2: b""}, 0.0)) == [3, 1, 2]
+    assert list(pace({}, 1.0)) == []
+
+
+def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
+    """The measurement itself, with few notices: its figures depend on what it reads."""
+    folders = part("benching.folders").FolderRoots(tmp_path, tmp_path)
+    workload = tool.Workload(exposures=1, detectors=1, within_s=0.0, ring=50)
+    found = tool.measure(frozenset({"ring"}), folders, workload, lambda line: None)["ring"]
+    assert found["notices"] == 50
+    assert 20 < found["memory_mb"] <= found["peak_mb"]
+    assert found["disk_mb"] > 0.05
+
+
+def test_help_names_every_section(tool):
+    result = CliRunner().invoke(tool.command, ["--help"])
+    assert result.exit_code == 0
+    assert all(section in result.output for section in tool.SECTIONS)
+    assert all(name in result.output for name in ("--check", "--json", "--quick"))
