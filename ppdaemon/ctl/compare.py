@@ -254,7 +254,9 @@ def _words(cell: CompareCell | None, other: CompareCell | None) -> str:
     words: list[str] = [cell.outcome] if cell.outcome else []
     words += [cell.pipeline] if cell.pipeline else []
     words += [f"{cell.latency_s:.1f} s"] if cell.latency_s is not None else []
-    words += [number_of(cell.exported, "dataset")] if cell.exported is not None and cell.outputs is None else []
+    words += (
+        [number_of(cell.exported, "dataset")] if cell.exported is not None and cell.outputs is None else []
+    )
     others = (other.outputs if other is not None else None) or {}
     for name, count in sorted((cell.outputs or {}).items()):
         if others.get(name, 0) != count and other is not None:
