@@ -185,9 +185,11 @@ class Run:
             return None
         known = {} if outputs is None and self.has_repo else outputs
         latency_s = self.latencies_s.get(key)
+        # Without validation, which copies the numbers: most visit-detectors share the same ones, and in a
+        # night of LSSTCam all 200,000 may differ.
         if last is None:
-            return CompareCell(outputs=known, latency_s=latency_s)
-        return CompareCell(
+            return CompareCell.model_construct(outputs=known, latency_s=latency_s)
+        return CompareCell.model_construct(
             outcome=last.outcome,
             reason=last.reason,
             pipeline=last.pipeline,

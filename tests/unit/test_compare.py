@@ -167,6 +167,13 @@ def test_the_night_is_one_that_both_runs_can_have(
         assert json.loads(capsys.readouterr().out)["day_obs"] == DAY
 
 
+def test_rows_have_no_numbers_of_their_own_where_visit_detectors_share_them() -> None:
+    counts, fewer = {"x": 1, "y": 2}, {"x": 1}
+    report = compare(DAY, of_repo(d0=counts, d1=counts), of_repo(d0=fewer, d1=fewer))
+    cells = [each for row in report.rows for each in (row.a, row.b) if each is not None]
+    assert [each.outputs is counts or each.outputs is fewer for each in cells] == [True] * 4
+
+
 def test_a_night_of_which_nothing_is_known_is_no_agreement(
     journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
