@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A real node in shadow mode: it says so, and a relay of the present service gives it nothing."""
+"""A real node in shadow mode: it reports the mode, and a relay of the present service gives it nothing."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ def of_repo(**outputs: dict[str, int]) -> Run:
     return Run(["repo"], has_repo=True, outputs=keys)
 
 
-def test_what_differs_is_said_of_each_visit_detector_and_latencies_are_none() -> None:
+def test_what_differs_is_named_for_each_visit_detector_and_latencies_are_none() -> None:
     a = of_journal(row(0), row(1), row(2, Outcome.FAILED, reason="no stars"), row(3), row(4, seconds=10.0))
     b = of_journal(row(0, seconds=50.0), row(2), row(3, pipeline="Isr"), row(4, datasets=3), row(5, None))
     report = compare(DAY, a, b)
