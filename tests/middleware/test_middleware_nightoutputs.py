@@ -4,7 +4,9 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from astropy.time import Time
@@ -91,6 +93,12 @@ def test_times_of_metadata_are_utc_wherever_they_are_read(monkeypatch: pytest.Mo
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_a_visit_ends_with_the_last_of_its_exposures(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [SimpleNamespace(visit=7, exposure=number) for number in (4, 5, 3)]
+    monkeypatch.setattr(NightOutputs, "_of_day", lambda *arguments: records)
+    assert NightOutputs(MagicMock(), [])._exposure_of(NAME, {"visit": 7}) == 5
 
 
 @pytest.mark.parametrize(
