@@ -4,7 +4,7 @@
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from ppdaemon.bridge import http
 from ppdaemon.bridge.http import HttpSource
 from ppdaemon.errors import Refused
-from ppdaemon.testing.waiting import TIMEOUT_S
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.throttle import Throttle
 
 HEAD = b"POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 10\r\n"
@@ -54,6 +54,10 @@ async def said(port: int, sent: bytes) -> bytes:
     writer.close()
     await writer.wait_closed()
     return answer
+
+
+async def until(condition: Callable[[], object]) -> None:
+    await asyncio.to_thread(wait_until, condition)
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
@@ -171,8 +175,7 @@ def test_a_body_that_breaks_off_is_no_error_of_this_program(caplog):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEAD + b"\r\n{")
             writer.close()
-            while "http cut" not in throttle.by_kind:
-                await asyncio.sleep(0.01)
+            await until(lambda: "http cut" in throttle.by_kind)
 
     asyncio.run(play())
     assert [each.exc_info for each in caplog.records] == [None]
@@ -262,8 +265,7 @@ def test_large_bodies_are_taken_by_turns_and_small_ones_at_once(monkeypatch):
         async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
             whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
             large = [asyncio.create_task(said(port, whole)) for _ in range(3)]
-            while not stored.under_way:
-                await asyncio.sleep(0)
+            await until(lambda: stored.under_way)
             small = b"POST / HTTP/1.1\r\nHost: b\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]"
             assert (await said(port, small)).startswith(b"HTTP/1.1 200 ")
             for answer in await asyncio.gather(*large):
