@@ -32,10 +32,14 @@ class Stored:
 
 
 @asynccontextmanager
-async def serving(stored: Stored, token: str | None = None) -> AsyncIterator[tuple[int, Throttle]]:
-    """Serve on a port."""
+async def serving(
+    stored: Stored, token: str | None = None, made: list[HttpSource] | None = None
+) -> AsyncIterator[tuple[int, Throttle]]:
+    """Serve on a port; add what serves to a list."""
     throttle = Throttle(10.0, asyncio.get_running_loop().time)
     source = HttpSource(stored.store, throttle, token, None)
+    if made is not None:
+        made.append(source)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     await source.start(listener)
@@ -118,6 +122,24 @@ def test_a_client_that_waits_for_a_word_before_the_body_gets_it():
 
     asyncio.run(play())
     assert stored.bodies == [b'{"a":"bc"}']
+
+
+def test_silent_clients_make_room_for_others(monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 5)
+    made: list[HttpSource] = []
+
+    async def play() -> None:
+        async with serving(Stored(), made=made) as (port, _), asyncio.timeout(TIMEOUT_S):
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+            for _, writer in silent[::2]:
+                writer.write(HEAD)
+            whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
+            assert (await said(port, whole)).startswith(b"HTTP/1.1 200 ")
+            assert made[0].connections <= 5
+            for _, writer in silent:
+                writer.close()
+
+    asyncio.run(play())
 
 
 def test_as_many_connections_as_an_exposure_has_notices_are_served_together():
