@@ -4,7 +4,6 @@
 import http.client
 import json
 import shutil
-import socket
 import sqlite3
 import ssl
 import subprocess
