@@ -39,7 +39,7 @@ LOG_INTERVAL_S = 10.0
 """A store that is refused tries again at once."""
 TICK_S = 1.0
 HANGS_S = 10.0
-"""Time without a write, while notices wait, that is a problem."""
+"""Time without an answer of the disk that is a problem."""
 PRUNE_S = 60.0
 """Interval of deleting what is too old while no notice comes."""
 
@@ -71,8 +71,8 @@ class Bridge:
         self._http: HttpSource | None = None
         self._listening = ""
         self._kafka = self._new_kafka()
-        self._written_at = clock.mono()
-        """When nothing waited last, or something was written."""
+        self._answered_at = clock.mono()
+        """When the thread of the ring answered last; it is asked each second."""
         self._failure: PPDaemonError | None = None
         self._stop = asyncio.Event()
         self._metrics = MetricsServer(config.metrics.listen, BRIDGE_METRICS, self.report)
@@ -91,17 +91,13 @@ class Bridge:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def committed(extent: Extent) -> None:
-            self._committed(extent, body)
+            self._outlet.committed(extent, body)
             stored.set_result(None)
 
         self._writer.put(
             Commit(lambda ring: ring.add(body, self._clock.tai()), committed, stored.set_exception)
         )
         await asyncio.shield(stored)  # it must accept a result after the store has given up
-
-    def _committed(self, extent: Extent, body: bytes | None = None) -> None:
-        self._written_at = self._clock.mono()
-        self._outlet.committed(extent, body)
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
@@ -156,12 +152,10 @@ class Bridge:
         prune_at = self._clock.mono()
         while True:
             self._outlet.tick()
-            if not self._writer.backlog:
-                self._written_at = self._clock.mono()
             self._notifier.notify(WATCHDOG=1, STATUS=status_line(self.report()))
             if self._clock.mono() >= prune_at:
                 prune_at += PRUNE_S
-                self._writer.put(Commit(lambda ring: ring.prune(self._clock.tai()), self._committed))
+                self._writer.put(Commit(lambda ring: ring.prune(self._clock.tai()), self._outlet.committed))
             await asyncio.sleep(TICK_S)
 
     async def _watch_ring(self) -> None:
@@ -172,6 +166,7 @@ class Bridge:
                 self._failure = StateUnusable(f"{self._config.state_dir / RING_NAME} {text}")
                 self._stop.set()
                 return
+            self._answered_at = self._clock.mono()
             await asyncio.sleep(TICK_S)
 
     def _log_write_error(self, problem: str) -> None:
@@ -225,7 +220,7 @@ class Bridge:
     def _problems(self) -> Iterator[Finding]:
         if self._writer.problem:
             yield Finding("ring", self._writer.problem)
-        elif (hangs_s := self._clock.mono() - self._written_at) > HANGS_S:
+        elif (hangs_s := self._clock.mono() - self._answered_at) > HANGS_S:
             yield Finding("ring", f"the disk of the ring has not answered for {duration(hangs_s)}", "hangs")
         if self._moved_aside is not None:
             text = (
