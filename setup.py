@@ -66,6 +66,9 @@ KAFKA = [
     "confluent-kafka>=2.6",  # imported where Kafka is configured only: 4 MB, and threads
     "fastavro>=1.9",
 ]
+REDIS = [
+    "redis[hiredis]>=6.0",  # imported where Redis is configured only: 20 MB, 0.1 s, no thread
+]
 WEB = [
     "aiohttp>=3.10",  # imported by ppweb only: 38 MB, 0.15 s
     "fastavro>=1.9",
@@ -143,11 +146,12 @@ setup(
         "web": WEB,
         "bridge": BRIDGE,
         "kafka": KAFKA,
+        "redis": REDIS,
         "otel": OTEL,
-        "test": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST,
-        "dev": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST + DEV,
+        "test": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + REDIS + OTEL + TEST,
+        "dev": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + REDIS + OTEL + TEST + DEV,
         "doc": DEMO + DOC,
-        "ml": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + OTEL + TEST + ML,
+        "ml": BPS + DEMO + POSTGRES + WEB + BRIDGE + KAFKA + REDIS + OTEL + TEST + ML,
     },
     entry_points={
         "console_scripts": [

@@ -26,6 +26,8 @@ from ppdaemon.configtypes import (
     LogLevel,
     PublicKeyFile,
     Rate,
+    RedisName,
+    RedisUrl,
     Seconds,
     SecretKeyFile,
     Size,
@@ -34,7 +36,9 @@ from ppdaemon.configtypes import (
     VisitGrouping,
     WritableFolder,
     is_local,
+    is_local_redis,
     needs_kafka,
+    needs_redis,
     regular_expressions,
     valid_values,
 )
@@ -158,6 +162,56 @@ class RelayLink(ConfigPart):
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find a time limit that a single late heartbeat would exceed."""
         yield from silence_conflicts(keys)
+
+
+class RedisConfig(ConfigPart):
+    """Streams of a Redis server that bring visits instead of a relay, one entry for each detector of a visit,
+    as the observatory's fan-out writes them. Nodes of the same ``group`` share the entries. Needs the extra
+    ``redis``.
+    """
+
+    url: RedisUrl | None = None
+    """``redis://HOST:PORT/DATABASE``, ``rediss://`` with TLS, or ``unix:///PATH``; `None`: no streams."""
+    streams: tuple[RedisName, ...] = ()
+    """Names of the streams, such as ``instrument:lsstcam``: all that this node reads, such as one for its
+    block of detectors."""
+    group: RedisName = "ppdaemon"
+    """Consumer group. With the present service's group, the host shares its visits; with one of its own
+    everything is processed twice, which needs ``shadow: true``."""
+    user: str | None = None
+    """User of the server; `None`: the default user."""
+    password: Path | None = None
+    """File with the password, which is read with each connection; `None`: none is needed."""
+    ca: Path | None = None
+    """File with the certificates that sign the server's (TLS); `None`: those of this host's system."""
+    unserved: Literal["leave", "acknowledge"] = "leave"
+    """What becomes of detectors that `node.instruments` does not list. ``leave``: another node of the group
+    takes them. ``acknowledge``: nobody does, for a host that shadows a few detectors."""
+    permit_s: Annotated[Seconds, pydantic.Field(ge=600)] = 86_400.0
+    """How long the server keeps which node may write permanently for a visit-detector. Longer than
+    `node.expiry_s`."""
+    claim_after_s: Annotated[Seconds, pydantic.Field(ge=1)] = 60.0
+    """Another node takes an entry whose node has not renewed it for this long, and has no permit."""
+    trim_after_s: Seconds | None = 86_400.0
+    """Entries older than this are deleted, for all groups: where the writer does not do that, the server's
+    memory grows; none in shadow mode. `None`: none are."""
+
+    @pydantic.field_validator("streams")
+    @classmethod
+    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a stream is listed twice")
+        return value
+
+    @classmethod
+    def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
+        """Find streams that cannot be read."""
+        if values := valid_values(keys, "url", "streams"):
+            url, streams = values
+            if url is not None and (problem := needs_redis()):
+                yield ("url",), problem
+            if url is not None and not streams:
+                yield ("streams",), "list at least one stream"
 
 
 class Publisher(Model):
@@ -693,6 +747,7 @@ class NodeConfig(ConfigPart):
 
     node: NodePart
     relay: RelayLink = RelayLink()
+    redis: RedisConfig = RedisConfig()
     security: SecurityConfig = SecurityConfig()
     arrivals: ArrivalsConfig
     workers: WorkersConfig = WorkersConfig()
@@ -710,6 +765,11 @@ class NodeConfig(ConfigPart):
     traces: TracesConfig = TracesConfig()
     log: LogConfig = LogConfig()
 
+    @property
+    def shares_visits(self) -> bool:
+        """Whether other nodes may get the same visits: something permanent needs a permit."""
+        return self.relay.address is not None or self.redis.url is not None
+
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
         """Find what contradicts the instruments of the node, and a missing central repo."""
@@ -719,6 +779,7 @@ class NodeConfig(ConfigPart):
             yield from _of_instruments(keys, instruments, uses_butler=uses_butler)
         if uses_butler and valid_values(keys, "butler") == (None,):
             yield ("butler",), "missing key, the configured work needs it"
+        yield from _of_redis(keys)
         if values := valid_values(getattr(keys, "security", None), "key", "insecure"):
             key, insecure = values
             for key_path, address, server in _connections(keys):
@@ -789,6 +850,27 @@ def _not_replaced(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
 
 def _plain_repo(uri: str) -> str:
     return uri.removeprefix("file://").rstrip("/")
+
+
+def _of_redis(keys: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Find what contradicts visits from Redis."""
+    redis, relay = getattr(keys, "redis", None), getattr(keys, "relay", None)
+    (url,) = valid_values(redis, "url") or (None,)
+    if url is None:
+        return
+    if valid_values(relay, "address") not in ((), (None,)):
+        yield ("redis", "url"), "visits come from a relay or from Redis: set relay.address or redis.url"
+    if valid_values(relay, "alone") == ("cross",):
+        yield ("relay", "alone"), "without an answer of Redis nothing permanent is written: remove this key"
+    (insecure,) = valid_values(getattr(keys, "security", None), "insecure") or (True,)
+    if not insecure and not is_local_redis(url):
+        text = "is on another host: connections need rediss:// (TLS), or security.insecure: true"
+        yield ("redis", "url"), f"{url} {text}"
+    expiry = valid_values(getattr(keys, "node", None), "expiry_s")
+    for name in ("permit_s", "trim_after_s"):
+        for value in valid_values(redis, name) if expiry else ():
+            if value is not None and value < expiry[0]:
+                yield ("redis", name), f"{value:g} is less than node.expiry_s ({expiry[0]:g})"
 
 
 def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:

@@ -141,6 +141,25 @@ def _collector_url(value: str) -> str:
     return value
 
 
+def _redis_url(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        valid = bool(parts.path if parts.scheme == "unix" else parts.hostname and parts.port)
+    except ValueError:  # the port
+        valid = False
+    if parts.scheme not in ("redis", "rediss", "unix") or not valid:
+        raise ValueError(f"{value} is not an address: write redis://HOST:PORT, rediss:// or unix:///PATH")
+    if "@" in value:
+        raise ValueError("a password in the address would be shown: use the keys user and password")
+    return value
+
+
+def is_local_redis(url: str) -> bool:
+    """Return whether a connection to a Redis server stays on this host or is encrypted."""
+    parts = urlsplit(url)
+    return parts.scheme != "redis" or is_local(f"tcp://{parts.netloc}")
+
+
 def _http_address(value: str) -> str:
     match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):([0-9]+)", value)
     if match is None:
@@ -238,6 +257,9 @@ PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
 KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]
+RedisUrl = Annotated[str, pydantic.AfterValidator(_redis_url)]
+RedisName = Annotated[str, pydantic.Field(pattern=r"^\S+$", max_length=200)]
+"""The name of a stream or of a consumer group."""
 HttpAddress = Annotated[str, pydantic.AfterValidator(_http_address)]
 CollectorUrl = Annotated[str, pydantic.AfterValidator(_collector_url)]
 CollectionTemplate = Annotated[str, pydantic.AfterValidator(_template)]
@@ -311,3 +333,10 @@ def needs_kafka() -> str:
     if importlib.util.find_spec("confluent_kafka") is not None:
         return ""
     return "Kafka needs the package confluent-kafka: install ppdaemon with the extra kafka"
+
+
+def needs_redis() -> str:
+    """Return why Redis cannot be used here; empty if it can."""
+    if importlib.util.find_spec("redis") is not None:
+        return ""
+    return "Redis needs the package redis: install ppdaemon with the extra redis"

@@ -369,6 +369,7 @@ type ProblemSource = Literal[
     "ledger",
     "ring",
     "relay",
+    "redis",
     "nodes",
     "detectors",
     "arrivals",
@@ -416,6 +417,25 @@ class SpoolReport(ControlModel):
     """Limit of the configuration; `None`: that of the disk."""
 
 
+class RedisReport(ControlModel):
+    """The streams of Redis from which a node takes visits."""
+
+    connected: bool
+    """Whether the server answers."""
+    streams: tuple[str, ...]
+    """Those that this node reads."""
+    group: str
+    """The consumer group that shares the entries."""
+    held: int
+    """Visit-detectors that this node has, and has not acknowledged."""
+    pending: int
+    """Entries that consumers of the group have, and have not acknowledged, a moment ago."""
+    waiting: int
+    """Entries that no consumer of the group has taken, a moment ago, as far as the server knows."""
+    last_tai: float | None
+    """When this node took the last new entry, TAI seconds since 1970; `None` before the first one."""
+
+
 class StatusReport(ControlModel):
     """The state of the daemon."""
 
@@ -437,9 +457,11 @@ class StatusReport(ControlModel):
     tai: float
     """When this report was made."""
     relay: str
-    """State of the connection to the relay, such as ``connected relay``."""
+    """State of the connection to the relay, or to Redis, such as ``connected to relay``."""
     relay_connected: bool | None = None
     """Whether the relay answers; `None` without a relay, and from an older daemon."""
+    redis: RedisReport | None = None
+    """The streams that bring visits instead of a relay; `None` without any, and from an older daemon."""
     slots: dict[SlotState, int]
     """Number of slots in each state."""
     workers_max: int

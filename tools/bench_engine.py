@@ -20,7 +20,7 @@ from ppdaemon.environment import CHILD_ENVIRONMENT
 if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from enginebench.sections import Section, SectionFolders
 
-NAMES = ("empty", "twenty", "images", "appipe", "snaps", "detector")
+NAMES = ("empty", "twenty", "images", "appipe", "snaps", "detector", "field")
 QUICK = {"only": ("empty", "appipe", "detector"), "visits": 3}
 
 
@@ -121,6 +121,10 @@ def command(bench: Bench, only: tuple[str, ...], visits: int, small: bool) -> No
     is without writing. "snaps" has two exposures in each visit; direct_2 may
     use two processes (engine.processes). "detector" does the work of a real
     detector: 4072 x 4000 pixels, 16 amplifiers, a template of four patches.
+    "field" passes such images through ten tasks that read them as the field's
+    alert pipeline does: whole, by component, and as cutouts of deferred images;
+    field_large_overhead_ratio compares total_ms of direct and separable, each
+    without that of the floor.
 
     memory_peak_mb is the resident memory of the worker and, if it starts one,
     of the command beside it, ramdisk_mb the size of its repo at the end. All

@@ -2,27 +2,54 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure preloads on this machine, from a central repo of a survey's size."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from benching.cli import Bench, options, progress, run
 from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
-from preloadbench.results import GOALS, MOVES, VisitSamples, summarize_parallel, summarize_single
+from preloadbench.results import (
+    GOALS,
+    MOVES,
+    Crowd,
+    VisitSamples,
+    ratios,
+    summarize_copies,
+    summarize_crowd,
+    summarize_single,
+)
 
 from ppdaemon.environment import CHILD_ENVIRONMENT
+from ppdaemon.errors import Unavailable
 
 if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LSST code
     from preloadbench.repo import Size
     from preloadbench.worker import Host
 
-QUICK = {"workers": 2, "visits": 3, "rounds": 1, "epochs": 2, "tracts": 2, "image_mb": 10.0}
+QUICK = {
+    "workers": 2,
+    "visits": 3,
+    "crowd": (20,),
+    "rounds": 1,
+    "database": ("sqlite",),
+    "epochs": 2,
+    "tracts": 2,
+    "image_mb": 10.0,
+}
+
+LIMIT_S = 600.0
+OTHERS = ("p50_ms", "p95_ms", "cpu_ms", "queries", "workers_asking", "connections", "bytes_copied")
+"""Results that are shown of another build, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +58,7 @@ class Workload:
 
     workers: int
     visits: int
-    crowd: int
+    crowd: tuple[int, ...]
     rounds: int
 
 
@@ -42,12 +69,12 @@ def gather(started: Iterable[tuple[object, ...]]) -> list[Any]:
         return [each.answer() for each in processes]
 
 
-def prepare(host: "Host", size: "Size", end: Connection) -> None:
+def prepare(host: "Host", size: "Size", database: str, end: Connection) -> None:
     """Make the central repo and the template; runs in its own process."""
     from preloadbench.repo import make_central
     from preloadbench.worker import build_template
 
-    make_central(host.central, size, progress)
+    make_central(host.central, size, progress, database)
     build_template(host)
     end.send(True)
 
@@ -72,20 +99,77 @@ def run_workers(
     return samples
 
 
-def measure(host: "Host", workload: Workload, progress: Callable[[str], None]) -> dict[str, Scalar]:
-    """Measure single workers, then many at once."""
-    middle = host.detectors // 2
+def measure_single(host: "Host", workload: Workload) -> dict[str, Scalar]:
+    """Measure workers one after the other."""
     single: list[VisitSamples] = []
     for number in range(workload.workers):
-        single += run_workers(host, f"single-{number}", [middle], (*[0.0] * workload.visits, *MOVES))
+        fields = (*[0.0] * workload.visits, *MOVES)
+        single += run_workers(host, f"single-{number}", [host.detectors // 2], fields)
         progress(f"worker {number + 1} of {workload.workers}")
-    first = max(0, middle - workload.crowd // 2)
-    parallel = [(first + k) % host.detectors for k in range(workload.crowd)]
-    rounds = []
-    for number in range(workload.rounds):
-        rounds.append(run_workers(host, f"parallel-{number}", parallel, (0.0, 0.0)))
-        progress(f"{workload.crowd} workers at once, round {number + 1} of {workload.rounds}")
-    return summarize_single(single) | summarize_parallel(rounds)
+    return summarize_single(single)
+
+
+def measure_crowds(
+    host: "Host", workload: Workload, database: str, other: Path | None
+) -> dict[str, dict[str, Scalar]]:
+    """Measure many workers at once, in turn with those of another build."""
+    builds = {"": Path(__file__).parents[1]} | ({} if other is None else {"other": other})
+    middle = host.detectors // 2
+    (alone,) = [run_crowd(host, builds[""], detectors=[middle])]
+    results = {}
+    for count in workload.crowd:
+        detectors = [(max(0, middle - count // 2) + k) % host.detectors for k in range(count)]
+        rounds: dict[str, list[Crowd]] = {name: [] for name in (*builds, "copies")}
+        for number in range(workload.rounds):
+            # Another one is the first in each round.
+            for name in sorted(builds, reverse=bool(number % 2)):
+                rounds[name].append(run_crowd(host, builds[name], detectors=detectors))
+            copied = sum(each["fetched_bytes"] for each in rounds[""][-1])
+            rounds["copies"].append(run_crowd(host, builds[""], copies=round(copied / host.image_bytes)))
+            progress(f"{count} workers at once, {database}, round {number + 1} of {workload.rounds}")
+        found = summarize_crowd(rounds[""], alone)
+        found |= ratios(found, summarize_copies(rounds["copies"]), "copies")
+        if other is not None:
+            before = summarize_crowd(rounds["other"], alone)
+            found |= ratios(found, before, "other") | {f"other_{key}": before[key] for key in OTHERS}
+        results[f"cold_{count}_{database}"] = found
+    return results
+
+
+def run_crowd(host: "Host", build: Path, **order: Any) -> Crowd:
+    """Run workers of a build at once, or plain copies; the cache is empty before and deleted after."""
+    cache = "crowd"
+    places = {"central": str(host.central), "ramdisk": str(host.ramdisk), "pipelines": host.pipelines}
+    content = json.dumps({**places, "camera": host.detectors, "cache": cache, **order})
+    path = os.pathsep.join((str(build), str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "preloadbench.crowd", content]
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}, timeout=LIMIT_S
+    )
+    if done.returncode:
+        raise Unavailable("the workers of a crowd have failed; see the output above")
+    for folder in host.ramdisk.glob(f"{cache}*"):
+        shutil.rmtree(folder)
+    found: Crowd = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def databases(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the URL of a database by name; that of a file is blank. PostgreSQL is left out where it is
+    not installed.
+    """
+    from exportbench.server import find_programs, new_database, running_server
+
+    found = {name: "" for name in names if name == "sqlite"}
+    if "postgresql" not in names:
+        yield found
+    elif (programs := find_programs()) is None:
+        progress("no PostgreSQL server on this machine: not measured")
+        yield found
+    else:
+        with running_server(programs, folder) as server:
+            yield found | {"postgresql": new_database(programs, server)}
 
 
 @click.command(name="bench_preload", context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,7 +183,27 @@ def measure(host: "Host", workload: Workload, progress: Callable[[str], None]) -
     type=click.IntRange(2),
     help="Visits of each worker to one field.",
 )
-@click.option("--crowd", default=20, show_default=True, type=click.IntRange(1), help="Workers at once.")
+@click.option(
+    "--crowd",
+    default=(4, 20),
+    show_default=True,
+    multiple=True,
+    type=click.IntRange(1),
+    help="Workers at once; may be repeated.",
+)
+@click.option(
+    "--database",
+    default=("sqlite", "postgresql"),
+    show_default=True,
+    multiple=True,
+    type=click.Choice(("sqlite", "postgresql")),
+    help="Of the central repo; may be repeated. Single workers are measured with the first one.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Checkout of another build, whose workers run in turn with these.",
+)
 @click.option(
     "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds of workers at once."
 )
@@ -131,7 +235,7 @@ def measure(host: "Host", workload: Workload, progress: Callable[[str], None]) -
     help="Size of a table or a shard of a reference catalog.",
 )
 @options(QUICK)
-def command(bench: Bench, **amounts: Any) -> None:
+def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amounts: Any) -> None:
     """Measure a preload, from the order to the inputs in the worker's repo.
 
     The central repo on SQLite has the calibrations of a whole camera, and
@@ -143,10 +247,18 @@ def command(bench: Bench, **amounts: Any) -> None:
 
     Cold is the first visit of a new worker with an empty cache, warm is each
     later one of the same field, moved is a visit to another field that is in
-    the cache, too. Workers are processes, forked from one that has imported
-    all modules. Times are medians; that of many workers at once is the 95th
-    percentile, the median over its rounds. Files are copied from the page
-    cache: with a real store, cold takes longer. All files are deleted.
+    the cache, too. Times are medians.
+
+    Then many workers at once, all of them cold, one for each of so many
+    neighboring detectors; "p95" is the slowest but one of 20. "cpu_ms" is of
+    all workers together, "queries" the statements that the central repo gets
+    from them. "queries_of_each" compares those with workers that ask one by
+    one, "p95_of_copies" the time with plain copies of the same bytes by a
+    process on each core, "of_other" with the build of --against.
+
+    Workers are processes, forked from one that has imported all modules. Files
+    are copied from the page cache: with a real store, cold takes longer. All
+    files are deleted.
     """
     from preloadbench.repo import Size
     from preloadbench.survey import write_pipelines
@@ -164,11 +276,17 @@ def command(bench: Bench, **amounts: Any) -> None:
         table_bytes=round(amounts["table_mb"] * 1e6),
         detectors=amounts["detectors"],
     )
-    with bench.folders.temporary() as folders:
+    results: dict[str, Any] = {}
+    with bench.folders.temporary() as folders, databases(database, folders.scratch) as urls:
         pipelines = write_pipelines(folders.scratch)
-        host = Host(folders.scratch / "central", folders.ramdisk, pipelines, size.detectors)
-        gather([(prepare, host, size)])
-        results = measure(host, workload, progress)
+        for name, url in urls.items():
+            ramdisk = folders.ramdisk / name
+            ramdisk.mkdir()
+            host = Host(folders.scratch / name, ramdisk, pipelines, size.detectors, size.image_bytes)
+            gather([(prepare, host, size, url)])
+            if not results:
+                results |= measure_single(host, workload)
+            results |= measure_crowds(host, workload, name, against)
     bench.report(results, GOALS)
 
 

@@ -10,13 +10,14 @@ from benching.cli import Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting
+from sourcesbench.redis import measure_redis
 from sourcesbench.results import GOALS, Samples, beside, bursts
 from sourcesbench.site import Workload, groups, running
 from sourcesbench.zeromq import publishing
 
 type Measure = Callable[[BenchFolders, Workload, Callable[[str], None]], Mapping[str, Scalar]]
 
-OTHERS: Mapping[str, Measure] = {"ring": measure_ring}
+OTHERS: Mapping[str, Measure] = {"ring": measure_ring, "redis": measure_redis}
 """Sections of a module of their own, with goals in `GOALS`: each runs what it needs, and sends messages over
 ZeroMQ in turn, beside which its results stand."""
 SECTIONS = ("zeromq", "bridge", "burst", *OTHERS)
@@ -104,7 +105,8 @@ def _measure_notices(
 def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     """Measure the time from a message to the order to a worker: a visit, from the relay's
     submit socket; a notice of a raw, from ZeroMQ and over a bridge of object stores by
-    HTTP, also in bursts; and the memory of a bridge whose ring is full.
+    HTTP, also in bursts; an entry of a stream of Redis; and the memory of a bridge whose
+    ring is full.
 
     Takes some minutes; other load on the machine changes the results. Goals are for two
     idle cores. All files are deleted.

@@ -132,6 +132,8 @@ def metrics_table(metrics: Sequence[Metric[Any]]) -> str:
 KINDS = {
     "Seconds": "seconds, more than 0",
     "Rate": "number, 1 or more",
+    "RedisName": "name without blanks",
+    "RedisUrl": "address of a Redis server",
     "FileName": "name of letters, digits, dots, hyphens and underscores, with no dot at its beginning",
     "Size": "size: bytes, or such as 4GB or 4GiB",
     "Detectors": "detectors, such as 0-8,12",

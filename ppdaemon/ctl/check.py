@@ -78,6 +78,7 @@ def _of_config(path: Path, config: NodeConfig) -> list[Check]:
         ("limits", hostchecks.check_limits),
         ("keys", nodechecks.check_keys),
         ("relay", nodechecks.check_relay),
+        ("redis", nodechecks.check_redis),
     ]
     checks: list[Check] = [(name, partial(check, config), SHORT_S) for name, check in short]
     if config.butler is not None:

@@ -17,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NO_CENTRAL, NodeConfig
+from ppdaemon.config import NO_CENTRAL, NodeConfig, RedisConfig
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys
@@ -26,6 +26,7 @@ from ppdaemon.errors import PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import PUBLIC_SUFFIX, UnusableKey, read_key_pair, read_public_key
 from ppdaemon.privatefiles import user_name
+from ppdaemon.redisserver import StreamGroup, groups_of, open_server, rivals
 from ppdaemon.reports import StatusReport
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
@@ -39,6 +40,7 @@ __all__ = (
     "check_configuration",
     "check_daemon",
     "check_keys",
+    "check_redis",
     "check_relay",
     "check_repo",
     "check_user",
@@ -155,7 +157,8 @@ def check_relay(config: NodeConfig) -> Iterator[CheckFinding]:
     """Return whether the relay admits this node, as far as its keys decide; no message is sent."""
     address = config.relay.address
     if address is None:
-        yield CheckFinding(item="relay", level="ok", text="none configured")
+        text = "none configured: visits come from Redis" if config.redis.url else "none configured"
+        yield CheckFinding(item="relay", level="ok", text=text)
         return
     try:
         _connect(address)
@@ -169,6 +172,41 @@ def check_relay(config: NodeConfig) -> Iterator[CheckFinding]:
         yield CheckFinding(item="relay", level="skipped", text=text)
     else:
         yield relay_finding(config, address, refusal)
+
+
+def check_redis(config: NodeConfig) -> Iterator[CheckFinding]:
+    """Return whether the streams can be read, without taking an entry or creating a group."""
+    redis = config.redis
+    if redis.url is None:
+        return
+    import redis.exceptions as errors
+
+    try:
+        found = asyncio.run(_groups(redis))
+    except (errors.RedisError, OSError, PPDaemonError) as error:
+        action = "start the server, or correct the keys of redis; see the firewall"
+        yield CheckFinding(item="redis", level="error", text=f"{redis.url}: {plain(error)}", action=action)
+        return
+    for stream, groups in found.items():
+        yield redis_finding(config, stream, groups)
+
+
+async def _groups(redis: RedisConfig) -> Mapping[str, Mapping[str, StreamGroup]]:
+    async with open_server(redis, "ppctl") as server:
+        return {stream: await groups_of(server, stream) for stream in redis.streams}
+
+
+def redis_finding(config: NodeConfig, stream: str, groups: Mapping[str, StreamGroup]) -> CheckFinding:
+    """Return what to do about the groups of a stream."""
+    group = config.redis.group
+    if (others := rivals(groups.values(), group)) and not config.shadow.enabled:
+        text = f"{stream}: group {others[0]} processes the same visits"
+        action = "use its name as redis.group, delete it if nobody uses it, or set shadow: true"
+        return CheckFinding(item="redis", level="error", text=text, action=action)
+    if (known := groups.get(group)) is None:
+        return CheckFinding(item="redis", level="ok", text=f"{stream}: the daemon will create group {group}")
+    text = f"{stream}: group {group}: {known.consumers} consumers, {known.pending} entries pending"
+    return CheckFinding(item="redis", level="ok", text=f"{text}, {known.waiting} waiting")
 
 
 def _connect(address: str) -> None:

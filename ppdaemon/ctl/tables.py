@@ -23,6 +23,7 @@ from ppdaemon.reports import (
     GIVEN_UP,
     BridgeStatusReport,
     LateRow,
+    RedisReport,
     RefusedRaw,
     RelayStatusReport,
     RequeueRow,
@@ -125,13 +126,24 @@ def problem_lines(report: StatusReport | RelayStatusReport | BridgeStatusReport)
     ]
 
 
+def _entries(redis: RedisReport, tai: float) -> str:
+    """Return the numbers of entries in the streams, and when the last one was taken."""
+    last = (
+        "none taken" if redis.last_tai is None else f"the last one taken {duration(tai - redis.last_tai)} ago"
+    )
+    return f"{redis.held} held, {redis.pending} of all consumers, {redis.waiting} waiting, {last}"
+
+
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     """Yield name and value of each line below the first one."""
     yield (
         "process",
         f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
     )
-    yield "relay", plain(report.relay)
+    if report.redis is None:
+        yield "relay", plain(report.relay)
+    else:
+        yield "redis", f"{plain(report.relay)}; {_entries(report.redis, report.tai)}"
     slots = sum(report.slots.values())
     less = (
         "" if report.capacity in (None, report.workers_max) else f", {report.capacity} offered to the relay"

@@ -30,10 +30,11 @@ from ppdaemon.middleware.pipelines.provenance import (
     output_run,
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
+from ppdaemon.middleware.preload.answers import register_command
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
 from ppdaemon.middleware.preload.groupdata import put_bundle, put_footprint, put_metrics
-from ppdaemon.middleware.preload.preload import Preload, register_command
+from ppdaemon.middleware.preload.preload import Preload
 from ppdaemon.middleware.preload.transfer import input_collections
 from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
@@ -112,7 +113,8 @@ class ButlerWork:
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
         self._library = library_of(context)
-        self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
+        retry_s = context.config.workers.times.prepare_s / 2
+        self._central = CentralReader(config.source, retry_s, context.template)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
         self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)

@@ -40,9 +40,9 @@ from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline, resolved, targets_of
 from ppdaemon.middleware.pipelines.provenance import NO_PIPELINE_RUN
+from ppdaemon.middleware.preload.answers import register_command
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE
 from ppdaemon.middleware.preload.groupdata import put_footprint, types_of_groups
-from ppdaemon.middleware.preload.preload import register_command
 from ppdaemon.middleware.raws.ingest import RawLimits, VisitRaws
 from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record

@@ -50,8 +50,10 @@ from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pruner import JournalPruner
 from ppdaemon.node.visits.pump import Inbox, VisitPump
+from ppdaemon.node.visits.redisclient import RedisClient
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
+from ppdaemon.node.visits.source import VisitSource
 from ppdaemon.node.visits.spans import spans_of
 from ppdaemon.node.visits.telemetry import telemetry_of
 from ppdaemon.notify import Notifier
@@ -129,22 +131,30 @@ class NodeParts:
             config.log,
         )
         self.chooser = PipelineChooser(config, inbox.post, count)
-        self.relay = RelayClient(
-            config.relay,
-            config.node.name,
-            incarnation,
-            config.node.instruments,
-            config.workers.max,
-            clock,
-            self._context,
-            self.chooser.receive,
-            count,
-            self.visits.open.held,
-            self.visits.ended.listed,
-            config.node.spare,
-            config.shadow.enabled,
-            ClientKeys.read(config.security.key, config.relay.server),
-        )
+        self.source: VisitSource
+        if config.redis.url is not None:
+            self.source = RedisClient(
+                config, incarnation, clock, self.chooser.receive, count, lambda: len(self.visits.open)
+            )
+        else:
+            self.source = relay = RelayClient(
+                config.relay,
+                config.node.name,
+                incarnation,
+                config.node.instruments,
+                config.workers.max,
+                clock,
+                self._context,
+                self.chooser.receive,
+                count,
+                self.visits.open.held,
+                self.visits.ended.listed,
+                config.node.spare,
+                config.shadow.enabled,
+                ClientKeys.read(config.security.key, config.relay.server),
+            )
+            # Called by the ticker's time, when the status exists.
+            relay.health = lambda: self.status.health()
         self.reader = None
         if config.arrivals.remote:
             reader_environment = {**environment, **config.workers.environment}
@@ -163,13 +173,13 @@ class NodeParts:
         )
         self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(
-            config.workers, self.pool, self.generations, self.visits, self.journal, self.relay, inbox.post
+            config.workers, self.pool, self.generations, self.visits, self.journal, self.source, inbox.post
         )
         self.pump = VisitPump(
             inbox,
             self.visits,
             self.journal,
-            self.relay,
+            self.source,
             self.pool,
             self.scheduler,
             self.exporter,
@@ -196,7 +206,7 @@ class NodeParts:
             self.journal,
             self.scheduler,
             self.exporter,
-            self.relay,
+            self.source,
             self.arrivals,
             meters,
             self.generations,
@@ -205,9 +215,8 @@ class NodeParts:
             self.publisher,
             self.traces,
         )
-        self.relay.health = self.status.health
         reloader = Reloader(self.generations, self.status, notifier, clock, stopping, reload_requested)
-        handler = RequestHandler(self.status, self.pool, self.reprocessor, self.relay, reloader)
+        handler = RequestHandler(self.status, self.pool, self.reprocessor, self.source, reloader)
         self.handler = handler
         self.control = ControlServer(
             config.node.control,
@@ -236,11 +245,11 @@ class NodeParts:
         )
         self._meters = meters
         self._pruner = JournalPruner(
-            self.journal, clock, config.node.keep_days, reporting=config.relay.address is not None
+            self.journal, clock, config.node.keep_days, reporting=config.shares_visits
         )
         self.services: tuple[Service, ...] = (
             self.chooser.run,
-            self.relay.run,
+            self.source.run,
             partial(meters.run, self.pool, count),
             ticker.run,
             ticker.run_slowly,
@@ -314,7 +323,7 @@ class NodeParts:
         self.control.set_access(config.security)
         try:
             # Two small files, which the reload has read a moment ago in a thread.
-            self.relay.set_keys(ClientKeys.read(config.security.key, config.relay.server))
+            self.source.reconfigure(config)
         except UnusableKey as error:
             _LOG.error("the old keys stay in use: %s", error)
         # Pipelines and their environment may be others now.

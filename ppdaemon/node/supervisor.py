@@ -214,7 +214,7 @@ class Supervisor:
         export and report.
         """
         # Before the workers are asked to end: this ends the visits that are not processed yet.
-        node.inbox.post(StopStarted(hand_back=node.relay.connected))
+        node.inbox.post(StopStarted(hand_back=node.source.connected))
         await self._stop_workers(node)
         # After the last visit has ended: its spool is exported, too.
         exporter = node.exporter
@@ -230,7 +230,7 @@ class Supervisor:
         # Before the workers are asked to end: a stopped slot would be opened again, and the
         # relay would send more visits.
         node.scheduler.assigning = node.scheduler.resizing = False
-        node.relay.set_accepting(False)
+        node.source.set_accepting(False)
         for number in list(node.pool.slots):
             node.pool.handle(number, RetireRequested())
 
@@ -253,7 +253,7 @@ class Supervisor:
         # The journal's thread may hang on the disk.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONFIRM_S):
-                while node.relay.connected and not self._kill.is_set():
+                while node.source.connected and not self._kill.is_set():
                     if not await node.journal.call(lambda file: file.unreported(1)):
                         return
                     await asyncio.sleep(0.05)

@@ -176,10 +176,45 @@ def test_a_box_and_a_projection_need_no_file(make_rig: MakeRig) -> None:
     assert not rig.files.exists()
 
 
+@pytest.mark.parametrize(
+    ("storage", "content"),
+    [("MaskedImageV2", image()), ("ImageV2", image().image), ("MaskV2", image().mask)],
+)
+@pytest.mark.parametrize("box", [PART, Box.factory[0:ROWS, 0:COLUMNS], Box.factory[39:40, 49:50]])
+def test_a_cutout_needs_no_file_and_is_that_of_the_file(
+    make_rig: MakeRig, storage: str, content: Any, box: Box
+) -> None:
+    """Tasks read one for each source; writing the image of a detector first takes seconds."""
+    rig = make_rig(storage, content)
+    ours, theirs = rig.both((None, {"bbox": box}))
+    assert described(ours) == described(theirs)
+    assert ours.bbox == theirs.bbox == box
+    assert not rig.files.exists()
+    for plane in (ours.image, ours.mask) if storage == "MaskedImageV2" else (ours,):
+        plane.array[...] = 1  # a copy: the image is not changed
+    assert described(rig.memory.get(rig.ref)) == described(content)
+
+
+def test_the_last_cutout_does_not_keep_the_memory_of_the_image(make_rig: MakeRig) -> None:
+    rig = make_rig("ImageV2", image().image)
+    rig.memory.end(rig.reader)
+    rig.memory.begin(rig.last)
+    cutout = rig.memory.get(rig.ref, parameters={"bbox": PART})
+    base = cutout.array if cutout.array.base is None else cutout.array.base
+    assert base.nbytes == cutout.array.nbytes
+
+
+@pytest.mark.parametrize("box", [Box.factory[30:50, 0:10], Box.factory[100:110, 100:110]])
+def test_a_box_beyond_the_image_is_the_formatters_to_judge(make_rig: MakeRig, box: Box) -> None:
+    ours, theirs = make_rig("MaskedImageV2", image()).both((None, {"bbox": box}))
+    assert isinstance(theirs, type)
+    assert ours is theirs
+
+
 def test_an_image_is_written_once_for_several_parts_and_stays_in_memory(make_rig: MakeRig) -> None:
     rig = make_rig("MaskedImageV2", image())
     for part in (PART, Box.factory[0:3, 0:3]):
-        ours, theirs = rig.both((None, {"bbox": part}))
+        ours, theirs = rig.both(("mask", {"bbox": part}))
         assert described(ours) == described(theirs)
     (file,) = rig.files.iterdir()
     file.write_bytes(b"")  # what is read as a whole does not come from there
@@ -192,7 +227,7 @@ def test_an_image_is_written_once_for_several_parts_and_stays_in_memory(make_rig
 
 def test_an_exported_image_is_not_written_a_second_time(make_rig: MakeRig) -> None:
     rig = make_rig("MaskedImageV2", image(), exported=True)
-    rig.both((None, {"bbox": PART}))
+    rig.both(("mask", {"bbox": PART}))
     for reader in (rig.reader, rig.last):
         rig.memory.end(reader)
     (output,) = rig.memory.outputs

@@ -13,10 +13,11 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.sphgeom import Angle, Ellipse, LonLat, Region, UnitVector3d
 from toycam import DAY, EXPOSURE, NAME, VISIT, box
 
-from ppdaemon.middleware.direct.dataids import DataIds, regions_overlap
+from ppdaemon.middleware.direct.dataids import DataIds
 from ppdaemon.middleware.direct.inputs import spatial_join
 from ppdaemon.middleware.direct.shape import PipelineShape, pipeline_shape
 from ppdaemon.middleware.raws.records import make_record
+from ppdaemon.middleware.raws.regions import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
 UNIVERSE = DimensionUniverse()

@@ -314,3 +314,12 @@ def test_many_concurrent_workers_get_the_files_they_request(tmp_path: Path, budg
     assert host.stats.evicted == 0
     host.use("does not", 1)
     assert host.stats.evicted > 0
+
+
+def test_questions_of_workers_are_no_files_of_the_cache(host: Host) -> None:
+    host.use("one")
+    host.cache.questions.mkdir()
+    question = host.cache.questions / "open"
+    question.write_bytes(bytes(10 * BUDGET))
+    assert host.cache.drop_unused() == 100
+    assert question.exists()

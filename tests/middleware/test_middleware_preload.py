@@ -4,6 +4,7 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class PreloadSetup:
     def __init__(self, rig: Rig):
         assert rig.config.butler is not None
         self.rig = rig
+        self.config = rig.config.butler
         self.timings = Timings(Clock())
         self.central = CentralReader(rig.config.butler.central)
         shared = SharedCache(rig.context.cache, rig.config.preload.cache_max)
@@ -134,7 +136,9 @@ def test_finding_returns_what_is_there_and_changes_nothing(context: PreloadSetup
     assert all(each.query_ms > 0 for each in plan.found)
     assert plan.reasons == ()
     assert plan.sizes == {}
-    assert not context.rig.context.cache.exists()
+    cache, questions = context.rig.context.cache, ".questions"
+    assert [path.name for path in cache.iterdir()] == [questions], "no file is fetched"
+    assert [path.name for path in (cache / questions).iterdir()] == [".lock"], "no question is left"
     assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
 
 
@@ -231,7 +235,7 @@ def test_nothing_is_copied_if_no_pipeline_can_run(context: PreloadSetup) -> None
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
         context.fetch(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert not context.rig.context.cache.exists()
+    assert [path.name for path in context.rig.context.cache.iterdir()] == [".questions"]
 
 
 def test_only_what_usable_pipelines_read_is_copied(context: PreloadSetup) -> None:
@@ -437,6 +441,24 @@ def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(
     assert len(context.fetch(order)) == 2
 
 
+def test_a_worker_that_misses_a_file_lets_all_of_its_host_locate_files_again(
+    contexts: MakeContext, own_central: Path
+) -> None:
+    asking, other = (contexts(central=own_central) for _ in range(2))
+    other.preload = Preload(
+        asking.config, other.central, SharedCache(asking.rig.context.cache, 10**9), PipelineLibrary({})
+    )
+    order = asking.order(main="Short", before="")
+    plan = asking.find(order)
+    assert plan.counts == {"bias": 1, "flat": 1}
+    with Butler.from_config(str(own_central), writeable=True) as butler:
+        (bias,) = butler.query_datasets("bias", f"{NAME}/calib/new", detector=1, instrument=NAME)
+        butler.pruneDatasets([bias], disassociate=False, unstore=True)
+    with pytest.raises(VisitFailed, match=r"bias.* cannot be copied: FileNotFoundError"):
+        other.fetch(order, plan)
+    assert asking.find(order).counts == {"bias": 0, "flat": 1}
+
+
 def test_a_dataset_without_a_file_is_not_preloaded(
     contexts: MakeContext, own_central: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -453,7 +475,8 @@ def test_a_dataset_without_a_file_is_not_preloaded(
 
 
 def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: PreloadSetup) -> None:
-    plan = context.find(context.order())
+    plan = replace(context.find(context.order()), files={})  # the Butler must copy all datasets
+    assert context.repo.butler
     (registry,) = context.rig.context.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):

@@ -20,6 +20,8 @@ PADDING_ARCSEC = 50.1
 SLACK = np.radians(0.5 / 3600)
 """Polygons that touch within this are not compared."""
 STEP_DEG = 0.25
+DETECTORS_STEP = 20
+"""Of the detectors, every so many: a query of each alone takes some milliseconds."""
 
 type Corners = tuple[SkyPoint, ...]
 
@@ -120,14 +122,18 @@ def shards_around(aim: SkyPoint) -> list[int]:
     return [n for begin, end in HtmPixelization(7).envelope(circle).ranges() for n in range(begin, end)]
 
 
-def found(central: Butler, corners: Corners) -> dict[str, Found]:
+def search_of(detector: int, corners: Corners) -> Search:
     when = astropy.time.Time("2026-11-22T03:25:16", scale="tai")
-    search = Search(
-        instrument="LSSTCam", detector=94, physical_filters=(), bands=(), skymap="s",
+    return Search(
+        instrument="LSSTCam", detector=detector, physical_filters=(), bands=(), skymap="s",
         timespan=Timespan(when, when), region=polygon(corners), calibs=(), inputs=("templates",),
     )  # fmt: skip
+
+
+def found(central: Butler, corners: Corners) -> dict[str, Found]:
+    search = search_of(94, corners)
     types = [central.get_dataset_type(name) for name in ("template", "shard")]
-    return {each.dataset_type.name: each for each in find_inputs(central, types, search, Clock())}
+    return {each.dataset_type.name: each for each in find_inputs(central, types, [search], Clock())[0]}
 
 
 def pointings(count: int) -> Iterator[Pointing]:
@@ -169,3 +175,19 @@ def test_templates_and_shards_are_those_of_plane_geometry(central: Butler) -> No
         counts.append((len(got_patches), len(got_shards)))
     assert min(shard for _, shard in counts) >= 1
     assert min(patch for patch, _ in counts[-len(AIMS) :]) >= 1
+
+
+def test_one_query_for_many_detectors_finds_what_each_would(central: Butler) -> None:
+    camera = load_camera("LSSTCam")
+    types = [central.get_dataset_type(name) for name in ("template", "shard")]
+    for aim in AIMS.values():
+        pointing = Pointing(*aim, 20.0)
+        searches = [
+            search_of(detector, preload_corners(camera, detector, pointing, PADDING_ARCSEC))
+            for detector in sorted(camera.detectors)[::DETECTORS_STEP]
+        ]
+        together = find_inputs(central, types, searches, Clock())
+        for search, parts in zip(searches, together, strict=True):
+            (alone,) = find_inputs(central, types, [search], Clock())
+            assert [set(each.refs) for each in parts] == [set(each.refs) for each in alone], search
+        assert len({frozenset(ref for each in parts for ref in each.refs) for parts in together}) > 1

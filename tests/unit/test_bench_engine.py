@@ -68,6 +68,7 @@ def test_engines_are_compared_where_both_were_measured(results):
         "held_of_floor": 7 / 51,
         "free_of_floor": 17 / 51,
         "first_visit_of_later": 1,
+        "first_visit_cpu_of_later": 1,
     }
 
 
@@ -84,12 +85,15 @@ def test_the_floor_is_compared_with_and_without_writing(results):
         "memory_peak_of_floor_appipe": 1.1,
         "cpu_of_floor_appipe": 1.1,
         "first_visit_of_later_appipe": 1,
+        "first_visit_cpu_of_later_appipe": 1,
     }
 
 
 def test_a_first_visit_is_compared_with_the_later_ones(results):
     engine = results.summarize([visit(300, 400, 200), *[visit(10, 100, 50)] * 3], 6, idle=False)
-    assert results.ratios({"direct_appipe": engine})["first_visit_of_later_appipe"] == 990 / 250
+    found = results.ratios({"direct_appipe": engine})
+    assert found["first_visit_of_later_appipe"] == 990 / 250
+    assert found["first_visit_cpu_of_later_appipe"] == 450 / 150
 
 
 @pytest.mark.parametrize(("first_task_ms", "missed"), [(9, False), (11, True)])
@@ -108,15 +112,27 @@ def test_all_goals_are_of_ratios_that_are_computed(results):
     sides = [side for one, other, _, _ in results._PAIRS for side in (one, other)]
     of_floor = {"written_ms": 1.0, "tasks_cpu_ms": 1.0}
     summary = results.summarize([visit(1, 1, 1) | of_floor] * 2, 5, idle=True)
-    listed = part("benching.results").flatten({"ratios": results.ratios(dict.fromkeys(sides, summary))})
+    summaries = dict.fromkeys(sides, summary) | {"floor_field": summary | {"total_ms": 1.0}}
+    listed = part("benching.results").flatten({"ratios": results.ratios(summaries)})
     assert set(results.GOALS) <= set(listed)
     assert {goal.kind for goal in results.GOALS.values()} == {"ratio"}
+
+
+def test_the_tasks_own_time_is_no_overhead_of_the_engines(results):
+    names = ("direct_field", "separable_field", "floor_field")
+    times = dict(zip(names, (300.0, 1100.0, 100.0), strict=True))
+    summary = results.summarize([visit(1, 1, 1)] * 2, 5, idle=False) | {
+        "tasks_cpu_ms": 1.0,
+        "written_ms": 1.0,
+    }
+    found = results.ratios({name: summary | {"total_ms": total_ms} for name, total_ms in times.items()})
+    assert found["field_large_overhead_ratio"] == pytest.approx(0.2)
 
 
 def test_help_explains_when_the_time_begins_and_ends(tool):
     shown = " ".join(CliRunner().invoke(tool.command, ["--help"]).output.split())
     assert "total_ms begins when the raw is complete" in shown
-    assert "[empty|twenty|images|appipe|snaps|detector]" in shown
+    assert "[empty|twenty|images|appipe|snaps|detector|field]" in shown
 
 
 def test_an_unknown_section_is_refused(tool):

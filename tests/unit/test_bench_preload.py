@@ -37,13 +37,26 @@ def test_single_workers_are_summarized_by_medians_and_the_maximum_copied_warm(re
     assert (found["cold_query_ms"], found["warm_query_ms"]) == (80, 33.5)
 
 
-def test_parallel_workers_are_summarized_by_the_median_of_the_worst_of_each_round(results):
-    rounds = [[[visit(base + k, 10 * (k == 0)), visit(k)] for k in range(20)] for base in (100, 300, 200)]
-    found = results.summarize_parallel(rounds)
-    assert found["parallel_20_p95_ms"] == 218
-    assert found["parallel_20_warm_p95_ms"] == 18
-    assert (found["parallel_20_bytes_asked"], found["parallel_20_bytes_copied"]) == (20_000, 10)
-    assert found["parallel_20_rounds"] == 3
+def test_workers_at_once_are_summarized_by_the_median_of_the_worst_of_each_round(results):
+    rounds = [
+        [
+            visit(base + k, 10 * (k == 0), cpu_ms=2, queries=100 * (k == 3), connections=k == 3)
+            for k in range(20)
+        ]
+        for base in (100, 300, 200)
+    ]
+    found = results.summarize_crowd(rounds, [visit(90, queries=50)])
+    assert (found["p50_ms"], found["p95_ms"], found["cpu_ms"]) == (209, 218, 40)
+    assert (found["bytes_asked"], found["bytes_copied"], found["rounds"]) == (20_000, 10, 3)
+    assert (found["queries"], found["workers_asking"], found["connections"]) == (100, 1, 1)
+    assert found["queries_of_each"] == pytest.approx(100 / (20 * 50))
+
+
+def test_workers_at_once_are_compared_with_copies_and_another_build(results):
+    found = results.summarize_crowd([[visit(300, cpu_ms=60), visit(600, cpu_ms=40)]], [visit(1, queries=1)])
+    copies = results.summarize_copies([[visit(100, cpu_ms=20), visit(200, cpu_ms=30)]])
+    assert results.ratios(found, copies, "copies") == {"p95_of_copies": 3, "cpu_of_copies": 2}
+    assert results.ratios(found, found, "other") == {"p50_of_other": 1, "p95_of_other": 1, "cpu_of_other": 1}
 
 
 @pytest.mark.parametrize(

@@ -609,3 +609,52 @@ def test_a_relay_needs_instruments_and_a_folder(tmp_path: Path) -> None:
         load_relay(write(tmp_path, {"name": "r"}), {})
     (problem,) = caught.value.problems
     assert problem.endswith(": (the whole file): missing keys state_dir, instruments")
+
+
+# --- redis -------------------------------------------------------------------
+
+
+def with_redis(node: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return node | {"redis": {"url": "redis://127.0.0.1:6379/0", "streams": ["instrument:democam"]} | keys}
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"url": "redis://:secret@127.0.0.1:6379"}, "redis.url: a password in the address would be shown"),
+        ({"url": "127.0.0.1:6379"}, "redis.url: 127.0.0.1:6379 is not an address"),
+        ({"url": "redis://127.0.0.1:x"}, "redis.url: redis://127.0.0.1:x is not an address"),
+        ({"streams": []}, "redis.streams: list at least one stream"),
+        ({"streams": ["s", "s"]}, "redis.streams: a stream is listed twice"),
+        ({"url": "redis://elsewhere:6379"}, "redis://elsewhere:6379 is on another host"),
+        ({"permit_s": 1000}, "redis.permit_s: 1000 is less than node.expiry_s (3600)"),
+        ({"trim_after_s": 1000}, "redis.trim_after_s: 1000 is less than node.expiry_s (3600)"),
+    ],
+)
+def test_streams_that_cannot_be_read(
+    node: dict[str, Any], tmp_path: Path, keys: dict[str, Any], text: str
+) -> None:
+    (problem,) = problems(tmp_path, with_redis(node, **keys))
+    assert text in problem
+
+
+@pytest.mark.parametrize(
+    "url", ["unix:///run/redis.sock", "rediss://elsewhere:6379", "redis://127.0.0.1:1/2"]
+)
+def test_visits_of_redis_are_shared(node: dict[str, Any], tmp_path: Path, url: str) -> None:
+    assert load_node(write(tmp_path, with_redis(node, url=url)), {}).shares_visits
+    assert not load_node(write(tmp_path, node), {}).shares_visits
+
+
+@pytest.mark.parametrize(
+    ("relay", "text"),
+    [
+        ({"address": "tcp://127.0.0.1:5571"}, "redis.url: visits come from a relay or from Redis"),
+        ({"alone": "cross"}, "relay.alone: without an answer of Redis nothing permanent is written"),
+    ],
+)
+def test_visits_have_one_source(
+    node: dict[str, Any], tmp_path: Path, relay: dict[str, str], text: str
+) -> None:
+    (problem,) = problems(tmp_path, with_redis(node) | {"relay": relay})
+    assert text in problem

@@ -25,6 +25,7 @@ OPTIONAL = {
     "opentelemetry-api": "where traces are configured",
     "opentelemetry-exporter-otlp-proto-http": "where traces are configured",
     "opentelemetry-sdk": "where traces are configured",
+    "redis": "where Redis is configured",
 }
 """Distributions of extras that the package itself imports, and when."""
 
@@ -88,11 +89,11 @@ def test_every_import_is_declared():
     demo = set((PACKAGE / "demo").rglob("*.py"))
     assert imported(demo) <= declared("CORE", "DEMO")
     assert imported(set(PACKAGE.rglob("*.py")) - demo) - declared("CORE") == OPTIONAL.keys()
-    assert OPTIONAL.keys() <= declared("DEMO", "KAFKA", "OTEL", "WEB")
+    assert OPTIONAL.keys() <= declared("DEMO", "KAFKA", "OTEL", "REDIS", "WEB")
 
 
 def test_nothing_is_declared_that_is_not_imported():
-    unused = declared("CORE", "DEMO", "KAFKA", "OTEL", "WEB") - imported(PACKAGE.rglob("*.py"))
+    unused = declared("CORE", "DEMO", "KAFKA", "OTEL", "REDIS", "WEB") - imported(PACKAGE.rglob("*.py"))
     assert unused == NOT_IMPORTED.keys()
 
 

@@ -140,6 +140,16 @@ def test_names_are_unique_and_those_of_a_relay_have_a_prefix():
     assert others == ["ppdaemon_relay_connected"]
 
 
+def test_the_streams_of_redis_have_metrics_only_where_there_are_some():
+    redis = {"connected": True, "streams": ("s",), "group": "g", "held": 2, "pending": 3, "waiting": 4}
+    samples = node_samples(a_report(redis=redis | {"last_tai": 1137.0}))
+    assert samples["ppdaemon_redis_connected",] == 1
+    states = {dict(key[1:])["state"]: n for key, n in samples.items() if key[0] == "ppdaemon_redis_entries"}
+    assert states == {"held": 2, "pending": 3, "waiting": 4}
+    assert samples["ppdaemon_redis_last_entry_time_seconds",] == 1100.0
+    assert not any("redis" in name for name, *_ in node_samples())
+
+
 def test_a_metric_yields_as_many_labels_as_it_declares():
     report = a_report(
         arrivals=(ArrivalSource(name="zmq", live=True, files=3, lag_p50_ms=2.0, lag_p99_ms=9.0),),

@@ -81,6 +81,8 @@ def test_every_metric_is_on_the_dashboard_or_in_a_rule() -> None:
         "ppdaemon_published_total": "only sites that publish have it, on their own dashboards",
         "ppdaemon_publish_waiting": "only sites that publish have it, on their own dashboards",
         "ppdaemon_config_generation": "for comparisons by hand",
+        "ppdaemon_redis_entries": "only sites with streams have it, on their own dashboards",
+        "ppdaemon_redis_last_entry_time_seconds": "only sites with streams have it, on their own dashboards",
     }
     assert METRICS.keys() - {SERIES[name].name for name in used} == elsewhere.keys()
 

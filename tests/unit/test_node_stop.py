@@ -32,7 +32,7 @@ def test_a_stop_does_not_wait_for_a_journal_that_hangs(config, tmp_path):
     async def run():
         supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), None, None)
         hanging = BatchWriter(journal, "journal", lambda reason: None)  # its thread never begins
-        node = SimpleNamespace(journal=hanging, relay=SimpleNamespace(connected=True))
+        node = SimpleNamespace(journal=hanging, source=SimpleNamespace(connected=True))
         await asyncio.wait_for(supervisor._wait_until_reported(node), 20.0)
         hanging.close()
 
@@ -57,7 +57,7 @@ def test_a_second_stop_skips_the_waiting(config):
         node.pool.slots = {}
         node.pump.wait_until_idle = asyncio.Event().wait  # never ends
         node.status.config = config
-        node.exporter.waiting = node.relay.connected = 0
+        node.exporter.waiting = node.source.connected = 0
         supervisor.stop()
         supervisor.stop()
         await asyncio.wait_for(supervisor._drain(node), 5.0)

@@ -219,7 +219,7 @@ def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp
 
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
-            node.pump.relay.send_results = lambda entries: None
+            node.pump.source.send_results = lambda entries: None
             entries = tuple(JournalEntry(each.key, each.visit, received_tai=2e9) for each in assignments)
             await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), entries)))
             for entry, assignment in zip(entries, assignments, strict=True):

@@ -51,6 +51,7 @@ _OVERHEAD = {
     "overhead": ("overhead_ms",) * 2,
 }
 _TOTAL = {"total": ("total_ms",) * 2}
+_MEMORY = {"memory_peak": ("memory_peak_mb",) * 2}
 _HELD = {"held": ("held_ms",) * 2, "free": ("free_ms", "held_ms")}
 _FLOOR = (
     _TOTAL
@@ -58,9 +59,9 @@ _FLOOR = (
     | {
         "processed": ("processed_ms", "total_ms"),
         "total_written": ("total_ms", "written_ms"),
-        "memory_peak": ("memory_peak_mb",) * 2,
         "cpu": ("cpu_ms", "tasks_cpu_ms"),
     }
+    | _MEMORY
 )
 _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
     ("direct", "separable", "", _OVERHEAD | _WHOLE),
@@ -73,8 +74,12 @@ _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
     ("direct_images", "separable_images", "_images", _TOTAL),
     ("direct_images_export", "separable_images_export", "_images_export", _TOTAL),
     ("direct_detector", "floor_detector", "_detector", _FLOOR),
+    ("direct_field", "separable_field", "_field", _TOTAL | _WHOLE | _MEMORY),
+    ("direct_field", "floor_field", "_field", _FLOOR),
 )
 """Two workers to compare, suffix of the names, and the compared results by name."""
+_FIELD = ("direct_field", "separable_field", "floor_field")
+"""Workers whose time above that of the tasks is compared."""
 _FIRST_VISITS = ("direct", "direct_appipe")
 """Workers whose first visit is compared with their later ones."""
 
@@ -97,6 +102,8 @@ GOALS: Mapping[str, Goal] = {
     "ratios.raw_to_free_of_separable": _TENTH,
     "ratios.first_visit_of_later": _ratio(1.3),
     "ratios.first_visit_of_later_appipe": _ratio(1.3),
+    "ratios.first_visit_cpu_of_later": _ratio(1.3),
+    "ratios.first_visit_cpu_of_later_appipe": _ratio(1.3),
     "ratios.cpu_of_floor_appipe": _ratio(1.75),
     "ratios.memory_peak_of_floor_appipe": _ratio(1.25),
     "ratios.first_task_of_separable": _TENTH,
@@ -112,6 +119,8 @@ GOALS: Mapping[str, Goal] = {
     "ratios.total_of_separable_images": _ratio(0.5),
     "ratios.total_written_of_floor_detector": _ratio(1.15),
     "ratios.memory_peak_of_floor_detector": _ratio(1.25),
+    "ratios.field_large_overhead_ratio": _ratio(0.35),
+    "ratios.memory_peak_of_floor_field": _ratio(1.25),
 }
 """By name of the result."""
 
@@ -153,8 +162,12 @@ def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, floa
             for name, (numerator, denominator) in results.items():
                 ratio_name = f"{name}_of_{other.removesuffix(suffix)}{suffix}"
                 found[ratio_name] = summaries[one][numerator] / summaries[other][denominator]
+    if all(name in summaries for name in _FIELD):
+        direct, separable, floor = (summaries[name]["total_ms"] for name in _FIELD)
+        found["field_large_overhead_ratio"] = (direct - floor) / (separable - floor)
     for name in _FIRST_VISITS:
         if name in summaries:
-            ratio_name = f"first_visit_of_later{name.removeprefix('direct')}"
-            found[ratio_name] = summaries[name]["first_visit_ms"] / summaries[name]["visit_ms"]
+            suffix, summary = name.removeprefix("direct"), summaries[name]
+            found[f"first_visit_of_later{suffix}"] = summary["first_visit_ms"] / summary["visit_ms"]
+            found[f"first_visit_cpu_of_later{suffix}"] = summary["first_cpu_ms"] / summary["cpu_ms"]
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginebench import fullsize
+from enginebench import fieldsize, fullsize
 from enginebench.camera import make_central, write_pipeline
 from enginebench.worker import DETECTOR, Setup
 from ppdaemon.demo.central import make_apdb, make_central_repo
@@ -23,8 +23,10 @@ __all__ = ("SECTIONS", "SectionFolders", "Section", "plan", "prepare")
 
 _BEGIN_TAI_S = 1795317880.0
 """2026-11-22T03:24:40 TAI; the night is long enough for any number of visits."""
+_FULL_SIZE = {"Detector": fullsize.TASKS, "Field": fieldsize.TASKS}
+"""Tasks of the pipelines that read whole detectors."""
 _CLASSES = {
-    "Detector": "enginebench.fullsize.FullSizeCam",
+    **dict.fromkeys(_FULL_SIZE, "enginebench.fullsize.FullSizeCam"),
     **dict.fromkeys(("Five", "Twenty", "Images"), "enginebench.camera.BlankCam"),
 }
 """Instrument classes by pipeline; the demo has its own."""
@@ -36,7 +38,7 @@ class Section:
 
     name: str
     pipeline: str
-    """A pipeline of `enginebench.camera`, ``Detector``, or the demo's ``ApPipe``."""
+    """A pipeline of `enginebench.camera`, ``Detector``, ``Field``, or the demo's ``ApPipe``."""
     task_count: int
     exported: Mapping[str, tuple[str, ...]]
     """Exported dataset types by suffix of the workers' names."""
@@ -87,6 +89,13 @@ SECTIONS: Mapping[str, Section] = {
             {"_detector": (*_METADATA, "difference", "sources")},
             ("direct", "floor"),
         ),
+        Section(
+            "field",
+            "Field",
+            10,
+            {"_field": (*_METADATA, "difference_image", "dia_source_apdb", "alerts")},
+            ("direct", "floor", "separable"),
+        ),
     )
 }
 """By name, in the order of measuring."""
@@ -129,7 +138,7 @@ def prepare(
     progress(f"{len(visits)} raws")
     central = folders.disk / "central"
     filters = sorted({visit.exposures[0].physical_filter for visit in visits})
-    if section.pipeline == "Detector":
+    if section.pipeline in _FULL_SIZE:
         fullsize.make_central(central, DETECTOR, filters, folders.shape)
     elif section.blank:
         make_central(central)
@@ -156,7 +165,7 @@ def _encoder(
     section: Section, folders: SectionFolders
 ) -> Callable[[ExposurePlan, int, str], tuple[bytes, bytes]]:
     """Return the function that makes raw and sidecar of a detector."""
-    if section.pipeline == "Detector":
+    if section.pipeline in _FULL_SIZE:
         return fullsize.FullSizeRaws(folders.shape).encode
     if section.blank:
         return encode_blank
@@ -191,11 +200,11 @@ def _blank_setup(
     section: Section, folders: SectionFolders, name: str, engine: str, types: tuple[str, ...]
 ) -> Setup:
     paths = _worker_paths(folders, name)
-    is_detector = section.pipeline == "Detector"
-    pipeline = write_pipeline(paths.scratch, section.pipeline, fullsize.TASKS if is_detector else ())
+    tasks = _FULL_SIZE.get(section.pipeline, ())
+    pipeline = write_pipeline(paths.scratch, section.pipeline, tasks)
     config = _config(paths, folders, engine)
     config["engine"]["no_return"] = []
-    skymap = fullsize.SKYMAP if is_detector else None
+    skymap = fullsize.SKYMAP if tasks else None
     config["butler"] |= {"instrument_class": {CAMERA_NAME: _CLASSES[section.pipeline]}, "skymap": skymap}
     size = dict(zip(("image0:rows", "image0:columns"), folders.shape, strict=True))
     overrides = size if section.pipeline == "Images" else {}

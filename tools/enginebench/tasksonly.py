@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from ppdaemon.states import Outcome
 
 __all__ = ("TasksOnly",)
 
+type _Spent = tuple[float, float]
+"""Wall and CPU time of a call, seconds."""
+
 
 class TasksOnly(ButlerWork):
     """A worker that prepares as any other and then only runs tasks: no logs, metadata or reports."""
@@ -25,9 +28,10 @@ class TasksOnly(ButlerWork):
     def run_tasks(self, order: Process) -> dict[str, float]:
         """Run the tasks of a visit, then write their exported outputs.
 
-        ``total_ms`` is the sum over the ``run`` methods, ``tasks_cpu_ms`` their CPU time; the inputs are
-        in memory before, each a separate object. ``written_ms`` includes writing the outputs, and
-        ``held_ms`` is that and one durable file of them on the spool's disk.
+        ``total_ms`` is the sum over the ``run`` methods, ``tasks_cpu_ms`` their CPU time. The inputs are
+        in memory before, each a separate object; reading a part of one, such as a cutout, does not count.
+        ``written_ms`` includes writing the outputs, and ``held_ms`` is that and one durable file of them
+        on the spool's disk.
         """
         visit = self._prepared()
         visit.raws.define_visits(order.exposures, visit.inputs)
@@ -62,7 +66,11 @@ def _store(folder: Path, disk: Path) -> None:
 
 def _run_tasks(run: DirectRun, butler: Butler) -> tuple[float, float]:
     """Return wall and CPU time of all tasks, milliseconds."""
-    spent: list[tuple[float, float]] = []
+    spent: list[_Spent] = []
+    reading: list[_Spent] = []
+    run.memory.get = _timed(  # type: ignore[method-assign]
+        run.memory.get, reading, lambda request: bool(request.get("parameters"))
+    )
     for step in run.runner._steps.values():  # in topological order
         task = TaskFactory().makeTask(step.node, butler, list(step.quantum.initInputs.values()))
         task.run = _timed(task.run, spent)  # type: ignore[method-assign]
@@ -72,15 +80,23 @@ def _run_tasks(run: DirectRun, butler: Butler) -> tuple[float, float]:
         run.memory.begin(step)
         task.runQuantum(QuantumContext(run.memory, step.quantum), inputs, outputs)
         run.memory.end(step)
-    return sum(wall for wall, _ in spent) * 1e3, sum(cpu for _, cpu in spent) * 1e3
+    wall, cpu = (sum(each[k] for each in spent) - sum(each[k] for each in reading) for k in range(2))
+    return wall * 1e3, cpu * 1e3
 
 
-def _timed(method: Callable[..., Any], spent: list[tuple[float, float]]) -> Callable[..., Any]:
+def _timed(
+    method: Callable[..., Any],
+    spent: list[_Spent],
+    counts: Callable[[Mapping[str, Any]], bool] = lambda request: True,
+) -> Callable[..., Any]:
+    """Add the time of each call to a list, if its keyword arguments are to be counted."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         start, cpu = time.perf_counter(), time.process_time()
         try:
             return method(*args, **kwargs)
         finally:
-            spent.append((time.perf_counter() - start, time.process_time() - cpu))
+            if counts(kwargs):
+                spent.append((time.perf_counter() - start, time.process_time() - cpu))
 
     return run

@@ -16,6 +16,7 @@ import astropy.units as u
 from lsst.daf.butler import (  # type: ignore[attr-defined]
     Butler,
     CollectionType,
+    Config,
     DataCoordinate,
     DatasetRef,
     DatasetType,
@@ -65,9 +66,10 @@ _PATCH_DEG = 0.17
 _TRACT_DEG = _PATCHES * _PATCH_DEG
 
 
-def make_central(root: Path, size: Size, progress: Callable[[str], None]) -> Path:
-    """Make the repo in a folder that must not exist yet."""
-    with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
+def make_central(root: Path, size: Size, progress: Callable[[str], None], database: str = "") -> Path:
+    """Make the repo in a folder that must not exist yet, with its database at a URL; a file without."""
+    settings = Config({"registry": {"db": database}}) if database else None
+    with Butler.from_config(Butler.makeRepo(str(root), config=settings), writeable=True) as butler:
         SurveyCam(detectors=size.detectors).register(butler.registry)
         files = _Files(root / "files", size)
         progress(f"{_add_calibs(butler, files, size)} calibrations")

@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Summarize the samples of the bench; its goals. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from benching.results import Goal, Scalar, percentile
 
-__all__ = ("GOALS", "MOVES", "VisitSamples", "summarize_parallel", "summarize_single")
+__all__ = (
+    "GOALS",
+    "MOVES",
+    "Crowd",
+    "VisitSamples",
+    "ratios",
+    "summarize_copies",
+    "summarize_crowd",
+    "summarize_single",
+)
 
 type VisitSamples = Sequence[Mapping[str, Any]]
 """Measurements of one worker's visits in order; the first one is cold."""
+
+type Crowd = Sequence[Mapping[str, Any]]
+"""Measurements of the first visit of each of several workers, at the same moment."""
 
 MOVES = (0.5, 0.0, 0.5, 0.0)
 """Right ascension offsets of the visits after those to one field, in degrees.
@@ -24,6 +36,16 @@ PHASES = ("pipelines", "connect", "query", "locate", "cache", "register", "keep"
 GOALS: Mapping[str, Goal] = {
     "bytes_copied_warm": Goal(0, kind="count"),
     "warm_of_cold": Goal(0.2, kind="ratio"),
+    **{
+        name: goal
+        for database in ("sqlite", "postgresql")
+        for name, goal in {
+            # One worker asks for all; another one asks again for those that came too late.
+            f"cold_20_{database}.queries_of_each": Goal(0.4, kind="ratio"),
+            f"cold_20_{database}.p95_of_copies": Goal(4.0, kind="ratio"),
+            f"cold_20_{database}.p95_of_other": Goal(0.4, kind="ratio"),
+        }.items()
+    },
 }
 """By name of the result."""
 
@@ -56,27 +78,52 @@ def summarize_single(workers: Sequence[VisitSamples]) -> dict[str, Scalar]:
     return results
 
 
-def summarize_parallel(rounds: Sequence[Sequence[VisitSamples]]) -> dict[str, Scalar]:
-    """Summarize rounds of workers that preloaded at the same time.
+def summarize_crowd(rounds: Sequence[Crowd], alone: Crowd) -> dict[str, Scalar]:
+    """Summarize rounds of workers that prepared at once, each with an empty cache: medians over the rounds.
 
-    Each has two visits: one with an empty cache and one after it. Results are
-    medians over the rounds of the 95th percentile in each.
+    `alone` is one round of one worker.
     """
-    count = len(rounds[0])
-    results: dict[str, Scalar] = {}
-    for name, k in (("", 0), ("warm_", 1)):
-        worst = [percentile([visits[k]["preload_ms"] for visits in workers], 95) for workers in rounds]
-        results[f"parallel_{count}_{name}p95_ms"] = median(worst)
-    for phase in PHASES:
-        samples = [visits[0].get(f"{phase}_ms", 0) for workers in rounds for visits in workers]
-        results[f"parallel_{count}_{phase}_ms"] = median(samples)
-    copied = [sum(visits[0]["fetched_bytes"] for visits in workers) for workers in rounds]
-    requested = [sum(visits[0]["bytes"] for visits in workers) for workers in rounds]
-    return results | {
-        f"parallel_{count}_bytes_asked": round(median(requested)),
-        f"parallel_{count}_bytes_copied": round(median(copied)),
-        f"parallel_{count}_rounds": len(rounds),
+    results: dict[str, Scalar] = {
+        "p50_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 50)),
+        "p95_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 95)),
+        "cpu_ms": _over(rounds, lambda crowd: sum(_of(crowd, "cpu_ms"))),
+        "queries": _over(rounds, lambda crowd: sum(_of(crowd, "queries"))),
+        "workers_asking": _over(rounds, lambda crowd: sum(each > 0 for each in _of(crowd, "queries"))),
+        "connections": _over(rounds, lambda crowd: sum(_of(crowd, "connections"))),
+        "bytes_asked": _over(rounds, lambda crowd: sum(_of(crowd, "bytes"))),
+        "bytes_copied": _over(rounds, lambda crowd: sum(_of(crowd, "fetched_bytes"))),
+        "rounds": len(rounds),
     }
+    every = sum(_of(alone, "queries")) * len(rounds[0])
+    results["queries_of_each"] = float(results["queries"]) / every  # type: ignore[arg-type]
+    for phase in ("wait", *PHASES):
+        results[f"{phase}_ms"] = _over(rounds, lambda crowd, name=f"{phase}_ms": median(_of(crowd, name)))
+    return results
+
+
+def ratios(found: Mapping[str, Scalar], other: Mapping[str, Scalar], name: str) -> dict[str, Scalar]:
+    """Return times of a crowd over those of another one."""
+    return {
+        f"{key}_of_{name}": float(found[f"{key}_ms"]) / float(other[f"{key}_ms"])  # type: ignore[arg-type]
+        for key in ("p50", "p95", "cpu")
+        if f"{key}_ms" in other
+    }
+
+
+def summarize_copies(rounds: Sequence[Crowd]) -> dict[str, Scalar]:
+    """Summarize rounds of plain copies, by a process on each core."""
+    return {
+        "p95_ms": _over(rounds, lambda crowd: max(_of(crowd, "preload_ms"))),
+        "cpu_ms": _over(rounds, lambda crowd: sum(_of(crowd, "cpu_ms"))),
+    }
+
+
+def _over(rounds: Sequence[Crowd], figure: Callable[[Crowd], float]) -> float:
+    return float(median(figure(crowd) for crowd in rounds))
+
+
+def _of(crowd: Crowd, name: str) -> list[float]:
+    return [each.get(name, 0) for each in crowd]
 
 
 def _median(samples: VisitSamples, name: str) -> float:

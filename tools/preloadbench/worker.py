@@ -42,6 +42,8 @@ class Host:
     """Cache, template and repos; empty at the start."""
     pipelines: tuple[str, ...]
     detectors: int
+    image_bytes: int = 0
+    """Size of a calibration image or a template."""
 
     @property
     def template(self) -> Path:
@@ -91,12 +93,16 @@ def run_worker(
         gc.collect()  # as a worker does between visits
         wait()
         timings = Timings(Clock())
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         footprint = footprint_of(
             order.visit, detector, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=_BEGIN_TAI
         )
         preload.fetch(preload.find(order, footprint, timings), repo, timings)
-        samples.append(timings.values | {"preload_ms": (time.perf_counter() - start) * 1e3})
+        spent = {
+            "preload_ms": (time.perf_counter() - start) * 1e3,
+            "cpu_ms": (time.process_time() - start_cpu) * 1e3,
+        }
+        samples.append(timings.values | spent)
         repo.renew()
     answers.send(samples)
     repo.close()

@@ -84,7 +84,7 @@ class LocatedFile:
 class NewFile:
     """A file in the filesystem of the datastore, and its datasets."""
 
-    path: Path
+    path: str
     size_bytes: int
     formatter: str
     refs: Mapping[DatasetId, DatasetRef]
@@ -160,7 +160,7 @@ class LocationCache:
     """Caches the locations of datasets, so that each is queried once.
 
     A dataset never changes, but it can be deleted: a caller that does not find
-    a file must `discard` its location.
+    a file must make a new cache.
     """
 
     def __init__(self) -> None:
@@ -187,11 +187,6 @@ class LocationCache:
         while len(self._files) > max(_LIMIT, len(refs)):
             self._files.popitem(last=False)
         return files, not_stored
-
-    def discard(self, refs: Iterable[DatasetRef]) -> None:
-        """Drop the locations of datasets; the next `locate` queries them again."""
-        for ref in refs:
-            self._files.pop(ref.id, None)
 
 
 def _query(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFile | None]:

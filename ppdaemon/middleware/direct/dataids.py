@@ -22,9 +22,10 @@ from lsst.daf.butler import (
 )
 from lsst.sphgeom import Region
 
+from ppdaemon.middleware.raws.regions import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
-__all__ = ("DataIds", "Row", "region_element", "regions_overlap")
+__all__ = ("DataIds", "Row", "region_element")
 
 type Row = Mapping[str, Any]
 """Values by dimension."""
@@ -145,18 +146,3 @@ def region_element(dimensions: DimensionGroup) -> DimensionElement | None:
     universe = dimensions.universe
     others = dimensions.difference(universe.conform(dimensions.skypix))
     return None if others.region_dimension is None else universe[others.region_dimension]
-
-
-def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
-    """Return whether two regions overlap, as the registry decides it.
-
-    Nothing overlaps a missing region. If the geometry cannot decide, regions
-    overlap if both touch one pixel of the common sky pixelization.
-    """
-    if one is None or other is None:
-        return False
-    result = one.overlaps(other)
-    if result is None:
-        pixels = universe.commonSkyPix.pixelization
-        return bool(pixels.envelope(one).intersects(pixels.envelope(other)))
-    return bool(result)

@@ -23,7 +23,7 @@ from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 from lsst.sphgeom import RangeSet, Region
 
 from ppdaemon.middleware.butler.localdatasets import LocalDatasets
-from ppdaemon.middleware.direct.dataids import regions_overlap
+from ppdaemon.middleware.raws.regions import regions_overlap
 from ppdaemon.middleware.run.engine import Unsupported
 
 __all__ = ("InputDataset", "InputIndex", "find_datasets", "spatial_join")

@@ -16,8 +16,8 @@ from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionRecord
 from lsst.pipe.base.prerequisite_helpers import PrerequisiteFinder
 
 from ppdaemon.middleware.butler.repo import LocalRepo
-from ppdaemon.middleware.direct.dataids import regions_overlap
 from ppdaemon.middleware.direct.inputs import InputDataset
+from ppdaemon.middleware.raws.regions import regions_overlap
 from ppdaemon.middleware.raws.visits import insert_records
 
 __all__ = ("PrerequisiteLookups", "LookupMiss")

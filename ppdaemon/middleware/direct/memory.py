@@ -59,6 +59,16 @@ _MIN_BACKGROUND_BYTES = 1_000_000
 """Smaller datasets are written at the end: a thread beside the tasks would
 slow them by more than it saves."""
 
+_IMAGE_CLASSES = frozenset(
+    {
+        ("lsst.images._image", "Image"),
+        ("lsst.images._mask", "Mask"),
+        ("lsst.images._masked_image", "MaskedImage"),
+    }
+)
+"""Classes whose cutouts are equal to what their formatter reads, but for FITS headers and provenance; by
+name, because ``lsst.images`` is not imported where no task uses it."""
+
 type InputReader = Callable[[DatasetRef, Mapping[str, Any] | None], Any]
 """Reads an overall input; returns an object that is not referenced anywhere else."""
 
@@ -377,20 +387,28 @@ class MemoryButler(LimitedButler):
             self._move_to_file(dataset)
 
     def _hand_out(self, dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> Any:
-        if _only_formatter_reads(dataset, ref, parameters):
+        is_cutout = _is_cutout(dataset, ref, parameters)
+        if not is_cutout and _only_formatter_reads(dataset, ref, parameters):
             self.background.write(dataset)  # the object stays in memory, for those that read all of it
             assert dataset.file is not None
             content = read_dataset(dataset.file, ref, parameters)
             if not self._is_read(ref.id):
                 dataset.drop()
             return content
-        content = as_read(dataset.content) if dataset.is_table else _requested_part(dataset, ref, parameters)
+        if is_cutout:
+            assert parameters is not None
+            # A copy in any case: a view would keep the memory of the whole image.
+            content = deep_copy(dataset.content[parameters["bbox"]], ref.datasetType.storageClass)
+        elif dataset.is_table:
+            content = as_read(dataset.content)
+        else:
+            content = _requested_part(dataset, ref, parameters)
         if not dataset.unwritten and not self._is_read(ref.id):
             dataset.drop()
             if dataset.file is None:
                 del self._datasets[ref.id]
             return content
-        if dataset.is_table:
+        if dataset.is_table or is_cutout:
             return content
         try:
             return deep_copy(content, ref.datasetType.storageClass)
@@ -429,6 +447,23 @@ def _copy_provenance(provenance: DatasetProvenance) -> DatasetProvenance:
         inputs=list(provenance.inputs),
         quantum_id=provenance.quantum_id,
         extras={key: dict(extra) for key, extra in provenance.extras.items()},
+    )
+
+
+def _is_cutout(dataset: MemoryDataset, ref: DatasetRef, parameters: _Parameters | None) -> bool:
+    """Return whether a box within an image is read, which its own class takes as the formatter does.
+
+    Writing a large image for its formatter takes seconds. A box that is not within the image is left to
+    the formatter, which raises the error.
+    """
+    kind = type(dataset.content)
+    return (
+        (kind.__module__, kind.__name__) in _IMAGE_CLASSES
+        and parameters is not None
+        and parameters.keys() == {"bbox"}
+        and ref.datasetType == dataset.ref.datasetType
+        and isinstance(parameters["bbox"], type(dataset.content.bbox))  # others are converted
+        and bool(dataset.content.bbox.contains(parameters["bbox"]))
     )
 
 

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _LANES = 64
 """Folders and locks for copying, chosen by the name's checksum: enough that
 workers rarely wait for each other, few enough to leave in place."""
+_LANE = ".lane-"
 _USAGE_FILE = ".ledger"
 """With a dot, so that sweeps do not count or delete it."""
 _USAGE_FORMAT = re.compile(rb"(\d{20}) (\d{20})\n")
@@ -104,6 +105,11 @@ class SharedCache:
         self._folder = folder
         self._budget = budget_bytes
 
+    @property
+    def questions(self) -> Path:
+        """Folder of what the users of the cache ask each other; it does not count (`pathlib.Path`)."""
+        return self._folder / ".questions"
+
     def take(
         self, name: str, source: ResourcePath, target: Path, stats: CacheStats, size_bytes: int | None = None
     ) -> None:
@@ -167,7 +173,7 @@ class SharedCache:
     @contextmanager
     def _lane(self, name: str) -> Iterator[_Lane]:
         """Yield a locked, empty folder to copy into."""
-        lane = self._folder / f".lane-{zlib.crc32(name.encode()) % _LANES:02d}"
+        lane = self._folder / f"{_LANE}{zlib.crc32(name.encode()) % _LANES:02d}"
         lane.mkdir(parents=True, exist_ok=True)
         with _locked(_lock_of(lane)) as lock:
             _empty(lane)  # a killed worker's copy
@@ -198,7 +204,7 @@ class SharedCache:
         total = freed = 0
         unused = []
         for entry in os.scandir(self._folder):
-            if entry.is_dir():
+            if entry.name.startswith(_LANE) and entry.is_dir():
                 copying, deleted = _clean(Path(entry.path))
                 total += copying
                 freed += deleted

@@ -1,21 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds the inputs of pipelines in the central repo, with one query per dataset type.
+"""Finds the inputs of pipelines in the central repo, with one query per dataset type for any number of
+detectors.
 
 Decides which datasets can exist before the exposure. Copying is done by
 `ppdaemon.middleware.preload.transfer`.
 """
 
 import logging
-from collections.abc import Iterable, Set
+from collections.abc import Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetAssociation, DatasetId, DatasetRef, DatasetType, Timespan
-from lsst.sphgeom import LonLat, Region
+from lsst.daf.butler import (
+    Butler,
+    DataCoordinate,
+    DatasetAssociation,
+    DatasetId,
+    DatasetRef,
+    DatasetType,
+    SkyPixDimension,
+    Timespan,
+)
+from lsst.sphgeom import LonLat, Region, UnionRegion
 
 from ppdaemon.clock import Clock
+from ppdaemon.middleware.raws.regions import regions_overlap
 
-__all__ = ("NO_POSITION", "Found", "Search", "find_inputs", "requires_exposure", "unknown_before_exposure")
+__all__ = (
+    "NO_POSITION",
+    "Found",
+    "Search",
+    "find_inputs",
+    "requires_exposure",
+    "unknown_before_exposure",
+    "warn_of_unsearched",
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,6 +95,12 @@ class Search:
         return ", ".join(terms)
 
     @property
+    def common(self) -> Hashable:
+        """What the searches of one query have in common: all but detector, region and time."""
+        names = self.instrument, self.physical_filters, self.bands, self.skymap, self.calibs, self.inputs
+        return names, self.region is None
+
+    @property
     def all_collections(self) -> tuple[str, ...]:
         """Collections searched for datasets that are not calibrations (`tuple`)."""
         return (*self.inputs, *(name for name in self.calibs if name not in self.inputs))
@@ -111,66 +136,127 @@ def unknown_before_exposure(dataset_type: DatasetType) -> bool:
 
 
 def find_inputs(
-    butler: Butler, dataset_types: Iterable[DatasetType], search: Search, clock: Clock
-) -> list[Found]:
-    """Find the datasets that an exposure's processing may read, of each type that may exist before it."""
-    found, not_searched = [], []
+    butler: Butler, dataset_types: Iterable[DatasetType], searches: Sequence[Search], clock: Clock
+) -> list[list[Found]]:
+    """Find the datasets that the processing of each search may read, of each type that may exist before the
+    exposure.
+
+    All searches must have the same `Search.common`.
+    """
+    parts: list[list[Found]] = [[] for _ in searches]
     for dataset_type in dataset_types:
         if unknown_before_exposure(dataset_type):
             continue
-        if dataset_type.dimensions.spatial and search.region is None:
-            not_searched.append(dataset_type.name)
-            found.append(Found(dataset_type, ()))
-            continue
         start = clock.mono()
-        find = _find_calibrations if dataset_type.isCalibration() else _find_plain
-        each = find(butler, dataset_type, search)
-        found.append(replace(each, query_ms=(clock.mono() - start) * 1e3))
-    if not_searched:
+        if _is_searched(dataset_type, searches[0]):
+            find = _find_calibrations if dataset_type.isCalibration() else _find_plain
+            found = find(butler, dataset_type, searches)
+        else:
+            found = Found(dataset_type, ())
+        found = replace(found, query_ms=(clock.mono() - start) * 1e3)
+        for part, search in zip(parts, searches, strict=True):
+            part.append(found if len(searches) == 1 else _part(found, search))
+    return parts
+
+
+def warn_of_unsearched(found: Iterable[Found], search: Search) -> None:
+    """Log the types that were not searched because the position is unknown."""
+    if names := [each.dataset_type.name for each in found if not _is_searched(each.dataset_type, search)]:
         _LOG.warning(
             "the visit was announced without a position on the sky: not preloading %s",
-            ", ".join(sorted(not_searched)),
+            ", ".join(sorted(names)),
         )
-    return found
 
 
-def _constrained(query: Any, dataset_type: DatasetType, search: Search) -> Any:
+def _is_searched(dataset_type: DatasetType, search: Search) -> bool:
+    return search.region is not None or not dataset_type.dimensions.spatial
+
+
+def _part(found: Found, search: Search) -> Found:
+    """Return those datasets that the query of one search alone would find."""
+    associations = tuple(
+        each
+        for each in found.associations
+        if (each.timespan is None or each.timespan.overlaps(search.timespan))
+        and _concerns(each.ref.dataId, search)
+    )
+    if found.associations:
+        refs = {each.ref.id: each.ref for each in associations}
+        return replace(found, refs=tuple(refs.values()), associations=associations)
+    return replace(found, refs=tuple(ref for ref in found.refs if _concerns(ref.dataId, search)))
+
+
+def _concerns(data_id: DataCoordinate, search: Search) -> bool:
+    """Return whether a dataset is of a search's detector, and in its region as the registry decides it."""
+    dimensions = data_id.dimensions
+    if "detector" in dimensions.names and data_id["detector"] != search.detector:
+        return False
+    for family in dimensions.spatial:
+        element = dimensions.universe[family.choose(dimensions).name]
+        if isinstance(element, SkyPixDimension):
+            pixels = element.pixelization.envelope(search.region)
+            if not pixels.contains(data_id[element.name]):
+                return False
+        elif not regions_overlap(
+            getattr(data_id.records[element.name], "region", None), search.region, dimensions.universe
+        ):
+            return False
+    return True
+
+
+def _constrained(query: Any, dataset_type: DatasetType, searches: Sequence[Search]) -> Any:
     """Return a query or its results, constrained by those dimensions that the type has."""
-    dimensions = dataset_type.dimensions
-    known = {"instrument": search.instrument, "detector": search.detector, "skymap": search.skymap}
+    dimensions, first = dataset_type.dimensions, searches[0]
+    detectors = {search.detector for search in searches}
+    known: dict[str, Any] = {"instrument": first.instrument, "skymap": first.skymap}
+    if len(detectors) == 1:  # parsing an expression takes longer
+        known |= {"detector": first.detector}
     data_id = {key: value for key, value in known.items() if value is not None and key in dimensions.names}
     if data_id:
         query = query.where(**data_id)
-    for dimension, allowed in (("physical_filter", search.physical_filters), ("band", search.bands)):
+    for dimension, allowed in (
+        ("detector", detectors if len(detectors) > 1 else ()),
+        ("physical_filter", first.physical_filters),
+        ("band", first.bands),
+    ):
         if allowed and dimension in dimensions.names:
             query = query.where(f"{dimension} IN (allowed)", bind={"allowed": list(allowed)})
     for family in dimensions.spatial:
         overlap = f"{family.choose(dimensions).name}.region OVERLAPS footprint"
-        query = query.where(overlap, bind={"footprint": search.region})
+        query = query.where(overlap, bind={"footprint": _together(searches)})
     return query
 
 
-def _find_plain(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
-    if not search.all_collections:
+def _together(searches: Sequence[Search]) -> Region:
+    """Return the region of all searches."""
+    regions = [search.region for search in searches if search.region is not None]
+    return regions[0] if len(regions) == 1 else UnionRegion(*regions)
+
+
+def _find_plain(butler: Butler, dataset_type: DatasetType, searches: Sequence[Search]) -> Found:
+    collections = searches[0].all_collections
+    if not collections:
         return Found(dataset_type, ())
     with butler.query() as query:
-        results = query.datasets(dataset_type, search.all_collections, find_first=True)
-        results = _constrained(results, dataset_type, search)
+        results = query.datasets(dataset_type, collections, find_first=True)
+        results = _constrained(results, dataset_type, searches)
         return Found(dataset_type, tuple(results.with_dimension_records()))
 
 
-def _find_calibrations(butler: Butler, dataset_type: DatasetType, search: Search) -> Found:
-    """Find all calibrations that are valid at some time of the search, with their validity.
+def _find_calibrations(butler: Butler, dataset_type: DatasetType, searches: Sequence[Search]) -> Found:
+    """Find all calibrations that are valid at some time of a search, with their validity.
 
     The worker's repo selects one of them later, by the time of the exposure.
     """
-    name = dataset_type.name
-    if not search.calibs:
+    name, calibs = dataset_type.name, searches[0].calibs
+    if not calibs:
         return Found(dataset_type, ())
     with butler.query() as query:
-        query = query.join_dataset_search(dataset_type, search.calibs)
-        valid = query.expression_factory[name].timespan.overlaps(search.timespan)
-        query = _constrained(query.where(valid), dataset_type, search)
+        query = query.join_dataset_search(dataset_type, calibs)
+        expressions = query.expression_factory
+        spans = dict.fromkeys(search.timespan for search in searches)
+        valid = expressions.any(*(expressions[name].timespan.overlaps(span) for span in spans))
+        query = _constrained(query.where(valid), dataset_type, searches)
         result = query.general(
             dataset_type.dimensions,
             dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},

@@ -31,11 +31,10 @@ __all__ = ("MissingFile", "add", "input_collections", "take_files")
 
 
 class MissingFile(VisitFailed):
-    """A file is not at its location in the central repo; `refs` are its datasets."""
+    """A file is not at its location in the central repo."""
 
-    def __init__(self, reason: str, refs: tuple[DatasetRef, ...]):
+    def __init__(self, reason: str):
         super().__init__(Outcome.PRELOAD_FAILED, reason, retriable=True)
-        self.refs = refs
 
 
 def take_files(
@@ -59,7 +58,7 @@ def take_files(
             if not (file.member and target.exists()):  # datasets that were copied before may be in it
                 cache.take(name, file.uri, target, stats, file.size_bytes)
         except FileNotFoundError as error:
-            raise MissingFile(f"{file.uri} cannot be copied: {describe(error)}", tuple(members)) from error
+            raise MissingFile(f"{file.uri} cannot be copied: {describe(error)}") from error
         except OSError as error:
             if is_out_of_space(error):
                 reason = f"no room for {file.uri} in the shared cache on the RAM disk"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import astropy.time
 import astropy.units as u
-from lsst.daf.butler import Timespan
+from lsst.daf.butler import DimensionUniverse, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, Region, UnitVector3d
 
 from ppdaemon.camera import Camera, SkyPoint, padded
@@ -26,6 +26,7 @@ __all__ = (
     "find_camera",
     "footprint_of",
     "preload_corners",
+    "regions_overlap",
 )
 
 _LOG = logging.getLogger(__name__)
@@ -137,6 +138,21 @@ def camera_region(camera: Camera, pointing: Pointing) -> ConvexPolygon:
     """Return the convex hull of the regions of all detectors."""
     corners = (_corners(camera, detector, pointing) for detector in sorted(camera.detectors))
     return _polygon(itertools.chain.from_iterable(corners))
+
+
+def regions_overlap(one: Region | None, other: Region | None, universe: DimensionUniverse) -> bool:
+    """Return whether two regions overlap, as the registry decides it.
+
+    Nothing overlaps a missing region. If the geometry cannot decide, regions
+    overlap if both touch one pixel of the common sky pixelization.
+    """
+    if one is None or other is None:
+        return False
+    result = one.overlaps(other)
+    if result is None:
+        pixels = universe.commonSkyPix.pixelization
+        return bool(pixels.envelope(one).intersects(pixels.envelope(other)))
+    return bool(result)
 
 
 def _timespan(begin_tai: float, end_tai: float) -> Timespan:

@@ -19,8 +19,8 @@ from ppdaemon.node.slots.events import KillRequested, RecycleRequested, RestartR
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.model import AcceptanceChanged
-from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.node.visits.reprocess import Reprocessor
+from ppdaemon.node.visits.source import VisitSource
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import SlotState
 
@@ -34,7 +34,7 @@ class RequestHandler:
     status: Status
     pool: Pool
     reprocessor: Reprocessor
-    relay: RelayClient
+    source: VisitSource
     reloader: Reloader
 
     async def handle(self, request: pydantic.BaseModel) -> Reply:
@@ -100,7 +100,7 @@ class RequestHandler:
         if self.status.state == "stopping":
             raise Refused("the daemon is stopping")
         self.reprocessor.inbox.post(AcceptanceChanged(accepting))
-        self.relay.set_accepting(accepting)
+        self.source.set_accepting(accepting)
         self.status.state = "running" if accepting else "draining"
         self.status.drained_since = drained_since
 

@@ -94,6 +94,33 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         lambda s: s.report.relay_connected,
     ),
     Metric(
+        "ppdaemon_redis_connected",
+        "gauge",
+        "1 if the Redis server answers, 0 if not; missing without streams.",
+        lambda s: None if s.report.redis is None else s.report.redis.connected,
+    ),
+    Metric(
+        "ppdaemon_redis_entries",
+        "gauge",
+        "Entries of the streams: held by this node, pending with all consumers, waiting for any.",
+        lambda s: (
+            {}
+            if (redis := s.report.redis) is None
+            else {"held": redis.held, "pending": redis.pending, "waiting": redis.waiting}
+        ),
+        ("state",),
+    ),
+    Metric(
+        "ppdaemon_redis_last_entry_time_seconds",
+        "gauge",
+        "When the node took the last new entry, UTC seconds since 1970; missing before the first one.",
+        lambda s: (
+            None
+            if s.report.redis is None or s.report.redis.last_tai is None
+            else _utc(s.report.redis.last_tai)
+        ),
+    ),
+    Metric(
         "ppdaemon_slots",
         "gauge",
         "Slots in each state.",

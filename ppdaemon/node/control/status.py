@@ -29,7 +29,7 @@ from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
-from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.node.visits.source import VisitSource
 from ppdaemon.problemlog import Finding, ProblemLog
 from ppdaemon.reports import ArrivalSource, SpoolReport, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
@@ -56,7 +56,7 @@ class Status:
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
-    relay: RelayClient
+    source: VisitSource
     arrivals: Arrivals
     meters: Meters
     generations: Generations
@@ -127,9 +127,10 @@ class Status:
             ),
             started_tai=self.started_tai,
             tai=tai,
-            relay=self.relay.text,
+            relay=self.source.text,
             # What is not started yet has not failed.
-            relay_connected=None if self.config.relay.address is None or starting else self.relay.connected,
+            relay_connected=None if self.config.relay.address is None or starting else self.source.connected,
+            redis=self.source.report(),
             slots={name: slots[name] for name in SlotState if slots[name]},
             workers_max=self.config.workers.max,
             capacity=0 if starting else self.offer.offered,
@@ -159,7 +160,7 @@ class Status:
                 **self.traces.counters,
             },
             samples={f"arrivals.{kind}": text for kind, text in self.arrivals.samples.items()}
-            | self.relay.samples,
+            | dict(self.source.samples),
             problems=problems,
             leftovers_removed=self.lock.removed,
             template_ms=self.generations.template_ms,
@@ -237,8 +238,8 @@ class Status:
         if (since_s := self.clock.mono() - self.visits.takes_until) > 0:
             text = "no more visits are taken: this host is given back before they could end (--until)"
             yield Finding("capacity", text, "ends", since_s, degrades=False)
-        if self.relay.problem:
-            yield Finding("relay", self.relay.problem, age_s=self.relay.away_s)
+        if self.source.problem:
+            yield Finding(self.source.kind, self.source.problem, age_s=self.source.away_s)
         if problem := self.offer.journal_problem:
             yield Finding("journal", problem)
         if self.offer.problem:

@@ -39,7 +39,7 @@ start. Names without an answer are resolved later."""
 TASK_NAMES_S = 30.0
 """How long the start waits for the names of tasks, after all modules are imported: some ten times the
 time that they take."""
-FIXED_PARTS = ("node", "relay", "arrivals", "shadow")
+FIXED_PARTS = ("node", "relay", "redis", "arrivals", "shadow")
 """Their folders, sockets and watches are created once, at the start; so is the folder `export.spill`. In
 shadow mode nothing of the journal may be of the other mode."""
 RUN_TIME_KEYS = frozenset(

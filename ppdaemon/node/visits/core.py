@@ -364,9 +364,8 @@ class Visits:
         """Return whether no other node can have a visit-detector: there is no relay, or it gives what it
         has sent here to nobody, or it has closed the visit, and an operator repeats it here.
         """
-        relay = self.config.relay
-        alone = relay.alone == "cross" and not self._connected
-        return relay.address is None or alone or visit.requeued
+        alone = self.config.relay.alone == "cross" and not self._connected
+        return not self.config.shares_visits or alone or visit.requeued
 
     def _permitted(self, event: Permitted, effects: model.Effects) -> None:
         for visit in self._named(event.visits):
@@ -792,7 +791,7 @@ class Visits:
         if text := refusal_reason(entry, force=event.force, lost=entry.key in event.lost):
             return text
         # Until then the relay may give it to another node, which writes permanently, too.
-        if self.config.relay.address is not None and not (entry.reported or event.force):
+        if self.config.shares_visits and not (entry.reported or event.force):
             return "the relay has not confirmed its outcome: try again when it has; --force does not wait"
         if entry.key in event.exporting:
             return "its outputs are being exported: try again in a moment"

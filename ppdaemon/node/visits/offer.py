@@ -14,7 +14,7 @@ from ppdaemon.node.slots.slot import Slot
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import SlotsChanged
-from ppdaemon.node.visits.relayclient import RelayClient
+from ppdaemon.node.visits.source import VisitSource
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
 
@@ -42,7 +42,7 @@ class CapacityOffer:
         generations: Generations,
         visits: Visits,
         journal: BatchWriter[Journal],
-        relay: RelayClient,
+        source: VisitSource,
         post: Callable[[object], None],
     ):
         self.offered = config.max
@@ -54,7 +54,7 @@ class CapacityOffer:
         self._generations = generations
         self._visits = visits
         self._journal = journal
-        self._relay = relay
+        self._source = source
         self._post = post
         self._notified = (False, False)
         self._loop = asyncio.get_running_loop()
@@ -88,8 +88,8 @@ class CapacityOffer:
             offered = max(1, offered // FAULTY_SHARE)
         if offered != self.offered:
             self.offered = offered
-            _LOG.info("the node offers the relay %d visit-detectors at once", offered)
-            self._relay.set_capacity(offered)
+            _LOG.info("the node offers to have %d visit-detectors at once", offered)
+            self._source.set_capacity(offered)
 
     def probe(self) -> None:
         """Write to the journal if that was not done for a while, or if the last time it failed."""
@@ -108,7 +108,7 @@ class CapacityOffer:
             _LOG.error("no slot can take a visit: %s; the relay sends them to other nodes", capacity.problem)
         self.problem = capacity.problem
         # Also when the relay has come back: it takes back what is queued.
-        changed = bool(capacity.problem), bool(capacity.problem) and self._relay.connected
+        changed = bool(capacity.problem), bool(capacity.problem) and self._source.connected
         if changed != self._notified:  # not when only the text is another one: it has times
             self._notified = changed
             self._post(SlotsChanged(capacity.problem, hand_back=changed[1]))

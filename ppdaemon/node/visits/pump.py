@@ -37,7 +37,7 @@ from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
 from ppdaemon.node.visits.outcometimes import OutcomeTimes
 from ppdaemon.node.visits.recovery import discard, read_leftovers
-from ppdaemon.node.visits.relayclient import MAX_RESULTS_PER_MESSAGE, RelayClient
+from ppdaemon.node.visits.source import MAX_RESULTS_PER_MESSAGE, VisitSource
 from ppdaemon.reports import RequeueRow
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import SlotState
@@ -112,7 +112,7 @@ class VisitPump:
     inbox: Inbox
     visits: Visits
     journal: BatchWriter[Journal]
-    relay: RelayClient
+    source: VisitSource
     pool: Pool
     scheduler: SchedulerLoop
     exporter: ExporterProcess
@@ -176,11 +176,11 @@ class VisitPump:
 
     async def resend_results(self) -> None:
         """Send the relay all outcomes that it has not confirmed."""
-        if not self.relay.connected:
+        if not self.source.connected:
             return
         try:
             # The relay may be lost during the query: `send_results` checks the connection again.
-            self.relay.send_results(
+            self.source.send_results(
                 await self.journal.call(lambda file: file.unreported(MAX_RESULTS_PER_MESSAGE))
             )
         except sqlite3.Error as error:
@@ -317,9 +317,9 @@ class VisitPump:
             case model.SendToSlot():
                 self._to_slot(action)
             case model.Acknowledge(message=message, detectors=detectors):
-                self.relay.send_accepted(message, detectors)
+                self.source.send_accepted(message, detectors)
             case model.Refuse(message=message, detectors=detectors, reason=reason, final=final):
-                self.relay.send_refused(message, detectors, reason, final=final)
+                self.source.send_refused(message, detectors, reason, final=final)
             case model.SendResults(entries=entries):
                 self._report(entries)
             case model.AskPermits(visits=visits):
@@ -385,11 +385,11 @@ class VisitPump:
         self.run_in_background(asyncio.to_thread(discard, folders))
 
     def _send_asking(self) -> None:
-        self.relay.ask_permits(self._asking)
+        self.source.ask_permits(self._asking)
         self._asking = []
 
     def _send_results(self) -> None:
-        self.relay.send_results(self._results)
+        self.source.send_results(self._results)
         self._results = []
 
     def _reply(self, reply: model.Reply) -> None:

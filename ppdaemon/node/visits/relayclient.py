@@ -11,7 +11,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import zmq
 import zmq.asyncio
@@ -19,21 +19,21 @@ import zmq.asyncio
 from ppdaemon import __version__, messages
 from ppdaemon.backoff import Backoff
 from ppdaemon.clock import Clock
-from ppdaemon.config import RelayLink
+from ppdaemon.config import NodeConfig, RelayLink
 from ppdaemon.curve import ClientKeys
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.visits.model import FromLink, RelayLost
+from ppdaemon.node.visits.source import MAX_RESULTS_PER_MESSAGE
+from ppdaemon.reports import ProblemSource
 from ppdaemon.sequence import SequenceCheck
 from ppdaemon.throttle import Throttle
 from ppdaemon.wire import decode, encode
 from ppdaemon.zmqmonitor import ConnectionMonitor
 
-__all__ = ("MAX_RESULTS_PER_MESSAGE", "RelayClient")
+__all__ = ("RelayClient",)
 
 _LOG = logging.getLogger(__name__)
 
-MAX_RESULTS_PER_MESSAGE = 500
-"""With this many outcomes a message is far below the relay's size limit."""
 HIGH_WATER = 1000
 """Messages that may queue in either direction; messages beyond it are lost and sent again."""
 LOG_EVERY_S = 60.0
@@ -59,6 +59,8 @@ class RelayClient:
     event loop with messages about visits, and when the relay does not answer any
     more; ``count`` counts invalid messages; ``keys`` are those of an encrypted connection.
     """
+
+    kind: ClassVar[ProblemSource] = "relay"
 
     link: RelayLink
     name: str
@@ -152,8 +154,15 @@ class RelayClient:
         self.capacity = capacity
         self._hello()
 
-    def set_keys(self, keys: ClientKeys | None) -> None:
-        """Use other keys, with a new connection if they differ."""
+    def report(self) -> None:
+        """Return nothing: there are no streams."""
+
+    def reconfigure(self, config: NodeConfig) -> None:
+        """Use other keys, with a new connection if they differ.
+
+        Raises `~ppdaemon.keyfiles.UnusableKey` if they cannot be used; the old ones stay.
+        """
+        keys = ClientKeys.read(config.security.key, config.relay.server)
         self._renew = self._renew or keys != self.keys
         self.keys = keys
 
