@@ -135,7 +135,7 @@ def test_finding_returns_what_is_there_and_changes_nothing(context: PreloadSetup
     assert all(each.query_ms > 0 for each in plan.found)
     assert plan.reasons == ()
     assert plan.sizes == {}
-    cache, questions = context.rig.context.cache, ".questions"
+    cache, questions = context.rig.context.cache, ".questions-0"
     assert [path.name for path in cache.iterdir()] == [questions], "no file is fetched"
     assert [path.name for path in (cache / questions).iterdir()] == [".lock"], "no question is left"
     assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
@@ -234,7 +234,7 @@ def test_nothing_is_copied_if_no_pipeline_can_run(context: PreloadSetup) -> None
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
         context.fetch(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert [path.name for path in context.rig.context.cache.iterdir()] == [".questions"]
+    assert [path.name for path in context.rig.context.cache.iterdir()] == [".questions-0"]
 
 
 def test_only_what_usable_pipelines_read_is_copied(context: PreloadSetup) -> None:
