@@ -26,6 +26,7 @@ from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.questions import HostQuestions
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 
@@ -297,6 +298,30 @@ def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path:
     neighbor = other.fetch(other.order(detector=0))
     assert len(neighbor) == 2 + 2 + 4
     assert other.stats["hits"] > 0, "patches that lie under both detectors"
+
+
+def test_an_unknown_filter_is_logged_by_its_worker(
+    context: PreloadSetup, caplog: pytest.LogCaptureFixture
+) -> None:
+    context.find(context.order(filters="r_03, unheard_of"))
+    assert f"the announced filter unheard_of is not one of {NAME} in the central repo" in caplog.text
+
+
+def test_workers_of_two_configurations_do_not_ask_each_other(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    seen: list[Any] = []
+
+    def answer(others: Callable[[], list[Any]]) -> list[str]:
+        """Of a worker of the configuration before a reload, with other collections or another repo."""
+        seen.append(worker.prepare(rig.order()).detail["asked_for"])
+        seen.extend(others())
+        seen.extend(folder.glob("*.answer"))
+        return ["of its own configuration"]
+
+    folder = SharedCache(rig.context.cache, 0).questions("template-0")
+    assert HostQuestions[str, str](folder).ask("old", answer, Timings(Clock())) == "of its own configuration"
+    assert seen == [1]
+    worker.close()
 
 
 @pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])

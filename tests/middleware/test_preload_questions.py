@@ -371,3 +371,12 @@ def test_each_detector_gets_what_its_own_query_finds(asking: Asking) -> None:
     assert len(refs_of(at_change, "bias")) == 2, "an image may be taken before or after the change"
     assert refs_of(nowhere, "toy_template") == set()
     assert "no record of the detector" in alone[-1].unregistered
+
+
+def test_who_answers_logs_nothing_about_the_visits_of_others(
+    asking: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each worker logs what concerns its visit, with the visit's name."""
+    (answer,) = asking.ask(asking.question(0, filters="r_03, unheard_of"))
+    assert "r_03" in answer.filters
+    assert "announced" not in caplog.text
