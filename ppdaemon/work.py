@@ -117,7 +117,7 @@ class WorkModule(Protocol):
         """
 
     def open_work(self, context: WorkerContext) -> Work:
-        """Copy the template and open it; return when visits can be served."""
+        """Return the work of a worker, ready to serve visits."""
 
     def open_exporter(self, context: WorkerContext) -> Exporter:
         """Return an exporter; the central repo may be unavailable at this time."""

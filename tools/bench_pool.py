@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 from benching.cli import Bench, options, progress, run
@@ -35,6 +37,7 @@ class Workload:
     busy: int
     visits: int
     raws: bool
+    against: Path | None
 
 
 def measure(
@@ -53,7 +56,13 @@ def measure(
 
     results: dict[str, Scalar] = {}
     sections: Mapping[str, Callable[[BenchFolders], dict[str, Scalar]]] = {
-        "fork": partial(measure_forks, forks=workload.forks, spawns=workload.spawns, progress=progress),
+        "fork": partial(
+            measure_forks,
+            forks=workload.forks,
+            spawns=workload.spawns,
+            other=workload.against,
+            progress=progress,
+        ),
         "idle reserve": full_camera,
         "idle": two_workers,
         "event": measure_dispatch,
@@ -95,9 +104,14 @@ def measure(
     type=click.IntRange(10 * BATCH),
     help=f"Visit-detectors for the slopes, in visits of {BATCH}.",
 )
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Another checkout, whose workers are forked in turn.",
+)
 @click.option("--raws", is_flag=True, help="Write a raw for each visit-detector of the slopes.")
 @options(QUICK)
-def command(bench: Bench, only: tuple[str, ...], busy: int | None, **workload: int | float | bool) -> None:
+def command(bench: Bench, only: tuple[str, ...], busy: int | None, **workload: Any) -> None:
     """Measure the start of workers, the memory and CPU time of workers and
     supervisor, the latency of visits, the replacement of killed workers, and
     leaks.
@@ -109,7 +123,7 @@ def command(bench: Bench, only: tuple[str, ...], busy: int | None, **workload: i
     results = measure(
         frozenset(only or SECTIONS),
         bench.folders,
-        Workload(busy=busy_count, **workload),  # type: ignore[arg-type]
+        Workload(busy=busy_count, **workload),
         progress,
     )
     bench.report(results, GOALS)

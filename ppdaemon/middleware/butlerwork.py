@@ -113,7 +113,8 @@ class ButlerWork:
         self._cameras = cameras
         self._repo = LocalRepo(context.template, context.repo)
         self._library = library_of(context)
-        self._central = CentralReader(config.source, context.config.workers.times.prepare_s / 2)
+        retry_s = context.config.workers.times.prepare_s / 2
+        self._central = CentralReader(config.source, retry_s, context.template)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
         self._preload = Preload(

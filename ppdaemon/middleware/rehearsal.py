@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the first visit of each worker would do first, done once before workers are forked.
 
-Pipelines are parsed and an empty task is run, with records in memory. No Butler is opened, no task of a
-pipeline is constructed: they may connect to databases.
+Pipelines are parsed, a small repo is made, opened, searched and deleted, and an empty task is run, with
+records in memory. The central repo is not opened, no task of a pipeline is constructed: they may connect to
+databases.
 """
 
 import gc
@@ -11,24 +12,42 @@ import logging
 import os
 import sqlite3
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy
 from astropy.time import Time
-from lsst.daf.butler import Butler, ButlerConfig, Config, DimensionUniverse, FormatterFactory
+
+# CollectionType is public, though its package does not list it.
+from lsst.daf.butler import (  # type: ignore[attr-defined]
+    Butler,
+    ButlerConfig,
+    CollectionType,
+    Config,
+    DatasetType,
+    DimensionUniverse,
+    FormatterFactory,
+    Timespan,
+)
 from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
+from lsst.sphgeom import Angle, Circle, UnitVector3d
 from lsst.utils.packages import getAllPythonDistributions
 
 from ppdaemon.camera import load_camera
+from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
+from ppdaemon.middleware.butler.central import CentralReader, existing_collections
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.formatters import UnknownDatastore
+from ppdaemon.middleware.butler.repo import make_template, template_dimensions, template_repo
+from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import system_packages
+from ppdaemon.middleware.preload.search import Search, find_inputs
 from ppdaemon.middleware.raws.regions import find_camera
 
 __all__ = ("rehearse",)
@@ -75,8 +94,9 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     parse_expression("band IN (allowed)")  # the first one generates the parser
     getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
     system_packages()
-    if writer is not None:
-        with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
+    with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
+        _rehearse_search(universe, Path(folder, "template"))
+        if writer is not None:
             warm_up(universe, writer, Path(folder, "files"))
     if left := [each for each in _open_objects() if not any(each is known for known in before)]:
         raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
@@ -124,3 +144,36 @@ def _rehearse_graph(
         formatters.getFormatterClass(node.dataset_type)
         assert node.storage_class.pytype is not None
     pipeline_shape(graph)
+
+
+def _rehearse_search(universe: DimensionUniverse, folder: Path) -> None:
+    """Make a repo and search it as the central one is searched."""
+    define = partial(DatasetType, storageClass="StructuredDataDict", universe=universe)
+    types = [
+        define("bias", ("instrument", "detector"), isCalibration=True),
+        define("template", ("skymap", "tract", "patch", "band")),
+    ]
+    make_template(folder, universe, (), types, "")
+    template_dimensions(folder)
+    root, clock = str(template_repo(folder)), Clock()
+    with Butler.from_config(root, writeable=True) as butler:
+        butler.collections.register("calib", CollectionType.CALIBRATION)
+    search = Search(
+        instrument="warmup",
+        detector=0,
+        physical_filters=("warmup",),
+        bands=("warmup",),
+        skymap="warmup",
+        timespan=Timespan(None, None),
+        region=Circle(UnitVector3d.X(), Angle(1e-3)),
+        calibs=("calib",),
+        inputs=(),
+    )
+    reader = CentralReader(root)
+    try:
+        with reader.reading(Timings(clock)) as butler:
+            existing_collections(butler, search.calibs)
+            butler.query_dimension_records("physical_filter", instrument="warmup", explain=False)
+            find_inputs(butler, types, [search], clock)
+    finally:
+        reader.close()

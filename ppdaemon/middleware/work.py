@@ -18,7 +18,7 @@ from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, NameFinding, Resolving, TaskNamesResolved
-from ppdaemon.middleware.butler.central import known_dataset_type
+from ppdaemon.middleware.butler.central import ParsedConfig, known_dataset_type
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork, library_of
@@ -128,10 +128,11 @@ def build_template(context: WorkerContext) -> None:
         raise Unavailable(f"the central repo {config.source} cannot be read: {describe(error)}") from error
     versions = hash_versions()
     make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
+    ParsedConfig.write(context.template, config.source)
 
 
 def open_work(context: WorkerContext) -> ButlerWork:
-    """Copy the template and return the work of a worker."""
+    """Return the work of a worker."""
     return ButlerWork(context, _butler_config(context.config))
 
 

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import DatabaseError
-from toycam import MakeRig
+from toycam import MakeRig, Rig
 
 from ppdaemon.errors import VisitFailed
+from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
+
+
+@pytest.fixture
+def with_registry(rigs: MakeRig) -> tuple[Rig, ButlerWork]:
+    """Return a worker that has opened its registry in a visit."""
+    rig, worker = rigs(engine={"kind": "separable"})
+    worker.prepare(rig.order())
+    worker.reset()
+    return rig, worker
 
 
 def registry_of(repo: Path) -> Path:
@@ -20,9 +30,11 @@ def registry_of(repo: Path) -> Path:
     return registry
 
 
-def test_a_corrupt_local_registry_costs_one_visit_and_is_rebuilt(rigs: MakeRig) -> None:
+def test_a_corrupt_local_registry_costs_one_visit_and_is_rebuilt(
+    with_registry: tuple[Rig, ButlerWork],
+) -> None:
     """Fault 44: the local registry is corrupt."""
-    rig, worker = rigs()
+    rig, worker = with_registry
     registry = registry_of(rig.context.repo)
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises((VisitFailed, DatabaseError), match=r"malformed|not a database|disk image"):
@@ -31,9 +43,9 @@ def test_a_corrupt_local_registry_costs_one_visit_and_is_rebuilt(rigs: MakeRig) 
     assert worker.prepare(rig.order()).pipeline == "Full"
 
 
-def test_a_locked_local_registry_is_replaced_with_its_repo(rigs: MakeRig) -> None:
+def test_a_locked_local_registry_is_replaced_with_its_repo(with_registry: tuple[Rig, ButlerWork]) -> None:
     """Fault 44: a lock on the old repo does not reach the fresh copy."""
-    rig, worker = rigs()
+    rig, worker = with_registry
     lock = sqlite3.connect(registry_of(rig.context.repo), isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The worker's repo without its registry: what is known of it, what is written later, how it is renewed."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -9,13 +10,19 @@ from typing import Any
 
 import pytest
 from enginecompare import assert_equal, process_visit, run_worker, start_worker
-from lsst.daf.butler import Butler, DatasetAssociation, DatasetType, DimensionUniverse, Timespan
+from lsst.daf.butler import (
+    Butler,
+    DatasetAssociation,
+    DatasetType,
+    DimensionUniverse,
+    StorageClassFactory,
+    Timespan,
+)
 from lsst.daf.butler.registry import ConflictingDefinitionError
-from toycam import NAME, MakeRig, Rig
+from toycam import NAME, MakeRig
 
 from ppdaemon.messages import Process
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
-from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
 from ppdaemon.middleware.pipetask import engine as pipetask
@@ -58,24 +65,38 @@ def associations(butler: Butler, collections: list[str]) -> set[Any]:
     return found
 
 
-def prepared(rigs: MakeRig, **changes: Any) -> tuple[Rig, ButlerWork]:
-    rig, worker = rigs(**changes)
-    worker.prepare(rig.order())
-    worker.reset()  # the first visit makes the init-outputs of its runs, with the Butler
-    return rig, worker
+def test_visits_of_the_direct_engine_have_no_registry(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    for _ in range(2):  # the first visit makes the init-outputs of its runs
+        worker.prepare(rig.order())
+        worker.ingest(raw := rig.raw())
+        done = worker.process(Process(exposures=(raw.exposure,)))
+        assert (done.outcome, done.engine) == ("succeeded", "direct")
+        assert not list(rig.context.repo.rglob("*.sqlite3"))
+        worker.reset()
+        shutil.rmtree(done.spool or "")
 
 
-def test_a_visit_of_the_direct_engine_does_not_use_the_registry(rigs: MakeRig) -> None:
-    rig, worker = prepared(rigs)
-    worker._repo.write_later(refuse)
-    worker.prepare(rig.order())
-    worker.ingest(raw := rig.raw())
-    done = worker.process(Process(exposures=(raw.exposure,)))
-    assert (done.outcome, done.engine) == ("succeeded", "direct")
+def test_a_registry_is_there_for_another_program_though_nothing_waits_to_be_written(repo: LocalRepo) -> None:
+    repo.write_registry()
+    with Butler.from_config(str(repo.root), writeable=False) as butler:
+        assert butler.query_dimension_records("instrument")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_registry_that_a_task_has_made_is_gone_with_the_visit(repo: LocalRepo, opened: bool) -> None:
+    if opened:
+        assert repo.butler
+    with closing(sqlite3.connect(repo.root / "gen3.sqlite3")) as database:
+        database.execute("CREATE TABLE of_a_task (number INT)")
+    repo.renew()
+    assert repo.butler.collections.query("*")
+    with closing(sqlite3.connect(repo.root / "gen3.sqlite3")) as database:
+        assert not database.execute("SELECT name FROM sqlite_master WHERE name = 'of_a_task'").fetchall()
 
 
 def test_what_is_known_without_the_registry_is_what_it_has(rigs: MakeRig) -> None:
-    rig, worker = prepared(rigs)
+    rig, worker = rigs()
     worker.prepare(rig.order())
     repo, visit = worker._repo, worker._visit
     assert visit is not None
@@ -135,6 +156,7 @@ def test_a_registry_in_use_is_renewed_under_its_butler_and_others_are_replaced(r
 
 @pytest.mark.parametrize("statement", ["BEGIN EXCLUSIVE", "BEGIN IMMEDIATE"])
 def test_a_locked_registry_is_replaced(repo: LocalRepo, statement: str) -> None:
+    assert repo.butler
     (path,) = repo.root.glob("*.sqlite3")
     with closing(sqlite3.connect(path, isolation_level=None)) as lock:
         lock.execute(statement)
@@ -156,6 +178,25 @@ def test_a_datastore_that_keeps_datasets_in_memory_is_replaced(tmp_path: Path) -
         assert repo.butler.stored(ref)
         repo.renew()
         assert not repo.butler.stored(ref)
+
+
+def test_storage_classes_of_the_site_are_known_before_the_registry_is_opened(tmp_path: Path) -> None:
+    template, universe = tmp_path / "template", DimensionUniverse()
+    site = {
+        "storageClasses": {"OfTheSite": {"pytype": "dict"}},
+        "datastore": {"formatters": {"OfTheSite": "lsst.daf.butler.formatters.json.JsonFormatter"}},
+    }
+    known = StorageClassFactory()._storageClasses
+    make_template(template, universe, (), (), "versions", site)
+    del known["OfTheSite"]  # as in a worker, which has not made the template
+    with closing(LocalRepo(template, tmp_path / "worker")) as repo:
+        notes = DatasetType("notes", universe.empty, "OfTheSite")
+        repo.define([notes])
+        repo.put({"one": 1}, "notes", {}, run="run")
+        (dataset,) = repo.datasets.in_run("run")
+        assert repo.get(dataset.ref) == {"one": 1}
+        assert not list(repo.root.glob("*.sqlite3"))
+    del known["OfTheSite"]
 
 
 def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:

@@ -29,7 +29,7 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.demo.services import QUICK_IMAGES
 from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Exported, Process
-from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, write_content
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.middleware.export import packing
@@ -39,6 +39,7 @@ from ppdaemon.middleware.export.outputs import _spooled
 from ppdaemon.middleware.export.packing import Packer, pack
 from ppdaemon.middleware.export.spool import (
     MANIFEST,
+    SimpleRefs,
     SpooledFile,
     SpoolKey,
     check_files,
@@ -85,6 +86,7 @@ class Site:
         self.folder, self.spool = folder, folder / "spool"
         quick = Config({"datastore": {"formatters": QUICK_IMAGES}})
         Butler.makeRepo(str(folder / "template" / "repo"), config=quick)
+        write_content(folder / "template", "versions")
         self.central = folder / "central"
         Butler.makeRepo(str(self.central))
         with Butler.from_config(str(self.central), writeable=True) as butler:
@@ -110,7 +112,8 @@ class Site:
             link = self.folder / "link"
             files, failures = write_outputs(datasets, folder, link, self.writer, 1, plain=plain)
             assert not failures
-            return [_spooled(file) for file in files]
+            refs = SimpleRefs()
+            return [_spooled(file, refs) for file in files]
 
         datasets = list(outputs or self.outputs(detector))
         key = SpoolKey(instrument=NAME, group="g", detector=detector, attempt=1)

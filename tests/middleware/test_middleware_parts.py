@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lsst.daf.butler import Butler, DataCoordinate, DimensionUniverse
+from lsst.daf.butler import Butler, ButlerConfig, DataCoordinate, DimensionUniverse
 from storeserver import serving
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, RA, MakeRig, load_toy_camera
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.middleware import work
-from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.central import CentralReader, ParsedConfig
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline
@@ -102,6 +102,38 @@ def test_the_central_repo_may_be_named_by_the_profile_of_a_store(
             assert list(butler.collections.query("*")) == []
         reader.close()
         assert store.reads("butler.yaml") >= 1
+
+
+def test_a_parsed_configuration_is_used_until_its_file_changes(tmp_path: Path) -> None:
+    root, template = tmp_path / "repo", tmp_path / "template"
+    template.mkdir()
+    Butler.makeRepo(str(root))
+    ParsedConfig.write(template, str(root))
+    parsed = ParsedConfig.read(template, str(root))
+    assert parsed is not None
+    assert parsed.config == ButlerConfig(str(root))
+    with Butler.from_config(parsed.config, writeable=False) as butler:
+        assert list(butler.collections.query("*")) == []
+    assert ParsedConfig.read(template, str(tmp_path / "other")) is None
+    with (root / "butler.yaml").open("a") as file:
+        file.write("# changed\n")
+    assert ParsedConfig.read(template, str(root)) is None
+
+
+def test_a_configuration_that_depends_on_other_files_is_parsed_by_each_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, index = tmp_path / "repo", tmp_path / "index.yaml"
+    Butler.makeRepo(str(root))
+    index.write_text(f"main: {root}\n")
+    monkeypatch.setenv("DAF_BUTLER_REPOSITORY_INDEX", str(index))
+    ParsedConfig.write(tmp_path, "main")
+    assert ParsedConfig.read(tmp_path, "main") is None
+    (tmp_path / "more.yaml").write_text("{}")
+    with (root / "butler.yaml").open("a") as file:
+        file.write("includeConfigs: ../more.yaml\n")
+    ParsedConfig.write(tmp_path, str(root))
+    assert ParsedConfig.read(tmp_path, str(root)) is None
 
 
 def test_a_zygote_has_one_thread_nothing_open_and_everything_imported(toy_central: Path) -> None:

@@ -4,6 +4,7 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -499,7 +500,8 @@ def test_a_dataset_without_a_file_is_not_preloaded(
 
 
 def test_a_fault_of_the_workers_database_is_not_the_central_repos(context: PreloadSetup) -> None:
-    plan = context.find(context.order())
+    plan = replace(context.find(context.order()), files={})  # the Butler must copy all datasets
+    assert context.repo.butler
     (registry,) = context.rig.context.repo.rglob("*.sqlite3")
     registry.write_bytes(b"\0" * registry.stat().st_size)
     with pytest.raises(DatabaseError, match=r"malformed|not a database|disk image"):

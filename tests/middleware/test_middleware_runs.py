@@ -281,7 +281,7 @@ def test_a_template_is_made_in_spite_of_unusable_pipelines(
     work.build_template(rig.context)
     assert f"{rig.paths['Short']} cannot be constructed" in caplog.text
     assert f"{rig.paths['Frame']} does not fit the repo" in caplog.text
-    assert (rig.context.template / "versions").exists()
+    assert (rig.context.template / "content").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 import gc
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +17,7 @@ from once import made_once
 from toycam import MakeRig, Rig, load_toy_camera, make_central
 
 from ppdaemon.middleware import work
+from ppdaemon.middleware.butler.repo import write_content
 from ppdaemon.middleware.butlerwork import ButlerWork
 
 
@@ -65,6 +67,8 @@ def rigs_in(toy_central: Path, toy_template: Path) -> RigsIn:
                 root = folder / str(next(numbers))
                 rig = Rig(root, root / "ram", central, **changes)
                 shutil.copytree(toy_template, rig.context.template)
+                if "DAF_BUTLER_CONFIG_PATH" in os.environ:  # of this test; it changes all repos
+                    write_content(rig.context.template, "versions")
                 assert rig.config.butler is not None
                 worker = ButlerWork(rig.context, rig.config.butler, load_toy_camera)
                 opened.callback(worker.close)

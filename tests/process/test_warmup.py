@@ -2,10 +2,12 @@
 """The zygote's warm-up, and what happens if it fails or leaves something; with the real zygote."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from node import running
@@ -161,6 +163,43 @@ print(len(set(gaps) & {{libc.malloc(1000) for _ in range(1_000)}}))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     # The C library has seven blocks of each size in a cache.
     assert int(ended.stdout) <= 7 if kept else int(ended.stdout) > 900
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_gaps_between_objects_are_not_used_again(kept):
+    script = f"""
+from ppdaemon.worker.sharedpages import keep_pages_shared
+objects = [bytes(100) for _ in range(80_000)]
+gaps = {{id(each) for each in objects[::8]}}
+del objects[::8]
+if {kept}:
+    keep_pages_shared()
+new = [bytes(100) for _ in range(5_000)]
+print(len(gaps & {{id(each) for each in new}}))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 100 if kept else int(ended.stdout) > 4_500
+
+
+def test_memory_in_use_is_put_into_huge_pages():
+    script = """
+import mmap
+from pathlib import Path
+from ppdaemon.worker.sharedpages import keep_pages_shared
+used, size = bytearray(64 << 20), 64 << 20
+sparse = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for address in range(0, size, 2 << 20):
+    sparse[address] = 1
+keep_pages_shared()
+lines = map(str.split, Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+values = {line[0]: int(line[1]) * 1024 for line in lines}
+print(values["AnonHugePages:"], values["Anonymous:"])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    huge_bytes, used_bytes = map(int, ended.stdout.split())
+    release = tuple(map(int, platform.release().split(".")[:2]))
+    assert huge_bytes > 0 or release < (6, 1) or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert used_bytes < 120_000_000, "what is hardly used stays small"
 
 
 def test_an_allocator_with_new_memory_below_the_heap_does_not_take_all_memory():

@@ -68,6 +68,7 @@ def test_engines_are_compared_where_both_were_measured(results):
         "held_of_floor": 7 / 51,
         "free_of_floor": 17 / 51,
         "first_visit_of_later": 1,
+        "first_visit_cpu_of_later": 1,
     }
 
 
@@ -84,12 +85,15 @@ def test_the_floor_is_compared_with_and_without_writing(results):
         "memory_peak_of_floor_appipe": 1.1,
         "cpu_of_floor_appipe": 1.1,
         "first_visit_of_later_appipe": 1,
+        "first_visit_cpu_of_later_appipe": 1,
     }
 
 
 def test_a_first_visit_is_compared_with_the_later_ones(results):
     engine = results.summarize([visit(300, 400, 200), *[visit(10, 100, 50)] * 3], 6, idle=False)
-    assert results.ratios({"direct_appipe": engine})["first_visit_of_later_appipe"] == 990 / 250
+    found = results.ratios({"direct_appipe": engine})
+    assert found["first_visit_of_later_appipe"] == 990 / 250
+    assert found["first_visit_cpu_of_later_appipe"] == 450 / 150
 
 
 @pytest.mark.parametrize(("first_task_ms", "missed"), [(9, False), (11, True)])

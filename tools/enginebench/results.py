@@ -102,6 +102,8 @@ GOALS: Mapping[str, Goal] = {
     "ratios.raw_to_free_of_separable": _TENTH,
     "ratios.first_visit_of_later": _ratio(1.3),
     "ratios.first_visit_of_later_appipe": _ratio(1.3),
+    "ratios.first_visit_cpu_of_later": _ratio(1.3),
+    "ratios.first_visit_cpu_of_later_appipe": _ratio(1.3),
     "ratios.cpu_of_floor_appipe": _ratio(1.75),
     "ratios.memory_peak_of_floor_appipe": _ratio(1.25),
     "ratios.first_task_of_separable": _TENTH,
@@ -165,6 +167,7 @@ def ratios(summaries: Mapping[str, Mapping[str, float | int]]) -> dict[str, floa
         found["field_large_overhead_ratio"] = (direct - floor) / (separable - floor)
     for name in _FIRST_VISITS:
         if name in summaries:
-            ratio_name = f"first_visit_of_later{name.removeprefix('direct')}"
-            found[ratio_name] = summaries[name]["first_visit_ms"] / summaries[name]["visit_ms"]
+            suffix, summary = name.removeprefix("direct"), summaries[name]
+            found[f"first_visit_of_later{suffix}"] = summary["first_visit_ms"] / summary["visit_ms"]
+            found[f"first_visit_cpu_of_later{suffix}"] = summary["first_cpu_ms"] / summary["cpu_ms"]
     return found

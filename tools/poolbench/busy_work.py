@@ -12,7 +12,7 @@ __all__ = ("build_template", "open_exporter", "open_work", "set_up_libraries", "
 
 
 class BusyWork:
-    """Has an open Butler; its prepare step never returns."""
+    """Never returns from its prepare step."""
 
     def __init__(self, real: Work):
         self._real = real
@@ -36,5 +36,5 @@ class BusyWork:
 
 
 def open_work(context: WorkerContext) -> BusyWork:
-    """Copy the template repo and open it."""
+    """Return the work."""
     return BusyWork(open_real_work(context))

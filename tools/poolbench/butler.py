@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A small central repo, and the configuration of workers that open a Butler."""
+"""A small central repo, and the configuration of workers with the work of the Butler."""
 
 from importlib import resources
 from pathlib import Path

@@ -1,34 +1,42 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Start time and memory of a forked worker compared with a spawned one.
+"""Start time and memory of a forked worker compared with a spawned one, with a bare fork, and with a worker
+of another checkout.
 
-Zygote and worker are the real ones, with an open Butler, but there is no
-supervisor. Nothing else runs on the node.
+Zygote and worker are the real ones, but there is no supervisor. Nothing else
+runs on the node.
 """
 
 import asyncio
 import os
+import resource
 import shutil
 import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 
 from benching.folders import BenchFolders
-from benching.processes import private_mb
+from benching.processes import BenchProcess, cpu_s, private_mb
 from benching.results import Scalar
 
 from poolbench.butler import INSTRUMENT, PRELOAD, butler_parts, make_central
 from poolbench.node import BenchFailed, node_config
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
+from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkWorker, Quit, Ready, Reaped
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.generation import Generation
 from ppdaemon.wire import decode, encode
+from ppdaemon.worker.childmain import inherited
+from ppdaemon.worker.sharedpages import keep_pages_shared
+from ppdaemon.worker.warmup import warm_up
 
 __all__ = ("measure_forks",)
 
@@ -45,8 +53,37 @@ class WorkerStart:
     """Until the message that the process exists."""
     ready_ms: float
     cpu_ms: float
-    """CPU time of the process until its exit; other load does not change it."""
+    """CPU time of the process until its exit."""
+    zygote_cpu_ms: float
+    """CPU time of the zygote meanwhile."""
     private_mb: float
+
+    @property
+    def whole_cpu_ms(self) -> float:
+        """CPU time of both."""
+        return self.cpu_ms + self.zygote_cpu_ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Forked:
+    """Workers forked in turn."""
+
+    starts: list[WorkerStart]
+    others: list[WorkerStart]
+    """Of another checkout."""
+    zygote_mb: float
+    """Private memory of the zygote."""
+
+    def results(self) -> dict[str, Scalar]:
+        """Return the CPU time of pairs."""
+        if not self.others:
+            return {}
+        pairs = list(zip(self.starts, self.others, strict=True))
+        return {
+            "other_cpu_ms": median(other.whole_cpu_ms for _, other in pairs),
+            "other_private_mb": median(other.private_mb for _, other in pairs),
+            "cpu_of_other": median(own.whole_cpu_ms / other.whole_cpu_ms for own, other in pairs),
+        }
 
 
 class _ZygoteClient:
@@ -79,6 +116,9 @@ class _ZygoteClient:
         repo, log = self._folders.repo(slot), self._folders.logs / "worker.log"
         repo.mkdir()
         order = ForkWorker(role="worker", slot=slot, epoch=1, repo=str(repo), log=str(log))
+        zygote = self.generation.pid
+        assert zygote is not None
+        zygote_cpu_s = cpu_s(zygote)
         ordered_at = time.monotonic()
         self.generation.ask(order)
         forked, descriptors = await self.receive(Forked)
@@ -97,7 +137,8 @@ class _ZygoteClient:
             channel.send(encode(Quit()))
             reaped, _ = await self.receive(Reaped)
         shutil.rmtree(repo)
-        return WorkerStart(forked_ms, ready_ms, reaped.cpu_s * 1e3, memory_mb)
+        zygote_cpu_ms = (cpu_s(zygote) - zygote_cpu_s) * 1e3
+        return WorkerStart(forked_ms, ready_ms, reaped.cpu_s * 1e3, zygote_cpu_ms, memory_mb)
 
 
 @asynccontextmanager
@@ -116,11 +157,52 @@ async def _zygote(number: int, config: NodeConfig) -> AsyncIterator[_ZygoteClien
             await asyncio.to_thread(os.waitpid, pid, 0)
 
 
-async def _fork(config: NodeConfig, runs: int) -> tuple[list[WorkerStart], float]:
-    """Return the measurements of each worker, and the private memory of the zygote."""
-    async with _zygote(1, config) as zygote:
-        starts = [await zygote.start_worker(number) for number in range(runs)]
-        return starts, private_mb(zygote.generation.pid)
+async def _fork(config: NodeConfig, runs: int, other: Path | None) -> _Forked:
+    """Fork workers, and in turn with them those of another checkout."""
+    async with AsyncExitStack() as stack:
+        zygote = await stack.enter_async_context(_zygote(1, config))
+        rival = None
+        if other is not None:
+            rival = await stack.enter_async_context(_zygote(3, _of_checkout(config, other)))
+        starts, others = [], []
+        for number in range(runs):
+            starts.append(await zygote.start_worker(number))
+            if rival is not None:
+                others.append(await rival.start_worker(number))
+        return _Forked(starts, others, private_mb(zygote.generation.pid))
+
+
+def _of_checkout(config: NodeConfig, checkout: Path) -> NodeConfig:
+    """Return a configuration of which zygote and workers run the code of another checkout."""
+    environment = config.workers.environment
+    path = os.pathsep.join(filter(None, (str(checkout), environment.get("PYTHONPATH"))))
+    # Otherwise the working directory would come first, which may be this checkout.
+    changed = {**environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    workers = config.workers.model_copy(update={"environment": changed})
+    return config.model_copy(update={"workers": workers})
+
+
+def _bare_forks(config: NodeConfig, runs: int, channel: Connection) -> None:
+    """Send the CPU time of forking a process that exits at once, milliseconds; runs in its own process,
+    which does before what a zygote does.
+    """
+    os.environ.update(CHILD_ENVIRONMENT)
+    warm_up(inherited(config).work, config)
+    keep_pages_shared()
+    began_s = _cpu_s()
+    for _ in range(runs):
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    channel.send((_cpu_s() - began_s) / runs * 1e3)
+    channel.recv()
+
+
+def _cpu_s() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
@@ -130,7 +212,7 @@ async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
 
 
 def measure_forks(
-    folders: BenchFolders, forks: int, spawns: int, progress: Callable[[str], None]
+    folders: BenchFolders, forks: int, spawns: int, other: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
     """Measure both ways of starting a worker: medians in milliseconds and 10^6 bytes."""
     progress("fork: making a central repo")
@@ -142,19 +224,26 @@ def measure_forks(
     for folder in (node_folders.slots, node_folders.cache, node_folders.spool, node_folders.logs):
         folder.mkdir(parents=True)
     progress(f"fork: {forks} workers forked from a zygote")
-    forked, zygote_mb = asyncio.run(_fork(config, forks))
+    forked = asyncio.run(_fork(config, forks, other))
+    with BenchProcess(_bare_forks, config, forks) as forker:
+        bare_cpu_ms = forker.answer()
     progress(f"fork: {spawns} workers in fresh interpreters")
     spawned = asyncio.run(_spawn(config, spawns))
-    fork_ms, spawn_ms = (median(start.ready_ms for start in each) for each in (forked, spawned))
+    fork_ms, spawn_ms = (median(start.ready_ms for start in each) for each in (forked.starts, spawned))
+    ready_cpu_ms = median(start.whole_cpu_ms for start in forked.starts)
     return {
         "fork_ready_ms": fork_ms,
-        "fork_ready_worst_ms": max(start.ready_ms for start in forked),
-        "fork_alone_ms": median(start.forked_ms for start in forked),
-        "fork_cpu_ms": median(start.cpu_ms for start in forked),
+        "fork_ready_worst_ms": max(start.ready_ms for start in forked.starts),
+        "fork_alone_ms": median(start.forked_ms for start in forked.starts),
+        "fork_cpu_ms": median(start.cpu_ms for start in forked.starts),
+        "ready_cpu_ms": ready_cpu_ms,
+        "bare_fork_cpu_ms": bare_cpu_ms,
+        "ready_cpu_of_bare_fork": ready_cpu_ms / bare_cpu_ms,
         "spawn_ready_ms": spawn_ms,
         "spawn_cpu_ms": median(start.cpu_ms for start in spawned),
         "fork_over_spawn": spawn_ms / fork_ms,
-        "idle_private_mb": median(start.private_mb for start in forked),
+        "idle_private_mb": median(start.private_mb for start in forked.starts),
         "spawn_private_mb": median(start.private_mb for start in spawned),
-        "zygote_private_mb": zygote_mb,
+        "zygote_private_mb": forked.zygote_mb,
+        **forked.results(),
     }

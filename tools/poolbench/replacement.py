@@ -26,7 +26,7 @@ POLL_S = 0.005
 def measure_replacement(
     folders: BenchFolders, kills: int, busy: int, progress: Callable[[str], None]
 ) -> dict[str, Scalar]:
-    """Kill idle workers with an open Butler, one per slot, while `busy` others loop.
+    """Kill idle workers, one per slot, while `busy` others loop.
 
     Measures the time from the signal until the supervisor has received READY.
     """

@@ -10,6 +10,8 @@ __all__ = ("GOALS", "per_thousand")
 GOALS: Mapping[str, Goal] = {
     "fork_ready_ms": Goal(100),
     "fork_over_spawn": Goal(15, "at least", "ratio"),
+    "ready_cpu_of_bare_fork": Goal(3, kind="ratio"),
+    "cpu_of_other": Goal(0.5, kind="ratio"),
     "idle_private_mb": Goal(15),
     "supervisor_cpu_percent": Goal(0.8),
     "supervisor_mb": Goal(150),

@@ -6,21 +6,26 @@ neither a journal nor a lock that could block others.
 """
 
 import logging
+import pickle
 import random
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
 
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
+    ButlerConfig,
     ButlerUserError,
     DatasetType,
     DimensionUniverse,
     MissingCollectionError,
     MissingDatasetTypeError,
 )
+from lsst.resources import ResourcePath
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
@@ -30,6 +35,7 @@ from ppdaemon.states import Outcome
 __all__ = (
     "CentralReader",
     "Definitions",
+    "ParsedConfig",
     "close",
     "disconnect",
     "existing_collections",
@@ -39,6 +45,7 @@ __all__ = (
 
 _LOG = logging.getLogger(__name__)
 
+_PARSED = "central"
 RECONNECT_S = (0.2, 1.0)
 """Seconds between two attempts to connect; random, because workers that failed
 together would otherwise reconnect together."""
@@ -55,15 +62,49 @@ class Definitions(Protocol):
         """Return a definition; raise ``MissingDatasetTypeError`` if there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedConfig:
+    """A repo's configuration, parsed once for all workers: that takes a third of opening the repo."""
+
+    uri: str
+    config: ButlerConfig
+    file: ResourcePath
+    text: bytes
+
+    @classmethod
+    def write(cls, template: Path, uri: str) -> None:
+        """Parse a repo's configuration, and write it into the workers' template, unless it depends on other
+        files: on the index of the names of repos, or on what it includes.
+        """
+        file = ButlerConfig(uri).configFile
+        if file is not None and "/" in uri and b"include" not in (text := file.read()):
+            # Parsed after the text was read: if the file is changed meanwhile, it differs from the text.
+            (template / _PARSED).write_bytes(pickle.dumps(cls(uri, ButlerConfig(uri), file, text)))
+
+    @classmethod
+    def read(cls, template: Path, uri: str) -> Self | None:
+        """Read what `write` has written for a repo; return `None` if it was not, or if the file in the repo
+        has changed since.
+        """
+        with suppress(OSError):
+            parsed = pickle.loads((template / _PARSED).read_bytes())
+            assert isinstance(parsed, cls)
+            if parsed.uri == uri and parsed.file.read() == parsed.text:
+                return parsed
+        return None
+
+
 class CentralReader:
     """Reads the central repo for one worker.
 
     Connecting is retried for `retry_s` seconds: the 205 detectors of a visit
     connect at once, and PostgreSQL accepts 100 connections by default.
+    `template` is that of the workers, which may have the `ParsedConfig`.
     """
 
-    def __init__(self, uri: str, retry_s: float = 0.0):
+    def __init__(self, uri: str, retry_s: float = 0.0, template: Path | None = None):
         self._uri = uri
+        self._template = template
         self._retry_s = retry_s
         self._butler: Butler | None = None
         self._engines: set[sqlalchemy.Engine] = set()
@@ -136,8 +177,10 @@ class CentralReader:
 
     def _connect(self) -> Butler:
         if self._butler is None:
+            parsed = None if self._template is None else ParsedConfig.read(self._template, self._uri)
             with recorded_engines(self._engines):
-                self._butler = Butler.from_config(self._uri, writeable=False)
+                config = self._uri if parsed is None else parsed.config
+                self._butler = Butler.from_config(config, writeable=False)
         else:
             # Collections and dataset types may have been added since the last reading.
             self._butler.registry.refresh()

@@ -7,7 +7,7 @@ from typing import Any
 
 from astropy.table import Table
 from lsst.daf.butler import (
-    ButlerConfig,
+    Config,
     DatasetProvenance,
     DatasetRef,
     DimensionUniverse,
@@ -69,7 +69,7 @@ class FileWriter:
     `UnknownDatastore` is raised for a repo with another kind of datastore.
     """
 
-    def __init__(self, config: ButlerConfig, universe: DimensionUniverse):
+    def __init__(self, config: Config, universe: DimensionUniverse):
         datastore = config["datastore"]
         if datastore["cls"] != _FILE_DATASTORE:
             raise UnknownDatastore(f"a local repo with a {datastore['cls']}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lsst.daf.butler import ButlerConfig, DatasetRef, DimensionRecord
+from lsst.daf.butler import DatasetRef, DimensionRecord
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
@@ -278,7 +278,7 @@ class DirectEngine(Engine):
     def _shape(self, job: Job) -> PipelineShape:
         if self._writer is None:
             try:
-                self._writer = DatasetWriter(ButlerConfig(str(job.repo.root)), job.repo.dimensions)
+                self._writer = DatasetWriter(job.repo.config, job.repo.dimensions)
             except UnknownDatastore as error:
                 raise Unsupported(str(error)) from error
         return pipeline_shape(resolved(job.pipeline, job.repo))

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pydantic
 from lsst.daf.butler import (
-    Butler,
+    DatasetNotFoundError,
     DatasetRef,
     DatasetType,
     DimensionUniverse,
@@ -112,8 +113,7 @@ class InitOutputs:
             with _first_worker_alone(run_folder / ".lock") as first:
                 if not shared.exists():  # again, since another worker may have published meanwhile
                     _create(graph, job)
-                    files = located(job.butler, _init_refs(graph, job))
-                    job.repo.datasets.add(LocalDataset.of_files(files))
+                    files = _created(job)
                     if first:
                         _publish(files, shared)
                         _delete_old_runs(self._folder)
@@ -204,34 +204,50 @@ def _output_types(graph: PipelineGraph, universe: DimensionUniverse) -> Iterator
 
 def _create(graph: PipelineGraph, job: Job) -> None:
     """Write the init-outputs of a run that an earlier attempt has not written."""
-    execution = job.butler.clone(collections=[job.run, *job.inputs], run=job.run)
-    graph.write_configs(execution)
+    for task in graph.tasks.values():
+        _put_new(job, task.config, task.init.config_output.dataset_type_name)
     for label in graph.tasks:
         outputs: list[tuple[object, DatasetType]] = []
         try:
-            graph.instantiate_tasks(execution.get, outputs, [label])
+            graph.instantiate_tasks(partial(_get_init_input, job), outputs, [label])
         except BaseException as error:  # NoWorkFound and SystemExit are not subclasses of Exception
             raise ConstructionFailed(TaskFailure.of(label, error)) from error
         for content, dataset_type in outputs:
-            _put_new(execution, content, dataset_type)
+            _put_new(job, content, dataset_type.name)
     deployment = {"digest": job.digest, "name": job.pipeline.name, "pipeline": job.pipeline.text}
-    _put_new(execution, deployment, DEPLOYMENT_TYPE)
-    # Not PipelineGraph.write_packages, which writes none if an input collection has them.
-    _put_new(execution, system_packages(), graph.packages_dataset_type)
+    _put_new(job, deployment, DEPLOYMENT_TYPE)
+    _put_new(job, system_packages(), graph.packages_dataset_type.name)
 
 
-def _put_new(execution: Butler, content: object, dataset_type: DatasetType | str) -> None:
-    if execution.find_dataset(dataset_type, collections=execution.run) is None:
-        execution.put(content, dataset_type)
+def _get_init_input(job: Job, dataset_type: DatasetType) -> Any:
+    """Return an init-input from the first collection that has it, as `lsst.daf.butler.Butler.get`."""
+    name, component = dataset_type.nameAndComponent()
+    ranks = {collection: rank for rank, collection in enumerate((job.run, *job.inputs))}
+    found = [
+        (ranks[collection], each.ref)
+        for each in job.repo.datasets.by_type()[name]
+        for collection, _ in each.within(ranks)
+    ]
+    if not found:
+        raise DatasetNotFoundError(f"Dataset {name} could not be found in {', '.join(ranks)}.")
+    _, ref = min(found, key=lambda each: each[0])
+    part = ref if component is None else ref.makeComponentRef(component)
+    return job.repo.get(part.overrideStorageClass(dataset_type.storageClass))
 
 
-def _init_refs(graph: PipelineGraph, job: Job) -> list[DatasetRef]:
-    found = (
-        job.butler.find_dataset(dataset_type, collections=job.run)
-        for dataset_type in _output_types(graph, job.butler.dimensions)
-        if not dataset_type.dimensions
-    )
-    return [ref for ref in found if ref is not None]
+def _put_new(job: Job, content: object, name: str) -> None:
+    if all(each.ref.datasetType.name != name for each in job.repo.datasets.in_run(job.run)):
+        job.repo.put(content, name, {}, run=job.run)
+
+
+def _created(job: Job) -> list[LocatedFile]:
+    """Return the files of a run's init-outputs."""
+    found = [each for each in job.repo.datasets.in_run(job.run) if not each.ref.dataId.dimensions]
+    files = [each.file for each in found if each.file is not None]
+    if len(files) < len(found):  # the repo's own Butler has written them
+        files = located(job.butler, [each.ref for each in found])
+        job.repo.datasets.add(LocalDataset.of_files(files))
+    return files
 
 
 def _refs(files: Iterable[LocatedFile]) -> list[DatasetRef]:
