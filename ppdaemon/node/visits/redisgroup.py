@@ -67,8 +67,8 @@ class RedisGroup:
     async def hold_name(self) -> None:
         """Keep this node's name for it.
 
-        Raises `~ppdaemon.errors.Unavailable` if another node has it: both would take the same pending entries,
-        and each other's permits for their own.
+        Raises `~ppdaemon.errors.Unavailable` if another node has it: both would take the same pending
+        entries, and each other's permits for their own.
         """
         marks = [name_mark(stream, self._config.group, self._node) for stream in self.streams]
         async with self._server.pipeline(transaction=False) as pipe:
