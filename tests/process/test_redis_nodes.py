@@ -97,7 +97,7 @@ def rows_of(*nodes):
 
 
 def unsettled(*nodes):
-    """Return how many attempts are open, or have an outcome of which the node does not know whether it counts."""
+    """Return how many attempts are open, or have an outcome that may not count."""
     found = 0
     for node in nodes:
         with reading(node.state / "journal.sqlite") as db:
