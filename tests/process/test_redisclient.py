@@ -557,9 +557,12 @@ async def failing_text(config):
     """Return the text of the problem, while a node tries to connect."""
     node = Node(config)
     running = asyncio.create_task(node.client.run())
-    await node.until(lambda: node.count["redis_connection"])
+    deadline = time.monotonic() + TIMEOUT_S
+    while not node.count["redis_connection"]:
+        assert time.monotonic() < deadline, node.messages
+        await asyncio.sleep(0)
     text = node.client.text
-    running.cancel()
+    running.cancel()  # while it closes the connection
     await asyncio.gather(running, return_exceptions=True)
     assert not node.of(Welcome)
     return text

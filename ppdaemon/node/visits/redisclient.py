@@ -255,6 +255,7 @@ class RedisClient:
                 await asyncio.sleep(backoff.failed(self._clock.mono()))
         finally:
             self._lose("")
+            await self._group.close()  # canceled in the call above
 
     async def _begin(self) -> None:
         """Find the groups, and read what is pending with this node: a reply may have been lost."""
