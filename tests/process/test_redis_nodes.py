@@ -123,6 +123,8 @@ def test_messages_of_the_fan_out_get_outcomes(server, tmp_path):
             (42, Outcome.SUCCEEDED),
             (43, Outcome.SUCCEEDED),
         }
+        # Counted with each renewal.
+        node.wait(lambda: (redis := node.status().redis).held == redis.pending == redis.waiting == 0)
         status = node.status()
         console = Console(width=200)
         with console.capture() as capture:
