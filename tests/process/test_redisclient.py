@@ -318,9 +318,11 @@ def test_own_entries_are_read_again_after_each_connection(server, config):
 def test_an_entry_whose_reply_was_lost_is_found_as_pending(server, config):
     async def body():
         async with connected(config()) as node:
-            with server.client() as client:  # as if the server had delivered it here
-                server.add(STREAM, message())
-                client.xreadgroup(GROUP, "n1", {STREAM: ">"})
+            # As if the server had delivered it here; in one step, or the node, which waits, would get it.
+            with server.client() as client, client.pipeline() as pipe:
+                pipe.xadd(STREAM, message())
+                pipe.xreadgroup(GROUP, "n1", {STREAM: ">"})
+                assert pipe.execute()[1]
             await node.until(lambda: node.reserved == [("g", 0)])
 
     asyncio.run(body())
@@ -332,7 +334,9 @@ def test_what_a_living_node_renews_is_not_taken_and_what_a_dead_one_had_is(serve
     server.ask("SET", "ppdaemon:permit:DemoCam:permitted:0", "ghost")
 
     async def body():
-        async with connected(config("n1"), config("n2")) as (first, second):
+        # Three seconds: on a busy machine all nodes of this process stand still for a second.
+        configs = [config(name, claim_after_s=3.0) for name in ("n1", "n2")]
+        async with connected(*configs) as (first, second):
             server.add(STREAM, message("alive"))
             nodes = (first, second)
             await first.until(lambda: sum(("alive", 0) in node.reserved for node in nodes) == 1)
@@ -343,7 +347,7 @@ def test_what_a_living_node_renews_is_not_taken_and_what_a_dead_one_had_is(serve
             )
             assert taken.attempt == 2
             holder = first if ("alive", 0) in first.reserved else second
-            until = time.monotonic() + 2.5  # several times `claim_after_s`
+            until = time.monotonic() + 6.5  # twice `claim_after_s`
             await first.until(lambda: time.monotonic() > until)
             assert sum(("alive", 0) in node.reserved for node in nodes) == 1
             assert sum(("dead", 0) in node.reserved for node in nodes) == 1
@@ -365,10 +369,10 @@ def test_nobody_looks_dead_after_a_time_without_a_server(config, socket_dir):
             return found["calls"] - 1  # the first one is that of the connection
 
         async def body():
-            async with connected(config(url=own.url)) as node:
+            async with connected(config(url=own.url, claim_after_s=3.0)) as node:
                 own.stop()
                 await node.until(lambda: node.of(RelayLost))
-                until = time.monotonic() + 1.2  # more than `claim_after_s`
+                until = time.monotonic() + 3.2  # more than `claim_after_s`
                 await node.until(lambda: time.monotonic() > until)
                 own.start()
                 await node.until(lambda: len(node.of(Welcome)) == 2)
