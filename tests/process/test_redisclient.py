@@ -317,7 +317,7 @@ def test_own_entries_are_read_again_after_each_connection(server, config):
 
 def test_an_entry_whose_reply_was_lost_is_found_as_pending(server, config):
     async def body():
-        async with connected(config()) as node:
+        async with connected(config(claim_after_s=600.0)) as node:
             # As if the server had delivered it here; in one step, or the node, which waits, would get it.
             with server.client() as client, client.pipeline() as pipe:
                 pipe.xadd(STREAM, message())
