@@ -3,14 +3,10 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ("begin_sync", "begin_sync_of", "sync", "sync_all", "write_durably")
+__all__ = ("begin_sync", "begin_sync_of", "sync", "write_durably")
 
-AT_ONCE = 8
-"""Files that are synced at once; 16 are not faster."""
 _LIBC = ctypes.CDLL(None)
 _SYNC_FILE_RANGE_WRITE = 2
 """Begin to write all dirty pages and do not wait (``linux/fs.h``)."""
@@ -37,24 +33,6 @@ def begin_sync(path: Path) -> None:
 def begin_sync_of(descriptor: int) -> None:
     """Do the same as `begin_sync` for an open file."""
     _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
-
-
-def sync_all(paths: Iterable[Path]) -> None:
-    """Wait until all these files, or the names in folders, are on the disk.
-
-    All are begun, then the first one is synced alone: that commits the filesystem's journal for all. What
-    is left is to flush the disk's cache once for each, which the kernel does together for those that wait
-    at the same time: on a busy disk with ext4 21 files took 44 ms so, 127 ms one after the other.
-    """
-    paths = list(paths)
-    for path in paths:
-        begin_sync(path)
-    for path in paths[:1]:
-        sync(path)
-    if others := paths[1:]:
-        with ThreadPoolExecutor(min(len(others), AT_ONCE), "sync") as threads:
-            for _ in threads.map(sync, others):
-                pass
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -59,14 +59,17 @@ def command(
 
     "direct" is what a service without a spool does: each worker copies its
     outputs with transfer_from, as many workers at once as there are cores.
-    "batched" is one export of all spools. "registered" is the batched time
+    "batched" is one export of all spools, from the filesystem of the datastore,
+    to which files are linked; "apart" is the same from the RAM disk, from which
+    they are copied. "registered" is the batched time
     without the copies, per dataset. Of it, files are "placed" (renamed, and their
     folders synced), spools "removed"; "rows" is the rest, from reading the
     manifests to the commits. "bare" inserts the same rows into the same
     tables in one transaction; "statements" is the part of the database in the
     batched time, with its queries. CPU times are those of the exporter and of the
     workers, without the database's server. "held" is the time for which a worker
-    writes its spool; "before" is the same without checksums, file by file.
+    writes its spool; "before" is the same without checksums, file by file, and
+    "floor" the same bytes as one file that is synced.
     """
     from exportbench.measure import Amounts, make_local, measure_database, measure_held
 
@@ -80,7 +83,7 @@ def command(
             work = folders.scratch / name
             work.mkdir()
             with new_databases(name, folders.scratch) as new_database:
-                samples = measure_database(work, local, amounts, new_database)
+                samples = measure_database(work, folders.ramdisk, local, amounts, new_database)
             results |= summarize_database(name, samples, (detectors - 1) * (images + others))
         progress("spools")
         results |= summarize_held(*measure_held(local, folders.scratch, range(detectors)))

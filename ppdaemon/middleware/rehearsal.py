@@ -174,6 +174,6 @@ def _rehearse_search(universe: DimensionUniverse, folder: Path) -> None:
         with reader.reading(Timings(clock)) as butler:
             existing_collections(butler, search.calibs)
             butler.query_dimension_records("physical_filter", instrument="warmup", explain=False)
-            find_inputs(butler, types, search, clock)
+            find_inputs(butler, types, [search], clock)
     finally:
         reader.close()

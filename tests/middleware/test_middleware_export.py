@@ -172,7 +172,7 @@ def test_files_are_copied_before_the_database_is_locked_and_images_last(
     central: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def watch(registrar: Any, butler: Butler, mark: Any, records: Any, files: Any, copies: Any) -> None:
-        (folder,) = {copies[file.path].parent.name for file in files}
+        (folder,) = {Path(copies[file.path]).parent.name for file in files}
         commits.append((folder, {file.refs[0].datasetType.name for file in files}))
         ingest(registrar, butler, mark, records, files, copies)
 

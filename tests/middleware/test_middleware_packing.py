@@ -39,6 +39,7 @@ from ppdaemon.middleware.export.outputs import _spooled
 from ppdaemon.middleware.export.packing import Packer, pack
 from ppdaemon.middleware.export.spool import (
     MANIFEST,
+    SimpleRefs,
     SpooledFile,
     SpoolKey,
     check_files,
@@ -111,7 +112,8 @@ class Site:
             link = self.folder / "link"
             files, failures = write_outputs(datasets, folder, link, self.writer, 1, plain=plain)
             assert not failures
-            return [_spooled(file) for file in files]
+            refs = SimpleRefs()
+            return [_spooled(file, refs) for file in files]
 
         datasets = list(outputs or self.outputs(detector))
         key = SpoolKey(instrument=NAME, group="g", detector=detector, attempt=1)

@@ -15,14 +15,15 @@ import sqlalchemy
 import yaml
 from astropy.time import Time
 from centrals import CHAIN, ON_SQLITE, Central, outputs
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionUniverse
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
+from ppdaemon.errors import BadMessage
 from ppdaemon.folders import REFUSAL
 from ppdaemon.middleware.export import rows
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
+from ppdaemon.middleware.export.spool import MANIFEST, SimpleRefs, read_manifest, replace_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -263,7 +264,7 @@ def test_folders_are_synced_that_have_new_names(
     central: Central, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr(rows, "sync", synced.append)
+    monkeypatch.setattr(rows, "sync_all", synced.extend)
     with Butler.from_config(str(central.root), writeable=True) as butler:
         ingest = rows.RowIngest(butler)
 
@@ -283,16 +284,40 @@ def test_folders_are_synced_that_have_new_names(
         assert move("run/type/one/a") == {"run", "run/type", "run/type/one"}, "it was made again"
 
 
-def test_data_ids_of_a_manifest_are_parsed_once_and_none_is_mistaken(spools: list[Path]) -> None:
-    text = (spools[0] / MANIFEST).read_text()
-    manifest = read_manifest(spools[0])
-    assert manifest == Manifest.model_validate_json(text)
+def test_a_manifest_has_each_dataset_type_and_data_id_once(spools: list[Path]) -> None:
+    manifest, text = read_manifest(spools[0]), (spools[0] / MANIFEST).read_text()
     refs = [ref for file in manifest.files for ref in file.refs]
-    shared = {id(ref.dataId) for ref in refs}
-    assert len(shared) < len(refs)
-    plain = json.loads(text)
-    *_, last = (ref for file in plain["files"] for ref in file["refs"] if ref["dataId"]["dataId"])
-    last["dataId"]["records"] = None
-    changed = json.dumps(plain)
-    (spools[0] / MANIFEST).write_text(changed)
-    assert read_manifest(spools[0]) == Manifest.model_validate_json(changed)
+    for table in (json.loads(text)["types"], json.loads(text)["data_ids"]):
+        assert len({json.dumps(each) for each in table}) == len(table) <= len(refs)
+    universe = DimensionUniverse()
+    assert refs == [DatasetRef.from_simple(ref, universe=universe).to_simple() for ref in refs]
+    replace_manifest(spools[0], manifest)
+    assert (spools[0] / MANIFEST).read_text() == text
+
+
+def test_a_data_id_with_records_is_not_mistaken_for_one_without(spools: list[Path]) -> None:
+    simple, universe = SimpleRefs(), DimensionUniverse()
+    written = (ref for file in read_manifest(spools[0]).files for ref in file.refs)
+    ref = next(ref for ref in written if ref.dataId is not None and ref.dataId.records)
+    complete = DatasetRef.from_simple(ref, universe=universe)
+    required = DataCoordinate.standardize(complete.dataId.required, universe=universe)
+    bare = DatasetRef(complete.datasetType, required, complete.run, id=complete.id)
+    assert [simple.of(each) for each in (bare, complete, bare)] == [
+        bare.to_simple(),
+        complete.to_simple(),
+        bare.to_simple(),
+    ]
+
+
+def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools: list[Path]) -> None:
+    manifest, path = read_manifest(spools[0]), spools[0] / MANIFEST
+    written = json.loads(path.read_text())
+    path.write_text(manifest.model_dump_json(exclude_none=True))
+    assert read_manifest(spools[0]) == manifest
+    for damage in ({"types": []}, {"data_ids": [{"dataId": 1}]}, {"files": 1}, {"version": 3}):
+        path.write_text(json.dumps(written | damage))
+        with pytest.raises(BadMessage, match="damaged manifest"):
+            read_manifest(spools[0])
+    path.write_text("[]")
+    with pytest.raises(BadMessage, match="damaged manifest"):
+        read_manifest(spools[0])

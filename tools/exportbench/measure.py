@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from lsst.daf.butler import Butler, Config, DatasetRef, DatasetType, DimensionRecord, FileDataset, Timespan
+from lsst.daf.butler import (
+    Butler,
+    Config,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    FileDataset,
+    SerializedDatasetRef,
+    Timespan,
+)
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 from preloadbench.survey import CAMERA, OBSERVED, SurveyCam
 
@@ -22,12 +31,18 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
-from ppdaemon.middleware.export import exporter
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import ID, mark_datastore
 from ppdaemon.middleware.export.register import Registrar
 from ppdaemon.middleware.export.rows import RowIngest
-from ppdaemon.middleware.export.spool import MANIFEST, Manifest, SpooledFile, SpoolKey, write_spool
+from ppdaemon.middleware.export.spool import (
+    MANIFEST,
+    Manifest,
+    SimpleRefs,
+    SpooledFile,
+    SpoolKey,
+    write_spool,
+)
 
 __all__ = ("Amounts", "measure_database", "measure_held")
 
@@ -37,6 +52,9 @@ _EXPOSURE = 2026112200001
 _RUN = f"{CAMERA}/prompt/output-2026-11-22/Alerts/bench"
 _CHAIN = f"{CAMERA}/prompt/output-2026-11-22"
 _GROUP = "2026-11-22T03:25:00.000"
+
+type _Rows = dict[str, list[dict[str, Any]]]
+"""Rows by the name of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +171,9 @@ class _Local:
         """Return the key of a detector's spool."""
         return SpoolKey(instrument=CAMERA, group=_GROUP, detector=detector, attempt=1)
 
-    def fill(self, detector: int) -> Callable[[Path], list[SpooledFile]]:
+    def fill(
+        self, detector: int, simple: Callable[[DatasetRef], SerializedDatasetRef]
+    ) -> Callable[[Path], list[SpooledFile]]:
         """Return the function that writes a detector's files into a folder."""
 
         def write(folder: Path) -> list[SpooledFile]:
@@ -162,7 +182,7 @@ class _Local:
                     name=file.path.name,
                     size_bytes=file.path.stat().st_size,
                     formatter=file.formatter,
-                    refs=tuple(ref.to_simple() for ref in file.refs),
+                    refs=tuple(map(simple, file.refs)),
                 )
                 for file in copied(self.files[detector], folder)
             ]
@@ -173,7 +193,7 @@ class _Local:
         """Write a detector's spool as a worker does."""
         chains = {_CHAIN: (_RUN,)}
         records = [*self.records, self.regions[detector]]
-        return write_spool(folder, self.key(detector), self.fill(detector), records, chains)
+        return write_spool(folder, self.key(detector), self.fill(detector, SimpleRefs().of), records, chains)
 
     def spool_as_before(self, folder: Path, detector: int) -> None:
         """Write a detector's spool as before there were checksums: one file after the other is synced."""
@@ -183,7 +203,7 @@ class _Local:
         manifest = Manifest(
             key=key,
             chains={_CHAIN: (_RUN,)},
-            files=tuple(self.fill(detector)(partial)),
+            files=tuple(self.fill(detector, DatasetRef.to_simple)(partial)),
             records=tuple(record.to_simple() for record in (*self.records, self.regions[detector])),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
@@ -192,13 +212,25 @@ class _Local:
         partial.rename(folder / key.folder)
         sync(folder)
 
+    def write_as_one(self, folder: Path, detector: int) -> None:
+        """Write the bytes of a detector's files to one file, and sync it: no spool can take less."""
+        path = folder / str(detector)
+        with path.open("xb", buffering=0) as stream:
+            for file in self.files[detector]:
+                stream.write(file.path.read_bytes())
+        sync(path)
 
-def measure_held(local: Path, disk: Path, detectors: Iterable[int]) -> tuple[list[float], list[float]]:
-    """Return the milliseconds for which each worker is held by its spool: as before, and now."""
-    outputs, samples = _Local.read(local), ([], [])
-    ways: Sequence[Callable[[Path, int], object]] = (outputs.spool_as_before, outputs.spool)
+
+def measure_held(local: Path, disk: Path, detectors: Iterable[int]) -> tuple[list[float], ...]:
+    """Return the milliseconds for which each worker is held by its spool: as before, now, and at least."""
+    outputs, samples = _Local.read(local), ([], [], [])
+    ways: Sequence[Callable[[Path, int], object]] = (
+        outputs.spool_as_before,
+        outputs.spool,
+        outputs.write_as_one,
+    )
     for detector in detectors:
-        # In turns, so that both meet the same load.
+        # In turns, so that all meet the same load.
         for number, way in enumerate(ways):
             folder = disk / f"spool-{number}"
             folder.mkdir(exist_ok=True)
@@ -245,27 +277,23 @@ def _timed(samples: dict[str, float], name: str) -> Iterator[None]:
 
 
 def measure_database(
-    folder: Path, local: Path, amounts: Amounts, databases: Callable[[], str]
+    folder: Path, ramdisk: Path, local: Path, amounts: Amounts, databases: Callable[[], str]
 ) -> dict[str, float]:
-    """Export all outputs both ways, each to a new repo; `databases` returns the URL of a new database."""
+    """Export all outputs in each way, each to a new repo; `databases` returns the URL of a new database."""
     samples: dict[str, float] = {}
     _measure_direct(_make_repo(folder / "direct", amounts, databases()), local, amounts, samples)
     outputs = _Local.read(local)
-    spools = [outputs.spool(folder / "spool", detector) for detector in range(amounts.detectors)]
-    central = _make_repo(folder / "batched", amounts, databases())
-    empty = _make_repo(folder / "bare", amounts, databases())
-    config = ExportConfig(images=("image_.*",))
-    with closing(
-        CentralExporter(str(central), Clock(), "bench", folder / "refused", config=config)
-    ) as batched:
-        # The first export of a night makes run and chain; the exporter is connected then.
-        first = batched.export(spools[:1])
-        before = _tables(central)
-        gc.collect()  # the garbage of others is not collected within a sample
-        with _timed(samples, "batched"), _split(samples):
-            exported = batched.export(spools[1:])
-    if first.datasets + exported.datasets != amounts.datasets:
-        raise RuntimeError(f"{exported.datasets} of {amounts.datasets} datasets were exported")
+    central, apart, empty = (
+        _make_repo(folder / name, amounts, databases()) for name in ("batched", "apart", "bare")
+    )
+    with _exporter(apart, outputs, ramdisk / folder.name, amounts) as (export, _), _timed(samples, "apart"):
+        export()
+    with (
+        _exporter(central, outputs, folder / "spool", amounts) as (export, before),
+        _timed(samples, "batched"),
+        _split(samples),
+    ):
+        export()
     share = (amounts.detectors - 1) / amounts.detectors
     samples["direct_s"] *= share
     samples["direct_cpu_s"] *= share
@@ -275,6 +303,30 @@ def measure_database(
         samples[f"rows_{unit}"] = samples[f"registered_{unit}"] - placed
     _measure_bare(empty, before, _tables(central), samples)
     return samples
+
+
+@contextmanager
+def _exporter(
+    central: Path, outputs: _Local, folder: Path, amounts: Amounts
+) -> Iterator[tuple[Callable[[], None], _Rows]]:
+    """Spool all outputs into a folder, and export the first; yield what exports the others, and the rows
+    until then: the first export of a night makes run and chain, and the exporter is connected.
+    """
+    spools = [outputs.spool(folder, detector) for detector in range(amounts.detectors)]
+    config = ExportConfig(images=("image_.*",))
+    with closing(
+        CentralExporter(str(central), Clock(), "bench", folder.with_name("refused"), config=config)
+    ) as exporter:
+        first = exporter.export(spools[:1])
+
+        def export() -> None:
+            found = first.datasets + exporter.export(spools[1:]).datasets
+            if found != amounts.datasets:
+                raise RuntimeError(f"{found} of {amounts.datasets} datasets were exported")
+
+        before = _tables(central)
+        gc.collect()  # the garbage of others is not collected within a sample
+        yield export, before
 
 
 def _measure_direct(central: Path, local: Path, amounts: Amounts, samples: dict[str, float]) -> None:
@@ -295,7 +347,7 @@ def _nothing() -> None:
 _PARTS = {
     "copied": (Registrar, "_copy"),
     "placed": (RowIngest, "_move"),
-    "removed": (exporter, "remove_spool"),
+    "removed": (CentralExporter, "_remove"),
 }
 """What an export does with files, by the name of the sample: it copies them, renames them and syncs their
 folders, deletes the spool. The rest of it are rows."""
@@ -344,8 +396,6 @@ def _split(samples: dict[str, float]) -> Iterator[None]:
 
 
 # --- bare inserts -------------------------------------------------------------
-
-type _Rows = dict[str, list[dict[str, Any]]]
 
 
 def _engine(repo: Path) -> sqlalchemy.Engine:

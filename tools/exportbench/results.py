@@ -14,7 +14,8 @@ def goals(databases: Sequence[str] = DATABASES) -> dict[str, Goal]:
     """Return the goals of the databases that are measured."""
     found = {"held_ratio": Goal(0.6, kind="ratio")}
     for name in databases:
-        found[f"{name}_faster"] = Goal(6.0, "at least", "ratio")
+        for figure in ("faster", "apart_faster"):
+            found[f"{name}_{figure}"] = Goal(6.0, "at least", "ratio")
         found[f"{name}_cpu_ratio"] = Goal(0.11, kind="ratio")
         found[f"{name}_transactions"] = Goal(3, kind="count")
         found[f"{name}_registration_ratio"] = found[f"{name}_rows_ratio"] = Goal(2.0, kind="ratio")
@@ -33,6 +34,10 @@ def summarize_database(name: str, samples: Mapping[str, float], datasets: int) -
         f"{name}_batched_s": samples["batched_s"],
         f"{name}_batched_cpu_s": samples["batched_cpu_s"],
         f"{name}_faster": samples["direct_s"] / samples["batched_s"],
+        f"{name}_apart_s": samples["apart_s"],
+        f"{name}_apart_cpu_s": samples["apart_cpu_s"],
+        f"{name}_apart_faster": samples["direct_s"] / samples["apart_s"],
+        f"{name}_apart_cpu_ratio": samples["apart_cpu_s"] / samples["direct_cpu_s"],
         f"{name}_transactions": samples["transactions"],
         f"{name}_cpu_ratio": samples["batched_cpu_s"] / samples["direct_cpu_s"],
         f"{name}_copied_s": samples["copied_s"],
@@ -52,7 +57,15 @@ def summarize_database(name: str, samples: Mapping[str, float], datasets: int) -
     }
 
 
-def summarize_held(before_ms: Sequence[float], now_ms: Sequence[float]) -> dict[str, float]:
-    """Return how long workers are held after the pipeline, as before and now."""
-    before, now = percentile(before_ms, 95), percentile(now_ms, 95)
-    return {"held_before_p95_ms": before, "held_p95_ms": now, "held_ratio": now / before}
+def summarize_held(
+    before_ms: Sequence[float], now_ms: Sequence[float], floor_ms: Sequence[float]
+) -> dict[str, float]:
+    """Return how long workers are held after the pipeline, as before, now, and at least."""
+    before, now, floor = (percentile(each, 95) for each in (before_ms, now_ms, floor_ms))
+    return {
+        "held_before_p95_ms": before,
+        "held_p95_ms": now,
+        "held_floor_p95_ms": floor,
+        "held_ratio": now / before,
+        "held_of_floor": now / floor,
+    }

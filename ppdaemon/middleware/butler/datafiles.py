@@ -84,7 +84,7 @@ class LocatedFile:
 class NewFile:
     """A file in the filesystem of the datastore, and its datasets."""
 
-    path: Path
+    path: str
     size_bytes: int
     formatter: str
     refs: Mapping[DatasetId, DatasetRef]

@@ -9,6 +9,7 @@ the others. Registering is done by `ppdaemon.middleware.export.register`.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -89,7 +90,9 @@ class CentralExporter:
         self._clock = clock
         self._refused = refused
         self._runs = runs
-        self._registrar = Registrar(node, config or ExportConfig())
+        config = config or ExportConfig()
+        self._copies = config.copies
+        self._registrar = Registrar(node, config)
         self._packer = packer or Packer(Path(), (), 0)
         self._begun: set[Path] = set()
         """Spools whose images are being packed; all other datasets of them are registered."""
@@ -134,15 +137,14 @@ class CentralExporter:
         packing = [path for path in present if self._packer.has_images_of(path)]
         self._begun = self._begun.intersection(packing).union(path for path in packing if path in result.done)
         done = [path for path in result.done if path not in packing]
-        for path in done:
-            # Before the spool is deleted: after a crash in between, it is exported
-            # again, and recorded then.
-            if self._runs is not None:
-                record_exported(self._runs, (ref for file in batch[path].files for ref in file.refs))
-            self._unreported.add(path)
-            remove_spool(path)
-        for path in gone:  # a half-deleted folder may be left of it
-            remove_spool(path)
+        # Before the spools are deleted: after a crash in between, they are exported
+        # again, and recorded then.
+        if self._runs is not None:
+            record_exported(
+                self._runs, (ref for path in done for file in batch[path].files for ref in file.refs)
+            )
+        self._unreported.update(done)
+        self._remove((*done, *gone))  # of those that are gone, a half-deleted folder may be left
         finished = {*done, *self._unreported}
         self._unreported.difference_update(spools)
         return Exported(
@@ -156,6 +158,12 @@ class CentralExporter:
             skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
             given_up={str(path): ", ".join(batch[path].given_up) for path in done if batch[path].given_up},
         )
+
+    def _remove(self, spools: Sequence[Path]) -> None:
+        # In parallel: each name that is deleted may wait for the filesystem's journal.
+        with ThreadPoolExecutor(self._copies, "remove") as threads:
+            for _ in threads.map(remove_spool, spools):
+                pass
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
         """Delete images of about this size, those of the oldest spools in these folders first."""

@@ -10,7 +10,7 @@ from lsst.daf.butler import Butler, DatasetRef
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
 from ppdaemon.middleware.butler.repo import LocalRepo
-from ppdaemon.middleware.export.spool import SpooledFile
+from ppdaemon.middleware.export.spool import SimpleRefs, SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
 __all__ = ("Outputs", "SelectedOutputs")
@@ -32,7 +32,8 @@ class SelectedOutputs:
 
     def fill(self, folder: Path) -> list[SpooledFile]:
         """Write the datasets' files to a folder, for `ppdaemon.middleware.export.spool.write_spool`."""
-        return [_spooled(file) for file in (*copied(self.located, folder), *self.run.write(folder))]
+        refs = SimpleRefs()
+        return [_spooled(file, refs) for file in (*copied(self.located, folder), *self.run.write(folder))]
 
 
 class Outputs:
@@ -87,11 +88,11 @@ class Outputs:
         return refs
 
 
-def _spooled(file: LocatedFile) -> SpooledFile:
+def _spooled(file: LocatedFile, refs: SimpleRefs) -> SpooledFile:
     return SpooledFile(
         name=file.path.name,
         size_bytes=file.path.stat().st_size,
         formatter=file.formatter,
         plain=file.plain,
-        refs=tuple(ref.to_simple() for ref in file.refs),
+        refs=tuple(map(refs.of, file.refs)),
     )

@@ -12,12 +12,12 @@ from lsst.daf.butler import DatasetRef
 
 from ppdaemon.middleware.export.spool import SpoolKey
 
-__all__ = ("Owners",)
+__all__ = ("Owners", "Place", "place_of")
 
 MAX_REMEMBERED = 20_000
 """Datasets: those of 2000 visits if each has ten, in some 10 MB."""
 
-type _Place = tuple[str, str, tuple[object, ...]]
+type Place = tuple[str, str, tuple[object, ...]]
 """Type, run and data ID."""
 type _Owned = Iterable[tuple[DatasetRef, SpoolKey]]
 """Datasets and the attempts that made them."""
@@ -28,22 +28,24 @@ class Owners:
 
     def __init__(self, most: int = MAX_REMEMBERED):
         self._most = most
-        self._owners: dict[_Place, SpoolKey] = {}  # the oldest first
+        self._owners: dict[Place, SpoolKey] = {}  # the oldest first
 
     def knows(self, ref: DatasetRef) -> bool:
         """Return whether a dataset of this type, run and data ID was exported."""
-        return _place(ref) in self._owners
+        return place_of(ref) in self._owners
 
     def record(self, exported: _Owned, skipped: _Owned) -> dict[SpoolKey, str]:
         """Record an export; return for each attempt with skipped datasets whose are there instead.
 
         Such as ``detector 3 was first: visitSummary``.
         """
-        exported = tuple(exported)
-        owners = self._owners | {_place(ref): key for ref, key in exported}
+        exported, skipped = tuple(exported), tuple(skipped)
+        owners = self._owners
+        if skipped:
+            owners = owners | {place_of(ref): key for ref, key in exported}
         types: dict[SpoolKey, dict[str, list[str]]] = {}
         for ref, key in skipped:
-            owner = _described(owners.get(_place(ref)), key)
+            owner = _described(owners.get(place_of(ref)), key)
             types.setdefault(key, {}).setdefault(owner, []).append(ref.datasetType.name)
         self._remember(exported)
         return {
@@ -53,7 +55,7 @@ class Owners:
 
     def _remember(self, exported: _Owned) -> None:
         # Of a detector, only another attempt has the same dataset; that is rare.
-        shared = {_place(ref): key for ref, key in exported if "detector" not in ref.dataId.dimensions}
+        shared = {place_of(ref): key for ref, key in exported if "detector" not in ref.dataId.dimensions}
         self._owners |= shared
         for place in list(islice(self._owners, max(0, len(self._owners) - self._most))):
             del self._owners[place]
@@ -70,5 +72,6 @@ def _described(owner: SpoolKey | None, key: SpoolKey) -> str:
     return f"attempt {owner.attempt} was first"
 
 
-def _place(ref: DatasetRef) -> _Place:
+def place_of(ref: DatasetRef) -> Place:
+    """Return type, run and data ID of a dataset: there is one of each."""
     return ref.datasetType.name, ref.run, ref.dataId.required_values

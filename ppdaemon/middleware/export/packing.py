@@ -17,7 +17,6 @@ from pathlib import Path
 
 from lsst.daf.butler import ButlerConfig, DatasetRef
 
-from ppdaemon.durable import sync_all
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
@@ -31,6 +30,7 @@ from ppdaemon.middleware.export.spool import (
     read_manifest,
     replace_manifest,
 )
+from ppdaemon.middleware.export.syncing import sync_all
 
 __all__ = ("Packer", "pack")
 

@@ -7,8 +7,9 @@ detect it and skip the datasets that are there.
 
 Files are copied by threads to a folder beside the repo's files, and compared with
 their checksums meanwhile; then they are renamed, so that no database is locked while
-data are copied. They are not linked: a process that a worker has left could still
-write to the file. What is no image is copied and registered first.
+data are copied. Those of a spool in the same filesystem are linked instead, but never a
+file that a process, which a worker may have left, can still write to. What is no image is
+copied and registered first.
 """
 
 import logging
@@ -44,10 +45,11 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import NewFile, file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
-from ppdaemon.middleware.export.checksums import copy_checked
+from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.owners import Owners
+from ppdaemon.middleware.export.owners import Owners, Place, place_of
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.raws.visits import completed, insert_records
 
 if TYPE_CHECKING:
@@ -75,20 +77,17 @@ class _File:
     """A spooled file and its datasets."""
 
     spool: Path
-    path: Path
+    path: str
     spooled: SpooledFile
     refs: list[DatasetRef]
+    ids: list[DatasetId]
+    """Ids of the datasets; those of the references are made anew each time."""
 
-    @property
-    def ids(self) -> list[DatasetId]:
-        """Ids of the datasets (`list`); those of the references are made anew each time."""
-        return [ref.id for ref in self.spooled.refs]
-
-    def dataset(self, path: Path) -> FileDataset:
+    def dataset(self, path: str) -> FileDataset:
         """Return the file at another place, to be ingested."""
-        return file_dataset(path, self.refs, self.spooled.formatter)
+        return file_dataset(Path(path), self.refs, self.spooled.formatter)
 
-    def new(self, path: Path) -> NewFile:
+    def new(self, path: str) -> NewFile:
         """Return the file at another place, in the filesystem of the datastore."""
         refs = dict(zip(self.ids, self.refs, strict=True))
         return NewFile(path, self.spooled.size_bytes, self.spooled.formatter, refs)
@@ -236,7 +235,7 @@ class Registrar:
     @contextmanager
     def _copied(
         self, butler: Butler, mark: DatastoreMark, files: Sequence[_File]
-    ) -> Iterator[Mapping[Path, Path]]:
+    ) -> Iterator[Mapping[str, str]]:
         """Copy files into the filesystem of the datastore, in a folder that is deleted afterwards; yield
         where they are. Files for another kind of store are compared only.
         """
@@ -254,23 +253,25 @@ class Registrar:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def _copy(self, files: Sequence[_File], folder: Path | None) -> dict[Path, Path]:
-        """Copy and sync files, or compare them if there is no folder; return the path of each. Raises
+    def _copy(self, files: Sequence[_File], folder: Path | None) -> dict[str, str]:
+        """Copy or link and sync files, or compare them if there is no folder; return the path of each. Raises
         `DamagedSpools` after all were compared.
         """
         # Numbered: two spools may have files of the same name.
         copies = {
-            file.path: file.path if folder is None else folder / f"{number}-{file.path.name}"
+            file.path: file.path if folder is None else f"{folder}/{number}-{file.spooled.name}"
             for number, file in enumerate(files)
         }
+
+        linkable = None if folder is None else facts_of_new(folder)
+        dirty: list[str] = []
 
         def copy(files: Sequence[_File]) -> BadMessage | None:
             try:
                 for file in files:
-                    if folder is None:
-                        copy_checked(file.path, None, file.spooled.checksum)
-                    else:
-                        copy_checked(file.path, copies[file.path], file.spooled.checksum)
+                    target = None if folder is None else copies[file.path]
+                    if copy_checked(file.path, target, file.spooled.checksum, linkable):
+                        dirty.append(copies[file.path])
             except BadMessage as error:
                 return error
             return None
@@ -283,9 +284,7 @@ class Registrar:
         faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
-        if folder is not None:
-            for path in copies.values():
-                sync(path)  # the spools will be deleted
+        sync_all(map(Path, dirty))  # the spools will be deleted
         return copies
 
     def _ingest(
@@ -294,7 +293,7 @@ class Registrar:
         mark: DatastoreMark,
         records: list[DimensionRecord],
         files: Sequence[_File],
-        copies: Mapping[Path, Path],
+        copies: Mapping[str, str],
     ) -> None:
         """Insert records and ingest files, all or nothing."""
         with butler.transaction():
@@ -337,7 +336,13 @@ def _parsed(butler: Butler, batch: Mapping[Path, Manifest]) -> tuple[list[_File]
     """Return the files and the records of all manifests."""
     references = _References(butler.dimensions)
     files = [
-        _File(spool, spool / file.name, file, [references.of(ref) for ref in file.refs])
+        _File(
+            spool,
+            f"{spool}/{file.name}",
+            file,
+            [references.of(ref) for ref in file.refs],
+            [ref.id for ref in file.refs],
+        )
         for spool, manifest in batch.items()
         for file in manifest.files
     ]
@@ -389,10 +394,9 @@ def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
 
 def _first_of_each(files: Iterable[_File]) -> list[_File]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[object, _File] = {}
+    first: dict[Place, _File] = {}
     for file in files:
-        ref = file.refs[0]
-        first.setdefault((ref.datasetType.name, ref.run, ref.dataId), file)
+        first.setdefault(place_of(file.refs[0]), file)
     return list(first.values())
 
 

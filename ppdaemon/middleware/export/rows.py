@@ -23,7 +23,6 @@ import astropy.time
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
-    DataCoordinate,
     DatasetId,
     DatasetRef,
     DatasetType,
@@ -43,6 +42,7 @@ from lsst.utils.introspection import get_class_of
 
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import NewFile
+from ppdaemon.middleware.export.syncing import sync_all
 
 __all__ = ("RowIngest", "problem")
 
@@ -144,7 +144,7 @@ class RowIngest:
             raise ConflictingDefinitionError(
                 f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
             ) from error
-        self._move({str(file.path): target for file, (_, target) in zip(files, places, strict=True)})
+        self._move({file.path: target for file, (_, target) in zip(files, places, strict=True)})
 
     def _insert_datasets(
         self, run: str, dimensions: DimensionGroup, refs: Mapping[DatasetId, DatasetRef]
@@ -200,7 +200,7 @@ class RowIngest:
 
         Raises `ValueError` if the formatter does not read files with the extension.
         """
-        kind, extension = dataset_type.storageClass_name, _extension(file.path.name)
+        kind, extension = dataset_type.storageClass_name, _extension(os.path.basename(file.path))
         key = file.formatter, extension, kind
         if key not in self._records:
             formatter = get_class_of(file.formatter)
@@ -215,22 +215,30 @@ class RowIngest:
     def _places(self, files: Sequence[NewFile]) -> list[tuple[str, str]]:
         """Return the names of files in the datastore, and their paths."""
         firsts = [next(iter(file.refs.values())) for file in files]
-        ids = {ref.dataId: ref.dataId for ref in firsts}
+        # By identity: hashes of data IDs and dataset types are slow, and few are different objects.
+        ids = {id(ref.dataId): ref.dataId for ref in firsts}
+        instruments = {key: data_id.get("instrument") for key, data_id in ids.items()}
         # Names have values of dimension records, such as those of the exposure.
-        ids |= zip(ids, self._registry.expand_data_ids(list(ids)), strict=True)
-        stems: dict[tuple[str, str, DataCoordinate], str] = {}
+        ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
+        templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
+        stems: dict[tuple[str, str, int], str] = {}
         places = []
         for file, ref in zip(files, firsts, strict=True):
-            template, any_type = self._template(ref)
-            key = template.template, ref.run, ref.dataId
+            number, kind = id(ref.dataId), ref.datasetType
+            data_id = ids[number]
+            template_key = id(kind), instruments[number]
+            if template_key not in templates:
+                templates[template_key] = self._template(ref)
+            template, any_type = templates[template_key]
+            key = template.template, ref.run, number
             if any_type is None:
-                stem = template.format(ref.expanded(ids[ref.dataId]))
+                stem = template.format(ref.expanded(data_id))
             else:
                 if key not in stems:
-                    any_ref = DatasetRef(any_type, ids[ref.dataId], ref.run, id=ref.id, conform=False)
+                    any_ref = DatasetRef(any_type, data_id, ref.run, id=ref.id, conform=False)
                     stems[key] = template.format(any_ref)
-                stem = stems[key].replace(_ANY_TYPE, ref.datasetType.name)
-            extension = _extension(file.path.name)
+                stem = stems[key].replace(_ANY_TYPE, kind.name)
+            extension = _extension(os.path.basename(file.path))
             if _PLAIN.fullmatch(stem):
                 name = f"{stem}{extension}"
                 places.append((name, f"{self._root}/{name}"))
@@ -260,10 +268,9 @@ class RowIngest:
         for leaf in leaves:
             os.makedirs(leaf, exist_ok=True)
         for path, target in targets.items():
-            with self._store._transaction.undoWith("move", _rename, target, path):
-                _rename(path, target)
-        for folder in leaves.union(map(os.path.dirname, new)):
-            sync(Path(folder))
+            _rename(path, target)
+            self._store._transaction.registerUndo("move", _rename, target, path)
+        sync_all(map(Path, leaves.union(map(os.path.dirname, new))))
         if len(self._synced) > _MAX_FOLDERS:
             self._synced.clear()
         self._synced |= new

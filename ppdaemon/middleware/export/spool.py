@@ -6,6 +6,7 @@ Covers writing and reading them. Exporting is done by
 """
 
 import logging
+import os
 import re
 import shutil
 import stat
@@ -19,21 +20,31 @@ from typing import Annotated
 
 import pydantic
 import pydantic_core
-from lsst.daf.butler import DimensionRecord, SerializedDatasetRef
+from lsst.daf.butler import (
+    DataCoordinate,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    SerializedDatasetRef,
+    SerializedDatasetType,
+)
 from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import begin_sync, sync, sync_all
+from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
+from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
 
 __all__ = (
     "MANIFEST",
     "Manifest",
+    "SimpleRefs",
     "SpoolKey",
     "SpooledFile",
     "check_files",
@@ -89,6 +100,7 @@ class Manifest(Model):
     """Content of a spool folder."""
 
     version: int = 1
+    """Of this model, which earlier versions wrote as it is; see `_text`."""
     key: SpoolKey
     chains: dict[str, tuple[str, ...]]
     """Output runs by the chain that contains them, in order of search."""
@@ -132,7 +144,7 @@ def write_spool(
             files=files,
             failed=failed(),
         )
-        (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+        (partial / MANIFEST).write_bytes(_text(manifest))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
         sync_all([partial / MANIFEST, *(partial / file.name for file in files), partial])
         may_commit()
@@ -153,26 +165,72 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadMessage(f"{folder}: no manifest: {error.strerror}") from error
     except pydantic.ValidationError as error:
         raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadMessage(f"{folder}: damaged manifest: {describe(error)}") from error
+
+
+class SimpleRefs:
+    """Makes references that can be written, with one object for each dataset type and data ID."""
+
+    def __init__(self) -> None:
+        self._types: dict[DatasetType, SerializedDatasetType] = {}
+        self._ids: dict[tuple[DataCoordinate, bool], SerializedDataCoordinate] = {}
+
+    def of(self, ref: DatasetRef) -> SerializedDatasetRef:
+        """Return a reference."""
+        kind, data_id = ref.datasetType, (ref.dataId, ref.dataId.hasRecords())
+        if kind not in self._types:
+            self._types[kind] = kind.to_simple()
+        if data_id not in self._ids:
+            self._ids[data_id] = ref.dataId.to_simple()
+        return SerializedDatasetRef(
+            id=ref.id, datasetType=self._types[kind], dataId=self._ids[data_id], run=ref.run
+        )
+
+
+class _Numbered:
+    """Numbers different objects."""
+
+    def __init__(self) -> None:
+        self.items: list[object] = []
+        self._numbers: dict[int, int] = {}
+
+    def of(self, item: object) -> int:
+        number = self._numbers.setdefault(id(item), len(self.items))
+        if number == len(self.items):
+            self.items.append(item)
+        return number
+
+
+def _text(manifest: Manifest) -> bytes:
+    """Return the text of a manifest, in which each dataset type and data ID is once: with its records, a data
+    ID is longer than all else, and the files of a visit-detector share few.
+    """
+    types, data_ids = _Numbered(), _Numbered()
+    plain = manifest.model_dump(mode="json", exclude_none=True, exclude={"files": {"__all__": {"refs"}}})
+    for file, written in zip(manifest.files, plain["files"], strict=True):
+        written["refs"] = [
+            (ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in file.refs
+        ]
+    plain |= {"version": 2, "types": types.items, "data_ids": data_ids.items}
+    return pydantic_core.to_json(plain, exclude_none=True)
 
 
 def _parsed(text: bytes) -> Manifest:
-    """Parse a manifest, each data ID once: with its records it takes three quarters of the time, and each
-    file of a visit-detector has the same.
-    """
-    known: dict[object, tuple[object, SerializedDataCoordinate]] = {}
-    try:
-        plain = pydantic_core.from_json(text)
-        for file in plain["files"]:
-            for ref in file["refs"]:
-                data_id = ref["dataId"]
-                key = tuple(data_id["dataId"].items())
-                if key not in known:
-                    known[key] = data_id, SerializedDataCoordinate.model_validate(data_id)
-                if known[key][0] == data_id:
-                    ref["dataId"] = known[key][1]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return Manifest.model_validate_json(text)  # its error tells what is wrong
-    return Manifest.model_validate(plain)
+    plain = pydantic_core.from_json(text)
+    match plain["version"]:
+        case 1:
+            return Manifest.model_validate(plain)
+        case unknown if unknown != 2:
+            raise ValueError(f"version {unknown} is not known")
+    types = [SerializedDatasetType.model_validate(each) for each in plain.pop("types")]
+    data_ids = [SerializedDataCoordinate.model_validate(each) for each in plain.pop("data_ids")]
+    for file in plain["files"]:
+        file["refs"] = tuple(
+            SerializedDatasetRef(id=id_, datasetType=types[kind], dataId=data_ids[data_id], run=run)
+            for id_, kind, data_id, run in file["refs"]
+        )
+    return Manifest.model_validate(plain | {"version": 1})
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -182,9 +240,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     if folder.name != manifest.key.folder:
         raise BadMessage(f"{folder} was renamed: its manifest is that of {manifest.key.folder}")
     for file in manifest.files:
-        path = folder / file.name
+        path = f"{folder}/{file.name}"  # a `Path` for each would take longer than all else here
         try:
-            found = path.stat()
+            found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             found = None
         except OSError as error:
@@ -196,11 +254,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
-    """Return files with their checksums, which are computed while the disk writes."""
+    """Return files with their checksums."""
     for file in files:
-        path = folder / file.name
-        begin_sync(path)
-        yield file.model_copy(update={"checksum": checksum_of(path)})
+        yield file.model_copy(update={"checksum": checksum_of(folder / file.name)})
 
 
 def _in_use(
@@ -276,7 +332,7 @@ def replace_manifest(spool: Path, manifest: Manifest) -> None:
     """Write another manifest; a crash leaves the old or the new one."""
     new = spool / f"{MANIFEST}.{uuid.uuid4()}"
     try:
-        new.write_text(manifest.model_dump_json(exclude_none=True))
+        new.write_bytes(_text(manifest))
         sync(new)
         new.rename(spool / MANIFEST)
     except BaseException:

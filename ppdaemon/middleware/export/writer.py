@@ -31,7 +31,7 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
-from ppdaemon.durable import sync_all, write_durably
+from ppdaemon.durable import write_durably
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported, ImagesGivenUp
@@ -51,6 +51,7 @@ from ppdaemon.middleware.export.spool import (
     image_types,
     read_manifest,
 )
+from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.run.initoutputs import record_exported
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
 
@@ -220,7 +221,7 @@ class WriterExporter:
             free = [each for each in files if each.place not in taken or not ours.isdisjoint(each.names)]
             write_durably(spool / _OURS, "\n".join(str(each.refs[0].id) for each in free))
             for each in free:
-                copy_checked(spool / each.file.name, None, each.file.checksum)
+                copy_checked(f"{spool}/{each.file.name}", None, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
             if copies:
                 datastore.ingest(*copies, transfer="copy", record_validation_info=False)

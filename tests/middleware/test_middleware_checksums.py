@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Spooled files on their way to the datastore: copied, or linked where nothing else can change them."""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppdaemon.errors import BadMessage
+from ppdaemon.middleware.export import checksums
+from ppdaemon.middleware.export.checksums import checksum_of, copy_checked, facts_of_new
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a spooled file."""
+    path = tmp_path / "spooled"
+    path.write_bytes(bytes(range(256)) * 1000)
+    return path
+
+
+def bring(file: Path, target: Path) -> bool:
+    """Copy or link a file; return whether it was copied."""
+    return copy_checked(str(file), str(target), checksum_of(file), facts_of_new(target.parent))
+
+
+def test_a_file_that_nothing_else_can_change_is_linked(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert not bring(file, target)
+    assert target.samefile(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spooled", "target"]
+    with file.open("r+b"):
+        pass  # no lease is left
+
+
+def map_writable(file: Path) -> Any:
+    """Map a file; the descriptor that was used for it is closed."""
+    with file.open("r+b") as stream:
+        return mmap.mmap(stream.fileno(), 0)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda file: file.open("r+b"),
+        map_writable,
+        lambda file: os.link(file, file.with_name("other")),
+        lambda file: file.chmod(0o600),
+    ],
+    ids=["open", "mapped", "another name", "another mode"],
+)
+def test_a_file_that_something_else_can_change_or_that_differs_from_a_new_one_is_copied(
+    file: Path, tmp_path: Path, keep: Callable[[Path], Any]
+) -> None:
+    file.chmod(0o644)
+    target, kept = tmp_path / "target", keep(file)
+    try:
+        assert bring(file, target)
+    finally:
+        if hasattr(kept, "close"):
+            kept.close()
+    assert not target.samefile(file)
+    assert target.read_bytes() == file.read_bytes()
+
+
+def test_a_file_with_another_label_than_a_new_one_is_copied(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = iter((b"new", b"spooled", b"new", b"new"))
+    monkeypatch.setattr(os, "listxattr", lambda descriptor: ["security.selinux"])
+    monkeypatch.setattr(os, "getxattr", lambda descriptor, name: next(labels))
+    assert bring(file, tmp_path / "copy")
+    assert not bring(file, tmp_path / "link")
+
+
+def test_where_no_link_can_be_made_the_file_is_copied(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert bring(file, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == file.read_bytes()
+
+
+def test_a_changed_file_gets_no_other_name(file: Path, tmp_path: Path) -> None:
+    checksum = checksum_of(file)
+    with file.open("r+b") as stream:
+        stream.write(b"ten bytes.")
+    for linkable in (None, facts_of_new(tmp_path)):
+        with pytest.raises(BadMessage, match="was changed in the spool: its checksum is crc32:"):
+            copy_checked(str(file), str(tmp_path / "target"), checksum, linkable)
+    assert [path.name for path in tmp_path.iterdir()] == ["spooled"]
+
+
+def test_who_opens_a_file_for_writing_waits_until_it_is_linked(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, refused = checksums._compare, []
+
+    def compare_while_another_opens(*args: Any) -> None:
+        try:
+            os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+        except BlockingIOError as error:
+            refused.append(error)  # and this process got a signal, which does not end it
+        compare(*args)
+
+    monkeypatch.setattr(checksums, "_compare", compare_while_another_opens)
+    assert not bring(file, tmp_path / "target")
+    assert len(refused) == 1
