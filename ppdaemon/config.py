@@ -192,8 +192,8 @@ class RedisConfig(ConfigPart):
     """What becomes of detectors that `node.instruments` does not list. ``leave``: another node of the group
     takes them. ``acknowledge``: nobody does, for a host that shadows a few detectors."""
     permit_s: Annotated[Seconds, pydantic.Field(ge=600)] = 86_400.0
-    """How long the server keeps which node may write permanently for a visit-detector. Longer than
-    `node.expiry_s`."""
+    """How long the server keeps which node may write permanently for a visit-detector. At least twice
+    `node.expiry_s`: a visit that has begun just before it may run for as long."""
     claim_after_s: Annotated[Seconds, pydantic.Field(ge=1)] = 60.0
     """Another node takes an entry whose node has not renewed it for this long, and has no permit."""
     trim_after_s: Seconds | None = 86_400.0
@@ -891,10 +891,10 @@ def _of_redis(keys: Any) -> Iterator[tuple[KeyPath, str]]:
         text = "is on another host: connections need rediss:// (TLS), or security.insecure: true"
         yield ("redis", "url"), f"{url} {text}"
     expiry = valid_values(getattr(keys, "node", None), "expiry_s")
-    for name in ("permit_s", "trim_after_s"):
+    for name, times, text in (("permit_s", 2, "twice "), ("trim_after_s", 1, "")):
         for value in valid_values(redis, name) if expiry else ():
-            if value is not None and value < expiry[0]:
-                yield ("redis", name), f"{value:g} is less than node.expiry_s ({expiry[0]:g})"
+            if value is not None and value < times * expiry[0]:
+                yield ("redis", name), f"{value:g} is less than {text}node.expiry_s ({expiry[0]:g})"
 
 
 def _connections(keys: Any) -> Iterator[tuple[KeyPath, str, Path | None]]:

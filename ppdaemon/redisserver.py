@@ -10,7 +10,7 @@ from typing import Any
 from ppdaemon.config import RedisConfig
 from ppdaemon.errors import Unavailable
 
-__all__ = ("SOCKET_S", "StreamGroup", "groups_of", "open_server", "rivals", "shadow_mark")
+__all__ = ("SOCKET_S", "StreamGroup", "groups_of", "name_mark", "open_server", "rivals", "shadow_mark")
 
 SOCKET_S = 5.0
 """Time limit of an answer."""
@@ -51,6 +51,11 @@ def open_server(config: RedisConfig, name: str) -> Any:
 def shadow_mark(stream: str, group: str) -> str:
     """Return the key of Redis that exists if a group belongs to nodes in shadow mode."""
     return f"ppdaemon:shadow-group:{stream}:{group}"
+
+
+def name_mark(stream: str, group: str, node: str) -> str:
+    """Return the key of Redis that says which node has a name in a group."""
+    return f"ppdaemon:node:{stream}:{group}:{node}"
 
 
 @dataclass(frozen=True, slots=True)

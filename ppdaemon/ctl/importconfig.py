@@ -149,6 +149,18 @@ def _local(made: Import, name: str, value: str) -> None:
     made.notes[name] = f"copy the content of {value} to butler.local"
 
 
+def _redis(made: Import, name: str, value: str) -> None:
+    made.set("redis.url", f"redis://{value}" if re.search(r":\d+$", value) else f"redis://{value}:6379")
+    made.set("relay.address", None)
+    made.notes[name] = (
+        "visits come from this stream, not from pprelay. Connections to another host need TLS (rediss:// in"
+        " redis.url) or security.insecure: true. Hosts in the service's group share visits with it, and need"
+        " node.instruments with all detectors of the stream; to process everything beside it, set"
+        " shadow: {enabled: true} and another redis.group"
+    )
+    made.relay_notes[name] = "ppdaemon.yaml takes visits from Redis: then no relay is needed"
+
+
 def _levels(made: Import, name: str, value: str) -> None:
     pairs = [each.partition("=")[::2] for each in value.split()]
     refused = [f"{logger}={level}" for logger, level in pairs if level not in LEVELS]
@@ -173,6 +185,9 @@ CARRIED: Mapping[str, Callable[[Import, str, str], None]] = {
     "PRELOAD_PADDING": _to("preload.padding_arcsec", float),
     "PREPROCESSING_PIPELINES_CONFIG": _to("pipelines.preprocessing", _listed),
     "READ_CENTRAL_REPO": _to("butler.read"),
+    "REDIS_STREAM_CONSUMER_GROUP": _to("redis.group"),
+    "REDIS_STREAM_HOST": _redis,
+    "REDIS_STREAM_NAME": _to("redis.streams", lambda value: [value]),
     "SASQUATCH_URL": _sasquatch,
     "SERVICE_LOG_LEVELS": _levels,
     "SKYMAP": _to("butler.skymap"),
@@ -224,7 +239,8 @@ def _fan_out_kafka(made: Import, variables: Mapping[str, str]) -> None:
 
 
 _EVENTS = (
-    "visits come from pprelay, over ZeroMQ, or from Kafka: give the fan-out's environment as --fan-out-env"
+    "visits come from pprelay, over ZeroMQ, which reads Kafka (give the fan-out's environment as"
+    " --fan-out-env), or from the service's stream in Redis"
 )
 NOT_CARRIED: Mapping[str, str] = {
     "CENTRAL_IERS_CACHE": "astropy's tables of the Earth's rotation are those that are installed",
@@ -240,9 +256,6 @@ NOT_CARRIED: Mapping[str, str] = {
     "OFFSET": _EVENTS,
     "PLATFORM": _EVENTS,
     "RAW_MICROSERVICE": "raws are found by arrivals: files, or notices of a bucket",
-    "REDIS_STREAM_CONSUMER_GROUP": _EVENTS,
-    "REDIS_STREAM_HOST": _EVENTS,
-    "REDIS_STREAM_NAME": _EVENTS,
     "REDIS_RETRY_DELAY": _EVENTS,
     "REPO_RETRY_DELAY": "exports are tried again after export.retry_s",
     "RETRY_KNATIVE_REQUESTS": _EVENTS,

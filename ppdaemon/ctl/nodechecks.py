@@ -182,18 +182,29 @@ def check_redis(config: NodeConfig) -> Iterator[CheckFinding]:
     import redis.exceptions as errors
 
     try:
-        found = asyncio.run(_groups(redis))
+        found, keeps = asyncio.run(_groups(redis))
     except (errors.RedisError, OSError, PPDaemonError) as error:
         action = "start the server, or correct the keys of redis; see the firewall"
         yield CheckFinding(item="redis", level="error", text=f"{redis.url}: {plain(error)}", action=action)
         return
     for stream, groups in found.items():
         yield redis_finding(config, stream, groups)
+    if not keeps and not config.shadow.enabled:
+        text = f"{redis.url} has no append-only file: after its crash, visits could be processed twice"
+        yield CheckFinding(
+            item="redis", level="warning", text=text, action="set appendonly yes in its redis.conf"
+        )
 
 
-async def _groups(redis: RedisConfig) -> Mapping[str, Mapping[str, StreamGroup]]:
+async def _groups(redis: RedisConfig) -> tuple[Mapping[str, Mapping[str, StreamGroup]], bool]:
+    """Return the groups of each stream, and whether the server may keep its data over a crash."""
+    from redis import ResponseError
+
     async with open_server(redis, "ppctl") as server:
-        return {stream: await groups_of(server, stream) for stream in redis.streams}
+        keeps = True
+        with contextlib.suppress(ResponseError):  # this user may not ask
+            keeps = (await server.info("persistence")).get("aof_enabled") != 0
+        return {stream: await groups_of(server, stream) for stream in redis.streams}, keeps
 
 
 def redis_finding(config: NodeConfig, stream: str, groups: Mapping[str, StreamGroup]) -> CheckFinding:

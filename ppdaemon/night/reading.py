@@ -13,6 +13,7 @@ from ppdaemon.clock import Clock, day_obs, night_limits
 from ppdaemon.errors import StateUnusable, Unavailable
 from ppdaemon.night.report import NightReport, NightTotals
 from ppdaemon.reports import JOURNAL_NAME, LateRequest
+from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome
 
@@ -145,14 +146,16 @@ def _last_of_all(
 
     Reads each journal twice: the rows of a long night do not fit into memory, their keys do.
     """
-    best: dict[tuple[str, str, int], tuple[bool, int, str]] = {}
+    best: dict[tuple[str, str, int], tuple[bool, bool, int, str]] = {}
     for name, row in _rows(dbs, limits):
         # What succeeded is in the central repo, also if the relay has sent it to another node meanwhile.
-        rank = row.outcome == Outcome.SUCCEEDED, row.attempt, name
+        # Without a relay, a later attempt may be the one that does not count.
+        counts = not row.reason.startswith((HANDED_BACK, WITHDRAWN))
+        rank = row.outcome == Outcome.SUCCEEDED, counts, row.attempt, name
         key = row.instrument, row.group, row.detector
         best[key] = max(best.get(key, rank), rank)
     for name, row in _rows(dbs, limits):
-        if best[row.instrument, row.group, row.detector][2] == name:
+        if best[row.instrument, row.group, row.detector][-1] == name:
             yield name, row
 
 

@@ -627,7 +627,7 @@ def with_redis(node: dict[str, Any], **keys: Any) -> dict[str, Any]:
         ({"streams": []}, "redis.streams: list at least one stream"),
         ({"streams": ["s", "s"]}, "redis.streams: a stream is listed twice"),
         ({"url": "redis://elsewhere:6379"}, "redis://elsewhere:6379 is on another host"),
-        ({"permit_s": 1000}, "redis.permit_s: 1000 is less than node.expiry_s (3600)"),
+        ({"permit_s": 7000}, "redis.permit_s: 7000 is less than twice node.expiry_s (3600)"),
         ({"trim_after_s": 1000}, "redis.trim_after_s: 1000 is less than node.expiry_s (3600)"),
     ],
 )

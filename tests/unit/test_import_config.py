@@ -195,6 +195,32 @@ def test_what_is_not_carried_over_is_a_comment_and_secrets_are_nowhere(run):
     assert "hunter" not in node + relay
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("localhost", "redis://localhost:6379"), ("localhost:6380", "redis://localhost:6380")],
+)
+def test_visits_come_from_the_stream_of_the_service_if_it_has_one(run, tmp_path, host, url):
+    stream = {
+        "REDIS_STREAM_HOST": host,
+        "REDIS_STREAM_NAME": "instrument:lsstcam",
+        "REDIS_STREAM_CONSUMER_GROUP": "lsstcam_consumer_group",
+    }
+    code, err, (_node, relay) = run(dumped(VARIABLES | stream))
+    assert (code, err) == (0, "")
+    assert "no relay is needed" in " ".join(relay.split("\n#  "))
+    environment = {
+        "AP_PIPE_DIR": "/a",
+        "BUTLER_WRITER_KAFKA_USERNAME": "u",
+        "BUTLER_WRITER_KAFKA_PASSWORD": "p",
+    }
+    config, _ = load_model(tmp_path / "ppdaemon.yaml", NodeConfig, environment)
+    redis = config.redis
+    assert (redis.url, redis.streams, redis.group) == (url, ("instrument:lsstcam",), "lsstcam_consumer_group")
+    assert config.relay.address is None
+    assert imported(VARIABLES).node["relay"] == {"address": "tcp://127.0.0.1:5571"}
+    assert "redis" not in imported(VARIABLES).node
+
+
 def test_a_password_in_an_address_and_lines_of_a_secret_are_nowhere(run):
     changes = {
         "CENTRAL_REPO": "postgresql://user:hunter4@host/repo",

@@ -368,6 +368,16 @@ def test_of_several_nodes_each_visit_detector_counts_once(two_nodes):
     assert read_night(two_nodes[:1], DAY, Clock()).nodes == ()
 
 
+def test_what_was_withdrawn_from_a_node_hides_no_outcome_of_another(two_nodes):
+    with closing(Journal(two_nodes[0])) as n1, closing(Journal(two_nodes[1])) as n2:
+        write(n1, entry("k", outcome=Outcome.FAILED, reason="r"))
+        write(
+            n2, entry("k", attempt=2, outcome=Outcome.INTERRUPTED, reason=f"{WITHDRAWN}; the daemon stopped")
+        )
+    found = read_night(two_nodes, DAY, Clock())
+    assert found.outcomes == {Outcome.SUCCEEDED: 4, Outcome.FAILED: 2}
+
+
 def test_a_copied_night_gives_the_same_report(tmp_path, two_nodes):
     with closing(Journal(two_nodes[0])) as journal:
         write(journal, entry("before", tai=BEGIN - 9.0), entry("after", tai=END + 9.0))

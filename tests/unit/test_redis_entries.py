@@ -98,11 +98,10 @@ def test_any_content_is_an_entry_or_a_bad_message(changes):
         ({}, 3601.0, 0.0, "expired: announced 3601 s ago"),
         ({}, 0.0, 3601.0, "expired: announced 3601 s ago"),  # the fan-out was late itself
         ({"instrument": ""}, 0.0, 0.0, "the visit takes no image"),
-        ({"instrument": "LATISS"}, 0.0, 0.0, "LATISS is not served here"),
     ],
 )
 def test_no_node_needs_an_entry(changes, age_s, since_s, reason):
-    found = refusal_reason(entry(**changes), {"LSSTCam"}, age_s, PUBLISHED_TAI + since_s, 3600.0)
+    found = refusal_reason(entry(**changes), age_s, PUBLISHED_TAI + since_s, 3600.0)
     assert found == reason
 
 
@@ -135,7 +134,7 @@ def test_only_its_own_entries_are_renewed_and_unknown_ones_read():
     mine, lost, left, given = (entry(number, detector=str(number)) for number in range(1, 5))
     elsewhere = read_entry(Place("other", "1-0"), fields(detector="9"))
     for each in (mine, lost, elsewhere):
-        held.take(each)
+        held.take(each, 0.0)
     held.leave([left.place])
     pending = [Pending(each.place, "n1", 1) for each in (mine, left, given)]
     assert held.sort(STREAM, pending) == ([mine.place], [])  # its reply may be on its way
@@ -148,8 +147,8 @@ def test_only_its_own_entries_are_renewed_and_unknown_ones_read():
 
 def test_an_entry_that_was_written_twice_is_one_visit_detector():
     held, first, second = HeldEntries(), entry(1), entry(2)
-    held.take(first)
-    held.take(second)
+    held.take(first, 0.0)
+    held.take(second, 0.0)
     assert len(held) == 1
     assert held.of(first.key) == (first.place, second.place)
     held.end([first.place])
@@ -178,7 +177,7 @@ def test_another_s_entry_is_taken_only_without_a_permit_of_another(owner, detect
 )
 def test_an_entry_is_acknowledged_left_or_given_to_the_owner_of_its_permit(owner, returned, expected):
     held, ended = HeldEntries(), entry(1)
-    held.take(ended)
+    held.take(ended, 0.0)
     chosen = settle([result(ended, returned=returned)], {ended.key: owner}, held, "n1")
     found = [name for name in chosen.__slots__ if getattr(chosen, name)]
     assert " ".join(found) == expected
@@ -194,6 +193,29 @@ def test_an_outcome_whose_entry_is_gone_needs_no_acknowledgment():
     ended = entry(1)
     chosen = settle([result(ended)], {ended.key: "n1"}, HeldEntries(), "n1")
     assert not any(getattr(chosen, name) for name in chosen.__slots__)
+
+
+def test_what_was_returned_before_a_later_attempt_costs_this_one_nothing():
+    held, ended = HeldEntries(), entry(1)
+    held.take(ended, 0.0)
+    returned, done = result(ended, returned=True), result(ended).model_copy(update={"attempt": 2})
+    chosen = settle([returned, done], {ended.key: "n1"}, held, "n1")
+    assert (chosen.acknowledged, chosen.left, chosen.released) == ((ended.place,), (), ())
+    held.take(entry(1, attempt=2), 0.0)  # taken again, and perhaps permitted
+    chosen = settle([returned], {ended.key: "n1"}, held, "n1")
+    assert not any(getattr(chosen, name) for name in chosen.__slots__)
+
+
+def test_a_reservation_without_an_answer_is_found():
+    held, first, second = HeldEntries(), entry(1, detector="1"), entry(2, attempt=3, detector="2")
+    held.take(first, 10.0)
+    held.take(second, 11.0)
+    assert held.unanswered(STREAM, 10.5) == {first.place: 1}
+    held.answered(first.key)
+    assert held.unanswered(STREAM, 99.0) == {second.place: 3}
+    assert held.unanswered("other", 99.0) == {}
+    held.leave([second.place])
+    assert held.unanswered(STREAM, 99.0) == {}
 
 
 def test_a_consumer_is_dead_only_if_nothing_of_it_is_pending():

@@ -63,6 +63,10 @@ a transaction of the journal: a second one would begin 20 ms after it. `BLOCK` c
 TEND_S = 2.0
 """Longest interval of renewing entries, and of looking for those of others: one that was handed back waits
 for it."""
+ANSWER_S = 10.0
+"""A decision about a reservation takes some 20 ms, and longer on a busy disk."""
+STEADY_S = 60.0
+"""A connection that was lost sooner counts as one more failure: the server may refuse a later command."""
 RENEWALS = 4
 """Renewals within `redis.claim_after_s`: a single late one must not give an entry away."""
 PAGE = 500
@@ -100,6 +104,8 @@ class RedisClient:
     ):
         import redis
 
+        folder = config.node.state_dir.stat()
+        identity = f"{clock.boot()}:{folder.st_dev}:{folder.st_ino}"
         # The last two: an answer that the library cannot read, of another kind of server.
         self._errors = (redis.RedisError, OSError, Unavailable, LookupError, ValueError)
         self._refused_command = redis.ResponseError
@@ -121,7 +127,7 @@ class RedisClient:
         """Pending entries that this node does not serve."""
         self._refused: set[Place] = set()
         """Entries that it cannot have at present: it would take them from nodes that can."""
-        self._group = RedisGroup(config)
+        self._group = RedisGroup(config, identity)
         self._server_clock = ServerClock()
         self._work: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         """Commands that follow from decisions; with a new connection they are decided anew."""
@@ -201,7 +207,9 @@ class RedisClient:
         """Do nothing: the password is read with each connection, other keys need a restart."""
 
     def send_accepted(self, visit: ReserveVisit, detectors: Sequence[int]) -> None:
-        """Do nothing: an entry is pending until there is an outcome."""
+        """Note that the journal has entries, which are pending until there is an outcome."""
+        for detector in detectors:
+            self._held.answered(DetectorKey(visit.visit.instrument, visit.visit.group, detector))
 
     def send_refused(
         self, visit: ReserveVisit, detectors: Sequence[int], reason: str, *, final: bool
@@ -232,14 +240,13 @@ class RedisClient:
 
     async def run(self) -> None:
         """Connect and take entries until canceled."""
-        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, steady_s=STEADY_S)
         self._away_since = self._clock.mono()
         try:
             while True:
                 try:
                     self._group.open()
                     await self._begin()
-                    backoff.succeeded()
                     await self._serve()
                 except self._errors as error:
                     self._lose(str(error) or type(error).__name__)
@@ -248,12 +255,14 @@ class RedisClient:
                 await asyncio.sleep(backoff.failed(self._clock.mono()))
         finally:
             self._lose("")
+            await self._group.close()  # canceled in the call above
 
     async def _begin(self) -> None:
         """Find the groups, and read what is pending with this node: a reply may have been lost."""
         await self._read_clock()
+        await self._group.hold_name()
         for stream in self._config.streams:
-            await self._group.find(stream)
+            await self._find(stream)
         own = [found for stream in self._config.streams for found in await self._group.read_own(stream)]
         self._held.clear()
         self._work = asyncio.Queue()
@@ -289,6 +298,10 @@ class RedisClient:
             self._on_message(RelayLost())
         if problem:
             self._warn("redis_connection", f"Redis: {problem}; no visits are received; trying again")
+
+    async def _find(self, stream: str) -> None:
+        now_ms = self._server_clock.now_ms(self._clock.mono())
+        await self._group.find(stream, now_ms - 1000 * self._expiry_s)
 
     async def _read_clock(self) -> None:
         self._server_clock = ServerClock(await self._group.time_ms(), self._clock.mono())
@@ -364,15 +377,14 @@ class RedisClient:
             except BadMessage as error:
                 self._end({place: str(error)}, f"bad_message.{error.kind}", repr(fields))
                 continue
-            if reason := refusal_reason(entry, self._served, age_s, server_tai, self._expiry_s):
+            if reason := refusal_reason(entry, age_s, server_tai, self._expiry_s):
                 self._end({place: reason}, "redis_refused")
-            elif entry.detector in self._served[entry.visit.instrument]:
-                self._held.take(entry)
+            elif entry.detector in self._served.get(entry.visit.instrument, ()):
+                self._held.take(entry, mono)
                 taken.append(entry)
             elif self._config.unserved == "acknowledge":
-                self._end(
-                    {place: f"detector {entry.detector} is not served here"}, "redis_unserved", log=False
-                )
+                text = f"{entry.visit.instrument} {entry.detector} is not served here"
+                self._end({place: text}, "redis_unserved", log=False)
             else:
                 self._foreign.add(place)
                 self._put(self._leave, (place,))
@@ -401,6 +413,7 @@ class RedisClient:
     # --- permits and outcomes -----------------------------------------------------
 
     async def _take_permits(self, visits: Sequence[DetectorsOfVisit]) -> None:
+        await self._group.hold_name()  # a node that has hung may have lost it
         keys = [
             (visit, DetectorKey(visit.instrument, visit.group, detector))
             for visit in visits
@@ -455,6 +468,7 @@ class RedisClient:
         pause_s = min(TEND_S, self._config.claim_after_s / RENEWALS)
         while True:
             await self._read_clock()
+            await self._group.hold_name()
             for stream in self._config.streams:
                 await self._renew(stream)
                 await self._claim(stream)
@@ -467,11 +481,14 @@ class RedisClient:
             await asyncio.sleep(pause_s)
 
     async def _renew(self, stream: str) -> None:
-        """Reset the idle times of this node's entries, and take those that it does not know."""
+        """Reset the idle times of this node's entries, and take those that it does not know or has no answer
+        about.
+        """
         own = await self._group.pending(stream, consumername=self._node)
         held, unknown = self._held.sort(stream, own)
         await self._group.give(self._node, held)
-        self._take(await self._group.contents(unknown))
+        again = self._held.unanswered(stream, self._clock.mono() - ANSWER_S)
+        self._take(await self._group.contents([*unknown, *again]), again)
 
     async def _claim(self, stream: str) -> None:
         """Take entries that their consumers have not renewed, as many as slots are idle."""
@@ -512,7 +529,7 @@ class RedisClient:
 
     async def _tidy(self, stream: str) -> None:
         """Trim a stream, and delete consumers that are gone; a user of the server may lack the right."""
-        await self._group.find(stream)
+        await self._find(stream)
         try:
             if self._trim_after_s is not None:
                 now_ms = self._server_clock.now_ms(self._clock.mono())

@@ -6,8 +6,9 @@ Does not cover the commands (`ppdaemon.node.visits.redisclient`), nor what becom
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from ppdaemon.errors import BadMessage
@@ -138,14 +139,10 @@ def read_entry(place: Place, fields: Mapping[bytes, bytes], attempt: int = 1) ->
     return Entry(place, visit.model_copy(update={"detector": None}), visit.detector, attempt)
 
 
-def refusal_reason(
-    entry: Entry, instruments: Collection[str], age_s: float, now_tai: float, expiry_s: float
-) -> str:
+def refusal_reason(entry: Entry, age_s: float, now_tai: float, expiry_s: float) -> str:
     """Return why no node needs an entry, which has been in its stream for `age_s`; or a blank."""
     if not entry.visit.instrument:
         return "the visit takes no image"
-    if entry.visit.instrument not in instruments:
-        return f"{entry.visit.instrument} is not served here"
     age_s = max(age_s, entry.visit.age_s(now_tai))
     return f"expired: announced {age_s:.0f} s ago" if age_s > expiry_s else ""
 
@@ -178,6 +175,10 @@ class HeldEntries:
     """The entries that a node has, by visit-detector."""
 
     _places: dict[DetectorKey, set[Place]] = field(default_factory=dict)
+    _attempts: dict[DetectorKey, int] = field(default_factory=dict)
+    """The latest of each."""
+    _unanswered: dict[Place, tuple[float, int]] = field(default_factory=dict)
+    """When a reservation was made, monotonic seconds, of which nothing is known since; and its attempt."""
     _left: set[Place] = field(default_factory=set)
     """Entries that are pending with this consumer and are for others."""
     _unknown: dict[str, set[Place]] = field(default_factory=dict)
@@ -191,10 +192,30 @@ class HeldEntries:
         """All entries that the node works on."""
         return {place for places in self._places.values() for place in places}
 
-    def take(self, entry: Entry) -> None:
-        """Add an entry."""
+    def take(self, entry: Entry, mono: float) -> None:
+        """Add an entry, or add it again."""
         self._places.setdefault(entry.key, set()).add(entry.place)
+        self._attempts[entry.key] = max(entry.attempt, self._attempts.get(entry.key, 0))
+        self._unanswered[entry.place] = mono, entry.attempt
         self._left.discard(entry.place)
+
+    def answered(self, key: DetectorKey) -> None:
+        """Note that the node has decided about a visit-detector."""
+        for place in self._places.get(key, ()):
+            self._unanswered.pop(place, None)
+
+    def unanswered(self, stream: str, before: float) -> dict[Place, int]:
+        """Return entries about which the node should have decided, and their attempts: an error has cost the
+        reservation, which nobody else repeats.
+        """
+        found = self._unanswered.items()
+        return {
+            place: attempt for place, (mono, attempt) in found if place.stream == stream and mono < before
+        }
+
+    def is_later(self, key: DetectorKey, attempt: int) -> bool:
+        """Return whether the node has an entry for a later attempt."""
+        return self._attempts.get(key, 0) > attempt
 
     def of(self, key: DetectorKey) -> tuple[Place, ...]:
         """Return the entries of a visit-detector."""
@@ -202,10 +223,12 @@ class HeldEntries:
 
     def end(self, places: Collection[Place]) -> None:
         """Forget entries that are acknowledged, or another's."""
+        for place in places:
+            self._unanswered.pop(place, None)
         for key in [key for key, held in self._places.items() if not held.isdisjoint(places)]:
             self._places[key] -= set(places)
             if not self._places[key]:
-                del self._places[key]
+                del self._places[key], self._attempts[key]
 
     def leave(self, places: Collection[Place]) -> None:
         """Note entries that are pending with this consumer, and that it does not work on."""
@@ -227,6 +250,8 @@ class HeldEntries:
     def clear(self) -> None:
         """Forget all: the pending entries are read again."""
         self._places.clear()
+        self._attempts.clear()
+        self._unanswered.clear()
         self._left.clear()
 
 
@@ -260,15 +285,22 @@ class Settlement:
 
 
 def settle(
-    entries: Iterable[ResultEntry], owners: Mapping[DetectorKey, str], held: HeldEntries, node: str
+    entries: Sequence[ResultEntry], owners: Mapping[DetectorKey, str], held: HeldEntries, node: str
 ) -> Settlement:
-    """Decide what becomes of the entries of outcomes, and of what was returned; see `Settlement`."""
+    """Decide what becomes of the entries of outcomes, and of what was returned; see `Settlement`.
+
+    Of what was returned twice, or has a later attempt here, the entry and the permit are this one's.
+    """
     acknowledged: list[Place] = []
     left: list[Place] = []
     given: dict[str, tuple[Place, ...]] = {}
     released, moved = [], []
+    last = {key_of(entry): entry.attempt for entry in sorted(entries, key=attrgetter("attempt"))}
     for entry in entries:
         key = key_of(entry)
+        asked = entry.asked or entry.attempt
+        if entry.returned and (entry.attempt < last[key] or held.is_later(key, asked)):
+            continue
         places, owner = held.of(key), owners[key]
         if owner not in ("", node):
             given[owner] = (*given.get(owner, ()), *places)

@@ -9,13 +9,15 @@ from typing import Any
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import Unavailable
 from ppdaemon.node.visits.redisentries import DetectorKey, Pending, Place, permit_key
-from ppdaemon.redisserver import SOCKET_S, groups_of, open_server, rivals, shadow_mark
+from ppdaemon.redisserver import SOCKET_S, groups_of, name_mark, open_server, rivals, shadow_mark
 
 __all__ = ("Fields", "RedisGroup")
 
 BLOCK_MS = 2000
 """How long a command waits for new entries: less than the time limit of an answer."""
 assert BLOCK_MS < 1000 * SOCKET_S
+NAME_MS = 30_000
+"""How long the server keeps which node has a name, without a renewal."""
 PAGE = 500
 """Entries in one answer about pending ones."""
 
@@ -31,13 +33,14 @@ type Fields = Mapping[bytes, bytes]
 
 class RedisGroup:
     """The group of a node, over one connection after another. All methods may raise the errors of the
-    library.
+    library. `identity` is the same in each run with this state folder, until the host is booted.
     """
 
-    def __init__(self, config: NodeConfig):
+    def __init__(self, config: NodeConfig, identity: str):
         self.streams = config.redis.streams
         self._config = config.redis
         self._node = config.node.name
+        self._identity = identity
         self._shadow = config.shadow.enabled
         self._server: Any = None
 
@@ -61,8 +64,29 @@ class RedisGroup:
 
     # --- the group ----------------------------------------------------------------
 
-    async def find(self, stream: str) -> None:
-        """Create the group of a stream if nobody has.
+    async def hold_name(self) -> None:
+        """Keep this node's name for it.
+
+        Raises `~ppdaemon.errors.Unavailable` if another node has it: both would take the same pending
+        entries, and each other's permits for their own.
+        """
+        marks = [name_mark(stream, self._config.group, self._node) for stream in self.streams]
+        async with self._server.pipeline(transaction=False) as pipe:
+            for mark in marks:
+                pipe.set(mark, self._identity, nx=True, px=NAME_MS)
+                pipe.get(mark)
+            found = await pipe.execute()
+            if any(value != self._identity.encode() for value in found[1::2]):
+                raise Unavailable(
+                    f"another node has the name {self._node}, or had it {NAME_MS // 1000} s ago: each needs a"
+                    " node.name of its own"
+                )
+            for mark in marks:
+                pipe.set(mark, self._identity, px=NAME_MS)
+            await pipe.execute()
+
+    async def find(self, stream: str, after_ms: float) -> None:
+        """Create the group of a stream if nobody has, for the entries that were written after a time.
 
         Raises `~ppdaemon.errors.Unavailable` if visits would be processed twice, or taken from others.
         """
@@ -86,8 +110,9 @@ class RedisGroup:
             from redis import ResponseError
 
             with suppress(ResponseError):  # another node has made it meanwhile
-                # From the beginning: a server that has lost the group may have entries that nobody has read.
-                await self._server.xgroup_create(stream, group, id="0", mkstream=True)
+                # Not from the end: a server that has lost the group may have entries that nobody has read.
+                start = str(max(0, int(after_ms)))
+                await self._server.xgroup_create(stream, group, id=start, mkstream=True)
 
     async def counts(self) -> tuple[int, int]:
         """Return how many entries are pending with consumers, and how many wait for one."""
