@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The worker's repo without its registry: what is known of it, what is written later, how it is renewed."""
 
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,12 +23,14 @@ from lsst.daf.butler import (
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from toycam import NAME, MakeRig
 
+from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
 from ppdaemon.middleware.pipetask import engine as pipetask
 from ppdaemon.middleware.run.engine import Job, Unsupported
+from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
 
@@ -81,6 +85,25 @@ def test_a_registry_is_there_for_another_program_though_nothing_waits_to_be_writ
     repo.write_registry()
     with Butler.from_config(str(repo.root), writeable=False) as butler:
         assert butler.query_dimension_records("instrument")
+
+
+def test_a_full_ram_disk_when_the_registry_is_needed_ends_the_visit(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = shutil.copyfile
+
+    def copy(source: str, target: str, **options: bool) -> str:
+        if str(target).endswith(".sqlite3"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+        return plain(source, target, **options)
+
+    rig, worker = rigs(engine={"kind": "separable"})
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with pytest.raises(VisitFailed) as caught:
+        worker.prepare(rig.order())
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
+    monkeypatch.undo()
+    assert worker.prepare(rig.order()).pipeline == "Full"
 
 
 @pytest.mark.parametrize("opened", [False, True])
