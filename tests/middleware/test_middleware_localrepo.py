@@ -16,6 +16,7 @@ from lsst.daf.butler import (
     Butler,
     DatasetAssociation,
     DatasetType,
+    DimensionConfig,
     DimensionUniverse,
     StorageClassFactory,
     Timespan,
@@ -45,7 +46,7 @@ def repo(rigs: MakeRig) -> Iterator[LocalRepo]:
         yield opened
 
 
-def refuse(butler: Butler) -> None:
+def refuse(butler: Butler, **options: Any) -> None:
     raise AssertionError("the registry is used")
 
 
@@ -220,6 +221,22 @@ def test_storage_classes_of_the_site_are_known_before_the_registry_is_opened(tmp
         assert repo.get(dataset.ref) == {"one": 1}
         assert not list(repo.root.glob("*.sqlite3"))
     del known["OfTheSite"]
+
+
+def test_older_dimensions_are_known_without_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "template"
+    older = "resource://lsst.daf.butler/configs/old_dimensions/daf_butler_universe4.yaml"
+    universe = DimensionUniverse(DimensionConfig(older))
+    bias = DatasetType("bias", ("instrument", "detector"), "StructuredDataDict", universe=universe)
+    make_template(template, universe, (), [bias], "versions")
+    # As in a worker, which has not made the template.
+    del DimensionUniverse._instances._cache[universe.version, universe.namespace]
+    monkeypatch.setattr(Butler, "from_config", refuse)
+    with closing(LocalRepo(template, tmp_path / "worker")) as repo:
+        assert repo.dimensions.version == 4
+        assert repo.get_dataset_type("bias").dimensions.universe is repo.dimensions
 
 
 def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:

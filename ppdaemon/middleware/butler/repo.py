@@ -89,12 +89,9 @@ class _TemplateContent:
 
     @classmethod
     def read(cls, template: Path) -> "_TemplateContent":
-        written = (template / _CONTENT).read_bytes()
-        try:
-            content = pickle.loads(written)
-        except pickle.UnpicklingError:  # dimensions of a version that this process does not know yet
-            Butler.from_config(str(template_repo(template)), writeable=False).close()
-            content = pickle.loads(written)
+        with (template / _CONTENT).open("rb") as file:
+            DimensionUniverse(pickle.load(file))  # kept by its version, which is all that pickles have of it
+            content = pickle.load(file)
         assert isinstance(content, cls)
         if content.storage_classes:
             StorageClassFactory().addFromConfig(Config({"storageClasses": content.storage_classes}))
@@ -141,8 +138,10 @@ def make_template(
 
 def write_content(template: Path, versions: str) -> None:
     """Write what is in a template's repo into the file from which workers learn it."""
-    content = pickle.dumps(_TemplateContent.of(template, versions), pickle.HIGHEST_PROTOCOL)
-    (template / _CONTENT).write_bytes(content)
+    content = _TemplateContent.of(template, versions)
+    with (template / _CONTENT).open("wb") as file:
+        for each in (content.universe.dimensionConfig, content):
+            pickle.dump(each, file, pickle.HIGHEST_PROTOCOL)
 
 
 def template_dimensions(template: Path) -> DimensionUniverse:
