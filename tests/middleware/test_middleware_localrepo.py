@@ -26,6 +26,7 @@ from toycam import NAME, MakeRig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
+from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
@@ -221,6 +222,27 @@ def test_storage_classes_of_the_site_are_known_before_the_registry_is_opened(tmp
         assert repo.get(dataset.ref) == {"one": 1}
         assert not list(repo.root.glob("*.sqlite3"))
     del known["OfTheSite"]
+
+
+def test_storage_classes_of_the_central_repo_are_known_before_it_is_opened(
+    rigs: MakeRig, toy_central: Path, tmp_path: Path
+) -> None:
+    """Another worker may have found the datasets there."""
+    central, known = tmp_path / "central", StorageClassFactory()._storageClasses
+    shutil.copytree(toy_central, central)
+    with (central / "butler.yaml").open("a") as file:
+        file.write("storageClasses:\n  OfTheCentralRepo:\n    pytype: dict\n")
+    local = {"storageClasses": {"OfTheWorkers": {"pytype": "dict"}}}
+    rig, _ = rigs(central, butler={"local": local})
+    shutil.rmtree(rig.context.template)
+    work.build_template(rig.context)
+    names = {"OfTheCentralRepo", "OfTheWorkers"}
+    for name in names:
+        del known[name]  # as in a worker, which has not made the template
+    with closing(LocalRepo(rig.context.template, rig.context.repo)):
+        assert names <= known.keys()
+    for name in names:
+        del known[name]
 
 
 def test_older_dimensions_are_known_without_the_registry(

@@ -37,6 +37,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import Instrument
 
+from ppdaemon.middleware.butler.central import own_storage_classes
 from ppdaemon.middleware.butler.datafiles import LocatedFile, file_dataset, located
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.formatters import FileWriter, UnknownDatastore, read_dataset
@@ -63,14 +64,13 @@ class _TemplateContent:
     datastore: dict[str, Any]
     """The complete configuration of the datastore."""
     storage_classes: dict[str, Any]
-    """Those of the site."""
+    """Those of the site and of the central repo."""
     types: dict[str, DatasetType]
     records: dict[_RecordKey, DimensionRecord]
 
     @classmethod
     def of(cls, template: Path, versions: str) -> "_TemplateContent":
         root = str(template_repo(template))
-        own = Config(f"{root}/butler.yaml")
         with Butler.from_config(root, writeable=False) as butler:
             records = {
                 _key_of(record): record
@@ -82,7 +82,7 @@ class _TemplateContent:
                 versions,
                 butler.dimensions,
                 ButlerConfig(root)["datastore"].toDict(),
-                own["storageClasses"].toDict() if "storageClasses" in own else {},
+                own_storage_classes(root),
                 types,
                 records,
             )
