@@ -18,9 +18,14 @@ there when an operator moves the spool back."""
 
 
 class NodeFolders:
-    """The folders of one node; creates nothing."""
+    """The folders of one node; creates nothing.
 
-    def __init__(self, ramdisk: Path, state: Path, spill: Path | None = None):
+    In shadow mode outputs wait in other folders than those of the present service: each mode exports and
+    publishes only its own, whatever a run of the other one has left.
+    """
+
+    def __init__(self, ramdisk: Path, state: Path, spill: Path | None = None, *, shadow: bool = False):
+        outputs = state / "shadow" if shadow else state
         self.ramdisk = ramdisk
         """Everything of this node on the RAM disk."""
         self.cache = ramdisk / "cache"
@@ -37,16 +42,16 @@ class NodeFolders:
         """Files that must survive a reboot."""
         self.journal = state / JOURNAL_NAME
         """The journal's SQLite file."""
-        self.spool = spill or state / "spool"
+        self.spool = spill or outputs / "spool"
         """Outputs that wait for export."""
-        self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool")))
+        self.disk_spools = tuple(dict.fromkeys((self.spool, outputs / "spool")))
         """Folders on disks with such outputs: the second one has those of a run with another configuration,
         and those that an operator has moved back from `refused`."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
-        self.publish = state / "publish"
+        self.publish = outputs / "publish"
         """Metrics that wait to be published."""
-        self.refused = state / "refused"
+        self.refused = outputs / "refused"
         """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"
         """Marker files of workers that passed the point of no return."""
@@ -66,8 +71,11 @@ class NodeFolders:
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
         """Return the folders of a configuration."""
-        name, spill = f"ppdaemon-{config.node.name}", config.export.spill
-        return cls(config.node.ramdisk / name, config.node.state_dir, None if spill is None else spill / name)
+        shadow, spill = config.shadow.enabled, config.export.spill
+        # No node.name makes one of the other: it begins after the hyphen.
+        name = f"ppdaemon{'.shadow' if shadow else ''}-{config.node.name}"
+        ramdisk, state = config.node.ramdisk / name, config.node.state_dir
+        return cls(ramdisk, state, None if spill is None else spill / name, shadow=shadow)
 
     def template(self, generation: int) -> Path:
         """Return the template repo of a configuration generation, on the RAM disk."""
