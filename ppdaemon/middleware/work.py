@@ -18,7 +18,7 @@ from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, NameFinding, Resolving, TaskNamesResolved
-from ppdaemon.middleware.butler.central import ParsedConfig, known_dataset_type
+from ppdaemon.middleware.butler.central import ParsedConfig, known_dataset_type, own_storage_classes
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork, library_of
@@ -124,10 +124,13 @@ def build_template(context: WorkerContext) -> None:
                     element, instrument=instrument.getName(), explain=False, limit=None
                 )
             ]
+            # A worker may get datasets that another one has found in the central repo.
+            storage_classes = own_storage_classes(config.source) | config.local.get("storageClasses", {})
     except DATABASE_ERRORS as error:
         raise Unavailable(f"the central repo {config.source} cannot be read: {describe(error)}") from error
     versions = hash_versions()
-    make_template(context.template, universe, instruments, dataset_types, versions, config.local, records)
+    local = config.local | ({"storageClasses": storage_classes} if storage_classes else {})
+    make_template(context.template, universe, instruments, dataset_types, versions, local, records)
     ParsedConfig.write(context.template, config.source)
 
 

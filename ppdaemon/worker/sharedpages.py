@@ -6,6 +6,7 @@ references in the object itself. And what a child creates would fill the gaps be
 page by page. Without both, a worker has half as much memory of its own.
 
 Huge pages make the fork itself faster: it copies the table of all pages, and the child's exit frees it.
+What either side writes there is copied in pages of 4 kB: the memory of a worker is the same without them.
 """
 
 import ctypes

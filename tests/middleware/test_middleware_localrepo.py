@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The worker's repo without its registry: what is known of it, what is written later, how it is renewed."""
 
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from lsst.daf.butler import (
     Butler,
     DatasetAssociation,
     DatasetType,
+    DimensionConfig,
     DimensionUniverse,
     StorageClassFactory,
     Timespan,
@@ -21,12 +24,15 @@ from lsst.daf.butler import (
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from toycam import NAME, MakeRig
 
+from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process
+from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.repo import LocalRepo, make_template
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.direct.exposures import DetectorGroup
 from ppdaemon.middleware.pipetask import engine as pipetask
 from ppdaemon.middleware.run.engine import Job, Unsupported
+from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
 
@@ -41,7 +47,7 @@ def repo(rigs: MakeRig) -> Iterator[LocalRepo]:
         yield opened
 
 
-def refuse(butler: Butler) -> None:
+def refuse(butler: Butler, **options: Any) -> None:
     raise AssertionError("the registry is used")
 
 
@@ -81,6 +87,25 @@ def test_a_registry_is_there_for_another_program_though_nothing_waits_to_be_writ
     repo.write_registry()
     with Butler.from_config(str(repo.root), writeable=False) as butler:
         assert butler.query_dimension_records("instrument")
+
+
+def test_a_full_ram_disk_when_the_registry_is_needed_ends_the_visit(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = shutil.copyfile
+
+    def copy(source: str, target: str, **options: bool) -> str:
+        if str(target).endswith(".sqlite3"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+        return plain(source, target, **options)
+
+    rig, worker = rigs(engine={"kind": "separable"})
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with pytest.raises(VisitFailed) as caught:
+        worker.prepare(rig.order())
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.RAMDISK_FULL, True)
+    monkeypatch.undo()
+    assert worker.prepare(rig.order()).pipeline == "Full"
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -197,6 +222,43 @@ def test_storage_classes_of_the_site_are_known_before_the_registry_is_opened(tmp
         assert repo.get(dataset.ref) == {"one": 1}
         assert not list(repo.root.glob("*.sqlite3"))
     del known["OfTheSite"]
+
+
+def test_storage_classes_of_the_central_repo_are_known_before_it_is_opened(
+    rigs: MakeRig, toy_central: Path, tmp_path: Path
+) -> None:
+    """Another worker may have found the datasets there."""
+    central, known = tmp_path / "central", StorageClassFactory()._storageClasses
+    shutil.copytree(toy_central, central)
+    with (central / "butler.yaml").open("a") as file:
+        file.write("storageClasses:\n  OfTheCentralRepo:\n    pytype: dict\n")
+    local = {"storageClasses": {"OfTheWorkers": {"pytype": "dict"}}}
+    rig, _ = rigs(central, butler={"local": local})
+    shutil.rmtree(rig.context.template)
+    work.build_template(rig.context)
+    names = {"OfTheCentralRepo", "OfTheWorkers"}
+    for name in names:
+        del known[name]  # as in a worker, which has not made the template
+    with closing(LocalRepo(rig.context.template, rig.context.repo)):
+        assert names <= known.keys()
+    for name in names:
+        del known[name]
+
+
+def test_older_dimensions_are_known_without_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = tmp_path / "template"
+    older = "resource://lsst.daf.butler/configs/old_dimensions/daf_butler_universe4.yaml"
+    universe = DimensionUniverse(DimensionConfig(older))
+    bias = DatasetType("bias", ("instrument", "detector"), "StructuredDataDict", universe=universe)
+    make_template(template, universe, (), [bias], "versions")
+    # As in a worker, which has not made the template.
+    del DimensionUniverse._instances._cache[universe.version, universe.namespace]
+    monkeypatch.setattr(Butler, "from_config", refuse)
+    with closing(LocalRepo(template, tmp_path / "worker")) as repo:
+        assert repo.dimensions.version == 4
+        assert repo.get_dataset_type("bias").dimensions.universe is repo.dimensions
 
 
 def test_an_error_of_writing_later_is_raised_at_each_use(repo: LocalRepo) -> None:

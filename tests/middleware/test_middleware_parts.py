@@ -3,9 +3,11 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -203,12 +205,19 @@ def test_times_that_are_not_announced_are_estimated() -> None:
     assert (footprint.exposure.end - footprint.exposure.begin).sec == pytest.approx(60.0)
 
 
-def test_a_full_disk_is_recognized_as_the_cause_of_other_exceptions() -> None:
+def test_a_full_disk_is_recognized_as_the_cause_of_other_exceptions(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     wrapped = RuntimeError("put failed")
     wrapped.__cause__ = full
     assert is_out_of_space(full)
     assert is_out_of_space(wrapped)
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "file").touch()
+    for code, is_full in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
+        copy = Mock(side_effect=OSError(code, os.strerror(code)))
+        with pytest.raises(shutil.Error) as caught:
+            shutil.copytree(tmp_path / "repo", tmp_path / "copy", copy_function=copy, dirs_exist_ok=True)
+        assert is_out_of_space(caught.value) == is_full
     assert not is_out_of_space(OSError(errno.EIO, "Input/output error"))
 
 

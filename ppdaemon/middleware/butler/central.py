@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
     ButlerConfig,
     ButlerUserError,
+    Config,
     DatasetType,
     DimensionUniverse,
     MissingCollectionError,
@@ -40,6 +41,7 @@ __all__ = (
     "disconnect",
     "existing_collections",
     "known_dataset_type",
+    "own_storage_classes",
     "recorded_engines",
 )
 
@@ -92,6 +94,12 @@ class ParsedConfig:
             if parsed.uri == uri and parsed.file.read() == parsed.text:
                 return parsed
         return None
+
+
+def own_storage_classes(uri: str) -> dict[str, Any]:
+    """Return the storage classes that a repo's own configuration defines."""
+    config = Config(ButlerConfig(uri).configFile)
+    return dict(config["storageClasses"].toDict()) if "storageClasses" in config else {}
 
 
 class CentralReader:

@@ -2,7 +2,9 @@
 """Classifies exceptions of libraries."""
 
 import errno
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ _ALIASES = re.compile(r" \((given .* and (no )?known aliases|resolved from alias
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, OSError)
 """The errors of databases and filesystems."""
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 """PostgreSQL's codes of serialization failure, deadlock and lock not available
 (appendix A of its manual)."""
@@ -54,7 +57,10 @@ def describe(error: BaseException) -> str:
 def is_out_of_space(error: BaseException | None) -> bool:
     """Return whether an exception, or one that caused it, means a full disk or quota."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        # Of a copied folder: the texts of all errors, without a cause.
+        if isinstance(error, shutil.Error) and any(os.strerror(code) in str(error) for code in _FULL):
             return True
         # SQLite's text for SQLITE_FULL; it has no errno.
         if isinstance(error, sqlalchemy.exc.OperationalError) and "disk is full" in str(error):

@@ -37,6 +37,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base import Instrument
 
+from ppdaemon.middleware.butler.central import own_storage_classes
 from ppdaemon.middleware.butler.datafiles import LocatedFile, file_dataset, located
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.formatters import FileWriter, UnknownDatastore, read_dataset
@@ -63,14 +64,13 @@ class _TemplateContent:
     datastore: dict[str, Any]
     """The complete configuration of the datastore."""
     storage_classes: dict[str, Any]
-    """Those of the site."""
+    """Those of the site and of the central repo."""
     types: dict[str, DatasetType]
     records: dict[_RecordKey, DimensionRecord]
 
     @classmethod
     def of(cls, template: Path, versions: str) -> "_TemplateContent":
         root = str(template_repo(template))
-        own = Config(f"{root}/butler.yaml")
         with Butler.from_config(root, writeable=False) as butler:
             records = {
                 _key_of(record): record
@@ -82,19 +82,16 @@ class _TemplateContent:
                 versions,
                 butler.dimensions,
                 ButlerConfig(root)["datastore"].toDict(),
-                own["storageClasses"].toDict() if "storageClasses" in own else {},
+                own_storage_classes(root),
                 types,
                 records,
             )
 
     @classmethod
     def read(cls, template: Path) -> "_TemplateContent":
-        written = (template / _CONTENT).read_bytes()
-        try:
-            content = pickle.loads(written)
-        except pickle.UnpicklingError:  # dimensions of a version that this process does not know yet
-            Butler.from_config(str(template_repo(template)), writeable=False).close()
-            content = pickle.loads(written)
+        with (template / _CONTENT).open("rb") as file:
+            DimensionUniverse(pickle.load(file))  # kept by its version, which is all that pickles have of it
+            content = pickle.load(file)
         assert isinstance(content, cls)
         if content.storage_classes:
             StorageClassFactory().addFromConfig(Config({"storageClasses": content.storage_classes}))
@@ -141,8 +138,10 @@ def make_template(
 
 def write_content(template: Path, versions: str) -> None:
     """Write what is in a template's repo into the file from which workers learn it."""
-    content = pickle.dumps(_TemplateContent.of(template, versions), pickle.HIGHEST_PROTOCOL)
-    (template / _CONTENT).write_bytes(content)
+    content = _TemplateContent.of(template, versions)
+    with (template / _CONTENT).open("wb") as file:
+        for each in (content.universe.dimensionConfig, content):
+            pickle.dump(each, file, pickle.HIGHEST_PROTOCOL)
 
 
 def template_dimensions(template: Path) -> DimensionUniverse:
