@@ -14,7 +14,7 @@ from ppdaemon.durable import begin_sync_of
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import is_link_refusal
 
-__all__ = ("Facts", "checksum_of", "copy_checked", "facts_of_new")
+__all__ = ("Facts", "checksum_of", "checksum_of_text", "copy_checked", "facts_of_new")
 
 type Facts = tuple[object, ...]
 """Device, owner, mode, number of names and extended attributes of a file."""
@@ -31,6 +31,11 @@ def checksum_of(path: Path) -> str:
     with path.open("rb", buffering=0) as stream:
         begin_sync_of(stream.fileno())
         return _copy(stream, None)
+
+
+def checksum_of_text(text: bytes) -> str:
+    """Return the checksum of a text."""
+    return f"{_KIND}:{zlib.crc32(text):08x}"
 
 
 def facts_of_new(folder: Path) -> Facts:
