@@ -137,6 +137,9 @@ def test_outputs_wait_in_the_spill_folder_and_lose_images_above_its_limit(tmp_pa
         (spill,) = node.status().spools
         assert (spill.name, spill.spooled, spill.max_mb) == ("spill", 2, 1e-5)
         assert any("have lost their images" in text for text in node.status().problem_texts)
+        assert node.stop() == 0
+        node.start()
+        node.wait(lambda: any("have lost their images" in text for text in node.status().problem_texts))
         (node.state / "central-down").unlink()
         node.wait(lambda: len(node.exported()) == 2)
         node.wait(lambda: node.status().state == "running")

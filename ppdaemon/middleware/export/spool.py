@@ -35,7 +35,7 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
-from ppdaemon.middleware.butler.failures import describe
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.export.checksums import checksum_of, checksum_of_text
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
@@ -224,6 +224,7 @@ def _end(checksum: str) -> bytes:
 
 
 def _parsed(text: bytes) -> Manifest:
+    text = text.rstrip(b" ")  # see `_give_up_images`
     plain = pydantic_core.from_json(text)
     match plain["version"]:
         case 1:
@@ -353,6 +354,17 @@ def replace_manifest(spool: Path, manifest: Manifest) -> None:
     sync(spool)
 
 
+def _overwrite_manifest(spool: Path, manifest: Manifest) -> None:
+    """Write a shorter manifest into the blocks of the present one: a full disk has no others. Only a power
+    failure meanwhile can damage it, which its checksum shows.
+    """
+    path, text = spool / MANIFEST, _text(manifest)
+    with path.open("r+b", buffering=0) as stream:
+        # As long as before, by one call: a killed process leaves the old or the new one.
+        stream.write(text.ljust(path.stat().st_size))
+    sync(path)
+
+
 def _written_ns(spool: Path) -> int:
     try:
         return spool.stat().st_mtime_ns
@@ -379,7 +391,12 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ..
     update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
-    replace_manifest(spool, changed)
+    try:
+        replace_manifest(spool, changed)
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        _overwrite_manifest(spool, changed)
     for file in doomed:
         (spool / file.name).unlink(missing_ok=True)
     return changed.given_up, sum(file.size_bytes for file in doomed)
