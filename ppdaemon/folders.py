@@ -3,6 +3,7 @@
 
 import errno
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -39,9 +40,15 @@ class NodeFolders:
         """The journal's SQLite file."""
         self.spool = spill or state / "spool"
         """Outputs that wait for export."""
-        self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool")))
-        """Folders on disks with such outputs: the second one has those of a run with another configuration,
-        and those that an operator has moved back from `refused`."""
+        self.spills = state / "spills.txt"
+        """The spill folders that may have outputs, one a line: of this configuration, and of earlier ones."""
+        earlier = self._read_spills()
+        self.away_spools = tuple(folder for folder in earlier if not folder.is_dir())
+        """Spill folders of earlier runs that are not there: perhaps their filesystem is not mounted."""
+        present = (folder for folder in earlier if folder not in self.away_spools)
+        self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool", *present)))
+        """Folders on disks with such outputs: all but the first have those of runs with another
+        configuration, the second one also those that an operator has moved back from `refused`."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
         self.publish = state / "publish"
@@ -68,6 +75,26 @@ class NodeFolders:
         """Return the folders of a configuration."""
         name, spill = f"ppdaemon-{config.node.name}", config.export.spill
         return cls(config.node.ramdisk / name, config.node.state_dir, None if spill is None else spill / name)
+
+    def note_spills(self) -> None:
+        """Remember the spill folder for the next starts, and those of earlier ones in which outputs are, or
+        which are not there.
+        """
+        earlier = (folder for folder in self.disk_spools[2:] if any(folder.iterdir()))
+        used = dict.fromkeys((self.spool, *self.away_spools, *earlier))
+        used.pop(self.state / "spool", None)
+        if list(used) != self._read_spills():
+            partial = self.spills.with_suffix(".new")
+            text = "".join(f"{folder}\n" for folder in used)
+            write_durably(partial, text)  # before the rename: a full disk must not empty the file
+            partial.rename(self.spills)
+            sync(self.state)
+
+    def _read_spills(self) -> list[Path]:
+        with suppress(OSError):  # there is none yet, or another user asks
+            lines = self.spills.read_text(errors="replace").splitlines()
+            return [Path(line) for line in lines if line.startswith("/")]  # a person may have left blank ones
+        return []
 
     def template(self, generation: int) -> Path:
         """Return the template repo of a configuration generation, on the RAM disk."""
