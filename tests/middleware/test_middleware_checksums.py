@@ -77,11 +77,12 @@ def test_a_file_with_another_label_than_a_new_one_is_copied(
     assert not bring(file, tmp_path / "link")
 
 
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS])
 def test_where_no_link_can_be_made_the_file_is_copied(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*args: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
     assert bring(file, tmp_path / "target")

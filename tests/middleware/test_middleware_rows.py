@@ -330,7 +330,7 @@ def test_no_changed_byte_of_a_manifest_is_exported(spools: list[Path]) -> None:
     manifest, path = read_manifest(spools[0]), spools[0] / MANIFEST
     text = path.read_bytes()
     for place in range(0, len(text), 37):
-        for byte in b"0a-\"":
+        for byte in b'0a-"':
             path.write_bytes(text[:place] + bytes((byte,)) + text[place + 1 :])
             try:
                 assert read_manifest(spools[0]) == manifest
