@@ -2,6 +2,7 @@
 """The paths of a node's folders and files."""
 
 import errno
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -43,8 +44,11 @@ class NodeFolders:
         self.spills = state / "spills.txt"
         """The spill folders that may have outputs, one a line: of this configuration, and of earlier ones."""
         earlier = self._read_spills()
-        self.away_spools = tuple(folder for folder in earlier if not folder.is_dir())
-        """Spill folders of earlier runs that are not there: perhaps their filesystem is not mounted."""
+        # One that the service may only read (systemd's `ProtectSystem`) would end the start, and each export.
+        self.away_spools = tuple(each for each in earlier if not os.access(each, os.W_OK | os.X_OK))
+        """Spill folders of earlier runs that are not there, perhaps because their filesystem is not mounted, or
+        that are read-only.
+        """
         present = (folder for folder in earlier if folder not in self.away_spools)
         self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool", *present)))
         """Folders on disks with such outputs: all but the first have those of runs with another

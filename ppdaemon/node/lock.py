@@ -40,7 +40,7 @@ class NodeLock:
     unknown: tuple[Path, ...]
     """Paths in the RAM-disk folder that do not belong to ppdaemon; left in place."""
     away: tuple[Path, ...]
-    """Spill folders of earlier starts that are not there."""
+    """Spill folders of earlier starts that are not there, or read-only."""
 
     @staticmethod
     def unsaved_bytes(folders: NodeFolders) -> int:

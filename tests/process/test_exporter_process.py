@@ -89,7 +89,7 @@ def test_outputs_that_a_boot_of_the_host_has_deleted_can_be_made_again(tmp_path,
         (row,) = node.visit("g1")
         assert (row.outcome, row.datasets) == (Outcome.INTERRUPTED, 0)
         assert "its outputs were lost" in row.reason
-        away = f"{tmp_path}/away, where outputs waited, was not there at the start"
+        away = f"{tmp_path}/away, where outputs waited, could not be written to at the start"
         assert any(away in text for text in node.status().problem_texts)
         (row,) = node.daemon.requeue("g1", None, force=False)
         assert "point of no return" in row.text, "as after any other outcome"

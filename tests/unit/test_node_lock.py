@@ -276,6 +276,21 @@ def test_spools_in_the_spill_folder_of_an_earlier_configuration_are_found(folder
     assert not folders.spills.read_text()
 
 
+def test_an_earlier_spill_folder_that_is_read_only_does_not_end_the_start(folders, tmp_path, monkeypatch):
+    first = NodeFolders(folders.ramdisk, folders.state, tmp_path / "first")
+    lock_node(first, "life").unlock()
+    spool_of(first.spool, "DemoCam~g~0~1.part", "")
+
+    def refuse(path, *args):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "access", lambda path, mode: path != first.spool)
+    monkeypatch.setattr(lock_module.shutil, "rmtree", refuse)
+    lock = lock_node(NodeFolders(folders.ramdisk, folders.state, tmp_path / "second"), "life")
+    lock.unlock()
+    assert lock.away == (first.spool,)
+
+
 def test_a_full_disk_does_not_forget_the_spill_folders(folders, tmp_path, monkeypatch):
     spills = [NodeFolders(folders.ramdisk, folders.state, tmp_path / name) for name in ("first", "second")]
     lock_node(spills[0], "life").unlock()
