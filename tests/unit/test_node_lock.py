@@ -281,8 +281,12 @@ def test_an_earlier_spill_folder_that_is_read_only_does_not_end_the_start(folder
     lock_node(first, "life").unlock()
     spool_of(first.spool, "DemoCam~g~0~1.part", "")
 
+    rmtree = shutil.rmtree
+
     def refuse(path, *args):
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
+        if path.parent == first.spool:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        rmtree(path, *args)
 
     monkeypatch.setattr(os, "access", lambda path, mode: path != first.spool)
     monkeypatch.setattr(lock_module.shutil, "rmtree", refuse)
