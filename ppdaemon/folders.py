@@ -46,9 +46,7 @@ class NodeFolders:
         earlier = self._read_spills()
         # One that the service may only read (systemd's `ProtectSystem`) would end the start, and each export.
         self.away_spools = tuple(each for each in earlier if not os.access(each, os.W_OK | os.X_OK))
-        """Spill folders of earlier runs that are not there, perhaps because their filesystem is not mounted, or
-        that are read-only.
-        """
+        """Spill folders of earlier runs that are read-only, or not there: they may not be mounted."""
         present = (folder for folder in earlier if folder not in self.away_spools)
         self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool", *present)))
         """Folders on disks with such outputs: all but the first have those of runs with another

@@ -94,8 +94,8 @@ class Status:
         problems += [
             Finding(
                 "export",
-                f"export: {path}, where outputs waited, could not be written to at the start: mount or allow it"
-                f" and restart, or delete its line in {folders.spills}",
+                f"export: {path}, where outputs waited, could not be written to at the start: mount or allow"
+                f" it and restart, or delete its line in {folders.spills}",
                 str(path),
             )
             for path in self.lock.away
