@@ -6,6 +6,9 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 `ppdaemon.raws.roots`.
 """
 
+import contextlib
+import filecmp
+import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,7 +91,8 @@ class NodePart(ConfigPart):
     reboot."""
     ramdisk: WritableFolder
     """Folder on a tmpfs for the workers' repos. Everything below
-    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it."""
+    ``<ramdisk>/ppdaemon-<name>`` belongs to this daemon and may be deleted by it; in shadow
+    mode below ``<ramdisk>/ppdaemon.shadow-<name>``."""
     control: SocketPath
     """Path of the unix socket for ``ppctl``."""
     instruments: Annotated[dict[FileName, Detectors], pydantic.Field(min_length=1)]
@@ -820,36 +824,56 @@ class NodeConfig(ConfigPart):
         )
 
 
-def _not_replaced(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Find settings of shadow mode with which the host would write where the present service writes."""
+def is_same_place(first: Any, second: Any) -> bool:
+    """Return whether two settings are the same, or the paths of one file, or of a copy of it."""
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return bool(first == second)
+    one, other = (uri.removeprefix("file://").rstrip("/") for uri in (first, second))
+    if not (os.path.isabs(one) and os.path.isabs(other)):
+        return one == other
+    with contextlib.suppress(OSError):  # a folder, or no file yet
+        if filecmp.cmp(one, other, shallow=False):
+            return True
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _shares_topic(first: str, second: str) -> bool:
+    """Return whether two addresses of `publish` lead to the same place, by any of their brokers."""
+    (brokers, topic), (others, other_topic) = split_kafka(first), split_kafka(second)
+    if topic and other_topic:
+        return topic == other_topic and not set(brokers.split(",")).isdisjoint(others.split(","))
+    return first.rstrip("/") == second.rstrip("/")
+
+
+def _not_replaced(config: NodeConfig, inherited: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+    """Find settings of shadow mode with which the host would write where the present service writes;
+    `inherited` is the environment of the daemon.
+    """
     shadow = config.shadow
     if not shadow.enabled:
         return
     if config.butler is not None and shadow.central is not None:
-        repos = (config.butler.central, config.butler.read or "")
-        if _plain_repo(shadow.central) in map(_plain_repo, repos):
-            text = f"{shadow.central} is the repo of the present service: name another one, or null for none"
-            yield ("shadow", "central"), text
-    places = {publication.to for publication in config.publish}
+        for repo in (config.butler.central, config.butler.source):
+            if is_same_place(shadow.central, repo):
+                text = f"{shadow.central} is the repo of the present service: name another one, or null for"
+                yield ("shadow", "central"), f"{text} none"
+                break
     for number, publication in enumerate(shadow.publish):
-        if publication.to in places:
+        if any(_shares_topic(publication.to, other.to) for other in config.publish):
             text = f"{publication.to} is where the present service publishes: name another topic, or none"
             yield ("shadow", "publish", number), text
+    outgoing = {name: inherited[name] for name in OUTGOING_VARIABLES if inherited.get(name)}
     for part, replaced in (
         ("overrides", config.pipelines.overrides),
-        ("environment", config.workers.environment),
+        ("environment", outgoing | config.workers.environment),
         ("apdb", config.engine.apdb),
     ):
         for key, value in getattr(shadow, part).items():
-            if key in replaced and replaced[key] == value:
+            if key in replaced and is_same_place(replaced[key], value):
                 yield (
                     ("shadow", part, key),
                     f"has the value of the present service, {value}: nothing is replaced",
                 )
-
-
-def _plain_repo(uri: str) -> str:
-    return uri.removeprefix("file://").rstrip("/")
 
 
 def _of_redis(keys: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -915,7 +939,7 @@ def read_node(
 ) -> tuple[NodeConfig, dict[KeyPath, int]]:
     """Return the configuration that is in effect, and the line number of each key; see `load_node`."""
     config, lines = load_model(path, NodeConfig, environment, HostContext(environment, writing=writing))
-    if problems := located(path, lines, _not_replaced(config)):
+    if problems := located(path, lines, _not_replaced(config, environment)):
         raise ConfigError(problems)
     return config.in_effect(), lines
 

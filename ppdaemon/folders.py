@@ -20,9 +20,14 @@ there when an operator moves the spool back."""
 
 
 class NodeFolders:
-    """The folders of one node; creates nothing."""
+    """The folders of one node; creates nothing.
 
-    def __init__(self, ramdisk: Path, state: Path, spill: Path | None = None):
+    In shadow mode outputs wait in other folders than those of the present service: each mode exports and
+    publishes only its own, whatever a run of the other one has left.
+    """
+
+    def __init__(self, ramdisk: Path, state: Path, spill: Path | None = None, *, shadow: bool = False):
+        outputs = state / "shadow" if shadow else state
         self.ramdisk = ramdisk
         """Everything of this node on the RAM disk."""
         self.cache = ramdisk / "cache"
@@ -39,23 +44,23 @@ class NodeFolders:
         """Files that must survive a reboot."""
         self.journal = state / JOURNAL_NAME
         """The journal's SQLite file."""
-        self.spool = spill or state / "spool"
+        self.spool = spill or outputs / "spool"
         """Outputs that wait for export."""
-        self.spills = state / "spills.txt"
+        self.spills = outputs / "spills.txt"
         """The spill folders that may have outputs, one a line: of this configuration, and of earlier ones."""
         earlier = self._read_spills()
         # One that the service may only read (systemd's `ProtectSystem`) would end the start, and each export.
         self.away_spools = tuple(each for each in earlier if not os.access(each, os.W_OK | os.X_OK))
         """Spill folders of earlier runs that are read-only, or not there: they may not be mounted."""
         present = (folder for folder in earlier if folder not in self.away_spools)
-        self.disk_spools = tuple(dict.fromkeys((self.spool, state / "spool", *present)))
+        self.disk_spools = tuple(dict.fromkeys((self.spool, outputs / "spool", *present)))
         """Folders on disks with such outputs: all but the first have those of runs with another
         configuration, the second one also those that an operator has moved back from `refused`."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
-        self.publish = state / "publish"
+        self.publish = outputs / "publish"
         """Metrics that wait to be published."""
-        self.refused = state / "refused"
+        self.refused = outputs / "refused"
         """Quarantined spools: outputs that cannot be exported, with the reasons."""
         self.no_return = state / "no_return"
         """Marker files of workers that passed the point of no return."""
@@ -75,22 +80,25 @@ class NodeFolders:
     @classmethod
     def of(cls, config: NodeConfig) -> "NodeFolders":
         """Return the folders of a configuration."""
-        name, spill = f"ppdaemon-{config.node.name}", config.export.spill
-        return cls(config.node.ramdisk / name, config.node.state_dir, None if spill is None else spill / name)
+        shadow, spill = config.shadow.enabled, config.export.spill
+        # No node.name makes one of the other: it begins after the hyphen.
+        name = f"ppdaemon{'.shadow' if shadow else ''}-{config.node.name}"
+        ramdisk, state = config.node.ramdisk / name, config.node.state_dir
+        return cls(ramdisk, state, None if spill is None else spill / name, shadow=shadow)
 
     def note_spills(self) -> None:
         """Remember the spill folder for the next starts, and those of earlier ones in which outputs are, or
         which are not there.
         """
-        earlier = (folder for folder in self.disk_spools[2:] if any(folder.iterdir()))
+        earlier = (folder for folder in self.disk_spools if any(folder.iterdir()))
         used = dict.fromkeys((self.spool, *self.away_spools, *earlier))
-        used.pop(self.state / "spool", None)
+        used.pop(self.spills.with_name("spool"), None)  # always looked at
         if list(used) != self._read_spills():
             partial = self.spills.with_suffix(".new")
             text = "".join(f"{folder}\n" for folder in used)
             write_durably(partial, text)  # before the rename: a full disk must not empty the file
             partial.rename(self.spills)
-            sync(self.state)
+            sync(self.spills.parent)
 
     def _read_spills(self) -> list[Path]:
         with suppress(OSError):  # there is none yet, or another user asks

@@ -110,7 +110,7 @@ _AFTERWARDS = (
 """Last attempts that were made after the time in which the first one was."""
 
 SHADOW_ID = 0x50504453
-"""SQLite's ``application_id`` of a journal in shadow mode; of others it is 0."""
+"""SQLite's ``application_id`` of a journal, or a ledger, of shadow mode; of others it is 0."""
 CLOCK_STEP_S = 3600.0
 """Rows are in the order of acceptance, whose times are those of a clock that may have been set."""
 

@@ -864,8 +864,8 @@ class RelayHostsReport(ControlModel):
     slots: int
     """Visit-detectors that they offer to have at once, together."""
     needed: int | None
-    """Nodes such as these that are needed; `None` if it is not known: no visits come, too few have ended
-    since the relay started, or no node is ready."""
+    """Nodes such as these, or as those that were ready last, that are needed; `None` if it is not known: no
+    visits come, or too few have ended since the relay started."""
     instruments: tuple[RelayDemandRow, ...]
     """By instrument; only those whose visits come now."""
 

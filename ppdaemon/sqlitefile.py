@@ -20,6 +20,7 @@ from typing import Any
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.errors import Refused, StateUnusable
+from ppdaemon.journalfile import SHADOW_ID, is_shadow
 from ppdaemon.privatefiles import open_private
 
 __all__ = ("BatchWriter", "Commit", "SqliteFile", "SchemaStep")
@@ -79,6 +80,17 @@ class SqliteFile:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _set_mode(self, path: Path, shadow: bool, table: str, key: str) -> None:
+        """Note whether the file is of shadow mode; raise StateUnusable if it has visits of the other mode, in
+        a table. `key` is that of the folder in the configuration.
+        """
+        if is_shadow(self._db) != shadow:
+            if self._db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
+                modes = "visits of shadow mode", "visits of the present service"
+                self.close()
+                raise StateUnusable(f"{path} has {modes[shadow]}: use another {key} for this mode")
+            self._db.execute(f"PRAGMA application_id = {SHADOW_ID if shadow else 0}")
 
     @property
     def in_transaction(self) -> bool:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Files with a token, which those who send a request must know."""
 
+import hmac
 from pathlib import Path
 
 from ppdaemon.errors import ConfigError
 
-__all__ = ("read_token",)
+__all__ = ("is_token", "read_token")
 
 MIN_TOKEN = 20
 """Letters of a token: `openssl rand -hex 16` writes 32."""
@@ -26,3 +27,8 @@ def read_token(path: Path) -> str:
             [f"{path}: a token has at least {MIN_TOKEN} letters: openssl rand -hex 16 > {path}"]
         )
     return token
+
+
+def is_token(text: str, token: str) -> bool:
+    """Return whether the text of a request is the token; it may have been any bytes."""
+    return hmac.compare_digest(text.encode(errors="surrogatepass"), token.encode())

@@ -11,7 +11,7 @@ from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting
 from sourcesbench.redis import measure_redis
-from sourcesbench.results import GOALS, Samples, beside
+from sourcesbench.results import GOALS, Samples, beside, bursts
 from sourcesbench.site import Workload, groups, running
 from sourcesbench.zeromq import publishing
 
@@ -74,8 +74,7 @@ def _measure_notices(
         bridged = samples["bridge"]
         results["bridge"] = bridged.results("notice") | beside(bridged, zeromq)
     if "burst" in chosen:
-        burst: dict[str, Scalar] = samples["burst"].results() | samples["zeromq_burst"].results("zeromq")
-        results["burst"] = {"sent": samples["burst"].sent, "lost": samples["burst"].lost} | burst
+        results["burst"] = bursts(samples["burst"], samples["zeromq_burst"])
     return results
 
 

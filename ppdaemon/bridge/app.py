@@ -90,7 +90,9 @@ def _listener(config: BridgeConfig, environment: Mapping[str, str]) -> socket.so
         try:
             listener = socket.create_server((host.strip("[]"), int(port)), family=family)
         except OSError as error:
-            raise Unavailable(f"http.listen: cannot listen on {listen}: {error.strerror}") from None
+            # The library adds the address, which is named here.
+            reason = str(error.strerror).partition(" (while ")[0]
+            raise Unavailable(f"http.listen: cannot listen on {listen}: {reason}") from None
     if not config.security.insecure and (problem := unprotected(listen, config.http.token)):
         listener.close()
         raise ConfigError([problem])

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
@@ -19,6 +19,7 @@ from ppdaemon.bridge.ring import RING_NAME, Extent, Ring
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer, Reply
 from ppdaemon.curve import Gatekeeper
+from ppdaemon.errors import PPDaemonError, StateUnusable
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import Finding, ProblemLog, status_line
@@ -28,6 +29,7 @@ from ppdaemon.throttle import Throttle
 
 if TYPE_CHECKING:  # each source has a library of its own, which is not installed everywhere
     from ppdaemon.bridge.http import HttpSource
+    from ppdaemon.bridge.kafka import KafkaNotices
 
 __all__ = ("Bridge",)
 
@@ -36,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 LOG_INTERVAL_S = 10.0
 """A store that is refused tries again at once."""
 TICK_S = 1.0
+HANGS_S = 10.0
+"""Time without an answer of the disk that is a problem."""
 PRUNE_S = 60.0
 """Interval of deleting what is too old while no notice comes."""
 
@@ -66,7 +70,10 @@ class Bridge:
         self._problem_log = ProblemLog()
         self._http: HttpSource | None = None
         self._listening = ""
-        self._kafka_problem: Callable[[], str] = str
+        self._kafka = self._new_kafka()
+        self._answered_at = clock.mono()
+        """When the thread of the ring answered last; it is asked each second."""
+        self._failure: PPDaemonError | None = None
         self._stop = asyncio.Event()
         self._metrics = MetricsServer(config.metrics.listen, BRIDGE_METRICS, self.report)
         self._control = ControlServer(
@@ -84,8 +91,8 @@ class Bridge:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def committed(extent: Extent) -> None:
+            self._outlet.committed(extent, body)
             stored.set_result(None)
-            self._outlet.committed(extent)
 
         self._writer.put(
             Commit(lambda ring: ring.add(body, self._clock.tai()), committed, stored.set_exception)
@@ -97,7 +104,10 @@ class Bridge:
         self._stop.set()
 
     async def run(self, listener: socket.socket | None, http: "HttpSource | None") -> None:
-        """Serve until `request_stop` is called; `listener` is the socket of HTTP."""
+        """Serve until `request_stop` is called; `listener` is the socket of HTTP.
+
+        Raises `~ppdaemon.errors.StateUnusable` if the ring is no longer where it was.
+        """
         try:
             await self._control.start()
             async with asyncio.TaskGroup() as group:
@@ -118,6 +128,8 @@ class Bridge:
         finally:
             await self._control.stop()
             self._writer.close()
+        if self._failure is not None:
+            raise self._failure
 
     def _parts(self) -> Iterator[Coroutine[Any, Any, None]]:
         yield self._tick()
@@ -125,12 +137,16 @@ class Bridge:
         yield self._outlet.answer()
         yield self._outlet.limit.run()
         yield self._metrics.run()
-        if self._config.kafka.brokers is not None:
-            from ppdaemon.bridge.kafka import KafkaNotices
+        yield self._watch_ring()
+        if self._kafka is not None:
+            yield self._kafka.run()
 
-            source = KafkaNotices(self._config.kafka, self.store, self.throttle)
-            self._kafka_problem = lambda: source.problem
-            yield source.run()
+    def _new_kafka(self) -> "KafkaNotices | None":
+        if self._config.kafka.brokers is None:
+            return None
+        from ppdaemon.bridge.kafka import KafkaNotices
+
+        return KafkaNotices(self._config.kafka, self.store, self.throttle)
 
     async def _tick(self) -> None:
         prune_at = self._clock.mono()
@@ -140,6 +156,17 @@ class Bridge:
             if self._clock.mono() >= prune_at:
                 prune_at += PRUNE_S
                 self._writer.put(Commit(lambda ring: ring.prune(self._clock.tai()), self._outlet.committed))
+            await asyncio.sleep(TICK_S)
+
+    async def _watch_ring(self) -> None:
+        """Stop when the ring was removed or replaced: its successor is made at the next start."""
+        while True:
+            if not await self._writer.call(Ring.is_in_place):
+                text = "was removed or replaced: notices that nodes did not have are lost"
+                self._failure = StateUnusable(f"{self._config.state_dir / RING_NAME} {text}")
+                self._stop.set()
+                return
+            self._answered_at = self._clock.mono()
             await asyncio.sleep(TICK_S)
 
     def _log_write_error(self, problem: str) -> None:
@@ -193,13 +220,15 @@ class Bridge:
     def _problems(self) -> Iterator[Finding]:
         if self._writer.problem:
             yield Finding("ring", self._writer.problem)
+        elif (hangs_s := self._clock.mono() - self._answered_at) > HANGS_S:
+            yield Finding("ring", f"the disk of the ring has not answered for {duration(hangs_s)}", "hangs")
         if self._moved_aside is not None:
             text = (
                 f"the ring was corrupt and is now {self._moved_aside}: notices in it that nodes did not have"
                 " are lost; move the file away when you have read this, and restart"
             )
             yield Finding("ring", text, "corrupt")
-        if text := self._kafka_problem():
+        if self._kafka is not None and (text := self._kafka.problem):
             yield Finding("kafka", text)
         if self._metrics.problem:
             yield Finding("metrics", self._metrics.problem, degrades=False)

@@ -7,18 +7,19 @@ before everything else: a body that comes again and again is taken off the store
 
 import asyncio
 import hashlib
-import hmac
 import logging
 import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, http_exceptions, web
 
 from ppdaemon.errors import BadMessage, PPDaemonError
 from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.tokenfile import is_token
 from ppdaemon.wire import parse_json
 
 __all__ = ("HttpSource", "Refusals")
@@ -27,12 +28,17 @@ _LOG = logging.getLogger(__name__)
 
 BODY_MAX = 1_000_000
 """Bytes, as nodes accept them; some 1000 records."""
-MAX_CONNECTIONS = 256
-"""A gateway has some tens. A further one replaces the oldest that has no request under way."""
+SMALL, MAX_LARGE = 100_000, 50
+"""Bodies with more than these bytes, of which so many are taken at once: some 50 MB."""
+MAX_CONNECTIONS = 1000
+"""A gateway may have as many as threads, and an exposure of LSSTCam has some 400 notices. A further one
+replaces the oldest that has no request under way."""
 IDLE_S = 15.0
 """A connection without a request is closed after this time: the next one costs a store a millisecond."""
 BODY_S = 10.0
 """A store sends a body at once."""
+STORE_S = 10.0
+"""A disk that does not answer: the store asks again, and this request must not wait for ever."""
 LINGER_S = 2.0
 """After a refusal, time for the rest of a body: a store that still sends would not read the answer."""
 STOP_S = 1.0
@@ -57,6 +63,23 @@ class Refusals:
         if len(self._times) > MAX_REMEMBERED:
             self._times.popitem(last=False)
         return times <= MAX_REFUSED
+
+
+class _RequestLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp logs about requests that are no HTTP, or break off: strangers may send many."""
+
+    def __init__(self, throttle: Throttle):
+        super().__init__(_LOG)
+        self._throttle = throttle
+
+    def exception(self, msg: object, *args: object, exc_info: Any = None, **others: Any) -> None:
+        """Count an error; log one of each kind in a while."""
+        if isinstance(exc_info, http_exceptions.HttpProcessingError | web.RequestPayloadError):
+            if self._throttle.passes("http request"):
+                # Its text has the first line, which may have the token.
+                _LOG.warning("refused a request", extra={"reason": type(exc_info).__name__})
+        elif self._throttle.passes("http internal"):
+            _LOG.error(msg, *args, exc_info=exc_info, **others)
 
 
 class _Server(web.Server):
@@ -95,8 +118,15 @@ class HttpSource:
         self._token = token
         self._certificate = certificate
         self._refusals = Refusals()
+        self._large = asyncio.Semaphore(MAX_LARGE)
         self._server = _Server(
-            self._serve, access_log=None, keepalive_timeout=IDLE_S, lingering_time=LINGER_S
+            self._serve,
+            logger=_RequestLog(throttle),
+            access_log=None,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+            # No store packs its notices; a packed one could be a thousand times as large.
+            auto_decompress=False,
         )
         self._runner = web.ServerRunner(self._server, shutdown_timeout=STOP_S)
 
@@ -129,22 +159,33 @@ class HttpSource:
             return self._refuse(405, "method", "send notices by POST")
         if not self._is_admitted(request):
             return self._refuse(401, "token", "the token is missing or wrong")
+        is_small = (request.content_length or BODY_MAX) <= SMALL
+        async with nullcontext() if is_small else self._large:
+            return await self._take(request)
+
+    async def _take(self, request: web.BaseRequest) -> web.Response:
+        """Read and store a notice."""
         body = b""
         try:
             async with asyncio.timeout(BODY_S):
-                body = await request.read()
+                body = await _read(request)
             if not isinstance(parse_json(body, limit=BODY_MAX), dict | list):
                 raise BadMessage("neither a JSON object nor a list", "content")
         except TimeoutError:
             return self._refuse(408, "slow", f"the body did not arrive within {BODY_S:g} s")
+        except (ConnectionError, web.RequestPayloadError):
+            return self._refuse(400, "cut", "the body is not complete")
         except web.HTTPRequestEntityTooLarge:
-            # The body is not read: its size and place stand for it.
-            about = f"{request.remote} {request.path} {request.headers.get('Content-Length')}".encode()
+            # The body is not read: its size and its sender stand for it.
+            about = f"{request.remote} {request.headers.get('Content-Length')}".encode()
             return self._refuse_body(about, 413, "size", f"more than {BODY_MAX} bytes")
         except BadMessage as error:
             return self._refuse_body(body, 413 if error.kind == "size" else 400, error.kind, str(error))
         try:
-            await self._store(body)
+            async with asyncio.timeout(STORE_S):
+                await self._store(body)
+        except TimeoutError:
+            return self._refuse(503, "ring", f"the disk of the ring has not answered for {STORE_S:g} s")
         except PPDaemonError as error:
             return self._refuse(503, "ring", str(error))
         return web.Response(text="stored\n")
@@ -156,7 +197,7 @@ class HttpSource:
             request.headers.get("Authorization", "").removeprefix("Bearer "),
             request.path.rpartition("/")[2],
         )
-        return any(hmac.compare_digest(each.encode(), self._token.encode()) for each in given)
+        return any(is_token(each, self._token) for each in given)
 
     def _refuse_body(self, body: bytes, status: int, kind: str, reason: str) -> web.Response:
         if self._refusals.refuse(body):
@@ -175,3 +216,11 @@ class HttpSource:
                 context["sample"] = sample_of(body)
             _LOG.warning("refused a request", extra=context)
         return web.Response(status=status, text=f"{reason}\n")
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    """Return the body of a request; ask for it where a client waits for that."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # so that an error can still be answered
+    return await request.read()

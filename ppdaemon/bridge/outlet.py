@@ -9,23 +9,25 @@ now, and a slow node delays no other one.
 import asyncio
 import logging
 import sqlite3
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import zmq
 import zmq.asyncio
 
-from ppdaemon.bridge.ring import Extent, Ring
+from ppdaemon.bridge.ring import Extent, Ring, Stored
 from ppdaemon.clock import Clock
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, Refused
-from ppdaemon.idleconnections import ConnectionLimit
+from ppdaemon.idleconnections import MAX_CONNECTIONS, ConnectionLimit
 from ppdaemon.messages import ASK_LIMIT, ASK_NOTICES, AskNotices, Notices
 from ppdaemon.routers import COMMON_OPTIONS, send
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.throttle import Throttle, sample_of
 from ppdaemon.wire import decode, encode
 
-__all__ = ("NODES", "OPTIONS", "Outlet", "begin_of")
+__all__ = ("NODES", "OPTIONS", "Newest", "Outlet", "begin_of")
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,6 +71,37 @@ def begin_of(ask: AskNotices, epoch: str, extent: Extent, recent: int) -> tuple[
     return max(min(wanted, recent), extent.first), max(0, extent.first - wanted)
 
 
+@dataclass(slots=True)
+class Newest:
+    """The newest notices in memory, as many as one answer may have. Pure.
+
+    A node that is up to date gets them without the ring, whose thread has further notices to write.
+    """
+
+    _stored: deque[Stored] = field(default_factory=deque)
+    _bytes: int = 0
+
+    def add(self, stored: Stored) -> None:
+        """Add a notice of the ring."""
+        if self._stored and stored.number != self._stored[-1].number + 1:
+            self._stored.clear()
+            self._bytes = 0
+        self._stored.append(stored)
+        self._bytes += len(stored.body)
+        while self._stored and (len(self._stored) > AT_ONCE or self._bytes > BYTES_AT_ONCE):
+            self._bytes -= len(self._stored.popleft().body)
+
+    def after(self, number: int, extent: Extent) -> list[bytes] | None:
+        """Return all notices after a number; `None` if some are not here, or are in the ring no longer."""
+        if number == extent.last:
+            return []
+        if not (self._stored and self._stored[-1].number == extent.last):
+            return None
+        if not max(extent.first, self._stored[0].number) <= number + 1 <= extent.last:
+            return None
+        return [each.body for each in self._stored if each.number > number]
+
+
 class Outlet:
     """Answers the questions of nodes on a bound ROUTER."""
 
@@ -94,14 +127,17 @@ class Outlet:
         """Notices sent to nodes, to each one counted."""
         self.nodes: dict[str, tuple[int, float]] = {}
         """By name: the last notice that a node has, and when it asked last, monotonic seconds."""
+        self._newest = Newest()
         self._asked: dict[bytes, _Asked] = {}
         """By connection."""
         self._due = asyncio.Event()
         self.limit = ConnectionLimit(socket, NODES, throttle, clock.mono)
 
-    def committed(self, extent: Extent) -> None:
-        """Answer those who wait: the ring has changed."""
+    def committed(self, extent: Extent, body: bytes | None = None) -> None:
+        """Answer those who wait: the ring has changed, or got this notice as its last one."""
         self.extent = extent
+        if body is not None:
+            self._newest.add(Stored(extent.last, body))
         self._due.set()
 
     def tick(self) -> None:
@@ -132,7 +168,11 @@ class Outlet:
                     _LOG.warning("ignored a message of a node", extra=context)
                 continue
             now = self._clock.mono()
-            self.nodes[sender or ask.node] = ask.number if ask.epoch == self._epoch else 0, now
+            name = sender or ask.node
+            self.nodes.pop(name, None)  # the last one is that which asked last
+            self.nodes[name] = ask.number if ask.epoch == self._epoch else 0, now
+            if len(self.nodes) > MAX_CONNECTIONS:
+                del self.nodes[next(iter(self.nodes))]
             self._asked[frames[0]] = _Asked(ask, now)
             self._due.set()
 
@@ -141,14 +181,31 @@ class Outlet:
         while True:
             await self._due.wait()
             self._due.clear()
-            for peer, asked in [*self._asked.items()]:
-                ask = asked.ask
-                if (
-                    ask.age_s is not None
-                    or (ask.epoch, ask.number) != (self._epoch, self.extent.last)
-                    or self._clock.mono() - asked.at >= QUIET_S
-                ):
-                    await self._answer(peer, asked)
+            behind = [
+                (peer, asked)
+                for peer, asked in [*self._asked.items()]
+                if self._is_due(asked) and not self._answer_at_once(peer, asked)
+            ]
+            for peer, asked in behind:
+                await self._answer(peer, asked)
+
+    def _is_due(self, asked: _Asked) -> bool:
+        ask = asked.ask
+        return (
+            ask.age_s is not None
+            or (ask.epoch, ask.number) != (self._epoch, self.extent.last)
+            or self._clock.mono() - asked.at >= QUIET_S
+        )
+
+    def _answer_at_once(self, peer: bytes, asked: _Asked) -> bool:
+        """Answer from memory; return whether that was possible."""
+        ask = asked.ask
+        if ask.age_s is not None or ask.epoch != self._epoch:
+            return False
+        if (found := self._newest.after(ask.number, self.extent)) is None:
+            return False
+        self._send(peer, asked, self.extent, ask.number + 1, 0, found)
+        return True
 
     async def _answer(self, peer: bytes, asked: _Asked) -> None:
         ask = asked.ask
@@ -160,8 +217,13 @@ class Outlet:
                     "cannot read the ring for a node", extra={"node": ask.node, "reason": str(error)}
                 )
             return
-        if self._asked.get(peer) is not asked:
-            return  # it has asked again meanwhile
+        if self._asked.get(peer) is asked:  # it has not asked again meanwhile
+            self._send(peer, asked, extent, begin, lost, found)
+
+    def _send(
+        self, peer: bytes, asked: _Asked, extent: Extent, begin: int, lost: int, found: Sequence[bytes]
+    ) -> None:
+        ask = asked.ask
         del self._asked[peer]
         head = Notices(
             request=ask.request,

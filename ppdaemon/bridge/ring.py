@@ -70,16 +70,25 @@ class Ring(SqliteFile):
     """Notices in the order of their numbers. Raises as `SqliteFile` does."""
 
     def __init__(self, folder: Path, limits: RingConfig):
-        super().__init__(folder / RING_NAME, "ppbridge", STEPS, busy_s=LOCK_WAIT_S)
+        self._path = folder / RING_NAME
+        super().__init__(self._path, "ppbridge", STEPS, busy_s=LOCK_WAIT_S)
         self._limits = limits
+        self._inode = self._path.stat().st_ino
         (self.epoch,) = self._db.execute("SELECT epoch FROM ring").fetchone()
         """Random name of this file: the numbers of another one mean nothing here."""
+
+    def is_in_place(self) -> bool:
+        """Return whether the file has its name: what is written to one that was removed is not kept."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
 
     def extent(self) -> Extent:
         """Return what the ring has."""
         query = (
             "SELECT (SELECT min(number) FROM notices), (SELECT coalesce(max(seq), 0) FROM sqlite_sequence),"
-            " bytes, (SELECT max(received_tai) FROM notices) FROM ring"
+            " bytes, (SELECT received_tai FROM notices ORDER BY number DESC LIMIT 1) FROM ring"
         )
         first, last, size, newest = self._db.execute(query).fetchone()
         return Extent(last + 1 if first is None else first, last, size, newest)

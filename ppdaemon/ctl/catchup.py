@@ -59,8 +59,17 @@ _STYLES = {"done": "green", "prepared": "green", "failed": "red", "refused": "ye
 
 
 def failed_of(config: NodeConfig, limit: int, selected: dict[str, Any]) -> list[FailedVisit]:
-    """Return the failed visit-detectors in a node's journal, the newest first."""
-    with reading(NodeFolders.of(config).journal) as db:
+    """Return the failed visit-detectors in a node's journal, the newest first.
+
+    Raises `~ppdaemon.errors.Refused` in shadow mode, and if the journal is of that mode.
+    """
+    journal = NodeFolders.of(config).journal
+    with reading(journal) as db:
+        if config.shadow.enabled or journalfile.is_shadow(db):
+            raise Refused(
+                f"{journal} is of a node in shadow mode: nothing of it is brought into a central repo, the"
+                " present service has its visits; ppctl retry processes them again on the node"
+            )
         return journalfile.failed_visits(db, VisitsRequest(limit=limit, failed=True, **selected))
 
 

@@ -80,7 +80,9 @@ def _run_of(sources: Iterable[str], day_obs: int, collection: str | None, timing
 @click.option("--also-a", multiple=True, metavar="SOURCE", help="Another source of A; can be repeated.")
 @click.option("--also-b", multiple=True, metavar="SOURCE", help="Another source of B; can be repeated.")
 @click.option(
-    "--night", metavar="DAY_OBS", help="The night, such as 20261122. Default: the newest of a journal."
+    "--night",
+    metavar="DAY_OBS",
+    help="The night, such as 20261122. Default: the newest of a journal; of those of A and B, the earlier.",
 )
 @click.option("--collection-a", metavar="PATTERN", help="Outputs of A.  [default: */prompt/output-NIGHT]")
 @click.option("--collection-b", metavar="PATTERN", help="Outputs of B.  [default: */prompt/output-NIGHT]")
@@ -123,7 +125,8 @@ def command(
     central repo only: outcomes are then not compared.
 
     Exit code: 0 if nothing differs but latencies; 1 if something does; 65 if a repo has
-    no such collection; 69 if a source cannot be read.
+    no such collection, or no source anything of the night; 69 if a source cannot be
+    read.
     """
     sources_a, sources_b = (a, *also_a), (b, *also_b)
     try:
@@ -131,16 +134,19 @@ def command(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--night") from None
     if day_obs is None:
-        journals = [source for source in (*sources_a, *sources_b) if is_journal(Path(source))]
-        if not journals:
+        sides = [[path for path in map(Path, each) if is_journal(path)] for each in (sources_a, sources_b)]
+        if not any(sides):
             raise click.UsageError("none of the sources is a journal: name the night with --night")
-        day_obs = newest_night(journals_at([Path(journals[0])]), Clock())
+        # One of them may have been running since the night that both have.
+        day_obs = min(newest_night(journals_at(journals), Clock()) for journals in sides if journals)
     report = compare(
         day_obs,
         _run_of(sources_a, day_obs, collection_a, timing),
         _run_of(sources_b, day_obs, collection_b, timing),
         all_rows=all_rows,
     )
+    if not (report.a.visit_detectors or report.b.visit_detectors):
+        raise BadMessage(f"no source has a visit-detector of the night {day_obs}: see --night")
     if form == "csv":
         click.echo(compare_csv(report), nl=False)
     else:
@@ -231,9 +237,11 @@ def _output_table(report: CompareReport) -> RenderableType:
 
 def _row_table(rows: tuple[CompareRow, ...]) -> RenderableType:
     table = new_table("visit", "det>", "differs", "A~", "B~")
+    several = len({row.instrument for row in rows}) > 1  # which may have visits of the same name
     for row in rows[:SHOWN]:
         a, b = _words(row.a, row.b), _words(row.b, row.a)
-        table.add_row(plain(row.group), str(row.detector), ", ".join(row.differs), plain(a), plain(b))
+        visit = f"{row.instrument} {row.group}" if several else row.group
+        table.add_row(plain(visit), str(row.detector), ", ".join(row.differs), plain(a), plain(b))
     if len(rows) > SHOWN:
         table.add_row(f"and {len(rows) - SHOWN} more, see --json or --format csv")
     return table
@@ -246,7 +254,9 @@ def _words(cell: CompareCell | None, other: CompareCell | None) -> str:
     words: list[str] = [cell.outcome] if cell.outcome else []
     words += [cell.pipeline] if cell.pipeline else []
     words += [f"{cell.latency_s:.1f} s"] if cell.latency_s is not None else []
-    words += [f"{cell.exported} datasets"] if cell.exported is not None and cell.outputs is None else []
+    words += (
+        [number_of(cell.exported, "dataset")] if cell.exported is not None and cell.outputs is None else []
+    )
     others = (other.outputs if other is not None else None) or {}
     for name, count in sorted((cell.outputs or {}).items()):
         if others.get(name, 0) != count and other is not None:

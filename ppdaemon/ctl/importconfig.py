@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command ``ppctl import-config``: from the configuration of Rubin Observatory's service for prompt
-processing (lsst-dm/prompt_processing and next_visit_fan_out) to ``ppdaemon.yaml`` and ``pprelay.yaml``.
+processing (lsst-dm/prompt_processing and next_visit_fan_out) to ``ppdaemon.yaml``, ``pprelay.yaml``, and, if
+raws are in a bucket, ``ppbridge.yaml``.
 
 What the service is told by environment variables is in `CARRIED` and `NOT_CARRIED`, by their names in the
 service of March 2026. Passwords and tokens are not copied: the files name the variables.
@@ -40,7 +41,7 @@ _PASSWORD = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
 
 @dataclass
 class Import:
-    """Both files while they are made, as mappings, and what a person must know about them."""
+    """The files while they are made, as mappings, and what a person must know about them."""
 
     instrument: str
     detectors: Mapping[str, str]
@@ -48,6 +49,8 @@ class Import:
     variables: Mapping[str, str]
     node: dict[str, Any] = field(default_factory=dict)
     relay: dict[str, Any] = field(default_factory=dict)
+    bridge: dict[str, Any] = field(default_factory=dict)
+    """Empty if raws are in no bucket."""
     notes: dict[str, str] = field(default_factory=dict)
     """By variable: why it has no key here, or what to do beside."""
     relay_notes: dict[str, str] = field(default_factory=dict)
@@ -81,11 +84,22 @@ def _expiry(made: Import, _: str, value: str) -> None:
 
 def _raws(made: Import, name: str, value: str) -> None:
     made.set("arrivals.remote", [{"uri": f"s3://{value}", "layout": "lsst"}])
-    made.set("arrivals.subscribe", ["tcp://127.0.0.1:5580"])
-    made.notes[name] = (
-        "raws are read from the bucket when a notice names them: arrivals.subscribe needs the address of a "
-        "publisher of notices; if this host sees the files, use arrivals.roots instead"
-    )
+    made.set("arrivals.bridges", ["tcp://127.0.0.1:5581"])
+    made.bridge |= {"state_dir": "/var/lib/ppdaemon/bridge", "control": "/run/ppbridge/control.sock"}
+    brokers, topic = (made.variables.get(each, "") for each in ("KAFKA_CLUSTER", "BUCKET_TOPIC"))
+    text = "raws are read from the bucket when a notice names them, which ppbridge passes on: "
+    if brokers and topic:
+        # The first start of the group; the bridge alone would read all that the topic has.
+        reset = made.variables.get("BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET") or "latest"
+        made.bridge["kafka"] = {
+            "brokers": brokers,
+            "topics": [topic],
+            "options": {"auto.offset.reset": reset},
+        }
+        text += "it reads them from BUCKET_TOPIC in a group of its own, and the service may run beside it; "
+    else:
+        text += "without KAFKA_CLUSTER and BUCKET_TOPIC, let the bucket send them to it by HTTP; "
+    made.notes[name] = f"{text}if this host sees the files, use arrivals.roots instead"
 
 
 def _restarts(made: Import, name: str, value: str) -> None:
@@ -209,19 +223,15 @@ def _fan_out_kafka(made: Import, variables: Mapping[str, str]) -> None:
         made.relay["expiry_s"] = float(expiry)
 
 
-_NOTICES = "raws are found by arrivals: files, or notices over ZeroMQ"
 _EVENTS = (
     "visits come from pprelay, over ZeroMQ, or from Kafka: give the fan-out's environment as --fan-out-env"
 )
 NOT_CARRIED: Mapping[str, str] = {
-    "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": _NOTICES,
-    "BUCKET_TOPIC": _NOTICES,
     "CENTRAL_IERS_CACHE": "astropy's tables of the Earth's rotation are those that are installed",
     "CONSUMER_GROUP": _EVENTS,
     "DEBUG_EXPORT_OUTPUTS": "0: outputs were not exported; here export.types decides which are",
     "FANNED_OUT_MSG_LISTEN_TIMEOUT": _EVENTS,
     "INSTRUMENT_CONFIG_FILE": "give this file as --fan-out",
-    "KAFKA_CLUSTER": _NOTICES,
     "KAFKA_SCHEMA_REGISTRY_URL": _EVENTS,
     "LOCAL_REPOS": "workers' repos are on a RAM disk, node.ramdisk",
     "LOCAL_REPO_CACHE_SIZE": "all workers of a host share calibrations and templates: preload.cache_max",
@@ -229,7 +239,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "NEXT_VISIT_TOPIC": _EVENTS,
     "OFFSET": _EVENTS,
     "PLATFORM": _EVENTS,
-    "RAW_MICROSERVICE": _NOTICES,
+    "RAW_MICROSERVICE": "raws are found by arrivals: files, or notices of a bucket",
     "REDIS_STREAM_CONSUMER_GROUP": _EVENTS,
     "REDIS_STREAM_HOST": _EVENTS,
     "REDIS_STREAM_NAME": _EVENTS,
@@ -245,11 +255,14 @@ NOT_CARRIED: Mapping[str, str] = {
 # Used by others of `CARRIED`.
 _PARTS = frozenset(
     {
+        "BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET",
+        "BUCKET_TOPIC",
         "BUTLER_WRITER_KAFKA_CLUSTER",
         "BUTLER_WRITER_KAFKA_PASSWORD",
         "BUTLER_WRITER_KAFKA_TOPIC",
         "BUTLER_WRITER_KAFKA_USERNAME",
         "DAF_BUTLER_SASQUATCH_NAMESPACE",
+        "KAFKA_CLUSTER",
         "RUBIN_INSTRUMENT",
         "SASQUATCH_TOKEN",
     }
@@ -447,11 +460,12 @@ def _text(program: str, values: Mapping[str, Any], notes: Mapping[str, str], unk
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Folder of ppdaemon.yaml and pprelay.yaml.  [default: this one]",
+    help="Folder of the files.  [default: this one]",
 )
 def import_config(environment: Path, fan_out: Path | None, fan_out_env: Path | None, output: Path) -> None:
     """Write ppdaemon.yaml and pprelay.yaml from the configuration of Rubin's prompt processing service.
 
+    With raws in a bucket, ppbridge.yaml is written, too.
     ENVIRONMENT has the environment variables of the service: the output of env or
     env -0 in one of its containers, or YAML of Kubernetes. What cannot be carried
     over is written as comments. Existing files are not overwritten.
@@ -473,6 +487,8 @@ def import_config(environment: Path, fan_out: Path | None, fan_out_env: Path | N
         output / "ppdaemon.yaml": _text("ppdaemon", made.node, made.notes, unknown),
         output / "pprelay.yaml": _text("pprelay", made.relay, made.relay_notes, []),
     }
+    if made.bridge:
+        files[output / "ppbridge.yaml"] = _text("ppbridge", made.bridge, {}, [])
     if there := [str(path) for path in files if path.exists()]:
         raise StateUnusable(f"{' and '.join(there)}: there already; name another folder with --output")
     for path, text in files.items():

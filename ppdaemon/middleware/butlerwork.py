@@ -117,7 +117,14 @@ class ButlerWork:
         self._central = CentralReader(config.source, retry_s, context.template)
         cache = SharedCache(context.cache, context.config.preload.cache_max)
         any_filter = context.config.exposures.filter == "ignore"
-        self._preload = Preload(config, self._central, cache, self._library, any_filter=any_filter)
+        self._preload = Preload(
+            config,
+            self._central,
+            cache,
+            self._library,
+            any_filter=any_filter,
+            generation=context.template.name,
+        )
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         export = context.config.export

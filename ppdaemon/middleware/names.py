@@ -14,11 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lsst.daf.butler import Butler, ButlerRepoIndex, DimensionUniverse
+from lsst.daf.butler import ButlerConfig as RepoConfig
 from lsst.pipe.base import Instrument
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import ButlerConfig, NodeConfig
+from ppdaemon.config import NO_CENTRAL, ButlerConfig, NodeConfig, is_same_place
 from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.middleware.butler.central import CentralReader
@@ -203,6 +204,10 @@ class NameResolver:
                     if _sends_alerts(name, fields) and not shadow.environment.get("AP_KAFKA_SERVER")
                 ]
         yield from (_error(("shadow", "overrides"), text) for text in dict.fromkeys(texts))
+        if self._config.central != NO_CENTRAL and (
+            problem := _shared(self._config.central, self._config.source)
+        ):
+            yield _error(("shadow", "central"), problem)
 
     def _export_types(self) -> Iterator[NameFinding]:
         universe = DimensionUniverse()
@@ -321,7 +326,7 @@ def _unchanged(
 ) -> Iterator[str]:
     """Yield why a task is not replaced: one with an alert database needs another, others any change."""
     databases = {name: value for name, value in fields.items() if name.startswith("apdb")}
-    if databases and all(before.get(name) == value for name, value in databases.items()):
+    if databases and all(is_same_place(before.get(name), value) for name, value in databases.items()):
         names = ", ".join(f"{label}:{name}" for name in databases)
         yield (
             f"the task {label} would use the alert database of the present service: set {names}, or the"
@@ -338,6 +343,31 @@ def _sends_alerts(name: str, fields: Mapping[str, Any]) -> bool:
     """Return whether a field is the switch of ``lsst.ap.association`` for the alert stream, and on."""
     is_on = name.rpartition(".")[2] == "doProduceAlerts" and bool(fields[name])
     return is_on and fields.get("doPackageAlerts") is not False
+
+
+def _shared(own: str, other: str) -> str:
+    """Return why a repo may be another one: it has its folder, database or datastore; blank if it is not.
+
+    Names may be aliases, and a replica may have the datastore of the repo that it replicates.
+    """
+    try:
+        shares = not _places_of(own).isdisjoint(_places_of(other))
+    except Exception as error:  # a repo that is away, another store's driver that is missing
+        return f"whether {own} and {other} are different repos cannot be checked: {describe(error)}"
+    return f"{own} is the repo of the present service, or shares its database or files" if shares else ""
+
+
+def _places_of(uri: str) -> set[tuple[str, ...]]:
+    """Return the database and the roots of a repo."""
+    config = RepoConfig(uri)
+    folder = config.configDir
+    root = str(folder) if folder is None or not folder.isLocal else os.path.realpath(folder.ospath)
+
+    def value(*key: str) -> str:
+        return str(config[key] or "").replace("<butlerRoot>", root) if key in config else ""
+
+    database = (value("registry", "db"), value("registry", "namespace"))
+    return {(root,), database, (value("datastore", "root"),)}
 
 
 def _instrument_problem(name: str, full_name: str) -> str:

@@ -52,7 +52,7 @@ class NightOutputs:
         self._exposures: dict[tuple[str, int], tuple[str, float]] = {}
         """Group, and TAI seconds of the end, of each exposure."""
         self._visits: dict[tuple[str, int], int] = {}
-        """An exposure of each visit."""
+        """The last exposure of each visit."""
 
     def rows(self) -> Iterator[tuple[Key, dict[str, int], float | None]]:
         """Yield each visit-detector with its number of datasets by type, and its latency in seconds."""
@@ -103,7 +103,8 @@ class NightOutputs:
         visit = int(ids["visit"])
         if (instrument, visit) not in self._visits:
             for record in self._of_day("visit_definition", "visit", instrument, visit):
-                self._visits[instrument, int(record.visit)] = int(record.exposure)
+                key, last = (instrument, int(record.visit)), int(record.exposure)
+                self._visits[key] = max(last, self._visits.get(key, last))
         return self._visits.get((instrument, visit))
 
     def _exposure(self, instrument: str, exposure: int) -> tuple[str, float] | None:
@@ -131,8 +132,15 @@ class NightOutputs:
         quantum = metadata.get("quantum", {})
         if known is None or "endUtc" not in quantum:
             return None
-        ended = datetime.fromisoformat(str(quantum["endUtc"])).astimezone(UTC)
-        return float(Time(ended.replace(tzinfo=None), scale="utc").unix_tai) - known[1]
+        return _tai_of(str(quantum["endUtc"])) - known[1]
+
+
+def _tai_of(utc: str) -> float:
+    """Return the TAI seconds since 1970 of a time in metadata: UTC, also without a zone."""
+    found = datetime.fromisoformat(utc)
+    if found.tzinfo is not None:
+        found = found.astimezone(UTC).replace(tzinfo=None)
+    return float(Time(found, scale="utc").unix_tai)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -71,7 +71,8 @@ class CompareRow(Model):
     detector: int
     differs: tuple[str, ...]
     """What differs: ``missing in A``, ``missing in B``, ``outcome``, ``pipeline``, ``outputs``; empty if
-    nothing does. Latencies are no difference."""
+    nothing does. Latencies are no difference, nor is a visit-detector without outputs that a run of which
+    only a repo was read does not have."""
     a: CompareCell | None
     """`None` if the first run does not have it."""
     b: CompareCell | None
@@ -184,9 +185,11 @@ class Run:
             return None
         known = {} if outputs is None and self.has_repo else outputs
         latency_s = self.latencies_s.get(key)
+        # Without validation, which copies the numbers: most visit-detectors share the same ones, and in a
+        # night of LSSTCam all 200,000 may differ.
         if last is None:
-            return CompareCell(outputs=known, latency_s=latency_s)
-        return CompareCell(
+            return CompareCell.model_construct(outputs=known, latency_s=latency_s)
+        return CompareCell.model_construct(
             outcome=last.outcome,
             reason=last.reason,
             pipeline=last.pipeline,
@@ -218,6 +221,15 @@ def _differences(a: CompareCell | None, b: CompareCell | None, compared: Sequenc
         yield "outputs"
 
 
+def _is_silent(run: Run, cell: CompareCell | None, other: CompareCell | None) -> bool:
+    """Return whether a run does not have a visit-detector because only its repo is known, and there are no
+    outputs of the other run either, such as of a visit that was canceled.
+    """
+    if run.has_journal or cell is not None or other is None:
+        return False
+    return not (other.exported if other.outputs is None else other.outputs)
+
+
 def _word(cell: CompareCell | None) -> str:
     return "missing" if cell is None else cell.outcome or "open"
 
@@ -238,7 +250,10 @@ def compare(day_obs: int, a: Run, b: Run, *, all_rows: bool = False) -> CompareR
     # By group first: the rows of a visit stand together.
     for key in sorted(a.keys | b.keys, key=lambda key: (key[1], key[0], key[2])):
         cells = a.cell(key), b.cell(key)
-        differs = tuple(dict.fromkeys(_differences(*cells, compared)))
+        if _is_silent(a, cells[0], cells[1]) or _is_silent(b, cells[1], cells[0]):
+            differs: tuple[str, ...] = ()
+        else:
+            differs = tuple(dict.fromkeys(_differences(*cells, compared)))
         differ += bool(differs)
         pairs[_word(cells[0]), _word(cells[1])] += 1
         row = CompareRow(

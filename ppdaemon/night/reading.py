@@ -54,9 +54,13 @@ def newest_night(paths: Sequence[Path], clock: Clock) -> int:
 
 
 def last_rows(paths: Sequence[Path], day: int) -> Iterator[journalfile.NightRow]:
-    """Yield the last attempt of all nodes at each visit-detector of a night."""
+    """Yield the last attempt of all nodes at each visit-detector of a night.
+
+    Raises `~ppdaemon.errors.Unavailable` if some nodes ran in shadow mode and others did not.
+    """
     with ExitStack() as opened:
         dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
+        _is_shadow(dbs)
         yield from (
             row for _, row in _last_of_all(dict(zip(names_of(paths), dbs, strict=True)), night_limits(day))
         )
@@ -76,11 +80,7 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
     with ExitStack() as opened:
         dbs = [opened.enter_context(reading(path, longest_s=LONGEST_S)) for path in paths]
         day = day or _newest(dbs, clock)
-        modes = {journalfile.is_shadow(db) for db in dbs}
-        if len(modes) > 1:
-            raise Unavailable(
-                "some of these journals are of shadow mode: report them apart, or ppctl compare"
-            )
+        shadow = _is_shadow(dbs)
         limits = night_limits(day)
         totals = NightTotals()
         if len(dbs) == 1:
@@ -95,7 +95,7 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
             day_obs=day,
             late_raws=sum(journalfile.count_late_raws(db, late) for db in dbs),
             recycled=_sum(recycled) if recycled else None,
-            shadow=modes == {True},
+            shadow=shadow,
             **totals.fields(),
         )
 
@@ -122,6 +122,14 @@ def copy_night(path: Path, day: int | None, clock: Clock, target: Path) -> int:
         finally:
             part.unlink(missing_ok=True)
     return day
+
+
+def _is_shadow(dbs: Iterable[sqlite3.Connection]) -> bool:
+    """Return whether the nodes ran in shadow mode; raise `~ppdaemon.errors.Unavailable` if only some did."""
+    modes = {journalfile.is_shadow(db) for db in dbs}
+    if len(modes) > 1:
+        raise Unavailable("some of these journals are of shadow mode: report them apart, or ppctl compare")
+    return modes == {True}
 
 
 def _newest(dbs: Iterable[sqlite3.Connection], clock: Clock) -> int:

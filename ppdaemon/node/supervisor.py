@@ -156,7 +156,9 @@ class Supervisor:
                 await self._unless_stopped(node.reprocessor.recover())
             if self._stop.is_set():
                 return
-            node.exporter.start()
+            shadow = self.file.config.shadow.enabled
+            if not shadow:
+                node.exporter.start()
             node.publisher.start()
             await node.arrivals.start()
             drained_since = await asyncio.to_thread(NodeFolders.of(self.file.config).drained_since)
@@ -172,6 +174,8 @@ class Supervisor:
         try:
             # After visits are accepted, which must not wait for it.
             await self._unless_stopped(node.generations.wait_for_task_names())
+            if shadow and not self._stop.is_set():  # its repo may be that of the present service
+                node.exporter.start()
             node.scheduler.assigning = not self._stop.is_set()
             node.scheduler.decide()
             await self._wait_for_worker(node)

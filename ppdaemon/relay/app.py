@@ -96,7 +96,7 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
     ):
         relay = Relay(
             config,
-            Ledger(config.state_dir, clock),
+            Ledger(config.state_dir, clock, shadow=config.shadow),
             RelaySockets(submit, nodes),
             clock=clock,
             notifier=notifier,

@@ -238,6 +238,11 @@ class RelayConfig(ConfigPart):
         """The path of the unix socket."""
         return self.control or self.state_dir / RELAY_SOCKET
 
+    @property
+    def kafka_group(self) -> str:
+        """The name under which it commits offsets; relays of both modes may have the same `name`."""
+        return f"ppdaemon{'.shadow' if self.shadow else ''}-{self.name}"
+
     @cached_property
     def active_detectors(self) -> Mapping[str, tuple[int, ...]]:
         """By instrument: the detectors that are not switched off."""

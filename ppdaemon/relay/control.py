@@ -73,6 +73,8 @@ class RelayControl:
         self._started_tai = self.clock.tai()
         self._ledger = self.config.state_dir / LEDGER_NAME
         self._problem_log = ProblemLog()
+        self._slots_of_node = 0.0
+        """The average when any was ready last: all hosts of Slurm may be given back at the same time."""
         self._permits: dict[Literal["granted", "refused"], int] = {"granted": 0, "refused": 0}
         self._measure()
 
@@ -252,6 +254,8 @@ class RelayControl:
     def _hosts(self, nodes: Sequence[reports.RelayNodeRow]) -> reports.RelayHostsReport:
         """Return how many nodes the latest visits need, of the average size of those that are ready."""
         offered = [row.capacity for row in nodes if row.connected and not row.drained and row.capacity]
+        if offered:
+            self._slots_of_node = sum(offered) / len(offered)
         rows = tuple(
             reports.RelayDemandRow(
                 instrument=name,
@@ -263,8 +267,8 @@ class RelayControl:
             for name, each in sorted(self.dispatcher.demand.of_instruments(self.clock.mono()).items())
         )
         needed = None
-        if rows and offered:
-            needed = math.ceil(sum(row.slots for row in rows) * len(offered) / sum(offered))
+        if rows and self._slots_of_node:
+            needed = math.ceil(sum(row.slots for row in rows) / self._slots_of_node)
         return reports.RelayHostsReport(
             ready=len(offered), slots=sum(offered), needed=needed, instruments=rows
         )

@@ -64,7 +64,7 @@ class KafkaSource:
     def __init__(
         self,
         config: KafkaConfig,
-        name: str,
+        group: str,
         server: SubmitServer,
         throttle: Throttle,
         put: Callable[[Callable[[], None]], Awaitable[None]],
@@ -78,7 +78,7 @@ class KafkaSource:
         self._aside: deque[tuple[float, _Taken]] = deque()
         """What could not be served, and when it is tried again, monotonic seconds."""
         self._assigned: set[Place] = set()
-        self._client = KafkaConsumer(f"ppdaemon-{name}", config.brokers, config.options)
+        self._client = KafkaConsumer(group, config.brokers, config.options)
 
     @property
     def problem(self) -> str:

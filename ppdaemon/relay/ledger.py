@@ -139,9 +139,12 @@ class Ledger(SqliteFile):
     Each method is called within a transaction of the `BatchWriter`.
     """
 
-    def __init__(self, folder: Path, clock: Clock):
+    def __init__(self, folder: Path, clock: Clock, *, shadow: bool = False):
         self._clock = clock
-        super().__init__(folder / LEDGER_NAME, "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        path = folder / LEDGER_NAME
+        super().__init__(path, "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        # Those that are open would be sent to nodes of the other mode, too.
+        self._set_mode(path, shadow, "visits", "state_dir")
         with self.transaction():
             # The time is a lower limit: the epoch grows also if the ledger is lost.
             (self.epoch,) = self._db.execute(

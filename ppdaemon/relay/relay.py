@@ -187,7 +187,8 @@ class Relay:
         # The library is not installed everywhere, and takes 20 ms.
         from ppdaemon.relay.kafkasource import KafkaSource
 
-        source = KafkaSource(config.kafka, config.name, self._submit_server, self._throttle, self._events.put)
+        server, throttle = self._submit_server, self._throttle
+        source = KafkaSource(config.kafka, config.kafka_group, server, throttle, self._events.put)
         self._control.kafka_problem = lambda: source.problem
         return source
 

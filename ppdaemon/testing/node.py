@@ -383,7 +383,7 @@ def running_node(
             status = node.stop()
         if status != 0:
             raise AssertionError(f"the daemon ended with {status}\n{node.story()}")
-        if left := list(node.ramdisk.glob("ppdaemon-*")):
+        if left := list(node.ramdisk.glob("ppdaemon*")):
             raise AssertionError(f"left on the RAM disk: {left}\n{node.story()}")
 
 

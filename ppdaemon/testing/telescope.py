@@ -173,7 +173,7 @@ class Telescope:
                 status = node.stop()
             if status != 0:
                 problems.append(f"{name} {'had to be killed' if status is None else f'ended with {status}'}")
-            problems += [f"{name} left {path}" for path in node.ramdisk.glob("ppdaemon-*")]
+            problems += [f"{name} left {path}" for path in node.ramdisk.glob("ppdaemon*")]
         if self.relay.running and (status := self.relay.stop()) != 0:
             problems.append(f"the relay ended with {status}")
         return problems

@@ -2,11 +2,11 @@
 """Who may see the page: everybody on this host, those who know a token, or whom a proxy lets pass. Pure."""
 
 import hashlib
-import hmac
 import ipaddress
 from dataclasses import dataclass
 
 from ppdaemon.errors import ConfigError
+from ppdaemon.tokenfile import is_token
 
 __all__ = ("COOKIE", "Access", "check_listen")
 
@@ -29,15 +29,13 @@ class Access:
 
     def is_token(self, text: str) -> bool:
         """Return whether this is the token."""
-        return self.token is not None and hmac.compare_digest(text.encode(), self.token.encode())
+        return self.token is not None and is_token(text, self.token)
 
     def allows(self, *, authorization: str, cookie: str) -> bool:
         """Return whether a request with these headers may see the page."""
         if self.token is None:
             return True
-        return self.is_token(authorization.removeprefix("Bearer ")) or hmac.compare_digest(
-            cookie.encode(), self.cookie.encode()
-        )
+        return self.is_token(authorization.removeprefix("Bearer ")) or is_token(cookie, self.cookie)
 
     def allows_host(self, host: str) -> bool:
         """Return whether a request may name this host. Otherwise any web site could give its own name the

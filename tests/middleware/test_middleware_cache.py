@@ -318,8 +318,8 @@ def test_many_concurrent_workers_get_the_files_they_request(tmp_path: Path, budg
 
 def test_questions_of_workers_are_no_files_of_the_cache(host: Host) -> None:
     host.use("one")
-    host.cache.questions.mkdir()
-    question = host.cache.questions / "open"
+    host.cache.questions("1").mkdir()
+    question = host.cache.questions("1") / "open"
     question.write_bytes(bytes(10 * BUDGET))
     assert host.cache.drop_unused() == 100
     assert question.exists()

@@ -328,6 +328,36 @@ def test_in_shadow_mode_each_task_that_writes_must_be_replaced(
         assert text in line
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("ALIAS", "ALIAS is the repo of the present service"),
+        ("copy", "copy is the repo of the present service, or shares its database"),
+        ("none", "are different repos cannot be checked"),
+        ("own", ""),
+    ],
+)
+def test_in_shadow_mode_the_repo_of_outputs_is_another_one(
+    tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, name: str, problem: str
+) -> None:
+    index, central = tmp_path / "index.yaml", Path(document["butler"]["central"])
+    index.write_text(yaml.safe_dump({"ALIAS": str(central)}))
+    monkeypatch.setenv("DAF_BUTLER_REPOSITORY_INDEX", str(index))
+    for folder, root in (("copy", central), ("own", tmp_path / "own")):
+        (tmp_path / folder).mkdir()
+        config = yaml.safe_load((central / "butler.yaml").read_text())
+        config["registry"]["db"] = f"sqlite:///{root}/gen3.sqlite3"
+        (tmp_path / folder / "butler.yaml").write_text(yaml.safe_dump(config))
+    document["engine"]["no_return"] = []
+    own = name if name == "ALIAS" else str(tmp_path / name)
+    document["shadow"] = {"enabled": True, "central": own}
+    errors = resolved(tmp_path, document).errors
+    assert len(errors) == bool(problem), errors
+    for line in errors:
+        assert "shadow.central" in line
+        assert problem in line
+
+
 def test_in_shadow_mode_a_pipeline_that_cannot_be_checked_is_an_error(
     tmp_path: Path, document: Document
 ) -> None:

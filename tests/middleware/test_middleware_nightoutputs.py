@@ -2,8 +2,11 @@
 """What a night has left in two real central repos, read as ``ppctl compare`` does."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from astropy.time import Time
@@ -14,7 +17,7 @@ from toycam import DAY, GROUP, NAME, MakeRig, ToyCam
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import cli
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.nightoutputs import NightOutputs, main
+from ppdaemon.middleware.nightoutputs import NightOutputs, _tai_of, main
 from ppdaemon.states import ExitCode
 
 pytest_plugins = ("toyfixtures",)
@@ -64,6 +67,7 @@ def test_datasets_of_groups_exposures_and_visits_are_those_of_one_visit_detector
     assert timed[NAME, GROUP, 1] == pytest.approx((ended - record.timespan.end).to_value("s"), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_command_compares_two_repos(
     centrals: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +82,23 @@ def test_the_command_compares_two_repos(
     missing = one["a"]["outputs"].keys() - one["b"]["outputs"].keys()
     assert missing == {"calibrate_metadata", "known_metadata"}
     assert (two["detector"], two["differs"], two["b"]) == (2, ["missing in B"], None)
+
+
+@pytest.mark.parametrize("text", ["2026-11-22T01:00:00.5", "2026-11-22T03:00:00.5+02:00"])
+def test_times_of_metadata_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TZ", "America/Santiago")
+    time.tzset()
+    try:
+        assert _tai_of(text) == pytest.approx(Time("2026-11-22T01:00:00.5", scale="utc").unix_tai)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_visit_ends_with_the_last_of_its_exposures(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [SimpleNamespace(visit=7, exposure=number) for number in (4, 5, 3)]
+    monkeypatch.setattr(NightOutputs, "_of_day", lambda *arguments: records)
+    assert NightOutputs(MagicMock(), [])._exposure_of(NAME, {"visit": 7}) == 5
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
+from ppdaemon.middleware.preload.questions import HostQuestions
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 
@@ -136,7 +137,7 @@ def test_finding_returns_what_is_there_and_changes_nothing(context: PreloadSetup
     assert all(each.query_ms > 0 for each in plan.found)
     assert plan.reasons == ()
     assert plan.sizes == {}
-    cache, questions = context.rig.context.cache, ".questions"
+    cache, questions = context.rig.context.cache, ".questions-0"
     assert [path.name for path in cache.iterdir()] == [questions], "no file is fetched"
     assert [path.name for path in (cache / questions).iterdir()] == [".lock"], "no question is left"
     assert list(context.repo.butler.query_all_datasets("*", find_first=False)) == []
@@ -235,7 +236,7 @@ def test_nothing_is_copied_if_no_pipeline_can_run(context: PreloadSetup) -> None
     with pytest.raises(VisitFailed, match=r"no pipeline can run: NeedsModel lacks toy_model \(in ") as caught:
         context.fetch(context.order(main="NeedsModel"))
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.NO_PIPELINE, False)
-    assert [path.name for path in context.rig.context.cache.iterdir()] == [".questions"]
+    assert [path.name for path in context.rig.context.cache.iterdir()] == [".questions-0"]
 
 
 def test_only_what_usable_pipelines_read_is_copied(context: PreloadSetup) -> None:
@@ -298,6 +299,30 @@ def test_workers_of_a_host_fetch_each_file_once(contexts: MakeContext, tmp_path:
     neighbor = other.fetch(other.order(detector=0))
     assert len(neighbor) == 2 + 2 + 4
     assert other.stats["hits"] > 0, "patches that lie under both detectors"
+
+
+def test_an_unknown_filter_is_logged_by_its_worker(
+    context: PreloadSetup, caplog: pytest.LogCaptureFixture
+) -> None:
+    context.find(context.order(filters="r_03, unheard_of"))
+    assert f"the announced filter unheard_of is not one of {NAME} in the central repo" in caplog.text
+
+
+def test_workers_of_two_configurations_do_not_ask_each_other(rigs: MakeRig) -> None:
+    rig, worker = rigs()
+    seen: list[Any] = []
+
+    def answer(others: Callable[[], list[Any]]) -> list[str]:
+        """Of a worker of the configuration before a reload, with other collections or another repo."""
+        seen.append(worker.prepare(rig.order()).detail["asked_for"])
+        seen.extend(others())
+        seen.extend(folder.glob("*.answer"))
+        return ["of its own configuration"]
+
+    folder = SharedCache(rig.context.cache, 0).questions("template-0")
+    assert HostQuestions[str, str](folder).ask("old", answer, Timings(Clock())) == "of its own configuration"
+    assert seen == [1]
+    worker.close()
 
 
 @pytest.mark.parametrize("change", [{"detector": 2}, {"filters": "g_01"}, {"main": "Short", "before": ""}])

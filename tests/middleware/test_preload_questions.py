@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Workers that ask the central repo at the same time: one asks for all, and each gets its own answer."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -137,19 +138,104 @@ def test_an_error_of_one_worker_lets_no_other_wait(folder: Path, threads: Thread
     two = second.ask("2")
     wait_for_questions(folder, 2)
     first.go()
+    assert [one.result(LIMIT_S), two.result(LIMIT_S)] == [None, None], "each asks by itself"
+    alone = Asker(folder, threads)
+    alone.failure = first.failure
+    alone.go()
     with pytest.raises(ZeroDivisionError):
-        one.result(LIMIT_S)
-    assert two.result(LIMIT_S) is None
+        alone.ask("3").result(LIMIT_S)
 
 
-def test_nobody_waits_long_for_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
-    first, second = Asker(folder, threads), Asker(folder, threads, wait_s=0.05)
+def test_another_worker_takes_the_place_of_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
+    hanging, *others = (Asker(folder, threads, wait_s=2.0) for _ in range(3))
+    one = hanging.ask("1")
+    assert hanging.connected.wait(LIMIT_S)
+    for other in others:
+        other.go()
+    answers = [other.ask(number) for other, number in zip(others, "23", strict=True)]
+    assert [each.result(LIMIT_S) for each in answers] == ["answer to 2", "answer to 3"]
+    later = Asker(folder, threads)
+    later.go()
+    assert later.ask("4").result(LIMIT_S) == "answer to 4", "nobody waits for it any more"
+    hanging.go()
+    assert one.result(LIMIT_S) == "answer to 1"
+
+
+def test_nobody_waits_long_if_all_that_ask_hang(folder: Path, threads: ThreadPoolExecutor) -> None:
+    hanging, next_, last = (Asker(folder, threads, wait_s) for wait_s in (LIMIT_S, 1.0, 0.3))
+    answers = [hanging.ask("1")]
+    assert hanging.connected.wait(LIMIT_S)
+    answers.append(next_.ask("2"))
+    assert next_.connected.wait(LIMIT_S)
+    (folder / ".lock").touch()  # as if it had just begun
+    assert last.ask("3").result(LIMIT_S) is None
+    for each in (hanging, next_):
+        each.go()
+    assert [each.result(LIMIT_S) for each in answers] == ["answer to 1", "answer to 2"]
+
+
+def test_one_that_begins_is_not_taken_for_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
+    first = Asker(folder, threads)
+    first.go()
+    first.ask("1").result(LIMIT_S)
+    # The next one locks the file before it can write since when it has it.
+    assert (folder / ".lock").stat().st_mtime > Clock().mono() + LIMIT_S
+
+
+def test_what_cannot_be_read_is_nobody_elses_problem(folder: Path, threads: ThreadPoolExecutor) -> None:
+    first, second = (Asker(folder, threads) for _ in range(2))
     one = first.ask("1")
     assert first.connected.wait(LIMIT_S)
-    assert second.ask("2").result(LIMIT_S) is None
-    assert not second.connected.is_set()
+    cut = folder / "cut.question"
+    with cut.open("wb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        two = second.ask("2")
+        wait_for_questions(folder, 3)
+        (question,) = (path for path in folder.glob("*.question") if b"\x8c\x012" in path.read_bytes())
+        question.with_suffix(".answer").touch()  # empty
+        assert two.result(LIMIT_S) is None
+        first.go()
+        assert one.result(LIMIT_S) == "answer to 1"
+        assert cut.exists()
+
+
+def test_an_answer_that_cannot_be_pickled_lets_nobody_wait(folder: Path, threads: ThreadPoolExecutor) -> None:
+    first, second = (Asker(folder, threads) for _ in range(2))
+    second.go()
+    wrong: list[str] = []
+
+    def answer(others: Callable[[], list[str]]) -> list[object]:
+        first.connected.set()
+        assert first.may_ask.wait(LIMIT_S)
+        wrong.extend(others())
+        return ["own", *(threading.Lock() for _ in wrong)]
+
+    one = threads.submit(HostQuestions[str, object](folder, LIMIT_S).ask, "1", answer, Timings(Clock()))
+    assert first.connected.wait(LIMIT_S)
+    two = second.ask("2")
+    wait_for_questions(folder, 2)
     first.go()
-    assert one.result(LIMIT_S) == "answer to 1"
+    assert (one.result(LIMIT_S), two.result(LIMIT_S)) == ("own", "answer to 2")
+    assert wrong == ["2"]
+    assert left(folder) == [".lock"]
+
+
+def test_without_a_folder_a_worker_asks_by_itself(folder: Path, threads: ThreadPoolExecutor) -> None:
+    """As in a full RAM disk, for which the shared cache then makes room."""
+    folder.touch()
+    asker = Asker(folder, threads)
+    asker.go()
+    assert asker.ask("1").result(LIMIT_S) is None
+    HostQuestions[str, str](folder).renew()
+
+
+def test_files_of_killed_workers_are_deleted(folder: Path, threads: ThreadPoolExecutor) -> None:
+    folder.mkdir()
+    for name in ("1.new", "2.part", "3.question", "3.answer", "4.answer"):
+        (folder / name).touch()
+    asker = Asker(folder, threads)
+    asker.go()
+    assert asker.ask("5").result(LIMIT_S) == "answer to 5"
     assert left(folder) == [".lock"]
 
 
@@ -285,3 +371,12 @@ def test_each_detector_gets_what_its_own_query_finds(asking: Asking) -> None:
     assert len(refs_of(at_change, "bias")) == 2, "an image may be taken before or after the change"
     assert refs_of(nowhere, "toy_template") == set()
     assert "no record of the detector" in alone[-1].unregistered
+
+
+def test_who_answers_logs_nothing_about_the_visits_of_others(
+    asking: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each worker logs what concerns its visit, with the visit's name."""
+    (answer,) = asking.ask(asking.question(0, filters="r_03, unheard_of"))
+    assert "r_03" in answer.filters
+    assert "announced" not in caplog.text

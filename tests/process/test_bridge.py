@@ -4,7 +4,6 @@
 import http.client
 import json
 import shutil
-import socket
 import sqlite3
 import ssl
 import subprocess
@@ -18,7 +17,7 @@ from kafkacluster import kafka_cluster
 from node import running
 from storeserver import serving
 
-from ppdaemon.bridge.http import BODY_MAX, MAX_CONNECTIONS, MAX_REFUSED
+from ppdaemon.bridge.http import BODY_MAX, MAX_REFUSED
 from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.ctl import cli
@@ -26,7 +25,7 @@ from ppdaemon.curve import ClientKeys, new_key_pair
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.bridges import BridgeUse, Position, Positions
-from ppdaemon.states import Outcome
+from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -97,6 +96,39 @@ def test_a_node_learns_what_the_ring_no_longer_has(socket_dir):
         assert asker.number == 0
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_bridge_whose_ring_is_removed_or_replaced_ends_and_the_next_one_makes_another(
+    bridge, asker, replaced
+):
+    asker.ask()
+    bridge.post(NOTICE)
+    path = bridge.state_dir / "ring.sqlite"
+    shutil.copy(path, bridge.state_dir / "other")
+    for file in bridge.state_dir.glob("ring.sqlite*"):
+        file.unlink()
+    if replaced:
+        (bridge.state_dir / "other").rename(path)
+    assert bridge.process.wait(TIMEOUT_S) == ExitCode.CANNOT_CREATE
+    assert "ring.sqlite was removed or replaced" in bridge.log.read_text()
+    path.unlink(missing_ok=True)
+    bridge.start()
+    assert bridge.post(NOTICE) == 200
+    assert asker.ask().is_other
+
+
+def test_a_wrong_option_of_kafka_is_named(socket_dir):
+    kafka = {"brokers": "127.0.0.1:1", "topics": ["t"], "options": {"nonsense": "1"}}
+    bridge = BridgeProcess(socket_dir, kafka=kafka)
+    try:
+        bridge.start(wait=False)
+        assert bridge.process.wait(TIMEOUT_S) == ExitCode.UNAVAILABLE
+        log = bridge.log.read_text()
+        assert 'No such configuration property: "nonsense"' in log
+        assert "internal error" not in log
+    finally:
+        bridge.close()
+
+
 BAD = {
     b"": 400,
     b"no JSON": 400,
@@ -152,18 +184,6 @@ def test_https_is_served_with_a_certificate(socket_dir, tmp_path):
         connection.request("POST", "/", NOTICE)
         assert connection.getresponse().status == 200
         connection.close()
-
-
-def test_silent_clients_make_room_for_others(bridge):
-    silent = [socket.create_connection(("127.0.0.1", bridge.port)) for _ in range(300)]
-    try:
-        for client in silent[::2]:
-            client.send(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n")
-        assert bridge.post(NOTICE) == 200
-        assert bridge.daemon.status().connections <= MAX_CONNECTIONS
-    finally:
-        for client in silent:
-            client.close()
 
 
 def test_a_burst_of_an_exposure_is_one_group_of_writes(bridge, asker):

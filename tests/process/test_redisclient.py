@@ -528,6 +528,13 @@ def test_a_group_has_one_mode(server, config, shadow):
     assert "whose visits this node would take" in failing(config(shadow=shadow))
 
 
+def test_a_shadow_takes_nothing_of_a_group_whose_consumers_are_away(server, config):
+    with server.client() as client:
+        client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+    assert "whose visits this node would take" in failing(config(shadow=True))
+    assert not server.ask("EXISTS", shadow_mark(STREAM, GROUP))
+
+
 def test_a_shadow_of_a_few_detectors_acknowledges_all_others(server, config):
     server.add(STREAM, *(message(detector=number) for number in range(4, 9)))
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A real node in shadow mode: it says so, and a relay of the present service gives it nothing."""
+"""A real node in shadow mode: it reports the mode, and a relay of the present service gives it nothing."""
 
 from pathlib import Path
 
+import pytest
 from node import make_node
 
 from ppdaemon.states import ExitCode
@@ -11,6 +12,7 @@ from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S
 
 
+@pytest.mark.slow
 def test_a_node_in_shadow_mode_is_served_by_a_relay_of_its_mode_only(
     tmp_path: Path, socket_dir: Path
 ) -> None:
@@ -31,9 +33,15 @@ def test_a_node_in_shadow_mode_is_served_by_a_relay_of_its_mode_only(
             assert report.open_visits == 0
             relay.stop()
             relay.configure(shadow=True)
+            relay.launch()
+            # What waits there is for nodes of the present service.
+            assert relay.process.wait(TIMEOUT_S) == ExitCode.CANNOT_CREATE
+            for path in relay.state_dir.glob("ledger*"):
+                path.unlink()
             relay.start()
             node.wait(lambda: node.status().relay.startswith("connected"))
-            node.wait(lambda: node.status().open_visits > 0)  # what waited goes to the first node that may
+            client.announce("g2")
+            node.wait(lambda: node.status().open_visits > 0)
     finally:
         node.stop()
         relay.stop()

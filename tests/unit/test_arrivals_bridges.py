@@ -51,7 +51,20 @@ def test_positions_are_kept_and_written_only_if_they_change(tmp_path):
     assert Positions(path).of == positions.of
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {"number": 1, "more": 2}}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"a": {"number": 1, "more": 2}}',
+        '{"a": {"epoch": "e", "number": 1, "taken_tai": null}}',
+        '{"a": {"epoch": "e", "number": "many", "taken_tai": 1.0}}',
+        '{"a": {"epoch": "e", "number": 1, "taken_tai": NaN}}',
+        "\xff",
+    ],
+)
 def test_a_file_that_is_none_is_a_new_node(tmp_path, content, caplog):
     path = tmp_path / "bridges.json"
     path.write_text(content, encoding="latin-1")

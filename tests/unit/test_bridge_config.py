@@ -104,5 +104,7 @@ def test_a_passed_socket_that_other_hosts_reach_needs_a_token(tmp_path, monkeypa
 def test_a_port_in_use_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        with pytest.raises(Unavailable, match=f"http.listen: cannot listen on {address}: Address already in"):
+        with pytest.raises(
+            Unavailable, match=f"http.listen: cannot listen on {address}: Address already in use$"
+        ):
             _listener(made(tmp_path, http={"listen": address}), {})

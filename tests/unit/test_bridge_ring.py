@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ppdaemon.bridge.config import RingConfig
 from ppdaemon.bridge.http import MAX_REFUSED, MAX_REMEMBERED, Refusals
-from ppdaemon.bridge.outlet import begin_of
-from ppdaemon.bridge.ring import PRUNE_BATCH, RING_NAME, Extent, Ring
+from ppdaemon.bridge.outlet import AT_ONCE, BYTES_AT_ONCE, Newest, begin_of
+from ppdaemon.bridge.ring import PRUNE_BATCH, RING_NAME, Extent, Ring, Stored
 from ppdaemon.messages import AskNotices
 
 ALL = RingConfig(max_notices=10**9, max_bytes=10**12, keep_s=1e9)
@@ -82,6 +82,23 @@ def test_the_first_notice_since_a_time(tmp_path):
         for tai in (10.0, 20.0, 30.0):
             add(ring, b"x", tai)
         assert [ring.begin(tai) for tai in (0.0, 10.0, 10.5, 30.0, 31.0)] == [1, 1, 2, 3, 4]
+
+
+def test_the_newest_notice_is_the_last_one_although_the_clock_was_set_back(tmp_path):
+    with closing(Ring(tmp_path, ALL)) as ring:
+        assert add(ring, b"a", 9000.0).newest_tai == 9000.0
+        assert add(ring, b"b", 10.0).newest_tai == 10.0
+
+
+def test_a_ring_that_was_removed_or_replaced_is_not_in_place(tmp_path):
+    path = tmp_path / RING_NAME
+    with closing(Ring(tmp_path, ALL)) as ring:
+        assert ring.is_in_place()
+        shutil.copy(path, tmp_path / "other")
+        path.unlink()
+        assert not ring.is_in_place()
+        (tmp_path / "other").rename(path)
+        assert not ring.is_in_place()
 
 
 def test_what_a_power_failure_cuts_is_the_end_only(tmp_path):
@@ -161,3 +178,40 @@ def test_a_body_is_refused_some_times_and_then_taken_off_the_store():
     for number in range(MAX_REMEMBERED):
         refusals.refuse(b"%d" % number)
     assert refusals.refuse(b"bad")  # forgotten
+
+
+def newest_of(*sizes: int, first: int = 1) -> Newest:
+    newest = Newest()
+    for number, size in enumerate(sizes, first):
+        newest.add(Stored(number, b"x" * size))
+    return newest
+
+
+def test_who_is_up_to_date_gets_the_newest_notices_from_memory():
+    newest = newest_of(1, 2, 3, first=8)
+    extent = Extent(first=5, last=10)
+    assert newest.after(10, extent) == []
+    assert newest.after(9, extent) == [b"xxx"]
+    assert newest.after(7, extent) == [b"x", b"xx", b"xxx"]
+    assert newest.after(6, extent) is None
+    assert newest.after(11, extent) is None  # of an old copy of the ring
+    assert newest.after(8, Extent(first=10, last=10)) is None  # what it lacks was deleted
+    assert newest.after(9, Extent(first=10, last=11)) is None  # the last one is not here
+    assert Newest().after(7, Extent(first=8, last=7)) == []
+    assert Newest().after(6, extent) is None
+
+
+def test_the_newest_notices_are_as_many_as_one_answer_may_have():
+    assert len(newest_of(*[1] * (AT_ONCE + 5)).after(5, Extent(1, AT_ONCE + 5)) or ()) == AT_ONCE
+    assert newest_of(*[1] * (AT_ONCE + 5)).after(4, Extent(1, AT_ONCE + 5)) is None
+    half = BYTES_AT_ONCE // 2
+    assert newest_of(half, half, half).after(0, Extent(1, 3)) is None
+    assert newest_of(half, half, half).after(1, Extent(1, 3)) == [b"x" * half] * 2
+    assert newest_of(1, BYTES_AT_ONCE + 1).after(1, Extent(1, 2)) is None
+
+
+def test_a_gap_in_the_newest_notices_begins_them_anew():
+    newest = newest_of(1, 2)
+    newest.add(Stored(4, b"d"))
+    assert newest.after(1, Extent(1, 4)) is None
+    assert newest.after(3, Extent(1, 4)) == [b"d"]

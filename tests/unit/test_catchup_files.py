@@ -12,7 +12,7 @@ import yaml
 from test_journalfile import entry
 
 from ppdaemon.catchup import CatchupRow
-from ppdaemon.config import NodeConfig
+from ppdaemon.config import NodeConfig, ShadowConfig
 from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
 from ppdaemon.ctl.client import Daemon, NotRunning
@@ -163,6 +163,14 @@ def test_an_override_that_bps_would_change_is_refused(tmp_path, value):
     )
     with pytest.raises(ConfigError, match="isr:field"):
         catchupfiles.bps_file(unit, config, Path("/catchup"), 8)
+
+
+@pytest.mark.parametrize(("journal", "shadow"), [(True, False), (True, True), (False, True)])
+def test_nothing_of_shadow_mode_is_caught_up_in_a_central_repo(config, journal, shadow):
+    Journal(NodeFolders.of(config).journal, shadow=journal).close()
+    config = config.model_copy(update={"shadow": ShadowConfig(enabled=shadow)})
+    with pytest.raises(Refused, match="in shadow mode"):
+        catchup.failed_of(config, 100, {})
 
 
 def test_csv_has_what_may_be_done_with_each(night):

@@ -2,16 +2,18 @@
 """``ppctl compare`` of journals, and what counts as a difference."""
 
 import csv
+import io
 import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ppdaemon.clock import night_limits
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.compare import compare_csv
+from ppdaemon.ctl.compare import compare_csv, compare_view
 from ppdaemon.journalfile import NightRow
 from ppdaemon.night.compare import CompareOutcomes, CompareOutputs, Run, compare
 from ppdaemon.node.slots.assignment import Key
@@ -44,7 +46,7 @@ def of_repo(**outputs: dict[str, int]) -> Run:
     return Run(["repo"], has_repo=True, outputs=keys)
 
 
-def test_what_differs_is_said_of_each_visit_detector_and_latencies_are_none() -> None:
+def test_what_differs_is_named_for_each_visit_detector_and_latencies_are_none() -> None:
     a = of_journal(row(0), row(1), row(2, Outcome.FAILED, reason="no stars"), row(3), row(4, seconds=10.0))
     b = of_journal(row(0, seconds=50.0), row(2), row(3, pipeline="Isr"), row(4, datasets=3), row(5, None))
     report = compare(DAY, a, b)
@@ -90,14 +92,24 @@ def test_what_one_run_does_not_tell_is_not_compared() -> None:
     assert [(each.detector, each.differs) for each in report.rows] == [(1, ("outputs",))]
 
 
-def make_journal(path: Path, *outcomes: Outcome, shadow: bool = False) -> Path:
+def test_what_only_a_repo_is_known_of_and_left_no_outputs_is_no_difference() -> None:
+    own = of_journal(row(0, Outcome.CANCELLED, datasets=0), row(1))
+    assert [each.detector for each in compare(DAY, of_repo(), own).rows] == [1]  # own repo not read
+    own.has_repo, own.outputs = True, {("DemoCam", "g", 1): {"x": 1}}
+    for report in (compare(DAY, of_repo(), own), compare(DAY, own, of_repo())):
+        assert ([each.detector for each in report.rows], report.differ) == ([1], 1)
+    # A journal would have it.
+    assert compare(DAY, of_journal(), of_journal(row(0, Outcome.CANCELLED, datasets=0))).differ == 1
+
+
+def make_journal(path: Path, *outcomes: Outcome, shadow: bool = False, begin: float = BEGIN) -> Path:
     path.parent.mkdir(exist_ok=True)
     with closing(Journal(path, shadow=shadow)) as journal:
         for detector, outcome in enumerate(outcomes):
             visit = read_next_visit({"groupId": "g", "instrument": "DemoCam", "survey": "S"})
-            entry = JournalEntry(Key("DemoCam", "g", detector, 1), visit, received_tai=BEGIN + 5.0)
-            entry.outcome, entry.final, entry.shutter_close_tai = outcome, True, BEGIN + 60.0
-            entry.stages = {Stage.PROCESSED: BEGIN + 90.0}
+            entry = JournalEntry(Key("DemoCam", "g", detector, 1), visit, received_tai=begin + 5.0)
+            entry.outcome, entry.final, entry.shutter_close_tai = outcome, True, begin + 60.0
+            entry.stages = {Stage.PROCESSED: begin + 90.0}
             journal.write(Accept(Reserved(None, {}), (entry,)))
             journal.write(Update((entry,)))
     return path
@@ -144,6 +156,46 @@ def test_sources_that_cannot_be_read_are_named(
     assert cli._run(["compare", journals[0], "/no/journal.sqlite"]) == ExitCode.UNAVAILABLE
     assert "/no/journal.sqlite" in capsys.readouterr().err
     assert cli._run(["compare", *journals, "--night", "x"]) == ExitCode.USAGE
+
+
+def test_the_night_is_one_that_both_runs_can_have(
+    journals: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = make_journal(tmp_path / "newer.sqlite", Outcome.SUCCEEDED, begin=BEGIN + 86400.0)
+    for arguments in ((newer, journals[1]), (journals[1], newer)):
+        cli._run(["compare", *map(str, arguments), "--json"])
+        assert json.loads(capsys.readouterr().out)["day_obs"] == DAY
+
+
+def test_rows_have_no_numbers_of_their_own_where_visit_detectors_share_them() -> None:
+    counts, fewer = {"x": 1, "y": 2}, {"x": 1}
+    report = compare(DAY, of_repo(d0=counts, d1=counts), of_repo(d0=fewer, d1=fewer))
+    cells = [each for row in report.rows for each in (row.a, row.b) if each is not None]
+    assert [each.outputs is counts or each.outputs is fewer for each in cells] == [True] * 4
+
+
+def test_a_night_of_which_nothing_is_known_is_no_agreement(
+    journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["compare", *journals, "--night", "20261101"]) == ExitCode.DATA
+    assert "no source has a visit-detector of the night 20261101" in capsys.readouterr().err
+
+
+def test_journals_of_both_modes_are_not_one_run(
+    journals: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["compare", *journals, "--also-a", journals[1]]) == ExitCode.UNAVAILABLE
+    assert "some of these journals are of shadow mode" in capsys.readouterr().err
+
+
+def test_visits_of_the_same_name_are_told_apart_in_the_table() -> None:
+    b = of_journal(row(0, instrument="ToyCam"))
+    console = Console(file=io.StringIO(), width=200)
+    with console.capture() as captured:
+        console.print(compare_view(compare(DAY, of_journal(row(0)), b)))
+    rows = [line.split()[:3] for line in captured.get().splitlines()]
+    assert ["DemoCam", "g", "0"] in rows
+    assert ["ToyCam", "g", "0"] in rows
 
 
 def test_commas_in_reasons_and_groups_stay_in_their_cells() -> None:

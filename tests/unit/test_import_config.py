@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ppdaemon.bridge.config import BridgeConfig
 from ppdaemon.config import NodeConfig
-from ppdaemon.ctl import cli
+from ppdaemon.ctl import cli, target
 from ppdaemon.ctl.importconfig import CARRIED, NOT_CARRIED, imported, read_environment
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import RelayConfig
@@ -34,6 +35,7 @@ VARIABLES = {
     "IMAGE_BUCKET": "rubin-raws",
     "IMAGE_TIMEOUT": "30",
     "KAFKA_CLUSTER": "kafka.example:9092",
+    "BUCKET_TOPIC": "rubin-prompt-processing",
     "PREPROCESSING_PIPELINES_CONFIG": "- pipelines: [/p/Preprocessing.yaml]",
     "MAIN_PIPELINES_CONFIG": MAIN,
     "MESSAGE_EXPIRATION": "1800",
@@ -151,10 +153,44 @@ def test_both_files_are_valid_and_have_what_the_service_had(run, tmp_path):
     assert (node.log.level, node.log.levels) == ("WARNING", {"lsst.isr": "DEBUG"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "kafka", "words"),
+    [
+        (
+            {},
+            ("kafka.example:9092", ("rubin-prompt-processing",), "latest"),
+            "BUCKET_TOPIC in a group of its",
+        ),
+        (
+            {"BUCKET_NOTIFICATION_KAFKA_OFFSET_RESET": "earliest"},
+            ("kafka.example:9092", ("rubin-prompt-processing",), "earliest"),
+            "BUCKET_TOPIC in a group of its own",
+        ),
+        ({"KAFKA_CLUSTER": ""}, (None, (), None), "let the bucket send them to it by HTTP"),
+    ],
+)
+def test_raws_of_a_bucket_come_by_a_bridge(run, tmp_path, changes, kafka, words):
+    code, _, (_, text, _) = run(dumped(VARIABLES | changes))
+    assert (code, words in " ".join(text.replace("#", " ").split())) == (0, True)
+    node = yaml.safe_load(text)
+    bridge, _ = load_model(tmp_path / "ppbridge.yaml", BridgeConfig, {})
+    assert node["arrivals"]["bridges"] == [bridge.nodes]
+    assert "subscribe" not in node["arrivals"]
+    found = bridge.kafka
+    assert (found.brokers, found.topics, found.options.get("auto.offset.reset")) == kafka
+    assert bridge.control == target.BRIDGE_RUN
+
+
+def test_without_a_bucket_there_is_no_bridge(run, tmp_path):
+    assert run(dumped(VARIABLES | {"IMAGE_BUCKET": ""}))[0] == 0
+    assert not (tmp_path / "ppbridge.yaml").exists()
+    assert "bridges" not in yaml.safe_load((tmp_path / "ppdaemon.yaml").read_text())["arrivals"]
+
+
 def test_what_is_not_carried_over_is_a_comment_and_secrets_are_nowhere(run):
-    _, _, (node, relay) = run(dumped(VARIABLES | {"SOMETHING_NEW": "1"}))
+    _, _, (_, node, relay) = run(dumped(VARIABLES | {"SOMETHING_NEW": "1"}))
     comments = [line for line in node.splitlines() if line.startswith("#")]
-    for name in ("KAFKA_CLUSTER", "S3_ENDPOINT_URL", "SASQUATCH_URL", "timer.lsst=VERBOSE", "SOMETHING_NEW"):
+    for name in ("IMAGE_BUCKET", "S3_ENDPOINT_URL", "SASQUATCH_URL", "timer.lsst=VERBOSE", "SOMETHING_NEW"):
         assert any(name in line for line in comments), name
     assert "hunter" not in node + relay
 
@@ -166,7 +202,7 @@ def test_a_password_in_an_address_and_lines_of_a_secret_are_nowhere(run):
         "KEY": "-----\nhunter6+=\nHunter7==\nend",
         "my.key": "hunter8",
     }
-    code, err, (node, relay) = run(dumped(VARIABLES | changes))
+    code, err, (_, node, relay) = run(dumped(VARIABLES | changes))
     assert (code, err) == (0, "")
     assert "unter" not in node + relay
     assert "central: postgresql://user:${CENTRAL_REPO_PASSWORD}@host/repo" in node
@@ -229,7 +265,7 @@ FAN_OUT_ENV = {
 def test_the_topics_of_the_fan_out_are_those_of_the_relay(run, tmp_path):
     (tmp_path / "fan-out.env").write_text(dumped(FAN_OUT_ENV))
     options = ["--fan-out-env", str(tmp_path / "fan-out.env")]
-    code, err, (_, relay) = run(dumped(VARIABLES), options=options)
+    code, err, (*_, relay) = run(dumped(VARIABLES), options=options)
     assert (code, err) == (0, "")
     assert "hunter" not in relay
     comments = [line for line in relay.splitlines() if line.startswith("#")]

@@ -272,6 +272,12 @@ def test_spools_in_the_spill_folder_of_an_earlier_configuration_are_found(folder
     assert folders.spills.read_text() == f"{second.spool}\n", "it is empty, and may go"
     without = NodeFolders(folders.ramdisk, folders.state)
     assert without.disk_spools == (without.spool, second.spool)
+    spool = spool_of(second.spool, "DemoCam~g~0~1", "")
+    for _ in range(2):
+        without = NodeFolders(folders.ramdisk, folders.state)
+        lock_node(without, "life").unlock()
+        assert [key.detector for key in spools_left(without)[0]] == [0]
+    shutil.rmtree(spool)
     lock_node(without, "life").unlock()
     assert not folders.spills.read_text()
 

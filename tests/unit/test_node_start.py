@@ -96,6 +96,31 @@ def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch,
     asyncio.run(run(checked=True))
 
 
+@pytest.mark.parametrize(("shadow", "exports"), [(True, 0), (False, 1)])
+def test_in_shadow_mode_nothing_is_exported_before_the_repo_is_checked(monkeypatch, config, shadow, exports):
+    config = config.model_copy(update={"shadow": ShadowConfig(enabled=shadow)})
+    monkeypatch.setattr(Supervisor, "_stop_workers", AsyncMock())
+
+    async def run():
+        file = ConfigFile(Path("node.yaml"), config, {(): 1})
+        supervisor = Supervisor(file, Mock(), {}, Clock(), Mock(), None)
+        node = MagicMock(services=())
+        node.status.report.return_value = Mock(text="starting", problems=())
+        for part in (node.generations.start, node.reprocessor.recover, node.arrivals.start):
+            part.side_effect = AsyncMock()
+        node.generations.wait_for_task_names = AsyncMock(side_effect=ConfigError(["shadow.central"]))
+        with pytest.raises(ConfigError):
+            await asyncio.wait_for(supervisor._start(node), 20.0)
+        assert node.exporter.start.call_count == exports
+        node.generations.wait_for_task_names = AsyncMock()
+        node.generations.wait_for_names = AsyncMock()
+        monkeypatch.setattr(Supervisor, "_wait_for_worker", AsyncMock())
+        await asyncio.wait_for(supervisor._start(node), 20.0)
+        assert node.exporter.start.call_count == 1 + exports
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])
 def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, config, repeating):
     """Fault 78: with an error all others are awaited, but a database may hang."""

@@ -15,6 +15,17 @@ from ppdaemon.yamlfile import read_yaml
 SHOWN = Path(__file__).parents[2] / "etc" / "pprelay.yaml"
 
 
+def test_relays_of_both_modes_commit_offsets_under_different_names(tmp_path: Path) -> None:
+    path = tmp_path / "pprelay.yaml"
+    groups = set()
+    for shadow in ("false", "true"):
+        path.write_text(
+            f"state_dir: {tmp_path}\nshadow: {shadow}\ninstruments: {{DemoCam: {{detectors: 0-8}}}}\n"
+        )
+        groups.add(load_relay(path, {}).kafka_group)
+    assert groups == {"ppdaemon-relay", "ppdaemon.shadow-relay"}
+
+
 def keys_of(model: type[pydantic.BaseModel]) -> set[str]:
     found = set()
     for name, field in model.model_fields.items():

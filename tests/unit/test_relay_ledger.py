@@ -37,6 +37,16 @@ def ledger(tmp_path, clock):
         yield opened
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_ledger_with_visits_is_not_used_in_the_other_mode(tmp_path, clock, shadow):
+    Ledger(tmp_path, clock, shadow=not shadow).close()
+    with closing(Ledger(tmp_path, clock, shadow=shadow)) as ledger:  # without visits it may change
+        accept(ledger)
+    Ledger(tmp_path, clock, shadow=shadow).close()
+    with pytest.raises(StateUnusable, match=r"use another state_dir"):
+        Ledger(tmp_path, clock, shadow=not shadow)
+
+
 def transact(ledger, works):
     with ledger.transaction():
         return [work(ledger) for work in works]

@@ -150,6 +150,10 @@ def test_how_many_nodes_are_needed_is_counted_of_what_succeeds(world):
     hosts = world.control.report().hosts
     assert (hosts.ready, hosts.slots, hosts.needed, hosts.missing) == (1, 2, 2, 1)
     assert "2 nodes needed, 1 node ready with 2 slots: add 1" in text_of(relaytables.needed_view(hosts))
+    # All hosts may be given back at the same time; then it matters most.
+    world.join("b", capacity=0)
+    hosts = world.control.report().hosts
+    assert (hosts.ready, hosts.slots, hosts.needed, hosts.missing) == (0, 0, 2, 2)
 
 
 def test_what_is_measured_each_second_resets_no_count(world):

@@ -10,13 +10,16 @@ import yaml
 from ppdaemon.clock import Clock
 from ppdaemon.config import NO_CENTRAL, NodeConfig, load_node
 from ppdaemon.errors import ConfigError, StateUnusable, Unavailable
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Hello, ReserveVisit
 from ppdaemon.night.reading import copy_night, read_night
 from ppdaemon.night.tables import facts
+from ppdaemon.node.lock import lock_node
 from ppdaemon.node.processes.reload import needs_restart
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved
+from ppdaemon.node.visits.recovery import spools_left
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.orders import RefuseHello, SendWelcome
 from ppdaemon.visit import read_next_visit
@@ -126,6 +129,42 @@ def test_what_would_write_to_the_present_service_is_refused(
     assert load(tmp_path, node | {"shadow": shadow | {"enabled": False}}).publish[0].to == PRODUCTION
 
 
+def test_what_would_write_to_the_present_service_is_found_under_other_names(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("confluent_kafka")
+    repo, apdb = tmp_path / "repo", tmp_path / "apdb.yaml"
+    repo.mkdir()
+    apdb.write_text("db_url: sqlite:////apdb.db")
+    (tmp_path / "alias").symlink_to(repo)
+    (tmp_path / "copy.yaml").write_text(apdb.read_text())
+    node["butler"]["central"] = str(repo)
+    node["pipelines"]["overrides"]["parameters:apdb_config"] = f"file://{apdb}"
+    node["engine"]["apdb"] = {"DemoCam": str(apdb)}
+    node["publish"] = [{"what": ".*", "to": "kafka://a:9092,b:9092/metrics"}]
+    del node["workers"]["environment"]
+    shadow = {
+        "enabled": True,
+        "central": str(tmp_path / "alias"),
+        "publish": [{"what": ".*", "to": "kafka://b:9092/metrics"}],
+        "overrides": {"parameters:apdb_config": str(apdb)},
+        "apdb": {"DemoCam": str(tmp_path / "copy.yaml")},
+        "environment": {"AP_KAFKA_SERVER": "alerts:9092"},
+    }
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(node | {"shadow": shadow}))
+    with pytest.raises(ConfigError) as caught:
+        load_node(path, {"AP_KAFKA_SERVER": "alerts:9092"})
+    keys = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert keys == [
+        "shadow.central",
+        "shadow.publish.0",
+        "shadow.overrides.parameters:apdb_config",
+        "shadow.environment.AP_KAFKA_SERVER",
+        "shadow.apdb.DemoCam",
+    ]
+
+
 def test_the_part_without_the_switch_is_refused(node: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shadow\.enabled: missing key"):
         load(tmp_path, node | {"shadow": {"central": "/repo/shadow"}})
@@ -154,6 +193,28 @@ def test_a_relay_takes_only_nodes_of_its_mode(shadow: bool) -> None:
     assert "n1" not in dispatcher.registry
     hello = Hello(origin="n1", sent_tai=0, sequence=1, shadow=shadow or None, **fields)
     assert isinstance(dispatcher.receive(b"p", hello, 0.0).sends[0], SendWelcome)
+
+
+def test_outputs_of_one_mode_do_not_lie_where_the_other_one_takes_its_own(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    node["export"]["spill"] = str(tmp_path)
+    present, shadow = (NodeFolders.of(load(tmp_path, node | {"shadow": mode})) for mode in (False, True))
+    # Other names also of nodes: none of the present service can have the folder of one in shadow mode.
+    assert {present.ramdisk.name, shadow.ramdisk.name} == {"ppdaemon-n1", "ppdaemon.shadow-n1"}
+    for folders, other in ((present, shadow), (shadow, present)):
+        lock_node(folders, "run").unlock()
+        for folder in (folders.ramdisk_spool, *folders.disk_spools):
+            (folder / "DemoCam~g~0~1").mkdir()
+        folders.publish.mkdir()
+        (folders.publish / "DemoCam~g~0~1.json").touch()
+        # The other mode neither exports nor publishes nor deletes it, also without its journal.
+        lock_node(other, "run").release(other)
+        assert not {folders.publish, folders.refused} & {other.publish, other.refused}
+        assert all((folder / "DemoCam~g~0~1").exists() for folder in folders.disk_spools)
+        assert (folders.ramdisk_spool / "DemoCam~g~0~1").exists()
+        lock_node(folders, "run").release(folders)
+    assert len(spools_left(shadow)[0]) == 2
 
 
 def make_journal(path: Path, *, shadow: bool) -> Path:

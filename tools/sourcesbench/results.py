@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from benching.results import Goal, Scalar, percentile
 
-__all__ = ("GOALS", "Samples", "beside")
+__all__ = ("GOALS", "Samples", "beside", "bursts")
 
 ABOVE_MS = 25
 """What another source may add to the path over ZeroMQ."""
@@ -69,3 +69,11 @@ def beside(samples: Samples, zeromq: Samples) -> dict[str, Scalar]:
         - percentile(zeromq.latencies_ms, percent)
         for percent in (50, 99)
     }
+
+
+def bursts(samples: Samples, zeromq: Samples) -> dict[str, Scalar]:
+    """Return the results of bursts, and what the same node needs for a burst over ZeroMQ: on a busy machine
+    most of the time is that of the node and of its workers. The goal is for two idle cores.
+    """
+    both = samples.results() | zeromq.results("zeromq") | beside(samples, zeromq)
+    return {"sent": samples.sent, "lost": samples.lost} | both

@@ -2,7 +2,6 @@
 """What the central repo has for visit-detectors: one query per dataset type for all that ask together."""
 
 import itertools
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -31,8 +30,6 @@ from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 
 __all__ = ("Answer", "Answers", "Question", "register_command")
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +227,7 @@ class Answers:
         bands: Mapping[str, str],
     ) -> Search:
         visit = question.order.visit
-        filters = _known_filters(bands, visit.instrument, visit.filter_names)
+        filters = _known_filters(bands, visit.filter_names)
 
         def searched(names: Iterable[str]) -> tuple[str, ...]:
             return existing(tuple(name.format(instrument=visit.instrument) for name in names))
@@ -253,18 +250,9 @@ def register_command(config: ButlerConfig, instrument: str) -> str:
     return f"butler register-instrument {config.central} {config.instrument_class[instrument]} --update"
 
 
-def _known_filters(bands: Mapping[str, str], instrument: str, announced: Sequence[str]) -> Mapping[str, str]:
+def _known_filters(bands: Mapping[str, str], announced: Sequence[str]) -> Mapping[str, str]:
     """Return the bands of the announced filters, by filter; of all filters if none is known."""
-    known = {name: bands[name] for name in announced if name in bands}
-    if unknown := [name for name in announced if name not in bands]:
-        _LOG.warning(
-            "the announced filter %s is not one of %s in the central repo, it is ignored",
-            ", ".join(unknown),
-            instrument,
-        )
-    if not known:
-        _LOG.info("the filter is not known before the image: preloading for all %d", len(bands))
-    return known or bands
+    return {name: bands[name] for name in announced if name in bands} or bands
 
 
 def _bands(central: Butler, instrument: str) -> dict[str, str]:

@@ -105,10 +105,11 @@ class SharedCache:
         self._folder = folder
         self._budget = budget_bytes
 
-    @property
-    def questions(self) -> Path:
-        """Folder of what the users of the cache ask each other; it does not count (`pathlib.Path`)."""
-        return self._folder / ".questions"
+    def questions(self, generation: str) -> Path:
+        """Return the folder of what those users of the cache ask each other that have the same
+        configuration; it does not count.
+        """
+        return self._folder / f".questions-{generation}"
 
     def take(
         self, name: str, source: ResourcePath, target: Path, stats: CacheStats, size_bytes: int | None = None

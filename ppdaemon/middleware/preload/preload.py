@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict
 
 from lsst.daf.butler import Butler
@@ -32,6 +32,7 @@ from ppdaemon.middleware.preload.transfer import MissingFile, add, input_collect
 from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
+from ppdaemon.visit import NextVisit
 
 __all__ = ("Preload",)
 
@@ -41,7 +42,8 @@ _LOG = logging.getLogger(__name__)
 class Preload:
     """Finds and copies the inputs of visits.
 
-    With `any_filter`, an image may have another filter than its visit.
+    With `any_filter`, an image may have another filter than its visit. Workers ask together that have the
+    same `generation`: an answer depends on the configuration.
     """
 
     def __init__(
@@ -52,12 +54,13 @@ class Preload:
         library: PipelineLibrary,
         *,
         any_filter: bool = False,
+        generation: str = "0",
     ):
         self._central = central
         self._cache = cache
         self._library = library
         self._answers = Answers(config, library, any_filter=any_filter)
-        self._questions = HostQuestions[Question, Answer](cache.questions)
+        self._questions = HostQuestions[Question, Answer](cache.questions(generation))
         self._answered = self._questions.version
 
     def find(
@@ -78,6 +81,7 @@ class Preload:
         answer = self._ask(Question(order, footprint), timings, sizes=sizes)
         if answer.unregistered:
             preprocessing, main, reasons = [], [], [answer.unregistered]
+        _warn_of_filters(order.visit, answer.filters)
         warn_of_unsearched(answer.found, answer.search)
         needs = self._needs([*preprocessing, *main], answer, reasons)
         return PreloadPlan.of(
@@ -185,6 +189,18 @@ class Preload:
         timings.values["asked_for"] = 0
         answer = None if sizes else self._questions.ask(question, find, timings)
         return answer or find(list)[0]
+
+
+def _warn_of_filters(visit: NextVisit, registered: Set[str]) -> None:
+    """Log the announced filters that are not registered, or that none is known."""
+    if unknown := [name for name in visit.filter_names if name not in registered]:
+        _LOG.warning(
+            "the announced filter %s is not one of %s in the central repo, it is ignored",
+            ", ".join(unknown),
+            visit.instrument,
+        )
+    if len(unknown) == len(visit.filter_names):
+        _LOG.info("the filter is not known before the image: preloading for all %d", len(registered))
 
 
 def _warn_of_missing(plan: PreloadPlan) -> None:

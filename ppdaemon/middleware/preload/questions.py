@@ -4,7 +4,8 @@
 Each worker writes its question to a file, which it keeps locked while it waits. The worker that gets
 the lock of the folder answers all questions that are there, and leaves the answers beside them. No
 answer is older than its question. If the worker dies, the kernel releases its locks: the next one
-answers the questions that are left, and deletes those of dead workers.
+answers the questions that are left, and deletes those of dead workers. If it hangs, another one takes its
+place. Whatever cannot be written or read in the folder makes a worker ask by itself.
 """
 
 import fcntl
@@ -15,12 +16,13 @@ import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from lsst.daf.butler import DatasetAssociation
 
+from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.timings import Timings
@@ -29,14 +31,19 @@ __all__ = ("HostQuestions",)
 
 _LOG = logging.getLogger(__name__)
 
-WAIT_S = 10.0
-"""Until a worker answers its own question: many times the duration of a query, and a fraction of the
-time from the announcement to the image. The worker that answers may wait for a server that hangs."""
-_PAUSE_S = 0.004
-"""Between two looks: the queries of a visit take ten times as long."""
+WAIT_S = 5.0
+"""Until another worker takes the place of one that answers, and until it asks by itself after as long
+again: many times the duration of a query, and a fraction of the time from the announcement to the image.
+The worker that answers may wait for a server that hangs, or be stopped."""
+_PAUSE_S = 0.004, 0.1
+"""Between two looks, shortest and longest: the queries of a visit take ten times the shortest."""
+_PAUSE = 1 / 8
+"""As a fraction of the time that a worker has waited: hundreds of them would use the cores that the one
+needs that answers."""
 _LOCK = ".lock"
 _VERSION = ".version"
 _QUESTION, _ANSWER = ".question", ".answer"
+_NEW_QUESTION, _NEW_ANSWER = ".new", ".part"
 
 
 class HostQuestions[Q, A]:
@@ -54,22 +61,34 @@ class HostQuestions[Q, A]:
     ) -> A | None:
         """Return the answer to a question; `None` if the caller must find it by itself.
 
-        `answer` may be called, in one process at a time. It gets a function that returns the other
-        questions, to be called once, as late as possible, and returns the answers to all, that to
-        `question` first. If it raises, so does this function, unless it was for others, too.
+        `answer` may be called, in one process at a time unless that hangs. It gets a function that returns
+        the other questions, to be called once, as late as possible, and returns the answers to all, that to
+        `question` first. If it raises, so does this function, unless it was for others, too: the error may
+        be theirs.
         """
-        give_up = timings.clock.mono() + self._wait_s
-        with self._posted(question) as path:
-            while timings.clock.mono() < give_up:
-                with self._turn() as is_mine:
-                    # Only now: another process may have answered while this one did not look.
-                    if path.with_suffix(_ANSWER).exists():
-                        return self._read(path.with_suffix(_ANSWER))
-                    if is_mine:
-                        return self._answer(path, answer)
-                with timings.timed("wait"):
-                    time.sleep(_PAUSE_S)
-        _LOG.warning("no answer from another worker in %g s, this one asks by itself", self._wait_s)
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(self._posted(question))
+            except OSError as error:  # a full RAM disk: files are evicted when the inputs are copied
+                _LOG.warning("cannot ask together with other workers: %s", describe(error))
+                return None
+            return self._wait_or_answer(path, answer, timings)
+
+    def _wait_or_answer(
+        self, path: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
+    ) -> A | None:
+        begin, waited = timings.clock.mono(), 0.0
+        while waited < 2 * self._wait_s:
+            with self._turn(timings.clock) as is_mine:
+                # Only now: another process may have answered while this one did not look.
+                if path.with_suffix(_ANSWER).exists():
+                    return self._read(path.with_suffix(_ANSWER))
+                if is_mine:
+                    return self._answer(path, answer)
+            with timings.timed("wait"):
+                time.sleep(min(max(_PAUSE * waited, _PAUSE_S[0]), _PAUSE_S[1]))
+            waited = timings.clock.mono() - begin
+        _LOG.warning("no answer from another worker in %.0f s, this one asks by itself", waited)
         return None
 
     @property
@@ -82,8 +101,11 @@ class HostQuestions[Q, A]:
 
     def renew(self) -> None:
         """Change `version`: what was cached for answers is not to be used any more."""
-        self._make_folder()
-        (self._folder / _VERSION).write_text(str(uuid.uuid4()))
+        try:
+            self._make_folder()
+            (self._folder / _VERSION).write_text(str(uuid.uuid4()))
+        except OSError as error:
+            _LOG.warning("other workers are not told: %s", describe(error))
 
     def _answer(self, own: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]]) -> A | None:
         others: list[tuple[Path, Q]] = []
@@ -96,10 +118,13 @@ class HostQuestions[Q, A]:
         rest: Sequence[A | None] = []
         try:
             first, *rest = answer(take_others)
-        except VisitFailed as error:
+        except Exception as error:  # of whichever question: its own worker raises it again
             if not others:
                 raise
-            _LOG.warning("not answered together with those of other workers: %s", error)
+            unexpected = not isinstance(error, VisitFailed)
+            _LOG.warning(
+                "not answered together with those of other workers: %s", describe(error), exc_info=unexpected
+            )
         finally:
             # In any case: those without an answer would wait.
             for (path, _), each in zip(others, rest or [None] * len(others), strict=True):
@@ -111,12 +136,12 @@ class HostQuestions[Q, A]:
         """Write a question, and delete it with its answer at the end."""
         self._make_folder()
         path = self._folder / f"{uuid.uuid4()}{_QUESTION}"
-        hidden = path.with_suffix(".new")
+        hidden = path.with_suffix(_NEW_QUESTION)
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Locked before it has its name: an unlocked one is that of a dead process.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, _pickled(question))
+            hidden.write_bytes(_pickled(question))
             hidden.rename(path)
             yield path
         finally:
@@ -130,46 +155,70 @@ class HostQuestions[Q, A]:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
-    def _turn(self) -> Iterator[bool]:
-        """Lock the folder; yield whether that succeeded at once."""
-        descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _turn(self, clock: Clock) -> Iterator[bool]:
+        """Lock the folder; yield whether that succeeded at once.
+
+        A lock file that another process has locked for too long is deleted, so that the next look makes
+        another one.
+        """
+        path = self._folder / _LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            yield _locks(descriptor)
+            now = clock.mono()
+            is_mine = _locks(descriptor)
+            if is_mine:
+                # Since when, by the clock that no correction changes. In a full RAM disk, too.
+                os.utime(descriptor, (now, now))
+            elif now - (held := os.fstat(descriptor)).st_mtime > self._wait_s:
+                with suppress(FileNotFoundError):
+                    if path.stat().st_ino == held.st_ino:  # not that of the next process
+                        _LOG.warning("a worker that asks for others hangs, another one takes its place")
+                        path.unlink()
+            yield is_mine
+            if is_mine:
+                os.utime(descriptor)  # far in the future: the next process is not taken for one that hangs
         finally:
             os.close(descriptor)
 
     def _others(self, own: Path) -> Iterator[tuple[Path, Q]]:
         """Yield the questions without an answer; delete what dead processes have left."""
         names = {path.name for path in self._folder.iterdir()}
-        for name in sorted(names):
+        for name in sorted(names - {own.name}):
             path = self._folder / name
-            if path == own or path.suffix not in (_QUESTION, _ANSWER):
-                continue
-            if path.suffix == _ANSWER:
+            if path.suffix in (_QUESTION, _NEW_QUESTION):
+                if _is_abandoned(path):
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(_ANSWER).unlink(missing_ok=True)
+                elif path.suffix == _QUESTION and path.with_suffix(_ANSWER).name not in names:
+                    try:
+                        question = cast(Q, pickle.loads(path.read_bytes()))
+                    except FileNotFoundError:  # its process has waited too long
+                        continue
+                    except Exception as error:  # unpickling may raise anything; its process asks by itself
+                        _LOG.warning("the question of another worker cannot be read: %s", describe(error))
+                        continue
+                    yield path, question
+            elif path.suffix == _ANSWER:
                 if path.with_suffix(_QUESTION).name not in names:
                     path.unlink(missing_ok=True)
-            elif _is_abandoned(path):
+            elif path.suffix == _NEW_ANSWER:  # of a process that had the turn before
                 path.unlink(missing_ok=True)
-                path.with_suffix(_ANSWER).unlink(missing_ok=True)
-            elif path.with_suffix(_ANSWER).name not in names:
-                with suppress(FileNotFoundError):  # its process has waited too long
-                    yield path, cast(Q, pickle.loads(path.read_bytes()))
 
     def _write(self, path: Path, answer: A | None) -> None:
-        part = path.with_suffix(".part")
+        part = path.with_name(f"{uuid.uuid4()}{_NEW_ANSWER}")  # a process that hung may write one, too
         try:
             part.touch(0o600)
             part.write_bytes(_pickled(answer))
             part.rename(path)
-        except OSError as error:  # it waits, and then asks by itself
+        except Exception as error:  # pickling may raise anything; its process asks by itself
             _LOG.warning("an answer for another worker cannot be written: %s", describe(error))
             part.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> A | None:
         try:
             return cast(A | None, pickle.loads(path.read_bytes()))
-        except pickle.UnpicklingError as error:  # of dimensions that this process has not loaded
-            _LOG.warning("the answer of another worker cannot be read: %s", error)
+        except Exception as error:  # such as dimensions that this process has not loaded
+            _LOG.warning("the answer of another worker cannot be read: %s", describe(error))
             return None
 
 

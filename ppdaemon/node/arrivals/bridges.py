@@ -13,7 +13,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import pydantic
 import zmq
 import zmq.asyncio
 
@@ -51,12 +53,16 @@ class Position:
     """The ring that it belongs to; blank before the first connection."""
     number: int = 0
     taken_tai: float = 0.0
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def age_s(self, now_tai: float, open_since_tai: float | None, remember_s: float) -> float:
         """Return how old a notice may be that a new run needs: its raw may have been in memory only."""
         taken_tai = self.taken_tai if self.epoch else now_tai
         since_tai = min(now_tai, taken_tai, now_tai if open_since_tai is None else open_since_tai)
         return now_tai - since_tai + remember_s
+
+
+_POSITIONS = pydantic.TypeAdapter(dict[str, Position])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +84,10 @@ class Positions:
         self._path = path
         self.of: dict[str, Position] = {}
         try:
-            content = json.loads(path.read_bytes())
-            self.of = {address: Position(**fields) for address, fields in content.items()}
+            self.of = _POSITIONS.validate_json(path.read_bytes())
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             _LOG.error("%s cannot be read: notices that came meanwhile may be missed: %s", path, error)
         self._saved = dict(self.of)
 

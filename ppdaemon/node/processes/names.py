@@ -31,7 +31,9 @@ _LOG = logging.getLogger(__name__)
 RESOLVE_S = 90.0
 """The imports take seconds, or a minute from a busy network filesystem; a database that does not
 answer takes minutes."""
-NO_RETURN_KEYS = frozenset({("engine", "no_return"), ("engine", "apdb_tasks"), ("shadow", "overrides")})
+NO_RETURN_KEYS = frozenset(
+    {("engine", "no_return"), ("engine", "apdb_tasks"), ("shadow", "overrides"), ("shadow", "central")}
+)
 """Keys without which a visit could be written twice, in shadow mode beside the present service."""
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from ppdaemon.clock import Clock, day_obs
-from ppdaemon.errors import StateUnusable
-from ppdaemon.journalfile import SHADOW_ID, converted, is_shadow, mark_catchup
+from ppdaemon.journalfile import converted, mark_catchup
 from ppdaemon.messages import Raw, ResultEntry
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
@@ -125,16 +124,8 @@ class Journal(SqliteFile):
         """The visit that was inserted last, and its text."""
         with self.transaction():
             self._keep_ages()
-        self._set_mode(path, shadow)
-
-    def _set_mode(self, path: Path, shadow: bool) -> None:
-        """Note the mode; raise StateUnusable if visits of the other one are there, whose outputs may wait."""
-        if is_shadow(self._db) != shadow:
-            if self._db.execute("SELECT 1 FROM attempt LIMIT 1").fetchone():
-                modes = "visits of shadow mode", "visits of the present service"
-                self.close()
-                raise StateUnusable(f"{path} has {modes[shadow]}: use another node.state_dir for this mode")
-            self._db.execute(f"PRAGMA application_id = {SHADOW_ID if shadow else 0}")
+        # Their outputs may wait for another repo.
+        self._set_mode(path, shadow, "attempt", "node.state_dir")
 
     def _keep_ages(self) -> None:
         """Count the ages of open visits in this boot of the host. The time that it was down is not

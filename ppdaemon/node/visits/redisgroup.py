@@ -73,7 +73,8 @@ class RedisGroup:
                 f"stream {stream} has another group, {others[0]}, whose consumers process the same visits:"
                 " use its name as redis.group, delete it if nobody uses it, or set shadow: true"
             )
-        if known is not None and known.consumers and known.shadow != self._shadow:
+        # A group of the present service may have no consumer now: a shadow leaves it alone all the same.
+        if known is not None and (known.consumers or self._shadow) and known.shadow != self._shadow:
             modes = "present service", "shadow mode"
             raise Unavailable(
                 f"group {group} of stream {stream} is one of the {modes[known.shadow]}, whose visits this"
