@@ -2,7 +2,9 @@
 """The paths of a node's folders and files."""
 
 import errno
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -44,9 +46,16 @@ class NodeFolders:
         """The journal's SQLite file."""
         self.spool = spill or outputs / "spool"
         """Outputs that wait for export."""
-        self.disk_spools = tuple(dict.fromkeys((self.spool, outputs / "spool")))
-        """Folders on disks with such outputs: the second one has those of a run with another configuration,
-        and those that an operator has moved back from `refused`."""
+        self.spills = outputs / "spills.txt"
+        """The spill folders that may have outputs, one a line: of this configuration, and of earlier ones."""
+        earlier = self._read_spills()
+        # One that the service may only read (systemd's `ProtectSystem`) would end the start, and each export.
+        self.away_spools = tuple(each for each in earlier if not os.access(each, os.W_OK | os.X_OK))
+        """Spill folders of earlier runs that are read-only, or not there: they may not be mounted."""
+        present = (folder for folder in earlier if folder not in self.away_spools)
+        self.disk_spools = tuple(dict.fromkeys((self.spool, outputs / "spool", *present)))
+        """Folders on disks with such outputs: all but the first have those of runs with another
+        configuration, the second one also those that an operator has moved back from `refused`."""
         self.ramdisk_spool = ramdisk / "spool"
         """Outputs that wait for the next export, while exports succeed."""
         self.publish = outputs / "publish"
@@ -76,6 +85,26 @@ class NodeFolders:
         name = f"ppdaemon{'.shadow' if shadow else ''}-{config.node.name}"
         ramdisk, state = config.node.ramdisk / name, config.node.state_dir
         return cls(ramdisk, state, None if spill is None else spill / name, shadow=shadow)
+
+    def note_spills(self) -> None:
+        """Remember the spill folder for the next starts, and those of earlier ones in which outputs are, or
+        which are not there.
+        """
+        earlier = (folder for folder in self.disk_spools if any(folder.iterdir()))
+        used = dict.fromkeys((self.spool, *self.away_spools, *earlier))
+        used.pop(self.spills.with_name("spool"), None)  # always looked at
+        if list(used) != self._read_spills():
+            partial = self.spills.with_suffix(".new")
+            text = "".join(f"{folder}\n" for folder in used)
+            write_durably(partial, text)  # before the rename: a full disk must not empty the file
+            partial.rename(self.spills)
+            sync(self.spills.parent)
+
+    def _read_spills(self) -> list[Path]:
+        with suppress(OSError):  # there is none yet, or another user asks
+            lines = self.spills.read_text(errors="replace").splitlines()
+            return [Path(line) for line in lines if line.startswith("/")]  # a person may have left blank ones
+        return []
 
     def template(self, generation: int) -> Path:
         """Return the template repo of a configuration generation, on the RAM disk."""

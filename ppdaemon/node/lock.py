@@ -39,6 +39,8 @@ class NodeLock:
     """RAM-disk repos of previous runs that were deleted."""
     unknown: tuple[Path, ...]
     """Paths in the RAM-disk folder that do not belong to ppdaemon; left in place."""
+    away: tuple[Path, ...]
+    """Spill folders of earlier starts that are not there, or read-only."""
 
     @staticmethod
     def unsaved_bytes(folders: NodeFolders) -> int:
@@ -93,6 +95,10 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
             write_private(folders.marker, json.dumps({"life": incarnation, "pid": os.getpid()}))
             for folder in (folders.slots, folders.cache, folders.runs, folders.ramdisk_spool):
                 make_folder(folder)
+            try:
+                folders.note_spills()
+            except OSError as error:  # a full disk: what waits there must be exported all the same
+                _LOG.error("%s cannot be written: %s", folders.spills, error)
         except BaseException:
             ramdisk_lock.close()
             lock.close()
@@ -104,7 +110,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
         raise StateUnusable(f"{error.filename}: {error.strerror}") from None
     for path in unknown:
         _LOG.warning("%s does not belong to ppdaemon; left in place", path)
-    return NodeLock((ramdisk_lock, lock), removed, unknown)
+    return NodeLock((ramdisk_lock, lock), removed, unknown, folders.away_spools)
 
 
 def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:

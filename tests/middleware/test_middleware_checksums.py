@@ -77,11 +77,12 @@ def test_a_file_with_another_label_than_a_new_one_is_copied(
     assert not bring(file, tmp_path / "link")
 
 
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS])
 def test_where_no_link_can_be_made_the_file_is_copied(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*args: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
     assert bring(file, tmp_path / "target")
@@ -98,18 +99,28 @@ def test_a_changed_file_gets_no_other_name(file: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["spooled"]
 
 
-def test_who_opens_a_file_for_writing_waits_until_it_is_linked(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["_compare", "_has_lease"])
+def test_a_file_that_another_process_waits_to_write_to_is_copied(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    compare, refused = checksums._compare, []
+    original, refused = getattr(checksums, moment), []
 
-    def compare_while_another_opens(*args: Any) -> None:
+    def while_another_opens(*args: Any) -> Any:
         try:
             os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
         except BlockingIOError as error:
             refused.append(error)  # and this process got a signal, which does not end it
-        compare(*args)
+        return original(*args)
 
-    monkeypatch.setattr(checksums, "_compare", compare_while_another_opens)
-    assert not bring(file, tmp_path / "target")
-    assert len(refused) == 1
+    monkeypatch.setattr(checksums, moment, while_another_opens)
+    target = tmp_path / "target"
+    assert bring(file, target)
+    assert refused
+    assert not target.samefile(file)
+    assert target.read_bytes() == file.read_bytes()
+
+
+def test_why_no_file_can_be_made_in_the_datastore_is_raised(tmp_path: Path) -> None:
+    (tmp_path / "facts").mkdir()
+    with pytest.raises(FileExistsError):
+        facts_of_new(tmp_path)

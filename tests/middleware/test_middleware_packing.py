@@ -239,22 +239,27 @@ def test_images_that_a_full_disk_has_no_room_for_leave_nothing(
         if path.name.startswith(f"{MANIFEST}."):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    spool = site.write()
-    before = {path.name for path in spool.iterdir()}
+    old, spool = site.write(0), site.write(1)
+    os.utime(old, (1, 1))
+    image = next(file.name for file in read_manifest(old).files if file.plain)
+    before = [{path.name for path in each.iterdir()} for each in (old, spool)]
     with monkeypatch.context() as full:
         full.setattr(spooled, "sync", refuse)
         pack(spool, site.writer)
         with closing(site.exporter()) as exporter:
-            assert not exporter.give_up_images([site.spool], 1).spools
-        assert {path.name for path in spool.iterdir()} == before
-    pack(spool, site.writer)
-    check_files(spool, read_manifest(spool))
+            assert exporter.give_up_images([site.spool], 1).spools == {str(old): "image"}
+        after = [{path.name for path in each.iterdir()} for each in (old, spool)]
+        assert after == [before[0] - {image}, before[1]]
+    for each in (old, spool):
+        pack(each, site.writer)
+        check_files(each, read_manifest(each))
 
 
 def test_a_file_without_datasets_does_not_end_the_exporter_that_gives_up_images(site: Site) -> None:
     bad, good = site.write(0), site.write(1)
     manifest = json.loads((bad / MANIFEST).read_text())
     manifest["files"][0]["refs"] = []
+    del manifest["checksum"]
     (bad / MANIFEST).write_text(json.dumps(manifest))
     with closing(site.exporter()) as exporter:
         assert exporter.give_up_images([site.spool], 1).spools == {str(good): "image"}

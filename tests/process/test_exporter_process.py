@@ -82,12 +82,15 @@ def test_outputs_that_a_boot_of_the_host_has_deleted_can_be_made_again(tmp_path,
         shutil.rmtree(folders.spooled("DemoCam", "g1", 0, 1))
         with closing(sqlite3.connect(folders.journal)) as db, db:
             db.execute("UPDATE attempt SET boot = 'of the host before'")
+        folders.spills.write_text(f"{tmp_path}/away\n")
         (node.state / "central-down").unlink()
         node.launch()
         node.wait(node.is_ready)
         (row,) = node.visit("g1")
         assert (row.outcome, row.datasets) == (Outcome.INTERRUPTED, 0)
         assert "its outputs were lost" in row.reason
+        away = f"{tmp_path}/away, where outputs waited, could not be written to at the start"
+        assert any(away in text for text in node.status().problem_texts)
         (row,) = node.daemon.requeue("g1", None, force=False)
         assert "point of no return" in row.text, "as after any other outcome"
         (row,) = node.daemon.requeue("g1", None, force=True)
@@ -137,6 +140,9 @@ def test_outputs_wait_in_the_spill_folder_and_lose_images_above_its_limit(tmp_pa
         (spill,) = node.status().spools
         assert (spill.name, spill.spooled, spill.max_mb) == ("spill", 2, 1e-5)
         assert any("have lost their images" in text for text in node.status().problem_texts)
+        assert node.stop() == 0
+        node.start()
+        node.wait(lambda: any("have lost their images" in text for text in node.status().problem_texts))
         (node.state / "central-down").unlink()
         node.wait(lambda: len(node.exported()) == 2)
         node.wait(lambda: node.status().state == "running")

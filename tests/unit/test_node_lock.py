@@ -245,6 +245,77 @@ def test_spools_of_a_run_without_a_spill_folder_are_found_with_one(folders, tmp_
     assert spill.returned_spools() == [returned]
 
 
+def test_spools_in_the_spill_folder_of_an_earlier_configuration_are_found(folders, tmp_path):
+    def start(name):
+        spill = NodeFolders(folders.ramdisk, folders.state, tmp_path / name)
+        lock = lock_node(spill, "life")
+        lock.unlock()
+        return spill, lock.away, [key.detector for key in spools_left(spill)[0]]
+
+    first, away, found = start("first")
+    assert (away, found) == ((), [])
+    spool = spool_of(first.spool, "DemoCam~g~0~1", "")
+    second, away, found = start("second")
+    assert (away, found) == ((), [0])
+    assert second.find_spool("DemoCam", "g", 0, 1) == spool
+    first.spool.rename(tmp_path / "not mounted")
+    assert start("second")[1:] == ((first.spool,), [])
+    assert start("first")[1:] == ((first.spool,), []), "nor is it called there because it was made"
+    first.spool.rmdir()
+    (tmp_path / "not mounted").rename(first.spool)
+    assert start("second")[1:] == ((), [0])
+    assert start("second")[1:] == ((), [0]), "not once only"
+    folders.spills.write_text(f"\n{folders.spills.read_text()}\n \n")
+    assert start("second")[1:] == ((), [0]), "a person has edited it"
+    shutil.rmtree(spool)
+    assert start("second")[1:] == ((), [])
+    assert folders.spills.read_text() == f"{second.spool}\n", "it is empty, and may go"
+    without = NodeFolders(folders.ramdisk, folders.state)
+    assert without.disk_spools == (without.spool, second.spool)
+    spool = spool_of(second.spool, "DemoCam~g~0~1", "")
+    for _ in range(2):
+        without = NodeFolders(folders.ramdisk, folders.state)
+        lock_node(without, "life").unlock()
+        assert [key.detector for key in spools_left(without)[0]] == [0]
+    shutil.rmtree(spool)
+    lock_node(without, "life").unlock()
+    assert not folders.spills.read_text()
+
+
+def test_an_earlier_spill_folder_that_is_read_only_does_not_end_the_start(folders, tmp_path, monkeypatch):
+    first = NodeFolders(folders.ramdisk, folders.state, tmp_path / "first")
+    lock_node(first, "life").unlock()
+    spool_of(first.spool, "DemoCam~g~0~1.part", "")
+
+    rmtree = shutil.rmtree
+
+    def refuse(path, *args):
+        if path.parent == first.spool:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        rmtree(path, *args)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: path != first.spool)
+    monkeypatch.setattr(lock_module.shutil, "rmtree", refuse)
+    lock = lock_node(NodeFolders(folders.ramdisk, folders.state, tmp_path / "second"), "life")
+    lock.unlock()
+    assert lock.away == (first.spool,)
+
+
+def test_a_full_disk_does_not_forget_the_spill_folders(folders, tmp_path, monkeypatch):
+    spills = [NodeFolders(folders.ramdisk, folders.state, tmp_path / name) for name in ("first", "second")]
+    lock_node(spills[0], "life").unlock()
+    spool_of(spills[0].spool, "DemoCam~g~0~1", "")
+
+    def write(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders_module, "write_durably", write)
+    second = NodeFolders(folders.ramdisk, folders.state, tmp_path / "second")
+    lock_node(second, "life").unlock()
+    assert folders.spills.read_text() == f"{spills[0].spool}\n"
+    assert [key.detector for key in spools_left(second)[0]] == [0]
+
+
 def test_the_spill_folder_is_that_of_the_node(tmp_path, config):
     export = config.export.model_copy(update={"spill": tmp_path})
     folders = NodeFolders.of(config.model_copy(update={"export": export}))

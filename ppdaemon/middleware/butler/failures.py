@@ -100,7 +100,8 @@ def is_link_refusal(error: OSError) -> bool:
     """Return whether `os.link` failed because links cannot be made: to another
     filesystem, on one without links, or too many to one file.
     """
-    return error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+    # ENOSYS: some kernels return it for a FUSE filesystem without links.
+    return error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ppdaemon.durable import begin_sync_of
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import is_link_refusal
 
-__all__ = ("Facts", "checksum_of", "copy_checked", "facts_of_new")
+__all__ = ("Facts", "checksum_of", "checksum_of_text", "copy_checked", "facts_of_new")
 
 type Facts = tuple[object, ...]
 """Device, owner, mode, number of names and extended attributes of a file."""
@@ -33,14 +33,19 @@ def checksum_of(path: Path) -> str:
         return _copy(stream, None)
 
 
+def checksum_of_text(text: bytes) -> str:
+    """Return the checksum of a text."""
+    return f"{_KIND}:{zlib.crc32(text):08x}"
+
+
 def facts_of_new(folder: Path) -> Facts:
     """Return what a file has that is made in a folder."""
     path = folder / "facts"
-    try:
-        with path.open("xb") as stream:
+    with path.open("xb") as stream:
+        try:
             return _facts(stream)
-    finally:
-        path.unlink()
+        finally:
+            path.unlink()
 
 
 def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts | None = None) -> bool:
@@ -86,12 +91,14 @@ def _link(source: BinaryIO, target: str, checksum: str, linkable: Facts) -> bool
         # which the filesystem's journal would be written.
         os.fdatasync(source.fileno())
         os.link(source.name, target)
+        if _has_lease(source):
+            return True
+        os.unlink(target)  # who waits to write would write into the datastore
     except OSError as error:
         if not is_link_refusal(error):
             raise
-        source.seek(0)
-        return False
-    return True
+    source.seek(0)
+    return False
 
 
 def _facts(stream: BinaryIO) -> Facts:
@@ -104,7 +111,7 @@ def _facts(stream: BinaryIO) -> Facts:
 
 def _is_written(stream: BinaryIO) -> bool:
     """Return whether another process may write to a file: it has it open for that, or mapped. One that opens
-    it from now on waits until the stream is closed.
+    it from now on waits until the stream is closed, and ends `_has_lease`.
     """
     try:
         # A process that waits sends a signal: not the usual one, which would end this process.
@@ -113,6 +120,11 @@ def _is_written(stream: BinaryIO) -> bool:
     except OSError:  # one has, or the filesystem cannot tell
         return True
     return False
+
+
+def _has_lease(stream: BinaryIO) -> bool:
+    """Return whether no process has waited to write to a file since `_is_written`."""
+    return fcntl.fcntl(stream, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
 def _compare(source: BinaryIO, checksum: str, target: BinaryIO | None = None) -> None:

@@ -35,8 +35,8 @@ from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
-from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.export.checksums import checksum_of
+from ppdaemon.middleware.butler.failures import describe, is_out_of_space
+from ppdaemon.middleware.export.checksums import checksum_of, checksum_of_text
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
@@ -204,7 +204,8 @@ class _Numbered:
 
 def _text(manifest: Manifest) -> bytes:
     """Return the text of a manifest, in which each dataset type and data ID is once: with its records, a data
-    ID is longer than all else, and the files of a visit-detector share few.
+    ID is longer than all else, and the files of a visit-detector share few. At its end is its checksum: half
+    of the bytes could be others, and it would still be a manifest.
     """
     types, data_ids = _Numbered(), _Numbered()
     plain = manifest.model_dump(mode="json", exclude_none=True, exclude={"files": {"__all__": {"refs"}}})
@@ -213,16 +214,28 @@ def _text(manifest: Manifest) -> bytes:
             (ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in file.refs
         ]
     plain |= {"version": 2, "types": types.items, "data_ids": data_ids.items}
-    return pydantic_core.to_json(plain, exclude_none=True)
+    text = pydantic_core.to_json(plain, exclude_none=True)
+    return text.removesuffix(b"}") + _end(checksum_of_text(text))
+
+
+def _end(checksum: str) -> bytes:
+    """Return the end of the text of a manifest."""
+    return f',"checksum":"{checksum}"}}'.encode()
 
 
 def _parsed(text: bytes) -> Manifest:
+    text = text.rstrip(b" ")  # see `_give_up_images`
     plain = pydantic_core.from_json(text)
     match plain["version"]:
         case 1:
             return Manifest.model_validate(plain)
         case unknown if unknown != 2:
             raise ValueError(f"version {unknown} is not known")
+    # A person who has edited a manifest removes the checksum, or makes it blank.
+    if checksum := plain.pop("checksum", ""):
+        found = checksum_of_text(text.removesuffix(_end(checksum)) + b"}")
+        if found != checksum:
+            raise ValueError(f"its checksum is {found}, not {checksum}")
     types = [SerializedDatasetType.model_validate(each) for each in plain.pop("types")]
     data_ids = [SerializedDataCoordinate.model_validate(each) for each in plain.pop("data_ids")]
     for file in plain["files"]:
@@ -341,6 +354,17 @@ def replace_manifest(spool: Path, manifest: Manifest) -> None:
     sync(spool)
 
 
+def _overwrite_manifest(spool: Path, manifest: Manifest) -> None:
+    """Write a shorter manifest into the blocks of the present one: a full disk has no others. Only a power
+    failure meanwhile can damage it, which its checksum shows.
+    """
+    path, text = spool / MANIFEST, _text(manifest)
+    with path.open("r+b", buffering=0) as stream:
+        # As long as before, by one call: a killed process leaves the old or the new one.
+        stream.write(text.ljust(path.stat().st_size))
+    sync(path)
+
+
 def _written_ns(spool: Path) -> int:
     try:
         return spool.stat().st_mtime_ns
@@ -367,7 +391,12 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ..
     update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
     changed = manifest.model_copy(update=update)
     # The manifest first: it must not name a file that is gone.
-    replace_manifest(spool, changed)
+    try:
+        replace_manifest(spool, changed)
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        _overwrite_manifest(spool, changed)
     for file in doomed:
         (spool / file.name).unlink(missing_ok=True)
     return changed.given_up, sum(file.size_bytes for file in doomed)

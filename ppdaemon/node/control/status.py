@@ -91,6 +91,15 @@ class Status:
             )
             for path in self.lock.unknown
         ]
+        problems += [
+            Finding(
+                "export",
+                f"export: {path}, where outputs waited, could not be written to at the start: mount or allow"
+                f" it and restart, or delete its line in {folders.spills}",
+                str(path),
+            )
+            for path in self.lock.away
+        ]
         self._on_ramdisk = is_ramdisk(folders.ramdisk)
         if not self._on_ramdisk:
             text = f"{folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there"

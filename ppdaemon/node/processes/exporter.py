@@ -174,8 +174,12 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             return "starting"
         return f"exporting {len(self._exporting)}" if self._exporting else "idle"
 
-    def add(self, spool: str) -> None:
-        """Export this spool, a folder with a manifest, as soon as possible."""
+    def add(self, spool: str, *, is_incomplete: bool = False) -> None:
+        """Export this spool, a folder with a manifest, as soon as possible; an incomplete one has lost its
+        images in a previous run.
+        """
+        if is_incomplete:
+            self._incomplete.add(spool)
         self._added = self._loop.time()
         self._spools.setdefault(spool, self._added)
         self._has_images = True

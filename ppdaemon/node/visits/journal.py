@@ -417,6 +417,14 @@ class Journal(SqliteFile):
         )
         return [Key(*row) for row in rows]
 
+    def without_images(self, keys: Sequence[Key]) -> set[Key]:
+        """Return those attempts whose images were given up."""
+        query = (
+            f"SELECT EXISTS (SELECT 1 FROM attempt WHERE {_IS_KEY} AND"
+            f" json_extract(figures, '$.{GIVEN_UP}') IS NOT NULL)"
+        )
+        return {key for key in keys if self._db.execute(query, key).fetchone()[0]}
+
     def unreported(self, limit: int) -> list[ResultEntry]:
         """Return outcomes that the relay has not confirmed, the oldest first."""
         rows = self._rows(

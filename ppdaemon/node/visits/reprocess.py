@@ -88,9 +88,11 @@ class Reprocessor:
         keys, renamed = await asyncio.to_thread(spools_left, self.folders)
         followed = await self.journal.call(lambda journal: journal.followed(keys))
         await asyncio.to_thread(discard, [self.folders.find_spool(*key) for key in followed])
+        without_images = await self.journal.call(lambda journal: journal.without_images(keys))
         for key in keys:
             if key not in followed:
-                self.exporter.add(str(self.folders.find_spool(*key)))
+                spool = str(self.folders.find_spool(*key))
+                self.exporter.add(spool, is_incomplete=key in without_images)
         for path in renamed:
             self.exporter.add(str(path))  # which quarantines it, with the reason
         waiting = await self.journal.call(lambda journal: journal.not_exported())
