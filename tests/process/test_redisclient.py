@@ -207,11 +207,11 @@ def test_visits_of_another_instrument_are_for_other_nodes(server, config):
 
 def test_a_reservation_that_an_error_has_cost_is_repeated(server, config, monkeypatch):
     monkeypatch.setattr(redisclient, "ANSWER_S", 0.1)
-    server.add(STREAM, message())
 
     async def body():
         async with connected(config()) as node:
             node.accepts = False
+            server.add(STREAM, message())
             await node.until(lambda: len(node.reserved) > 1)
             node.accepts = True
             await node.until(lambda: not node.client._held.unanswered(STREAM, float("inf")))

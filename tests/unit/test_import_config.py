@@ -205,7 +205,7 @@ def test_visits_come_from_the_stream_of_the_service_if_it_has_one(run, tmp_path,
         "REDIS_STREAM_NAME": "instrument:lsstcam",
         "REDIS_STREAM_CONSUMER_GROUP": "lsstcam_consumer_group",
     }
-    code, err, (_node, relay, _) = run(dumped(VARIABLES | stream))
+    code, err, (_bridge, _node, relay) = run(dumped(VARIABLES | stream))
     assert (code, err) == (0, "")
     assert "no relay is needed" in " ".join(relay.split("\n#  "))
     environment = {
