@@ -146,7 +146,7 @@ class Preload:
             try:
                 files = take_files(refs, plan.files, self._cache, repo.files, stats)
             except MissingFile:
-                # Whoever has found the location, also for others, is to query it again.
+                # The worker that has found the location, also for others, is to query it again.
                 self._questions.renew()
                 raise
         rest = [ref for ref in refs if ref.id not in plan.files]

@@ -497,7 +497,7 @@ class RedisClient:
         pending = {each.place: each for each in await self._group.pending(stream, idle=idle_ms)}
         self._foreign = {place for place in self._foreign if place.stream != stream or place in pending}
         expired = [place for place in pending if self._server_clock.age_s(place, mono) > self._expiry_s]
-        if expired:  # whoever has them
+        if expired:  # of any consumer
             self._end(dict.fromkeys(expired, "expired, and its consumer has not ended it"), "redis_refused")
         wanted = sorted(pending.keys() - self._held.places - self._foreign - self._refused - set(expired))
         while wanted and self._free > 0:

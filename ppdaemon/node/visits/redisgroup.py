@@ -191,7 +191,7 @@ class RedisGroup:
         return [(Place(stream, name.decode()), fields or {}) for name, fields in answer if name]
 
     async def acknowledge(self, places: Collection[Place]) -> None:
-        """Acknowledge entries, whoever has them."""
+        """Acknowledge entries of any consumer."""
         await self._by_stream(places, lambda pipe, stream, ids: pipe.xack(stream, self._config.group, *ids))
 
     async def give(self, consumer: str, places: Collection[Place], **options: object) -> None:
