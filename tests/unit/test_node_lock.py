@@ -16,6 +16,7 @@ from ppdaemon.folders import REFUSAL, NodeFolders, save_spools
 from ppdaemon.node import lock as lock_module
 from ppdaemon.node.lock import OWNER_VARIABLE, lock_node
 from ppdaemon.node.visits.recovery import spools_left
+from ppdaemon.testing.waiting import wait_until
 
 
 @pytest.fixture
@@ -115,9 +116,16 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path):
         lock_node(NodeFolders(tmp_path / "ram", tmp_path / "state"), "run")
 
 
+def is_marked(process, folders):
+    """Return whether a process has the environment of its program already: a moment after it was started."""
+    variable = f"{OWNER_VARIABLE}={folders.state}".encode()
+    return variable in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+
+
 def test_files_are_deleted_only_when_the_processes_of_the_previous_run_have_ended(folders, monkeypatch):
     environment = os.environ | {OWNER_VARIABLE: str(folders.state)}
     left = [subprocess.Popen(["sleep", "60"], env=environment) for _ in range(5)]
+    wait_until(lambda: all(is_marked(each, folders) for each in left))
     states = []
 
     def remove(node_folders):
@@ -138,6 +146,7 @@ def test_a_process_that_does_not_end_delays_the_start_for_a_bounded_time(folders
     monkeypatch.setattr(lock_module.signal, "pidfd_send_signal", lambda descriptor, number: None)
     environment = os.environ | {OWNER_VARIABLE: str(folders.state)}
     with subprocess.Popen(["sleep", "60"], env=environment) as hanging:
+        wait_until(lambda: is_marked(hanging, folders))
         lock_node(folders, "next").release(folders)
         assert f"do not end, and may still write: [{hanging.pid}]" in caplog.text
         hanging.kill()
