@@ -79,11 +79,18 @@ def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     assert list(folders.ramdisk.iterdir()) == [folders.ramdisk / "stranger"]
 
 
+def is_marked(process, folders):
+    """Return whether a process has the environment of its program already: a moment after it was started."""
+    variable = f"{OWNER_VARIABLE}={folders.state}".encode()
+    return variable in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+
+
 def test_processes_of_a_previous_run_are_killed_and_those_of_other_nodes_are_not(folders):
     def sleeper(owner):
         return subprocess.Popen(["sleep", "60"], env=os.environ | {OWNER_VARIABLE: str(owner)})
 
     with sleeper(folders.state) as left, sleeper(folders.state / "other") as other:
+        wait_until(lambda: is_marked(left, folders))
         lock_node(folders, "next").release(folders)
         assert left.wait(10) == -signal.SIGKILL
         assert other.poll() is None
@@ -114,12 +121,6 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "state").write_text("a file")
     with pytest.raises(StateUnusable, match="state"):
         lock_node(NodeFolders(tmp_path / "ram", tmp_path / "state"), "run")
-
-
-def is_marked(process, folders):
-    """Return whether a process has the environment of its program already: a moment after it was started."""
-    variable = f"{OWNER_VARIABLE}={folders.state}".encode()
-    return variable in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
 
 
 def test_files_are_deleted_only_when_the_processes_of_the_previous_run_have_ended(folders, monkeypatch):
