@@ -32,7 +32,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"ppdaemon(\.\w+)*\._\w+"),  # private aliases of types in signatures
     (
         r"py:.*",
-        r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint|yamlfile\.KeyPath)",
+        r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint|yamlfile\.KeyPath"
+        r"|reports\.(common\.ProblemSource|requests\.CatchupState))",
     ),  # type statements
 ]
 suppress_warnings = ["ref.python"]  # the builtin ``type`` and the many fields of this name

@@ -9,11 +9,13 @@ import importlib
 import importlib.metadata
 import io
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, get_origin, get_type_hints
 from unittest import mock
 
@@ -22,11 +24,14 @@ import pydantic
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from ppdaemon.states import SlotState
 
 ROOT = Path(__file__).parents[2]
+PUBLIC_PACKAGES = ("reports",)
+"""Packages whose list of public names is their API."""
 HELP_S = 120
 """How long a program may take to print its help on a loaded machine."""
 
@@ -175,6 +180,22 @@ def _prepare_autodoc(app: Sphinx) -> None:
     for name in ("ctl.client", "node.supervisor", "relay.config", "testing.work"):
         importlib.import_module(f"ppdaemon.{name}")
     _plain_annotations(pydantic.BaseModel)
+    for name in PUBLIC_PACKAGES:
+        _document_constants(importlib.import_module(f"ppdaemon.{name}"))
+
+
+def _document_constants(package: ModuleType) -> None:
+    """Let autodoc find the docstrings of the constants that a package lists and its modules define."""
+    listed = ModuleAnalyzer.for_module(package.__name__)
+    listed.analyze()
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        analyzer = ModuleAnalyzer.for_module(module.name)
+        analyzer.analyze()
+        listed.attr_docs |= {
+            key: text
+            for key, text in analyzer.attr_docs.items()
+            if key[0] == "" and key[1] in package.__all__
+        }
 
 
 def _skip_type(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:

@@ -17,6 +17,7 @@ import pydantic
 from ppdaemon import journalfile, reports
 from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
+from ppdaemon.reports.common import DEFERRED
 from ppdaemon.sqlitereader import reading
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import decode, encode, explain
@@ -473,18 +474,18 @@ class BridgeDaemon(ControlClient):
 
 
 _STATUS = pydantic.TypeAdapter(reports.StatusReport)
-_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...], config=reports.DEFERRED)
-_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...], config=reports.DEFERRED)
-_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...], config=reports.DEFERRED)
-_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...], config=reports.DEFERRED)
-_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...], config=reports.DEFERRED)
-_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...], config=reports.DEFERRED)
+_WORKERS = pydantic.TypeAdapter(tuple[reports.WorkerRow, ...], config=DEFERRED)
+_VISITS = pydantic.TypeAdapter(tuple[reports.VisitRow, ...], config=DEFERRED)
+_SUMMARIES = pydantic.TypeAdapter(tuple[reports.VisitSummary, ...], config=DEFERRED)
+_LATE = pydantic.TypeAdapter(tuple[reports.LateRow, ...], config=DEFERRED)
+_CHANGES = pydantic.TypeAdapter(tuple[reports.VisitChange, ...], config=DEFERRED)
+_REQUEUED = pydantic.TypeAdapter(tuple[reports.RequeueRow, ...], config=DEFERRED)
 
 _RELAY_STATUS = pydantic.TypeAdapter(reports.RelayStatusReport)
 _BRIDGE_STATUS = pydantic.TypeAdapter(reports.BridgeStatusReport)
-_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...], config=reports.DEFERRED)
-_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...], config=reports.DEFERRED)
-_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...], config=reports.DEFERRED)
+_NODES = pydantic.TypeAdapter(tuple[reports.RelayNodeRow, ...], config=DEFERRED)
+_RELAY_VISITS = pydantic.TypeAdapter(tuple[reports.RelayVisitRow, ...], config=DEFERRED)
+_RELAY_DETECTORS = pydantic.TypeAdapter(tuple[reports.RelayDetectorRow, ...], config=DEFERRED)
 
 
 def _validated[T](data: Any, adapter: pydantic.TypeAdapter[T]) -> T:
