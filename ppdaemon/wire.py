@@ -15,10 +15,13 @@ from pydantic_core import PydanticSerializationError
 
 from ppdaemon.errors import BadMessage
 
-__all__ = ("Model", "decode", "encode", "explain", "parse_json")
+__all__ = ("BY_TYPE", "Model", "decode", "encode", "explain", "parse_json")
 
 MAX_DEPTH = 32
 """Deepest nesting of a message, far above that of any valid one."""
+
+BY_TYPE = pydantic.Field(discriminator="type")
+"""In the annotation of a union of models: the field ``type`` tells which one it is."""
 
 
 class Model(pydantic.BaseModel):

@@ -8,7 +8,7 @@ import pydantic
 
 from ppdaemon.publish.config import Publication
 from ppdaemon.reports import DestinationReport
-from ppdaemon.wire import Model
+from ppdaemon.wire import BY_TYPE, Model
 
 __all__ = (
     "BUNDLES",
@@ -23,8 +23,6 @@ __all__ = (
     "PublisherSettings",
     "Telemetry",
 )
-
-_BY_TYPE = pydantic.Field(discriminator="type")
 
 
 class Bundle(Model):
@@ -93,7 +91,7 @@ class Publish(Model):
     """Name of the worker's file with its metrics, which exists if there are any."""
 
 
-type PublisherOrder = Annotated[PublisherSettings | Publish, _BY_TYPE]
+type PublisherOrder = Annotated[PublisherSettings | Publish, BY_TYPE]
 PUBLISHER_ORDERS = pydantic.TypeAdapter[PublisherOrder](PublisherOrder)
 
 
@@ -113,5 +111,5 @@ class PublishReport(Model):
     places: tuple[DestinationReport, ...]
 
 
-type PublisherFact = Annotated[PublisherReady | PublishReport, _BY_TYPE]
+type PublisherFact = Annotated[PublisherReady | PublishReport, BY_TYPE]
 PUBLISHER_FACTS = pydantic.TypeAdapter[PublisherFact](PublisherFact)

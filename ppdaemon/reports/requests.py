@@ -11,6 +11,7 @@ import pydantic
 from ppdaemon.reports.common import DEFERRED, ControlModel
 from ppdaemon.states import Outcome
 from ppdaemon.visit import Name
+from ppdaemon.wire import BY_TYPE
 
 
 class StatusRequest(ControlModel):
@@ -188,7 +189,7 @@ type Request = Annotated[
     | KillRequest
     | Watch
     | WatchVisits,
-    pydantic.Field(discriminator="type"),
+    BY_TYPE,
 ]
 REQUESTS = pydantic.TypeAdapter[Request](Request, config=DEFERRED)
 
@@ -222,11 +223,11 @@ type RelayRequest = Annotated[
     | ResumeNodeRequest
     | ReloadRequest
     | Watch,
-    pydantic.Field(discriminator="type"),
+    BY_TYPE,
 ]
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest, config=DEFERRED)
 
-type BridgeRequest = Annotated[StatusRequest | Watch, pydantic.Field(discriminator="type")]
+type BridgeRequest = Annotated[StatusRequest | Watch, BY_TYPE]
 BRIDGE_REQUESTS = pydantic.TypeAdapter[BridgeRequest](BridgeRequest, config=DEFERRED)
 
 READING: frozenset[type[ControlModel]] = frozenset(
@@ -275,5 +276,5 @@ class RequestFailed(ControlModel):
     text: str
 
 
-type Reply = Annotated[Ok | RequestFailed, pydantic.Field(discriminator="type")]
+type Reply = Annotated[Ok | RequestFailed, BY_TYPE]
 REPLIES = pydantic.TypeAdapter[Reply](Reply, config=DEFERRED)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from ppdaemon.states import Outcome
-from ppdaemon.wire import Model
+from ppdaemon.wire import BY_TYPE, Model
 
 __all__ = (
     "CHANNEL_FD",
@@ -82,5 +82,5 @@ class Succeeded(Model):
 type Message = GraphBuilt | TaskFailed | CommandFailed | Succeeded
 
 MESSAGES = pydantic.TypeAdapter[Message](
-    Annotated[GraphBuilt | TaskFailed | CommandFailed | Succeeded, pydantic.Field(discriminator="type")]
+    Annotated[GraphBuilt | TaskFailed | CommandFailed | Succeeded, BY_TYPE]
 )
