@@ -30,7 +30,7 @@ from sphinx.util.docutils import SphinxDirective
 from ppdaemon.states import SlotState
 
 ROOT = Path(__file__).parents[2]
-PUBLIC_PACKAGES = ("messages", "reports")
+PUBLIC_PACKAGES = ("config", "messages", "reports")
 """Packages whose list of public names is their API."""
 HELP_S = 120
 """How long a program may take to print its help on a loaded machine."""

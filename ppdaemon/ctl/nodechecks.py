@@ -17,7 +17,8 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NO_CENTRAL, NodeConfig, RedisConfig
+from ppdaemon.config import NodeConfig, RedisConfig
+from ppdaemon.config.shadow import NO_CENTRAL
 from ppdaemon.ctl.client import Daemon, NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys

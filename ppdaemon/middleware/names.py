@@ -19,7 +19,8 @@ from lsst.pipe.base import Instrument
 from lsst.pipe.base.pipeline_graph import TaskNode
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NO_CENTRAL, ButlerConfig, NodeConfig, is_same_place
+from ppdaemon.config import ButlerConfig, NodeConfig
+from ppdaemon.config.shadow import NO_CENTRAL, is_same_place
 from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.messages import NameFinding, Resolving, TaskNamesResolved
 from ppdaemon.middleware.butler.central import CentralReader

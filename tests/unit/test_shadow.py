@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ppdaemon.clock import Clock
-from ppdaemon.config import NO_CENTRAL, NodeConfig, load_node
+from ppdaemon.config import NodeConfig, load_node
+from ppdaemon.config.shadow import NO_CENTRAL
 from ppdaemon.errors import ConfigError, StateUnusable, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Hello, ReserveVisit
