@@ -16,9 +16,9 @@ from telescope import GIVE_UP_S, Telescope
 from visitworld import CHOSEN
 
 from ppdaemon.messages import Done
-from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.endedvisits import EndedVisits
 from ppdaemon.node.visits.model import RequeueRequested, SlotsChanged
+from ppdaemon.node.visits.permits import Permits
 from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.states import Outcome
 
@@ -200,7 +200,7 @@ def acknowledgements_lost(world):
 def test_one_of_two_nodes_writes_though_both_have_the_visit(monkeypatch, permits):
     """Fault 58: nothing that a node sends arrives, so that its detectors go to another one."""
     if not permits:
-        monkeypatch.setattr(Visits, "_needs_no_permit", lambda visits, visit: True)
+        monkeypatch.setattr(Permits, "_needs_none", lambda permits, visit: True)
     with telescope() as world:
         if not permits:
             with pytest.raises(AssertionError, match="written twice"):

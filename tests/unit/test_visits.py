@@ -25,7 +25,7 @@ from ppdaemon.node.slots.events import (
     RescanRaws,
 )
 from ppdaemon.node.slots.scheduler import Drop
-from ppdaemon.node.visits import core
+from ppdaemon.node.visits import delivery
 from ppdaemon.node.visits.model import (
     Acknowledge,
     AssignmentRefused,
@@ -420,7 +420,7 @@ def test_a_raw_that_arrives_while_its_reservation_fails_is_unmatched(world):
 
 
 def test_of_raws_that_wait_for_their_lookup_the_oldest_are_dropped(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(core, "MAX_UNMATCHED", 3)
+    monkeypatch.setattr(delivery, "MAX_UNMATCHED", 3)
     world = World(config, tmp_path / "journal.sqlite")
     assigned(world)
     world.finish()

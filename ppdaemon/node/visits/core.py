@@ -3,9 +3,11 @@
 
 `Visits.handle` takes one event and the time and returns `Effects`: journal
 writes, and actions to perform after their commit. Covers acceptance,
-cancellation, delivery of raws and sensor lists to slots, outcomes, retries,
-requeues, late raws, rescans, and attempts of a previous run. Does not cover
-slots (`ppdaemon.node.slots.slot`), the choice of a slot
+cancellation, outcomes, retries, requeues, and attempts of a previous run. Its
+parts decide about permits (`ppdaemon.node.visits.permits`), raws
+(`ppdaemon.node.visits.delivery`) and exported outputs
+(`ppdaemon.node.visits.exports`). Does not cover slots
+(`ppdaemon.node.slots.slot`), the choice of a slot
 (`ppdaemon.node.slots.scheduler`), commits (`ppdaemon.node.visits.pump`), or
 any I/O.
 
@@ -17,8 +19,8 @@ writes, and because writes are committed in the order of the decisions.
 import logging
 import math
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,6 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
     CancelVisit,
-    DetectorsOfVisit,
     Exported,
     ImagesGivenUp,
     PermitRefused,
@@ -40,16 +41,18 @@ from ppdaemon.messages import (
     ResultsSeen,
     Welcome,
 )
-from ppdaemon.node.arrivals.index import ArrivalIndex, ExpectedSensors, Recent
-from ppdaemon.node.arrivals.nottaken import FileNotTaken, FilesNotTaken
+from ppdaemon.node.arrivals.index import ExpectedSensors
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.scheduler import Drop
 from ppdaemon.node.visits import model
+from ppdaemon.node.visits.delivery import RawDelivery
 from ppdaemon.node.visits.endedvisits import EndedVisits
+from ppdaemon.node.visits.exports import Exports
 from ppdaemon.node.visits.fallbacks import Fallbacks
 from ppdaemon.node.visits.openvisits import OpenVisits, Permit, Phase, VisitDetector, snapshot
+from ppdaemon.node.visits.permits import Permits
 from ppdaemon.node.visits.requeue import (
     is_returned,
     refusal_reason,
@@ -60,7 +63,7 @@ from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.selection import PipelineChoice, pipeline_name
 from ppdaemon.states import Outcome, Stage
-from ppdaemon.visit import NextVisit, parent_group
+from ppdaemon.visit import NextVisit
 
 __all__ = ("Visits",)
 
@@ -73,22 +76,6 @@ MAX_NAME_BYTES = 240
 """Filesystems allow 255 bytes in a file name; the rest is for dot and suffix."""
 RETRY_WAIT_S = 10.0
 """A later attempt waits for raws at least this long plus the time of a scan."""
-MAX_RAWS_PER_LOOKUP = 500
-"""500 lookups in the journal take some 10 ms, during which acceptance waits."""
-ANNOUNCED_S = 7200.0
-"""Time for which the group of a visit is remembered: its files are not listed as not taken by others.
-Exposures are searched that changed since `remember_s`, 900 s, before an announcement; a visit may end
-an hour after it."""
-MAX_ANNOUNCED = 5000
-"""Visits whose groups are remembered; a night has some 1000."""
-GONE = (
-    "its outputs are gone: its spool was deleted, renamed or moved away before it was exported; moved back,"
-    " it is exported by the next start"
-)
-"""Reason of a visit-detector whose outputs were to be exported."""
-MAX_UNMATCHED = 20_000
-"""Raws waiting for their lookup; above this the oldest are dropped. About a
-hundred exposures of 205 detectors."""
 
 
 class Visits:
@@ -114,24 +101,58 @@ class Visits:
         self._handing_back = ""
         """Why detectors that no worker can process are handed back to the relay; blank if they are not."""
         self._now = model.Now(0.0, 0.0)
-        self._arrived = ArrivalIndex(config.arrivals.remember_s, lambda: self._now.mono)
-        self._announced: Recent[model.VisitKey] = Recent(ANNOUNCED_S, MAX_ANNOUNCED)
-        self._unmatched: deque[Raw] = deque(maxlen=MAX_UNMATCHED)
-        self._recording_raws = False
-        self._rescans: dict[model.VisitKey, list[Key]] = {}
-        self._connected = False
-        """Whether a relay answers."""
-        self._asked: dict[Key, VisitDetector] = {}
-        """Those whose permits were asked for and not answered."""
+        self._permits = Permits(config, self.open)
+        self._exports = Exports(self._folders, count)
+        self._raws = RawDelivery(self.open, config.arrivals.remember_s, lambda: self._now.mono)
+        self._rules = self._all_rules()
 
     def handle(self, event: object, now: model.Now) -> model.Effects:
         """Return the effects of an event."""
         self._now = now
         effects = model.Effects()
-        _RULES[type(event)](self, event, effects)
+        self._rules[type(event)](event, effects)
         effects.write_soon = self.open.changed
-        effects.ask_again = bool(self._asked)
+        effects.ask_again = self._permits.unanswered
         return effects
+
+    def _all_rules(self) -> dict[type, Callable[[Any, model.Effects], None]]:
+        """Return what handles each type of event."""
+        return {
+            model.AcceptanceChanged: self._acceptance_changed,
+            model.AssignmentRefused: self._assignment_refused,
+            model.AttemptRecovered: self._recover,
+            CancelVisit: self._cancel,
+            events.AskToCross: self._permits.crossing_asked,
+            model.PermitsDue: self._permits.due,
+            Permitted: self._permits.permitted,
+            PermitRefused: self._permit_refused,
+            model.RelayLost: self._permits.relay_lost,
+            Drop: self._drop,
+            ExpectedSensors: self._raws.exposure_listed,
+            Exported: self._exports.exported,
+            ImagesGivenUp: self._exports.images_given_up,
+            events.Finish: self._finish,
+            model.FlushRequested: self._write,
+            events.RescanRaws: self._raws.rescan_requested,
+            events.NoteMeasurements: self._note_figures,
+            events.NoteRaw: self._note_raw,
+            events.NoteRecycled: self._note_recycled,
+            events.NoteStage: self._note_stage,
+            model.WriteFailed: self._write_failed,
+            events.RawArrived: self._raws.raw_arrived,
+            model.WriteCommitted: self._write_committed,
+            model.LeftoversRead: self._leftovers_read,
+            model.RequeueRequested: self._requeue,
+            model.RescanDue: self._raws.rescan_due,
+            model.RescanFinished: self._raws.rescan_finished,
+            model.Reserved: self._reserve,
+            ResultsSeen: self._mark_reported,
+            events.SlotAssigned: self._assign,
+            model.SlotsChanged: self._slots_changed,
+            model.StopStarted: self._stop,
+            Welcome: self._welcome,
+            model.WriteDue: self._write,
+        }
 
     @property
     def _retry_s(self) -> float:
@@ -216,7 +237,7 @@ class Visits:
         assignment = self._assignment(entry, age_s, chosen)
         visit = VisitDetector(entry, assignment, Phase.RESERVED, ignored=chosen.reason)
         self.open.add(visit)
-        self._announced.add(entry.key[:2], self._now.mono)
+        self._raws.note_announced(entry.key[:2])
         return visit
 
     def _assignment(self, entry: model.JournalEntry, age_s: float, chosen: PipelineChoice) -> Assignment:
@@ -239,8 +260,7 @@ class Visits:
             case model.RecordLateRaws(), (int() as late, int() as unmatched):
                 self._count["late_raws"] += late
                 self._count["raw_without_visit"] += unmatched
-                self._recording_raws = False
-                self._record_late_raws(effects)
+                self._raws.looked_up(effects)
             case unexpected:
                 raise AssertionError(unexpected)
 
@@ -281,7 +301,7 @@ class Visits:
                 ended.append(entry.key)
             elif entry.key.attempt > visit.entry.asked:
                 visit.entry.asked = entry.key.attempt
-                self._forget_permit(visit, effects)
+                self._permits.ask_anew(visit, effects)
         if ended:  # the relay has not received their outcomes
             effects.writes.append(model.MarkUnreported(tuple(ended)))
             effects.actions.append(model.ResendResults())
@@ -289,12 +309,11 @@ class Visits:
     def _close_reserved(self, visit: VisitDetector, effects: model.Effects) -> None:
         """Remove a visit-detector that is not in the journal."""
         self.open.remove(visit)
-        self._add_unmatched(visit.raws.values(), effects)
+        self._raws.look_up(visit.raws.values(), effects)
 
     def _admit(self, visit: VisitDetector, effects: model.Effects) -> None:
         """Queue a visit-detector that the journal has just accepted."""
-        for raw in self._arrived.of(*visit.key[:3]):  # raws may arrive before the announcement
-            visit.raws.setdefault(raw.exposure, raw)
+        self._raws.take_early(visit)
         self._queue(visit, effects)
 
     def _queue(self, visit: VisitDetector, effects: model.Effects) -> None:
@@ -334,187 +353,23 @@ class Visits:
                     # A canceled visit with raws was observed nevertheless and may be retried.
                     if not visit.raws:
                         visit.cancelled = reason
-                    self._to_slot(visit, events.CancelReceived(reason), effects)
+                    visit.send(events.CancelReceived(reason), effects)
 
     def _withdraw(self, visit: VisitDetector, effects: model.Effects) -> None:
         """End a visit-detector that this node may not finish, unless it has crossed."""
-        self._asked.pop(visit.key, None)
+        self._permits.remove(visit)
         visit.withdrawn, visit.cancelled, visit.permit = True, WITHDRAWN, Permit.NONE
         match visit.phase:
             case Phase.QUEUED:
                 effects.actions.append(model.Dequeue(visit.key))
                 self._end(visit, Outcome.CANCELLED, WITHDRAWN, effects)
             case Phase.ASSIGNED:
-                self._to_slot(visit, events.Withdrawn(WITHDRAWN), effects)
-
-    # --- permits ---------------------------------------------------------
-
-    def _ask_permit(self, visit: VisitDetector, effects: model.Effects) -> None:
-        """Ask for a permit, unless it was asked for, or none is needed."""
-        if visit.permit is not Permit.NONE or visit.withdrawn:
-            return
-        if self._needs_no_permit(visit):
-            visit.permit = Permit.GRANTED
-            return
-        visit.permit = Permit.ASKED
-        self._asked[visit.key] = visit
-        effects.actions.append(model.AskPermits((visit.of_relay,)))
-
-    def _needs_no_permit(self, visit: VisitDetector) -> bool:
-        """Return whether no other node can have a visit-detector: there is no relay, or it gives what it
-        has sent here to nobody, or it has closed the visit, and an operator repeats it here.
-        """
-        alone = self.config.relay.alone == "cross" and not self._connected
-        return not self.config.shares_visits or alone or visit.requeued
-
-    def _permitted(self, event: Permitted, effects: model.Effects) -> None:
-        for visit in self._named(event.visits):
-            if not visit.withdrawn:
-                self._grant(visit, effects)
-
-    def _grant(self, visit: VisitDetector, effects: model.Effects) -> None:
-        self._asked.pop(visit.key, None)
-        visit.permit = Permit.GRANTED
-        self._let_cross(visit, effects)
+                visit.send(events.Withdrawn(WITHDRAWN), effects)
 
     def _permit_refused(self, event: PermitRefused, effects: model.Effects) -> None:
-        for visit in self._named(event.visits):
+        for visit in self._permits.named(event.visits):
             if not visit.entry.no_return:
                 self._withdraw(visit, effects)
-
-    def _named(self, visits: Iterable[DetectorsOfVisit]) -> list[VisitDetector]:
-        """Return the open visit-detectors that a message of the relay names, in these attempts."""
-        found = (
-            (self.open.find(named.instrument, named.group, detector), named.attempt)
-            for named in visits
-            for detector in named.detectors
-        )
-        return [visit for visit, asked in found if visit is not None and visit.entry.asked == asked]
-
-    def _forget_permit(self, visit: VisitDetector, effects: model.Effects) -> None:
-        """Ask again: the relay has reserved a visit-detector once more, as another attempt."""
-        self._asked.pop(visit.key, None)
-        if not visit.entry.no_return and visit.permit is not Permit.NONE:
-            visit.permit = Permit.NONE
-            self._ask_permit(visit, effects)
-
-    def _crossing_asked(self, event: events.AskToCross, effects: model.Effects) -> None:
-        visit = self.open.get(event.key)
-        if visit is None or visit.phase is not Phase.ASSIGNED:
-            return
-        visit.at_door = event.what
-        self._ask_permit(visit, effects)
-        self._let_cross(visit, effects)
-
-    def _let_cross(self, visit: VisitDetector, effects: model.Effects) -> None:
-        """Let the worker of a visit-detector cross when that is in the journal."""
-        if visit.at_door is None or visit.permit is not Permit.GRANTED:
-            return
-        what, visit.at_door = visit.at_door, None
-        if what:  # a spool on disk is itself the record
-            visit.entry.no_return = what
-            effects.writes.append(model.Update((self.open.take_change(visit.entry),)))
-        self._to_slot(visit, events.CrossingAllowed(what), effects)
-
-    def _relay_lost(self, event: model.RelayLost, effects: model.Effects) -> None:
-        self._connected = False
-        for visit in list(self._asked.values()):
-            if self._needs_no_permit(visit):
-                self._grant(visit, effects)
-
-    def _repeat_asking(self, event: object, effects: model.Effects) -> None:
-        if self._asked:
-            effects.actions.append(model.AskPermits(tuple(visit.of_relay for visit in self._asked.values())))
-
-    # --- raws ------------------------------------------------------------
-
-    def _raw_arrived(self, event: events.RawArrived, effects: model.Effects) -> None:
-        raw = event.raw
-        is_new = self._arrived.add(raw)
-        visit = self.open.find(raw.instrument, parent_group(raw.group), raw.detector)
-        if visit is None:
-            if is_new:  # a rescan for another detector delivers files again
-                self._add_unmatched([raw], effects)
-            return
-        # A file may be replaced, or compressed to another file: the latest is used.
-        visit.raws[raw.exposure] = raw
-        if visit.phase is Phase.ASSIGNED:
-            self._to_slot(visit, event, effects)
-        elif visit.phase is Phase.QUEUED:
-            self._reached(visit, Stage.ARRIVED, raw.seen_tai)
-
-    def _exposure_listed(self, event: ExpectedSensors, effects: model.Effects) -> None:
-        self._arrived.add_list(event)
-        for visit in self.open.in_group(event.instrument, parent_group(event.group)):
-            self._to_slot(visit, _listed(event, visit.key), effects)
-
-    def _to_slot(self, visit: VisitDetector, event: object, effects: model.Effects) -> None:
-        """Send an event to the slot that has a visit-detector, if one has it."""
-        if visit.phase is Phase.ASSIGNED:
-            assert visit.entry.slot is not None, visit.key
-            effects.actions.append(model.SendToSlot(visit.entry.slot, visit.key, event))
-
-    def _add_unmatched(self, raws: Iterable[Raw], effects: model.Effects) -> None:
-        """Queue raws that no open visit-detector can use for a lookup in the
-        journal: those of an ended visit-detector are late.
-        """
-        self._unmatched.extend(raws)
-        self._record_late_raws(effects)
-
-    def _record_late_raws(self, effects: model.Effects) -> None:
-        # One write at a time. It is committed after the outcomes that make
-        # these raws late, because those were decided before.
-        if self._unmatched and not self._recording_raws:
-            self._recording_raws = True
-            number = min(len(self._unmatched), MAX_RAWS_PER_LOOKUP)
-            raws = tuple(self._unmatched.popleft() for _ in range(number))
-            effects.writes.append(model.RecordLateRaws(raws))
-
-    # --- rescans: one for all detectors of a visit ------------------------
-
-    def _request_rescan(self, key: Key, effects: model.Effects) -> None:
-        waiting = self._rescans.get(key[:2])
-        if waiting is None:
-            # The rescan begins in the next step of the event loop: the
-            # deadlines of the visit's other detectors pass in this one.
-            self._rescans[key[:2]] = [key]
-            effects.actions.append(model.BeginRescan(key[:2]))
-        else:
-            waiting.append(key)
-
-    def _rescan_requested(self, event: events.RescanRaws, effects: model.Effects) -> None:
-        if self.open.get(event.key) is not None:
-            self._request_rescan(event.key, effects)
-
-    def _rescan_due(self, event: model.RescanDue, effects: model.Effects) -> None:
-        found = [self.open.get(key) for key in self._rescans[event.visit]]
-        visits = [visit for visit in found if visit is not None]
-        if not visits:  # all have ended
-            del self._rescans[event.visit]
-            return
-        self._rescans[event.visit] = []
-        since_tai = min(visit.entry.received_tai for visit in visits)
-        keys = tuple(visit.key for visit in visits)
-        effects.actions.append(model.Rescan(visits[0].entry.visit, since_tai, keys))
-
-    def _rescan_finished(self, event: model.RescanFinished, effects: model.Effects) -> None:
-        visit_key = event.keys[0][:2]
-        not_taken = FilesNotTaken(
-            file for file in event.not_taken if not self._is_of_other_visit(file, visit_key[0])
-        )
-        for key in event.keys:
-            if (visit := self.open.get(key)) is not None:
-                self._to_slot(visit, events.RescanDone(*not_taken.of(key.detector)), effects)
-        if self._rescans[visit_key]:  # requested during this rescan, which may have missed their raws
-            effects.actions.append(model.BeginRescan(visit_key))
-        else:
-            del self._rescans[visit_key]
-
-    def _is_of_other_visit(self, file: FileNotTaken, instrument: str) -> bool:
-        """Return whether a file has the group of another visit that was announced."""
-        return file.group is not None and self._announced.contains(
-            (instrument, parent_group(file.group)), self._now.mono
-        )
 
     # --- slots -----------------------------------------------------------
 
@@ -529,11 +384,8 @@ class Visits:
         assignment = visit.assignment
         if chosen is not assignment.pipelines:  # the next attempt chooses again, from all of them
             assignment = replace(assignment, pipelines=chosen)
-        self._to_slot(visit, events.VisitAssigned(assignment), effects)
-        for listed in self._arrived.lists_of(*visit.key[:2]):
-            self._to_slot(visit, _listed(listed, visit.key), effects)
-        for raw in visit.raws.values():
-            self._to_slot(visit, events.RawArrived(raw), effects)
+        visit.send(events.VisitAssigned(assignment), effects)
+        self._raws.deliver(visit, effects)
 
     def _assignment_refused(self, event: model.AssignmentRefused, effects: model.Effects) -> None:
         visit = self.open.get(event.key)
@@ -550,9 +402,9 @@ class Visits:
     def _note_stage(self, event: events.NoteStage, effects: model.Effects) -> None:
         if visit := self.open.get(event.key):
             assert event.tai is not None, event
-            self._reached(visit, event.stage, event.tai)
+            self.open.reached(visit, event.stage, event.tai)
             if event.stage is Stage.INGESTED:  # long before the permit is needed
-                self._ask_permit(visit, effects)
+                self._permits.ask(visit, effects)
 
     def _note_figures(self, event: events.NoteMeasurements, effects: model.Effects) -> None:
         if visit := self.open.get(event.key):
@@ -569,11 +421,6 @@ class Visits:
 
     def _note_recycled(self, event: events.NoteRecycled, effects: model.Effects) -> None:
         effects.writes.append(model.CountRecycled(event.cause, self._now.tai))
-
-    def _reached(self, visit: VisitDetector, stage: Stage, tai: float) -> None:
-        """Record when a stage was reached first."""
-        visit.entry.stages.setdefault(stage, tai)
-        self.open.mark_changed(visit.entry)
 
     # --- outcomes --------------------------------------------------------
 
@@ -691,7 +538,7 @@ class Visits:
                     ", retrying" if again else "",
                 )
         self.open.remove(visit)
-        self._asked.pop(entry.key, None)
+        self._permits.remove(visit)
         if again:
             self._retry(visit, effects)
         else:
@@ -713,7 +560,7 @@ class Visits:
         # Performed after the commit: a crash before it leaves the mark for the next start.
         if entry.no_return:
             effects.actions.append(model.RemoveMark(entry.key))
-        self._add_unmatched(missed, effects)
+        self._raws.look_up(missed, effects)
 
     def _retry(self, before: VisitDetector, effects: model.Effects) -> None:
         """End an attempt and queue the next one, in one transaction."""
@@ -728,7 +575,7 @@ class Visits:
         visit = VisitDetector(entry, assignment, Phase.QUEUED, raws=before.raws, permit=permit)
         self.open.add(visit)
         if not before.raws:  # they may have arrived in a previous run
-            self._request_rescan(entry.key, effects)
+            self._raws.request_rescan(entry.key, effects)
         self._queue(visit, effects)
 
     # --- a previous run --------------------------------------------------
@@ -824,41 +671,15 @@ class Visits:
             self._admit(visit, effects)
         effects.actions.append(model.Reply(requeue.request, requeue.rows))
 
-    # --- relay, exporter, daemon -------------------------------------------
+    # --- relay, daemon -----------------------------------------------------
 
     def _mark_reported(self, event: ResultsSeen, effects: model.Effects) -> None:
         self.ended.confirm(event.entries, event.moved)
         effects.writes.append(model.MarkReported(event.entries, event.moved))
 
     def _welcome(self, event: Welcome, effects: model.Effects) -> None:
-        self._connected = True
         effects.actions.append(model.ResendResults())
-        self._repeat_asking(event, effects)
-
-    def _mark_exported(self, event: Exported, effects: model.Effects) -> None:
-        keys = self._keys(event.spools)
-        skipped = {keys[spool]: text for spool, text in event.skipped.items() if spool in keys}
-        effects.writes.append(model.MarkExported(tuple(keys.values()), event.tai, skipped))
-        if event.given_up:
-            self._mark_given_up(event.given_up, effects)
-        if event.gone:
-            _LOG.error("%d spools are gone and were not exported: %s", len(event.gone), ", ".join(event.gone))
-            effects.writes.append(model.MarkLost(tuple(self._keys(event.gone).values()), GONE))
-            self._count["spools_gone"] += len(event.gone)
-        self._count["datasets_exported"] += event.datasets
-        self._count["spools_refused"] += len(event.refused)
-
-    def _images_given_up(self, event: ImagesGivenUp, effects: model.Effects) -> None:
-        self._mark_given_up(event.spools, effects)
-
-    def _mark_given_up(self, types: Mapping[str, str], effects: model.Effects) -> None:
-        keys = self._keys(types)
-        effects.writes.append(model.MarkGivenUp({key: types[spool] for spool, key in keys.items()}))
-
-    def _keys(self, spools: Iterable[str]) -> dict[str, Key]:
-        """Return the attempts to which spools belong; others may lie in the same folder."""
-        names = {spool: self._folders.parse_spool_name(spool.rpartition("/")[2]) for spool in spools}
-        return {spool: Key(*name) for spool, name in names.items() if name}
+        self._permits.relay_answers(effects)
 
     def _acceptance_changed(self, event: model.AcceptanceChanged, effects: model.Effects) -> None:
         self.accepting = event.accepting
@@ -870,7 +691,7 @@ class Visits:
         if self._handing_back:
             for visit in self.open:
                 if not visit.requeued:  # a slot that processes the visit disregards this
-                    self._to_slot(visit, events.CancelReceived(self._handing_back), effects)
+                    visit.send(events.CancelReceived(self._handing_back), effects)
 
     def _slots_changed(self, event: model.SlotsChanged, effects: model.Effects) -> None:
         self._no_slot = event.problem
@@ -918,10 +739,6 @@ def _log_level(outcome: Outcome, reason: str) -> int:
     return logging.INFO if outcome in (Outcome.SUCCEEDED, Outcome.IGNORED) else logging.WARNING
 
 
-def _listed(listed: ExpectedSensors, key: Key) -> events.ExposureListed:
-    return events.ExposureListed(listed.exposure, key.detector in listed.detectors)
-
-
 def _result(entry: model.JournalEntry) -> ResultEntry:
     return ResultEntry(
         instrument=entry.key.instrument,
@@ -933,42 +750,3 @@ def _result(entry: model.JournalEntry) -> ResultEntry:
         asked=entry.asked,
         returned=is_returned(entry) or None,
     )
-
-
-_RULES: dict[type, Callable[[Visits, Any, model.Effects], None]] = {
-    model.AcceptanceChanged: Visits._acceptance_changed,
-    model.AssignmentRefused: Visits._assignment_refused,
-    model.AttemptRecovered: Visits._recover,
-    CancelVisit: Visits._cancel,
-    events.AskToCross: Visits._crossing_asked,
-    model.PermitsDue: Visits._repeat_asking,
-    Permitted: Visits._permitted,
-    PermitRefused: Visits._permit_refused,
-    model.RelayLost: Visits._relay_lost,
-    Drop: Visits._drop,
-    ExpectedSensors: Visits._exposure_listed,
-    Exported: Visits._mark_exported,
-    ImagesGivenUp: Visits._images_given_up,
-    events.Finish: Visits._finish,
-    model.FlushRequested: Visits._write,
-    events.RescanRaws: Visits._rescan_requested,
-    events.NoteMeasurements: Visits._note_figures,
-    events.NoteRaw: Visits._note_raw,
-    events.NoteRecycled: Visits._note_recycled,
-    events.NoteStage: Visits._note_stage,
-    model.WriteFailed: Visits._write_failed,
-    events.RawArrived: Visits._raw_arrived,
-    model.WriteCommitted: Visits._write_committed,
-    model.LeftoversRead: Visits._leftovers_read,
-    model.RequeueRequested: Visits._requeue,
-    model.RescanDue: Visits._rescan_due,
-    model.RescanFinished: Visits._rescan_finished,
-    model.Reserved: Visits._reserve,
-    ResultsSeen: Visits._mark_reported,
-    events.SlotAssigned: Visits._assign,
-    model.SlotsChanged: Visits._slots_changed,
-    model.StopStarted: Visits._stop,
-    Welcome: Visits._welcome,
-    model.WriteDue: Visits._write,
-}
-"""The method that handles each type of event."""

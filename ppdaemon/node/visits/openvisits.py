@@ -11,7 +11,7 @@ from typing import Literal
 from ppdaemon.messages import DetectorsOfVisit, HeldDetectors, Raw
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.events import Finish
-from ppdaemon.node.visits.model import JournalEntry, VisitKey
+from ppdaemon.node.visits.model import Effects, JournalEntry, SendToSlot, VisitKey
 from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.reports import REQUEUED
 from ppdaemon.states import Stage
@@ -89,6 +89,12 @@ class VisitDetector:
         return DetectorsOfVisit(
             instrument=instrument, group=group, attempt=self.entry.asked, detectors=(detector,)
         )
+
+    def send(self, event: object, effects: Effects) -> None:
+        """Send an event to the slot that has it, if one has it."""
+        if self.phase is Phase.ASSIGNED:
+            assert self.entry.slot is not None, self.key
+            effects.actions.append(SendToSlot(self.entry.slot, self.key, event))
 
 
 class OpenVisits:
@@ -169,6 +175,11 @@ class OpenVisits:
         return found
 
     # --- changed rows ------------------------------------------------------
+
+    def reached(self, visit: VisitDetector, stage: Stage, tai: float) -> None:
+        """Record when a stage was reached first."""
+        visit.entry.stages.setdefault(stage, tai)
+        self.mark_changed(visit.entry)
 
     def mark_changed(self, entry: JournalEntry) -> None:
         """Include an entry in the next batch of writes."""
