@@ -289,7 +289,7 @@ class NodeParts:
             self.pump.times,
             self.exporter.times,
             tuple(self.status.config.node.instruments),
-            tuple(self.pool.slots[number].used_bytes for number in self.pool.pids()),
+            tuple(self.pool.slots[number].usage.used_bytes for number in self.pool.pids()),
         )
 
     def _journal_failed(self, reason: str) -> None:

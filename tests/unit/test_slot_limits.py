@@ -98,4 +98,4 @@ def test_the_use_of_the_previous_worker_does_not_count(slot):
     slot(WorkerDied(-9), 1.0)
     slot(DeadlinePassed(), 2.0)
     assert slot.slot.state == S.STARTING
-    assert (slot.slot.used_bytes, slot.slot.repo_bytes) == (0, 0)
+    assert slot.slot.usage.used_bytes == 0

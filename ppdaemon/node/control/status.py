@@ -201,7 +201,7 @@ class Status:
                 pid=slot.pid,
                 since_s=max(0.0, now - slot.since),
                 **(slot.assignment.key._asdict() if slot.assignment else {}),
-                memory_mb=slot.used_bytes / 1e6 if slot.used_bytes else None,
+                memory_mb=slot.usage.used_bytes / 1e6 if slot.usage.used_bytes else None,
                 visits=slot.visit_number,
                 deadline_s=None if deadline is None else deadline - now,
                 note=slot.note,

@@ -130,7 +130,7 @@ class Pool:
 
     def used_bytes(self) -> int:
         """Return the memory and RAM-disk repos of all workers, as last sampled."""
-        return sum(self.slots[number].used_bytes for number in self._children)
+        return sum(self.slots[number].usage.used_bytes for number in self._children)
 
     def handle(self, number: int, event: object) -> None:
         """Give a slot an event and perform its actions. An event that is impossible in its state

@@ -17,6 +17,7 @@ from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.budget import RestartBudget
+from ppdaemon.node.slots.usage import Usage
 from ppdaemon.processes import STOP_SIGNAL, signal_name
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
@@ -26,9 +27,6 @@ S = SlotState
 Actions = list[events.Action]
 STORY_EVENTS = 40
 """Events that are logged when an impossible one occurs."""
-JITTER = 0.1
-"""Workers are recycled up to a tenth earlier or later than configured."""
-_AGE = events.RecycleRequested("age", "recycled because of its age")
 MAX_RAWS = 32
 """Maximum of exposures per visit; further ones are ignored, so that the assignment stays bounded."""
 RESCAN_S = 2.0
@@ -66,8 +64,7 @@ class Slot:
         """Whether the present worker was ever ready."""
         self.visit_number = 0
         """Number of visits assigned to the present worker."""
-        self.used_bytes = 0
-        self.repo_bytes = 0
+        self.usage = Usage(jitter)
         self.note = ""
         """Why the last worker was stopped."""
         self.after_exit = S.BACKOFF
@@ -78,12 +75,6 @@ class Slot:
         self._pending: PendingOutcome | None = None
         self._tainted = ""
         """What the present visit has left in the worker's process, as far as it is known."""
-        self._jitter = jitter
-        self._recycle_after_visits = config.recycle_visits
-        self._recycle_at = 0.0
-        self._recycle_because = _AGE
-        self._cpu_start = (0, 0.0)
-        """A visit's number, and the CPU time at its first sample."""
 
     @property
     def quarantined(self) -> bool:
@@ -417,25 +408,13 @@ class Slot:
 
     def _check_limits(self, event: events.MemorySampled, now: float) -> Actions:
         self._record_usage(event, now)
-        memory, cpu_limit_s = self.config.memory, self.config.times.cpu_s
-        if event.repo_bytes > memory.ramdisk:
-            text = f"{event.repo_bytes / 1e6:.0f} MB on the RAM disk, {memory.ramdisk / 1e6:.0f} MB allowed"
-            pending = PendingOutcome(Outcome.RAMDISK_FULL, text, retriable=False)
-        elif event.used_bytes > memory.hard:
-            text = f"{event.used_bytes / 1e6:.0f} MB used, {memory.hard / 1e6:.0f} MB allowed"
-            pending = PendingOutcome(Outcome.OUT_OF_MEMORY, text, retriable=False)
-        elif self.assignment is not None and event.cpu_s - self._cpu_start[1] > cpu_limit_s:
-            text = f"the visit took more than {cpu_limit_s:g} s of CPU time"
-            pending = PendingOutcome(Outcome.RUN_TIMEOUT, text, retriable=True)
-        else:
+        excess = self.usage.exceeded(event, self.config, in_visit=self.assignment is not None)
+        if excess is None:
             return []
-        return self._stop(pending, pending.reason, now)
+        return self._stop(PendingOutcome(*excess), excess.text, now)
 
     def _record_usage(self, event: events.MemorySampled, now: float) -> Actions:
-        self.used_bytes, self.repo_bytes = event.used_bytes, event.repo_bytes
-        # The first sample of a visit: CPU time before it is not counted for the visit.
-        if self._cpu_start[0] != self.visit_number:
-            self._cpu_start = (self.visit_number, event.cpu_s)
+        self.usage.add(event, self.visit_number)
         return []
 
     def _stop_faulty(self, event: events.ProtocolViolation, now: float) -> Actions:
@@ -494,7 +473,7 @@ class Slot:
         return self._fork(now)
 
     def _recycle_old(self, event: events.DeadlinePassed, now: float) -> Actions:
-        return self._quit_old(now)
+        return self._recycle(self.usage.because, now)
 
     # --- operators -------------------------------------------------------
 
@@ -510,8 +489,7 @@ class Slot:
         return self._quit(event.note, now, event.cause)
 
     def _recycle_later(self, event: events.RecycleRequested, now: float) -> Actions:
-        self._recycle_at = now
-        self._recycle_because = event
+        self.usage.request(event, now)
         return []
 
     def _kill_now(self, event: events.KillRequested, now: float) -> Actions:
@@ -552,14 +530,8 @@ class Slot:
         self.pid = None
         self.was_ready = False
         self.visit_number = 0
-        self.used_bytes = self.repo_bytes = 0
-        self._cpu_start = (0, 0.0)
+        self.usage.start(self.config, now)
         self.after_exit = S.BACKOFF
-        # Workers that were forked together should not be replaced together.
-        stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
-        self._recycle_after_visits = max(1, round(self.config.recycle_visits * stretch))
-        self._recycle_at = now + self.config.recycle_age_s * stretch
-        self._recycle_because = _AGE
         return [events.Fork(self.epoch), *self._enter(S.STARTING, now, now + self.config.times.boot_s)]
 
     def _finish(
@@ -611,18 +583,11 @@ class Slot:
         tainted, self._tainted = self._tainted, ""  # the next worker has left nothing
         if tainted:
             return self._quit(f"recycled: its visit left {tainted}", now, "leftovers")
-        if self.used_bytes > self.config.memory.soft:
-            return self._quit(f"recycled: {self.used_bytes / 1e6:.0f} MB after the visit", now, "memory")
-        if self.visit_number >= self._recycle_after_visits:
-            return self._quit(f"recycled after {self.visit_number} visits", now, "visits")
-        if now >= self._recycle_at:
-            return self._quit_old(now)
+        if reason := self.usage.due(self.config.memory, self.visit_number, now):
+            return self._recycle(reason, now)
         if self.after_exit == S.STOPPED:
             return self._quit("retired", now)
-        return self._enter(S.IDLE, now, self._recycle_at)
-
-    def _quit_old(self, now: float) -> Actions:
-        return self._quit(self._recycle_because.note, now, self._recycle_because.cause)
+        return self._enter(S.IDLE, now, self.usage.recycle_at)
 
     def _quit(self, note: str, now: float, cause: str = "") -> Actions:
         """Order the worker to end; it is killed if it has not ended after the grace period. With a
