@@ -20,6 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ppdaemon.detectorlist import parse_detector_list, unique
 from ppdaemon.keyfiles import read_allow_list, read_key_pair, read_public_key
+from ppdaemon.passwordfile import read_password
 from ppdaemon.thishost import host_context
 from ppdaemon.wire import Model
 from ppdaemon.yamlfile import KeyPath, did_you_mean
@@ -38,6 +39,7 @@ __all__ = (
     "KeyFolder",
     "LogLevel",
     "LoggerName",
+    "PasswordFile",
     "PublicKeyFile",
     "Rate",
     "SOCKET_PATH_MAX",
@@ -49,6 +51,7 @@ __all__ = (
     "VisitGrouping",
     "WritableFolder",
     "is_local",
+    "kafka_conflicts",
     "needs_kafka",
     "valid_values",
     "regular_expressions",
@@ -225,6 +228,11 @@ def _public_key(value: Path, info: pydantic.ValidationInfo) -> Path:
     return value if host is None else host.key(value, read_public_key)
 
 
+def _password_file(value: Path, info: pydantic.ValidationInfo) -> Path:
+    host = host_context(info)
+    return value if host is None else host.key(value, read_password)
+
+
 def _key_folder(value: Path, info: pydantic.ValidationInfo) -> Path:
     host = host_context(info)
     return value if host is None else host.key(value, read_allow_list)
@@ -254,6 +262,7 @@ IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
 SecretKeyFile = Annotated[Path, pydantic.AfterValidator(_secret_key)]
 PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
+PasswordFile = Annotated[Path, pydantic.AfterValidator(_password_file)]
 KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]
@@ -333,6 +342,20 @@ def needs_kafka() -> str:
     if importlib.util.find_spec("confluent_kafka") is not None:
         return ""
     return "Kafka needs the package confluent-kafka: install ppdaemon with the extra kafka"
+
+
+def kafka_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Find a password of Kafka that would not be used; `keys` are those of a part with `options` and
+    `password`.
+    """
+    if (values := valid_values(keys, "options", "password")) and values[1] is not None:
+        options = values[0]
+        if "sasl.password" in options:
+            yield ("password",), "options have sasl.password, too: remove it there"
+        if not options.get("sasl.username"):
+            yield ("options",), "missing sasl.username, the user of password"
+        if not options.get("security.protocol", "").upper().startswith("SASL"):
+            yield ("options",), "password is used with security.protocol SASL_SSL or SASL_PLAINTEXT only"
 
 
 def needs_redis() -> str:

@@ -19,11 +19,13 @@ from ppdaemon.configtypes import (
     FileName,
     HttpAddress,
     KeyFolder,
+    PasswordFile,
     Seconds,
     Size,
     SocketPath,
     WritableFolder,
     is_local,
+    kafka_conflicts,
     needs_kafka,
     valid_values,
 )
@@ -68,10 +70,13 @@ class NoticesConfig(ConfigPart):
     nodes must be connected to all."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    password: PasswordFile | None = None
+    """File with ``sasl.password``; a new password in it is used without a restart."""
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find brokers that cannot be read, and none of their topics."""
+        """Find brokers that cannot be read, none of their topics, and a password that would not be used."""
+        yield from kafka_conflicts(keys)
         for brokers in valid_values(keys, "brokers"):
             if brokers is not None and (problem := needs_kafka()):
                 yield ("brokers",), problem

@@ -7,6 +7,7 @@ An offset is committed when the ring has the notice: after a crash some come twi
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from ppdaemon.bridge.config import NoticesConfig
@@ -35,7 +36,7 @@ class KafkaNotices:
         self._topics = [*config.topics]
         self._store = store
         self._throttle = throttle
-        self._client = KafkaConsumer(config.group, config.brokers, config.options)
+        self._client = KafkaConsumer(config.group, config.brokers, config.options, config.password)
 
     @property
     def problem(self) -> str:
@@ -47,6 +48,8 @@ class KafkaNotices:
         try:
             await self._client.call(self._subscribe)
             while True:
+                if self._client.check_is_due:
+                    await self._client.call(self._check)
                 messages = await self._client.call(self._client.take)
                 # Together, so that they share a transaction.
                 await asyncio.gather(*map(self._keep, messages))
@@ -59,6 +62,10 @@ class KafkaNotices:
 
     def _subscribe(self) -> None:
         self._client.consumer.subscribe(self._topics, on_revoke=self._revoked)
+
+    def _check(self) -> None:
+        with suppress(self._client.library.KafkaException):  # it is a problem then
+            self._client.topics()
 
     def _revoked(self, _: object, partitions: list[Any]) -> None:
         self._client.forget([(each.topic, each.partition) for each in partitions])

@@ -2,6 +2,7 @@
 """How outputs get into the central repo."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -11,6 +12,7 @@ from ppdaemon.configtypes import (
     Seconds,
     Size,
     WritableFolder,
+    kafka_conflicts,
     needs_kafka,
     regular_expressions,
     valid_values,
@@ -27,12 +29,15 @@ class WriterConfig(ConfigPart):
     exporter registers outputs itself."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    password: Path | None = None
+    """File with ``sasl.password``; it is read again after a failure."""
     timeout_s: Seconds = 30.0
     """Time limit of the acknowledgments."""
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find that Kafka cannot be used here."""
+        """Find that Kafka cannot be used here, and a password that would not be used."""
+        yield from kafka_conflicts(keys)
         if (to := valid_values(keys, "to")) and to[0] is not None and (problem := needs_kafka()):
             yield ("to",), problem
 

@@ -223,7 +223,9 @@ def _fan_out_kafka(made: Import, variables: Mapping[str, str]) -> None:
     registry = variables.get("KAFKA_SCHEMA_REGISTRY_URL", "")
     shown = re.sub(r"://[^/@\s]*@", "://", registry)
     if shown != registry:
-        made.relay_notes["KAFKA_SCHEMA_REGISTRY_URL"] = "a user name and a password in it are not supported"
+        made.relay_notes["KAFKA_SCHEMA_REGISTRY_URL"] = (
+            "write its user to kafka.registry_user, and its password to a file, kafka.registry_password"
+        )
     made.relay["kafka"] = {
         "brokers": variables["KAFKA_CLUSTER"],
         "topics": topics,

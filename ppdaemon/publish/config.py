@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.configtypes import ConfigPart, Seconds, needs_kafka, regular_expressions, valid_values
+from ppdaemon.configtypes import (
+    ConfigPart,
+    Seconds,
+    kafka_conflicts,
+    needs_kafka,
+    regular_expressions,
+    valid_values,
+)
 from ppdaemon.yamlfile import KeyPath
 
 __all__ = ("TELEMETRY", "KafkaAddress", "Publication", "split_kafka")
@@ -70,6 +77,8 @@ class Publication(ConfigPart):
     """File with the bearer token for the REST proxy; it may change at any time."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    password: Path | None = None
+    """File with ``sasl.password`` of Kafka; it is read again after a failure."""
     queue: Annotated[int, pydantic.Field(ge=1)] = 10_000
     """Records that wait at most; then the oldest are dropped."""
     timeout_s: Seconds = 10.0
@@ -80,14 +89,17 @@ class Publication(ConfigPart):
         """Find keys that do not fit the address."""
         for to in valid_values(keys, "to"):
             kafka = to.startswith("kafka:")
-            if kafka and (problem := needs_kafka()):
-                yield ("to",), problem
+            if kafka:
+                yield from kafka_conflicts(keys)
+                if problem := needs_kafka():
+                    yield ("to",), problem
             if kafka and valid_values(keys, "format") == ("avro",):
                 yield ("format",), "avro can be sent by a REST proxy only, which registers the schemas"
             if kafka and valid_values(keys, "token") not in ((), (None,)):
                 yield ("token",), "only a REST proxy takes a token; see options for Kafka"
-            if not kafka and valid_values(keys, "options") not in ((), ({},)):
-                yield ("options",), "only Kafka has options, not a REST proxy"
+            for key, empty in (("options", {}), ("password", None)):
+                if not kafka and valid_values(keys, key) not in ((), (empty,)):
+                    yield (key,), f"only Kafka has {key}, not a REST proxy"
 
     @property
     def name(self) -> str:

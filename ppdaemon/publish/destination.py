@@ -126,7 +126,10 @@ class Destination:
         try:
             if self._sink is None or self._sink[0] is not config:
                 self._sink = config, self._open_sink(config)
-            return self._sink[1].send(batch)
+            later, refused, reason = self._sink[1].send(batch)
+            if later:
+                self._sink = None  # what is opened again reads certificates and passwords again
+            return later, refused, reason
         except Unavailable as error:
             return batch, 0, str(error)
 
@@ -146,7 +149,7 @@ def open_sink(config: Publication) -> Sink:
 class _KafkaSink:
     def __init__(self, config: Publication):
         self._topic = config.topic
-        self._producer = KafkaProducer(config.brokers, config.options, config.timeout_s)
+        self._producer = KafkaProducer(config.brokers, config.options, config.timeout_s, config.password)
 
     def send(self, records: Sequence[Record]) -> tuple[Sequence[Record], int, str]:
         messages = {KafkaMessage(record.key, json.dumps(record.value).encode()): record for record in records}

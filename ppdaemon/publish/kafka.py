@@ -8,9 +8,11 @@ threads and does not survive a fork: only processes that fork nothing make one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ppdaemon.errors import Unavailable
+from ppdaemon.kafkaclient import Brokers, client_options
 
 __all__ = ("KafkaMessage", "KafkaProducer", "Unsent")
 
@@ -40,11 +42,15 @@ class Unsent:
 class KafkaProducer:
     """Sends messages to a cluster; not for several threads.
 
-    `options` are those of librdkafka. Raises `~ppdaemon.errors.Unavailable` if the
-    library is not installed or refuses an option.
+    `options` are those of librdkafka, `password` is the file with ``sasl.password``. Raises
+    `~ppdaemon.errors.Unavailable` if the library is not installed or refuses an option.
+
+    After a failure make a new one: it reads the files of certificates and of the password again.
     """
 
-    def __init__(self, brokers: str, options: Mapping[str, str], timeout_s: float):
+    def __init__(
+        self, brokers: str, options: Mapping[str, str], timeout_s: float, password: Path | None = None
+    ):
         try:
             import confluent_kafka
         except ImportError as error:
@@ -55,14 +61,16 @@ class KafkaProducer:
             confluent_kafka.KafkaError.INVALID_MSG_SIZE,
         }
         self._error = confluent_kafka.KafkaException
+        self._late = confluent_kafka.KafkaError._MSG_TIMED_OUT
+        self._brokers = Brokers(options)
         settings = {
             "bootstrap.servers": brokers,
             "message.timeout.ms": round(timeout_s * 1000),
             # No message twice if only an acknowledgment was lost.
             "enable.idempotence": True,
             # Errors are returned with the messages; the library would print each attempt to connect.
-            "logger": _quiet,
-            **options,
+            "logger": self._brokers,
+            **client_options(options, password),
         }
         try:
             self._producer: Any = confluent_kafka.Producer(settings)
@@ -77,7 +85,9 @@ class KafkaProducer:
 
         def failed(message: KafkaMessage, error: Any) -> None:
             (refused if error.code() in self._permanent else later).append(message)
-            reasons.append(error.str())
+            # The library only says that the time was over.
+            late = error.code() == self._late and (self._brokers.refusal or self._brokers.reason)
+            reasons.append(f"Kafka: {late or error.str()}")
 
         def delivered(message: KafkaMessage, error: Any, _: object) -> None:
             if error is not None:
@@ -92,7 +102,7 @@ class KafkaProducer:
                 failed(message, error.args[0])
             except BufferError as error:  # the queue of the library is full
                 later.append(message)
-                reasons.append(str(error))
+                reasons.append(f"Kafka: {error}")
         if self._producer.flush(self._timeout_s + MARGIN_S):
             # The library drops them then, and calls `delivered` for each.
             self._producer.purge()
@@ -103,11 +113,3 @@ class KafkaProducer:
         """Drop what is not sent."""
         self._producer.purge()
         self._producer.flush(MARGIN_S)
-
-
-class _Quiet:
-    def log(self, *_: object) -> None:
-        """Drop a message of the library."""
-
-
-_quiet = _Quiet()

@@ -95,12 +95,14 @@ class RestProxy:
         """Return status and answer, also if it is an error; raise `~ppdaemon.errors.Unavailable` if there
         is none.
         """
-        headers = {"Content-Type": content_type}
         try:
-            if self._token is not None:
-                headers["Authorization"] = f"Bearer {self._token.read_text().strip()}"
             data = None if body is None else json.dumps(body).encode()
-            request = urllib.request.Request(f"{self._url}{path}", data, headers, method=method)
+            request = urllib.request.Request(
+                f"{self._url}{path}", data, {"Content-Type": content_type}, method=method
+            )
+            if self._token is not None:  # not for the server to which this one may redirect
+                token = self._token.read_text().strip()
+                request.add_unredirected_header("Authorization", f"Bearer {token}")
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 answer = json.loads(response.read(ANSWER_BYTES) or b"{}")
                 if not isinstance(answer, dict):

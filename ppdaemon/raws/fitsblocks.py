@@ -12,9 +12,10 @@ import gzip
 import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 __all__ = ("Structure", "Value", "read_detector_header", "read_header", "structure")
@@ -36,6 +37,9 @@ MAX_EXTRA = 2**26
 _GZIP_MAGIC = b"\x1f\x8b"
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _EXTENSION = b"XTENSION="
+_END = b"END     "
+_KEYS = struct.Struct("8s72x" * (BLOCK // CARD))
+"""The keywords of a block."""
 _STRING = re.compile(r" *'((?:[^'\x00-\x1f\x7f]|'')*)'(?=[ /]|$)")
 """Control characters, such as the zeros that C programs leave, are not text (4.2.1.1).
 astropy divides a doubled quote at the end of a card: then the text counts as missing, not as shorter."""
@@ -57,6 +61,35 @@ class _NotFits(Exception):
 
 class _ExtraBytes(_NotFits):
     """Bytes that are not a header follow an HDU."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The cards of one header."""
+
+    blocks: bytes
+    keys: tuple[bytes, ...]
+    """Of each card up to END, eight bytes. Taken from whole blocks: a raw has a thousand cards."""
+
+    def card(self, number: int) -> bytes:
+        """Return a card."""
+        return self.blocks[number * CARD : (number + 1) * CARD]
+
+    def field(self, key: bytes) -> bytes | None:
+        """Return the value of the first card of a keyword, without its comment; `None` without a card."""
+        return self.card(self.keys.index(key))[10:].partition(b"/")[0] if key in self.keys else None
+
+    def number(self, key: bytes, default: int | None = None) -> int:
+        """Return the number that a keyword has; raises _NotFits if it has none."""
+        field = self.field(key)
+        if field is None and default is not None:
+            return default
+        if field is None:
+            raise _NotFits(f"a header without {key.decode().rstrip()}")
+        try:
+            return int(field)
+        except ValueError:
+            raise _NotFits(f"{self.card(self.keys.index(key)).rstrip()!r} has no whole number") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +131,37 @@ def structure(file: BinaryIO, keywords: Sequence[str] = ()) -> Structure:
     OSError
         Raised if the file cannot be read.
     """
-    header: dict[str, Value] = {}
-    return replace(_walk(file, keywords, header), header=header)
-
-
-def _walk(file: BinaryIO, keywords: Sequence[str], header: dict[str, Value]) -> Structure:
-    """Check the structure of a file, and add the values of the keywords to the header."""
+    values: dict[str, Value] = {}
     hdus = offset = total = 0
     warning = ""
+
+    def found(whole: bool, problem: str = "") -> Structure:
+        return Structure(whole, hdus, total, problem, warning, values)
+
     try:
-        with _unpacked(file) as stream:
-            # Once: each move to the end discards what was read ahead.
-            end = None if isinstance(stream, gzip.GzipFile) else stream.seek(0, os.SEEK_END)
-            stream.seek(0)
+        with _unpacked(file) as (stream, end):
             while hdus < MAX_HDUS:
+                if offset == end and hdus:
+                    return found(True)
                 try:
-                    cards = list(_cards(stream, primary=hdus == 0))
+                    header = _read_header(stream, primary=hdus == 0)
                 except _ExtraBytes:
-                    extra = _extra_bytes(stream, offset)
-                    return Structure(True, hdus, total, warning=f"{extra} bytes after the last HDU")
+                    warning = f"{_extra_bytes(stream, offset)} bytes after the last HDU"
+                    return found(True)
                 except gzip.BadGzipFile as error:
                     # gzip itself ignores what follows its data; a wrong checksum is another error.
                     if hdus == 0 or not str(error).startswith("Not a gzipped file"):
                         raise
-                    return Structure(True, hdus, total, warning="bytes after the gzipped data")
-                if not cards:
-                    return Structure(hdus > 0, hdus, total, "" if hdus else "the file is empty", warning)
-                data_bytes = _data_bytes(cards)
-                if keywords and keywords[0] not in header:
-                    found = _values(_selected(cards, keywords))
-                    if hdus == 0 or found.get("ZIMAGE") is True or found.get("XTENSION") == "IMAGE":
-                        header |= {key: value for key, value in found.items() if key in keywords}
-                offset += _padded(len(cards) * CARD)
+                    warning = "bytes after the gzipped data"
+                    return found(True)
+                if header is None:
+                    return found(hdus > 0, "" if hdus else "the file is empty")
+                data_bytes = _data_bytes(header)
+                if keywords and keywords[0] not in values:
+                    own = _values(_selected(header, keywords))
+                    if hdus == 0 or _is_image(own):
+                        values |= {key: value for key, value in own.items() if key in keywords}
+                offset += len(header.blocks)
                 missing = _missing_bytes(stream, offset, data_bytes, end)
                 offset += _padded(data_bytes)
                 if missing:
@@ -137,8 +169,9 @@ def _walk(file: BinaryIO, keywords: Sequence[str], header: dict[str, Value]) -> 
                 hdus += 1
                 total += _padded(data_bytes)
     except (_NotFits, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        return Structure(False, hdus, total, f"HDU {hdus + 1}: {error}")
-    return Structure(False, hdus, total, f"more than {MAX_HDUS} HDUs")
+        warning = ""
+        return found(False, f"HDU {hdus + 1}: {error}")
+    return found(False, f"more than {MAX_HDUS} HDUs")
 
 
 def read_header(file: BinaryIO, until: str | None = None) -> dict[str, Value]:
@@ -167,7 +200,7 @@ def read_header(file: BinaryIO, until: str | None = None) -> dict[str, Value]:
     """
     header: dict[str, Value] = {}
     try:
-        with _unpacked(file) as stream:
+        with _unpacked(file) as (stream, _):
             for number, (values, _) in enumerate(_headers(stream)):
                 if number == 0:
                     header = values
@@ -215,12 +248,12 @@ def read_detector_header(file: BinaryIO, keyword: str, detector: int) -> dict[st
     """
     primary: dict[str, Value] = {}
     try:
-        with _unpacked(file) as stream:
-            for number, (values, cards) in enumerate(_headers(stream)):
+        with _unpacked(file) as (stream, _):
+            for number, (values, header) in enumerate(_headers(stream)):
                 if number == 0:
                     primary = values
                 elif _is_image(values) and _number(values.get(keyword)) == detector:
-                    if not _data_bytes(cards):
+                    if not _data_bytes(header):
                         raise ValueError(f"HDU {number + 1}, with {keyword} {detector}, has no data")
                     return primary | {
                         key: value
@@ -234,16 +267,16 @@ def read_detector_header(file: BinaryIO, keyword: str, detector: int) -> dict[st
     raise ValueError(f"no image HDU has {keyword} {detector}")
 
 
-def _headers(stream: BinaryIO) -> Iterator[tuple[dict[str, Value], list[bytes]]]:
-    """Yield the values and cards of each header."""
+def _headers(stream: BinaryIO) -> Iterator[tuple[dict[str, Value], _Header]]:
+    """Yield each header, with its values."""
     hdus = offset = 0
     while hdus < MAX_HDUS:
-        cards = list(_cards(stream, primary=hdus == 0))
-        if not cards:
+        header = _read_header(stream, primary=hdus == 0)
+        if header is None:
             return
-        yield _values(cards), cards
+        yield _values(map(header.card, range(len(header.keys)))), header
         hdus += 1
-        offset += _padded(len(cards) * CARD) + _padded(_data_bytes(cards))
+        offset += len(header.blocks) + _padded(_data_bytes(header))
         if isinstance(stream, gzip.GzipFile) and offset > MAX_UNZIPPED:
             return
         stream.seek(offset)
@@ -262,83 +295,78 @@ def _number(value: Value) -> int | None:
 
 
 @contextlib.contextmanager
-def _unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Rewind the file, and yield it, or its uncompressed content if it is gzipped."""
+def _unpacked(file: BinaryIO) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Yield the file, rewound, and its size in bytes; if it is gzipped, its unpacked content and `None`."""
+    # The end first: each move to it discards what was read ahead.
+    end = file.seek(0, os.SEEK_END)
     file.seek(0)
     zipped = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
     file.seek(0)
     if zipped:
         with gzip.GzipFile(fileobj=file) as stream:
-            yield stream  # type: ignore[misc]  # a GzipFile reads and seeks as a binary file
+            yield stream, None  # type: ignore[misc]  # a GzipFile reads and seeks as a binary file
     else:
-        yield file
+        yield file, end
 
 
-def _cards(stream: BinaryIO, *, primary: bool) -> Iterator[bytes]:
-    """Yield the cards of the header at the position of the stream, including END; none at the end of
-    the file. Afterwards the stream is at the end of the header.
+def _read_header(stream: BinaryIO, *, primary: bool) -> _Header | None:
+    """Return the header at the position of the stream; `None` at the end of the file. Afterwards the stream
+    is at the end of the header.
     """
-    for number in range(MAX_HEADER_BLOCKS):
+    blocks: list[bytes] = []
+    keys: list[bytes] = []
+    while len(blocks) < MAX_HEADER_BLOCKS:
         block = stream.read(BLOCK)
-        if number == 0:
+        if not blocks:
             if not block:
-                return
+                return None
             if not block.startswith(b"SIMPLE  =" if primary else _EXTENSION):
                 if primary:
                     raise _NotFits("not a header")
                 if not _EXTENSION.startswith(block):
                     raise _ExtraBytes("bytes that belong to no HDU")
-        for start in range(0, len(block), CARD):
-            card = block[start : start + CARD]
-            # A cut END card is complete only if the file ends within its blanks.
-            if card.startswith(b"END") and not card[3:].strip():
-                yield card
-                return
-            if len(card) == CARD:
-                yield card
+        # A cut END card is complete only if the file ends within its blanks.
+        blocks.append(block.ljust(BLOCK))
+        found = _KEYS.unpack(blocks[-1])
+        if (end := _end(blocks[-1], found)) is not None:
+            return _Header(b"".join(blocks), (*keys, *found[: end + 1]))
         if len(block) < BLOCK:
             raise _NotFits("the file ends within a header")
+        keys += found
     raise _NotFits(f"no END card in {MAX_HEADER_BLOCKS} blocks")
 
 
-def _data_bytes(cards: Iterable[bytes]) -> int:
-    """Return the size of the data after a header, bytes without padding."""
-    sizes: dict[bytes, int] = {}
-    groups = False
-    for card in cards:
-        key = card[:8]
-        if key.startswith(b"NAXIS") or key in (b"BITPIX  ", b"PCOUNT  ", b"GCOUNT  "):
-            try:
-                sizes.setdefault(key.rstrip(), int(card[10:].partition(b"/")[0]))
-            except ValueError:
-                raise _NotFits(f"{card.rstrip()!r} has no whole number") from None
-        elif key == b"GROUPS  ":
-            groups = card[10:].partition(b"/")[0].strip() == b"T"
-    return _size(sizes, groups)
+def _end(block: bytes, keys: Sequence[bytes]) -> int | None:
+    """Return the number of the END card in a block."""
+    if _END in keys:
+        for number, key in enumerate(keys):
+            if key == _END and not block[number * CARD + len(key) : (number + 1) * CARD].strip():
+                return number
+    return None
+
+
+def _data_bytes(header: _Header) -> int:
+    """Return the size of the data after a header, bytes without padding, by equation 2 of the standard (4 for
+    random groups).
+    """
+    axes = [header.number(b"NAXIS%-3d" % axis) for axis in range(1, header.number(b"NAXIS   ") + 1)]
+    width = header.number(b"BITPIX  ")
+    groups, parameters = header.number(b"GCOUNT  ", 1), header.number(b"PCOUNT  ", 0)
+    if width not in _BITPIX or any(axis < 0 for axis in axes) or len(axes) > 999:
+        raise _NotFits("a header with impossible BITPIX or NAXIS")
+    if not axes:
+        return 0
+    if axes[0] == 0 and (header.field(b"GROUPS  ") or b"").strip() == b"T":
+        axes = axes[1:]
+    elements = groups * (parameters + math.prod(axes))
+    if elements < 0:
+        raise _NotFits("a header with impossible PCOUNT or GCOUNT")
+    return elements * abs(width) // 8
 
 
 def _padded(size: int) -> int:
     """Return a size rounded up to whole blocks, bytes."""
     return -(-size // BLOCK) * BLOCK
-
-
-def _size(sizes: dict[bytes, int], groups: bool) -> int:
-    """Return the size, bytes, by equation 2 of the standard (4 for random groups)."""
-    try:
-        axes = [sizes[b"NAXIS%d" % n] for n in range(1, sizes[b"NAXIS"] + 1)]
-        width = sizes[b"BITPIX"]
-    except KeyError as error:
-        raise _NotFits(f"a header without {error.args[0].decode()}") from None
-    if width not in _BITPIX or any(axis < 0 for axis in axes) or len(axes) > 999:
-        raise _NotFits("a header with impossible BITPIX or NAXIS")
-    if not axes:
-        return 0
-    if groups and axes[0] == 0:
-        axes = axes[1:]
-    elements = sizes.get(b"GCOUNT", 1) * (sizes.get(b"PCOUNT", 0) + math.prod(axes))
-    if elements < 0:
-        raise _NotFits("a header with impossible PCOUNT or GCOUNT")
-    return elements * abs(width) // 8
 
 
 def _missing_bytes(stream: BinaryIO, offset: int, data_bytes: int, end: int | None) -> int:
@@ -375,14 +403,19 @@ def _extra_bytes(stream: BinaryIO, offset: int) -> int:
     return size
 
 
-def _selected(cards: Iterable[bytes], keywords: Iterable[str]) -> Iterator[bytes]:
-    """Yield the cards of some keywords and of the kind of extension: parsing all takes 0.5 ms."""
-    wanted = {key.ljust(8).encode() for key in (*keywords, "XTENSION", "ZIMAGE")}
+def _selected(header: _Header, keywords: Iterable[str]) -> Iterator[bytes]:
+    """Yield the cards of some keywords, if there are any, and of the kind of extension: parsing all takes
+    0.5 ms.
+    """
+    wanted = {keyword.ljust(8).encode() for keyword in keywords}
+    if wanted.isdisjoint(header.keys):
+        return
+    wanted |= {b"XTENSION", b"ZIMAGE  "}
     continues = False
-    for card in cards:
-        continues = card[:8] in wanted or (continues and card[:8] == b"CONTINUE")
+    for number, key in enumerate(header.keys):
+        continues = key in wanted or (continues and key == b"CONTINUE")
         if continues:
-            yield card
+            yield header.card(number)
 
 
 def _values(cards: Iterable[bytes]) -> dict[str, Value]:

@@ -44,7 +44,7 @@ _FITS = (
     r"(?i:\.(?:fits|fit|fts)(?:\.fz|\.gz)?|(?<!\.tar)(?<!\.json)(?<!\.txt)(?<!\.log)(?<!\.csv)\.(?:fz|gz))"
 )
 _ENDING = re.compile(rf"(?P<stem>.+?)(?P<guider>_guider)?(?:(?P<fits>{_FITS})|\.json)")
-_FITS_AT_END = re.compile(rf".*?[^/](?P<fits>{_FITS})", re.DOTALL)
+_FITS_AT_END = re.compile(rf".+?(?P<fits>{_FITS})", re.DOTALL)
 _DAY = re.compile(r"\d{8}", re.ASCII)
 
 
@@ -169,7 +169,7 @@ def plain_name(file: str) -> str:
 
 
 def _fits_ending(path: str) -> str:
-    match = _FITS_AT_END.fullmatch(path)
+    match = _FITS_AT_END.fullmatch(path.rpartition("/")[2])
     if match is None:
         raise ValueError(f"{path!r} does not end in .fits, .fit, .fts, .fz or .gz")
     return match["fits"]

@@ -21,11 +21,13 @@ from ppdaemon.configtypes import (
     Detectors,
     FileName,
     KeyFolder,
+    PasswordFile,
     Rate,
     Seconds,
     SocketPath,
     WritableFolder,
     is_local,
+    kafka_conflicts,
     needs_kafka,
     valid_values,
 )
@@ -131,12 +133,24 @@ class KafkaConfig(ConfigPart):
     """Topics of next_visit events and cancellations, in JSON or in Avro of Confluent's wire format."""
     registry: str | None = None
     """Address of the schema registry, such as ``https://registry:8081``; needed for Avro."""
+    registry_user: str | None = None
+    """User of the registry (HTTP basic authentication); `None`: none is needed."""
+    registry_password: PasswordFile | None = None
+    """File with the password of this user, which is read with each request."""
+    registry_ca: Path | None = None
+    """File with the certificates that sign the registry's, which is read with each request; `None`: those of
+    this host's system."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
+    password: PasswordFile | None = None
+    """File with ``sasl.password``; a new password in it is used without a restart."""
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find brokers that cannot be read, and a registry that is no web address."""
+        """Find brokers that cannot be read, a registry that is no web address, and passwords that would not
+        be used.
+        """
+        yield from kafka_conflicts(keys)
         for brokers in valid_values(keys, "brokers"):
             if brokers is not None and (problem := needs_kafka()):
                 yield ("brokers",), problem
@@ -144,7 +158,13 @@ class KafkaConfig(ConfigPart):
             if registry is not None and not registry.startswith(("http://", "https://")):
                 yield ("registry",), f"{registry} is not the address of a registry, such as https://host:8081"
             elif registry is not None and "@" in registry:  # it is shown and logged
-                yield ("registry",), "a user name and a password in the address are not supported"
+                yield ("registry",), "write no user into the address: use registry_user, registry_password"
+        if values := valid_values(keys, "registry", "registry_user", "registry_password", "registry_ca"):
+            registry, user, password, authority = values
+            if (user is None) != (password is None):
+                yield ("registry_user",), "registry_user and registry_password are needed together"
+            if (password or authority) and not (registry or "").startswith("https://"):
+                yield ("registry",), "a password is sent, and a certificate is checked, with https:// only"
 
 
 class RelayConfig(ConfigPart):

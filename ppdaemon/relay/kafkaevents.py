@@ -3,19 +3,23 @@
 are done with. Opens no connection to Kafka; asks the schema registry over HTTP.
 """
 
+import base64
 import http.client
 import io
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import fastavro
 
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.kafkaconsumer import Place
+from ppdaemon.passwordfile import read_password
 
 __all__ = ("Offsets", "SchemaRegistry", "UnknownSchema", "event_json")
 
@@ -72,12 +76,23 @@ def event_json(value: bytes | None, schema: Callable[[int], Any]) -> bytes:
 class SchemaRegistry:
     """The schemas of a registry, each read once.
 
-    Not for several threads. `url` is its address, or `None` if there is no registry; `clock` returns
+    Not for several threads. `url` is its address, or `None` if there is no registry; `user`, the file
+    `password` and the file `authority` (certificates) are those of the configuration; `clock` returns
     monotonic seconds.
     """
 
-    def __init__(self, url: str | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        url: str | None,
+        user: str | None = None,
+        password: Path | None = None,
+        authority: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._url = url and url.rstrip("/")
+        self._user = user
+        self._password = password
+        self._authority = authority
         self._clock = clock
         self._schemas: dict[int, Any] = {}
         self._ask_at = 0.0
@@ -122,19 +137,56 @@ class SchemaRegistry:
             raise BadMessage("Avro, and kafka.registry is not set", "kafka schema")
         address = f"{self._url}/schemas/ids/{number}"
         try:
-            with urllib.request.urlopen(address, timeout=REGISTRY_S) as answer:
+            with urllib.request.urlopen(
+                self._request(address), timeout=REGISTRY_S, context=self._context()
+            ) as answer:
                 text = json.load(answer)["schema"]
         except urllib.error.HTTPError as error:
-            if error.code == 404:
-                raise UnknownSchema(self._unknown(number)) from error
-            raise Unavailable(f"{address}: {error}") from error
+            with error:
+                if error.code == 404:
+                    raise UnknownSchema(self._unknown(number)) from error
+                advice = "; check kafka.registry_user and the file registry_password"
+                raise Unavailable(f"{address}: {error}{advice * (error.code in (401, 403))}") from error
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             # The last ones: not the registry answers, but a proxy before it.
-            raise Unavailable(f"{address}: {type(error).__name__} {error}") from error
+            raise Unavailable(f"{address}: {_explained(error, self._url)}") from error
         try:
             return fastavro.parse_schema(json.loads(text))
         except Exception as error:  # for a wrong schema, whatever the parser meets first
             raise BadMessage(f"{address}: no schema: {error}", "kafka schema") from error
+
+    def _request(self, address: str) -> urllib.request.Request:
+        request = urllib.request.Request(address)
+        if self._user is not None and self._password is not None:
+            try:
+                login = f"{self._user}:{read_password(self._password)}".encode()
+            except ValueError as error:
+                raise Unavailable(f"kafka.registry_password: {error}") from None
+            # Not for the server to which this one may redirect.
+            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
+        return request
+
+    def _context(self) -> ssl.SSLContext | None:
+        if self._authority is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=self._authority)
+        except OSError as error:
+            raise Unavailable(f"kafka.registry_ca: {self._authority}: {error}") from None
+
+
+def _explained(error: Exception, url: str) -> str:
+    """Return why there was no answer of a registry, and what one can do."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    match reason:
+        case ssl.SSLCertVerificationError():
+            text = f"its certificate is not accepted: {reason.verify_message}"
+            return f"{text}; check kafka.registry and kafka.registry_ca, or renew the certificate"
+        case ssl.SSLError():
+            return f"no TLS connection: {reason.reason}; if it has no TLS, write http:// in kafka.registry"
+        case ConnectionResetError() | http.client.BadStatusLine() if url.startswith("http:"):
+            return "it closed the connection; if it expects TLS, write https:// in kafka.registry"
+    return f"{type(error).__name__} {error}"
 
 
 class Offsets:

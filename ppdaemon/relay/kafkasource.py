@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.kafkaconsumer import KafkaConsumer, Place
+from ppdaemon.kafkaconsumer import CLUSTER_S, KafkaConsumer, Place
 from ppdaemon.messages import Accepted
 from ppdaemon.relay.config import KafkaConfig
 from ppdaemon.relay.kafkaevents import Offsets, SchemaRegistry, UnknownSchema, event_json
@@ -33,10 +33,6 @@ RETRY_S = 1.0
 """Pause before a message is served again that could not be."""
 UNKNOWN_S = 30.0
 """How long a message waits for a schema that the registry does not have."""
-REFRESH_S = 30.0
-"""Interval of looking for new partitions."""
-CLUSTER_S = 5.0
-"""Time limit of a question to the cluster."""
 COMMIT_S = 1.0
 """Interval of commits."""
 FIRST_S = 120.0
@@ -73,12 +69,14 @@ class KafkaSource:
         self._server = server
         self._throttle = throttle
         self._put = put
-        self._registry = SchemaRegistry(config.registry)
+        self._registry = SchemaRegistry(
+            config.registry, config.registry_user, config.registry_password, config.registry_ca
+        )
         self._offsets = Offsets(EARLY_CANCEL_S)
         self._aside: deque[tuple[float, _Taken]] = deque()
         """What could not be served, and when it is tried again, monotonic seconds."""
         self._assigned: set[Place] = set()
-        self._client = KafkaConsumer(group, config.brokers, config.options)
+        self._client = KafkaConsumer(group, config.brokers, config.options, config.password)
 
     @property
     def problem(self) -> str:
@@ -88,12 +86,12 @@ class KafkaSource:
     async def run(self) -> None:
         """Read until canceled."""
         loop = asyncio.get_running_loop()
-        refresh_at = commit_at = loop.time()
+        commit_at = loop.time()
         try:
             while True:
                 now = loop.time()
-                if now >= refresh_at:
-                    refresh_at = now + (REFRESH_S if await self._client.call(self._assign) else RETRY_S)
+                if self._client.check_is_due:
+                    await self._client.call(self._assign)
                 if now >= commit_at:
                     commit_at = now + COMMIT_S
                     await self._client.call(self._client.commit, self._offsets.settle(time.monotonic()))
@@ -111,16 +109,15 @@ class KafkaSource:
 
     # --- in the thread -----------------------------------------------------------
 
-    def _assign(self) -> bool:
-        """Read all partitions of the topics that are not yet read; return whether all topics exist."""
+    def _assign(self) -> None:
+        """Read all partitions of the topics that are not yet read."""
         try:
-            known = self._client.consumer.list_topics(timeout=CLUSTER_S).topics
-            self._client.problems["cluster"] = ""
+            known = self._client.topics()
             missing = [
                 topic for topic in self._config.topics if not getattr(known.get(topic), "partitions", None)
             ]
-            if missing:
-                self._client.problems["cluster"] = f"Kafka: the cluster has no topic {', '.join(missing)}"
+            text = f"the cluster has no topic {', '.join(missing)}" if missing else ""
+            self._client.problems["topics"] = text
             places = {
                 (topic, number)
                 for topic in self._config.topics
@@ -132,9 +129,7 @@ class KafkaSource:
                 self._assigned.update(new)
                 _LOG.info("reading from Kafka", extra={"partitions": len(self._assigned)})
         except self._client.library.KafkaException as error:
-            self._client.problems["cluster"] = f"Kafka: {error.args[0].str()}"
-            return False
-        return not missing
+            self._client.problems["cluster"] = error.args[0].str()
 
     def _begins(self, places: Sequence[Place]) -> list[Any]:
         """Return partitions with the offset from which each is read."""

@@ -207,6 +207,14 @@ def test_with_the_structure_the_sidecar_is_checked(tmp_path):
     assert state_of(place).has_sidecar
 
 
+def test_a_sidecar_that_is_too_large_is_there_and_not_read(tmp_path):
+    place = put(tmp_path / "raw/x.fits", small_fits())
+    content = json.dumps({"GROUPID": GROUP}).encode()
+    for size, facts in ((files.MAX_SIDECAR, ExposureFacts(GROUP)), (files.MAX_SIDECAR + 1, None)):
+        put(tmp_path / "raw/x.json", content.ljust(size))
+        assert (state_of(place).has_sidecar, state_of(place).facts) == (True, facts)
+
+
 def test_the_structure_is_read_at_once_where_nobody_has_the_file_open_for_writing(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     found = read_state([place], structure=False, writers=True)

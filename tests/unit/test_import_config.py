@@ -295,7 +295,7 @@ def test_the_topics_of_the_fan_out_are_those_of_the_relay(run, tmp_path):
     assert (code, err) == (0, "")
     assert "hunter" not in relay
     comments = [line for line in relay.splitlines() if line.startswith("#")]
-    for text in ("ppdaemon-NAME", "right to read both", "SASL_PASSWORD must be", "password in it are not"):
+    for text in ("ppdaemon-NAME", "right to read both", "SASL_PASSWORD must be", "kafka.registry_password"):
         assert any(text in line for line in comments), text
     environment = {"SASL_USERNAME": "u", "SASL_PASSWORD": "p"}
     config, _ = load_model(tmp_path / "pprelay.yaml", RelayConfig, environment)

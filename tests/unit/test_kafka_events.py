@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import fastavro
 import pytest
+from certificates import Authority
 from confluent_kafka import KafkaError, TopicPartition
+from registryserver import registry as tls_registry
 
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.relay.config import KafkaConfig
@@ -122,7 +124,7 @@ def test_a_schema_is_read_once_and_each_failure_is_told_apart(registry):
 def test_a_schema_that_one_server_of_the_registry_does_not_have_yet_is_asked_for_again(registry):
     url, asked = registry
     times = iter([0.0, 0.5, 2.0, 2.0])
-    schemas = SchemaRegistry(url, lambda: next(times))
+    schemas = SchemaRegistry(url, clock=lambda: next(times))
     for _ in range(3):
         with pytest.raises(UnknownSchema, match="no schema 10"):
             schemas.schema(10)
@@ -134,7 +136,7 @@ def test_a_schema_that_one_server_of_the_registry_does_not_have_yet_is_asked_for
 def test_a_registry_that_does_not_answer_is_a_problem_and_not_asked_for_each_message(registry, number):
     url, asked = registry
     times = iter([0.0, 0.5, 2.0])
-    schemas = SchemaRegistry(url, lambda: next(times))
+    schemas = SchemaRegistry(url, clock=lambda: next(times))
     for _ in range(2):
         with pytest.raises(Unavailable):
             schemas.schema(number)
@@ -147,11 +149,92 @@ def test_a_registry_that_does_not_answer_is_a_problem_and_not_asked_for_each_mes
 def test_a_registry_that_is_away_is_asked_again(registry):
     url, _ = registry
     times = iter([0.0, 2.0])
-    away = SchemaRegistry("http://127.0.0.1:9", lambda: next(times))  # the discard port: nothing listens
+    # The discard port: nothing listens.
+    away = SchemaRegistry("http://127.0.0.1:9", clock=lambda: next(times))
     with pytest.raises(Unavailable):
         away.schema(7)
     away._url = url
     assert away.schema(7)
+
+
+def test_a_registry_gets_its_password_and_the_server_to_which_it_redirects_does_not(tmp_path):
+    sent = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            sent.append((self.server.server_port, self.headers["Authorization"]))
+            if self.server is first:
+                self.send_response(302)
+                self.send_header("Location", f"http://127.0.0.1:{second.server_port}{self.path}")
+                self.end_headers()
+            else:
+                body = json.dumps({"schema": json.dumps(SCHEMA)}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    with HTTPServer(("127.0.0.1", 0), Handler) as first, HTTPServer(("127.0.0.1", 0), Handler) as second:
+        for server in (first, second):
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            schemas = SchemaRegistry(f"http://127.0.0.1:{first.server_port}", "reader", password)
+            assert schemas.schema(7)
+        finally:
+            first.shutdown()
+            second.shutdown()
+    assert sent == [(first.server_port, "Basic cmVhZGVyOnNlY3JldA=="), (second.server_port, None)]
+
+
+def test_what_is_wrong_with_a_connection_to_a_registry_is_named_and_ends(tmp_path):
+    good, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    password, trusted = tmp_path / "password", tmp_path / "trusted.pem"
+    password.write_text("old\n")
+    password.chmod(0o600)
+    now = [0.0]
+
+    def refused(words):
+        now[0] += 10.0
+        with pytest.raises(Unavailable, match=words):
+            schemas.schema(7)
+        assert schemas.problem
+        assert "old" not in schemas.problem
+
+    with tls_registry(good.server("localhost"), ("reader", "new"), {7: SCHEMA}) as server:
+        address = f"https://localhost:{server.port}"
+        schemas = SchemaRegistry(address, "reader", password, trusted, lambda: now[0])
+        refused(f"kafka.registry_ca: {trusted}: .*No such file")
+        trusted.write_bytes(stranger.file.read_bytes())
+        refused("is not accepted: unable to get local issuer certificate; check kafka.registry and")
+        trusted.write_bytes(good.file.read_bytes())
+        server.present(good.server("localhost", expired=True))
+        refused("is not accepted: certificate has expired")
+        server.present(good.server("elsewhere"))
+        refused("Hostname mismatch, certificate is not valid for 'localhost'")
+        server.present(good.server("localhost"))
+        refused("HTTP Error 401: Unauthorized; check kafka.registry_user and the file registry_password")
+        password.chmod(0o644)
+        refused("other users can read the password")
+        password.chmod(0o600)
+        password.write_text("new\n")
+        now[0] += 10.0
+        assert schemas.schema(7)
+        assert schemas.problem == ""
+        schemas = SchemaRegistry(f"http://localhost:{server.port}")
+        refused("if it expects TLS, write https:// in kafka.registry")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as plain:
+        threading.Thread(target=plain.serve_forever, args=(0.01,)).start()
+        try:
+            schemas = SchemaRegistry(f"https://127.0.0.1:{plain.server_port}", clock=lambda: now[0])
+            refused("if it has no TLS, write http:// in kafka.registry")
+        finally:
+            plain.shutdown()
 
 
 def test_a_next_run_reads_from_the_first_message_that_is_not_done_with():

@@ -163,6 +163,9 @@ def test_only_what_is_configured_is_published() -> None:
     assert record.value["total_s"] is None
 
 
+SASL = {"security.protocol": "SASL_SSL", "sasl.username": "u", "sasl.password": "p"}
+
+
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
@@ -172,6 +175,10 @@ def test_only_what_is_configured_is_published() -> None:
         ({"to": "kafka://broker:9092/topic", "format": "avro"}, "by a REST proxy only"),
         ({"to": "kafka://broker:9092/topic", "token": "/secret"}, "only a REST proxy takes a token"),
         ({"to": "https://host/proxy", "options": {"a": "b"}}, "only Kafka has options"),
+        ({"to": "https://host/proxy", "password": "/p"}, "only Kafka has password"),
+        ({"to": "kafka://broker:9092/topic", "password": "/p", "options": SASL}, "have sasl.password, too"),
+        ({"to": "kafka://broker:9092/topic", "password": "/p"}, "missing sasl.username"),
+        ({"to": "kafka://broker:9092/topic", "password": "/p"}, "with security.protocol SASL_SSL or SASL_PL"),
         ({"to": "https://host/proxy", "what": "("}, "is not a regular expression"),
         ({"to": "https://host/proxy", "what": []}, "at least 1 item"),
     ],
@@ -377,7 +384,7 @@ def test_without_a_cluster_records_wait() -> None:
     destination.send_some()
     report = destination.report()
     assert (report.sent, report.dropped, report.waiting) == (0, 0, 3)
-    assert "timed out" in report.problem
+    assert "127.0.0.1:1 failed: Connection refused" in report.problem
 
 
 def test_a_message_that_is_too_large_is_refused(cluster: KafkaCluster) -> None:

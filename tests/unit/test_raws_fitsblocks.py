@@ -103,6 +103,16 @@ def test_what_is_not_complete_has_a_problem(content, problem):
     assert problem in found.problem
 
 
+@pytest.mark.parametrize("cards", [1, 30, 31, 32, 67, 103])
+def test_the_header_ends_at_the_card_end_wherever_it_is(cards):
+    # What begins like END is another card, in the first block and in later ones.
+    keys = {f"END{number}": number for number in range(cards)}
+    content = encode(**keys).replace(b"END0    =", b"END     x", 1)
+    header = read_header(io.BytesIO(content))
+    assert parse(content).whole
+    assert all(header[key] == value for key, value in keys.items() if value)
+
+
 def test_an_absurd_axis_is_no_reason_to_fail():
     content = encode(fits.ImageHDU(np.zeros((2, 2))))
     card = b"NAXIS1  =                    2"

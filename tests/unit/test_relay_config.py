@@ -116,7 +116,17 @@ def test_it_has_the_instruments_of_the_shown_node():
         ),
         ("{submit: 'tcp://127.0.0.1'}", "submit: tcp://127.0.0.1 is not an address: write tcp://HOST:PORT"),
         ("{kafka: {registry: 'ftp://r'}}", "kafka.registry: ftp://r is not the address of a registry"),
-        ("{kafka: {registry: 'https://u:p@r'}}", "kafka.registry: a user name and a password in the address"),
+        (
+            "{kafka: {registry: 'https://u:p@r'}}",
+            "kafka.registry: write no user into the address: use registry_",
+        ),
+        ("{kafka: {registry: 'https://r', registry_user: u}}", "registry_password are needed together"),
+        (
+            "{kafka: {registry: 'http://r', registry_ca: /ca.pem}}",
+            "kafka.registry: a password is sent, and a certificate is checked, with https:// only",
+        ),
+        ("{kafka: {password: /missing}}", "kafka.password: /missing: No such file or directory"),
+        ("{kafka: {password: secret}}", "kafka.password: secret is relative; write an absolute path"),
         ("{security: {nodes: /}}", "security.nodes: needs security.key, the key of this relay"),
         ("{nodes: 'tcp://10.0.0.1:5571'}", "nodes: other hosts can connect to tcp://10.0.0.1:5571"),
         (

@@ -250,10 +250,14 @@ class WriterExporter:
         if not events:
             return {}
         if self._producer is None:
-            self._producer = KafkaProducer(self._config.brokers, self._config.options, self._config.timeout_s)
+            self._producer = KafkaProducer(
+                self._config.brokers, self._config.options, self._config.timeout_s, self._config.password
+            )
         unsent = self._producer.send(self._config.topic, list(events))
+        if unsent.later:
+            self._producer = None
         for spool in dict.fromkeys(events[message] for message in unsent.refused):
-            quarantine(spool, BadMessage(f"Kafka: {unsent.reason}"), self._refused, self._uri)
+            quarantine(spool, BadMessage(unsent.reason), self._refused, self._uri)
             refused.append(spool)
         reason = f"the writer's topic {self._config.to} cannot be written to: {unsent.reason}"
         return {events[message]: reason for message in unsent.later if events[message] not in refused}

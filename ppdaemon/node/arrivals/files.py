@@ -70,11 +70,10 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
                 stamps = _stamps(path, os.fstat(file.fileno()))
                 if not stamps.marked:
                     return stamps
-                if writers:
-                    stamps = replace(stamps, written=is_open_for_writing(file.fileno()))
-                if structure or stamps.written is False:
-                    return _with_fits_structure(stamps, path, file)
-                return stamps
+                written = is_open_for_writing(file.fileno()) if writers else None
+                if structure or written is False:
+                    return _with_fits_structure(stamps, written, path, file)
+                return stamps if written is None else replace(stamps, written=written)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -96,14 +95,15 @@ def _stamps(path: RawPath, status: os.stat_result) -> FileState:
     )
 
 
-def _with_fits_structure(stamps: FileState, path: RawPath, file: BinaryIO) -> FileState:
+def _with_fits_structure(stamps: FileState, written: bool | None, path: RawPath, file: BinaryIO) -> FileState:
     found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
     problem = "" if intact else found.problem or "no data"
     facts = _optional_facts(found.header)
-    [(has_sidecar, of_sidecar)] = read_sidecars([(path, facts is None)])
+    has_sidecar, of_sidecar = _read_sidecar(sidecar_of(path), needed=facts is None)
     return replace(
         stamps,
+        written=written,
         read=True,
         intact=intact,
         problem=problem,
@@ -168,14 +168,14 @@ def read_sidecars(orders: Sequence[tuple[RawPath, bool]]) -> list[tuple[bool, Ex
     """Return for each image whether it has a sidecar that may be opened, and the facts in that if they are
     requested; `None` if it cannot be read or has no group.
     """
-    found: list[tuple[bool, ExposureFacts | None]] = []
-    for image, needed in orders:
-        sidecar, facts = sidecar_of(image), None
-        if is_there := _is_regular(sidecar):
-            with contextlib.suppress(OSError, BadMessage):
-                facts = facts_of_sidecar(sidecar) if needed else None
-        found.append((is_there, facts))
-    return found
+    return [_read_sidecar(sidecar_of(image), needed=needed) for image, needed in orders]
+
+
+def _read_sidecar(sidecar: RawPath, *, needed: bool) -> tuple[bool, ExposureFacts | None]:
+    if needed:
+        with contextlib.suppress(OSError, BadMessage):
+            return True, facts_of_sidecar(sidecar)
+    return _is_regular(sidecar), None
 
 
 def _is_regular(path: RawPath) -> bool:
@@ -192,7 +192,9 @@ def _open(path: RawPath) -> BinaryIO:
 
 def _json_object(path: RawPath) -> dict[str, Any]:
     with _open(path) as file:
-        content = parse_json(file.read(MAX_SIDECAR + 1), limit=MAX_SIDECAR)
+        # Not more than there is: for a megabyte the system would map memory, and unmap it again.
+        size = min(os.fstat(file.fileno()).st_size, MAX_SIDECAR)
+        content = parse_json(file.read(size + 1), limit=MAX_SIDECAR)
     if not isinstance(content, dict):
         raise BadMessage("no JSON object", "sidecar")
     return content
