@@ -36,10 +36,11 @@ from ppdaemon.messages import (
 )
 from ppdaemon.relay import orders
 from ppdaemon.relay.assignments import WAITING, Assignments
+from ppdaemon.relay.comparison import compare_held, unknown_outcomes
 from ppdaemon.relay.demand import Demand
 from ppdaemon.relay.noderegistry import NodeRegistry
 from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
-from ppdaemon.relay.permits import compare_held, is_unknown, judge_permits
+from ppdaemon.relay.permits import judge_permits
 from ppdaemon.relay.routing import Preferences
 from ppdaemon.states import Outcome
 
@@ -364,25 +365,12 @@ class Dispatcher:
 
     def _adopt_outcomes(self, hello: Hello, effects: orders.Effects) -> None:
         """End what a node has ended, and the ledger does not know."""
-        for ended in hello.ended:
-            visit = self._visits.get((ended.instrument, ended.group))
-            if visit is None:
-                continue
-            for detector in ended.detectors:
-                reservation = visit.reservations.get(detector)
-                if reservation is None:
-                    continue
-                # It was confirmed, so that the node does not send it again.
-                is_own = (reservation.node, reservation.attempt) == (hello.origin, ended.attempt)
-                if (is_own and ended.reported) or is_unknown(
-                    reservation, hello.origin, ended.attempt, may_have_written=True
-                ):
-                    effects.writes.append(
-                        orders.SetRoute(visit.number, hello.origin, ended.attempt, (detector,))
-                    )
-                    # Without the node: its own message, if one follows, has the reason and replaces this.
-                    self._end(visit, reservation, ended.outcome, orders.ADOPTED, effects)
-                    self.adopted += 1
+        for visit, reservation, ended in unknown_outcomes(self._visits, hello):
+            detectors = (reservation.detector,)
+            effects.writes.append(orders.SetRoute(visit.number, hello.origin, ended.attempt, detectors))
+            # Without the node: its own message, if one follows, has the reason and replaces this.
+            self._end(visit, reservation, ended.outcome, orders.ADOPTED, effects)
+            self.adopted += 1
             self._close_if_ended(visit, effects)
 
     def _accepted_visit(

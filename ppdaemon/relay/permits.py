@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a node may write permanently, and what it has: the relay's part of the permits. Pure code.
+"""What a node may write permanently: the relay's part of the permits. Pure code.
 
 A node that holds a visit-detector does everything but cross the point of no return.
 For that it needs a permit: the relay records that the visit-detector is bound to this
@@ -8,21 +8,15 @@ not move, however long its node is silent, and what is not bound can move at onc
 because its node will not get a permit any more.
 """
 
-import math
-from collections import defaultdict
 from collections.abc import Mapping
 
-from ppdaemon.messages import DetectorsOfVisit, Hello, PermitRequest
+from ppdaemon.messages import DetectorsOfVisit, PermitRequest
 from ppdaemon.relay import orders
-from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, VisitKey
+from ppdaemon.relay.openvisit import OpenVisit, ReservationState, VisitKey
 
-__all__ = ("compare_held", "is_unknown", "judge_permits")
+__all__ = ("judge_permits",)
 
-SENT, ACKNOWLEDGED, PERMITTED = (
-    ReservationState.SENT,
-    ReservationState.ACKNOWLEDGED,
-    ReservationState.PERMITTED,
-)
+PERMITTED = ReservationState.PERMITTED
 
 REFUSED = "the relay has ended it, or given it to another node"
 
@@ -58,108 +52,3 @@ def judge_permits(
     if refused:
         effects.sends.append(orders.RefusePermit(peer, tuple(refused), REFUSED))
     return effects
-
-
-def is_unknown(reservation: Reservation, node: str, attempt: int, *, may_have_written: bool) -> bool:
-    """Return whether a node has an attempt that the ledger does not know, because it is an older copy.
-
-    An attempt is in the ledger before it is sent. What another node may write now stays there.
-    """
-    if reservation.state is PERMITTED or attempt < reservation.attempt:
-        return False
-    if attempt > reservation.attempt:
-        return True
-    return node != reservation.node and (may_have_written or not reservation.node)
-
-
-def compare_held(
-    visits: Mapping[VisitKey, OpenVisit], hello: Hello, peer: bytes, now: float, *, adopt: bool
-) -> tuple[orders.Effects, list[tuple[OpenVisit, Reservation]], int]:
-    """Correct the reservations of a node by what it holds, and withdraw what it no longer should have.
-
-    With `adopt`, what the ledger does not know counts as its reservation. Return also its reservations, and
-    how many of them were adopted.
-    """
-    effects = orders.Effects()
-    own: list[tuple[OpenVisit, Reservation]] = []
-    adopted = 0
-    listed: dict[tuple[str, str, int], tuple[int, str]] = {
-        (held.instrument, held.group, detector): (held.attempt, held.state)
-        for held in hello.holds
-        for detector in held.detectors
-    }
-    for (instrument, group, detector), (attempt, state) in listed.items():
-        visit = visits.get((instrument, group))
-        reservation = None if visit is None else visit.reservations.get(detector)
-        if not adopt or visit is None or reservation is None:
-            continue
-        if is_unknown(reservation, hello.origin, attempt, may_have_written=state != "held"):
-            reservation.release()
-            reservation.node, reservation.attempt, reservation.state = hello.origin, attempt, ACKNOWLEDGED
-            effects.writes.append(orders.SetRoute(visit.number, hello.origin, attempt, (detector,)))
-            effects.writes.append(orders.SetAcknowledged(visit.number, (detector,)))
-            adopted += 1
-    for visit in visits.values():
-        changes: dict[ReservationState, list[int]] = defaultdict(list)
-        for reservation in visit.reservations.values():
-            if reservation.node == hello.origin:
-                own.append((visit, reservation))
-                attempt, state = listed.pop((*visit.key, reservation.detector), (0, ""))
-                known = state if attempt == reservation.attempt else ""
-                change = _correct(reservation, known, hello.incarnation)
-                missing = not known and reservation.state is PERMITTED
-                reservation.missing_since = min(reservation.missing_since, now) if missing else math.inf
-                if hello.alone and not reservation.alone and reservation.state in (SENT, ACKNOWLEDGED):
-                    # It was sent before the node was configured so, and could be written there now.
-                    reservation.alone = True
-                    effects.writes.append(
-                        orders.SetRoute(
-                            visit.number, hello.origin, reservation.attempt, (reservation.detector,), True
-                        )
-                    )
-                    change = reservation.state  # `SetRoute` has cleared it in the ledger
-                if change is not None:
-                    changes[change].append(reservation.detector)
-        for change, detectors in changes.items():
-            if change == ACKNOWLEDGED:
-                effects.writes.append(orders.SetAcknowledged(visit.number, tuple(detectors)))
-            effects.writes.append(
-                orders.SetPermitted(
-                    visit.number, tuple(detectors), hello.incarnation if change == PERMITTED else ""
-                )
-            )
-    withdrawn: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for (instrument, group, detector), (attempt, _) in listed.items():
-        withdrawn[instrument, group, attempt].append(detector)
-    for (instrument, group, attempt), detectors in withdrawn.items():
-        effects.sends.append(orders.Withdraw(peer, instrument, group, tuple(detectors), attempt))
-    return effects, own, adopted
-
-
-def _correct(reservation: Reservation, held: str, incarnation: str) -> ReservationState | None:
-    """Correct one reservation; return its new state if the ledger needs it.
-
-    ``held`` is the state at its node, blank if the node does not have this attempt.
-    """
-    match held, reservation.state:
-        case "", state if state in (SENT, ACKNOWLEDGED):
-            # Never accepted, or ended: sent again, the node answers with its acknowledgement or outcome.
-            reservation.state, reservation.sent_at = SENT, -math.inf
-        case "", _:
-            # Its outcome follows. If the node has lost its journal none does: what it
-            # has written is unknown, and the dispatcher gives it up.
-            pass
-        case "held", state if state is SENT or (
-            state is PERMITTED and reservation.incarnation != incarnation
-        ):
-            # A permit of an earlier run of the node is void: that process has ended, and
-            # its journal says that it did not cross.
-            reservation.state, reservation.incarnation = ACKNOWLEDGED, ""
-            return ACKNOWLEDGED
-        case "permitted" | "crossed", _ if (reservation.state, reservation.incarnation) != (
-            PERMITTED,
-            incarnation,
-        ):
-            reservation.state, reservation.incarnation = PERMITTED, incarnation
-            return PERMITTED
-    return None

@@ -1084,6 +1084,15 @@ def test_what_a_node_has_in_an_attempt_that_an_older_ledger_cannot_know_is_adopt
     assert dispatcher.assignments.load("b") == 1
 
 
+def test_what_a_node_lists_twice_as_ended_is_adopted_once():
+    dispatcher = restarted()
+    dispatcher.add(open_visit(0, 1), 0.0)
+    listed = [of_ended(0, 0), of_ended(0, outcome=Outcome.FAILED)]
+    effects = dispatcher.receive(b"b", hello("b", ended=listed), 0.1)
+    assert effects.writes == [SetRoute(1, "b", 1, (0,)), ended(0, Outcome.SUCCEEDED, ADOPTED)]
+    assert dispatcher.adopted == 1
+
+
 def test_a_node_that_has_not_noticed_the_new_relay_is_asked_for_its_outcomes():
     """Its hello, of a capacity that changed, has none; it must not count as compared."""
     dispatcher = restarted()
