@@ -212,7 +212,10 @@ class AssociateTask(pipeBase.PipelineTask):
         """
         apdb = _open(self.config.apdb_config_url, self.getName())
         candidates = dia_source_detector[dia_source_detector["rejected"] == ""]
-        sources = make_dia_sources(candidates, visit, detector, float(Time.now().tai.mjd), PIXEL_SCALE_ARCSEC)
+        # Also the time for the database, instead of the visit's: visits may end in another order than they
+        # were taken in, but it takes what is stored with a later call for newer, whatever its time.
+        now = Time.now()
+        sources = make_dia_sources(candidates, visit, detector, float(now.tai.mjd), PIXEL_SCALE_ARCSEC)
         rows = match_to_objects(
             sources["ra"].to_numpy(),
             sources["dec"].to_numpy(),
@@ -224,7 +227,9 @@ class AssociateTask(pipeBase.PipelineTask):
         object_ids[matched] = preloaded_dia_objects["diaObjectId"].to_numpy(dtype="int64")[rows[matched]]
         # A new object has the ID of its first source: no other ID is unique across workers.
         sources.insert(1, "diaObjectId", object_ids)
-        objects = update_dia_objects(sources, preloaded_dia_objects, preloaded_dia_sources)
+        objects = update_dia_objects(
+            sources, preloaded_dia_objects, preloaded_dia_sources, float(now.tai.mjd)
+        )
         self.metadata["dia_source_count"] = len(sources)
         self.metadata["new_dia_object_count"] = int((~matched).sum())
         if apdb.containsVisitDetector(visit, detector):
@@ -235,5 +240,5 @@ class AssociateTask(pipeBase.PipelineTask):
                 detector=detector,
             )
         if len(sources):
-            apdb.store(Time(sources["midpointMjdTai"][0], format="mjd", scale="tai"), objects, sources)
+            apdb.store(now, objects, sources)
         return pipeBase.Struct(dia_source_apdb=sources, dia_object_apdb=objects)

@@ -176,7 +176,7 @@ def make_dia_sources(
 
 
 def update_dia_objects(
-    sources: pandas.DataFrame, objects: pandas.DataFrame, history: pandas.DataFrame
+    sources: pandas.DataFrame, objects: pandas.DataFrame, history: pandas.DataFrame, stored_mjd_tai: float
 ) -> pandas.DataFrame:
     """Make new versions of the objects that the sources belong to.
 
@@ -187,7 +187,9 @@ def update_dia_objects(
     objects : `pandas.DataFrame`
         Known DiaObjects; an object without a row is new.
     history : `pandas.DataFrame`
-        Known DiaSources of those objects.
+        Known DiaSources of those objects, also of visits that were taken later.
+    stored_mjd_tai : `float`
+        Time of storing, from which the new versions are valid, TAI modified Julian date.
 
     Returns
     -------
@@ -209,11 +211,11 @@ def update_dia_objects(
             {
                 "diaObjectId": int(object_id),
                 # The database sets both; if they are missing, it adds them in a way that pandas deprecates.
-                "validityStartMjdTai": float(time),
+                "validityStartMjdTai": stored_mjd_tai,
                 "validityEndMjdTai": float("nan"),
                 "nDiaSources": int(count) + 1,
-                "firstDiaSourceMjdTai": float(first),
-                "lastDiaSourceMjdTai": float(time),
+                "firstDiaSourceMjdTai": min(float(first), float(time)),
+                "lastDiaSourceMjdTai": float(groups[object_id]["midpointMjdTai"].max()),
                 **row,
             }
         )

@@ -127,8 +127,9 @@ def _by_file(
 
 
 def _name(file: DataFile, refs: Iterable[DatasetRef]) -> str:
-    # The id of a dataset: the same name never means other content. Of an archive other
-    # workers need other members: its name, which a Butler makes of its content.
+    # The id of a dataset: the same name never means other content, unless a dataset was
+    # removed and ingested again with an id that is made of its run and data ID. Of an archive
+    # other workers need other members: its name, which a Butler makes of its content.
     name = uuid.uuid5(uuid.NAMESPACE_URL, str(file.uri)) if file.member else min(ref.id for ref in refs)
     return f"{name}{file.uri.getExtension()}"
 
