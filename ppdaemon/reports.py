@@ -260,7 +260,7 @@ type RelayRequest = Annotated[
 ]
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest, config=DEFERRED)
 
-type BridgeRequest = Annotated[StatusRequest | Watch, pydantic.Field(discriminator="type")]
+type BridgeRequest = Annotated[StatusRequest | ReloadRequest | Watch, pydantic.Field(discriminator="type")]
 BRIDGE_REQUESTS = pydantic.TypeAdapter[BridgeRequest](BridgeRequest, config=DEFERRED)
 
 READING: frozenset[type[ControlModel]] = frozenset(
@@ -711,13 +711,11 @@ class RelayWaitRow(ControlModel):
     """Why it waits, such as ``no node serves it``."""
 
 
-class RelayStatusReport(ControlModel):
-    """The state of a relay."""
+class _ServerStatus(ControlModel):
+    """What a relay and a bridge report alike."""
 
     schema_version: int = SCHEMA
     """Version of the output of ``ppctl --json``."""
-    relay: str
-    """Name of the relay."""
     version: str
     pid: int
     state: Literal["running", "degraded", "stopping"]
@@ -725,9 +723,35 @@ class RelayStatusReport(ControlModel):
     text: str
     """The state in one line for an operator."""
     started_tai: float
-    """When the relay started."""
+    """When the program started."""
     tai: float
     """When this report was made."""
+    counters: dict[str, int]
+    """Events by kind since the start, such as ``node field`` for invalid messages of nodes, or ``http json``
+    for bodies that are no JSON."""
+    reloaded_tai: float | None = None
+    """When the configuration was read again; `None` if it was not."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now, the worst first."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing limits it."""
+        return self.state == "running"
+
+
+class RelayStatusReport(_ServerStatus):
+    """The state of a relay."""
+
+    relay: str
+    """Name of the relay."""
     nodes: dict[str, int]
     """Number of nodes in each state; see `RelayNodeRow.state`."""
     open_visits: int
@@ -749,30 +773,12 @@ class RelayStatusReport(ControlModel):
     """Size of the ledger; `None` if it cannot be read."""
     ledger_backlog: int
     """Changes that are not yet written."""
-    counters: dict[str, int]
-    """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
-    reloaded_tai: float | None = None
-    """When the configuration was read again; `None` if it was not."""
-    reload_refused: bool = False
-    """Whether the last reload by a signal was refused."""
     permits: dict[Literal["granted", "refused"], int] = {}
     """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
     messages_lost: int = 0
     """Messages of nodes that did not arrive, by their sequence numbers."""
     hosts: "RelayHostsReport | None" = None
     """How many nodes the cadence needs; `None` from an older relay."""
-    problems: tuple[Problem, ...] = ()
-    """What does not work now, the worst first."""
-
-    @property
-    def problem_texts(self) -> tuple[str, ...]:
-        """The texts of the problems."""
-        return tuple(problem.text for problem in self.problems)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing limits it."""
-        return self.state == "running"
 
 
 class BridgeNodeRow(ControlModel):
@@ -785,23 +791,11 @@ class BridgeNodeRow(ControlModel):
     """Seconds since its last question; connected nodes ask every second."""
 
 
-class BridgeStatusReport(ControlModel):
+class BridgeStatusReport(_ServerStatus):
     """The state of a bridge of object stores."""
 
-    schema_version: int = SCHEMA
-    """Version of the output of ``ppctl --json``."""
     bridge: str
     """Name of the bridge."""
-    version: str
-    pid: int
-    state: Literal["running", "degraded", "stopping"]
-    """``degraded``: running, with a problem that an operator should check."""
-    text: str
-    """The state in one line for an operator."""
-    started_tai: float
-    """When the bridge started."""
-    tai: float
-    """When this report was made."""
     listening: str
     """Address of HTTP; blank if none is served."""
     connections: int
@@ -824,15 +818,6 @@ class BridgeStatusReport(ControlModel):
     """Seconds since the last notice; `None` if the ring is empty."""
     sent: int
     """Notices sent to nodes since the start, to each one counted."""
-    counters: dict[str, int]
-    """Events by kind since the start, such as ``http json`` for bodies that are no JSON."""
-    problems: tuple[Problem, ...] = ()
-    """What does not work now, the worst first."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing limits it."""
-        return self.state == "running"
 
     @property
     def depth(self) -> int:

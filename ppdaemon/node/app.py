@@ -20,11 +20,11 @@ import click
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
-from ppdaemon.commandline import run_command
+from ppdaemon.commandline import reporting_end, run_command
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.errors import ConfigError
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
@@ -133,8 +133,7 @@ def run(config: Path, ends_at: float) -> None:
     SIGHUP reads the configuration file again. If the file has an error, the old
     configuration stays in use.
     """
-    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
-    try:
+    with reporting_end(os.environ) as notifier:
         file = ConfigFile.read(config, os.environ)
         settings = file.config
         log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
@@ -144,10 +143,6 @@ def run(config: Path, ends_at: float) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         set_title(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier, ends_at))
-    except (PPDaemonError, OSError) as error:
-        # `systemctl status` shows it until the next start.
-        notifier.notify(STATUS=f"ended: {plain(error)}")
-        raise
 
 
 @cli.command("check-config")
