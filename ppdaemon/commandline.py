@@ -7,16 +7,18 @@ import select
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import click
 
 from ppdaemon.errors import PPDaemonError
+from ppdaemon.notify import Notifier
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import plain
 
-__all__ = ("ended_by_reader", "run_command")
+__all__ = ("ended_by_reader", "reporting_end", "run_command", "run_server")
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,3 +81,26 @@ def run_command(
         click.echo(f"{name}: {error}", err=True)
         code = ExitCode.OS
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+@contextmanager
+def reporting_end(environment: Mapping[str, str]) -> Iterator[Notifier]:
+    """Yield the connection to the service manager, which is told why the program ends."""
+    notifier = Notifier(environment.get("NOTIFY_SOCKET"))
+    try:
+        yield notifier
+    except (PPDaemonError, OSError) as error:
+        # `systemctl status` shows it until the next start.
+        notifier.notify(STATUS=f"ended: {plain(error)}")
+        raise
+
+
+def run_server(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line of a server as `run_command` does; its commands get the environment. An
+    internal error is logged.
+    """
+    try:
+        run_command(command, name, arguments, obj=os.environ)
+    except Exception:
+        _LOG.exception("internal error; %s stops, please report this", name)
+        sys.exit(ExitCode.SOFTWARE)

@@ -3,13 +3,11 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import ssl
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +20,12 @@ from ppdaemon.bridge.bridge import Bridge
 from ppdaemon.bridge.config import BridgeConfig, load_bridge, unprotected
 from ppdaemon.bridge.ring import Ring
 from ppdaemon.clock import Clock
-from ppdaemon.commandline import run_command
+from ppdaemon.commandline import reporting_end, run_server
 from ppdaemon.curve import admitting
-from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
+from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.notify import Notifier, passed_sockets
 from ppdaemon.routers import bind
 from ppdaemon.statelock import lock_state
-from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain
-from ppdaemon.tokenfile import read_token
 
 if TYPE_CHECKING:
     from ppdaemon.bridge.http import HttpSource
@@ -55,23 +50,21 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
     """Take the notices of object stores and pass them on to nodes.
 
     Notices come by HTTP POST or from Kafka, and are kept for nodes that are away.
-    run (the default) serves until SIGTERM. check-config reads the file, lists all
-    errors in it, and exits.
+    run (the default) serves until SIGTERM; SIGHUP reads the file again, and if it
+    has an error, the old configuration stays in use. check-config reads the file,
+    lists all errors in it, and exits.
     """
-    config = load_bridge(path, environment)
     if action == "check-config":
+        config = load_bridge(path, environment)
         click.echo(f"{path}: valid; HTTP at {config.http.listen}, nodes at {config.nodes}")
         return
-    notifier = Notifier(environment.get("NOTIFY_SOCKET"))
-    try:
+    with reporting_end(environment) as notifier:
+        config = load_bridge(path, environment)
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name
         )
-        asyncio.run(_serve(config, _listener(config, environment), notifier))
-    except (PPDaemonError, OSError) as error:
-        # `systemctl status` shows it until the next start.
-        notifier.notify(STATUS=f"ended: {plain(error)}")
-        raise
+        read_config = partial(load_bridge, path, environment)
+        asyncio.run(_serve(config, read_config, _listener(config, environment), notifier))
 
 
 def _listener(config: BridgeConfig, environment: Mapping[str, str]) -> socket.socket | None:
@@ -101,22 +94,23 @@ def _listener(config: BridgeConfig, environment: Mapping[str, str]) -> socket.so
 
 def _http(config: BridgeConfig, bridge: Bridge) -> "HttpSource":
     try:
-        from ppdaemon.bridge.http import HttpSource
+        from ppdaemon.bridge.http import HttpSource, http_certificate, http_token
     except ImportError as error:
         raise ConfigError([f"HTTP needs aiohttp: pip install 'ppdaemon[bridge]' ({error})"]) from None
-    token = None if config.http.token is None else read_token(config.http.token)
-    certificate = None
-    if config.http.certificate is not None:
-        certificate = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            certificate.load_cert_chain(config.http.certificate, config.http.certificate_key)
-        except OSError as error:
-            raise ConfigError([f"http.certificate: {config.http.certificate}: {error}"]) from None
-    return HttpSource(bridge.store, bridge.throttle, token, certificate)
+    return HttpSource(bridge.store, bridge.throttle, http_token(config.http), http_certificate(config.http))
 
 
-async def _serve(config: BridgeConfig, listener: socket.socket | None, notifier: Notifier) -> None:
+async def _serve(
+    config: BridgeConfig,
+    read_config: Callable[[], BridgeConfig],
+    listener: socket.socket | None,
+    notifier: Notifier,
+) -> None:
     clock = Clock()
+    bridge: Bridge
+    for number in (signal.SIGTERM, signal.SIGINT):  # the loop calls it later, when `bridge` is set
+        asyncio.get_running_loop().add_signal_handler(number, lambda: bridge.request_stop())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: bridge.request_reload())
     # The lock first and released last: neither ring nor sockets are shared with another bridge.
     with (
         closing(lock_state(config.state_dir, "ppbridge")),
@@ -125,20 +119,15 @@ async def _serve(config: BridgeConfig, listener: socket.socket | None, notifier:
         admitting(context, config.security.key, config.security.read_allow_lists) as gatekeeper,
         closing(bind(context, outlet.NODES, config.nodes, outlet.OPTIONS, gatekeeper)) as nodes,
     ):
-        bridge = Bridge(config, Ring(config.state_dir, config.ring), nodes, gatekeeper, clock, notifier)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, bridge.request_stop)
+        ring = Ring(config.state_dir, config.ring)
+        bridge = Bridge(config, ring, nodes, gatekeeper, clock, notifier, read_config)
         await bridge.run(listener, None if listener is None else _http(config, bridge))
     _LOG.info("stopped")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; without arguments, those of the process."""
-    try:
-        run_command(_command, "ppbridge", arguments, obj=os.environ)
-    except Exception:
-        _LOG.exception("internal error; ppbridge stops, please report this")
-        sys.exit(ExitCode.SOFTWARE)
+    run_server(_command, "ppbridge", arguments)
 
 
 if __name__ == "__main__":

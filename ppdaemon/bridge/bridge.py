@@ -5,24 +5,25 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 import zmq.asyncio
 
-from ppdaemon import __version__, reports
-from ppdaemon.bridge.config import BridgeConfig
+from ppdaemon import __version__, log, reports
+from ppdaemon.bridge.config import BridgeConfig, needs_restart, unprotected
 from ppdaemon.bridge.metrics import BRIDGE_METRICS
 from ppdaemon.bridge.outlet import Outlet
 from ppdaemon.bridge.ring import RING_NAME, Extent, Ring
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer, Reply
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import PPDaemonError, StateUnusable
+from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, StateUnusable
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import Finding, ProblemLog, status_line
+from ppdaemon.reloading import Reloader
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.terminal import duration, number_of
 from ppdaemon.throttle import Throttle
@@ -55,8 +56,12 @@ class Bridge:
         gatekeeper: Gatekeeper | None,
         clock: Clock,
         notifier: Notifier,
+        read_config: Callable[[], BridgeConfig],
     ):
         self._config = config
+        self._gatekeeper = gatekeeper
+        self._read_config = read_config
+        self._reloader = Reloader(self._reload, clock)
         self._clock = clock
         self._notifier = notifier
         self._moved_aside = ring.moved_aside
@@ -103,6 +108,10 @@ class Bridge:
         """Make `run` return soon; may be called by a signal handler."""
         self._stop.set()
 
+    def request_reload(self) -> None:
+        """Read the configuration again soon; may be called by a signal handler."""
+        self._reloader.request()
+
     async def run(self, listener: socket.socket | None, http: "HttpSource | None") -> None:
         """Serve until `request_stop` is called; `listener` is the socket of HTTP.
 
@@ -138,6 +147,7 @@ class Bridge:
         yield self._outlet.limit.run()
         yield self._metrics.run()
         yield self._watch_ring()
+        yield self._reloader.run()
         if self._kafka is not None:
             yield self._kafka.run()
 
@@ -147,6 +157,34 @@ class Bridge:
         from ppdaemon.bridge.kafka import KafkaNotices
 
         return KafkaNotices(self._config.kafka, self.store, self.throttle)
+
+    async def _reload(self) -> None:
+        """Read the configuration and the files of keys, token and certificate, and use them.
+
+        Raises `~ppdaemon.errors.ConfigError` if the file has errors or changes what cannot change while the
+        bridge runs, and `~ppdaemon.keyfiles.UnusableKey`.
+        """
+        config = await asyncio.to_thread(self._read_config)
+        if keys := needs_restart(self._config, config):
+            raise NeedsRestart(keys)
+        # The socket may be that of systemd, at another address than that of the file.
+        listening = self._listening or None
+        if not config.security.insecure and (problem := unprotected(listening, config.http.token)):
+            raise ConfigError([problem])
+        allowed = await asyncio.to_thread(config.security.read_allow_lists)
+        if self._http is not None:
+            self._http.renew(config.http)
+        self._control.set_access(config.security)
+        if self._gatekeeper is not None:
+            for domain, names in allowed.items():
+                self._gatekeeper.replace(domain, names)
+                _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
+        await self._writer.call(lambda ring: ring.set_limits(config.ring))
+        log.set_up(
+            config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name
+        )
+        self._metrics.reconfigure(config.metrics.listen)
+        self._config = config
 
     async def _tick(self) -> None:
         prune_at = self._clock.mono()
@@ -176,8 +214,14 @@ class Bridge:
     # --- status ---------------------------------------------------------------
 
     async def _handle(self, request: pydantic.BaseModel) -> Reply:
-        assert isinstance(request, reports.StatusRequest), request
-        return reports.Ok(data=self.report().model_dump(mode="json"))
+        if isinstance(request, reports.StatusRequest):
+            return reports.Ok(data=self.report().model_dump(mode="json"))
+        assert isinstance(request, reports.ReloadRequest), request
+        try:
+            await self._reloader.now()
+        except ConfigError as error:
+            return reports.RequestFailed(code="config", text=str(error))
+        return reports.Ok(data="the configuration is in use")
 
     def report(self) -> reports.BridgeStatusReport:
         """Return the state of the bridge."""
@@ -214,6 +258,8 @@ class Bridge:
             last_notice_s=age_s,
             sent=self._outlet.sent,
             counters=dict(self.throttle.by_kind),
+            reloaded_tai=self._reloader.reloaded_tai,
+            reload_refused=bool(self._reloader.refused),
             problems=problems,
         )
 
@@ -230,5 +276,7 @@ class Bridge:
             yield Finding("ring", text, "corrupt")
         if self._kafka is not None and (text := self._kafka.problem):
             yield Finding("kafka", text)
+        if self._reloader.refused:
+            yield Finding("configuration", self._reloader.refused, degrades=False)
         if self._metrics.problem:
             yield Finding("metrics", self._metrics.problem, degrades=False)

@@ -35,7 +35,19 @@ from ppdaemon.thishost import HostContext
 from ppdaemon.visit import Name
 from ppdaemon.yamlfile import KeyPath, load_model
 
-__all__ = ("BridgeConfig", "BridgeSecurity", "HttpConfig", "NoticesConfig", "RingConfig", "load_bridge")
+__all__ = (
+    "BridgeConfig",
+    "BridgeSecurity",
+    "HttpConfig",
+    "NoticesConfig",
+    "RingConfig",
+    "load_bridge",
+    "needs_restart",
+    "unprotected",
+)
+
+FIXED_KEYS = ("name", "nodes", "control", "state_dir", "kafka")
+"""Sockets, folder and the consumer are opened once, at the start."""
 
 
 class HttpConfig(ConfigPart):
@@ -161,6 +173,14 @@ def unprotected(listen: str | None, token: Path | None) -> str:
     if listen is None or token is not None or is_local(f"tcp://{listen}"):
         return ""
     return f"other hosts can connect to {listen}: it needs http.token, or security.insecure: true"
+
+
+def needs_restart(old: BridgeConfig, new: BridgeConfig) -> list[str]:
+    """Return the keys that differ and cannot change while the bridge runs."""
+    keys = [key for key in FIXED_KEYS if getattr(old, key) != getattr(new, key)]
+    keys += ["http.listen"] * (old.http.listen != new.http.listen)
+    keys += ["http.certificate"] * ((old.http.certificate is None) != (new.http.certificate is None))
+    return keys + ["security.key"] * (old.security.key != new.security.key)
 
 
 def load_bridge(path: Path, environment: Mapping[str, str]) -> BridgeConfig:

@@ -17,9 +17,10 @@ from typing import Any
 
 from aiohttp import HttpVersion11, http_exceptions, web
 
-from ppdaemon.errors import BadMessage, PPDaemonError
+from ppdaemon.bridge.config import HttpConfig
+from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError
 from ppdaemon.throttle import Throttle, sample_of
-from ppdaemon.tokenfile import is_token
+from ppdaemon.tokenfile import is_token, read_token
 from ppdaemon.wire import parse_json
 
 __all__ = ("HttpSource", "Refusals")
@@ -103,6 +104,28 @@ class _Server(web.Server):
         self.open.pop(handler, None)
 
 
+def http_token(config: HttpConfig) -> str | None:
+    """Return the token of the file; raises `~ppdaemon.errors.ConfigError`."""
+    return None if config.token is None else read_token(config.token)
+
+
+def http_certificate(config: HttpConfig) -> ssl.SSLContext | None:
+    """Return the certificate of the files; raises `~ppdaemon.errors.ConfigError`."""
+    if config.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    _load(context, config)
+    return context
+
+
+def _load(context: ssl.SSLContext, config: HttpConfig) -> None:
+    assert config.certificate is not None
+    try:
+        context.load_cert_chain(config.certificate, config.certificate_key)
+    except OSError as error:
+        raise ConfigError([f"http.certificate: {config.certificate}: {error}"]) from None
+
+
 class HttpSource:
     """Serves one listening socket; `store` returns when a body is on the disk."""
 
@@ -134,6 +157,17 @@ class HttpSource:
     def connections(self) -> int:
         """Number of open connections."""
         return len(self._server.open)
+
+    def renew(self, config: HttpConfig) -> None:
+        """Use the token and the certificate that are in the files now.
+
+        Raises `~ppdaemon.errors.ConfigError` if one cannot be used; then nothing changes.
+        """
+        token = http_token(config)
+        if self._certificate is not None:
+            http_certificate(config)  # a certificate without its key would stay in the one that is in use
+            _load(self._certificate, config)
+        self._token = token
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to serve; the listener is closed at the end."""

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The metrics of a bridge: a table, read from its status. Pure."""
 
-from ppdaemon.metrics import Metric, by_source
+from typing import get_args
+
+from ppdaemon.metrics import Metric, by_source, one_hot
 from ppdaemon.reports import BridgeStatusReport
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 
 __all__ = ("BRIDGE_METRICS",)
+
+STATES: tuple[str, ...] = get_args(BridgeStatusReport.model_fields["state"].annotation)
 
 BRIDGE_METRICS: tuple[Metric[BridgeStatusReport], ...] = (
     Metric(
@@ -20,6 +24,19 @@ BRIDGE_METRICS: tuple[Metric[BridgeStatusReport], ...] = (
         "gauge",
         "When the bridge started, UTC seconds since 1970.",
         lambda r: r.started_tai - TAI_MINUS_UTC_S,
+    ),
+    Metric(
+        "ppdaemon_bridge_state",
+        "gauge",
+        "1 for the state of the bridge, 0 for all others.",
+        lambda r: one_hot(r.state, STATES),
+        ("state",),
+    ),
+    Metric(
+        "ppdaemon_bridge_config_reload_successful",
+        "gauge",
+        "0 if the last reload by a signal was refused.",
+        lambda r: not r.reload_refused,
     ),
     Metric(
         "ppdaemon_bridge_problems",

@@ -77,6 +77,10 @@ class Ring(SqliteFile):
         (self.epoch,) = self._db.execute("SELECT epoch FROM ring").fetchone()
         """Random name of this file: the numbers of another one mean nothing here."""
 
+    def set_limits(self, limits: RingConfig) -> None:
+        """Keep so many notices from now on; what is above is deleted with the next ones."""
+        self._limits = limits
+
     def is_in_place(self) -> bool:
         """Return whether the file has its name: what is written to one that was removed is not kept."""
         try:

@@ -15,8 +15,9 @@ import click
 import pydantic
 
 from ppdaemon.ctl import tables
-from ppdaemon.ctl.client import ControlClient, Daemon, RelayDaemon
+from ppdaemon.ctl.client import BridgeDaemon, ControlClient, Daemon, RelayDaemon
 from ppdaemon.ctl.options import (
+    any_command,
     common_command,
     config_option,
     daemon_command,
@@ -132,13 +133,14 @@ def resume(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> Non
 
 
 @click.command()
-@common_command
-def reload(daemon: Daemon | RelayDaemon, as_json: bool) -> None:
+@any_command
+def reload(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool) -> None:
     """Read the configuration file again and use it for new workers.
 
     Returns when new workers can start. Running visits are finished with the old
     configuration. If the file has an error, the old configuration stays in use.
     With --relay: it counts for visits that are accepted or sent from then on.
+    With --bridge: also tokens, certificates and keys are read again.
     """
     daemon.status()  # fails within 5 s if the daemon hangs; a reload may take longer
     _send_request(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)

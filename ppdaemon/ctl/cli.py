@@ -105,7 +105,7 @@ _COMMANDS = (
     help="Configuration file of the daemon: use the socket in it.",
 )
 @click.option("--relay", is_flag=True, help="Use a relay (pprelay) instead of a node (ppdaemon).")
-@click.option("--bridge", is_flag=True, help="Use a bridge of object stores (ppbridge): it has status.")
+@click.option("--bridge", is_flag=True, help="Use a bridge of object stores (ppbridge): status, reload.")
 @click.pass_context
 def _ppctl(
     context: click.Context, socket_path: Path | None, config: Path | None, relay: bool, bridge: bool

@@ -3,10 +3,12 @@
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,16 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ppdaemon.clock import Clock
-from ppdaemon.ctl.options import as_json_option, show_data
+from ppdaemon.ctl.options import as_json_option
 from ppdaemon.ctl.selection import parse_night
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.night.compare import CompareCell, CompareReport, CompareRow, Run, compare
+from ppdaemon.night.compare import CompareCell, CompareReport, CompareRow, Run, compare, compare_rows
 from ppdaemon.night.reading import is_journal, journals_at, last_rows, newest_night
 from ppdaemon.selection import output_chain
 from ppdaemon.states import BAD_OUTCOMES, ExitCode
-from ppdaemon.terminal import new_table, number_of, plain
+from ppdaemon.terminal import new_table, number_of, plain, show
 
-__all__ = ("command", "compare_csv", "compare_view")
+__all__ = ("command", "compare_csv", "compare_json", "compare_view")
 
 SHOWN = 20
 """Visit-detectors in a terminal; JSON and CSV have all."""
@@ -139,32 +141,54 @@ def command(
             raise click.UsageError("none of the sources is a journal: name the night with --night")
         # One of them may have been running since the night that both have.
         day_obs = min(newest_night(journals_at(journals), Clock()) for journals in sides if journals)
-    report = compare(
-        day_obs,
-        _run_of(sources_a, day_obs, collection_a, timing),
-        _run_of(sources_b, day_obs, collection_b, timing),
-        all_rows=all_rows,
-    )
+    run_a = _run_of(sources_a, day_obs, collection_a, timing)
+    run_b = _run_of(sources_b, day_obs, collection_b, timing)
+    report = compare(day_obs, run_a, run_b)
     if not (report.a.visit_detectors or report.b.visit_detectors):
         raise BadMessage(f"no source has a visit-detector of the night {day_obs}: see --night")
-    if form == "csv":
-        click.echo(compare_csv(report), nl=False)
+    rows = compare_rows(run_a, run_b, all_rows=all_rows)
+    if as_json or form == "json":
+        _write(compare_json(report, rows))
+    elif form == "csv":
+        _write(compare_csv(rows))
     else:
-        show_data(report, compare_view, as_json or form == "json")
+        few = tuple(itertools.islice(rows, SHOWN))
+        show(compare_view(report.model_copy(update={"rows": few}), sum(1 for _ in rows)))
     if report.differ:
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
-def compare_csv(report: CompareReport) -> str:
-    """Return the visit-detectors as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def _write(parts: Iterator[str]) -> None:
+    """Print parts of a text, many at once."""
+    while text := "".join(itertools.islice(parts, 1000)):
+        click.echo(text, nl=False)
+
+
+def compare_json(report: CompareReport, rows: Iterable[CompareRow]) -> Iterator[str]:
+    """Yield the parts of the report as JSON, with these rows: as one text they would need 0.3 GB."""
+    head, end = report.model_dump_json(indent=2), "]\n}"
+    assert head.endswith(f'"rows": [{end}')
+    yield head.removesuffix(end)
+    between = ""
+    for row in rows:
+        yield f"{between}\n{textwrap.indent(row.model_dump_json(indent=2), '    ')}"
+        between = ","
+    yield f"\n  {end}\n" if between else f"{end}\n"
+
+
+def compare_csv(rows: Iterable[CompareRow]) -> Iterator[str]:
+    """Yield the lines of CSV, after a header."""
     names = ("outcome", "pipeline", "latency_s", "datasets")
     sides = [f"{name}_{side}" for side in "ab" for name in names]
-    writer.writerow(["instrument", "group", "detector", "differs", *sides])
-    for row in report.rows:
+    yield _csv_line(["instrument", "group", "detector", "differs", *sides])
+    for row in rows:
         key = (row.instrument, row.group, row.detector, "; ".join(row.differs))
-        writer.writerow([*key, *_cells(row.a), *_cells(row.b)])
+        yield _csv_line([*key, *_cells(row.a), *_cells(row.b)])
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
 
 
@@ -181,8 +205,8 @@ def _datasets(cell: CompareCell) -> int | str:
     return "" if cell.exported is None else cell.exported
 
 
-def compare_view(report: CompareReport) -> RenderableType:
-    """Show the report."""
+def compare_view(report: CompareReport, more: int = 0) -> RenderableType:
+    """Show the report with its rows, and how many more there are."""
     grid = new_table("", "~")
     grid.show_header = False
     for name, text in _facts(report):
@@ -195,7 +219,7 @@ def compare_view(report: CompareReport) -> RenderableType:
     if report.outputs:
         parts += [Text(), _output_table(report)]
     if report.rows:
-        parts += [Text(), _row_table(report.rows)]
+        parts += [Text(), _row_table(report.rows, more)]
     return Group(*parts)
 
 
@@ -235,15 +259,15 @@ def _output_table(report: CompareReport) -> RenderableType:
     return table
 
 
-def _row_table(rows: tuple[CompareRow, ...]) -> RenderableType:
+def _row_table(rows: tuple[CompareRow, ...], more: int) -> RenderableType:
     table = new_table("visit", "det>", "differs", "A~", "B~")
     several = len({row.instrument for row in rows}) > 1  # which may have visits of the same name
-    for row in rows[:SHOWN]:
+    for row in rows:
         a, b = _words(row.a, row.b), _words(row.b, row.a)
         visit = f"{row.instrument} {row.group}" if several else row.group
         table.add_row(plain(visit), str(row.detector), ", ".join(row.differs), plain(a), plain(b))
-    if len(rows) > SHOWN:
-        table.add_row(f"and {len(rows) - SHOWN} more, see --json or --format csv")
+    if more:
+        table.add_row(f"and {more} more, see --json or --format csv")
     return table
 
 

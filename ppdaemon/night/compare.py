@@ -8,7 +8,7 @@ known of one of the two is not compared.
 import itertools
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ __all__ = (
     "CompareSide",
     "Run",
     "compare",
+    "compare_rows",
 )
 
 type Key = tuple[str, str, int]
@@ -139,7 +140,7 @@ class CompareReport(Model):
     slower: Latency | None
     """By how much the second run was slower, over the visit-detectors of which both have a latency;
     negative if it was faster."""
-    rows: tuple[CompareRow, ...]
+    rows: tuple[CompareRow, ...] = ()
     """Visit-detectors in which something differs, or all, in the order of their groups."""
 
 
@@ -185,8 +186,7 @@ class Run:
             return None
         known = {} if outputs is None and self.has_repo else outputs
         latency_s = self.latencies_s.get(key)
-        # Without validation, which copies the numbers: most visit-detectors share the same ones, and in a
-        # night of LSSTCam all 200,000 may differ.
+        # Without validation, which copies the numbers: most visit-detectors share the same ones.
         if last is None:
             return CompareCell.model_construct(outputs=known, latency_s=latency_s)
         return CompareCell.model_construct(
@@ -234,33 +234,44 @@ def _word(cell: CompareCell | None) -> str:
     return "missing" if cell is None else cell.outcome or "open"
 
 
-def compare(day_obs: int, a: Run, b: Run, *, all_rows: bool = False) -> CompareReport:
-    """Return what differs between two runs of a night; with `all_rows`, also the visit-detectors in which
-    nothing does.
-    """
+def _compared(a: Run, b: Run) -> list[str]:
     compared = ["outcome"] if a.has_journal and b.has_journal else []
     if a.has_repo and b.has_repo:
         compared.append("outputs")
     elif compared:
         compared.append("exported")
-    rows, pairs = [], Counter[tuple[str, str]]()
+    return compared
+
+
+def compare_rows(a: Run, b: Run, *, all_rows: bool = False) -> Iterator[CompareRow]:
+    """Yield the visit-detectors in which something differs; with `all_rows`, also the others.
+
+    One by one: in a night of LSSTCam all 200,000 may differ, and each needs 3 kB.
+    """
+    compared = _compared(a, b)
+    # By group first: the rows of a visit stand together.
+    for key in sorted(a.keys | b.keys, key=lambda key: (key[1], key[0], key[2])):
+        first, second = a.cell(key), b.cell(key)
+        if _is_silent(a, first, second) or _is_silent(b, second, first):
+            differs: tuple[str, ...] = ()
+        else:
+            differs = tuple(dict.fromkeys(_differences(first, second, compared)))
+        if differs or all_rows:
+            instrument, group, detector = key
+            yield CompareRow.model_construct(
+                instrument=instrument, group=group, detector=detector, differs=differs, a=first, b=second
+            )
+
+
+def compare(day_obs: int, a: Run, b: Run) -> CompareReport:
+    """Return what differs between two runs of a night, without the rows of `compare_rows`."""
+    compared, pairs = _compared(a, b), Counter[tuple[str, str]]()
     types: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     latencies: list[tuple[float, float]] = []
     differ = 0
-    # By group first: the rows of a visit stand together.
-    for key in sorted(a.keys | b.keys, key=lambda key: (key[1], key[0], key[2])):
-        cells = a.cell(key), b.cell(key)
-        if _is_silent(a, cells[0], cells[1]) or _is_silent(b, cells[1], cells[0]):
-            differs: tuple[str, ...] = ()
-        else:
-            differs = tuple(dict.fromkeys(_differences(*cells, compared)))
-        differ += bool(differs)
-        pairs[_word(cells[0]), _word(cells[1])] += 1
-        row = CompareRow(
-            instrument=key[0], group=key[1], detector=key[2], differs=differs, a=cells[0], b=cells[1]
-        )
-        if differs or all_rows:
-            rows.append(row)
+    for row in compare_rows(a, b, all_rows=True):
+        differ += bool(row.differs)
+        pairs[_word(row.a), _word(row.b)] += 1
         if row.a is None or row.b is None:
             continue
         if row.a.latency_s is not None and row.b.latency_s is not None:
@@ -290,7 +301,6 @@ def compare(day_obs: int, a: Run, b: Run, *, all_rows: bool = False) -> CompareR
         if "outputs" in compared
         else (),
         slower=Latency.of([second - first for first, second in latencies]),
-        rows=tuple(rows),
     )
 
 

@@ -20,11 +20,11 @@ import click
 
 from ppdaemon import __version__, log
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock
-from ppdaemon.commandline import run_command
+from ppdaemon.commandline import reporting_end, run_command
 from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import ConfigError, PPDaemonError
+from ppdaemon.errors import ConfigError
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
@@ -42,6 +42,8 @@ _LOG = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread waits at most after each system call while the event loop computes: threads that check
 files make some 20 for each. With the usual 5 ms, 50 files take 16 to 47 ms beside a busy loop, so 3 ms."""
+SECONDS_DIGITS = 10
+"""Of an instant as seconds since 1970, from 2001 to 2286."""
 
 _CONFIG = click.option(
     "--config",
@@ -67,11 +69,28 @@ def _instant(context: click.Context, parameter: click.Parameter, value: str | No
     if value is None:
         return math.inf
     try:
-        instant = float(value) if value.isdecimal() else datetime.datetime.fromisoformat(value).timestamp()
+        if value.isdecimal():
+            # A date without separators would be seconds of 1970, with a time of day those of the year 8000.
+            if len(value) != SECONDS_DIGITS:
+                raise ValueError
+            instant = float(value)
+        elif _is_date(value):
+            raise click.BadParameter(f"{value} has no time of day; write for instance {value}T05:40:00")
+        else:
+            instant = datetime.datetime.fromisoformat(value).timestamp()
     except ValueError:
-        raise click.BadParameter(f"{value} is no time; write for instance 2026-11-30T05:40:00") from None
+        text = f"{value} is no time; write for instance 2026-11-30T05:40:00, or seconds since 1970"
+        raise click.BadParameter(f"{text} ({SECONDS_DIGITS} digits)") from None
     clock = Clock()
     return clock.mono() + instant + TAI_MINUS_UTC_S - clock.tai()
+
+
+def _is_date(value: str) -> bool:
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 async def _run(file: ConfigFile, environment: Mapping[str, str], notifier: Notifier, ends_at: float) -> None:
@@ -114,8 +133,7 @@ def run(config: Path, ends_at: float) -> None:
     SIGHUP reads the configuration file again. If the file has an error, the old
     configuration stays in use.
     """
-    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
-    try:
+    with reporting_end(os.environ) as notifier:
         file = ConfigFile.read(config, os.environ)
         settings = file.config
         log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
@@ -125,10 +143,6 @@ def run(config: Path, ends_at: float) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         set_title(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier, ends_at))
-    except (PPDaemonError, OSError) as error:
-        # `systemctl status` shows it until the next start.
-        notifier.notify(STATUS=f"ended: {plain(error)}")
-        raise
 
 
 @cli.command("check-config")

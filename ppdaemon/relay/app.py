@@ -3,11 +3,9 @@
 
 import asyncio
 import logging
-import os
 import resource
 import secrets
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,17 +16,14 @@ import zmq.asyncio
 
 from ppdaemon import log
 from ppdaemon.clock import Clock
-from ppdaemon.commandline import run_command
+from ppdaemon.commandline import reporting_end, run_server
 from ppdaemon.curve import admitting
-from ppdaemon.errors import PPDaemonError
 from ppdaemon.notify import Notifier
 from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.relay import Relay, RelaySockets
 from ppdaemon.statelock import lock_state
-from ppdaemon.states import ExitCode
-from ppdaemon.terminal import plain
 
 __all__ = ("main",)
 
@@ -57,18 +52,13 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
         config = load_relay(path, environment)
         click.echo(f"{path}: valid; instruments: {', '.join(config.instruments)}")
         return
-    notifier = Notifier(environment.get("NOTIFY_SOCKET"))
-    try:
+    with reporting_end(environment) as notifier:
         config = load_relay(path, environment)
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
         )
         _allow_many_connections()
         asyncio.run(_serve(config, partial(load_relay, path, environment), notifier))
-    except (PPDaemonError, OSError) as error:
-        # `systemctl status` shows it until the next start.
-        notifier.notify(STATUS=f"ended: {plain(error)}")
-        raise
 
 
 def _allow_many_connections() -> None:
@@ -110,11 +100,7 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; without arguments, those of the process."""
-    try:
-        run_command(_command, "pprelay", arguments, obj=os.environ)
-    except Exception:
-        _LOG.exception("internal error; pprelay stops, please report this")
-        sys.exit(ExitCode.SOFTWARE)
+    run_server(_command, "pprelay", arguments)
 
 
 if __name__ == "__main__":

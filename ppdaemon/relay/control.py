@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +30,7 @@ from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.noderegistry import RegisteredNode
 from ppdaemon.relay.orders import Permit, RefusePermit
 from ppdaemon.relay.routing import NodeOffer, spares_suffice
+from ppdaemon.reloading import Reloader
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.terminal import number_of
 from ppdaemon.throttle import Throttle
@@ -55,13 +56,9 @@ class RelayControl:
     writer: BatchWriter[Ledger]
     throttle: Throttle
     clock: Clock
-    reload: Callable[[], Awaitable[None]]
-    """Reads the configuration again and uses it."""
+    reloader: Reloader
 
     stopping: bool = field(default=False, init=False)
-    reloaded_tai: float | None = field(default=None, init=False)
-    refused_reload: str = field(default="", init=False)
-    """Why the last reload without a client was refused."""
     metrics: MetricsServer | None = field(default=None, init=False)
     traces: TraceSender | None = field(default=None, init=False)
     kafka_problem: Callable[[], str] = field(default=str, init=False)
@@ -116,7 +113,7 @@ class RelayControl:
                 return await self._set_drained(node, False)
             case reports.ReloadRequest():
                 try:
-                    await self.reload()
+                    await self.reloader.now()
                 except ConfigError as error:
                     return reports.RequestFailed(code="config", text=str(error))
                 return reports.Ok(data="the configuration is in use")
@@ -188,8 +185,8 @@ class RelayControl:
             ledger_mb=self._ledger_mb,
             ledger_backlog=self.writer.backlog,
             counters={**self.throttle.by_kind, **({} if self.traces is None else self.traces.counters)},
-            reloaded_tai=self.reloaded_tai,
-            reload_refused=bool(self.refused_reload),
+            reloaded_tai=self.reloader.reloaded_tai,
+            reload_refused=bool(self.reloader.refused),
             permits=dict(self._permits),
             messages_lost=sum(row.messages_lost for row in nodes),
             hosts=self._hosts(nodes),
@@ -296,8 +293,8 @@ class RelayControl:
     ) -> Iterator[Finding]:
         if self.writer.problem:
             yield Finding("ledger", self.writer.problem)
-        if self.refused_reload:
-            yield Finding("configuration", self.refused_reload, degrades=False)
+        if self.reloader.refused:
+            yield Finding("configuration", self.reloader.refused, degrades=False)
         if self.metrics is not None and self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
         if self.traces is not None and self.traces.problem:

@@ -20,7 +20,7 @@ from ppdaemon import log
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import BadMessage, ConfigError, NeedsRestart, PPDaemonError
+from ppdaemon.errors import BadMessage, NeedsRestart
 from ppdaemon.idleconnections import ConnectionLimit
 from ppdaemon.messages import NODE_LIMIT, FromNode, Heartbeat, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
@@ -49,6 +49,7 @@ from ppdaemon.relay.orders import (
 )
 from ppdaemon.relay.spans import span_of
 from ppdaemon.relay.submitserver import SubmitServer
+from ppdaemon.reloading import Reloader
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
@@ -144,7 +145,7 @@ class Relay:
             writer=self._writer,
             throttle=self._throttle,
             clock=clock,
-            reload=self._reload,
+            reloader=Reloader(self._reload, clock),
         )
         self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
         self._traces = TraceSender(config.traces)
@@ -173,7 +174,6 @@ class Relay:
         self._beat_at = now
         self._prune_at = now
         self._stop_requested = False
-        self._reload_requested = asyncio.Event()
         drained = ledger.drained_nodes()
         self._dispatcher.set_drained(drained, now)
         self._dispatcher.set_preferences(config.preferred_nodes, now)
@@ -199,7 +199,7 @@ class Relay:
 
     def request_reload(self) -> None:
         """Read the configuration again soon; may be called by a signal handler."""
-        self._reload_requested.set()
+        self._control.reloader.request()
 
     async def run(self) -> None:
         """Serve until `request_stop` is called."""
@@ -215,7 +215,7 @@ class Relay:
         self._notifier.notify(READY=1, STATUS=status_line(self._control.report()))
         sources = [
             self._tick(),
-            self._reload_on_request(),
+            self._control.reloader.run(),
             self._metrics.run(),
             self._control.watch_disk(),
         ]
@@ -291,18 +291,6 @@ class Relay:
             await asyncio.sleep(TICK_S)
             await self._events.put(self._ticked)
 
-    async def _reload_on_request(self) -> None:
-        while True:
-            await self._reload_requested.wait()
-            # Before the reload: a signal during it causes another one.
-            self._reload_requested.clear()
-            try:
-                await self._reload()
-            except (PPDaemonError, OSError) as error:
-                _LOG.error("reload refused, the old configuration stays: %s", error)
-                text = error.brief if isinstance(error, ConfigError) else " ".join(str(error).split())
-                self._control.refused_reload = f"reload refused: {text}"
-
     async def _reload(self) -> None:
         """Read the configuration file and the folders of public keys, and use them.
 
@@ -325,8 +313,6 @@ class Relay:
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._metrics.reconfigure(config.metrics.listen)
         self._traces.reconfigure(config.traces)
-        self._control.reloaded_tai, self._control.refused_reload = self._clock.tai(), ""
-        _LOG.info("configuration reloaded")
 
     async def _admit(self, allowed: Mapping[str, Mapping[str, str]]) -> None:
         """Admit these keys from now on, by socket; disconnect the nodes of all others."""

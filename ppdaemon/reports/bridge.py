@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Answers of ``ppbridge``: its state, and the nodes that ask it."""
 
-from typing import Literal
-
-from ppdaemon.reports.common import SCHEMA, ControlModel, Problem
+from ppdaemon.reports.common import ControlModel, ServerStatus
 
 BRIDGE_SOCKET = "control.sock"
 """Default name of a bridge's control socket in its state directory."""
@@ -19,23 +17,11 @@ class BridgeNodeRow(ControlModel):
     """Seconds since its last question; connected nodes ask every second."""
 
 
-class BridgeStatusReport(ControlModel):
+class BridgeStatusReport(ServerStatus):
     """The state of a bridge of object stores."""
 
-    schema_version: int = SCHEMA
-    """Version of the output of ``ppctl --json``."""
     bridge: str
     """Name of the bridge."""
-    version: str
-    pid: int
-    state: Literal["running", "degraded", "stopping"]
-    """``degraded``: running, with a problem that an operator should check."""
-    text: str
-    """The state in one line for an operator."""
-    started_tai: float
-    """When the bridge started."""
-    tai: float
-    """When this report was made."""
     listening: str
     """Address of HTTP; blank if none is served."""
     connections: int
@@ -58,15 +44,6 @@ class BridgeStatusReport(ControlModel):
     """Seconds since the last notice; `None` if the ring is empty."""
     sent: int
     """Notices sent to nodes since the start, to each one counted."""
-    counters: dict[str, int]
-    """Events by kind since the start, such as ``http json`` for bodies that are no JSON."""
-    problems: tuple[Problem, ...] = ()
-    """What does not work now, the worst first."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing limits it."""
-        return self.state == "running"
 
     @property
     def depth(self) -> int:

@@ -64,3 +64,39 @@ class Problem(ControlModel):
     """When it began, TAI seconds since 1970."""
     degrades: bool
     """Whether it limits the program now; otherwise it should be checked by day."""
+
+
+class ServerStatus(ControlModel):
+    """What a relay and a bridge report alike."""
+
+    schema_version: int = SCHEMA
+    """Version of the output of ``ppctl --json``."""
+    version: str
+    pid: int
+    state: Literal["running", "degraded", "stopping"]
+    """``degraded``: running, with a problem that an operator should check."""
+    text: str
+    """The state in one line for an operator."""
+    started_tai: float
+    """When the program started."""
+    tai: float
+    """When this report was made."""
+    counters: dict[str, int]
+    """Events by kind since the start, such as ``node field`` for invalid messages of nodes, or ``http json``
+    for bodies that are no JSON."""
+    reloaded_tai: float | None = None
+    """When the configuration was read again; `None` if it was not."""
+    reload_refused: bool = False
+    """Whether the last reload by a signal was refused."""
+    problems: tuple[Problem, ...] = ()
+    """What does not work now, the worst first."""
+
+    @property
+    def problem_texts(self) -> tuple[str, ...]:
+        """The texts of the problems."""
+        return tuple(problem.text for problem in self.problems)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing limits it."""
+        return self.state == "running"

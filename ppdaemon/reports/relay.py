@@ -3,7 +3,7 @@
 
 from typing import Literal
 
-from ppdaemon.reports.common import SCHEMA, ControlModel, Problem
+from ppdaemon.reports.common import SCHEMA, ControlModel, ServerStatus
 from ppdaemon.states import Outcome
 from ppdaemon.visit import Name
 
@@ -26,23 +26,11 @@ class RelayWaitRow(ControlModel):
     """Why it waits, such as ``no node serves it``."""
 
 
-class RelayStatusReport(ControlModel):
+class RelayStatusReport(ServerStatus):
     """The state of a relay."""
 
-    schema_version: int = SCHEMA
-    """Version of the output of ``ppctl --json``."""
     relay: str
     """Name of the relay."""
-    version: str
-    pid: int
-    state: Literal["running", "degraded", "stopping"]
-    """``degraded``: running, with a problem that an operator should check."""
-    text: str
-    """The state in one line for an operator."""
-    started_tai: float
-    """When the relay started."""
-    tai: float
-    """When this report was made."""
     nodes: dict[str, int]
     """Number of nodes in each state; see `RelayNodeRow.state`."""
     open_visits: int
@@ -64,30 +52,12 @@ class RelayStatusReport(ControlModel):
     """Size of the ledger; `None` if it cannot be read."""
     ledger_backlog: int
     """Changes that are not yet written."""
-    counters: dict[str, int]
-    """Events by kind since the start, such as ``node field`` for invalid messages of nodes."""
-    reloaded_tai: float | None = None
-    """When the configuration was read again; `None` if it was not."""
-    reload_refused: bool = False
-    """Whether the last reload by a signal was refused."""
     permits: dict[Literal["granted", "refused"], int] = {}
     """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
     messages_lost: int = 0
     """Messages of nodes that did not arrive, by their sequence numbers."""
     hosts: "RelayHostsReport | None" = None
     """How many nodes the cadence needs; `None` from an older relay."""
-    problems: tuple[Problem, ...] = ()
-    """What does not work now, the worst first."""
-
-    @property
-    def problem_texts(self) -> tuple[str, ...]:
-        """The texts of the problems."""
-        return tuple(problem.text for problem in self.problems)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing limits it."""
-        return self.state == "running"
 
 
 class RelayDemandRow(ControlModel):

@@ -227,7 +227,7 @@ type RelayRequest = Annotated[
 ]
 RELAY_REQUESTS = pydantic.TypeAdapter[RelayRequest](RelayRequest, config=DEFERRED)
 
-type BridgeRequest = Annotated[StatusRequest | Watch, BY_TYPE]
+type BridgeRequest = Annotated[StatusRequest | ReloadRequest | Watch, BY_TYPE]
 BRIDGE_REQUESTS = pydantic.TypeAdapter[BridgeRequest](BridgeRequest, config=DEFERRED)
 
 READING: frozenset[type[ControlModel]] = frozenset(

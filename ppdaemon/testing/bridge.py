@@ -58,9 +58,14 @@ class BridgeProcess:
         assert self._process is not None, "the bridge was never started"
         return self._process
 
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration file with further changes; a running bridge must reload it."""
+        self._fields |= changes
+        self.config.write_text(yaml.safe_dump(self._fields), encoding="utf-8")
+
     def start(self, *, wait: bool = True) -> Self:
         """Start it, and wait until it serves."""
-        self.config.write_text(yaml.safe_dump(self._fields), encoding="utf-8")
+        self.configure()
         command = [sys.executable, "-m", "ppdaemon.bridge.app", "run", "--config", str(self.config)]
         fd = self._listener.fileno()
         with self.log.open("ab") as log:

@@ -4,6 +4,8 @@
 import http.client
 import json
 import shutil
+import signal
+import socket
 import sqlite3
 import ssl
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from arrivalkit import Catcher, fits_file, run
 from bridgekit import Asker, bridging
+from certificates import Authority
 from kafkacluster import kafka_cluster
 from node import running
 from storeserver import serving
@@ -22,9 +25,11 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.ctl import cli
 from ppdaemon.curve import ClientKeys, new_key_pair
+from ppdaemon.errors import ConfigError
 from ppdaemon.keyfiles import write_key_pair
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.arrivals.bridges import BridgeUse, Position, Positions
+from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -184,6 +189,54 @@ def test_https_is_served_with_a_certificate(socket_dir, tmp_path):
         connection.request("POST", "/", NOTICE)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+def test_a_reload_takes_new_tokens_certificates_and_limits_and_refuses_what_needs_a_restart(
+    socket_dir, tmp_path
+):
+    authority, token = Authority(tmp_path), tmp_path / "token"
+    served, other = tmp_path / "served.pem", authority.server("elsewhere")
+    served.write_bytes(authority.server("localhost").read_bytes())
+    token.write_text("0123456789abcdef0123456789abcdef\n")
+    token.chmod(0o600)
+    http = {"token": str(token), "certificate": str(served)}
+    with bridging(socket_dir, http=http) as bridge:
+
+        def post(text: str, host: str = "localhost") -> int:
+            with socket.create_connection(("127.0.0.1", bridge.port), TIMEOUT_S) as plain:
+                context = ssl.create_default_context(cafile=str(authority.file))
+                with context.wrap_socket(plain, server_hostname=host) as connection:
+                    size = len(NOTICE)
+                    head = f"POST /{text} HTTP/1.0\r\nContent-Length: {size}\r\n\r\n"
+                    connection.sendall(head.encode() + NOTICE)
+                    return int(connection.recv(100).split()[1])
+
+        assert post("0123456789abcdef0123456789abcdef") == 200
+        served.write_bytes(other.read_bytes())
+        token.write_text("fedcba9876543210fedcba9876543210\n")
+        bridge.configure(ring={"max_notices": 2})
+        bridge.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: bridge.daemon.status().reloaded_tai is not None, story=bridge.log.read_text)
+        assert post("0123456789abcdef0123456789abcdef", "elsewhere") == 401
+        for _ in range(4):
+            assert post("fedcba9876543210fedcba9876543210", "elsewhere") == 200
+        assert bridge.daemon.status().depth == 2
+        # What cannot be used changes nothing, also not a part of it.
+        served.write_bytes(b"nonsense")
+        token.write_text("short")
+        for words in ("a token has at least 20", "http.certificate: "):
+            bridge.process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda words=words: words in str(bridge.daemon.status().problem_texts),
+                story=bridge.log.read_text,
+            )
+            token.write_text("0123456789abcdef0123456789abcdef\n")
+        assert bridge.daemon.status().healthy
+        assert post("fedcba9876543210fedcba9876543210", "elsewhere") == 200
+        bridge.configure(nodes="ipc:///elsewhere")
+        with pytest.raises(ConfigError, match="nodes: cannot change while the daemon runs; restart it"):
+            bridge.daemon.ask(ReloadRequest())
+        assert bridge.process.poll() is None
 
 
 def test_a_burst_of_an_exposure_is_one_group_of_writes(bridge, asker):

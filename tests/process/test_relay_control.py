@@ -129,7 +129,7 @@ def test_detectors_surveys_and_nodes_are_switched_without_a_restart(relay, clien
 
 
 def test_a_reload_changes_the_levels_of_loggers(relay, ppctl):
-    relay.configure(log={"levels": {"ppdaemon.relay.relay": "ERROR"}})
+    relay.configure(log={"levels": {"ppdaemon.reloading": "ERROR"}})
     assert ppctl("reload")[0] == 0
     assert not relay.events("configuration reloaded")
     relay.configure(log={})

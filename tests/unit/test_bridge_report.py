@@ -42,7 +42,7 @@ def test_a_disk_that_does_not_answer_is_a_problem_until_it_does(tmp_path, socket
             zmq.asyncio.Context() as context,
             bind(context, outlet.NODES, config.nodes, outlet.OPTIONS, None) as nodes,
         ):
-            bridge = Bridge(config, ring, nodes, None, clock, notifier)
+            bridge = Bridge(config, ring, nodes, None, clock, notifier, lambda: config)
             running = asyncio.create_task(bridge.run(None, None))
             storing = asyncio.create_task(bridge.store(b"{}"))
             try:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from ppdaemon.clock import night_limits
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.compare import compare_csv, compare_view
+from ppdaemon.ctl.compare import SHOWN, compare_csv, compare_json, compare_view
 from ppdaemon.journalfile import NightRow
-from ppdaemon.night.compare import CompareOutcomes, CompareOutputs, Run, compare
+from ppdaemon.night.compare import CompareOutcomes, CompareOutputs, CompareReport, Run, compare, compare_rows
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
@@ -46,10 +46,15 @@ def of_repo(**outputs: dict[str, int]) -> Run:
     return Run(["repo"], has_repo=True, outputs=keys)
 
 
+def compared(a: Run, b: Run, *, all_rows: bool = False) -> CompareReport:
+    rows = tuple(compare_rows(a, b, all_rows=all_rows))
+    return compare(DAY, a, b).model_copy(update={"rows": rows})
+
+
 def test_what_differs_is_named_for_each_visit_detector_and_latencies_are_none() -> None:
     a = of_journal(row(0), row(1), row(2, Outcome.FAILED, reason="no stars"), row(3), row(4, seconds=10.0))
     b = of_journal(row(0, seconds=50.0), row(2), row(3, pipeline="Isr"), row(4, datasets=3), row(5, None))
-    report = compare(DAY, a, b)
+    report = compared(a, b)
     assert {each.detector: each.differs for each in report.rows} == {
         1: ("missing in B",),
         2: ("outcome",),
@@ -63,12 +68,12 @@ def test_what_differs_is_named_for_each_visit_detector_and_latencies_are_none() 
     assert CompareOutcomes(a="missing", b="open", count=1) in report.outcomes
     assert report.slower is not None
     assert (report.slower.max_ms, report.slower.count) == (20_000.0, 3)
-    assert [each.detector for each in compare(DAY, a, b, all_rows=True).rows] == [0, 1, 2, 3, 4, 5]
+    assert [each.detector for each in compared(a, b, all_rows=True).rows] == [0, 1, 2, 3, 4, 5]
 
 
 def test_outputs_are_compared_by_type_and_number() -> None:
     a = of_repo(d0={"x": 1, "y": 2}, d1={"x": 1}, d2={"x": 1})
-    report = compare(DAY, a, of_repo(d0={"x": 1, "y": 3}, d1={"x": 1}))
+    report = compared(a, of_repo(d0={"x": 1, "y": 3}, d1={"x": 1}))
     assert report.compared == ("outputs",)
     assert report.outcomes == ()
     assert report.outputs == (
@@ -83,23 +88,23 @@ def test_outputs_are_compared_by_type_and_number() -> None:
 
 
 def test_what_one_run_does_not_tell_is_not_compared() -> None:
-    report = compare(DAY, of_repo(d0={"x": 1}), of_journal(row(0, Outcome.FAILED)))
+    report = compared(of_repo(d0={"x": 1}), of_journal(row(0, Outcome.FAILED)))
     assert (report.compared, report.differ) == ((), 0)
     # With a repo on both sides, a visit-detector of the journal without outputs has none.
     own = of_journal(row(0), row(1))
     own.has_repo, own.outputs = True, {("DemoCam", "g", 0): {"x": 1}}
-    report = compare(DAY, of_repo(d0={"x": 1}, d1={"x": 1}), own)
+    report = compared(of_repo(d0={"x": 1}, d1={"x": 1}), own)
     assert [(each.detector, each.differs) for each in report.rows] == [(1, ("outputs",))]
 
 
 def test_what_only_a_repo_is_known_of_and_left_no_outputs_is_no_difference() -> None:
     own = of_journal(row(0, Outcome.CANCELLED, datasets=0), row(1))
-    assert [each.detector for each in compare(DAY, of_repo(), own).rows] == [1]  # own repo not read
+    assert [each.detector for each in compared(of_repo(), own).rows] == [1]  # own repo not read
     own.has_repo, own.outputs = True, {("DemoCam", "g", 1): {"x": 1}}
-    for report in (compare(DAY, of_repo(), own), compare(DAY, own, of_repo())):
+    for report in (compared(of_repo(), own), compared(own, of_repo())):
         assert ([each.detector for each in report.rows], report.differ) == ([1], 1)
     # A journal would have it.
-    assert compare(DAY, of_journal(), of_journal(row(0, Outcome.CANCELLED, datasets=0))).differ == 1
+    assert compared(of_journal(), of_journal(row(0, Outcome.CANCELLED, datasets=0))).differ == 1
 
 
 def make_journal(path: Path, *outcomes: Outcome, shadow: bool = False, begin: float = BEGIN) -> Path:
@@ -169,7 +174,7 @@ def test_the_night_is_one_that_both_runs_can_have(
 
 def test_rows_have_no_numbers_of_their_own_where_visit_detectors_share_them() -> None:
     counts, fewer = {"x": 1, "y": 2}, {"x": 1}
-    report = compare(DAY, of_repo(d0=counts, d1=counts), of_repo(d0=fewer, d1=fewer))
+    report = compared(of_repo(d0=counts, d1=counts), of_repo(d0=fewer, d1=fewer))
     cells = [each for row in report.rows for each in (row.a, row.b) if each is not None]
     assert [each.outputs is counts or each.outputs is fewer for each in cells] == [True] * 4
 
@@ -192,7 +197,7 @@ def test_visits_of_the_same_name_are_told_apart_in_the_table() -> None:
     b = of_journal(row(0, instrument="ToyCam"))
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as captured:
-        console.print(compare_view(compare(DAY, of_journal(row(0)), b)))
+        console.print(compare_view(compared(of_journal(row(0)), b)))
     rows = [line.split()[:3] for line in captured.get().splitlines()]
     assert ["DemoCam", "g", "0"] in rows
     assert ["ToyCam", "g", "0"] in rows
@@ -200,5 +205,28 @@ def test_visits_of_the_same_name_are_told_apart_in_the_table() -> None:
 
 def test_commas_in_reasons_and_groups_stay_in_their_cells() -> None:
     run = of_journal(row(0, group="a,b"))
-    (_, line) = csv.reader(compare_csv(compare(DAY, run, of_journal())).splitlines())
+    (_, line) = csv.reader(compare_csv(compare_rows(run, of_journal())))
     assert line[1] == "a,b"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_json_is_the_same_in_parts(count: int) -> None:
+    a, b = of_journal(*map(row, range(count))), of_journal()
+    whole = compared(a, b)
+    assert "".join(compare_json(compare(DAY, a, b), whole.rows)) == f"{whole.model_dump_json(indent=2)}\n"
+
+
+def test_rows_are_made_one_by_one(journals: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A night has 200,000; the text as a whole, and all rows, would need 1 GB."""
+    rows = compare_rows(of_journal(row(0), row(1)), of_journal())
+    assert next(rows).detector == 0
+    parts = compare_json(compare(DAY, of_journal(row(0)), of_journal()), rows)
+    assert "rows" in next(parts)
+    assert '"detector": 1' in next(parts)
+
+
+def test_a_table_says_how_many_more_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = make_journal(tmp_path / "many.sqlite", *[Outcome.SUCCEEDED] * (SHOWN + 5))
+    none = make_journal(tmp_path / "none.sqlite", Outcome.SUCCEEDED)
+    cli._run(["compare", str(many), str(none)])
+    assert "and 4 more, see --json" in capsys.readouterr().out

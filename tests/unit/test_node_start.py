@@ -26,8 +26,8 @@ def test_a_time_is_written_as_seconds_or_as_a_local_or_universal_date(monkeypatc
     monkeypatch.setenv("TZ", "America/Santiago")
     time.tzset()
     try:
-        now = Clock().mono() + 600 - time.time()
-        for text in ("600", "1969-12-31T21:10:00", "1970-01-01T00:10:00Z"):
+        now = Clock().mono() + 1_795_324_800 - time.time()
+        for text in ("1795324800", "2026-11-22T02:20:00", "20261122T022000", "2026-11-22T05:20:00Z"):
             assert _instant(None, None, text) == pytest.approx(now, abs=5), text
     finally:
         monkeypatch.undo()
@@ -35,6 +35,20 @@ def test_a_time_is_written_as_seconds_or_as_a_local_or_universal_date(monkeypatc
     assert _instant(None, None, None) == math.inf
     with pytest.raises(click.BadParameter, match="tomorrow is no time"):
         _instant(None, None, "tomorrow")
+
+
+@pytest.mark.parametrize("text", ["20261130", "202611300540", "20261130054000", "600", "", "-1", "1.5e9"])
+def test_digits_that_may_be_a_date_are_no_seconds(text):
+    with pytest.raises(
+        click.BadParameter, match=f"{text} is no time; write for instance 2026-11-30T05:40:00"
+    ):
+        _instant(None, None, text)
+
+
+@pytest.mark.parametrize("text", ["2026-11-30", "2026-W49-1"])
+def test_a_day_is_no_instant(text):
+    with pytest.raises(click.BadParameter, match=f"{text} has no time of day; write for instance {text}T05"):
+        _instant(None, None, text)
 
 
 def test_the_watchdog_is_triggered_while_visits_are_recovered(config):

@@ -28,6 +28,7 @@ from ppdaemon.relay.orders import (
     SetOutcome,
     SetRoute,
 )
+from ppdaemon.reloading import Reloader
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
@@ -50,7 +51,7 @@ class World:
             writer=self.writer,
             throttle=Throttle(10.0, clock.mono),
             clock=clock,
-            reload=self.reload,
+            reloader=Reloader(self.reload, self.clock),
         )
 
     async def reload(self):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.telescope import TelescopeStep
-from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.errors import BadMessage, Refused, Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
@@ -420,6 +420,8 @@ def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, 
     if cut_line:
         path.write_text(path.read_text() + "announced 20")
     again = progress.ProgressFile(path, "night", 4, BEGIN_TAI_S + 900.0, 77)
+    with pytest.raises(Refused, match="another replay is using it"):
+        progress.ProgressFile(path, "night", 4, BEGIN_TAI_S, 1)
     assert (again.begin_tai_s, again.seq_num) == (BEGIN_TAI_S, 1)
     now = nights.replayed(night, BEGIN_TAI_S + 900.0, "LSSTCam", named_tai_s=again.begin_tai_s)
     left = again.rest(now, replay.planned_events(now, 1.0, raws=True))

@@ -5,6 +5,7 @@ Groups are named by the times of the first run. What was sent and not noted is s
 name, which the relay answers as a duplicate: nothing is lost or doubled.
 """
 
+import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from nightreplay.nights import ReplayedVisit
 from ppdaemon.demo.telescope import PlannedEvent, TelescopeEvent, TelescopeStep
-from ppdaemon.errors import BadMessage
+from ppdaemon.errors import BadMessage, Refused
 
 __all__ = ("ProgressFile",)
 
@@ -22,22 +23,30 @@ _NOTED = frozenset({TelescopeStep.ANNOUNCE, TelescopeStep.CANCEL, TelescopeStep.
 class ProgressFile:
     """A line for each event that was done, after one with the times of the first run.
 
-    Raises `~ppdaemon.errors.BadMessage` if the file is that of another night.
+    Raises `~ppdaemon.errors.BadMessage` if the file is that of another night, and
+    `~ppdaemon.errors.Refused` if another replay is using it: both would send the same events.
     """
 
     def __init__(self, path: Path, source: str, visits: int, begin_tai_s: float, seq_num: int):
         self.begin_tai_s, self.seq_num = begin_tai_s, seq_num
         """Of the first run; groups and exposures are named by them."""
         self._done: Counter[str] = Counter()
-        first, *lines = path.read_text().splitlines() if path.exists() else ("",)
+        self._file = path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise Refused(f"{path}: another replay is using it; wait until it ends, or end it") from None
+        self._file.seek(0)
+        first, *lines = self._file.read().splitlines() or ("",)
         if first:
             head = json.loads(first)
             if (head["source"], head["visits"]) != (source, visits):
+                self._file.close()
                 raise BadMessage(f"{path} is of another replay: {head['source']}, {head['visits']} visits")
             self.begin_tai_s, self.seq_num = head["begin_tai"], head["seq_num"]
             # The last line may be cut by a full disk or a crash.
             self._done.update(line for line in lines if line.endswith("."))
-        self._file = path.open("a")
         if not first:
             head = {"source": source, "visits": visits, "begin_tai": begin_tai_s, "seq_num": seq_num}
             self._write(json.dumps(head))
