@@ -12,7 +12,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 """Begin to write all dirty pages and do not wait (``linux/fs.h``)."""
 
 
-def sync(path: Path) -> None:
+def sync(path: Path | str) -> None:
     """Wait until a file, or the names in a folder, are on the disk; raises OSError if that fails."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -21,7 +21,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def begin_sync(path: Path) -> None:
+def begin_sync(path: Path | str) -> None:
     """Let the kernel write a file to the disk now, without waiting. No promise: `sync` makes it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

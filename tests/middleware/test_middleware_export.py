@@ -354,14 +354,7 @@ def test_an_unreadable_spool_is_not_mistaken_for_an_unavailable_repo(
                 raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
-    open_path = Path.open
-
-    def open_damaged(path: Path, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        if path == damaged:
-            return Damaged(path, mode.replace("b", ""))
-        return open_path(path, mode, buffering, **kwargs)
-
-    monkeypatch.setattr(Path, "open", open_damaged)
+    monkeypatch.setattr(io, "FileIO", Damaged)
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
 

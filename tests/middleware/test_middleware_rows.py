@@ -170,6 +170,9 @@ def test_tables_of_another_version_are_left_to_the_butler(
         monkeypatch.setitem(rows._KNOWN, "ByNameOpaqueTableStorageManager", (1,))
         assert rows.problem(butler) == "ByNameOpaqueTableStorageManager 0.2.0 is not known"
         monkeypatch.undo()
+        monkeypatch.setattr(rows, "DIALECTS", ("postgresql",))
+        assert rows.problem(butler) == "databases of the kind sqlite are not known"
+        monkeypatch.undo()
         inner: Any = butler
         monkeypatch.delattr(type(inner._registry), "expand_data_ids")
         assert "this version of lsst.daf.butler is not known" in rows.problem(butler)
@@ -177,7 +180,7 @@ def test_tables_of_another_version_are_left_to_the_butler(
 
 @ON_SQLITE
 @pytest.mark.parametrize(
-    "moved", ["lsst.daf.butler.datastore.stored_file_info", "lsst.daf.butler.time_utils"]
+    "moved", ["lsst.daf.butler.datastore.stored_file_info", "lsst.daf.butler.datastore.file_templates"]
 )
 def test_a_butler_without_what_is_imported_is_left_to_itself(
     central: Central,
@@ -208,7 +211,7 @@ def test_a_butler_with_other_parameters_is_left_to_itself(
     def changed(*args: Any) -> None:
         raise TypeError("insert() got an unexpected argument")
 
-    monkeypatch.setattr(rows.RowIngest, "_insert_files", changed)
+    monkeypatch.setattr(rows.RowIngest, "_insert_datasets", changed)
     exported(central, spools, tmp_path / "one")
     lines = [record.getMessage() for record in caplog.records if "one by one" in record.getMessage()]
     assert len(lines) == 1
@@ -263,7 +266,7 @@ def test_a_run_may_be_on_another_filesystem(
 def test_folders_are_synced_that_have_new_names(
     central: Central, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[Path] = []
+    synced: list[str] = []
     monkeypatch.setattr(rows, "sync_all", synced.extend)
     with Butler.from_config(str(central.root), writeable=True) as butler:
         ingest = rows.RowIngest(butler)
@@ -275,7 +278,7 @@ def test_folders_are_synced_that_have_new_names(
                 for name in names:
                     source.write_text("content")
                     ingest._move({str(source): str(central.root / name)})
-            return {str(path.relative_to(central.root)) for path in synced}
+            return {str(Path(path).relative_to(central.root)) for path in synced}
 
         assert move("run/type/one/a") == {".", "run", "run/type", "run/type/one"}
         assert move("run/type/one/b") == {"run/type/one"}

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = (
     "LocatedFile",
     "NewFile",
     "copied",
+    "extension_of",
     "file_dataset",
     "ingest_shared",
     "link_or_copy",
@@ -105,10 +107,22 @@ def copied(files: Iterable[LocatedFile], folder: Path) -> list[LocatedFile]:
     """Copy files into a folder, named after the first dataset's id."""
     copies = []
     for file in files:
-        copy = folder / f"{file.refs[0].id}{ResourcePath(file.path).getExtension()}"
-        shutil.copyfile(file.path, copy)
-        copies.append(LocatedFile(copy, file.formatter, file.refs))
+        # As texts: the operations of `Path` take as long as to copy a small file.
+        path = str(file.path)
+        copy = f"{folder}/{file.refs[0].id}{extension_of(os.path.basename(path))}"
+        shutil.copyfile(path, copy)
+        copies.append(LocatedFile(Path(copy), file.formatter, file.refs))
     return copies
+
+
+def extension_of(name: str) -> str:
+    """Return the extension of a file's name as the Butler has it, such as ``.fits.gz``."""
+    return _full_extension(name[name.find(".") :] if "." in name else "")
+
+
+@lru_cache(1000)
+def _full_extension(suffixes: str) -> str:
+    return str(ResourcePath(Path(f"/file{suffixes}").as_uri()).getExtension())
 
 
 def file_dataset(path: Path, refs: list[DatasetRef], formatter: Any, member: str = "") -> FileDataset:

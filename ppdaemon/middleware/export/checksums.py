@@ -2,13 +2,13 @@
 """Checksums of spooled files: computed by the worker, compared while the exporter copies or links."""
 
 import fcntl
+import io
 import os
 import signal
 import threading
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from ppdaemon.durable import begin_sync_of
 from ppdaemon.errors import BadMessage
@@ -26,9 +26,9 @@ _CHUNK = 1 << 17
 """Bytes read at a time: they stay in the cache of the core between reading, checksum and writing."""
 
 
-def checksum_of(path: Path) -> str:
+def checksum_of(path: Path | str) -> str:
     """Return the checksum of a file's content, such as ``crc32:0a1b2c3d``; the disk begins to write it."""
-    with path.open("rb", buffering=0) as stream:
+    with io.FileIO(path) as stream:
         begin_sync_of(stream.fileno())
         return _copy(stream, None)
 
@@ -41,7 +41,7 @@ def checksum_of_text(text: bytes) -> str:
 def facts_of_new(folder: Path) -> Facts:
     """Return what a file has that is made in a folder."""
     path = folder / "facts"
-    with path.open("xb") as stream:
+    with io.FileIO(path, "xb") as stream:
         try:
             return _facts(stream)
         finally:
@@ -59,9 +59,8 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
     content. `OSError` is about the target, of which nothing is left then. A blank
     checksum, of a spool of an earlier version, is not compared.
     """
-    path = Path(source)
     try:
-        stream = path.open("rb", buffering=0)
+        stream = io.FileIO(source)
     except OSError as error:
         raise BadMessage(f"{source} cannot be read: {error.strerror}") from error
     with stream:
@@ -71,7 +70,7 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
         if linkable is not None and _link(stream, target, checksum, linkable):
             return False
         try:
-            with Path(target).open("xb", buffering=0) as copy:
+            with io.FileIO(target, "xb") as copy:
                 _compare(stream, checksum, copy)
                 begin_sync_of(copy.fileno())
         except BaseException:
@@ -81,7 +80,7 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
     return True
 
 
-def _link(source: BinaryIO, target: str, checksum: str, linkable: Facts) -> bool:
+def _link(source: io.FileIO, target: str, checksum: str, linkable: Facts) -> bool:
     """Link a file to a target if that is allowed; return whether it was."""
     if _facts(source) != linkable or _is_written(source):
         return False
@@ -101,7 +100,7 @@ def _link(source: BinaryIO, target: str, checksum: str, linkable: Facts) -> bool
     return False
 
 
-def _facts(stream: BinaryIO) -> Facts:
+def _facts(stream: io.FileIO) -> Facts:
     descriptor, attributes = stream.fileno(), list[tuple[str, bytes]]()
     with suppress(OSError):  # the filesystem has none
         attributes += ((name, os.getxattr(descriptor, name)) for name in os.listxattr(descriptor))
@@ -109,7 +108,7 @@ def _facts(stream: BinaryIO) -> Facts:
     return found.st_dev, found.st_uid, found.st_gid, found.st_mode, found.st_nlink, *attributes
 
 
-def _is_written(stream: BinaryIO) -> bool:
+def _is_written(stream: io.FileIO) -> bool:
     """Return whether another process may write to a file: it has it open for that, or mapped. One that opens
     it from now on waits until the stream is closed, and ends `_has_lease`.
     """
@@ -122,12 +121,12 @@ def _is_written(stream: BinaryIO) -> bool:
     return False
 
 
-def _has_lease(stream: BinaryIO) -> bool:
+def _has_lease(stream: io.FileIO) -> bool:
     """Return whether no process has waited to write to a file since `_is_written`."""
     return fcntl.fcntl(stream, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
-def _compare(source: BinaryIO, checksum: str, target: BinaryIO | None = None) -> None:
+def _compare(source: io.FileIO, checksum: str, target: io.FileIO | None = None) -> None:
     found = _copy(source, target)
     if checksum and found != checksum:
         raise BadMessage(f"{source.name} was changed in the spool: its checksum is {found}, not {checksum}")
@@ -143,11 +142,11 @@ class _Buffer(threading.local):
 _BUFFER = _Buffer()
 
 
-def _copy(source: BinaryIO, target: BinaryIO | None) -> str:
+def _copy(source: io.FileIO, target: io.FileIO | None) -> str:
     buffer, crc = _BUFFER.view, 0
     while True:
         try:
-            count = source.readinto(buffer)  # type: ignore[attr-defined]
+            count = source.readinto(buffer)
         except OSError as error:
             raise BadMessage(f"{source.name} cannot be read: {error.strerror}") from error
         if not count:
@@ -157,6 +156,6 @@ def _copy(source: BinaryIO, target: BinaryIO | None) -> str:
             _write_all(target, buffer[:count])
 
 
-def _write_all(target: BinaryIO, data: memoryview) -> None:
+def _write_all(target: io.FileIO, data: memoryview) -> None:
     while data:
         data = data[target.write(data) :]

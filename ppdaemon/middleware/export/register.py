@@ -32,11 +32,13 @@ from lsst.daf.butler import (
     DatasetId,
     DatasetRef,
     DatasetType,
+    DimensionGroup,
     DimensionRecord,
     DimensionUniverse,
     FileDataset,
     SerializedDatasetRef,
 )
+from lsst.daf.butler.dimensions import SerializedDataCoordinate
 from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
@@ -284,7 +286,7 @@ class Registrar:
         faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
         if faults:
             raise DamagedSpools(faults)
-        sync_all(map(Path, dirty))  # the spools will be deleted
+        sync_all(dirty)  # the spools will be deleted
         return copies
 
     def _ingest(
@@ -365,11 +367,22 @@ class _References:
         dimensions = tuple(kind.dimensions or ())
         type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
         id_key = dimensions, id(data_id)  # manifests share them, and outlive this
-        if type_key not in self._types or id_key not in self._ids:
-            ref = DatasetRef.from_simple(simple, universe=self._universe)
-            self._types.setdefault(type_key, ref.datasetType)
-            self._ids[id_key] = ref.dataId
+        if type_key not in self._types:
+            self._types[type_key] = DatasetType.from_simple(kind, universe=self._universe)
+        if id_key not in self._ids:
+            self._ids[id_key] = self._data_id(data_id, self._types[type_key].dimensions)
         return DatasetRef(self._types[type_key], self._ids[id_key], run, id=simple.id, conform=False)
+
+    def _data_id(self, simple: SerializedDataCoordinate, dimensions: DimensionGroup) -> DataCoordinate:
+        """Return a data ID, with its records if it has them."""
+        # `DataCoordinate.from_simple` finds out the dimensions from the names of all values.
+        data_id = DataCoordinate.standardize(simple.dataId, dimensions=dimensions)
+        if not simple.records:
+            return data_id
+        records = simple.records.items()
+        return data_id.expanded(
+            {name: DimensionRecord.from_simple(each, universe=self._universe) for name, each in records}
+        )
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import astropy.time
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
-    DatasetId,
     DatasetRef,
     DatasetType,
     DimensionGroup,
@@ -35,13 +33,11 @@ from lsst.daf.butler.datastore.stored_file_info import StoredFileInfo
 from lsst.daf.butler.datastores.fileDatastore import FileDatastore
 from lsst.daf.butler.direct_butler import DirectButler
 from lsst.daf.butler.registry import CollectionSummary, ConflictingDefinitionError
-from lsst.daf.butler.registry.interfaces import FakeDatasetRef
-from lsst.daf.butler.time_utils import TimeConverter
-from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_class_of
 
 from ppdaemon.durable import sync
-from ppdaemon.middleware.butler.datafiles import NewFile
+from ppdaemon.middleware.butler.datafiles import NewFile, extension_of
+from ppdaemon.middleware.export.bulk import DIALECTS, Value, converter, insert_rows
 from ppdaemon.middleware.export.syncing import sync_all
 
 __all__ = ("RowIngest", "problem")
@@ -54,13 +50,14 @@ _KNOWN = {
 """Classes of a registry whose tables get the rows, and the major versions of these tables."""
 _PARTS = ("datasets", "opaque", "datastores")
 _USED = attrgetter(
-    "_datastore._table.insert",
+    "_datastore._table._table",
     "_datastore._transaction",
-    "_datastore.bridge.insert",
+    "_datastore.bridge._tables.dataset_location",
+    "_datastore.bridge.datastoreName",
     "_datastore.locationFactory.fromPath",
     "_datastore.templates.getTemplate",
     "_registry._db._transaction",
-    "_registry._db.insert",
+    "_registry._db.dialect",
     "_registry._managers.collections.find",
     "_registry._managers.collections.getCollectionForeignKeyName",
     "_registry._managers.datasets._find_storage",
@@ -104,6 +101,8 @@ def problem(butler: Butler) -> str:
             if version is None or version.major not in _KNOWN.get(name, ()):
                 return f"{name} {version} is not known"
         _USED(butler)
+        if (dialect := inner._registry._db.dialect.name) not in DIALECTS:
+            return f"databases of the kind {dialect} are not known"
     except AttributeError as error:
         return f"this version of lsst.daf.butler is not known: {error}"
     return ""
@@ -130,89 +129,109 @@ class RowIngest:
         Raises `~lsst.daf.butler.registry.ConflictingDefinitionError` if the run has another dataset of
         the same type and data ID. If the transaction fails, the files are moved back.
         """
-        groups: dict[tuple[str, DimensionGroup], dict[DatasetId, DatasetRef]] = {}
-        for file in files:
-            for id_, ref in file.refs.items():
-                groups.setdefault((ref.run, ref.datasetType.dimensions), {})[id_] = ref
+        extensions = [extension_of(os.path.basename(file.path)) for file in files]
+        places = self._places(files, extensions)
         try:
-            # Sorted: two transactions that insert the same datasets in different orders would deadlock.
-            for key in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
-                self._insert_datasets(*key, groups[key])
-            places = self._places(files)
-            self._insert_files(files, [name for name, _ in places])
+            with self._db._transaction() as (_, connection):
+                self._insert(connection, files, extensions, [name for name, _ in places])
         except sqlalchemy.exc.IntegrityError as error:
             raise ConflictingDefinitionError(
                 f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
             ) from error
         self._move({file.path: target for file, (_, target) in zip(files, places, strict=True)})
 
-    def _insert_datasets(
-        self, run: str, dimensions: DimensionGroup, refs: Mapping[DatasetId, DatasetRef]
+    def _insert(
+        self,
+        connection: sqlalchemy.Connection,
+        files: Sequence[NewFile],
+        extensions: Sequence[str],
+        names: Sequence[str],
     ) -> None:
-        """Insert the registry's rows of datasets of a run that have the same dimensions."""
+        """Insert all rows of files with these names in the datastore."""
+        digits = converter(self._managers.datasets._static.dataset.columns.id, connection.dialect)
+        groups: dict[tuple[str, DimensionGroup], dict[Value, DatasetRef]] = {}
+        # By identity: hashes of dataset types are slow, and few are different objects.
+        by_type: dict[tuple[str, int], dict[Value, DatasetRef]] = {}
+        rows: list[tuple[Value, str, int, dict[str, Any]]] = []
+        for file, extension, name in zip(files, extensions, names, strict=True):
+            for id_, ref in file.refs.items():
+                type_key, id_digits = (ref.run, id(ref.datasetType)), digits(id_)
+                if type_key not in by_type:
+                    by_type[type_key] = groups.setdefault((ref.run, ref.datasetType.dimensions), {})
+                by_type[type_key][id_digits] = ref
+                record = self._record(file.formatter, extension, ref.datasetType)
+                rows.append((id_digits, name, file.size_bytes, record))
+        # Sorted: two transactions that insert the same datasets in different orders would deadlock.
+        for key in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
+            self._insert_datasets(connection, *key, groups[key])
+        ids, paths, sizes, records = zip(*rows, strict=True)
+        bridge = self._store.bridge
+        insert_rows(
+            connection,
+            bridge._tables.dataset_location,
+            {"dataset_id": ids},
+            {"datastore_name": bridge.datastoreName},
+        )
+        common = {name: [record[name] for record in records] for name in records[0]}
+        own = {"dataset_id": ids, "path": paths, "file_size": sizes}
+        insert_rows(connection, self._store._table._table, common | own, {})
+
+    def _insert_datasets(
+        self,
+        connection: sqlalchemy.Connection,
+        run: str,
+        dimensions: DimensionGroup,
+        refs: Mapping[Value, DatasetRef],
+    ) -> None:
+        """Insert the registry's rows of datasets, by their ids, of a run that have the same dimensions."""
         datasets, collection = self._managers.datasets, self._managers.collections.find(run)
-        types = {ref.datasetType.name: ref for ref in refs.values()}
-        type_ids = {name: datasets._find_storage(name).dataset_type_id for name in types}
-        typed = [(id_, type_ids[ref.datasetType.name]) for id_, ref in refs.items()]
+        types = {id(ref.datasetType): ref for ref in refs.values()}
+        type_ids = {
+            key: datasets._find_storage(ref.datasetType.name).dataset_type_id for key, ref in types.items()
+        }
+        known = {"dataset_type_id": [type_ids[id(ref.datasetType)] for ref in refs.values()]}
+        table = datasets._static.dataset
         # One value for all: to convert an `astropy.time.Time` takes longer than the rest of a row.
-        if datasets._use_astropy_ingest_date:
-            now = TimeConverter().astropy_to_nsec(astropy.time.Time.now())
-            ingest_date = sqlalchemy.literal(now, sqlalchemy.BigInteger)
-        else:
-            ingest_date = sqlalchemy.literal(datetime.datetime.now(datetime.UTC))
-        with self._db._transaction() as (_, connection):
-            connection.execute(
-                datasets._static.dataset.insert().values(ingest_date=ingest_date),
-                [
-                    {"id": id_, "dataset_type_id": type_id, datasets._run_key_column: collection.key}
-                    for id_, type_id in typed
-                ],
-            )
-        values = [ref.dataId.required_values for ref in refs.values()]
+        now = (
+            astropy.time.Time.now()
+            if datasets._use_astropy_ingest_date
+            else datetime.datetime.now(datetime.UTC)
+        )
+        ingest_date = converter(table.columns.ingest_date, connection.dialect)(now)
+        constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
+        insert_rows(connection, table, {"id": list(refs), **known}, constants)
+        values = zip(*(ref.dataId.required_values for ref in refs.values()), strict=True)
+        by_dimension = dict(zip(dimensions.required, values, strict=False))  # none of init-outputs
         summary = CollectionSummary()
         summary.add_datasets(types.values())
-        for number, name in enumerate(dimensions.required):
-            if name in dimensions.governors:
-                summary.governors[name] = {str(each[number]) for each in values}
+        for name in dimensions.governors:
+            summary.governors[name] = set(map(str, by_dimension[name]))
         datasets._summaries.update(collection, type_ids.values(), summary)
-        run_column = self._managers.collections.getCollectionForeignKeyName()
-        columns = ("dataset_id", "dataset_type_id", run_column, *dimensions.required)
-        self._db.insert(
+        insert_rows(
+            connection,
             datasets._get_tags_table(datasets._get_dynamic_tables(dimensions)),
-            *(
-                dict(zip(columns, (*each, collection.key, *ids), strict=True))
-                for each, ids in zip(typed, values, strict=True)
-            ),
+            {"dataset_id": list(refs), **known, **by_dimension},
+            {self._managers.collections.getCollectionForeignKeyName(): collection.key},
         )
 
-    def _insert_files(self, files: Sequence[NewFile], names: Sequence[str]) -> None:
-        """Insert the datastore's rows of files with these names."""
-        rows = []
-        for file, name in zip(files, names, strict=True):
-            for id_, ref in file.refs.items():
-                record = self._record(file, ref.datasetType)
-                rows.append(record | {"dataset_id": id_, "path": name, "file_size": file.size_bytes})
-        self._store.bridge.insert([FakeDatasetRef(row["dataset_id"]) for row in rows])
-        self._store._table.insert(*rows)
-
-    def _record(self, file: NewFile, dataset_type: DatasetType) -> dict[str, Any]:
+    def _record(self, formatter_name: str, extension: str, dataset_type: DatasetType) -> dict[str, Any]:
         """Return what the rows of files with the same formatter, extension and storage class have in common.
 
         Raises `ValueError` if the formatter does not read files with the extension.
         """
-        kind, extension = dataset_type.storageClass_name, _extension(os.path.basename(file.path))
-        key = file.formatter, extension, kind
+        kind = dataset_type.storageClass_name
+        key = formatter_name, extension, kind
         if key not in self._records:
-            formatter = get_class_of(file.formatter)
+            formatter = get_class_of(formatter_name)
             if not issubclass(formatter, Formatter | FormatterV2):
-                raise TypeError(f"{file.formatter} is no formatter")
+                raise TypeError(f"{formatter_name} is no formatter")
             formatter.validate_extension(self._store.locationFactory.fromPath(f"file{extension}"))
             self._records[key] = StoredFileInfo(
                 formatter, "", None, None, None, -1, storage_class_name=kind
             ).to_record()
         return self._records[key]
 
-    def _places(self, files: Sequence[NewFile]) -> list[tuple[str, str]]:
+    def _places(self, files: Sequence[NewFile], extensions: Sequence[str]) -> list[tuple[str, str]]:
         """Return the names of files in the datastore, and their paths."""
         firsts = [next(iter(file.refs.values())) for file in files]
         # By identity: hashes of data IDs and dataset types are slow, and few are different objects.
@@ -223,7 +242,7 @@ class RowIngest:
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
         stems: dict[tuple[str, str, int], str] = {}
         places = []
-        for file, ref in zip(files, firsts, strict=True):
+        for extension, ref in zip(extensions, firsts, strict=True):
             number, kind = id(ref.dataId), ref.datasetType
             data_id = ids[number]
             template_key = id(kind), instruments[number]
@@ -238,7 +257,6 @@ class RowIngest:
                     any_ref = DatasetRef(any_type, data_id, ref.run, id=ref.id, conform=False)
                     stems[key] = template.format(any_ref)
                 stem = stems[key].replace(_ANY_TYPE, kind.name)
-            extension = _extension(os.path.basename(file.path))
             if _PLAIN.fullmatch(stem):
                 name = f"{stem}{extension}"
                 places.append((name, f"{self._root}/{name}"))
@@ -270,7 +288,7 @@ class RowIngest:
         for path, target in targets.items():
             _rename(path, target)
             self._store._transaction.registerUndo("move", _rename, target, path)
-        sync_all(map(Path, leaves.union(map(os.path.dirname, new))))
+        sync_all(leaves.union(map(os.path.dirname, new)))
         if len(self._synced) > _MAX_FOLDERS:
             self._synced.clear()
         self._synced |= new
@@ -291,13 +309,3 @@ def _rename(path: str, target: str) -> None:
         # A folder of the datastore may be a link to another filesystem.
         shutil.move(path, target)
         sync(Path(target))
-
-
-def _extension(name: str) -> str:
-    """Return the extension of a file's name as the Butler has it, such as ``.fits.gz``."""
-    return _full_extension(name[name.find(".") :] if "." in name else "")
-
-
-@lru_cache(1000)
-def _full_extension(suffixes: str) -> str:
-    return str(ResourcePath(Path(f"/file{suffixes}").as_uri()).getExtension())

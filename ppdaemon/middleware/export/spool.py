@@ -146,7 +146,7 @@ def write_spool(
         )
         (partial / MANIFEST).write_bytes(_text(manifest))
         # On the disk before the rename: a spool folder is complete, even after a power failure.
-        sync_all([partial / MANIFEST, *(partial / file.name for file in files), partial])
+        sync_all([f"{partial}/{MANIFEST}", *(f"{partial}/{file.name}" for file in files), partial])
         may_commit()
         partial.rename(folder)
     except BaseException:
@@ -269,7 +269,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
     """Return files with their checksums."""
     for file in files:
-        yield file.model_copy(update={"checksum": checksum_of(folder / file.name)})
+        yield file.model_copy(update={"checksum": checksum_of(f"{folder}/{file.name}")})
 
 
 def _in_use(

@@ -17,7 +17,7 @@ LONG_S = 0.001
 """For a file whose journal is committed: an idle disk takes a tenth of it, a busy one ten times as long."""
 
 
-def sync_all(paths: Iterable[Path], clock: Callable[[], float] = time.perf_counter) -> None:
+def sync_all(paths: Iterable[Path | str], clock: Callable[[], float] = time.perf_counter) -> None:
     """Wait until all these files, or the names in folders, are on the disk.
 
     All are begun, then the first one is synced alone: that commits the filesystem's journal for all. What

@@ -215,8 +215,9 @@ def _remove_stray_overlaps(butler: Butler, records: Iterable[DimensionRecord]) -
     insert: that waits for other hosts which insert the same records.
     """
     by_visit: dict[DataCoordinate, dict[DataCoordinate, DimensionRecord]] = {}
+    group = butler.dimensions.conform(("instrument", "visit"))
     for record in records:
-        visit = record.dataId.subset(("instrument", "visit"))
+        visit = record.dataId.subset(group)
         by_visit.setdefault(visit, {})[record.dataId] = record
     for visit, inserted in by_visit.items():
         name = next(iter(inserted.values())).definition.name

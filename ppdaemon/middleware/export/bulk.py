@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Inserts many rows of a table by one call of the database's driver.
+
+SQLAlchemy makes the parameters of each row from a dictionary, which takes longer than SQLite to insert it;
+and PostgreSQL has to parse each value as a part of the statement. Here SQLite's driver gets tuples, and
+PostgreSQL one array for each column.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from typing import Any
+
+import sqlalchemy
+
+__all__ = ("DIALECTS", "Value", "converter", "insert_rows")
+
+DIALECTS = ("sqlite", "postgresql")
+
+type Value = str | int | None
+
+
+def converter(column: sqlalchemy.Column[Any], dialect: sqlalchemy.Dialect) -> Callable[[object], Value]:
+    """Return what converts a column's value to that which the driver gets, such as the digits of a UUID."""
+    convert: Callable[[Any], Any] | None = column.type.dialect_impl(dialect).bind_processor(dialect)
+    return convert or (lambda value: value)
+
+
+def insert_rows(
+    connection: sqlalchemy.Connection,
+    table: sqlalchemy.Table,
+    columns: Mapping[str, Sequence[Value]],
+    constants: Mapping[str, Value],
+) -> None:
+    """Insert rows, whose values are given by the name of the column, those of `constants` once for all rows.
+
+    Values are those that the driver gets; see `converter`. Raises `sqlalchemy.exc.DBAPIError`.
+    """
+    prepare = connection.dialect.identifier_preparer
+    filled = [table.columns[name] for name in (*constants, *columns)]
+    names = ", ".join(map(prepare.format_column, filled))
+    insert = f"INSERT INTO {prepare.format_table(table)} ({names})"
+    if connection.dialect.name == "sqlite":
+        marks = ", ".join("?" for _ in filled)
+        rows = list(zip(*map(repeat, constants.values()), *columns.values(), strict=False))
+        connection.exec_driver_sql(f"{insert} VALUES ({marks})", rows)
+    else:
+        types = [_type_name(column, connection.dialect) for column in filled]
+        same = "".join(f"CAST(%s AS {name}), " for name in types[: len(constants)])
+        arrays = ", ".join(f"CAST(%s AS {name}[])" for name in types[len(constants) :])
+        values = (*constants.values(), *map(_array, columns.values()))
+        connection.exec_driver_sql(f"{insert} SELECT {same}given.* FROM unnest({arrays}) AS given", values)
+
+
+def _type_name(column: sqlalchemy.Column[Any], dialect: sqlalchemy.Dialect) -> str:
+    """Return the name of a type in PostgreSQL: of texts without their length, to which a cast would cut them
+    without an error.
+    """
+    return "text" if isinstance(column.type, sqlalchemy.String) else column.type.compile(dialect=dialect)
+
+
+def _array(values: Sequence[Value]) -> str:
+    """Return the text form of an array in PostgreSQL."""
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: Value) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case int():
+            return str(value)
+        case _:
+            return '"' + value.replace("\\", r"\\").replace('"', r"\"") + '"'
