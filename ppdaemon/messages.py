@@ -345,7 +345,7 @@ FromRelay = pydantic.TypeAdapter[RelayMessage](RelayMessage)
 
 # --- supervisor and worker -------------------------------------------------
 
-Role = Literal["worker", "exporter", "template"]
+Role = Literal["worker", "exporter", "asker", "template"]
 """Task of a forked process."""
 
 
@@ -614,6 +614,8 @@ class DatastoreMarked(Model):
 
 type ExporterFact = Annotated[Ready | Exported | ImagesGivenUp | SpoolRefused | DatastoreMarked, _BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
+type AskerFact = Ready
+ASKER_FACTS = pydantic.TypeAdapter[AskerFact](AskerFact)
 
 
 # --- supervisor and zygote -------------------------------------------------
