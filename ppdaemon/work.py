@@ -15,7 +15,7 @@ from ppdaemon import messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 
-__all__ = ("Exporter", "WorkerContext", "Work", "WorkModule")
+__all__ = ("Asker", "Exporter", "WorkerContext", "Work", "WorkModule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class WorkerContext:
     config: NodeConfig
     """The node's configuration."""
     slot: int
-    """Number of the slot; below 0 for exporter and template."""
+    """Number of the slot; below 0 for exporter, asker and template."""
     epoch: int
     """Number of the process within its slot, from 1."""
     repo: Path
@@ -97,6 +97,22 @@ class Exporter(Protocol):
         """
 
 
+class Asker(Protocol):
+    """Asks for all workers of a host what otherwise each would ask by itself.
+
+    One that is late, or has ended, must cost the workers nothing but time.
+    """
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when a worker has a question."""
+
+    def prepare(self) -> None:
+        """Do what can be done before the first question."""
+
+    def answer(self) -> None:
+        """Answer the questions that are there; any exception ends the process, and another one starts."""
+
+
 class WorkModule(Protocol):
     """Functions of the module named by ``workers.work``."""
 
@@ -121,6 +137,9 @@ class WorkModule(Protocol):
 
     def open_exporter(self, context: WorkerContext) -> Exporter:
         """Return an exporter; the central repo may be unavailable at this time."""
+
+    def open_asker(self, context: WorkerContext) -> Asker:
+        """Return an asker; called if there is a ``butler`` section."""
 
     def resolve_names(
         self, config: NodeConfig

@@ -57,6 +57,7 @@ from ppdaemon.messages.relay import (
 )
 from ppdaemon.messages.submit import BUSY, SUBMIT_LIMIT, Accepted, DetectorOutcome, VisitStatus
 from ppdaemon.messages.worker import (
+    ASKER_FACTS,
     EXPORTER_FACTS,
     FACTS,
     ORDERS,
@@ -168,6 +169,7 @@ __all__ = (
     "SpoolRefused",
     "DatastoreMarked",
     "ExporterFact",
+    "ASKER_FACTS",
     "EXPORTER_FACTS",
     "Connecting",
     "NotReady",

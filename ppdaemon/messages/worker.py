@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The supervisor and its forked processes: workers, the exporter, and the one that creates the template.
+"""The supervisor and its forked processes: workers, exporter, asker, and the one that creates the template.
 
 SOCK_SEQPACKET with one message per packet.
 """
@@ -13,7 +13,7 @@ from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import Group, Name, NextVisit
 from ppdaemon.wire import BY_TYPE, Model
 
-Role = Literal["worker", "exporter", "template"]
+Role = Literal["worker", "exporter", "asker", "template"]
 """Task of a forked process."""
 
 
@@ -282,6 +282,8 @@ class DatastoreMarked(Model):
 
 type ExporterFact = Annotated[Ready | Exported | ImagesGivenUp | SpoolRefused | DatastoreMarked, BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
+type AskerFact = Ready
+ASKER_FACTS = pydantic.TypeAdapter[AskerFact](AskerFact)
 
 
 class Connecting(Fact):

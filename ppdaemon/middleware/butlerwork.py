@@ -31,7 +31,6 @@ from ppdaemon.middleware.pipelines.provenance import (
 )
 from ppdaemon.middleware.pipetask.engine import PipetaskEngine
 from ppdaemon.middleware.preload.answers import register_command
-from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan, filters_of, span_of
 from ppdaemon.middleware.preload.groupdata import put_bundle, put_footprint, put_metrics
 from ppdaemon.middleware.preload.preload import Preload
@@ -115,16 +114,7 @@ class ButlerWork:
         self._library = library_of(context)
         retry_s = context.config.workers.times.prepare_s / 2
         self._central = CentralReader(config.source, retry_s, context.template)
-        cache = SharedCache(context.cache, context.config.preload.cache_max)
-        any_filter = context.config.exposures.filter == "ignore"
-        self._preload = Preload(
-            config,
-            self._central,
-            cache,
-            self._library,
-            any_filter=any_filter,
-            generation=context.template.name,
-        )
+        self._preload = Preload.of(context, config, self._central, self._library)
         init_outputs = InitOutputs(context.runs)
         self._runs = PipelineRunner(_engines(context, self._repo), init_outputs)
         export = context.config.export

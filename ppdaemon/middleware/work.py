@@ -33,6 +33,7 @@ from ppdaemon.middleware.pipelines.graph import (
     dataset_types_of,
 )
 from ppdaemon.middleware.pipelines.provenance import hash_versions
+from ppdaemon.middleware.preload.asker import HostAsker
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.rehearsal import rehearse
@@ -44,6 +45,7 @@ from ppdaemon.work import WorkerContext
 __all__ = (
     "PRELOAD",
     "build_template",
+    "open_asker",
     "open_exporter",
     "open_work",
     "raw_type",
@@ -55,7 +57,7 @@ __all__ = (
 _LOG = logging.getLogger(__name__)
 
 CONNECT_S = 5
-"""Until a PostgreSQL server must have accepted a connection of the exporter."""
+"""Until a PostgreSQL server must have accepted a connection of exporter or asker."""
 
 PRELOAD = (
     "lsst.daf.butler.datastore.cache_manager",
@@ -142,8 +144,7 @@ def open_work(context: WorkerContext) -> ButlerWork:
 def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     """Return the work of an exporter; the first export opens the central repo."""
     config, folders = context.config, NodeFolders.of(context.config)
-    # For libpq: a host that is away answers no packet, and the next try would come minutes late.
-    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
+    _limit_connecting()
     central, template = _butler_config(config).central, context.template
     packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), config.export.packers)
     shared = folders.refused, context.runs
@@ -152,9 +153,20 @@ def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     return CentralExporter(central, context.clock, config.node.name, *shared, config.export, packer)
 
 
+def open_asker(context: WorkerContext) -> HostAsker:
+    """Return what asks the central repo for all workers."""
+    _limit_connecting()
+    return HostAsker(context, _butler_config(context.config), library_of(context))
+
+
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:
     """Yield what is wrong with the names in a configuration; see `ppdaemon.middleware.names`."""
     return NameResolver(config, _butler_config(config)).findings()
+
+
+def _limit_connecting() -> None:
+    # For libpq: a host that is away answers no packet, and the next try would come minutes late.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
 
 
 def _open_central(uri: str) -> Butler:

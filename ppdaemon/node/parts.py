@@ -31,6 +31,7 @@ from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.control.ticker import Ticker
 from ppdaemon.node.lock import OWNER_VARIABLE, NodeLock
+from ppdaemon.node.processes.asker import AskerProcess
 from ppdaemon.node.processes.child import Lifeline, end_children
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.names import NameCheck
@@ -122,6 +123,7 @@ class NodeParts:
         self.pool = Pool(config, clock, request_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
         self.exporter = ExporterProcess(config.export, folders, request_fork, inbox.post)
+        self.asker = AskerProcess(folders, request_fork)
         self.publisher = PublisherProcess(
             config.publish,
             folders.publish,
@@ -236,6 +238,7 @@ class NodeParts:
             self.generations,
             self.pool,
             self.exporter,
+            self.asker,
             self.reader,
             self.publisher,
             self.names,
@@ -268,6 +271,7 @@ class NodeParts:
         await self.control.stop()
         await self.arrivals.stop()
         self.exporter.close()
+        self.asker.close()
         self.publisher.close()
         self.pool.close()
         await self.generations.close()
@@ -303,10 +307,14 @@ class NodeParts:
         match fact:
             case Forked(role="worker"):
                 self.pool.forked(fact, descriptors)
+            case Forked(role="asker"):
+                self.asker.forked(fact, descriptors)
             case Forked():
                 self.exporter.forked(fact, descriptors)
             case ForkFailed(role="worker"):
                 self.pool.not_forked(fact)
+            case ForkFailed(role="asker", reason=reason):
+                self.asker.not_forked(reason)
             case ForkFailed(reason=reason):
                 self.exporter.not_forked(reason)
             case Reaped():
@@ -336,6 +344,8 @@ class NodeParts:
         self.traces.reconfigure(config.traces)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
+        if config.butler is not None:
+            self.asker.replace()
         self.publisher.reconfigure(config.publish, config.log)
         self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

@@ -159,6 +159,8 @@ class Supervisor:
             shadow = self.file.config.shadow.enabled
             if not shadow:
                 node.exporter.start()
+            if self.file.config.butler is not None:
+                node.asker.start()
             node.publisher.start()
             await node.arrivals.start()
             drained_since = await asyncio.to_thread(NodeFolders.of(self.file.config).drained_since)

@@ -85,10 +85,12 @@ from ppdaemon.work import WorkerContext
 __all__ = (
     "FAULTS",
     "STEPS",
+    "ScriptedAsker",
     "ScriptedExporter",
     "ScriptedWork",
     "WorkerFault",
     "build_template",
+    "open_asker",
     "open_exporter",
     "open_work",
     "resolve_names",
@@ -335,6 +337,30 @@ class ScriptedExporter:
         return Exported(spools=(), refused=names, tai=self._context.clock.tai(), datasets=0)
 
 
+class ScriptedAsker:
+    """Fails when it is woken; its pid and template are a line of the file ``askers``."""
+
+    def __init__(self, context: WorkerContext):
+        self._context = context
+        self._doorbell = context.repo / "doorbell"
+        self._doorbell.unlink(missing_ok=True)
+        os.mkfifo(self._doorbell)
+        self._descriptor = os.open(self._doorbell, os.O_RDWR | os.O_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return the FIFO ``doorbell`` in the folder of the process."""
+        return self._descriptor
+
+    def prepare(self) -> None:
+        """Record the start."""
+        with (self._context.config.node.state_dir / "askers").open("a") as starts:
+            starts.write(f"{os.getpid()} {self._context.template.name}\n")
+
+    def answer(self) -> None:
+        """Fail: there are no questions."""
+        raise RuntimeError(os.read(self._descriptor, 100))
+
+
 def _script_of(pipelines: Pipelines) -> list[str]:
     """Return the words of the first pipeline's file, in a line that begins with ``# script:``."""
     path = pipelines.main[0].partition("#")[0]
@@ -357,6 +383,11 @@ def open_work(context: WorkerContext) -> ScriptedWork:
 def open_exporter(context: WorkerContext) -> ScriptedExporter:
     """Return an exporter."""
     return ScriptedExporter(context)
+
+
+def open_asker(context: WorkerContext) -> ScriptedAsker:
+    """Return an asker."""
+    return ScriptedAsker(context)
 
 
 def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | TaskNamesResolved]:

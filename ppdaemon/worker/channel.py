@@ -23,6 +23,12 @@ class Channel[Order]:
         # Once: for each packet the system would map new memory of this size, and unmap it again.
         self._packet = memoryview(bytearray(PACKET_LIMIT + 1))
 
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable when there is an order, or when the supervisor has
+        closed its end.
+        """
+        return self._end.fileno()
+
     def send(self, fact: pydantic.BaseModel) -> None:
         """Send a fact that the supervisor expects; raise `OSError` if the supervisor has ended."""
         self._end.send(encode(fact))

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ppdaemon.errors import Refused, Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.wire import encode
-from ppdaemon.work import Exporter, Work, WorkerContext, WorkModule
+from ppdaemon.work import Asker, Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
@@ -104,6 +105,8 @@ def run_role(
         exporter = work.open_exporter(context)
         channel.send(messages.Ready(pid=os.getpid()))
         return _serve_exports(channel, exporter)
+    if order.role == "asker":
+        return _serve_questions(channel, work.open_asker(context))
     return visit_loop.serve(work.open_work(context))
 
 
@@ -152,6 +155,20 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
                 return ExitCode.OK
             case unexpected:
                 raise AssertionError(unexpected)
+
+
+def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> ExitCode:
+    channel.send(messages.Ready(pid=os.getpid()))
+    asker.prepare()
+    while True:
+        ready, _, _ = select.select([channel.fileno(), asker.fileno()], [], [])
+        if channel.fileno() in ready:
+            match channel.receive():
+                case messages.Quit() | None:
+                    return ExitCode.OK
+                case unexpected:
+                    raise AssertionError(unexpected)
+        asker.answer()
 
 
 def fitting[Report: (messages.Exported, messages.ImagesGivenUp)](report: Report) -> Report:

@@ -18,7 +18,7 @@ __all__ = ("main",)
 
 
 def main() -> None:
-    """Run one process: worker, exporter or template."""
+    """Run one process: worker, exporter, asker or template."""
     parser = argparse.ArgumentParser(prog="ppdaemon-worker", description=__doc__)
     parser.add_argument("--channel", type=int, required=True, help="descriptor of the supervisor's socket")
     parser.add_argument("--lifeline", type=int, required=True, help="descriptor of the supervisor's pipe")

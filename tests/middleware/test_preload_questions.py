@@ -3,12 +3,14 @@
 
 import fcntl
 import os
+import select
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -284,6 +286,122 @@ def test_questions_are_private(folder: Path, threads: ThreadPoolExecutor) -> Non
         assert {one.result(LIMIT_S), two.result(LIMIT_S)} == {"answer to 1", "answer to 2"}
     finally:
         os.umask(before)
+
+
+# --- one process answers for all ---------------------------------------------
+
+
+class AnswersAll:
+    """The process that answers for all, in a thread; it answers when it is told to."""
+
+    def __init__(self, folder: Path, wait_s: float = LIMIT_S):
+        self._questions = HostQuestions[str, str](folder, wait_s)
+        self._open = ExitStack()
+        self._doorbell = self._open.enter_context(self._questions.doorbell())
+        self.asked: list[list[str]] = []
+        self.failure: Exception | None = None
+
+    def is_woken(self) -> bool:
+        return bool(select.select([self._doorbell], [], [], 0)[0])
+
+    def answer(self) -> None:
+        self._questions.answer_all(self._doorbell, self._answer, Clock())
+
+    def _answer(self, others: Callable[[], list[str]]) -> list[str]:
+        self.asked.append(others())
+        if self.failure is not None:
+            raise self.failure
+        return [f"common answer to {each}" for each in self.asked[-1]]
+
+    def close(self) -> None:
+        self._open.close()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers wait for the one that answers for all as long as a test takes."""
+    monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+
+
+@pytest.mark.usefixtures("patience")
+def test_one_process_answers_for_all(folder: Path, threads: ThreadPoolExecutor) -> None:
+    one, workers = AnswersAll(folder), [Asker(folder, threads) for _ in range(3)]
+    assert not one.is_woken()
+    answers = [worker.ask(number) for worker, number in zip(workers, "123", strict=True)]
+    wait_for_questions(folder, 3)
+    wait_until(one.is_woken, LIMIT_S, lambda: "nobody has woken it")
+    one.answer()
+    assert [each.result(LIMIT_S) for each in answers] == [f"common answer to {each}" for each in "123"]
+    assert not any(worker.connected.is_set() for worker in workers)
+    assert [sorted(each) for each in one.asked] == [["1", "2", "3"]]
+    wait_for_questions(folder, 0)
+    one.answer()
+    assert len(one.asked) == 1, "there is nothing to ask"
+    assert left(folder) == [".doorbell", ".lock"]
+    one.close()
+
+
+@pytest.mark.usefixtures("patience")
+def test_if_the_one_cannot_ask_each_worker_asks_by_itself(folder: Path, threads: ThreadPoolExecutor) -> None:
+    one, worker = AnswersAll(folder), Asker(folder, threads)
+    one.failure = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
+    answer = worker.ask("1")
+    wait_for_questions(folder, 1)
+    one.answer()
+    assert answer.result(LIMIT_S) is None
+    one.close()
+
+
+def test_workers_do_not_wait_for_one_that_does_not_answer(folder: Path, threads: ThreadPoolExecutor) -> None:
+    one, worker = AnswersAll(folder), Asker(folder, threads)
+    worker.go()
+    assert worker.ask("1").result(LIMIT_S) == "answer to 1"
+    assert one.is_woken()
+    one.answer()  # too late
+    assert one.asked == []
+    assert not one.is_woken()
+    one.close()
+
+
+@pytest.mark.usefixtures("patience")
+def test_workers_do_not_wait_for_one_that_has_ended(folder: Path, threads: ThreadPoolExecutor) -> None:
+    AnswersAll(folder).close()
+    worker = Asker(folder, threads)
+    worker.go()
+    assert worker.ask("1").result(LIMIT_S) == "answer to 1"
+    one = AnswersAll(folder)  # the next one
+    answer = worker.ask("2")
+    wait_for_questions(folder, 1)
+    one.answer()
+    assert answer.result(LIMIT_S) == "common answer to 2"
+    one.close()
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_doorbell_that_was_rung_very_often_wakes(folder: Path, threads: ThreadPoolExecutor) -> None:
+    one, worker = AnswersAll(folder), Asker(folder, threads)
+    with (folder / ".doorbell").open("wb", buffering=0) as bell:
+        os.set_blocking(bell.fileno(), False)
+        while bell.write(bytes(4096)):  # `None` if it is full
+            pass
+    answer = worker.ask("1")
+    wait_for_questions(folder, 1)
+    assert one.is_woken()
+    one.answer()
+    assert answer.result(LIMIT_S) == "common answer to 1"
+    one.close()
+
+
+def test_the_one_lets_a_worker_answer_that_has_begun(folder: Path, threads: ThreadPoolExecutor) -> None:
+    worker = Asker(folder, threads)
+    own = worker.ask("1")
+    assert worker.connected.wait(LIMIT_S)
+    one = AnswersAll(folder, wait_s=0.05)
+    one.answer()
+    assert one.asked == []
+    worker.go()
+    assert own.result(LIMIT_S) == "answer to 1"
+    one.close()
 
 
 # --- what is answered --------------------------------------------------------

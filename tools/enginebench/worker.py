@@ -4,6 +4,7 @@
 import gc
 import os
 import resource
+import select
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.processes import die_with_parent
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
@@ -72,7 +74,7 @@ class _StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class _Used:
-    """What this process and its ended children have used until now."""
+    """What this process, its ended children and its asker have used until now."""
 
     at_s: float
     cpu_s: float
@@ -80,10 +82,11 @@ class _Used:
     written_bytes: int
 
     @classmethod
-    def now(cls) -> "_Used":
+    def now(cls, asker: int) -> "_Used":
         """Read the clock and the kernel's counters."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = time.process_time() + children.ru_utime + children.ru_stime
+        asker_s = int(Path(f"/proc/{asker}/schedstat").read_text().split()[0]) / 1e9
+        cpu_s = time.process_time() + children.ru_utime + children.ru_stime + asker_s
         moved = dict(map(str.split, Path("/proc/self/io").read_text().splitlines()))
         return cls(time.perf_counter(), cpu_s, int(moved["rchar:"]), int(moved["wchar:"]))
 
@@ -111,6 +114,7 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         # As in the zygote: collections in a worker need not visit the imported objects.
         gc.collect()
         gc.freeze()
+        asker = _start_asker(context)
         make = TasksOnly if setup.tasks_only else ButlerWork
         assert context.config.butler is not None
         worker = make(context, context.config.butler)
@@ -118,9 +122,33 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         leftovers = Leftovers(workers.preload, workers.allowed_threads)
         with observed_imports(leftovers.around):
             for number, plan in enumerate(iter(channel.recv, None)):
-                visit = _BenchVisit(worker, context, setup, plan, reports, leftovers)
+                visit = _BenchVisit(worker, context, setup, plan, reports, leftovers, asker)
                 channel.send(visit.run(first=number == 0))
         worker.close()
+
+
+def _start_asker(context: WorkerContext) -> int:
+    """Fork the process that asks the central repo, as a node has one; return its pid when it is prepared."""
+    parent = os.getpid()
+    ready, is_ready = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
+            asker = work.open_asker(context)
+            asker.prepare()
+            os.write(is_ready, b"\0")
+            while True:
+                select.select([asker.fileno()], [], [])
+                asker.answer()
+        finally:
+            os._exit(1)
+    os.close(is_ready)
+    with open(ready, "rb") as answer:
+        assert answer.read(1), "the asker has failed"
+    return pid
 
 
 @contextmanager
@@ -166,19 +194,21 @@ class _BenchVisit:
     plan: VisitPlan
     reports: _StageTimes
     leftovers: Leftovers
+    asker: int
+    """Its pid."""
 
     def run(self, *, first: bool) -> dict[str, float]:
         """Do the visit; return its measurements."""
         _reset_peak()
-        ordered = _Used.now()
+        ordered = _Used.now(self.asker)
         prepared = self.worker.prepare(_order(self.setup, self.plan))
         if prepared.ran_tasks:
             self.leftovers.restore()
-        ready = _Used.now()
+        ready = _Used.now(self.asker)
         raws = list(_raws(self.context.config.arrivals.roots[0].path, self.plan))
         exposures = Process(exposures=tuple(raw.exposure for raw in raws))
         self.reports.at_s.clear()
-        begun = _Used.now()
+        begun = _Used.now(self.asker)
         for raw in raws:
             self.worker.ingest(raw)
         spool = None
@@ -188,15 +218,15 @@ class _BenchVisit:
             spool = self._process(exposures)
             self.leftovers.restore()
             results = self._times(begun.at_s)
-        answered = _Used.now()
+        answered = _Used.now(self.asker)
         results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(self.context.repo)}
         if first and spool:
             # The outputs that a run has only once are exported now, as in a node's first visit.
             work.open_exporter(self.context).export([Path(spool)])
-        cleaning = _Used.now()
+        cleaning = _Used.now(self.asker)
         self.worker.reset()
         trim_memory()
-        free = _Used.now()
+        free = _Used.now(self.asker)
         shutil.rmtree(self.context.spool, ignore_errors=True)
         results |= ordered.until(ready, "prepare") | {"warm_ms": float(prepared.detail["warm_ms"])}
         if not isinstance(self.worker, TasksOnly):

@@ -7,7 +7,9 @@ copies the datasets found.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from typing import Self
 
 from lsst.daf.butler import Butler
 
@@ -33,6 +35,7 @@ from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
+from ppdaemon.work import WorkerContext
 
 __all__ = ("Preload",)
 
@@ -62,6 +65,20 @@ class Preload:
         self._answers = Answers(config, library, any_filter=any_filter)
         self._questions = HostQuestions[Question, Answer](cache.questions(generation))
         self._answered = self._questions.version
+
+    @classmethod
+    def of(
+        cls, context: WorkerContext, config: ButlerConfig, central: CentralReader, library: PipelineLibrary
+    ) -> Self:
+        """Return that of a process."""
+        return cls(
+            config,
+            central,
+            SharedCache(context.cache, context.config.preload.cache_max),
+            library,
+            any_filter=context.config.exposures.filter == "ignore",
+            generation=context.template.name,
+        )
 
     def find(
         self, order: Prepare, footprint: Footprint, timings: Timings, *, sizes: bool = False
@@ -137,6 +154,21 @@ class Preload:
         timings.values |= {"datasets": sum(len(each.refs) for each in found)} | asdict(stats)
         return more
 
+    def doorbell(self) -> AbstractContextManager[int]:
+        """Return a context with a descriptor that becomes readable when a worker of this host has a
+        question.
+        """
+        return self._questions.doorbell()
+
+    def connect(self, timings: Timings) -> None:
+        """Open the central repo; raise `~ppdaemon.errors.VisitFailed` if it cannot be read."""
+        with self._central.reading(timings):
+            pass
+
+    def answer_all(self, doorbell: int, timings: Timings) -> None:
+        """Answer the questions of the workers of this host that are there; log errors."""
+        self._questions.answer_all(doorbell, lambda others: self._find((), others, timings), timings.clock)
+
     def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats
     ) -> None:
@@ -177,18 +209,29 @@ class Preload:
         """Ask the central repo, for the detectors of other workers, too, or let another worker ask."""
 
         def find(others: Callable[[], list[Question]]) -> list[Answer]:
-            with self._central.reading(timings) as central:
-                # Connected: more workers have a question by now.
-                questions = [question, *others()]
-                timings.values["asked_for"] = len(questions)
-                if self._answered != (version := self._questions.version):
-                    self._answers.forget_locations()
-                    self._answered = version
-                return self._answers.find(central, questions, timings, sizes=sizes)
+            return self._find([question], others, timings, sizes=sizes)
 
         timings.values["asked_for"] = 0
         answer = None if sizes else self._questions.ask(question, find, timings)
         return answer or find(list)[0]
+
+    def _find(
+        self,
+        own: Sequence[Question],
+        others: Callable[[], list[Question]],
+        timings: Timings,
+        *,
+        sizes: bool = False,
+    ) -> list[Answer]:
+        """Ask the central repo for a worker and for others."""
+        with self._central.reading(timings) as central:
+            # Connected: more workers have a question by now.
+            questions = [*own, *others()]
+            timings.values["asked_for"] = len(questions)
+            if self._answered != (version := self._questions.version):
+                self._answers.forget_locations()
+                self._answered = version
+            return self._answers.find(central, questions, timings, sizes=sizes)
 
 
 def _warn_of_filters(visit: NextVisit, registered: Set[str]) -> None:

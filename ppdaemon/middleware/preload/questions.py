@@ -6,6 +6,8 @@ the lock of the folder answers all questions that are there, and leaves the answ
 answer is older than its question. If the worker dies, the kernel releases its locks: the next one
 answers the questions that are left, and deletes those of dead workers. If it hangs, another one takes its
 place. Whatever cannot be written or read in the folder makes a worker ask by itself.
+
+One process may answer all questions: workers wake it, and take a turn only if it is late.
 """
 
 import fcntl
@@ -13,6 +15,7 @@ import io
 import logging
 import os
 import pickle
+import select
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +43,11 @@ _PAUSE_S = 0.004, 0.1
 _PAUSE = 1 / 8
 """As a fraction of the time that a worker has waited: hundreds of them would use the cores that the one
 needs that answers."""
+PATIENCE_S = 0.25
+"""Until a worker takes its turn although there is a process that answers for all: a cold query takes half of
+it, and an asker that is busy has the lock."""
 _LOCK = ".lock"
+_DOORBELL = ".doorbell"
 _VERSION = ".version"
 _QUESTION, _ANSWER = ".question", ".answer"
 _NEW_QUESTION, _NEW_ANSWER = ".new", ".part"
@@ -74,19 +81,58 @@ class HostQuestions[Q, A]:
                 return None
             return self._wait_or_answer(path, answer, timings)
 
+    @contextmanager
+    def doorbell(self) -> Iterator[int]:
+        """Yield a descriptor that becomes readable when a worker has a question: `answer_all` is to be called
+        then.
+        """
+        self._make_folder()
+        path = self._folder / _DOORBELL
+        with suppress(FileExistsError):  # of the process before
+            os.mkfifo(path, 0o600)
+        # Also for writing: otherwise it would be readable for ever when the first worker has closed it.
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def answer_all(
+        self, doorbell: int, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], clock: Clock
+    ) -> None:
+        """Answer the questions that are there. `answer` is as for `ask`, without a question of its own.
+
+        Its errors are logged: the workers ask by themselves then.
+        """
+        with suppress(BlockingIOError):
+            os.read(doorbell, select.PIPE_BUF)
+        begin, waited = clock.mono(), 0.0
+        while waited < self._wait_s and self._is_asked():
+            with self._turn(clock) as is_mine:
+                if is_mine:
+                    self._answer(None, answer)
+                    return
+            time.sleep(_pause_s(waited))  # for a worker that has not waited for this process
+            waited = clock.mono() - begin
+
     def _wait_or_answer(
         self, path: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
     ) -> A | None:
         begin, waited = timings.clock.mono(), 0.0
+        patience_s = PATIENCE_S if self._ring() else 0.0
         while waited < 2 * self._wait_s:
-            with self._turn(timings.clock) as is_mine:
-                # Only now: another process may have answered while this one did not look.
+            if waited < patience_s:
                 if path.with_suffix(_ANSWER).exists():
                     return self._read(path.with_suffix(_ANSWER))
-                if is_mine:
-                    return self._answer(path, answer)
+            else:
+                with self._turn(timings.clock) as is_mine:
+                    # Only now: another process may have answered while this one did not look.
+                    if path.with_suffix(_ANSWER).exists():
+                        return self._read(path.with_suffix(_ANSWER))
+                    if is_mine:
+                        return self._answer(path, answer)
             with timings.timed("wait"):
-                time.sleep(min(max(_PAUSE * waited, _PAUSE_S[0]), _PAUSE_S[1]))
+                time.sleep(_pause_s(waited))
             waited = timings.clock.mono() - begin
         _LOG.warning("no answer from another worker in %.0f s, this one asks by itself", waited)
         return None
@@ -107,7 +153,30 @@ class HostQuestions[Q, A]:
         except OSError as error:
             _LOG.warning("other workers are not told: %s", describe(error))
 
-    def _answer(self, own: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]]) -> A | None:
+    def _ring(self) -> bool:
+        """Wake the process that answers for all; return whether there is one."""
+        try:
+            descriptor = os.open(self._folder / _DOORBELL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:  # nobody has it open, or it does not exist
+            return False
+        try:
+            os.write(descriptor, b"\0")
+        except BlockingIOError:  # rung by very many
+            return True
+        except OSError:  # it has ended just now
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _is_asked(self) -> bool:
+        """Return whether there is a question without an answer."""
+        names = {path.name for path in self._folder.iterdir()}
+        return any(
+            name.endswith(_QUESTION) and name.removesuffix(_QUESTION) + _ANSWER not in names for name in names
+        )
+
+    def _answer(self, own: Path | None, answer: Callable[[Callable[[], list[Q]]], Sequence[A]]) -> A | None:
         others: list[tuple[Path, Q]] = []
 
         def take_others() -> list[Q]:
@@ -117,9 +186,11 @@ class HostQuestions[Q, A]:
         first: A | None = None
         rest: Sequence[A | None] = []
         try:
-            first, *rest = answer(take_others)
+            rest = answer(take_others)
+            if own is not None:
+                first, *rest = rest
         except Exception as error:  # of whichever question: its own worker raises it again
-            if not others:
+            if own is not None and not others:
                 raise
             unexpected = not isinstance(error, VisitFailed)
             _LOG.warning(
@@ -180,10 +251,10 @@ class HostQuestions[Q, A]:
         finally:
             os.close(descriptor)
 
-    def _others(self, own: Path) -> Iterator[tuple[Path, Q]]:
+    def _others(self, own: Path | None) -> Iterator[tuple[Path, Q]]:
         """Yield the questions without an answer; delete what dead processes have left."""
         names = {path.name for path in self._folder.iterdir()}
-        for name in sorted(names - {own.name}):
+        for name in sorted(names if own is None else names - {own.name}):
             path = self._folder / name
             if path.suffix in (_QUESTION, _NEW_QUESTION):
                 if _is_abandoned(path):
@@ -236,6 +307,11 @@ def _pickled(content: object) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(content)
     return buffer.getvalue()
+
+
+def _pause_s(waited_s: float) -> float:
+    """Return the time between two looks."""
+    return min(max(_PAUSE * waited_s, _PAUSE_S[0]), _PAUSE_S[1])
 
 
 def _locks(descriptor: int) -> bool:

@@ -9,6 +9,7 @@ from ppdaemon.errors import Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import count_late_raws
 from ppdaemon.node.control.status import Status
+from ppdaemon.node.processes.asker import AskerProcess
 from ppdaemon.node.processes.child import reap
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.names import NameCheck
@@ -40,6 +41,7 @@ class Ticker:
     generations: Generations
     pool: Pool
     exporter: ExporterProcess
+    asker: AskerProcess
     reader: ReaderProcess | None
     publisher: PublisherProcess
     names: NameCheck
@@ -83,4 +85,6 @@ class Ticker:
         publisher = {self.publisher.pid} if self.publisher.pid is not None else set()
         reap(children() - zygotes - reader - publisher - names)
         exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
-        kill_orphans({*zygotes, *forked, *self.pool.pids().values(), *exporter, *reader, *publisher, *names})
+        asker = {self.asker.pid} if self.asker.pid is not None else set()
+        workers = self.pool.pids().values()
+        kill_orphans({*zygotes, *forked, *workers, *exporter, *asker, *reader, *publisher, *names})

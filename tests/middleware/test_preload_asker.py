@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The process that asks the central repo for all workers, with a real central repo."""
+
+import os
+import select
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lsst.daf.butler import Butler
+from toycam import NAME, MakeRig, Rig
+
+from ppdaemon.clock import Clock
+from ppdaemon.middleware import work
+from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.butlerwork import ButlerWork
+
+pytest_plugins = ("toyfixtures",)
+
+LIMIT_S = 60.0
+
+
+@contextmanager
+def asker(rig: Rig) -> Iterator[None]:
+    """Run an asker in a thread of its own, as in a process of its own."""
+    ready, (stop, stopped) = threading.Event(), os.pipe()
+
+    def serve() -> None:
+        one = work.open_asker(rig.context)
+        try:
+            one.prepare()
+            ready.set()
+            while stop not in select.select([stop, one.fileno()], [], [])[0]:
+                one.answer()
+        finally:
+            one.close()
+
+    with ThreadPoolExecutor() as threads:
+        serving = threads.submit(serve)
+        try:
+            assert ready.wait(LIMIT_S) or serving.result(0) is None
+            yield
+        finally:
+            os.close(stopped)
+            serving.result(LIMIT_S)
+            os.close(stop)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers wait for the asker as long as a test takes."""
+    monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+
+
+@pytest.fixture
+def central(toy_central: Path, tmp_path: Path) -> Path:
+    """Return a central repo that a test may change."""
+    return Path(shutil.copytree(toy_central, tmp_path / "central"))
+
+
+@pytest.fixture
+def toy(rigs: MakeRig, central: Path) -> tuple[Rig, ButlerWork]:
+    return rigs(central)
+
+
+def test_a_worker_needs_no_central_butler_of_its_own(toy: tuple[Rig, ButlerWork], central: Path) -> None:
+    rig, worker = toy
+    alone = worker.prepare(rig.order()).detail
+    worker.reset()
+    worker.close()
+    with asker(rig):
+        (central / "butler.yaml").rename(central / "butler.yaml.away")  # a Butler cannot be opened any more
+        detail = worker.prepare(rig.order()).detail
+    assert (alone["asked_for"], detail["asked_for"]) == (1, 0)
+    assert (detail["datasets"], detail["quanta"]) == (alone["datasets"], alone["quanta"])
+    assert "connect_ms" not in detail
+
+
+def test_an_asker_finds_what_is_new_in_the_central_repo(toy: tuple[Rig, ButlerWork], central: Path) -> None:
+    rig, worker = toy
+    order = rig.order(filters="u_09")
+    with asker(rig):
+        worker.prepare(rig.order())
+        worker.reset()
+        with Butler.from_config(str(central), writeable=True) as butler:
+            record = {"instrument": NAME, "name": "u_09", "band": "u"}
+            butler.registry.insertDimensionData("physical_filter", record)
+        plan = worker._preload.find(order, worker._footprint(order), Timings(Clock()))
+    assert "u_09" in plan.filters
+
+
+def test_a_central_repo_that_is_away_at_the_start_costs_nothing_but_a_later_opening(
+    toy: tuple[Rig, ButlerWork], central: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, worker = toy
+    away = central.rename(central.with_name("away"))
+    with asker(rig):
+        assert "not opened before the first question: the central repo" in caplog.text
+        away.rename(central)
+        assert worker.prepare(rig.order()).detail["asked_for"] == 0
