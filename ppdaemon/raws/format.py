@@ -6,6 +6,7 @@ the file name without its ending. So the depth of files is known, and a folder
 can be evaluated while it is empty.
 """
 
+import functools
 import re
 import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ __all__ = ("OBSID", "PathFormat", "Values", "read_number")
 
 type Values = dict[str, Any]
 """Values in a path, by field."""
+type _Reader = tuple[list[str], re.Pattern[str]]
+"""The fields of a name, and an expression with a group for each."""
 
 OBSID = r"[A-Z]{2}_([A-Z])_([0-9]{8})_0([0-9]{5})"
 """Its groups are controller, day and sequence number."""
@@ -33,6 +36,8 @@ _NUMBERS = frozenset({"exposure", "detector", "snap"})
 _TEXTS = frozenset({"instrument", "group", "filter", "label"})
 _FIELDS = _NUMBERS | _TEXTS | _SHAPES.keys() | {"detector_name"}
 
+FOLDERS = 64
+"""Paths of folders whose values are remembered."""
 _DIGITS = re.compile(r"(?:0([1-9]|1[0-8])d?)?", re.ASCII)
 """Numbers have at most 18 digits, so that they fit into 64 bits."""
 
@@ -113,6 +118,8 @@ class PathFormat:
                 "files that hold all detectors set detector_keyword"
             )
         self._readers = [_reader(part, each) for part, each in zip(self._parts, pieces, strict=True)]
+        # All files of an exposure are in the same folders.
+        self._in_folders = functools.lru_cache(FOLDERS)(self._read_folders)
 
     def read(self, names: Sequence[str]) -> Values | None:
         """Parse the names of folders, from the root on, and of a file without its ending.
@@ -122,17 +129,19 @@ class PathFormat:
         or a repeated field has two values. Raises `~ppdaemon.errors.BadMessage` for
         a quoted control character.
         """
-        values: Values = {}
         if len(names) > len(self._readers) or "." in names:
             return None
-        for (fields, pattern), name in zip(self._readers, names, strict=False):
-            match = pattern.fullmatch(name)
-            if match is None:
-                return None
-            for field, text in zip(fields, match.groups(), strict=True):
-                value = _value(field, text)
-                if value is None or (values.setdefault(field, value) != value and field != "label"):
-                    return None
+        *folders, file = self._readers
+        values = self._in_folders(*names[: len(folders)])
+        if values is None or len(names) <= len(folders):
+            return values and dict(values)
+        return _added(values, file, names[-1])
+
+    def _read_folders(self, *names: str) -> Values | None:
+        values: Values | None = {}
+        for reader, name in zip(self._readers, names, strict=False):
+            if values is not None:
+                values = _added(values, reader, name)
         return values
 
     def write(self, values: Mapping[str, Any], levels: int | None = None) -> str:
@@ -166,7 +175,7 @@ def _pieces(part: str, texts: Collection[str]) -> Iterator[_Piece]:
             yield _Piece(field, f"({_SHAPES[field]})", field == "day_obs", True)
 
 
-def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[str]]:
+def _reader(part: str, pieces: Sequence[_Piece]) -> _Reader:
     """Return the fields of a name, and an unambiguous expression that parses it in linear time.
 
     A field of any length ends before a character that it cannot contain. One field
@@ -189,6 +198,20 @@ def _reader(part: str, pieces: Sequence[_Piece]) -> tuple[list[str], re.Pattern[
             remainder = piece.field
     pattern = re.compile("".join(piece.pattern for piece in pieces))
     return [piece.field for piece in pieces if piece.field], pattern
+
+
+def _added(values: Values, reader: _Reader, name: str) -> Values | None:
+    """Return values with those of a name; `None` if it does not match, or contradicts them."""
+    fields, pattern = reader
+    match = pattern.fullmatch(name)
+    if match is None:
+        return None
+    values = dict(values)
+    for field, text in zip(fields, match.groups(), strict=True):
+        value = _value(field, text)
+        if value is None or (values.setdefault(field, value) != value and field != "label"):
+            return None
+    return values
 
 
 def _value(field: str, text: str) -> Any:

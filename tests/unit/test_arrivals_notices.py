@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Arrival notices as object stores and storage layers write them."""
 
+import asyncio
 import base64
 import json
+import time
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, read_notice
+from ppdaemon.node.arrivals.notices import AT_ONCE, Elsewhere, StoredObject, listen, read_notice
+from ppdaemon.ratelimit import RateLimit
 
 DATA = Path(__file__).parent.parent / "data" / "notices"
 
@@ -305,3 +308,34 @@ def test_a_notice_with_any_value_anywhere_is_read_or_refused(data, path, junk):
         key = data.draw(st.sampled_from(list(part) if isinstance(part, dict) else range(len(part))))
     part[key] = junk
     assert_read_or_refused([json.dumps(whole[""]).encode()])
+
+
+class Queued:
+    """A subscription with messages that wait; others never come."""
+
+    def __init__(self, count: int):
+        self.left = count
+
+    async def receive(self, on_problem: object) -> list[bytes]:
+        if not self.left:
+            await asyncio.Event().wait()
+        self.left -= 1
+        return [b'{"path": "/raw/a.fits"}']
+
+
+def test_notices_that_wait_are_read_together_and_let_others_run_in_between():
+    async def run() -> list[int]:
+        files: list[object] = []
+        seen: list[int] = []
+        reading = asyncio.create_task(
+            listen(
+                Queued(3 * AT_ONCE), files.append, pytest.fail, pytest.fail, RateLimit(1e6, time.monotonic)
+            )
+        )
+        while len(files) < 3 * AT_ONCE:
+            await asyncio.sleep(0)
+            seen.append(len(files))
+        reading.cancel()
+        return seen
+
+    assert asyncio.run(run()) == [AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE]

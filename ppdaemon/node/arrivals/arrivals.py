@@ -316,9 +316,7 @@ class Arrivals:
                 self._stores.on_notice(source, file)
                 return
             # A bucket may be mounted on this host as a raw root.
-            paths = self._raw_roots.absolute_paths(file.key) if file.scheme == "s3" else ()
-            if any(self._raw_roots.names_raw(path) for path in paths):
-                self._on_path_notice(source, file.key)
+            if file.scheme == "s3" and self._on_path_notice(source, file.key):
                 return
         except BadMessage as error:
             if error.kind != "outside":
@@ -332,11 +330,15 @@ class Arrivals:
         text = str(error) if data is None else f"ignoring a notice: {error}"
         self._counts.warn(f"notice.{error.kind}", text, data)
 
-    def _on_path_notice(self, source: str, path: str) -> None:
+    def _on_path_notice(self, source: str, path: str) -> bool:
+        """Pass on a finished file; return whether its path is that of a raw of any detector."""
+        is_raw = False
         for absolute in self._raw_roots.absolute_paths(path):
-            located = self._raw_roots.locate(absolute)
-            if located is not None:
-                self._on_sighting(Sighting(source, *located, confirmed=True))
+            if (found := self._raw_roots.read(absolute)) is not None:
+                is_raw = True
+                if self._raw_roots.serves(found[0]):
+                    self._on_sighting(Sighting(source, *found, confirmed=True))
+        return is_raw
 
     def _on_sighting(self, sighting: Sighting) -> None:
         """Handle a raw, a sidecar or a list of detectors that a source reports."""

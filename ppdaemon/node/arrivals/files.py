@@ -7,8 +7,8 @@ regular file whose real path is below its raw root.
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 from ppdaemon.errors import BadMessage
@@ -67,13 +67,13 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
         try:
             with _open(path) as file:
                 # The time stamps are read first: a write during the read is then detected later.
-                stamps = _stamps(path, os.fstat(file.fileno()))
-                if not stamps.marked:
-                    return stamps
+                state = _stamped(path, os.fstat(file.fileno()))
+                if path.marker is not None and not os.path.lexists(path.marker):
+                    return state(marked=False, read=False)
                 written = is_open_for_writing(file.fileno()) if writers else None
                 if structure or written is False:
-                    return _with_fits_structure(stamps, written, path, file)
-                return stamps if written is None else replace(stamps, written=written)
+                    return state(written=written, **_structure_of(path, file))
+                return state(written=written, read=False)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -81,36 +81,25 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
     return FileState(None, problem="no such file")
 
 
-def _stamps(path: RawPath, status: os.stat_result) -> FileState:
-    marked = path.marker is None or os.path.lexists(path.marker)
-    return FileState(
-        path,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        marked=marked,
-        read=False,
-        device=status.st_dev,
-    )
+def _stamped(path: RawPath, status: os.stat_result) -> Callable[..., FileState]:
+    """Return `FileState` for the remaining fields: to copy one for each would take longer than a read."""
+    stamps = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return partial(FileState, path, *stamps, device=status.st_dev)
 
 
-def _with_fits_structure(stamps: FileState, written: bool | None, path: RawPath, file: BinaryIO) -> FileState:
+def _structure_of(path: RawPath, file: BinaryIO) -> dict[str, Any]:
+    """Return the fields that follow from the content of a file and from its sidecar."""
     found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
-    problem = "" if intact else found.problem or "no data"
     facts = _optional_facts(found.header)
     has_sidecar, of_sidecar = _read_sidecar(sidecar_of(path), needed=facts is None)
-    return replace(
-        stamps,
-        written=written,
-        read=True,
-        intact=intact,
-        problem=problem,
-        unusual=bool(found.warning),
-        facts=facts or of_sidecar,
-        has_sidecar=has_sidecar,
-    )
+    return {
+        "intact": intact,
+        "problem": "" if intact else found.problem or "no data",
+        "unusual": bool(found.warning),
+        "has_sidecar": has_sidecar,
+        "facts": facts or of_sidecar,
+    }
 
 
 def sidecar_of(image: RawPath) -> RawPath:

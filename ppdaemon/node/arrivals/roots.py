@@ -88,18 +88,25 @@ class RawRoots:
         self._inner_first = sorted(self.roots, key=lambda root: -len(root.announced))
 
     def locate(self, path: str) -> tuple[RawName, RawPath] | None:
+        """Parse an absolute path as `read` does; return `None` also for detectors that this node does not
+        serve.
+        """
+        found = self.read(path)
+        return found if found is not None and self.serves(found[0]) else None
+
+    def read(self, path: str) -> tuple[RawName, RawPath] | None:
         """Parse an absolute path of a raw, a sidecar, a list of detectors, or a marker, which is
         replaced by its raw.
 
-        Returns `None` for other files and for detectors that this node does not serve; raises
-        BadMessage if the path is outside all roots, or must not be opened.
+        Returns `None` for other files; raises BadMessage if the path is outside all roots, or must not be
+        opened.
         """
         for root in self._inner_first:
             if path.startswith(root.announced + "/"):
                 relative = root.raw_of_marker(path)[len(root.announced) + 1 :]
                 file = f"{root.path}/{relative}"
                 name = root.layout.parse(relative)
-                if name is None or not self._serves(name):
+                if name is None:
                     return None
                 image = name.kind is RawFileKind.IMAGE
                 return name, RawPath(root.path, file, root.marker(name, file) if image else None)
@@ -110,14 +117,6 @@ class RawRoots:
         return max(
             (root.announced.count("/") for root in self.roots if path.startswith(root.announced + "/")),
             default=0,
-        )
-
-    def names_raw(self, path: str) -> bool:
-        """Return whether an absolute path below a root names a raw or a sidecar of any detector."""
-        return any(
-            path.startswith(root.announced + "/")
-            and root.layout.parse(root.raw_of_marker(path)[len(root.announced) + 1 :]) is not None
-            for root in self.roots
         )
 
     def absolute_paths(self, path: str) -> tuple[str, ...]:
@@ -134,7 +133,8 @@ class RawRoots:
         found = (layout.detector_of(instrument, name) for name in names)
         return self.served[instrument].intersection(number for number in found if number is not None)
 
-    def _serves(self, name: RawName) -> bool:
+    def serves(self, name: RawName) -> bool:
+        """Return whether a file concerns detectors of this node."""
         match name.kind:
             case RawFileKind.IMAGE | RawFileKind.SIDECAR if name.detector is not None:
                 return name.detector in self.served.get(name.instrument, ())
