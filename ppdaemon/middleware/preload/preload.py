@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict
 
 from lsst.daf.butler import Butler
@@ -14,7 +14,7 @@ from lsst.daf.butler import Butler
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware.butler.central import CentralReader, Definitions
+from ppdaemon.middleware.butler.central import CentralReader, Definitions, observed_databases
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import (
@@ -26,7 +26,7 @@ from ppdaemon.middleware.pipelines.graph import (
 from ppdaemon.middleware.preload.answers import Answer, Answers, Question
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
-from ppdaemon.middleware.preload.questions import HostQuestions
+from ppdaemon.middleware.preload.questions import HostQuestions, Turn
 from ppdaemon.middleware.preload.search import Found, warn_of_unsearched
 from ppdaemon.middleware.preload.transfer import MissingFile, add, input_collections, take_files
 from ppdaemon.middleware.raws.header import ExposureHeader
@@ -176,10 +176,10 @@ class Preload:
     def _ask(self, question: Question, timings: Timings, *, sizes: bool) -> Answer:
         """Ask the central repo, for the detectors of other workers, too, or let another worker ask."""
 
-        def find(others: Callable[[], list[Question]]) -> list[Answer]:
-            with self._central.reading(timings) as central:
+        def find(turn: Turn[Question]) -> list[Answer]:
+            with observed_databases(turn.progressed), self._central.reading(timings) as central:
                 # Connected: more workers have a question by now.
-                questions = [question, *others()]
+                questions = [question, *turn.others()]
                 timings.values["asked_for"] = len(questions)
                 if self._answered != (version := self._questions.version):
                     self._answers.forget_locations()
@@ -187,8 +187,7 @@ class Preload:
                 return self._answers.find(central, questions, timings, sizes=sizes)
 
         timings.values["asked_for"] = 0
-        answer = None if sizes else self._questions.ask(question, find, timings)
-        return answer or find(list)[0]
+        return find(Turn())[0] if sizes else self._questions.ask(question, find, timings)
 
 
 def _warn_of_filters(visit: NextVisit, registered: Set[str]) -> None:

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions that the workers of a host have at the same time: one of them answers those of all.
+"""Questions that the workers of a host have at the same time: one of them answers those of many.
 
 Each worker writes its question to a file, which it keeps locked while it waits. The worker that gets
-the lock of the folder answers all questions that are there, and leaves the answers beside them. No
-answer is older than its question. If the worker dies, the kernel releases its locks: the next one
-answers the questions that are left, and deletes those of dead workers. If it hangs, another one takes its
-place. Whatever cannot be written or read in the folder makes a worker ask by itself.
+the lock of the folder has the turn: it answers the oldest questions that are there, up to `BATCH`, and leaves
+the answers beside them. The next one answers the next ones. So many workers as a host may have ask
+through one connection at a time, and none gets an answer that is older than its question.
+
+If the worker that has the turn dies, the kernel releases its locks: the next one answers the questions that
+are left, and deletes those of dead workers. If it makes no progress, another one takes its place. Being slow
+is not enough: where each that has waited for long asked by itself, hundreds of them would make all others
+slow, too. What cannot be written or read in the folder makes a worker ask for itself alone, in its turn.
 """
 
 import fcntl
 import io
+import itertools
 import logging
 import os
 import pickle
@@ -17,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,15 +32,21 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.states import Outcome
 
-__all__ = ("HostQuestions",)
+__all__ = ("HostQuestions", "Turn")
 
 _LOG = logging.getLogger(__name__)
 
 WAIT_S = 5.0
-"""Until another worker takes the place of one that answers, and until it asks by itself after as long
-again: many times the duration of a query, and a fraction of the time from the announcement to the image.
-The worker that answers may wait for a server that hangs, or be stopped."""
+"""Without progress, until another worker takes the place of the one that has the turn: many times the
+duration of a query, and a fraction of the time from the announcement to the image. That one may wait for a
+server that hangs, or be stopped. Each worker waits twice as long for the next one: if the server is slow,
+more queries at once do not make it faster."""
+BATCH = 64
+"""Questions that are answered together at most: those of all detectors of a host, mostly. Of more, the first
+begin to copy while the next are answered; the memory for answers is limited, and a question that no query
+can answer concerns only so many others."""
 _PAUSE_S = 0.004, 0.1
 """Between two looks, shortest and longest: the queries of a visit take ten times the shortest."""
 _PAUSE = 1 / 8
@@ -46,50 +58,76 @@ _QUESTION, _ANSWER = ".question", ".answer"
 _NEW_QUESTION, _NEW_ANSWER = ".new", ".part"
 
 
+@dataclass(frozen=True, slots=True)
+class Turn[Q]:
+    """The right to ask."""
+
+    others: Callable[[], list[Q]] = list
+    """Returns the questions of other workers; to be called once, as late as possible."""
+    progressed: Callable[[], None] = lambda: None
+    """To be called after each step, such as a statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply[A]:
+    """What a worker finds beside its question: if neither, it must ask alone."""
+
+    answer: A | None = None
+    failure: tuple[Outcome, str] | None = None
+    """Of a retriable visit: nobody can ask."""
+
+
 class HostQuestions[Q, A]:
     """Questions of the processes that use one folder, which only their user can read or write.
 
     Questions and answers are pickled.
     """
 
-    def __init__(self, folder: Path, wait_s: float = WAIT_S):
+    def __init__(self, folder: Path, wait_s: float = WAIT_S, batch: int = BATCH):
         self._folder = folder
         self._wait_s = wait_s
+        self._batch = batch
 
-    def ask(
-        self, question: Q, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
-    ) -> A | None:
-        """Return the answer to a question; `None` if the caller must find it by itself.
+    def ask(self, question: Q, answer: Callable[[Turn[Q]], Sequence[A]], timings: Timings) -> A:
+        """Return the answer to a question.
 
-        `answer` may be called, in one process at a time unless that hangs. It gets a function that returns
-        the other questions, to be called once, as late as possible, and returns the answers to all, that to
-        `question` first. If it raises, so does this function, unless it was for others, too: the error may
-        be theirs.
+        `answer` may be called, in one process at a time unless that makes no progress. It returns the answer
+        to `question`, then those to the others of its turn. If it raises `~ppdaemon.errors.VisitFailed`
+        before it calls `Turn.others`, nobody can ask: so does this function in all processes that have waited
+        for at least half as long. If it raises later, the error may be another question's: it is called again
+        for `question` alone, and the others ask alone, too, one after the other.
         """
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(self._posted(question))
+                path = stack.enter_context(self._posted(question, timings.clock))
             except OSError as error:  # a full RAM disk: files are evicted when the inputs are copied
                 _LOG.warning("cannot ask together with other workers: %s", describe(error))
-                return None
+                path = None
             return self._wait_or_answer(path, answer, timings)
 
     def _wait_or_answer(
-        self, path: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
-    ) -> A | None:
+        self, path: Path | None, answer: Callable[[Turn[Q]], Sequence[A]], timings: Timings
+    ) -> A:
         begin, waited = timings.clock.mono(), 0.0
-        while waited < 2 * self._wait_s:
-            with self._turn(timings.clock) as is_mine:
+        wait_s, before = self._wait_s, 0
+        while True:
+            with self._turn(timings.clock, wait_s) as (progressed, inode):
                 # Only now: another process may have answered while this one did not look.
-                if path.with_suffix(_ANSWER).exists():
-                    return self._read(path.with_suffix(_ANSWER))
-                if is_mine:
-                    return self._answer(path, answer)
+                if path is not None and path.with_suffix(_ANSWER).exists():
+                    reply = self._read(path.with_suffix(_ANSWER))
+                    if reply.failure is not None:
+                        raise VisitFailed(*reply.failure, retriable=True)
+                    if reply.answer is not None:
+                        return reply.answer
+                    path = None  # what was found there stays: nobody else is to answer
+                if progressed is not None:
+                    return self._answer(path, answer, progressed, timings.clock)
+            if before not in (0, inode):  # another process has taken the place of one
+                wait_s *= 2
+            before = inode
             with timings.timed("wait"):
                 time.sleep(min(max(_PAUSE * waited, _PAUSE_S[0]), _PAUSE_S[1]))
             waited = timings.clock.mono() - begin
-        _LOG.warning("no answer from another worker in %.0f s, this one asks by itself", waited)
-        return None
 
     @property
     def version(self) -> str:
@@ -107,35 +145,53 @@ class HostQuestions[Q, A]:
         except OSError as error:
             _LOG.warning("other workers are not told: %s", describe(error))
 
-    def _answer(self, own: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]]) -> A | None:
+    def _answer(
+        self,
+        own: Path | None,
+        answer: Callable[[Turn[Q]], Sequence[A]],
+        progressed: Callable[[], None],
+        clock: Clock,
+    ) -> A:
         others: list[tuple[Path, Q]] = []
+        begin, can_ask = clock.mono(), False
 
         def take_others() -> list[Q]:
-            others.extend(self._others(own))
+            nonlocal can_ask
+            can_ask = True
+            if own is not None:
+                others.extend(itertools.islice(self._others(own), self._batch - 1))
             return [question for _, question in others]
 
-        first: A | None = None
-        rest: Sequence[A | None] = []
         try:
-            first, *rest = answer(take_others)
-        except Exception as error:  # of whichever question: its own worker raises it again
+            first, *rest = answer(Turn(take_others, progressed))
+        except Exception as error:
+            if isinstance(error, VisitFailed) and not can_ask:
+                # Each would try for as long, one after the other.
+                self._fail(error, (begin + clock.mono()) / 2)
             if not others:
                 raise
             unexpected = not isinstance(error, VisitFailed)
             _LOG.warning(
                 "not answered together with those of other workers: %s", describe(error), exc_info=unexpected
             )
-        finally:
-            # In any case: those without an answer would wait.
-            for (path, _), each in zip(others, rest or [None] * len(others), strict=True):
-                self._write(path.with_suffix(_ANSWER), each)
+            # If this fails, too, the next one answers those of the others.
+            first, rest = self._answer(None, answer, progressed, clock), []
+        replies = [_Reply(each) for each in rest] or [_Reply[A]()] * len(others)
+        for (path, _), reply in zip(others, replies, strict=True):
+            self._write(path.with_suffix(_ANSWER), reply)
         return first
 
+    def _fail(self, error: VisitFailed, until: float) -> None:
+        """Write a failure beside the questions that were written until a time of the clock."""
+        for path in self._folder.glob(f"*{_QUESTION}"):
+            if path.name < _name(until) and not path.with_suffix(_ANSWER).exists():
+                self._write(path.with_suffix(_ANSWER), _Reply(failure=(error.outcome, str(error))))
+
     @contextmanager
-    def _posted(self, question: Q) -> Iterator[Path]:
+    def _posted(self, question: Q, clock: Clock) -> Iterator[Path]:
         """Write a question, and delete it with its answer at the end."""
         self._make_folder()
-        path = self._folder / f"{uuid.uuid4()}{_QUESTION}"
+        path = self._folder / f"{_name(clock.mono())}-{uuid.uuid4()}{_QUESTION}"
         hidden = path.with_suffix(_NEW_QUESTION)
         descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -155,28 +211,46 @@ class HostQuestions[Q, A]:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
-    def _turn(self, clock: Clock) -> Iterator[bool]:
-        """Lock the folder; yield whether that succeeded at once.
+    def _turn(self, clock: Clock, wait_s: float) -> Iterator[tuple[Callable[[], None] | None, int]]:
+        """Lock the folder; yield what is to be called after each step if that succeeded at once, and the
+        inode of the lock file.
 
-        A lock file that another process has locked for too long is deleted, so that the next look makes
-        another one.
+        A lock file whose process makes no progress is deleted, so that the next look makes another one. If
+        there can be no lock file, each process has its turn at once.
         """
         path = self._folder / _LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            now = clock.mono()
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            _LOG.warning("this worker asks alone: %s", describe(error))
+            yield lambda: None, 0
+            return
+
+        def progressed() -> None:
+            # By the clock that no correction changes. In a full RAM disk, too.
+            os.utime(descriptor, (now := clock.mono(), now))
+
+        try:
             is_mine = _locks(descriptor)
+            held = os.fstat(descriptor)
             if is_mine:
-                # Since when, by the clock that no correction changes. In a full RAM disk, too.
-                os.utime(descriptor, (now, now))
-            elif now - (held := os.fstat(descriptor)).st_mtime > self._wait_s:
+                progressed()
+            elif clock.mono() - held.st_mtime > wait_s:
                 with suppress(FileNotFoundError):
                     if path.stat().st_ino == held.st_ino:  # not that of the next process
-                        _LOG.warning("a worker that asks for others hangs, another one takes its place")
+                        _LOG.warning(
+                            "a worker that asks for others makes no progress for %.0f s, "
+                            "another one takes its place",
+                            wait_s,
+                        )
                         path.unlink()
-            yield is_mine
-            if is_mine:
-                os.utime(descriptor)  # far in the future: the next process is not taken for one that hangs
+            try:
+                yield progressed if is_mine else None, held.st_ino
+            finally:
+                if is_mine:
+                    os.utime(
+                        descriptor
+                    )  # far in the future: the next process is not taken for one that hangs
         finally:
             os.close(descriptor)
 
@@ -192,9 +266,9 @@ class HostQuestions[Q, A]:
                 elif path.suffix == _QUESTION and path.with_suffix(_ANSWER).name not in names:
                     try:
                         question = cast(Q, pickle.loads(path.read_bytes()))
-                    except FileNotFoundError:  # its process has waited too long
+                    except FileNotFoundError:  # its process has ended
                         continue
-                    except Exception as error:  # unpickling may raise anything; its process asks by itself
+                    except Exception as error:  # unpickling may raise anything; its process asks alone
                         _LOG.warning("the question of another worker cannot be read: %s", describe(error))
                         continue
                     yield path, question
@@ -204,22 +278,27 @@ class HostQuestions[Q, A]:
             elif path.suffix == _NEW_ANSWER:  # of a process that had the turn before
                 path.unlink(missing_ok=True)
 
-    def _write(self, path: Path, answer: A | None) -> None:
+    def _write(self, path: Path, reply: _Reply[A]) -> None:
         part = path.with_name(f"{uuid.uuid4()}{_NEW_ANSWER}")  # a process that hung may write one, too
         try:
             part.touch(0o600)
-            part.write_bytes(_pickled(answer))
+            part.write_bytes(_pickled(reply))
             part.rename(path)
-        except Exception as error:  # pickling may raise anything; its process asks by itself
+        except Exception as error:  # pickling may raise anything; its process asks alone
             _LOG.warning("an answer for another worker cannot be written: %s", describe(error))
             part.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> A | None:
+    def _read(self, path: Path) -> _Reply[A]:
         try:
-            return cast(A | None, pickle.loads(path.read_bytes()))
+            return cast(_Reply[A], pickle.loads(path.read_bytes()))
         except Exception as error:  # such as dimensions that this process has not loaded
             _LOG.warning("the answer of another worker cannot be read: %s", describe(error))
-            return None
+            return _Reply()
+
+
+def _name(mono_s: float) -> str:
+    """Return the begin of a name that sorts by time."""
+    return f"{round(mono_s * 1e6):018d}"
 
 
 class _Pickler(pickle.Pickler):
