@@ -27,7 +27,7 @@ from ppdaemon.middleware.preload import cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
-from ppdaemon.middleware.preload.questions import HostQuestions
+from ppdaemon.middleware.preload.questions import HostQuestions, Turn
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 
@@ -312,10 +312,10 @@ def test_workers_of_two_configurations_do_not_ask_each_other(rigs: MakeRig) -> N
     rig, worker = rigs()
     seen: list[Any] = []
 
-    def answer(others: Callable[[], list[Any]]) -> list[str]:
+    def answer(turn: Turn[Any]) -> list[str]:
         """Of a worker of the configuration before a reload, with other collections or another repo."""
         seen.append(worker.prepare(rig.order()).detail["asked_for"])
-        seen.extend(others())
+        seen.extend(turn.others())
         seen.extend(folder.glob("*.answer"))
         return ["of its own configuration"]
 

@@ -8,7 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.preload.answers import Answer, Answers, Question
-from ppdaemon.middleware.preload.questions import HostQuestions
+from ppdaemon.middleware.preload.questions import BATCH, HostQuestions, Turn
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
 from ppdaemon.testing.waiting import wait_until
@@ -39,22 +40,31 @@ LIMIT_S = 60.0
 class Asker:
     """A worker in a thread: files are locked by each opening of them, as by each process."""
 
-    def __init__(self, folder: Path, threads: ThreadPoolExecutor, wait_s: float = LIMIT_S):
-        self._questions = HostQuestions[str, str](folder, wait_s)
+    def __init__(
+        self, folder: Path, threads: ThreadPoolExecutor, wait_s: float = LIMIT_S, batch: int = BATCH
+    ):
+        self._questions = HostQuestions[str, str](folder, wait_s, batch)
         self._threads = threads
         self.connected = threading.Event()
         self.may_ask = threading.Event()
         self.may_answer = threading.Event()
         self.asked: list[str] = []
+        self.turn = Turn[str]()
+        self.no_connection: VisitFailed | None = None
         self.failure: Exception | None = None
+        self.poison = ""
+        """The question that fails."""
 
-    def ask(self, question: str) -> "Future[str | None]":
-        def answer(others: Callable[[], list[str]]) -> list[str]:
+    def ask(self, question: str) -> "Future[str]":
+        def answer(turn: Turn[str]) -> list[str]:
             self.connected.set()
+            self.turn = turn
             assert self.may_ask.wait(LIMIT_S)
-            self.asked = [question, *others()]
+            if self.no_connection is not None:
+                raise self.no_connection
+            self.asked = [question, *turn.others()]
             assert self.may_answer.wait(LIMIT_S)
-            if self.failure is not None:
+            if self.failure is not None and self.poison in self.asked:
                 raise self.failure
             return [f"answer to {each}" for each in self.asked]
 
@@ -67,7 +77,7 @@ class Asker:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(20) as pool:
         yield pool
 
 
@@ -116,36 +126,85 @@ def test_no_answer_is_older_than_its_question(folder: Path, threads: ThreadPoolE
     assert (first.asked, second.asked) == (["1"], ["2"])
 
 
-def test_if_one_cannot_ask_for_all_each_asks_by_itself(folder: Path, threads: ThreadPoolExecutor) -> None:
-    first, second = (Asker(folder, threads) for _ in range(2))
-    first.failure = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
-    answers = [first.ask("1")]
+@pytest.mark.parametrize(
+    "failure", [VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True), ZeroDivisionError("a bug")]
+)
+def test_a_question_that_fails_is_no_other_workers_problem(
+    folder: Path, threads: ThreadPoolExecutor, failure: Exception
+) -> None:
+    askers = [Asker(folder, threads) for _ in range(4)]
+    for each in askers:
+        each.failure, each.poison = failure, "2"
+    answers = [askers[0].ask("0")]
+    assert askers[0].connected.wait(LIMIT_S)
+    answers += [asker.ask(str(number)) for number, asker in enumerate(askers) if number]
+    wait_for_questions(folder, 4)
+    for each in askers:
+        each.go()
+    with pytest.raises(type(failure)):
+        answers.pop(2).result(LIMIT_S)
+    assert [each.result(LIMIT_S) for each in answers] == ["answer to 0", "answer to 1", "answer to 3"]
+    assert [each.asked for each in askers] == [["0"], ["1"], ["2"], ["3"]], "then each alone"
+    assert left(folder) == [".lock"]
+
+
+def test_those_that_failed_with_a_failing_question_are_answered_together(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    """It is not theirs, if its own worker fails alone, too."""
+    first, *others = (Asker(folder, threads) for _ in range(4))
+    first.failure, first.poison = ZeroDivisionError("a bug"), "0"
+    failing = first.ask("0")
     assert first.connected.wait(LIMIT_S)
-    answers.append(second.ask("2"))
-    wait_for_questions(folder, 2)
-    first.go()
-    assert [each.result(LIMIT_S) for each in answers] == [None, None]
-    alone = Asker(folder, threads)
-    alone.failure = first.failure
-    alone.go()
-    with pytest.raises(VisitFailed, match="away"):
-        alone.ask("1").result(LIMIT_S)
+    answers = [other.ask(number) for number, other in zip("123", others, strict=True)]
+    wait_for_questions(folder, 4)
+    for each in (first, *others):
+        each.go()
+    with pytest.raises(ZeroDivisionError):
+        failing.result(LIMIT_S)
+    assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in "123"]
+    assert sorted(map(len, (each.asked for each in others))) == [0, 0, 3]
 
 
-def test_an_error_of_one_worker_lets_no_other_wait(folder: Path, threads: ThreadPoolExecutor) -> None:
-    first, second = (Asker(folder, threads) for _ in range(2))
-    first.failure = ZeroDivisionError("a bug")
+def test_where_one_cannot_connect_no_other_tries_for_as_long(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    first, second, late = (Asker(folder, threads) for _ in range(3))
+    first.no_connection = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
     one = first.ask("1")
     assert first.connected.wait(LIMIT_S)
     two = second.ask("2")
     wait_for_questions(folder, 2)
+    begin = time.monotonic()
+    wait_until(lambda: time.monotonic() - begin > 0.5, LIMIT_S, lambda: "no time passes")
+    three = late.ask("3")
+    wait_for_questions(folder, 3)
     first.go()
-    assert [one.result(LIMIT_S), two.result(LIMIT_S)] == [None, None], "each asks by itself"
-    alone = Asker(folder, threads)
-    alone.failure = first.failure
-    alone.go()
-    with pytest.raises(ZeroDivisionError):
-        alone.ask("3").result(LIMIT_S)
+    late.go()
+    for each in (one, two):
+        with pytest.raises(VisitFailed, match="away") as raised:
+            each.result(LIMIT_S)
+        assert raised.value.outcome is Outcome.PRELOAD_FAILED
+        assert raised.value.retriable
+    assert not second.connected.is_set()
+    assert three.result(LIMIT_S) == "answer to 3", "it has hardly waited"
+    assert left(folder) == [".lock"]
+
+
+def test_the_oldest_are_answered_first_and_not_too_many_at_once(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    askers = [Asker(folder, threads, batch=3) for _ in range(7)]
+    answers = []
+    for number, asker in enumerate(askers):
+        answers.append(asker.ask(str(number)))
+        wait_for_questions(folder, number + 1)
+    assert askers[0].connected.wait(LIMIT_S)
+    for asker in askers:
+        asker.go()
+    assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in range(7)]
+    assert askers[0].asked == ["0", "1", "2"]
+    assert sorted(len(asker.asked) for asker in askers) == [0, 0, 0, 0, 1, 3, 3]
 
 
 def test_another_worker_takes_the_place_of_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
@@ -163,17 +222,34 @@ def test_another_worker_takes_the_place_of_one_that_hangs(folder: Path, threads:
     assert one.result(LIMIT_S) == "answer to 1"
 
 
-def test_nobody_waits_long_if_all_that_ask_hang(folder: Path, threads: ThreadPoolExecutor) -> None:
-    hanging, next_, last = (Asker(folder, threads, wait_s) for wait_s in (LIMIT_S, 1.0, 0.3))
-    answers = [hanging.ask("1")]
-    assert hanging.connected.wait(LIMIT_S)
-    answers.append(next_.ask("2"))
-    assert next_.connected.wait(LIMIT_S)
-    (folder / ".lock").touch()  # as if it had just begun
-    assert last.ask("3").result(LIMIT_S) is None
-    for each in (hanging, next_):
-        each.go()
-    assert [each.result(LIMIT_S) for each in answers] == ["answer to 1", "answer to 2"]
+def test_one_that_is_slow_keeps_its_turn(folder: Path, threads: ThreadPoolExecutor) -> None:
+    slow, other = (Asker(folder, threads, wait_s=0.5) for _ in range(2))
+    one = slow.ask("1")
+    assert slow.connected.wait(LIMIT_S)
+    two = other.ask("2")
+    begin = time.monotonic()
+
+    def is_over() -> bool:
+        slow.turn.progressed()
+        return time.monotonic() - begin > 3.0
+
+    wait_until(is_over, LIMIT_S, lambda: "no time passes")
+    assert not other.connected.is_set()
+    slow.go()
+    assert [each.result(LIMIT_S) for each in (one, two)] == ["answer to 1", "answer to 2"]
+    assert slow.asked == ["1", "2"]
+
+
+def test_if_all_that_ask_hang_only_few_ask(folder: Path, threads: ThreadPoolExecutor) -> None:
+    """Each waits twice as long for the next one: 0.5 s, 1 s, 2 s, 4 s."""
+    askers = [Asker(folder, threads, wait_s=0.5) for _ in range(10)]
+    answers = [asker.ask(str(number)) for number, asker in enumerate(askers)]
+    begin = time.monotonic()
+    wait_until(lambda: time.monotonic() - begin > 5.0, LIMIT_S, lambda: "no time passes")
+    assert 1 < sum(asker.connected.is_set() for asker in askers) <= 4
+    for asker in askers:
+        asker.go()
+    assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in range(10)]
 
 
 def test_one_that_begins_is_not_taken_for_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
@@ -195,9 +271,11 @@ def test_what_cannot_be_read_is_nobody_elses_problem(folder: Path, threads: Thre
         wait_for_questions(folder, 3)
         (question,) = (path for path in folder.glob("*.question") if b"\x8c\x012" in path.read_bytes())
         question.with_suffix(".answer").touch()  # empty
-        assert two.result(LIMIT_S) is None
+        second.go()
         first.go()
         assert one.result(LIMIT_S) == "answer to 1"
+        assert two.result(LIMIT_S) == "answer to 2"
+        assert second.asked == ["2"], "alone"
         assert cut.exists()
 
 
@@ -206,10 +284,10 @@ def test_an_answer_that_cannot_be_pickled_lets_nobody_wait(folder: Path, threads
     second.go()
     wrong: list[str] = []
 
-    def answer(others: Callable[[], list[str]]) -> list[object]:
+    def answer(turn: Turn[str]) -> list[object]:
         first.connected.set()
         assert first.may_ask.wait(LIMIT_S)
-        wrong.extend(others())
+        wrong.extend(turn.others())
         return ["own", *(threading.Lock() for _ in wrong)]
 
     one = threads.submit(HostQuestions[str, object](folder, LIMIT_S).ask, "1", answer, Timings(Clock()))
@@ -227,7 +305,7 @@ def test_without_a_folder_a_worker_asks_by_itself(folder: Path, threads: ThreadP
     folder.touch()
     asker = Asker(folder, threads)
     asker.go()
-    assert asker.ask("1").result(LIMIT_S) is None
+    assert asker.ask("1").result(LIMIT_S) == "answer to 1"
     HostQuestions[str, str](folder).renew()
 
 
@@ -248,8 +326,8 @@ from ppdaemon.clock import Clock
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.preload.questions import HostQuestions
 
-def hang(others):
-    print(len(others()), flush=True)
+def hang(turn):
+    print(len(turn.others()), flush=True)
     time.sleep(600)
 
 HostQuestions(Path(sys.argv[1])).ask("of a process that is killed", hang, Timings(Clock()))
@@ -294,12 +372,14 @@ def test_questions_are_private(folder: Path, threads: ThreadPoolExecutor) -> Non
 class AnswersAll:
     """The process that answers for all, in a thread; it answers when it is told to."""
 
-    def __init__(self, folder: Path, wait_s: float = LIMIT_S):
-        self._questions = HostQuestions[str, str](folder, wait_s)
+    def __init__(self, folder: Path, wait_s: float = LIMIT_S, batch: int = BATCH):
+        self._questions = HostQuestions[str, str](folder, wait_s, batch)
         self._open = ExitStack()
         self._doorbell = self._open.enter_context(self._questions.doorbell())
         self.asked: list[list[str]] = []
-        self.failure: Exception | None = None
+        self.no_connection: VisitFailed | None = None
+        self.poison = ""
+        """The question that fails."""
 
     def is_woken(self) -> bool:
         return bool(select.select([self._doorbell], [], [], 0)[0])
@@ -307,10 +387,12 @@ class AnswersAll:
     def answer(self) -> None:
         self._questions.answer_all(self._doorbell, self._answer, Clock())
 
-    def _answer(self, others: Callable[[], list[str]]) -> list[str]:
-        self.asked.append(others())
-        if self.failure is not None:
-            raise self.failure
+    def _answer(self, turn: Turn[str]) -> list[str]:
+        if self.no_connection is not None:
+            raise self.no_connection
+        self.asked.append(turn.others())
+        if self.poison in self.asked[-1]:
+            raise VisitFailed(Outcome.PRELOAD_FAILED, "a bad question", retriable=True)
         return [f"common answer to {each}" for each in self.asked[-1]]
 
     def close(self) -> None:
@@ -342,14 +424,74 @@ def test_one_process_answers_for_all(folder: Path, threads: ThreadPoolExecutor) 
 
 
 @pytest.mark.usefixtures("patience")
-def test_if_the_one_cannot_ask_each_worker_asks_by_itself(folder: Path, threads: ThreadPoolExecutor) -> None:
-    one, worker = AnswersAll(folder), Asker(folder, threads)
-    one.failure = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
-    answer = worker.ask("1")
-    wait_for_questions(folder, 1)
+def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    one, workers = AnswersAll(folder), [Asker(folder, threads) for _ in range(3)]
+    one.poison = "2"
+    answers = [worker.ask(number) for worker, number in zip(workers, "123", strict=True)]
+    wait_for_questions(folder, 3)
+    workers[1].go()
     one.answer()
-    assert answer.result(LIMIT_S) is None
+    assert [each.result(LIMIT_S) for each in answers] == [
+        "common answer to 1",
+        "answer to 2",
+        "common answer to 3",
+    ]
+    assert [worker.asked for worker in workers] == [[], ["2"], []]
     one.close()
+
+
+@pytest.mark.usefixtures("patience")
+def test_the_one_answers_the_oldest_first_and_not_too_many_at_once(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    one, answers = AnswersAll(folder, batch=3), []
+    for number in range(7):
+        answers.append(Asker(folder, threads).ask(str(number)))
+        wait_for_questions(folder, number + 1)
+    one.answer()
+    assert [each.result(LIMIT_S) for each in answers] == [f"common answer to {number}" for number in range(7)]
+    assert one.asked == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    one.close()
+
+
+def test_if_the_one_cannot_connect_one_worker_tries_for_all(
+    folder: Path, threads: ThreadPoolExecutor
+) -> None:
+    one, workers = AnswersAll(folder), [Asker(folder, threads) for _ in range(3)]
+    one.no_connection = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
+    answers = [worker.ask(number) for worker, number in zip(workers, "123", strict=True)]
+    wait_for_questions(folder, 3)
+    one.answer()  # it does not try for ever
+    for worker in workers:
+        worker.go()
+    assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in "123"]
+    one.close()
+
+
+def test_a_worker_takes_the_place_of_the_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
+    one = HostQuestions[str, str](folder, LIMIT_S)
+    workers = [Asker(folder, threads, wait_s=0.5) for _ in range(10)]
+    entered, hangs = threading.Event(), threading.Event()
+
+    def hang(turn: Turn[str]) -> list[str]:
+        taken = turn.others()
+        entered.set()
+        assert hangs.wait(LIMIT_S)
+        return [f"late answer to {each}" for each in taken]
+
+    with one.doorbell() as doorbell:
+        answers = [workers[0].ask("0")]
+        wait_for_questions(folder, 1)
+        hanging = threads.submit(one.answer_all, doorbell, hang, Clock())
+        assert entered.wait(LIMIT_S)
+        answers += [worker.ask(str(number)) for number, worker in enumerate(workers) if number]
+        for worker in workers:
+            worker.go()
+        assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in range(10)]
+        hangs.set()
+        hanging.result(LIMIT_S)
 
 
 def test_workers_do_not_wait_for_one_that_does_not_answer(folder: Path, threads: ThreadPoolExecutor) -> None:

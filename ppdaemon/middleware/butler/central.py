@@ -9,7 +9,7 @@ import logging
 import pickle
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ __all__ = (
     "disconnect",
     "existing_collections",
     "known_dataset_type",
+    "observed_databases",
     "own_storage_classes",
     "recorded_engines",
 )
@@ -48,6 +49,7 @@ __all__ = (
 _LOG = logging.getLogger(__name__)
 
 _PARSED = "central"
+_STEPS = ("do_connect", "after_cursor_execute")
 RECONNECT_S = (0.2, 1.0)
 """Seconds between two attempts to connect; random, because workers that failed
 together would otherwise reconnect together."""
@@ -227,6 +229,22 @@ def recorded_engines(engines: set[sqlalchemy.Engine]) -> Iterator[None]:
         yield
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", record)
+
+
+@contextmanager
+def observed_databases(progressed: Callable[[], None]) -> Iterator[None]:
+    """Call a function at each attempt to connect to a database and after each statement."""
+
+    def observe(*_: object) -> None:
+        progressed()
+
+    for name in _STEPS:
+        sqlalchemy.event.listen(sqlalchemy.Engine, name, observe)
+    try:
+        yield
+    finally:
+        for name in _STEPS:
+            sqlalchemy.event.remove(sqlalchemy.Engine, name, observe)
 
 
 def close(butler: Butler | None) -> None:

@@ -4,7 +4,7 @@
 import logging
 import os
 import shutil
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetId, DatasetRef, FileDataset
+from lsst.daf.butler._rubin.datastore_records import export_datastore_records_table
 from lsst.daf.butler.datastore import DatasetRefURIs
 from lsst.resources import ResourcePath
 
@@ -207,13 +208,27 @@ def _query(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFi
     found_uris = _uris(central, refs)
     uris = {ref.id: found.primaryURI for ref, found in found_uris.items() if found.primaryURI is not None}
     files: dict[DatasetId, DataFile | None] = {ref.id: None for ref in found_uris}
-    for described in describe_files(central, [ref for ref in refs if ref.id in uris]):
-        for ref in described.refs:
-            file = without_member(uris[ref.id])
-            files[ref.id] = DataFile(
-                file, described.formatter, _size_if_cheap(file), str(uris[ref.id].fragment)
-            )
+    formatters = _formatters(central, [ref for ref in found_uris if ref.id in uris])
+    for dataset, uri in uris.items():
+        file = without_member(uri)
+        files[dataset] = DataFile(file, formatters[dataset], _size_if_cheap(file), str(uri.fragment))
     return files
+
+
+def _formatters(central: Butler, refs: Sequence[DatasetRef]) -> dict[DatasetId, Any]:
+    """Return the names of the formatters that datasets of one file were written with."""
+    # One query for all, where an export has one for each: most of the time of locating files.
+    records = export_datastore_records_table(central, [ref.id for ref in refs]).to_arrow()
+    columns = (records[name].to_pylist() for name in ("dataset_id", "formatter"))
+    known: dict[DatasetId, set[str]] = defaultdict(set)
+    for dataset, formatter in zip(*columns, strict=True):
+        known[dataset].add(formatter)
+    found: dict[DatasetId, Any] = {
+        dataset: formatter for dataset, (formatter, *others) in known.items() if not others
+    }
+    # Of several datastores, each may have another one; some have no records.
+    rest = describe_files(central, [ref for ref in refs if ref.id not in found])
+    return found | {ref.id: described.formatter for described in rest for ref in described.refs}
 
 
 def without_member(uri: ResourcePath) -> ResourcePath:

@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Self
@@ -16,7 +16,7 @@ from lsst.daf.butler import Butler
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare
-from ppdaemon.middleware.butler.central import CentralReader, Definitions
+from ppdaemon.middleware.butler.central import CentralReader, Definitions, observed_databases
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import (
@@ -28,7 +28,7 @@ from ppdaemon.middleware.pipelines.graph import (
 from ppdaemon.middleware.preload.answers import Answer, Answers, Question
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
-from ppdaemon.middleware.preload.questions import HostQuestions
+from ppdaemon.middleware.preload.questions import HostQuestions, Turn
 from ppdaemon.middleware.preload.search import Found, warn_of_unsearched
 from ppdaemon.middleware.preload.transfer import MissingFile, add, input_collections, take_files
 from ppdaemon.middleware.raws.header import ExposureHeader
@@ -167,7 +167,7 @@ class Preload:
 
     def answer_all(self, doorbell: int, timings: Timings) -> None:
         """Answer the questions of the workers of this host that are there; log errors."""
-        self._questions.answer_all(doorbell, lambda others: self._find((), others, timings), timings.clock)
+        self._questions.answer_all(doorbell, lambda turn: self._find((), turn, timings), timings.clock)
 
     def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats
@@ -208,25 +208,19 @@ class Preload:
     def _ask(self, question: Question, timings: Timings, *, sizes: bool) -> Answer:
         """Ask the central repo, for the detectors of other workers, too, or let another worker ask."""
 
-        def find(others: Callable[[], list[Question]]) -> list[Answer]:
-            return self._find([question], others, timings, sizes=sizes)
+        def find(turn: Turn[Question]) -> list[Answer]:
+            return self._find([question], turn, timings, sizes=sizes)
 
         timings.values["asked_for"] = 0
-        answer = None if sizes else self._questions.ask(question, find, timings)
-        return answer or find(list)[0]
+        return find(Turn())[0] if sizes else self._questions.ask(question, find, timings)
 
     def _find(
-        self,
-        own: Sequence[Question],
-        others: Callable[[], list[Question]],
-        timings: Timings,
-        *,
-        sizes: bool = False,
+        self, own: Sequence[Question], turn: Turn[Question], timings: Timings, *, sizes: bool = False
     ) -> list[Answer]:
         """Ask the central repo for a worker and for others."""
-        with self._central.reading(timings) as central:
+        with observed_databases(turn.progressed), self._central.reading(timings) as central:
             # Connected: more workers have a question by now.
-            questions = [*own, *others()]
+            questions = [*own, *turn.others()]
             timings.values["asked_for"] = len(questions)
             if self._answered != (version := self._questions.version):
                 self._answers.forget_locations()

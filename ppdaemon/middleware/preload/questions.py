@@ -1,56 +1,67 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Questions that the workers of a host have at the same time: one of them answers those of all.
+"""Questions that the workers of a host have at the same time: one process answers those of many.
 
-Each worker writes its question to a file, which it keeps locked while it waits. The worker that gets
-the lock of the folder answers all questions that are there, and leaves the answers beside them. No
-answer is older than its question. If the worker dies, the kernel releases its locks: the next one
-answers the questions that are left, and deletes those of dead workers. If it hangs, another one takes its
-place. Whatever cannot be written or read in the folder makes a worker ask by itself.
+The process that has the turn answers the oldest questions that are there, up to `BATCH`. It is the asker, if
+the node has one: workers wake it, and take a turn only if it is late. Without it the worker with the turn
+answers those of the others with its own, and the next one answers the next ones. So many workers as a host
+may have ask through one connection at a time, and none gets an answer that is older than its question.
 
-One process may answer all questions: workers wake it, and take a turn only if it is late.
+If the process that has the turn dies, the next one answers the questions that are left. If it makes no
+progress, another one takes its place. Being slow is not enough: where each that has waited for long asked by
+itself, hundreds of them would make all others slow, too. What cannot be written or read in the folder makes a
+worker ask for itself alone, in its turn.
 """
 
-import fcntl
-import io
 import logging
 import os
-import pickle
 import select
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
-
-from lsst.daf.butler import DatasetAssociation
 
 from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.preload.questionfiles import QuestionFiles, Reply
 
-__all__ = ("HostQuestions",)
+__all__ = ("HostQuestions", "Turn")
 
 _LOG = logging.getLogger(__name__)
 
 WAIT_S = 5.0
-"""Until another worker takes the place of one that answers, and until it asks by itself after as long
-again: many times the duration of a query, and a fraction of the time from the announcement to the image.
-The worker that answers may wait for a server that hangs, or be stopped."""
+"""Without progress, until another process takes the place of the one that has the turn: many times the
+duration of a query, and a fraction of the time from the announcement to the image. That one may wait for a
+server that hangs, or be stopped. Each worker waits twice as long for the next one: if the server is slow,
+more queries at once do not make it faster."""
+PATIENCE_S = 0.25
+"""Until a worker takes its turn although there is an asker: a cold query takes half of it, and an asker that
+is busy has the turn."""
+BATCH = 64
+"""Questions that are answered together at most: those of all detectors of a host, mostly. Of more, the first
+begin to copy while the next are answered; the memory for answers is limited, and a question that no query
+can answer concerns only so many others."""
 _PAUSE_S = 0.004, 0.1
 """Between two looks, shortest and longest: the queries of a visit take ten times the shortest."""
 _PAUSE = 1 / 8
 """As a fraction of the time that a worker has waited: hundreds of them would use the cores that the one
 needs that answers."""
-PATIENCE_S = 0.25
-"""Until a worker takes its turn although there is a process that answers for all: a cold query takes half of
-it, and an asker that is busy has the lock."""
-_LOCK = ".lock"
-_DOORBELL = ".doorbell"
-_VERSION = ".version"
-_QUESTION, _ANSWER = ".question", ".answer"
-_NEW_QUESTION, _NEW_ANSWER = ".new", ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn[Q]:
+    """The right to ask."""
+
+    others: Callable[[], list[Q]] = list
+    """Returns the questions of other workers; to be called once, as late as possible."""
+    progressed: Callable[[], None] = lambda: None
+    """To be called after each step, such as a statement."""
+
+
+type _Answering[Q, A] = Callable[[Turn[Q]], Sequence[A]]
 
 
 class HostQuestions[Q, A]:
@@ -59,47 +70,35 @@ class HostQuestions[Q, A]:
     Questions and answers are pickled.
     """
 
-    def __init__(self, folder: Path, wait_s: float = WAIT_S):
-        self._folder = folder
+    def __init__(self, folder: Path, wait_s: float = WAIT_S, batch: int = BATCH):
+        self._files = QuestionFiles[Q, A](folder)
         self._wait_s = wait_s
+        self._batch = batch
 
-    def ask(
-        self, question: Q, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
-    ) -> A | None:
-        """Return the answer to a question; `None` if the caller must find it by itself.
+    def ask(self, question: Q, answer: _Answering[Q, A], timings: Timings) -> A:
+        """Return the answer to a question.
 
-        `answer` may be called, in one process at a time unless that hangs. It gets a function that returns
-        the other questions, to be called once, as late as possible, and returns the answers to all, that to
-        `question` first. If it raises, so does this function, unless it was for others, too: the error may
-        be theirs.
+        `answer` may be called, in one process at a time unless that makes no progress. It returns the answer
+        to `question`, then those to the others of its turn. If it raises `~ppdaemon.errors.VisitFailed`
+        before it calls `Turn.others`, nobody can ask: so does this function in all processes that have waited
+        for at least half as long. If it raises later, the error may be another question's: it is called again
+        for `question` alone, and the others ask alone, too, one after the other.
         """
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(self._posted(question))
+                path = stack.enter_context(self._files.posted(question, timings.clock))
             except OSError as error:  # a full RAM disk: files are evicted when the inputs are copied
                 _LOG.warning("cannot ask together with other workers: %s", describe(error))
-                return None
+                path = None
             return self._wait_or_answer(path, answer, timings)
 
-    @contextmanager
-    def doorbell(self) -> Iterator[int]:
-        """Yield a descriptor that becomes readable when a worker has a question: `answer_all` is to be called
-        then.
+    def doorbell(self) -> AbstractContextManager[int]:
+        """Return a context with a descriptor that becomes readable when a worker has a question: `answer_all`
+        is to be called then.
         """
-        self._make_folder()
-        path = self._folder / _DOORBELL
-        with suppress(FileExistsError):  # of the process before
-            os.mkfifo(path, 0o600)
-        # Also for writing: otherwise it would be readable for ever when the first worker has closed it.
-        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        return self._files.doorbell()
 
-    def answer_all(
-        self, doorbell: int, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], clock: Clock
-    ) -> None:
+    def answer_all(self, doorbell: int, answer: _Answering[Q, A], clock: Clock) -> None:
         """Answer the questions that are there. `answer` is as for `ask`, without a question of its own.
 
         Its errors are logged: the workers ask by themselves then.
@@ -107,229 +106,132 @@ class HostQuestions[Q, A]:
         with suppress(BlockingIOError):
             os.read(doorbell, select.PIPE_BUF)
         begin, waited = clock.mono(), 0.0
-        while waited < self._wait_s and self._is_asked():
-            with self._turn(clock) as is_mine:
-                if is_mine:
-                    self._answer(None, answer)
-                    return
-            time.sleep(_pause_s(waited))  # for a worker that has not waited for this process
-            waited = clock.mono() - begin
-
-    def _wait_or_answer(
-        self, path: Path, answer: Callable[[Callable[[], list[Q]]], Sequence[A]], timings: Timings
-    ) -> A | None:
-        begin, waited = timings.clock.mono(), 0.0
-        patience_s = PATIENCE_S if self._ring() else 0.0
-        while waited < 2 * self._wait_s:
-            if waited < patience_s:
-                if path.with_suffix(_ANSWER).exists():
-                    return self._read(path.with_suffix(_ANSWER))
-            else:
-                with self._turn(timings.clock) as is_mine:
-                    # Only now: another process may have answered while this one did not look.
-                    if path.with_suffix(_ANSWER).exists():
-                        return self._read(path.with_suffix(_ANSWER))
-                    if is_mine:
-                        return self._answer(path, answer)
-            with timings.timed("wait"):
+        while waited < self._wait_s and self._files.has_unanswered():
+            with self._files.turn(clock, self._wait_s) as (progressed, _):
+                if progressed is not None:
+                    if not self._answer_batch(answer, progressed):
+                        return
+                    begin = clock.mono()
+            if progressed is None:  # a worker that has not waited for this process has the turn
                 time.sleep(_pause_s(waited))
-            waited = timings.clock.mono() - begin
-        _LOG.warning("no answer from another worker in %.0f s, this one asks by itself", waited)
-        return None
+            waited = clock.mono() - begin
 
     @property
     def version(self) -> str:
         """A text that changes with each `renew` by any process (`str`)."""
-        try:
-            return (self._folder / _VERSION).read_text()
-        except FileNotFoundError:
-            return ""
+        return self._files.version
 
     def renew(self) -> None:
         """Change `version`: what was cached for answers is not to be used any more."""
-        try:
-            self._make_folder()
-            (self._folder / _VERSION).write_text(str(uuid.uuid4()))
-        except OSError as error:
-            _LOG.warning("other workers are not told: %s", describe(error))
+        self._files.renew()
 
-    def _ring(self) -> bool:
-        """Wake the process that answers for all; return whether there is one."""
-        try:
-            descriptor = os.open(self._folder / _DOORBELL, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # nobody has it open, or it does not exist
-            return False
-        try:
-            os.write(descriptor, b"\0")
-        except BlockingIOError:  # rung by very many
-            return True
-        except OSError:  # it has ended just now
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+    def _wait_or_answer(self, path: Path | None, answer: _Answering[Q, A], timings: Timings) -> A:
+        begin, waited = timings.clock.mono(), 0.0
+        wait_s, before = self._wait_s, 0
+        patience_s = PATIENCE_S if path is not None and self._files.ring() else 0.0
+        while True:
+            if path is not None and self._files.is_answered(path):
+                reply = self._files.read_reply(path)
+                if reply.failure is not None:
+                    raise VisitFailed(*reply.failure, retriable=True)
+                if reply.answer is not None:
+                    return reply.answer
+                path, patience_s = None, 0.0  # what was found there stays: nobody else is to answer
+            if waited >= patience_s:
+                with self._files.turn(timings.clock, wait_s) as (progressed, inode):
+                    if progressed is not None:
+                        # Another process may have answered while this one did not look.
+                        if path is not None and self._files.is_answered(path):
+                            continue
+                        return self._answer(path, answer, progressed, timings.clock)
+                if before not in (0, inode):  # another process has taken the place of one
+                    wait_s *= 2
+                before = inode
+            with timings.timed("wait"):
+                time.sleep(_pause_s(waited))
+            waited = timings.clock.mono() - begin
 
-    def _is_asked(self) -> bool:
-        """Return whether there is a question without an answer."""
-        names = {path.name for path in self._folder.iterdir()}
-        return any(
-            name.endswith(_QUESTION) and name.removesuffix(_QUESTION) + _ANSWER not in names for name in names
-        )
-
-    def _answer(self, own: Path | None, answer: Callable[[Callable[[], list[Q]]], Sequence[A]]) -> A | None:
+    def _answer(
+        self,
+        own: Path | None,
+        answer: _Answering[Q, A],
+        progressed: Callable[[], None],
+        clock: Clock,
+    ) -> A:
+        """Answer a worker's own question, and those of others, unless it is to ask alone."""
         others: list[tuple[Path, Q]] = []
+        begin, can_ask = clock.mono(), False
 
         def take_others() -> list[Q]:
-            others.extend(self._others(own))
+            nonlocal can_ask
+            can_ask = True
+            if own is not None:
+                others.extend(islice(self._files.unanswered(own), self._batch - 1))
             return [question for _, question in others]
 
-        first: A | None = None
-        rest: Sequence[A | None] = []
         try:
-            rest = answer(take_others)
-            if own is not None:
-                first, *rest = rest
-        except Exception as error:  # of whichever question: its own worker raises it again
-            if own is not None and not others:
+            first, *rest = answer(Turn(take_others, progressed))
+        except Exception as error:
+            if isinstance(error, VisitFailed) and not can_ask:
+                # Each would try for as long, one after the other.
+                self._files.fail(error, (begin + clock.mono()) / 2)
+            if not others:
                 raise
-            unexpected = not isinstance(error, VisitFailed)
-            _LOG.warning(
-                "not answered together with those of other workers: %s", describe(error), exc_info=unexpected
-            )
-        finally:
-            # In any case: those without an answer would wait.
-            for (path, _), each in zip(others, rest or [None] * len(others), strict=True):
-                self._write(path.with_suffix(_ANSWER), each)
+            _log_failure(error)
+            # If this fails, too, the next one answers those of the others.
+            first, rest = self._answer(None, answer, progressed, clock), []
+        replies = [Reply(each) for each in rest] or [Reply[A]()] * len(others)
+        for (path, _), reply in zip(others, replies, strict=True):
+            self._files.reply(path, reply)
         return first
 
-    @contextmanager
-    def _posted(self, question: Q) -> Iterator[Path]:
-        """Write a question, and delete it with its answer at the end."""
-        self._make_folder()
-        path = self._folder / f"{uuid.uuid4()}{_QUESTION}"
-        hidden = path.with_suffix(_NEW_QUESTION)
-        descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def _answer_batch(self, answer: _Answering[Q, A], progressed: Callable[[], None]) -> bool:
+        """Answer the oldest questions; return whether it is of use to go on."""
+        batch: list[tuple[Path, Q]] = []
+
+        def take_batch() -> list[Q]:
+            batch.extend(islice(self._files.unanswered(), self._batch))
+            return [question for _, question in batch]
+
         try:
-            # Locked before it has its name: an unlocked one is that of a dead process.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            hidden.write_bytes(_pickled(question))
-            hidden.rename(path)
-            yield path
-        finally:
-            for each in (hidden, path, path.with_suffix(_ANSWER)):
-                each.unlink(missing_ok=True)
-            os.close(descriptor)
+            answers = answer(Turn(take_batch, progressed))
+        except Exception as error:
+            _log_failure(error)
+            # One of them may be the reason. Without any nobody can ask: the workers try, and retry.
+            return bool(batch) and all(
+                self._answer_single(path, question, answer, progressed) for path, question in batch
+            )
+        written = [
+            self._files.reply(path, Reply(each)) for (path, _), each in zip(batch, answers, strict=True)
+        ]
+        return all(written)
 
-    def _make_folder(self) -> None:
-        self._folder.parent.mkdir(parents=True, exist_ok=True)
-        # For its owner only: what is in it is unpickled.
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+    def _answer_single(
+        self, path: Path, question: Q, answer: _Answering[Q, A], progressed: Callable[[], None]
+    ) -> bool:
+        """Answer one question, or let its worker ask alone; return whether others can be answered."""
+        was_taken = False
 
-    @contextmanager
-    def _turn(self, clock: Clock) -> Iterator[bool]:
-        """Lock the folder; yield whether that succeeded at once.
+        def take() -> list[Q]:
+            nonlocal was_taken
+            was_taken = True
+            return [question]
 
-        A lock file that another process has locked for too long is deleted, so that the next look makes
-        another one.
-        """
-        path = self._folder / _LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            now = clock.mono()
-            is_mine = _locks(descriptor)
-            if is_mine:
-                # Since when, by the clock that no correction changes. In a full RAM disk, too.
-                os.utime(descriptor, (now, now))
-            elif now - (held := os.fstat(descriptor)).st_mtime > self._wait_s:
-                with suppress(FileNotFoundError):
-                    if path.stat().st_ino == held.st_ino:  # not that of the next process
-                        _LOG.warning("a worker that asks for others hangs, another one takes its place")
-                        path.unlink()
-            yield is_mine
-            if is_mine:
-                os.utime(descriptor)  # far in the future: the next process is not taken for one that hangs
-        finally:
-            os.close(descriptor)
-
-    def _others(self, own: Path | None) -> Iterator[tuple[Path, Q]]:
-        """Yield the questions without an answer; delete what dead processes have left."""
-        names = {path.name for path in self._folder.iterdir()}
-        for name in sorted(names if own is None else names - {own.name}):
-            path = self._folder / name
-            if path.suffix in (_QUESTION, _NEW_QUESTION):
-                if _is_abandoned(path):
-                    path.unlink(missing_ok=True)
-                    path.with_suffix(_ANSWER).unlink(missing_ok=True)
-                elif path.suffix == _QUESTION and path.with_suffix(_ANSWER).name not in names:
-                    try:
-                        question = cast(Q, pickle.loads(path.read_bytes()))
-                    except FileNotFoundError:  # its process has waited too long
-                        continue
-                    except Exception as error:  # unpickling may raise anything; its process asks by itself
-                        _LOG.warning("the question of another worker cannot be read: %s", describe(error))
-                        continue
-                    yield path, question
-            elif path.suffix == _ANSWER:
-                if path.with_suffix(_QUESTION).name not in names:
-                    path.unlink(missing_ok=True)
-            elif path.suffix == _NEW_ANSWER:  # of a process that had the turn before
-                path.unlink(missing_ok=True)
-
-    def _write(self, path: Path, answer: A | None) -> None:
-        part = path.with_name(f"{uuid.uuid4()}{_NEW_ANSWER}")  # a process that hung may write one, too
-        try:
-            part.touch(0o600)
-            part.write_bytes(_pickled(answer))
-            part.rename(path)
-        except Exception as error:  # pickling may raise anything; its process asks by itself
-            _LOG.warning("an answer for another worker cannot be written: %s", describe(error))
-            part.unlink(missing_ok=True)
-
-    def _read(self, path: Path) -> A | None:
-        try:
-            return cast(A | None, pickle.loads(path.read_bytes()))
-        except Exception as error:  # such as dimensions that this process has not loaded
-            _LOG.warning("the answer of another worker cannot be read: %s", describe(error))
-            return None
+            (found,) = answer(Turn(take, progressed))
+        except Exception as error:
+            _LOG.warning("the question of a worker is not answered: %s", describe(error))
+            return was_taken and self._files.reply(path, Reply())
+        return self._files.reply(path, Reply(found))
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles associations, too: their class is frozen and has slots, so that the usual way fails."""
-
-    def reducer_override(self, content: Any) -> Any:
-        """Return how to make an association again."""
-        if type(content) is DatasetAssociation:
-            return DatasetAssociation, (content.ref, content.collection, content.timespan)
-        return NotImplemented
-
-
-def _pickled(content: object) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(content)
-    return buffer.getvalue()
+def _log_failure(error: Exception) -> None:
+    unexpected = not isinstance(error, VisitFailed)
+    _LOG.warning(
+        "not answered together with those of other workers: %s", describe(error), exc_info=unexpected
+    )
 
 
 def _pause_s(waited_s: float) -> float:
     """Return the time between two looks."""
     return min(max(_PAUSE * waited_s, _PAUSE_S[0]), _PAUSE_S[1])
-
-
-def _locks(descriptor: int) -> bool:
-    """Lock a file; return whether that succeeded at once."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Return whether the process of a question has ended."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        return _locks(descriptor)
-    finally:
-        os.close(descriptor)
