@@ -11,8 +11,9 @@ import errno
 import logging
 import os
 import select
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,9 @@ MAX_TAINTED = 300
 """Characters of the list of what a visit has left."""
 SHORT_NOTE = 100
 """Characters about each of the 210 spools of an export, if the whole notes are too long."""
+ANSWER_S = 60.0
+"""Time limit of an asker for the questions that are there: many times what a slow database needs. The workers
+have not waited as long."""
 MAX_REASON = 500
 """Characters of a reason; the journal stores no more."""
 NOTED_IMPORT_S = 0.2
@@ -159,7 +163,8 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
 
 def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> ExitCode:
     channel.send(messages.Ready(pid=os.getpid()))
-    asker.prepare()
+    with _ended_if_late():
+        asker.prepare()
     while True:
         ready, _, _ = select.select([channel.fileno(), asker.fileno()], [], [])
         if channel.fileno() in ready:
@@ -168,7 +173,20 @@ def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> Ex
                     return ExitCode.OK
                 case unexpected:
                     raise AssertionError(unexpected)
-        asker.answer()
+        with _ended_if_late():
+            asker.answer()
+
+
+@contextlib.contextmanager
+def _ended_if_late() -> Iterator[None]:
+    """End this process by SIGALRM, also within a call of a library, if the block takes longer than
+    `ANSWER_S`: the supervisor starts another one.
+    """
+    signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def fitting[Report: (messages.Exported, messages.ImagesGivenUp)](report: Report) -> Report:

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The node's one process that asks for all workers: started, replaced and started again."""
 
+import signal
+import socket
+import subprocess
+import sys
+
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.node import running_node
@@ -48,3 +53,32 @@ def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
         node.wait(lambda: not alive(old))
         node.wait(lambda: len(node.zygotes()) == 1)  # no process keeps the old one
         assert alive(new)
+
+
+HANGING = """
+import socket, sys, time
+from ppdaemon.messages import ORDERS
+from ppdaemon.worker import main
+from ppdaemon.worker.channel import Channel
+
+class Hanging:
+    def fileno(self):
+        return 0
+
+    def prepare(self):
+        pass
+
+    def answer(self):
+        time.sleep(600)
+
+main.ANSWER_S = 0.1
+main._serve_questions(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Hanging())
+"""
+
+
+def test_an_asker_that_hangs_ends():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [sys.executable, "-c", HANGING, str(theirs.fileno())]
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], check=False)
+    assert ended.returncode == -signal.SIGALRM
