@@ -89,6 +89,9 @@ async def groups_of(server: Any, stream: str) -> Mapping[str, StreamGroup]:
     }
 
 
-def rivals(groups: Iterable[StreamGroup], group: str) -> list[str]:
-    """Return the other groups of a stream whose consumers process the same visits for good."""
-    return sorted(each.name for each in groups if each.name != group and not each.shadow)
+def rivals(groups: Iterable[StreamGroup], config: RedisConfig) -> list[str]:
+    """Return the other groups of a stream whose consumers process the same visits for good: also those that
+    have no consumer now, which get all entries when one comes.
+    """
+    known = {config.group, *config.watching_groups}
+    return sorted(each.name for each in groups if each.name not in known and not each.shadow)

@@ -59,6 +59,9 @@ class RedisConfig(ConfigPart):
     group: RedisName = "ppdaemon"
     """Consumer group. With the present service's group, the host shares its visits; with one of its own
     everything is processed twice, which needs ``shadow: true``."""
+    watching_groups: tuple[RedisName, ...] = ()
+    """Other groups of the streams whose consumers process no visits, such as those of a monitor. While there
+    is any other one, the node takes no visits, because they would be processed twice."""
     user: str | None = None
     """User of the server; `None`: the default user."""
     password: Path | None = None
@@ -86,10 +89,12 @@ class RedisConfig(ConfigPart):
 
     @classmethod
     def conflicts(cls, keys: Any) -> Iterator[tuple[KeyPath, str]]:
-        """Find streams that cannot be read."""
+        """Find streams that cannot be read, and an own group that would process nothing."""
         if values := valid_values(keys, "url", "streams"):
             url, streams = values
             if url is not None and (problem := needs_redis()):
                 yield ("url",), problem
             if url is not None and not streams:
                 yield ("streams",), "list at least one stream"
+        if (values := valid_values(keys, "group", "watching_groups")) and values[0] in values[1]:
+            yield ("watching_groups",), f"{values[0]} is redis.group, whose consumers process the visits"

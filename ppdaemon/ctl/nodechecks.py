@@ -211,9 +211,12 @@ async def _groups(redis: RedisConfig) -> tuple[Mapping[str, Mapping[str, StreamG
 def redis_finding(config: NodeConfig, stream: str, groups: Mapping[str, StreamGroup]) -> CheckFinding:
     """Return what to do about the groups of a stream."""
     group = config.redis.group
-    if (others := rivals(groups.values(), group)) and not config.shadow.enabled:
+    if (others := rivals(groups.values(), config.redis)) and not config.shadow.enabled:
         text = f"{stream}: group {others[0]} processes the same visits"
-        action = "use its name as redis.group, delete it if nobody uses it, or set shadow: true"
+        action = (
+            "use its name as redis.group, delete it if nobody uses it, list it in redis.watching_groups if it"
+            " processes none, or set shadow: true"
+        )
         return CheckFinding(item="redis", level="error", text=text, action=action)
     if (known := groups.get(group)) is None:
         return CheckFinding(item="redis", level="ok", text=f"{stream}: the daemon will create group {group}")

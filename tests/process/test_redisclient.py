@@ -619,6 +619,24 @@ def test_another_group_of_the_stream_needs_the_shadow_mode(server, config):
     server.ask("CONFIG", "SET", "appendonly", "no")
 
 
+def test_a_second_group_ends_the_reading_until_it_is_deleted_and_one_that_watches_does_not(server, config):
+    async def body():
+        async with connected(config(watching_groups=["monitor"])) as node:
+            with server.client() as client:
+                client.xgroup_create(STREAM, "monitor", id="0")
+                client.xgroup_create(STREAM, "other", id="$")
+            await node.until(lambda: not node.client.connected)
+            assert f"delete it (XGROUP DESTROY {STREAM} other)" in node.client.text
+            server.add(STREAM, message())
+            server.ask("XGROUP", "DESTROY", STREAM, "other")
+            await node.until(lambda: node.reserved == [("g", 0)])
+            assert node.client.connected
+
+    asyncio.run(body())
+    assert [each.level for each in check_redis(config())] == ["error", "warning"]
+    assert [each.level for each in check_redis(config(watching_groups=["monitor"]))] == ["ok", "warning"]
+
+
 @pytest.mark.parametrize("shadow", [True, False])
 def test_a_group_has_one_mode(server, config, shadow):
     server.add(STREAM, message())

@@ -625,6 +625,10 @@ def with_redis(node: dict[str, Any], **keys: Any) -> dict[str, Any]:
         ({"url": "127.0.0.1:6379"}, "redis.url: 127.0.0.1:6379 is not an address"),
         ({"url": "redis://127.0.0.1:x"}, "redis.url: redis://127.0.0.1:x is not an address"),
         ({"streams": []}, "redis.streams: list at least one stream"),
+        (
+            {"watching_groups": ["ppdaemon"]},
+            "redis.watching_groups: ppdaemon is redis.group, whose consumers",
+        ),
         ({"streams": ["s", "s"]}, "redis.streams: a stream is listed twice"),
         ({"url": "redis://elsewhere:6379"}, "redis://elsewhere:6379 is on another host"),
         ({"permit_s": 7000}, "redis.permit_s: 7000 is less than twice node.expiry_s (3600)"),

@@ -9,7 +9,15 @@ from typing import Any
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import Unavailable
 from ppdaemon.node.visits.redisentries import DetectorKey, Pending, Place, permit_key
-from ppdaemon.redisserver import SOCKET_S, groups_of, name_mark, open_server, rivals, shadow_mark
+from ppdaemon.redisserver import (
+    SOCKET_S,
+    StreamGroup,
+    groups_of,
+    name_mark,
+    open_server,
+    rivals,
+    shadow_mark,
+)
 
 __all__ = ("Fields", "RedisGroup")
 
@@ -92,11 +100,7 @@ class RedisGroup:
         """
         groups, group = await groups_of(self._server, stream), self._config.group
         known = groups.get(group)
-        if (others := rivals(groups.values(), group)) and not self._shadow:
-            raise Unavailable(
-                f"stream {stream} has another group, {others[0]}, whose consumers process the same visits:"
-                " use its name as redis.group, delete it if nobody uses it, or set shadow: true"
-            )
+        self._refuse_rivals(stream, groups)
         # A group of the present service may have no consumer now: a shadow leaves it alone all the same.
         if known is not None and (known.consumers or self._shadow) and known.shadow != self._shadow:
             modes = "present service", "shadow mode"
@@ -114,9 +118,22 @@ class RedisGroup:
                 start = str(max(0, int(after_ms)))
                 await self._server.xgroup_create(stream, group, id=start, mkstream=True)
 
+    def _refuse_rivals(self, stream: str, groups: Mapping[str, StreamGroup]) -> None:
+        if (others := rivals(groups.values(), self._config)) and not self._shadow:
+            raise Unavailable(
+                f"stream {stream} has another group, {others[0]}, whose consumers process the same visits: if"
+                f" nobody uses it, delete it (XGROUP DESTROY {stream} {others[0]}); if they process none,"
+                " list it in redis.watching_groups; else use its name as redis.group, or set shadow: true"
+            )
+
     async def counts(self) -> tuple[int, int]:
-        """Return how many entries are pending with consumers, and how many wait for one."""
-        groups = [await groups_of(self._server, stream) for stream in self.streams]
+        """Return how many entries are pending with consumers, and how many wait for one. Raises as `find`
+        does: each visit until another group is noticed may be processed twice.
+        """
+        groups = []
+        for stream in self.streams:
+            groups.append(await groups_of(self._server, stream))
+            self._refuse_rivals(stream, groups[-1])
         own = [each[self._config.group] for each in groups if self._config.group in each]
         return sum(each.pending for each in own), sum(each.waiting for each in own)
 
