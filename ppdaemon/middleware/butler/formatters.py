@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reads and writes the files of datasets as a datastore does it, but without its database."""
 
+import functools
+import os
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from lsst.daf.butler import (
     Config,
     DatasetProvenance,
     DatasetRef,
+    DatasetType,
     DimensionUniverse,
     FileDescriptor,
     Formatter,
@@ -24,6 +29,7 @@ from lsst.daf.butler.datastores.file_datastore.get import (
     generate_datastore_get_information,
     get_dataset_as_python_object_from_get_info,
 )
+from lsst.resources import ResourcePath
 from lsst.utils.introspection import get_full_type_name
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
@@ -31,6 +37,8 @@ from ppdaemon.middleware.butler.datafiles import LocatedFile
 __all__ = ("FileWriter", "UnknownDatastore", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+_OTHER_WAYS = ("write_direct", "write_locally_then_move")
+"""Methods of a formatter that replace the way in which a file is written."""
 
 
 class UnknownDatastore(Exception):
@@ -76,6 +84,7 @@ class FileWriter:
         self.universe = universe
         self._formatters = FormatterFactory()
         self._formatters.registerFormatters(datastore["formatters"], universe=universe)
+        self._classes: dict[tuple[DatasetType, Any], type[Formatter | FormatterV2]] = {}
 
     def write(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
@@ -92,9 +101,7 @@ class FileWriter:
         if isinstance(content, Table):
             content = content.copy(copy_data=False)  # the formatter puts provenance into its meta
         try:
-            _as_formatter_v2(formatter, ref).write(
-                content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance
-            )
+            _write_file(_as_formatter_v2(formatter, ref), content, location.uri, provenance)
         except Exception as error:  # formatters may raise anything; the error and text of FileDatastore
             raise RuntimeError(
                 f"Failed to serialize dataset {ref} of type {get_full_type_name(content)} "
@@ -104,10 +111,44 @@ class FileWriter:
 
     def formatter(self, ref: DatasetRef, folder: Path) -> tuple[Location, Formatter | FormatterV2]:
         """Return the formatter of a dataset, and where it writes in a folder."""
-        location = Location(folder.as_uri(), str(ref.id), trusted_path=True)
+        location = Location(_root_of(folder), str(ref.id), trusted_path=True)
         descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
         formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
         return formatter.make_updated_location(location), formatter
+
+    def formatter_class(self, ref: DatasetRef) -> type[Formatter | FormatterV2]:
+        """Return the class of a dataset's formatter."""
+        key = ref.datasetType, ref.dataId.get("instrument")
+        if key not in self._classes:
+            self._classes[key] = self._formatters.getFormatterClass(ref)
+        return self._classes[key]
+
+
+@functools.lru_cache(8)
+def _root_of(folder: Path) -> ResourcePath:
+    return ResourcePath(folder.as_uri(), forceDirectory=True)
+
+
+def _write_file(
+    formatter: FormatterV2, content: object, uri: ResourcePath, provenance: DatasetProvenance | None
+) -> None:
+    """Write a file as `lsst.daf.butler.FormatterV2.write` does, unless a formatter has another way.
+
+    Its checks for a move, which may be that of a remote file, take several times as long as a small file.
+    """
+    if any(getattr(type(formatter), name) is not getattr(FormatterV2, name) for name in _OTHER_WAYS):
+        formatter.write(content, cache_manager=DatastoreDisabledCacheManager(), provenance=provenance)
+        return
+    content = formatter.add_provenance(content, provenance=provenance)
+    # With a name of its own: two threads may write the same dataset at the same moment.
+    unfinished = uri.updatedFile(f"{uuid.uuid4()}-{uri.basename()}")
+    try:
+        formatter.write_local_file(content, unfinished)
+        os.replace(unfinished.ospath, uri.ospath)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished.ospath)
+        raise
 
 
 def _as_formatter_v2(formatter: Formatter | FormatterV2, ref: DatasetRef) -> FormatterV2:

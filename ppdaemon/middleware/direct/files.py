@@ -108,13 +108,12 @@ class DatasetWriter(FileWriter):
 
     def converts(self, ref: DatasetRef) -> bool:
         """Return whether a dataset that is read from its file may differ from the object that was put."""
-        return isinstance(self.formatter(ref, Path("/"))[1], _CONVERTING)
+        return issubclass(self.formatter_class(ref), _CONVERTING)
 
     def is_plain_table(self, content: object, ref: DatasetRef) -> bool:
         """Return whether `as_read` of a dataset gives what a read of its file would give."""
-        formatter = self.formatter(ref, Path("/"))[1]
         return (
-            isinstance(formatter, ParquetFormatter)
+            issubclass(self.formatter_class(ref), ParquetFormatter)
             and ref.datasetType.storageClass.pytype is Table
             and type(content) is Table
             and _is_plain(content)
