@@ -28,7 +28,15 @@ import sys
 from pathlib import Path
 
 import boto3
-from lsst.daf.butler import Butler, Config, DataCoordinate, DatasetIdGenEnum, DatasetRef, DatasetType, FileDataset
+from lsst.daf.butler import (
+    Butler,
+    Config,
+    DataCoordinate,
+    DatasetIdGenEnum,
+    DatasetRef,
+    DatasetType,
+    FileDataset,
+)
 from moto.server import ThreadedMotoServer
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -39,7 +47,9 @@ host, port = server.get_host_and_port()
 os.environ["S3_ENDPOINT_URL"] = f"http://{host}:{port}"
 boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"]).create_bucket(Bucket="bucket")
 
-config = Config({"datastore": {"root": "s3://bucket/repo"}, "registry": {"db": f"sqlite:///{work}/gen3.sqlite3"}})
+config = Config(
+    {"datastore": {"root": "s3://bucket/repo"}, "registry": {"db": f"sqlite:///{work}/gen3.sqlite3"}}
+)
 Butler.makeRepo(str(work / "repo"), config=config, forceConfigRoot=False)
 
 

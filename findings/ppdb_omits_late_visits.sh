@@ -49,9 +49,7 @@ def catalog(table: ApdbTables, number: int, **values: object) -> pandas.DataFram
 def store(number: int, isot: str) -> None:
     time = Time(isot, scale="tai")
     ids = {"diaSourceId": number, "visit": number, "midpointMjdTai": time.mjd}
-    apdb.store(
-        time, catalog(ApdbTables.DiaObject, number), catalog(ApdbTables.DiaSource, number, **ids)
-    )
+    apdb.store(time, catalog(ApdbTables.DiaObject, number), catalog(ApdbTables.DiaSource, number, **ids))
 
 
 def replicate(update: bool) -> str:
