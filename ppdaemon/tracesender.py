@@ -110,15 +110,17 @@ class TraceSender:
         except Exception as error:  # costs these traces, not the thread
             _LOG.exception("internal error: traces are dropped; please report this")
             problem = f"internal error: {error}"
+        before = self.problem
+        self.problem = f"traces cannot be sent to {endpoint} and are dropped: {problem}" if problem else ""
+        if problem and not before:
+            _LOG.warning("traces cannot be sent to %s, they are dropped: %s", endpoint, problem)
+        elif before and not problem:
+            _LOG.info("traces are sent to %s again", endpoint)
+        # Counted last: who sees the numbers, in another thread, sees the problem, too.
         if problem:
             self.dropped += len(made)
-            if not self.problem:
-                _LOG.warning("traces cannot be sent to %s, they are dropped: %s", endpoint, problem)
         else:
             self.sent += len(made)
-            if self.problem:
-                _LOG.info("traces are sent to %s again", endpoint)
-        self.problem = f"traces cannot be sent to {endpoint} and are dropped: {problem}" if problem else ""
 
     def _made(self, make: MakeSpans) -> list[Span]:
         try:
