@@ -39,6 +39,10 @@ __all__ = ("main",)
 
 _LOG = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long the thread that writes the ring waits at most after each statement while the event loop reads
+requests. With the usual 5 ms, no notice of a burst would be written before all are read."""
+
 
 @click.command(name="ppbridge", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("action", type=click.Choice(["run", "check-config"]), default="run")
@@ -67,6 +71,7 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name
         )
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         asyncio.run(_serve(config, _listener(config, environment), notifier))
     except (PPDaemonError, OSError) as error:
         # `systemctl status` shows it until the next start.
