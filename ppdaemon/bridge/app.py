@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ("main",)
 
 _LOG = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long the thread that writes the ring waits at most after each statement while the event loop reads
+requests. With the usual 5 ms, no notice of a burst would be written before all are read."""
 
 
 @click.command(name="ppbridge", context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,6 +68,7 @@ def _command(environment: Mapping[str, str], action: str, path: Path) -> None:
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name
         )
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         read_config = partial(load_bridge, path, environment)
         asyncio.run(_serve(config, read_config, _listener(config, environment), notifier))
 

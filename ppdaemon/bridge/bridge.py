@@ -2,6 +2,7 @@
 """A bridge: sources of notices, the ring, the nodes, control socket and metrics in one event loop."""
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -39,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 LOG_INTERVAL_S = 10.0
 """A store that is refused tries again at once."""
 TICK_S = 1.0
+AT_ONCE = 200
+"""Notices that are stored together; those that come meanwhile are stored next."""
 HANGS_S = 10.0
 """Time without an answer of the disk that is a problem."""
 PRUNE_S = 60.0
@@ -78,6 +81,9 @@ class Bridge:
         self._kafka = self._new_kafka()
         self._answered_at = clock.mono()
         """When the thread of the ring answered last; it is asked each second."""
+        self._waiting: dict[asyncio.Future[None], bytes] = {}
+        """Notices that are not being stored yet."""
+        self._storing = False
         self._failure: PPDaemonError | None = None
         self._stop = asyncio.Event()
         self._metrics = MetricsServer(config.metrics.listen, BRIDGE_METRICS, self.report)
@@ -92,17 +98,39 @@ class Bridge:
 
     async def store(self, body: bytes) -> None:
         """Return when a notice is on the disk. Raises `~ppdaemon.errors.Refused` if it cannot be written."""
-        await self._writer.wait_for_room()
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        stored: asyncio.Future[None] = loop.create_future()
+        self._waiting[stored] = body
+        if not self._storing:
+            self._storing = True
+            loop.call_soon(self._store_waiting)  # with those that come in this turn
+        try:
+            await asyncio.shield(stored)  # it must accept a result after the store has given up
+        finally:
+            self._waiting.pop(stored, None)
+
+    def _store_waiting(self) -> None:
+        """Store the notices that wait, and after that those that came meanwhile."""
+        batch = [*itertools.islice(self._waiting.items(), AT_ONCE)]
+        self._storing = bool(batch)
+        if not batch:
+            return
+        for stored, _ in batch:
+            del self._waiting[stored]
+        bodies = [body for _, body in batch]
 
         def committed(extent: Extent) -> None:
-            self._outlet.committed(extent, body)
-            stored.set_result(None)
+            self._outlet.committed(extent, bodies)
+            for stored, _ in batch:
+                stored.set_result(None)
+            self._store_waiting()
 
-        self._writer.put(
-            Commit(lambda ring: ring.add(body, self._clock.tai()), committed, stored.set_exception)
-        )
-        await asyncio.shield(stored)  # it must accept a result after the store has given up
+        def failed(error: Exception) -> None:
+            for stored, _ in batch:
+                stored.set_exception(error)
+            self._store_waiting()
+
+        self._writer.put(Commit(lambda ring: ring.add(bodies, self._clock.tai()), committed, failed))
 
     def request_stop(self) -> None:
         """Make `run` return soon; may be called by a signal handler."""
@@ -254,7 +282,7 @@ class Bridge:
             first=extent.first,
             last=extent.last,
             ring_mb=extent.bytes / 1e6,
-            backlog=self._writer.backlog,
+            backlog=self._writer.backlog + len(self._waiting),
             last_notice_s=age_s,
             sent=self._outlet.sent,
             counters=dict(self.throttle.by_kind),

@@ -133,11 +133,11 @@ class Outlet:
         self._due = asyncio.Event()
         self.limit = ConnectionLimit(socket, NODES, throttle, clock.mono)
 
-    def committed(self, extent: Extent, body: bytes | None = None) -> None:
-        """Answer those who wait: the ring has changed, or got this notice as its last one."""
+    def committed(self, extent: Extent, bodies: Sequence[bytes] = ()) -> None:
+        """Answer those who wait: the ring has changed, or got these notices as its last ones."""
         self.extent = extent
-        if body is not None:
-            self._newest.add(Stored(extent.last, body))
+        for number, body in enumerate(bodies, extent.last - len(bodies) + 1):
+            self._newest.add(Stored(number, body))
         self._due.set()
 
     def tick(self) -> None:

@@ -7,6 +7,7 @@ code; a `~ppdaemon.sqlitefile.BatchWriter` runs it in a thread.
 
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,10 +98,13 @@ class Ring(SqliteFile):
         first, last, size, newest = self._db.execute(query).fetchone()
         return Extent(last + 1 if first is None else first, last, size, newest)
 
-    def add(self, body: bytes, now_tai: float) -> Extent:
-        """Append a notice, and delete the oldest ones above the limits; return what the ring has then."""
-        self._db.execute("INSERT INTO notices (received_tai, body) VALUES (?, ?)", (now_tai, body))
-        self._db.execute("UPDATE ring SET bytes = bytes + ?", (len(body),))
+    def add(self, bodies: Sequence[bytes], now_tai: float) -> Extent:
+        """Append notices, and delete the oldest ones above the limits; return what the ring has then."""
+        # One statement: after each, the thread waits for the event loop, which has the interpreter.
+        places = ", ".join(["(?, ?)"] * len(bodies))
+        values = [value for body in bodies for value in (now_tai, body)]
+        self._db.execute(f"INSERT INTO notices (received_tai, body) VALUES {places}", values)
+        self._db.execute("UPDATE ring SET bytes = bytes + ?", (sum(map(len, bodies)),))
         return self.prune(now_tai)
 
     def prune(self, now_tai: float) -> Extent:

@@ -63,10 +63,10 @@ def test_a_node_that_is_up_to_date_does_not_wait_for_the_disk(socket_dir):
         async with answering(socket_dir, Extent(1, 7, 100, 0.0)) as (outlet, node):
             await node.send(encode(AskNotices(node="n1", request=1, epoch="e", number=7)))
             await asyncio.to_thread(wait_until, lambda: outlet.nodes)
-            outlet.committed(Extent(1, 8, 101, 0.0), b"h")
-            outlet.committed(Extent(1, 9, 102, 0.0), b"i")
+            outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
+            outlet.committed(Extent(1, 10, 103, 0.0), [b"i", b"j"])
             head, bodies = await answer(node)
-            assert (head.first, head.lost, head.is_other, bodies) == (8, 0, False, [b"h", b"i"])
+            assert (head.first, head.lost, head.is_other, bodies) == (8, 0, False, [b"h", b"i", b"j"])
 
     asyncio.run(play())
 

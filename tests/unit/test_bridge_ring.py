@@ -20,7 +20,7 @@ ALL = RingConfig(max_notices=10**9, max_bytes=10**12, keep_s=1e9)
 
 def add(ring: Ring, body: bytes, tai: float = 0.0) -> Extent:
     with ring.transaction():
-        return ring.add(body, tai)
+        return ring.add([body], tai)
 
 
 def bodies(ring: Ring) -> list[bytes]:
@@ -39,6 +39,14 @@ def test_numbers_follow_each_other_and_none_is_used_twice(tmp_path):
         assert add(ring, b"d", 1000.0) == Extent(4, 4, 1, 1000.0)
     with closing(Ring(tmp_path, ALL)) as again:
         assert (again.extent(), again.epoch) == (Extent(4, 4, 1, 1000.0), ring.epoch)
+
+
+def test_notices_that_are_added_together_are_numbered_in_their_order(tmp_path):
+    with closing(Ring(tmp_path, ALL.model_copy(update={"max_notices": 3}))) as ring:
+        add(ring, b"a")
+        with ring.transaction():
+            assert ring.add([b"bb", b"ccc", b"d", b"e"], 2.0) == Extent(3, 5, 5, 2.0)
+        assert ring.read(1, 10, 100) == [Stored(3, b"ccc"), Stored(4, b"d"), Stored(5, b"e")]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_the_oldest_notices_are_deleted_above_each_limit(tmp_path, limits, left)
 def test_after_the_limits_were_lowered_the_ring_shrinks_step_by_step(tmp_path):
     with closing(Ring(tmp_path, ALL)) as ring, ring.transaction():
         for number in range(2 * PRUNE_BATCH):
-            ring.add(b"x", float(number))
+            ring.add([b"x"], float(number))
     with closing(Ring(tmp_path, RingConfig(max_notices=5))) as ring:
         assert add(ring, b"y", 0.0).count == PRUNE_BATCH + 1
         assert add(ring, b"y", 0.0).count == 5

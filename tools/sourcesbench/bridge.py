@@ -80,8 +80,7 @@ def measure_ring(
     with closing(Ring(state, limits)) as ring:
         for first in range(0, workload.ring, AT_ONCE):
             with ring.transaction():
-                for _ in range(min(AT_ONCE, workload.ring - first)):
-                    ring.add(body, time.time())
+                ring.add([body] * min(AT_ONCE, workload.ring - first), time.time())
     bridge = BridgeProcess(folder, state_dir=str(state), ring=limits.model_dump())
     try:
         bridge.start()
