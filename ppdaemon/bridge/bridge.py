@@ -82,7 +82,7 @@ class Bridge:
         self._answered_at = clock.mono()
         """When the thread of the ring answered last; it is asked each second."""
         self._waiting: dict[asyncio.Future[None], bytes] = {}
-        """Notices that are not being stored yet."""
+        """Notices that are not stored yet, in the order of their arrival."""
         self._storing = False
         self._failure: PPDaemonError | None = None
         self._stop = asyncio.Event()
@@ -115,18 +115,18 @@ class Bridge:
         self._storing = bool(batch)
         if not batch:
             return
-        for stored, _ in batch:
-            del self._waiting[stored]
         bodies = [body for _, body in batch]
 
         def committed(extent: Extent) -> None:
             self._outlet.committed(extent, bodies)
             for stored, _ in batch:
+                self._waiting.pop(stored, None)
                 stored.set_result(None)
             self._store_waiting()
 
         def failed(error: Exception) -> None:
             for stored, _ in batch:
+                self._waiting.pop(stored, None)
                 stored.set_exception(error)
             self._store_waiting()
 
@@ -282,7 +282,7 @@ class Bridge:
             first=extent.first,
             last=extent.last,
             ring_mb=extent.bytes / 1e6,
-            backlog=self._writer.backlog + len(self._waiting),
+            backlog=len(self._waiting),
             last_notice_s=age_s,
             sent=self._outlet.sent,
             counters=dict(self.throttle.by_kind),
