@@ -48,7 +48,9 @@ QUICK = {
 }
 
 LIMIT_S = 600.0
-OTHERS = ("p50_ms", "p95_ms", "cpu_ms", "queries", "workers_asking", "connections", "bytes_copied")
+WHOLE_HOST_IMAGE_MB = 0.5
+"""Size of images where all detectors are prepared at once: they would take 50 GB otherwise."""
+OTHERS = ("p50_ms", "p95_ms", "max_ms", "cpu_ms", "queries", "workers_asking", "connections", "bytes_copied")
 """Results that are shown of another build, too."""
 
 
@@ -139,7 +141,10 @@ def measure_crowds(
 def run_crowd(host: "Host", build: Path, **order: Any) -> Crowd:
     """Run workers of a build at once, or plain copies; the cache is empty before and deleted after."""
     cache = "crowd"
-    places = {"central": str(host.central), "ramdisk": str(host.ramdisk), "pipelines": host.pipelines}
+    # Each build has its own template.
+    ramdisk = host.ramdisk / ("this" if build == Path(__file__).parents[1] else "other")
+    ramdisk.mkdir(exist_ok=True)
+    places = {"central": str(host.central), "ramdisk": str(ramdisk), "pipelines": host.pipelines}
     content = json.dumps({**places, "camera": host.detectors, "cache": cache, **order})
     path = os.pathsep.join((str(build), str(Path(__file__).parent)))
     command = [sys.executable, "-m", "preloadbench.crowd", content]
@@ -148,7 +153,7 @@ def run_crowd(host: "Host", build: Path, **order: Any) -> Crowd:
     )
     if done.returncode:
         raise Unavailable("the workers of a crowd have failed; see the output above")
-    for folder in host.ramdisk.glob(f"{cache}*"):
+    for folder in ramdisk.glob(f"{cache}*"):
         shutil.rmtree(folder)
     found: Crowd = json.loads(done.stdout)
     return found
@@ -234,8 +239,15 @@ def databases(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
     type=click.FloatRange(0.001),
     help="Size of a table or a shard of a reference catalog.",
 )
+@click.option(
+    "--whole-host",
+    is_flag=True,
+    help=f"Only workers of all detectors at once, with images of {WHOLE_HOST_IMAGE_MB:g} MB.",
+)
 @options(QUICK)
-def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amounts: Any) -> None:
+def command(
+    bench: Bench, database: tuple[str, ...], against: Path | None, whole_host: bool, **amounts: Any
+) -> None:
     """Measure a preload, from the order to the inputs in the worker's repo.
 
     The central repo on SQLite has the calibrations of a whole camera, and
@@ -255,6 +267,9 @@ def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amo
     from them. "queries_of_each" compares those with workers that ask one by
     one, "p95_of_copies" the time with plain copies of the same bytes by a
     process on each core, "of_other" with the build of --against.
+    "grown_bytes" is by how much the peak of the memory of the largest worker
+    has grown. With --whole-host, "max_of_limit" compares the slowest worker
+    with the default of the time limit.
 
     Workers are processes, forked from one that has imported all modules. Files
     are copied from the page cache: with a real store, cold takes longer. All
@@ -267,6 +282,8 @@ def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amo
     os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
     CONTEXT.set_forkserver_preload(["preloadbench.worker"])
+    if whole_host:
+        amounts |= {"crowd": (amounts["detectors"],), "image_mb": WHOLE_HOST_IMAGE_MB}
     workload = Workload(*(amounts[name] for name in ("workers", "visits", "crowd", "rounds")))
     size = Size(
         epochs=amounts["epochs"],
@@ -284,7 +301,7 @@ def command(bench: Bench, database: tuple[str, ...], against: Path | None, **amo
             ramdisk.mkdir()
             host = Host(folders.scratch / name, ramdisk, pipelines, size.detectors, size.image_bytes)
             gather([(prepare, host, size, url)])
-            if not results:
+            if not (results or whole_host):
                 results |= measure_single(host, workload)
             results |= measure_crowds(host, workload, name, against)
     bench.report(results, GOALS)

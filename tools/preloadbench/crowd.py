@@ -4,6 +4,7 @@ run with the ``ppdaemon`` of another build; prints the measurements of each work
 """
 
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
+from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
 
+from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.work import set_up_libraries
-from preloadbench.worker import Host, run_worker
+from preloadbench.worker import Host, build_template, run_worker
 
 
 class _Answers:
@@ -88,15 +91,37 @@ def run_at_once(tasks: Sequence[Callable[[Callable[[], None], Connection], None]
 
 
 def run_crowd(host: Host, cache: str, detectors: Sequence[int]) -> list[dict[str, Any]]:
-    """Run a worker for each detector, forked as by the zygote."""
+    """Run a worker for each detector, forked as by the zygote: what that has done already is not measured."""
+    importlib.import_module("pyarrow.dataset")
+    parse_expression("band IN (allowed)")  # the first one generates the parser
+    library = PipelineLibrary({})
+    library.load(host.pipelines)
+    gc.collect()
+    gc.freeze()
 
     def work(detector: int, wait: Callable[[], None], end: Connection) -> None:
         queries = Counter({"queries": 0, "connections": 0})
         count_queries(host.central, queries)
         answers: Any = _Answers(end, queries)
-        run_worker(host, cache, detector, [0.0], wait, answers)
+        run_worker(host, cache, detector, [0.0], wait, answers, library)
 
     return run_at_once([partial(work, detector) for detector in detectors])
+
+
+def make_template(host: Host) -> None:
+    """Make the repo that the workers of this build copy, in a process of its own."""
+    if not host.template.exists():
+        if not (child := os.fork()):
+            status = 1
+            try:
+                build_template(host)
+                status = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        if os.waitpid(child, 0)[1]:
+            sys.exit("the template cannot be made")
 
 
 def copy_at_once(image: Path, folder: Path, count: int) -> list[dict[str, Any]]:
@@ -119,12 +144,12 @@ def main() -> None:
     """Read what to do from the command line: folders, pipelines, detectors; or images to copy."""
     order = json.loads(sys.argv[1])
     set_up_libraries()
-    gc.freeze()
     host = Host(Path(order["central"]), Path(order["ramdisk"]), tuple(order["pipelines"]), order["camera"])
     if "copies" in order:
         image = host.central / "files" / "image"
         found = copy_at_once(image, host.ramdisk / order["cache"], order["copies"])
     else:
+        make_template(host)
         found = run_crowd(host, order["cache"], order["detectors"])
     json.dump(found, sys.stdout)
 

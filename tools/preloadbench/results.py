@@ -7,6 +7,8 @@ from typing import Any
 
 from benching.results import Goal, Scalar, percentile
 
+from ppdaemon.config import TimesConfig
+
 __all__ = (
     "GOALS",
     "MOVES",
@@ -31,6 +33,8 @@ The first of them finds nothing in the cache for its position and is not
 counted.
 """
 
+LIMIT_MS = TimesConfig().prepare_s * 1e3
+"""Time after which a worker that prepares is stopped."""
 PHASES = ("pipelines", "connect", "query", "locate", "cache", "register", "keep")
 
 GOALS: Mapping[str, Goal] = {
@@ -44,6 +48,12 @@ GOALS: Mapping[str, Goal] = {
             f"cold_20_{database}.queries_of_each": Goal(0.4, kind="ratio"),
             f"cold_20_{database}.p95_of_copies": Goal(4.0, kind="ratio"),
             f"cold_20_{database}.p95_of_other": Goal(0.4, kind="ratio"),
+            f"cold_205_{database}.max_of_limit": Goal(0.5),
+            f"cold_205_{database}.max_of_p50": Goal(3.0, kind="ratio"),
+            # Groups of up to 64, and those that came between.
+            f"cold_205_{database}.workers_asking": Goal(8, kind="count"),
+            f"cold_205_{database}.connections": Goal(8, kind="count"),
+            f"cold_205_{database}.grown_bytes": Goal(100_000_000),
         }.items()
     },
 }
@@ -86,7 +96,9 @@ def summarize_crowd(rounds: Sequence[Crowd], alone: Crowd) -> dict[str, Scalar]:
     results: dict[str, Scalar] = {
         "p50_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 50)),
         "p95_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 95)),
+        "max_ms": _over(rounds, lambda crowd: max(_of(crowd, "preload_ms"))),
         "cpu_ms": _over(rounds, lambda crowd: sum(_of(crowd, "cpu_ms"))),
+        "grown_bytes": _over(rounds, lambda crowd: max(_of(crowd, "grown_bytes"))),
         "queries": _over(rounds, lambda crowd: sum(_of(crowd, "queries"))),
         "workers_asking": _over(rounds, lambda crowd: sum(each > 0 for each in _of(crowd, "queries"))),
         "connections": _over(rounds, lambda crowd: sum(_of(crowd, "connections"))),
@@ -94,6 +106,8 @@ def summarize_crowd(rounds: Sequence[Crowd], alone: Crowd) -> dict[str, Scalar]:
         "bytes_copied": _over(rounds, lambda crowd: sum(_of(crowd, "fetched_bytes"))),
         "rounds": len(rounds),
     }
+    results["max_of_limit"] = float(results["max_ms"]) / LIMIT_MS  # type: ignore[arg-type]
+    results["max_of_p50"] = float(results["max_ms"]) / float(results["p50_ms"])  # type: ignore[arg-type]
     every = sum(_of(alone, "queries")) * len(rounds[0])
     results["queries_of_each"] = float(results["queries"]) / every  # type: ignore[arg-type]
     for phase in ("wait", *PHASES):

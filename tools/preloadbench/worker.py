@@ -2,6 +2,7 @@
 """One worker of the bench: a process with its own repo and the host's cache."""
 
 import gc
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,14 +71,17 @@ def run_worker(
     fields: Sequence[float],
     wait: Callable[[], Any],
     answers: Connection,
+    library: PipelineLibrary | None = None,
 ) -> None:
     """Preload field after field, as one worker does for visit after visit.
 
     `cache` is the name of the cache's folder on the RAM disk. `fields` has the
     distance of each visit from the center of the templates in right ascension,
-    in degrees. `wait` returns when a visit may begin. The answer has the
+    in degrees. `wait` returns when a visit may begin. `library` has the
+    pipelines that were parsed before the process was forked. The answer has the
     measurements of each visit; ``preload_ms`` is from the order until all
-    inputs are in the worker's repo.
+    inputs are in the worker's repo, ``grown_bytes`` the growth of the peak of
+    resident memory until then.
     """
     set_up_libraries()
     repo = LocalRepo(host.template, host.ramdisk / f"{cache}-{detector}")
@@ -85,7 +89,8 @@ def run_worker(
         central=str(host.central), instrument_class={CAMERA: "SurveyCam"}, skymap=SKYMAP, inputs=COLLECTIONS
     )
     central = CentralReader(config.source)
-    preload = Preload(config, central, SharedCache(host.ramdisk / cache, _CACHE_MAX), PipelineLibrary({}))
+    shared = SharedCache(host.ramdisk / cache, _CACHE_MAX)
+    preload = Preload(config, central, shared, library or PipelineLibrary({}))
     camera = load_survey_camera(host.detectors)
     samples = []
     for number, field in enumerate(fields):
@@ -93,7 +98,7 @@ def run_worker(
         gc.collect()  # as a worker does between visits
         wait()
         timings = Timings(Clock())
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start, start_cpu, start_bytes = time.perf_counter(), time.process_time(), _peak_bytes()
         footprint = footprint_of(
             order.visit, detector, camera, padding_arcsec=30.0, image_deadline_s=100.0, now_tai=_BEGIN_TAI
         )
@@ -101,12 +106,17 @@ def run_worker(
         spent = {
             "preload_ms": (time.perf_counter() - start) * 1e3,
             "cpu_ms": (time.process_time() - start_cpu) * 1e3,
+            "grown_bytes": _peak_bytes() - start_bytes,
         }
         samples.append(timings.values | spent)
         repo.renew()
     answers.send(samples)
     repo.close()
     central.close()
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _order(host: Host, detector: int, number: int, field: float) -> Prepare:
