@@ -2,6 +2,7 @@
 """Exports of spools to the central repo: everything once, whatever happens."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -334,6 +335,30 @@ def test_a_repaired_spool_that_was_moved_back_is_exported(
     assert NodeFolders(tmp_path, tmp_path).returned_spools() == [bad]
     exported = exporter.export([bad])
     assert (exported.spools, exported.refused, exported.datasets) == ((str(bad),), (), 8)
+
+
+@ON_SQLITE
+def test_no_garbage_is_collected_during_an_export(
+    exporter: CentralExporter,
+    spools: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    def fail(*args: Any) -> None:
+        found.append(gc.isenabled())
+        raise RuntimeError("of an unknown kind")
+
+    monkeypatch.setattr(register.Registrar, "register", fail)
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with pytest.raises(Unavailable):
+                exporter.export(spools[:1])
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
+    assert found == [False, False]
 
 
 @ON_SQLITE

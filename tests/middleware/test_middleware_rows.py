@@ -170,8 +170,9 @@ def test_tables_of_another_version_are_left_to_the_butler(
         monkeypatch.setitem(rows._KNOWN, "ByNameOpaqueTableStorageManager", (1,))
         assert rows.problem(butler) == "ByNameOpaqueTableStorageManager 0.2.0 is not known"
         monkeypatch.undo()
-        monkeypatch.setattr(rows, "DIALECTS", ("postgresql",))
-        assert rows.problem(butler) == "databases of the kind sqlite are not known"
+        for others in ({"postgresql": "pyformat"}, {"sqlite": "numeric"}):
+            monkeypatch.setattr(rows, "DIALECTS", others)
+            assert rows.problem(butler) == "the database driver sqlite+pysqlite is not known"
         monkeypatch.undo()
         inner: Any = butler
         monkeypatch.delattr(type(inner._registry), "expand_data_ids")

@@ -14,7 +14,8 @@ import sqlalchemy
 
 __all__ = ("DIALECTS", "Value", "converter", "insert_rows")
 
-DIALECTS = ("sqlite", "postgresql")
+DIALECTS = {"sqlite": "qmark", "postgresql": "pyformat"}
+"""How their drivers mark parameters (PEP 249): SQLite's own one, and psycopg2."""
 
 type Value = str | int | None
 

@@ -101,8 +101,9 @@ def problem(butler: Butler) -> str:
             if version is None or version.major not in _KNOWN.get(name, ()):
                 return f"{name} {version} is not known"
         _USED(butler)
-        if (dialect := inner._registry._db.dialect.name) not in DIALECTS:
-            return f"databases of the kind {dialect} are not known"
+        dialect = inner._registry._db.dialect
+        if DIALECTS.get(dialect.name) != dialect.paramstyle:
+            return f"the database driver {dialect.name}+{dialect.driver} is not known"
     except AttributeError as error:
         return f"this version of lsst.daf.butler is not known: {error}"
     return ""
