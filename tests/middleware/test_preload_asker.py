@@ -5,19 +5,21 @@ import os
 import select
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lsst.daf.butler import Butler
-from toycam import NAME, MakeRig, Rig
+from toycam import NAME, MakeRig, Rig, load_toy_camera
 
 from ppdaemon.clock import Clock
 from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.preload.answers import Answers, Question
 
 pytest_plugins = ("toyfixtures",)
 
@@ -102,3 +104,23 @@ def test_a_central_repo_that_is_away_at_the_start_costs_nothing_but_a_later_open
         assert "not opened before the first question: the central repo" in caplog.text
         away.rename(central)
         assert worker.prepare(rig.order()).detail["asked_for"] == 0
+
+
+def test_an_asker_asks_before_the_first_question(
+    toy: tuple[Rig, ButlerWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, worker = toy
+    questions: list[Question] = []
+    find = Answers.find
+
+    def record(self: Answers, central: Butler, asked: Sequence[Question], *args: Any, **kw: Any) -> Any:
+        questions.extend(asked)
+        return find(self, central, asked, *args, **kw)
+
+    monkeypatch.setattr(Answers, "find", record)
+    monkeypatch.setattr("ppdaemon.middleware.preload.asker.load_camera", load_toy_camera)
+    with asker(rig):
+        (rehearsed,) = questions
+        assert rehearsed.footprint.region is not None
+        worker.prepare(rig.order())
+    assert set(rehearsed.order.pipelines.main) >= set(questions[1].order.pipelines.main)

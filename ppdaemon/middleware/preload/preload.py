@@ -165,6 +165,10 @@ class Preload:
         with self._central.reading(timings):
             pass
 
+    def rehearse(self, question: Question, timings: Timings) -> None:
+        """Ask the central repo, for nobody; raise `~ppdaemon.errors.VisitFailed` if it cannot be read."""
+        self._find([question], Turn(), timings)
+
     def answer_all(self, doorbell: int, timings: Timings) -> None:
         """Answer the questions of the workers of this host that are there; log errors."""
         self._questions.answer_all(doorbell, lambda turn: self._find((), turn, timings), timings.clock)
