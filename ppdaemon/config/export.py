@@ -30,7 +30,7 @@ class WriterConfig(ConfigPart):
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
     password: Path | None = None
-    """File with ``sasl.password``; it is read again after a failure."""
+    """File with ``sasl.password``; it is read again after a refusal."""
     timeout_s: Seconds = 30.0
     """Time limit of the acknowledgments."""
 

@@ -78,7 +78,7 @@ class Publication(ConfigPart):
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
     password: Path | None = None
-    """File with ``sasl.password`` of Kafka; it is read again after a failure."""
+    """File with ``sasl.password`` of Kafka; it is read again after a refusal."""
     queue: Annotated[int, pydantic.Field(ge=1)] = 10_000
     """Records that wait at most; then the oldest are dropped."""
     timeout_s: Seconds = 10.0

@@ -126,10 +126,7 @@ class Destination:
         try:
             if self._sink is None or self._sink[0] is not config:
                 self._sink = config, self._open_sink(config)
-            later, refused, reason = self._sink[1].send(batch)
-            if later:
-                self._sink = None  # what is opened again reads certificates and passwords again
-            return later, refused, reason
+            return self._sink[1].send(batch)
         except Unavailable as error:
             return batch, 0, str(error)
 

@@ -45,7 +45,8 @@ class KafkaProducer:
     `options` are those of librdkafka, `password` is the file with ``sasl.password``. Raises
     `~ppdaemon.errors.Unavailable` if the library is not installed or refuses an option.
 
-    After a failure make a new one: it reads the files of certificates and of the password again.
+    After a failure because a broker has refused the connection, the files of certificates and of the password
+    are read again.
     """
 
     def __init__(
@@ -62,23 +63,35 @@ class KafkaProducer:
         }
         self._error = confluent_kafka.KafkaException
         self._late = confluent_kafka.KafkaError._MSG_TIMED_OUT
-        self._brokers = Brokers(options)
-        settings = {
+        self._new_client = confluent_kafka.Producer
+        self._options = options
+        self._password = password
+        self._settings = {
             "bootstrap.servers": brokers,
             "message.timeout.ms": round(timeout_s * 1000),
             # No message twice if only an acknowledgment was lost.
             "enable.idempotence": True,
-            # Errors are returned with the messages; the library would print each attempt to connect.
-            "logger": self._brokers,
-            **client_options(options, password),
         }
+        self._open()
+
+    def _open(self) -> None:
+        brokers = Brokers(self._options)
+        # Errors are returned with the messages; the library would print each attempt to connect.
+        settings = {"logger": brokers, **client_options(self._options, self._password)}
         try:
-            self._producer: Any = confluent_kafka.Producer(settings)
+            self._producer: Any = self._new_client({**self._settings, **settings})
         except self._error as error:
             raise Unavailable(f"Kafka: {error.args[0].str()}") from error
+        self._brokers, self._refused = brokers, False
 
     def send(self, topic: str, messages: Sequence[KafkaMessage]) -> Unsent:
-        """Send messages in order and wait for their acknowledgments, within the time limit."""
+        """Send messages in order and wait for their acknowledgments, within the time limit.
+
+        Raises `~ppdaemon.errors.Unavailable` if the file of the password cannot be used.
+        """
+        if self._refused:
+            # Only then: a client whose cluster is slow would never get to send if each try began anew.
+            self._open()
         later: list[KafkaMessage] = []
         refused: list[KafkaMessage] = []
         reasons: list[str] = []
@@ -107,6 +120,8 @@ class KafkaProducer:
             # The library drops them then, and calls `delivered` for each.
             self._producer.purge()
             self._producer.flush(MARGIN_S)
+        # Noted now: the next messages may come when it is forgotten.
+        self._refused = bool(later and self._brokers.refusal)
         return Unsent(tuple(later), tuple(refused), reasons[0] if reasons else "")
 
     def close(self) -> None:

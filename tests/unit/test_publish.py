@@ -2,6 +2,7 @@
 """Records of metrics and telemetry, and the queues that send them to Kafka and to REST proxies."""
 
 import json
+import math
 import socket
 import time
 import uuid
@@ -13,6 +14,7 @@ import fastavro
 import pydantic
 import pytest
 from kafkacluster import KafkaCluster, kafka_cluster
+from kafkafront import KafkaFront
 from restproxyserver import RestProxyServer, rest_proxy
 
 from ppdaemon.errors import BadMessage
@@ -385,6 +387,35 @@ def test_without_a_cluster_records_wait() -> None:
     report = destination.report()
     assert (report.sent, report.dropped, report.waiting) == (0, 0, 3)
     assert "127.0.0.1:1 failed: Connection refused" in report.problem
+
+
+def test_a_refused_producer_reads_the_password_again_however_late_the_next_try_is(
+    cluster: KafkaCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("old\n")
+    password.chmod(0o600)
+    options = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "prompt",
+        "reconnect.backoff.max.ms": "200",
+    }
+    message = KafkaMessage("a", b"x")
+    with KafkaFront(cluster.brokers, None, {"prompt": "new"}) as front:
+        producer = KafkaProducer(front.brokers, options, 2.0, password)
+        unsent = producer.send("events", [message])
+        assert (unsent.later, unsent.refused) == ((message,), ())
+        assert "refuses user 'prompt'" in unsent.reason
+        # Longer than a refusal is remembered.
+        monkeypatch.setattr(producer._brokers, "_clock", lambda: math.inf)
+        password.write_text("new\n")
+        for _ in range(10):  # a new connection may need longer than the time limit
+            if not producer.send("events", [message]).later:
+                break
+        producer.close()
+        assert set(front.logins) == {("PLAIN", "prompt")}
+    assert cluster.read("events", 1) == [("a", b"x")]
 
 
 def test_a_message_that_is_too_large_is_refused(cluster: KafkaCluster) -> None:

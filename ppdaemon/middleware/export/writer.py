@@ -254,8 +254,6 @@ class WriterExporter:
                 self._config.brokers, self._config.options, self._config.timeout_s, self._config.password
             )
         unsent = self._producer.send(self._config.topic, list(events))
-        if unsent.later:
-            self._producer = None
         for spool in dict.fromkeys(events[message] for message in unsent.refused):
             quarantine(spool, BadMessage(unsent.reason), self._refused, self._uri)
             refused.append(spool)
