@@ -23,15 +23,17 @@ from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.butler.formatters import FileWriter, read_dataset
 from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.testing.waiting import wait_until
 
 UNIVERSE = DimensionUniverse()
 STORAGE = "StructuredDataDict"
 CONTENT = {"a": 1}
 TOGETHER = threading.Barrier(2)
+"""Threads that have written half of a file."""
 
 
 class MeetingFormatter(YamlFormatter):
-    """Writes half of a file, and waits until another thread has done so."""
+    """Writes half of a file, and waits until another thread is there."""
 
     def write_local_file(self, in_memory_dataset: Any, uri: ResourcePath) -> None:
         """Write a file in two halves."""
@@ -112,6 +114,18 @@ def test_two_threads_that_write_the_same_dataset_write_a_whole_file(tmp_path: Pa
         files = list(threads.map(lambda _: writer.write(CONTENT, ref, tmp_path), range(2)))
     assert names(tmp_path) == [f"{ref.id}.yaml"]
     assert [read_dataset(file, ref) for file in files] == [CONTENT] * 2
+
+
+def test_a_file_is_whole_while_it_is_written_again(tmp_path: Path) -> None:
+    ref = make_ref()
+    file = make_writer().write(CONTENT, ref, tmp_path)
+    with ThreadPoolExecutor(1) as threads:
+        again = threads.submit(make_writer(MeetingFormatter).write, CONTENT, ref, tmp_path)
+        wait_until(lambda: TOGETHER.n_waiting == 1)
+        assert read_dataset(file, ref) == CONTENT
+        TOGETHER.wait(30)
+        again.result(30)
+    assert read_dataset(file, ref) == CONTENT
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -84,7 +84,10 @@ class FileWriter:
         self.universe = universe
         self._formatters = FormatterFactory()
         self._formatters.registerFormatters(datastore["formatters"], universe=universe)
-        self._classes: dict[tuple[DatasetType, Any], type[Formatter | FormatterV2]] = {}
+        self._found: dict[
+            tuple[DatasetType, Any], tuple[type[Formatter | FormatterV2], Mapping[str, Any]]
+        ] = {}
+        """Classes of formatters and their parameters, by dataset type and instrument."""
 
     def write(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
@@ -113,15 +116,20 @@ class FileWriter:
         """Return the formatter of a dataset, and where it writes in a folder."""
         location = Location(_root_of(folder), str(ref.id), trusted_path=True)
         descriptor = FileDescriptor(location, storageClass=ref.datasetType.storageClass)
-        formatter = self._formatters.getFormatter(ref, descriptor, dataId=ref.dataId, ref=ref)
+        kind, parameters = self._find(ref)
+        formatter = kind(descriptor, **{**parameters, "dataId": ref.dataId, "ref": ref})
         return formatter.make_updated_location(location), formatter
 
     def formatter_class(self, ref: DatasetRef) -> type[Formatter | FormatterV2]:
         """Return the class of a dataset's formatter."""
+        return self._find(ref)[0]
+
+    def _find(self, ref: DatasetRef) -> tuple[type[Formatter | FormatterV2], Mapping[str, Any]]:
         key = ref.datasetType, ref.dataId.get("instrument")
-        if key not in self._classes:
-            self._classes[key] = self._formatters.getFormatterClass(ref)
-        return self._classes[key]
+        if key not in self._found:
+            _, kind, parameters = self._formatters.getFormatterClassWithMatch(ref)
+            self._found[key] = kind, parameters
+        return self._found[key]
 
 
 @functools.lru_cache(8)
