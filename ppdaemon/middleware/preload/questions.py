@@ -21,7 +21,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -41,8 +41,10 @@ _LOG = logging.getLogger(__name__)
 WAIT_S = 5.0
 """Without progress, until another worker takes the place of the one that has the turn: many times the
 duration of a query, and a fraction of the time from the announcement to the image. That one may wait for a
-server that hangs, or be stopped. Each worker waits twice as long for the next one: if the server is slow,
-more queries at once do not make it faster."""
+server that hangs, or be stopped. The next one has twice as long: if the server is slow, or the host has no
+time for its workers, more that ask at once do not make it faster."""
+_NO_LIMIT_S = 1e6
+"""A time of access above this is that of a new file."""
 BATCH = 64
 """Questions that are answered together at most: those of all detectors of a host, mostly. Of more, the first
 begin to copy while the next are answered; the memory for answers is limited, and a question that no query
@@ -109,9 +111,8 @@ class HostQuestions[Q, A]:
         self, path: Path | None, answer: Callable[[Turn[Q]], Sequence[A]], timings: Timings
     ) -> A:
         begin, waited = timings.clock.mono(), 0.0
-        wait_s, before = self._wait_s, 0
         while True:
-            with self._turn(timings.clock, wait_s) as (progressed, inode):
+            with self._turn(timings.clock, waited) as progressed:
                 # Only now: another process may have answered while this one did not look.
                 if path is not None and path.with_suffix(_ANSWER).exists():
                     reply = self._read(path.with_suffix(_ANSWER))
@@ -122,9 +123,6 @@ class HostQuestions[Q, A]:
                     path = None  # what was found there stays: nobody else is to answer
                 if progressed is not None:
                     return self._answer(path, answer, progressed, timings.clock)
-            if before not in (0, inode):  # another process has taken the place of one
-                wait_s *= 2
-            before = inode
             with timings.timed("wait"):
                 time.sleep(min(max(_PAUSE * waited, _PAUSE_S[0]), _PAUSE_S[1]))
             waited = timings.clock.mono() - begin
@@ -211,48 +209,70 @@ class HostQuestions[Q, A]:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
-    def _turn(self, clock: Clock, wait_s: float) -> Iterator[tuple[Callable[[], None] | None, int]]:
-        """Lock the folder; yield what is to be called after each step if that succeeded at once, and the
-        inode of the lock file.
+    def _turn(self, clock: Clock, waited: float) -> Iterator[Callable[[], None] | None]:
+        """Lock the folder; yield what is to be called after each step if that succeeded at once.
 
-        A lock file whose process makes no progress is deleted, so that the next look makes another one. If
-        there can be no lock file, each process has its turn at once.
+        The lock file has the time of the last step as its time of change, and as its time of access for how
+        many seconds there may be no other one: both can be set in a full RAM disk, too. If there can be no
+        lock file, each process has its turn at once.
         """
-        path = self._folder / _LOCK
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = self._open_lock(self._folder / _LOCK)
         except OSError as error:
             _LOG.warning("this worker asks alone: %s", describe(error))
-            yield lambda: None, 0
+            yield lambda: None
             return
-
-        def progressed() -> None:
-            # By the clock that no correction changes. In a full RAM disk, too.
-            os.utime(descriptor, (now := clock.mono(), now))
-
         try:
-            is_mine = _locks(descriptor)
-            held = os.fstat(descriptor)
-            if is_mine:
+            if _locks(descriptor):
+                limit_s = self._limit_s(descriptor)
+
+                def progressed() -> None:
+                    # By the clock that no correction changes.
+                    os.utime(descriptor, (limit_s, clock.mono()))
+
                 progressed()
-            elif clock.mono() - held.st_mtime > wait_s:
-                with suppress(FileNotFoundError):
-                    if path.stat().st_ino == held.st_ino:  # not that of the next process
-                        _LOG.warning(
-                            "a worker that asks for others makes no progress for %.0f s, "
-                            "another one takes its place",
-                            wait_s,
-                        )
-                        path.unlink()
-            try:
-                yield progressed if is_mine else None, held.st_ino
-            finally:
-                if is_mine:
-                    os.utime(
-                        descriptor
-                    )  # far in the future: the next process is not taken for one that hangs
+                try:
+                    yield progressed
+                finally:
+                    # Far in the future: the next process is not taken for one that hangs.
+                    os.utime(descriptor, (self._wait_s, time.time()))
+            else:
+                # A process that has not waited itself may only have had no time to look.
+                if waited > (limit_s := self._limit_s(descriptor)):
+                    self._replace_lock(os.fstat(descriptor), limit_s, clock)
+                yield None
         finally:
             os.close(descriptor)
+
+    def _open_lock(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _limit_s(self, descriptor: int) -> float:
+        limit_s = os.fstat(descriptor).st_atime
+        return limit_s if limit_s < _NO_LIMIT_S else self._wait_s
+
+    def _replace_lock(self, held: os.stat_result, limit_s: float, clock: Clock) -> None:
+        """Replace the lock file of a process that makes no progress: the next look locks another one."""
+        path = self._folder / _LOCK
+        if clock.mono() - held.st_mtime <= limit_s:
+            return
+        other = path.with_name(f"{uuid.uuid4()}{_NEW_ANSWER}")
+        try:
+            descriptor = self._open_lock(other)
+            try:
+                os.utime(descriptor, (2 * limit_s, time.time()))
+            finally:
+                os.close(descriptor)
+            if path.stat().st_ino == held.st_ino:  # not that of the next process
+                _LOG.warning(
+                    "a worker that asks for others makes no progress for %.0f s, another one takes its place",
+                    limit_s,
+                )
+                other.replace(path)
+        except OSError as error:  # of another worker that does the same, or of a full RAM disk
+            _LOG.info("the worker that asks for others is not replaced: %s", describe(error))
+        finally:
+            other.unlink(missing_ok=True)
 
     def _others(self, own: Path) -> Iterator[tuple[Path, Q]]:
         """Yield the questions without an answer; delete what dead processes have left."""
