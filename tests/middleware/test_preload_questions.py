@@ -241,7 +241,7 @@ def test_one_that_is_slow_keeps_its_turn(folder: Path, threads: ThreadPoolExecut
 
 
 def test_if_all_that_ask_hang_only_few_ask(folder: Path, threads: ThreadPoolExecutor) -> None:
-    """Each waits twice as long for the next one: 0.5 s, 1 s, 2 s, 4 s."""
+    """Each has twice as long as the one before: 0.5 s, 1 s, 2 s, 4 s."""
     askers = [Asker(folder, threads, wait_s=0.5) for _ in range(10)]
     answers = [asker.ask(str(number)) for number, asker in enumerate(askers)]
     begin = time.monotonic()
@@ -250,6 +250,23 @@ def test_if_all_that_ask_hang_only_few_ask(folder: Path, threads: ThreadPoolExec
     for asker in askers:
         asker.go()
     assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in range(10)]
+
+
+def test_a_worker_that_has_not_waited_takes_no_place(folder: Path, threads: ThreadPoolExecutor) -> None:
+    """As where hundreds that start at once have no time to look before."""
+    slow, other = (Asker(folder, threads, wait_s=1.0) for _ in range(2))
+    one = slow.ask("1")
+    assert slow.connected.wait(LIMIT_S)
+    begin = time.monotonic()
+    wait_until(lambda: time.monotonic() - begin > 1.5, LIMIT_S, lambda: "no time passes")
+    inode = (folder / ".lock").stat().st_ino
+    two = other.ask("2")
+    wait_for_questions(folder, 2)
+    slow.turn.progressed()
+    assert (folder / ".lock").stat().st_ino == inode
+    other.go()
+    slow.go()
+    assert [each.result(LIMIT_S) for each in (one, two)] == ["answer to 1", "answer to 2"]
 
 
 def test_one_that_begins_is_not_taken_for_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ _DOORBELL = ".doorbell"
 _VERSION = ".version"
 _QUESTION, _ANSWER = ".question", ".answer"
 _NEW_QUESTION, _NEW_ANSWER = ".new", ".part"
+_NO_LIMIT_S = 1e6
+"""A time of access above this is that of a new file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,13 @@ class Reply[A]:
 class QuestionFiles[Q, A]:
     """Questions and answers of the processes that use one folder, which only their user can read or write.
 
-    They are pickled.
+    They are pickled. The process that has the turn may make no progress for `wait_s` seconds, the one that
+    takes its place for twice as long, and so on.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, wait_s: float):
         self._folder = folder
+        self._wait_s = wait_s
 
     @contextmanager
     def posted(self, question: Q, clock: Clock) -> Iterator[Path]:
@@ -72,44 +77,41 @@ class QuestionFiles[Q, A]:
             os.close(descriptor)
 
     @contextmanager
-    def turn(self, clock: Clock, wait_s: float) -> Iterator[tuple[Callable[[], None] | None, int]]:
-        """Lock the folder; yield what is to be called after each step if that succeeded at once, and the
-        inode of the lock file.
+    def turn(self, clock: Clock, waited: float) -> Iterator[Callable[[], None] | None]:
+        """Lock the folder; yield what is to be called after each step if that succeeded at once.
 
-        A lock file whose process makes no progress is deleted, so that the next look makes another one. If
-        there can be no lock file, each process has its turn at once.
+        `waited` is for how long this process has waited, seconds. If the one that has the turn makes no progress
+        for longer than it may, a process that has waited for as long takes its place.
+
+        The lock file has the time of the last step as its time of change, and as its time of access for how
+        many seconds there may be no other one: both can be set in a full RAM disk, too. If there can be no
+        lock file, each process has its turn at once.
         """
-        path = self._folder / _LOCK
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = self._open_lock(self._folder / _LOCK)
         except OSError as error:
             _LOG.warning("this process asks alone: %s", describe(error))
-            yield lambda: None, 0
+            yield lambda: None
             return
-
-        def progressed() -> None:
-            # By the clock that no correction changes. In a full RAM disk, too.
-            os.utime(descriptor, (now := clock.mono(), now))
-
         try:
-            is_mine = _locks(descriptor)
-            held = os.fstat(descriptor)
-            if is_mine:
+            if _locks(descriptor):
+                limit_s = self._limit_s(descriptor)
+
+                def progressed() -> None:
+                    # By the clock that no correction changes.
+                    os.utime(descriptor, (limit_s, clock.mono()))
+
                 progressed()
-            elif clock.mono() - held.st_mtime > wait_s:
-                with suppress(FileNotFoundError):
-                    if path.stat().st_ino == held.st_ino:  # not that of the next process
-                        _LOG.warning(
-                            "a process that asks for others makes no progress for %.0f s, "
-                            "another one takes its place",
-                            wait_s,
-                        )
-                        path.unlink()
-            try:
-                yield progressed if is_mine else None, held.st_ino
-            finally:
-                if is_mine:  # far in the future: the next process is not taken for one that hangs
-                    os.utime(descriptor)
+                try:
+                    yield progressed
+                finally:
+                    # Far in the future: the next process is not taken for one that hangs.
+                    os.utime(descriptor, (self._wait_s, time.time()))
+            else:
+                # A process that has not waited itself may only have had no time to look.
+                if waited > (limit_s := self._limit_s(descriptor)):
+                    self._replace_lock(os.fstat(descriptor), limit_s, clock)
+                yield None
         finally:
             os.close(descriptor)
 
@@ -223,6 +225,37 @@ class QuestionFiles[Q, A]:
             (self._folder / _VERSION).write_text(str(uuid.uuid4()))
         except OSError as error:
             _LOG.warning("other workers are not told: %s", describe(error))
+
+    def _open_lock(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _limit_s(self, descriptor: int) -> float:
+        limit_s = os.fstat(descriptor).st_atime
+        return limit_s if limit_s < _NO_LIMIT_S else self._wait_s
+
+    def _replace_lock(self, held: os.stat_result, limit_s: float, clock: Clock) -> None:
+        """Replace the lock file of a process that makes no progress: the next look locks another one."""
+        path = self._folder / _LOCK
+        if clock.mono() - held.st_mtime <= limit_s:
+            return
+        other = path.with_name(f"{uuid.uuid4()}{_NEW_ANSWER}")
+        try:
+            descriptor = self._open_lock(other)
+            try:
+                os.utime(descriptor, (2 * limit_s, time.time()))
+            finally:
+                os.close(descriptor)
+            if path.stat().st_ino == held.st_ino:  # not that of the next process
+                _LOG.warning(
+                    "a process that asks for others makes no progress for %.0f s, "
+                    "another one takes its place",
+                    limit_s,
+                )
+                other.replace(path)
+        except OSError as error:  # of another worker that does the same, or of a full RAM disk
+            _LOG.info("the process that asks for others is not replaced: %s", describe(error))
+        finally:
+            other.unlink(missing_ok=True)
 
     def _make_folder(self) -> None:
         self._folder.parent.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ _LOG = logging.getLogger(__name__)
 WAIT_S = 5.0
 """Without progress, until another process takes the place of the one that has the turn: many times the
 duration of a query, and a fraction of the time from the announcement to the image. That one may wait for a
-server that hangs, or be stopped. Each worker waits twice as long for the next one: if the server is slow,
-more queries at once do not make it faster."""
+server that hangs, or be stopped. The next one has twice as long: if the server is slow, or the host has no
+time for its workers, more that ask at once do not make it faster."""
 PATIENCE_S = 0.25
 """Until a worker takes its turn although there is an asker: a cold query takes half of it, and an asker that
 is busy has the turn."""
@@ -71,7 +71,7 @@ class HostQuestions[Q, A]:
     """
 
     def __init__(self, folder: Path, wait_s: float = WAIT_S, batch: int = BATCH):
-        self._files = QuestionFiles[Q, A](folder)
+        self._files = QuestionFiles[Q, A](folder, wait_s)
         self._wait_s = wait_s
         self._batch = batch
 
@@ -107,7 +107,7 @@ class HostQuestions[Q, A]:
             os.read(doorbell, select.PIPE_BUF)
         begin, waited = clock.mono(), 0.0
         while waited < self._wait_s and self._files.has_unanswered():
-            with self._files.turn(clock, self._wait_s) as (progressed, _):
+            with self._files.turn(clock, waited) as progressed:
                 if progressed is not None:
                     if not self._answer_batch(answer, progressed):
                         return
@@ -127,7 +127,6 @@ class HostQuestions[Q, A]:
 
     def _wait_or_answer(self, path: Path | None, answer: _Answering[Q, A], timings: Timings) -> A:
         begin, waited = timings.clock.mono(), 0.0
-        wait_s, before = self._wait_s, 0
         patience_s = PATIENCE_S if path is not None and self._files.ring() else 0.0
         while True:
             if path is not None and self._files.is_answered(path):
@@ -138,15 +137,12 @@ class HostQuestions[Q, A]:
                     return reply.answer
                 path, patience_s = None, 0.0  # what was found there stays: nobody else is to answer
             if waited >= patience_s:
-                with self._files.turn(timings.clock, wait_s) as (progressed, inode):
+                with self._files.turn(timings.clock, waited) as progressed:
                     if progressed is not None:
                         # Another process may have answered while this one did not look.
                         if path is not None and self._files.is_answered(path):
                             continue
                         return self._answer(path, answer, progressed, timings.clock)
-                if before not in (0, inode):  # another process has taken the place of one
-                    wait_s *= 2
-                before = inode
             with timings.timed("wait"):
                 time.sleep(_pause_s(waited))
             waited = timings.clock.mono() - begin
