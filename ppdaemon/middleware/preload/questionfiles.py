@@ -80,8 +80,8 @@ class QuestionFiles[Q, A]:
     def turn(self, clock: Clock, waited: float) -> Iterator[Callable[[], None] | None]:
         """Lock the folder; yield what is to be called after each step if that succeeded at once.
 
-        `waited` is for how long this process has waited, seconds. If the one that has the turn makes no progress
-        for longer than it may, a process that has waited for as long takes its place.
+        `waited` is for how long this process has waited, seconds. If the one that has the turn makes no
+        progress for longer than it may, a process that has waited for as long takes its place.
 
         The lock file has the time of the last step as its time of change, and as its time of access for how
         many seconds there may be no other one: both can be set in a full RAM disk, too. If there can be no
