@@ -488,7 +488,7 @@ def test_if_the_one_cannot_connect_one_worker_tries_for_all(
 
 
 def test_a_worker_takes_the_place_of_the_one_that_hangs(folder: Path, threads: ThreadPoolExecutor) -> None:
-    one = HostQuestions[str, str](folder, LIMIT_S)
+    one = HostQuestions[str, str](folder, 0.5)
     workers = [Asker(folder, threads, wait_s=0.5) for _ in range(10)]
     entered, hangs = threading.Event(), threading.Event()
 
