@@ -64,18 +64,20 @@ class KafkaProducer:
         self._late = confluent_kafka.KafkaError._MSG_TIMED_OUT
         self._brokers = Brokers(options)
         settings = {
-            "bootstrap.servers": brokers,
             "message.timeout.ms": round(timeout_s * 1000),
             # No message twice if only an acknowledgment was lost.
             "enable.idempotence": True,
+            **client_options(options, password),
+            "bootstrap.servers": brokers,
             # Errors are returned with the messages; the library would print each attempt to connect.
             "logger": self._brokers,
-            **client_options(options, password),
         }
         try:
             self._producer: Any = confluent_kafka.Producer(settings)
         except self._error as error:
             raise Unavailable(f"Kafka: {error.args[0].str()}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # an option that is no text
+            raise Unavailable(f"Kafka: options: {error}") from error
 
     def send(self, topic: str, messages: Sequence[KafkaMessage]) -> Unsent:
         """Send messages in order and wait for their acknowledgments, within the time limit."""
