@@ -43,6 +43,7 @@ __all__ = (
     "PublicKeyFile",
     "Rate",
     "SOCKET_PATH_MAX",
+    "SecretPath",
     "Seconds",
     "SecretKeyFile",
     "Size",
@@ -228,6 +229,13 @@ def _public_key(value: Path, info: pydantic.ValidationInfo) -> Path:
     return value if host is None else host.key(value, read_public_key)
 
 
+def _secret_path(value: Path, info: pydantic.ValidationInfo) -> Path:
+    if host_context(info) is not None and not value.is_absolute():
+        # Not shown: it may be the secret.
+        raise ValueError("not an absolute path; write that of a file with the secret, not the secret itself")
+    return value
+
+
 def _password_file(value: Path, info: pydantic.ValidationInfo) -> Path:
     host = host_context(info)
     return value if host is None else host.key(value, read_password)
@@ -262,7 +270,8 @@ IngestKind = Literal["builtin", "obs_base"]
 WritableFolder = Annotated[Path, pydantic.AfterValidator(_writable)]
 SecretKeyFile = Annotated[Path, pydantic.AfterValidator(_secret_key)]
 PublicKeyFile = Annotated[Path, pydantic.AfterValidator(_public_key)]
-PasswordFile = Annotated[Path, pydantic.AfterValidator(_password_file)]
+SecretPath = Annotated[Path, pydantic.AfterValidator(_secret_path)]
+PasswordFile = Annotated[SecretPath, pydantic.AfterValidator(_password_file)]
 KeyFolder = Annotated[Path, pydantic.AfterValidator(_key_folder)]
 SocketPath = Annotated[Path, pydantic.AfterValidator(_socket_path)]
 Address = Annotated[str, pydantic.AfterValidator(_address)]

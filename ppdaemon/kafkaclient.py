@@ -18,7 +18,7 @@ from ppdaemon.passwordfile import read_password
 __all__ = ("Brokers", "client_options")
 
 MAX_BACKOFF = "reconnect.backoff.max.ms"
-LONGEST_BACKOFF_MS = 10_000.0
+LONGEST_BACKOFF_MS = 10_000
 """Default of the library."""
 PROBE_S = 3.0
 """Time limit of each step of a connection that is made to see a certificate."""
@@ -54,9 +54,11 @@ class Brokers:
 
     def __init__(self, options: Mapping[str, str], clock: Callable[[], float] = time.monotonic):
         self._user = options.get("sasl.username", "")
-        self._authority = options.get("ssl.ca.location")
+        self._options = options
+        longest_ms = options.get(MAX_BACKOFF, "")
         # A broker that refused a connection is tried again within 1.5 of these; nothing reports a success.
-        self._remember_s = 2.0 * float(options.get(MAX_BACKOFF, LONGEST_BACKOFF_MS)) / 1000
+        # The library refuses what is no number.
+        self._remember_s = (int(longest_ms) if longest_ms.isdecimal() else LONGEST_BACKOFF_MS) / 500
         self._clock = clock
         self._refusals: dict[str, tuple[float, str]] = {}
         """By broker: when the connection was refused by one of its ends, and why."""
@@ -98,7 +100,7 @@ class Brokers:
                 "it is signed by an unknown authority, has expired, or is for another host name"
             )
             text = f"the certificate of {broker} is not accepted: {fault}"
-            return f"{text}; check ssl.ca.location and kafka.brokers, or renew the certificate", True
+            return f"{text}; check ssl.ca.location and the broker's address, or renew the certificate", True
         if state == "SSL_HANDSHAKE":
             text = f"{broker}: no TLS connection: {reason}"
             return f"{text}; if this listener has no TLS, change security.protocol", "alert" in reason
@@ -118,27 +120,33 @@ class Brokers:
         now = self._clock()
         at, fault = self._probes.get(broker, (now - PROBE_PAUSE_S, ""))
         if now - at >= PROBE_PAUSE_S:
-            fault = certificate_fault(broker, self._authority)
+            fault = certificate_fault(broker, self._options)
             self._probes[broker] = now, fault
         return fault
 
 
-def certificate_fault(address: str, authority: str | None) -> str:
+def certificate_fault(address: str, options: Mapping[str, str]) -> str:
     """Return why the certificate of a server (``HOST:PORT``) is not accepted; empty if that is not seen.
 
-    `authority` is a file with the certificates of authorities, or a folder; `None` for those of the system.
+    `options` are those of the client: which authorities it trusts, and whether it checks names of hosts.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    authority = options.get("ssl.ca.location")
     try:
         folder = authority is not None and Path(authority).is_dir()
         context = ssl.create_default_context(
-            cafile=None if folder else authority, capath=authority if folder else None
+            cafile=None if folder else authority,
+            capath=authority if folder else None,
+            cadata=options.get("ssl.ca.pem"),
         )
+        # As the library: Python would first name what is unusual in an authority, which the library accepts.
+        context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST
+        context.check_hostname = options.get("ssl.endpoint.identification.algorithm") != "none"
         with socket.create_connection((host, int(port)), timeout=PROBE_S) as connection:
             context.wrap_socket(connection, server_hostname=host).close()
     except ssl.SSLCertVerificationError as error:
         return error.verify_message
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that none can have
         pass
     return ""

@@ -17,6 +17,7 @@ from typing import Any
 
 from ppdaemon.errors import Unavailable
 from ppdaemon.kafkaclient import Brokers, client_options
+from ppdaemon.passwordfile import read_password
 
 __all__ = ("CLUSTER_S", "COMMITTED_S", "KafkaConsumer", "Place")
 
@@ -97,7 +98,9 @@ class KafkaConsumer:
         problems = dict(self.problems)
         if problems["cluster"]:  # the library only says that it is away
             problems["cluster"] = self._brokers.reason or problems["cluster"]
-        text = next(filter(None, (self._brokers.refusal, *problems.values())), "")
+        # A password that cannot be read is the reason for the refusal of the former one.
+        reasons = problems.pop("password"), self._brokers.refusal, *problems.values()
+        text = next(filter(None, reasons), "")
         return text and f"Kafka: {text}"
 
     async def call[T](self, function: Callable[..., T], *arguments: object) -> T:
@@ -138,8 +141,8 @@ class KafkaConsumer:
         if self._password_file is None:
             return
         try:
-            password = client_options({}, self._password_file)["sasl.password"]
-        except Unavailable as error:
+            password = read_password(self._password_file)
+        except ValueError as error:
             self.problems["password"] = str(error)
             return
         self.problems["password"] = ""

@@ -28,6 +28,8 @@ class Reloader:
         self._reload = reload
         self._clock = clock
         self._requested = asyncio.Event()
+        # A file is read in a thread: without it an older one could be used last.
+        self._busy = asyncio.Lock()
         self.reloaded_tai: float | None = None
         self.refused = ""
 
@@ -50,6 +52,7 @@ class Reloader:
 
     async def now(self) -> None:
         """Reload. Raises as `reload` does."""
-        await self._reload()
+        async with self._busy:
+            await self._reload()
         self.reloaded_tai, self.refused = self._clock.tai(), ""
         _LOG.info("configuration reloaded")

@@ -16,10 +16,13 @@ DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates of servers; writes all files into `folder`."""
+    """Signs certificates of servers; writes all files into `folder`. One that is not `strict` is made as
+    many sites have theirs, against RFC 5280.
+    """
 
     folder: Path
     name: str = "authority"
+    strict: bool = True
 
     @cached_property
     def _key(self) -> ec.EllipticCurvePrivateKey:
@@ -35,7 +38,7 @@ class Authority:
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         path = self.folder / f"{self.name}.pem"
         built = self._built(self._subject, self._key, DAY)
-        built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=self.strict)
         made = built.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
         path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
         return path

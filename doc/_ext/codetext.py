@@ -146,6 +146,7 @@ KINDS = {
     "ConnectAddress": "address, such as ``tcp://host:5570``",
     "SocketPath": "path",
     "SecretKeyFile": "file that only its owner can read",
+    "SecretPath": "file",
     "PasswordFile": "file that not all users can read",
     "PublicKeyFile": "file",
     "KeyFolder": "folder",

@@ -205,8 +205,11 @@ class Bridge:
         self._control.set_access(config.security)
         if self._gatekeeper is not None:
             for domain, names in allowed.items():
-                self._gatekeeper.replace(domain, names)
+                revoked = self._gatekeeper.replace(domain, names)
                 _LOG.info("keys were read", extra={"socket": domain, "keys": len(names)})
+                if revoked:
+                    _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
+                    self._outlet.revoke(revoked)
         await self._writer.call(lambda ring: ring.set_limits(config.ring))
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="ppbridge", bridge=config.name

@@ -21,6 +21,7 @@ from ppdaemon.configtypes import (
     KeyFolder,
     PasswordFile,
     Seconds,
+    SecretPath,
     Size,
     SocketPath,
     WritableFolder,
@@ -55,7 +56,7 @@ class HttpConfig(ConfigPart):
 
     listen: HttpAddress | None = "127.0.0.1:8480"
     """Address and port; `None`: no HTTP. A socket that systemd passes is used instead."""
-    token: Path | None = None
+    token: SecretPath | None = None
     """File with a token, which a store must send: as ``Authorization: Bearer TOKEN``, or at the end of the
     path of its endpoint, ``http://host:8480/TOKEN``."""
     certificate: Path | None = None

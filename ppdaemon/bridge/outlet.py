@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import zmq
@@ -54,6 +54,8 @@ class _Asked:
     """A question that waits for its answer."""
 
     ask: AskNotices
+    node: str
+    """Its name by its key, or the one that it gives."""
     at: float
     """Monotonic seconds."""
 
@@ -146,6 +148,11 @@ class Outlet:
         now = self._clock.mono()
         self.nodes = {name: seen for name, seen in self.nodes.items() if now - seen[1] <= GONE_S}
 
+    def revoke(self, names: Collection[str]) -> None:
+        """Forget nodes that are no longer admitted: their questions are not answered."""
+        self._asked = {peer: asked for peer, asked in self._asked.items() if asked.node not in names}
+        self.nodes = {name: seen for name, seen in self.nodes.items() if name not in names}
+
     async def receive(self) -> None:
         """Take questions until canceled."""
         while True:
@@ -173,7 +180,7 @@ class Outlet:
             self.nodes[name] = ask.number if ask.epoch == self._epoch else 0, now
             if len(self.nodes) > MAX_CONNECTIONS:
                 del self.nodes[next(iter(self.nodes))]
-            self._asked[frames[0]] = _Asked(ask, now)
+            self._asked[frames[0]] = _Asked(ask, name, now)
             self._due.set()
 
     async def answer(self) -> None:

@@ -2,7 +2,6 @@
 """How outputs get into the central repo."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -10,6 +9,7 @@ import pydantic
 from ppdaemon.configtypes import (
     ConfigPart,
     Seconds,
+    SecretPath,
     Size,
     WritableFolder,
     kafka_conflicts,
@@ -29,7 +29,7 @@ class WriterConfig(ConfigPart):
     exporter registers outputs itself."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
-    password: Path | None = None
+    password: SecretPath | None = None
     """File with ``sasl.password``; it is read again after a refusal."""
     timeout_s: Seconds = 30.0
     """Time limit of the acknowledgments."""

@@ -15,6 +15,7 @@ from ppdaemon.configtypes import (
     RedisName,
     RedisUrl,
     Seconds,
+    SecretPath,
     needs_redis,
     valid_values,
 )
@@ -64,7 +65,7 @@ class RedisConfig(ConfigPart):
     is any other one, the node takes no visits, because they would be processed twice."""
     user: str | None = None
     """User of the server; `None`: the default user."""
-    password: Path | None = None
+    password: SecretPath | None = None
     """File with the password, which is read with each connection; `None`: none is needed."""
     ca: Path | None = None
     """File with the certificates that sign the server's (TLS); `None`: those of this host's system."""

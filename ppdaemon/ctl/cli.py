@@ -105,14 +105,15 @@ _COMMANDS = (
     help="Configuration file of the daemon: use the socket in it.",
 )
 @click.option("--relay", is_flag=True, help="Use a relay (pprelay) instead of a node (ppdaemon).")
-@click.option("--bridge", is_flag=True, help="Use a bridge of object stores (ppbridge): status, reload.")
+@click.option("--bridge", is_flag=True, help="Use a bridge of object stores (ppbridge) instead of a node.")
 @click.pass_context
 def _ppctl(
     context: click.Context, socket_path: Path | None, config: Path | None, relay: bool, bridge: bool
 ) -> None:
     """Show the state of a ppdaemon, or with --relay of a pprelay, and control it.
 
-    A relay has status, visits, visit, hosts, drain, resume and reload.
+    A relay has status, visits, visit, hosts, drain, resume and reload; a bridge
+    of object stores (--bridge) has status and reload.
     """
     if socket_path and config:
         raise click.UsageError("give --socket or --config, not both")

@@ -3,7 +3,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -11,6 +10,7 @@ import pydantic
 from ppdaemon.configtypes import (
     ConfigPart,
     Seconds,
+    SecretPath,
     kafka_conflicts,
     needs_kafka,
     regular_expressions,
@@ -73,11 +73,11 @@ class Publication(ConfigPart):
     namespace: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] = "lsst.prompt"
     """By REST proxy: the beginning of the topics, before the name of the metrics' action, or
     before ``visitDetector`` for telemetry."""
-    token: Path | None = None
+    token: SecretPath | None = None
     """File with the bearer token for the REST proxy; it may change at any time."""
     options: dict[str, str] = {}
     """Options of the Kafka client (librdkafka), such as ``security.protocol``."""
-    password: Path | None = None
+    password: SecretPath | None = None
     """File with ``sasl.password`` of Kafka; it is read again after a refusal."""
     queue: Annotated[int, pydantic.Field(ge=1)] = 10_000
     """Records that wait at most; then the oldest are dropped."""

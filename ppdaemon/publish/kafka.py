@@ -67,21 +67,28 @@ class KafkaProducer:
         self._options = options
         self._password = password
         self._settings = {
-            "bootstrap.servers": brokers,
             "message.timeout.ms": round(timeout_s * 1000),
             # No message twice if only an acknowledgment was lost.
             "enable.idempotence": True,
         }
+        self._servers = brokers
         self._open()
 
     def _open(self) -> None:
         brokers = Brokers(self._options)
-        # Errors are returned with the messages; the library would print each attempt to connect.
-        settings = {"logger": brokers, **client_options(self._options, self._password)}
+        settings = {
+            **self._settings,
+            **client_options(self._options, self._password),
+            "bootstrap.servers": self._servers,
+            # Errors are returned with the messages; the library would print each attempt to connect.
+            "logger": brokers,
+        }
         try:
-            self._producer: Any = self._new_client({**self._settings, **settings})
+            self._producer: Any = self._new_client(settings)
         except self._error as error:
             raise Unavailable(f"Kafka: {error.args[0].str()}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # an option that is no text
+            raise Unavailable(f"Kafka: options: {error}") from error
         self._brokers, self._refused = brokers, False
 
     def send(self, topic: str, messages: Sequence[KafkaMessage]) -> Unsent:

@@ -155,10 +155,10 @@ class KafkaConfig(ConfigPart):
             if brokers is not None and (problem := needs_kafka()):
                 yield ("brokers",), problem
         for registry in valid_values(keys, "registry"):
-            if registry is not None and not registry.startswith(("http://", "https://")):
-                yield ("registry",), f"{registry} is not the address of a registry, such as https://host:8081"
-            elif registry is not None and "@" in registry:  # it is shown and logged
+            if registry is not None and "@" in registry:  # it is shown and logged
                 yield ("registry",), "write no user into the address: use registry_user, registry_password"
+            elif registry is not None and not registry.startswith(("http://", "https://")):
+                yield ("registry",), f"{registry} is not the address of a registry, such as https://host:8081"
         if values := valid_values(keys, "registry", "registry_user", "registry_password", "registry_ca"):
             registry, user, password, authority = values
             if (user is None) != (password is None):

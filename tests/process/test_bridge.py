@@ -287,7 +287,14 @@ def test_nodes_need_their_key_and_nonsense_stops_nothing(socket_dir):
         with Asker(bridge, keys_of("n1")) as asker:
             asker.ask(age_s=3600.0)
             assert asker.taken == {1: NOTICE}
-        assert [row.node for row in bridge.daemon.status().nodes] == ["n1"]
+            assert [row.node for row in bridge.daemon.status().nodes] == ["n1"]
+            (admitted / "n1.key").unlink()
+            shutil.copy(keys / "stranger.key", admitted)
+            bridge.daemon.ask(ReloadRequest())
+            assert "keys were revoked" in bridge.log.read_text()
+            assert bridge.daemon.status().nodes == ()
+        with Asker(bridge, keys_of("stranger")) as stranger:
+            stranger.ask(age_s=3600.0)
 
 
 def test_ppctl_shows_a_bridge(bridge, asker, capsys):

@@ -216,7 +216,7 @@ def test_json_is_the_same_in_parts(count: int) -> None:
     assert "".join(compare_json(compare(DAY, a, b), whole.rows)) == f"{whole.model_dump_json(indent=2)}\n"
 
 
-def test_rows_are_made_one_by_one(journals: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_made_one_by_one() -> None:
     """A night has 200,000; the text as a whole, and all rows, would need 1 GB."""
     rows = compare_rows(of_journal(row(0), row(1)), of_journal())
     assert next(rows).detector == 0

@@ -322,6 +322,17 @@ def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, An
             ["tcp://host:*"],
             "arrivals.subscribe.0.address: tcp://host:*: name the host and the po",
         ),
+        (
+            "redis.password",
+            "hush-7",
+            "redis.password: not an absolute path; write that of a file with the se",
+        ),
+        ("export.writer.password", "hush-7", "export.writer.password: not an absolute path; write that"),
+        (
+            "publish",
+            [{"what": "telemetry", "to": "https://h/p", "token": "hush-7"}],
+            "publish.0.token: not an absolute path; write that",
+        ),
         ("node.state_dir", "state", "node.state_dir: state is relative; write an absolute path"),
         ("node.ramdisk", "ram", "node.ramdisk: ram is relative; write an absolute path"),
         ("node.control", "control", "node.control: control is relative; write an absolute path"),
@@ -361,6 +372,7 @@ def test_a_misspelling_or_an_impossible_value_is_refused_with_line_and_hint(
         load_node(write(tmp_path, node), {"HOSTNAME": "h"})
     (problem,) = caught.value.problems
     assert message in problem
+    assert "hush-7" not in problem
     assert int(problem.split(":")[1]) > 1
 
 

@@ -2,10 +2,15 @@
 """What the log of Kafka's client library says about brokers, and files with passwords."""
 
 import pytest
+from certificates import Authority
+from kafkafront import HOST, KafkaFront
 
+from ppdaemon import kafkaconsumer
 from ppdaemon.errors import Unavailable
 from ppdaemon.kafkaclient import Brokers, certificate_fault, client_options
+from ppdaemon.kafkaconsumer import KafkaConsumer
 from ppdaemon.passwordfile import read_password
+from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
 
 OPTIONS = {"sasl.username": "prompt", "sasl.password": "secret-7", "ssl.ca.location": "/missing"}
 AWAY = "127.0.0.1:9"
@@ -48,7 +53,7 @@ def line(protocol: str, text: str, state: str, broker: str = AWAY) -> str:
             " root CA certificates are installed (install ca-certificates package)",
             "SSL_HANDSHAKE",
             f"the certificate of {AWAY} is not accepted: it is signed by an unknown authority, has expired, "
-            "or is for another host name; check ssl.ca.location and kafka.brokers, ",
+            "or is for another host name; check ssl.ca.location and the broker's address, ",
         ),
     ],
 )
@@ -119,9 +124,49 @@ def test_a_refusal_is_remembered_until_the_broker_was_tried_again_and_a_reason_u
 
 
 def test_no_fault_of_a_certificate_is_made_up() -> None:
-    assert certificate_fault(AWAY, None) == ""
-    assert certificate_fault("no-such-host.invalid:1", "/missing") == ""
-    assert certificate_fault("[::1]:9", None) == ""
+    for address in (AWAY, "[::1]:9", "no..host:1", ".host:1"):
+        assert certificate_fault(address, {}) == ""
+    assert certificate_fault("no-such-host.invalid:1", OPTIONS) == ""
+
+
+def test_a_certificate_is_judged_as_the_library_does(tmp_path) -> None:
+    """An authority that Python's default refuses, a name that is not checked, an authority as text."""
+    authority = Authority(tmp_path, strict=False)
+    expired, elsewhere = authority.server(HOST, expired=True), authority.server("elsewhere", expired=True)
+    with KafkaFront(AWAY, expired, {}) as front:
+        file, text = {"ssl.ca.location": str(authority.file)}, {"ssl.ca.pem": authority.file.read_text()}
+        for options in (file, text):
+            assert certificate_fault(front.brokers, options) == "certificate has expired"
+        front.present(elsewhere)
+        assert "Hostname mismatch" in certificate_fault(front.brokers, file)
+        unnamed = file | {"ssl.endpoint.identification.algorithm": "none"}
+        assert certificate_fault(front.brokers, unnamed) == "certificate has expired"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reconnect.backoff.max.ms": "soon"}, "reconnect.backoff.max.ms"),
+        ({"reconnect.backoff.max.ms": ""}, "reconnect.backoff.max.ms"),
+        ({"throttle_cb": "x"}, "throttle_cb"),
+        ({"stats_cb": "x"}, "stats_cb"),
+        ({"nonsense": "secret-7"}, "nonsense"),
+    ],
+)
+def test_an_option_that_is_refused_is_named_by_consumer_and_producer(options, words: str) -> None:
+    for make in (
+        lambda: KafkaConsumer("group", AWAY, options),
+        lambda: KafkaProducer(AWAY, options, 1.0),
+    ):
+        with pytest.raises(Unavailable, match=words) as caught:
+            make()
+        assert "secret" not in str(caught.value)
+
+
+def test_options_do_not_replace_the_log_and_the_brokers() -> None:
+    producer = KafkaProducer(AWAY, {"logger": "x", "bootstrap.servers": "elsewhere.invalid:9"}, 0.5)
+    unsent = producer.send("topic", [KafkaMessage("key", b"value")])
+    assert AWAY in unsent.reason
 
 
 def test_a_password_of_a_file_is_an_option_and_bad_files_are_refused(tmp_path) -> None:
@@ -151,3 +196,21 @@ def test_a_password_of_a_file_is_an_option_and_bad_files_are_refused(tmp_path) -
     file.unlink()
     with pytest.raises(Unavailable, match="No such file"):
         client_options({}, file)
+
+
+def test_a_password_that_cannot_be_read_is_named_before_the_refusal_of_the_former_one(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(kafkaconsumer, "CLUSTER_S", 0.01)
+    file = tmp_path / "password"
+    file.write_text("secret-7")
+    file.chmod(0o600)
+    options = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "prompt"}
+    consumer = KafkaConsumer("group", AWAY, options, file)
+    consumer._brokers.log(40, "%s [%s] %s", "FAIL", "", line("sasl_plaintext", "no", "AUTH_REQ"))
+    assert consumer.problem.startswith(f"Kafka: {AWAY} refuses user 'prompt'")
+    file.unlink()
+    with pytest.raises(consumer.library.KafkaException):
+        consumer.topics()
+    assert consumer.problem == f"Kafka: {file}: No such file or directory"
+    consumer.consumer.close()

@@ -117,7 +117,7 @@ def test_it_has_the_instruments_of_the_shown_node():
         ("{submit: 'tcp://127.0.0.1'}", "submit: tcp://127.0.0.1 is not an address: write tcp://HOST:PORT"),
         ("{kafka: {registry: 'ftp://r'}}", "kafka.registry: ftp://r is not the address of a registry"),
         (
-            "{kafka: {registry: 'https://u:p@r'}}",
+            "{kafka: {registry: 'https://u:hush-7@r'}}",
             "kafka.registry: write no user into the address: use registry_",
         ),
         ("{kafka: {registry: 'https://r', registry_user: u}}", "registry_password are needed together"),
@@ -126,7 +126,8 @@ def test_it_has_the_instruments_of_the_shown_node():
             "kafka.registry: a password is sent, and a certificate is checked, with https:// only",
         ),
         ("{kafka: {password: /missing}}", "kafka.password: /missing: No such file or directory"),
-        ("{kafka: {password: secret}}", "kafka.password: secret is relative; write an absolute path"),
+        ("{kafka: {registry: 'u:hush-7@r:8081'}}", "kafka.registry: write no user into the address: use "),
+        ("{kafka: {password: hush-7}}", "kafka.password: not an absolute path; write that of a file"),
         ("{security: {nodes: /}}", "security.nodes: needs security.key, the key of this relay"),
         ("{nodes: 'tcp://10.0.0.1:5571'}", "nodes: other hosts can connect to tcp://10.0.0.1:5571"),
         (
@@ -145,6 +146,7 @@ def test_a_misspelling_or_an_impossible_value_is_refused_with_its_line(tmp_path,
         load_relay(path, {"STATE": "/s"})
     (problem,) = caught.value.problems
     assert message in problem
+    assert "hush-7" not in problem
 
 
 def test_what_is_off_is_left_out_and_the_preferred_nodes_are_in_order(tmp_path):

@@ -406,8 +406,8 @@ def test_a_night_of_a_journal_has_each_visit_once_and_its_cancellation(nights, t
     assert (second.after_s, second.cancelled_s) == (40.0, 12.0)
 
 
-@pytest.mark.parametrize("cut_line", [False, True])
-def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, tmp_path, cut_line):
+@pytest.mark.parametrize("added", ["", "announced 20", None])
+def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, tmp_path, added):
     progress, path = part("nightreplay.progressfile"), tmp_path / "progress"
     night = nights.generated(4, 40.0, 1, "LSSTCam")
     visits = nights.replayed(night, BEGIN_TAI_S, "LSSTCam", named_tai_s=BEGIN_TAI_S)
@@ -417,8 +417,8 @@ def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, 
     for event in events[:5]:  # the second visit is announced, and its raws are not written
         record.note(event)
     record.close()
-    if cut_line:
-        path.write_text(path.read_text() + "announced 20")
+    text = path.read_text()
+    path.write_text(text.removesuffix("\n") if added is None else text + added)
     again = progress.ProgressFile(path, "night", 4, BEGIN_TAI_S + 900.0, 77)
     with pytest.raises(Refused, match="another replay is using it"):
         progress.ProgressFile(path, "night", 4, BEGIN_TAI_S, 1)
@@ -433,8 +433,22 @@ def test_an_interrupted_replay_continues_with_what_was_not_done(nights, replay, 
     done = progress.ProgressFile(path, "night", 4, 0.0, 0)
     assert done.rest(now, replay.planned_events(now, 1.0, raws=True)) == []
     done.close()
+    assert all(line.count(".") < 3 for line in path.read_text().splitlines()[1:])
     with pytest.raises(BadMessage, match="is of another replay"):
         progress.ProgressFile(path, "other night", 4, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"source": "nig', b"notes\n", b'{"source": "night", "visits": 4}\n', b"[]\n", b"\xff\n", b"\n"],
+)
+def test_a_file_of_something_else_is_refused_and_kept(tmp_path, content):
+    progress, path = part("nightreplay.progressfile"), tmp_path / "progress"
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(BadMessage, match="is no file of a replay: delete it, or name another one"):
+            progress.ProgressFile(path, "night", 4, 0.0, 0)
+    assert path.read_bytes() == content
 
 
 def test_a_visit_that_the_interrupted_replay_has_announced_is_followed_too(replay):

@@ -23,7 +23,7 @@ _NOTED = frozenset({TelescopeStep.ANNOUNCE, TelescopeStep.CANCEL, TelescopeStep.
 class ProgressFile:
     """A line for each event that was done, after one with the times of the first run.
 
-    Raises `~ppdaemon.errors.BadMessage` if the file is that of another night, and
+    Raises `~ppdaemon.errors.BadMessage` if the file is that of another night, or of something else, and
     `~ppdaemon.errors.Refused` if another replay is using it: both would send the same events.
     """
 
@@ -37,20 +37,37 @@ class ProgressFile:
         except BlockingIOError:
             self._file.close()
             raise Refused(f"{path}: another replay is using it; wait until it ends, or end it") from None
+        try:
+            self._continue(source, visits)
+        except (ValueError, TypeError, KeyError):  # also a first line that a full disk has cut
+            self._file.close()
+            raise BadMessage(f"{path} is no file of a replay: delete it, or name another one") from None
+        except BadMessage:
+            self._file.close()
+            raise
+
+    def _continue(self, source: str, visits: int) -> None:
+        """Read what was done, or begin the file."""
         self._file.seek(0)
-        first, *lines = self._file.read().splitlines() or ("",)
-        if first:
-            head = json.loads(first)
-            if (head["source"], head["visits"]) != (source, visits):
-                self._file.close()
-                raise BadMessage(f"{path} is of another replay: {head['source']}, {head['visits']} visits")
-            self.begin_tai_s, self.seq_num = head["begin_tai"], head["seq_num"]
-            # The last line may be cut by a full disk or a crash.
-            self._done.update(line for line in lines if line.endswith("."))
-        if not first:
-            head = {"source": source, "visits": visits, "begin_tai": begin_tai_s, "seq_num": seq_num}
+        text = self._file.read()
+        if not text:
+            head = {
+                "source": source,
+                "visits": visits,
+                "begin_tai": self.begin_tai_s,
+                "seq_num": self.seq_num,
+            }
             self._write(json.dumps(head))
-        elif lines and not lines[-1].endswith("."):
+            return
+        first, *lines = text.splitlines()
+        head = json.loads(first)
+        of_source, of_visits = head["source"], head["visits"]
+        if (of_source, of_visits) != (source, visits):
+            raise BadMessage(f"{self._file.name} is of another replay: {of_source}, {of_visits} visits")
+        self.begin_tai_s, self.seq_num = head["begin_tai"], head["seq_num"]
+        # The last line may be cut by a full disk or a crash.
+        self._done.update(line for line in lines if line.endswith("."))
+        if not text.endswith("\n"):
             self._write("")
 
     def rest(self, visits: Sequence[ReplayedVisit], events: Iterable[PlannedEvent]) -> list[ReplayedVisit]:
