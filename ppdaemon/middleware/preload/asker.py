@@ -7,6 +7,7 @@ open one takes 12 MB. If this process is late or ended, the workers ask by thems
 
 import gc
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from ppdaemon.config import ButlerConfig
@@ -47,9 +48,9 @@ class HostAsker:
         gc.collect()
         gc.freeze()  # it stays: no later collection visits it
 
-    def answer(self) -> None:
-        """Answer all questions that are there."""
-        self._preload.answer_all(self._doorbell, Timings(self._clock))
+    def answer(self, begins: Callable[[], None]) -> None:
+        """Answer all questions that are there; call `begins` before each batch of them."""
+        self._preload.answer_all(self._doorbell, Timings(self._clock), begins)
 
     def close(self) -> None:
         """Disconnect."""
