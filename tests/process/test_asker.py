@@ -35,6 +35,11 @@ def test_an_asker_that_has_ended_is_started_again(tmp_path, socket_dir):
         second, _ = wait_for_starts(node, 2)
         assert second != first
         assert not alive(first)
+        doorbell.write_bytes(b"\0")  # the next pause is longer
+        (problem,) = node.wait(lambda: [each for each in node.status().problems if "asker" in each.text])
+        assert problem.text.startswith("preload: workers ask the central repo by themselves")
+        assert not problem.degrades
+        second, _ = wait_for_starts(node, 3)
         assert "the asker ended" in (tmp_path / "daemon.log").read_text()
         node.relay.reserve("g1")
         node.land("g1")
