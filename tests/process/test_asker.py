@@ -61,7 +61,7 @@ def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
 
 
 SCRIPT = """
-import os, socket, sys, time
+import os, signal, socket, sys, time
 from ppdaemon.messages import ORDERS
 from ppdaemon.worker import main
 from ppdaemon.worker.channel import Channel
@@ -76,6 +76,7 @@ class Scripted:
     def answer(self, begins):
         {}
 
+signal.signal(signal.SIGALRM, signal.SIG_IGN)  # as what started the daemon may have done
 main.ANSWER_S = {}
 main._serve_questions(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Scripted())
 """
