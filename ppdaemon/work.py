@@ -109,8 +109,11 @@ class Asker(Protocol):
     def prepare(self) -> None:
         """Do what can be done before the first question."""
 
-    def answer(self) -> None:
-        """Answer the questions that are there; any exception ends the process, and another one starts."""
+    def answer(self, begins: Callable[[], None]) -> None:
+        """Answer the questions that are there; any exception ends the process, and another one starts.
+
+        `begins` is to be called before each part of the work: each may take as long as one call.
+        """
 
 
 class WorkModule(Protocol):

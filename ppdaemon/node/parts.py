@@ -208,6 +208,7 @@ class NodeParts:
             self.journal,
             self.scheduler,
             self.exporter,
+            self.asker,
             self.source,
             self.arrivals,
             meters,

@@ -356,7 +356,7 @@ class ScriptedAsker:
         with (self._context.config.node.state_dir / "askers").open("a") as starts:
             starts.write(f"{os.getpid()} {self._context.template.name}\n")
 
-    def answer(self) -> None:
+    def answer(self, begins: Callable[[], None]) -> None:
         """Fail: there are no questions."""
         raise RuntimeError(os.read(self._descriptor, 100))
 

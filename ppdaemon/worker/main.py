@@ -44,8 +44,8 @@ MAX_TAINTED = 300
 SHORT_NOTE = 100
 """Characters about each of the 210 spools of an export, if the whole notes are too long."""
 ANSWER_S = 60.0
-"""Time limit of an asker for the questions that are there: many times what a slow database needs. The workers
-have not waited as long."""
+"""Time limit of an asker for the questions that it answers together: many times what a slow database needs.
+The workers have not waited as long."""
 MAX_REASON = 500
 """Characters of a reason; the journal stores no more."""
 NOTED_IMPORT_S = 0.2
@@ -173,18 +173,24 @@ def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> Ex
                     return ExitCode.OK
                 case unexpected:
                     raise AssertionError(unexpected)
-        with _ended_if_late():
-            asker.answer()
+        with _ended_if_late() as begins:
+            asker.answer(begins)
 
 
 @contextlib.contextmanager
-def _ended_if_late() -> Iterator[None]:
+def _ended_if_late() -> Iterator[Callable[[], None]]:
     """End this process by SIGALRM, also within a call of a library, if the block takes longer than
-    `ANSWER_S`: the supervisor starts another one.
+    `ANSWER_S`, or longer than that after a call of what is yielded: the supervisor starts another one.
     """
-    signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
+
+    def begins() -> None:
+        signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
+
+    # What started the daemon may ignore it, and an imported module may handle it.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    begins()
     try:
-        yield
+        yield begins
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

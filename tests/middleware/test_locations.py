@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Locations and formatters of the files in the central repo."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,25 @@ def test_many_files_are_located_with_as_few_statements_as_one(tmp_path: Path) ->
             assert (len(files), missing) == (len(some), frozenset())
             counts.append(len(steps))
     assert counts[0] == counts[1]
+
+
+HIDE = """
+import sys
+sys.modules["lsst.daf.butler._rubin.datastore_records"] = None
+from lsst.daf.butler import Butler
+from ppdaemon.middleware.butler.datafiles import LocationCache
+with Butler.from_config(sys.argv[1]) as butler:
+    refs = butler.query_datasets("notes0", "run")
+    print(*(file.formatter for file in LocationCache().locate(butler, refs)[0].values()))
+"""
+
+
+def test_files_are_located_without_what_is_not_public(tmp_path: Path) -> None:
+    with Butler.from_config(Butler.makeRepo(str(tmp_path / "repo")), run="run") as butler:
+        put(butler, 1)
+    command = [sys.executable, "-c", HIDE, str(tmp_path / "repo")]
+    located = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert located.stdout.split() == [FORMATTERS["yaml"]]
 
 
 @pytest.mark.parametrize("first", ["json", "yaml"])

@@ -25,6 +25,7 @@ from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.preload.answers import Answer, Answers, Question
+from ppdaemon.middleware.preload.questionfiles import QuestionFiles
 from ppdaemon.middleware.preload.questions import BATCH, HostQuestions, Turn
 from ppdaemon.middleware.raws.regions import footprint_of
 from ppdaemon.states import Outcome
@@ -394,6 +395,7 @@ class AnswersAll:
         self._open = ExitStack()
         self._doorbell = self._open.enter_context(self._questions.doorbell())
         self.asked: list[list[str]] = []
+        self.begun = 0
         self.no_connection: VisitFailed | None = None
         self.poison = ""
         """The question that fails."""
@@ -402,7 +404,11 @@ class AnswersAll:
         return bool(select.select([self._doorbell], [], [], 0)[0])
 
     def answer(self) -> None:
-        self._questions.answer_all(self._doorbell, self._answer, Clock())
+        self._questions.answer_all(self._doorbell, self._answer, Clock(), self._begins)
+
+    def _begins(self) -> None:
+        self.begun += 1
+        assert self.begun < 10, "it answers nothing, without end"
 
     def _answer(self, turn: Turn[str]) -> list[str]:
         if self.no_connection is not None:
@@ -470,6 +476,56 @@ def test_the_one_answers_the_oldest_first_and_not_too_many_at_once(
     one.answer()
     assert [each.result(LIMIT_S) for each in answers] == [f"common answer to {number}" for number in range(7)]
     assert one.asked == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    assert one.begun == 3
+    one.close()
+
+
+def test_no_worker_takes_a_turn_between_two_batches(
+    folder: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, workers = HostQuestions[str, str](folder, LIMIT_S, batch=2), [Asker(folder, threads) for _ in "0123"]
+    entered, has_time = threading.Event(), threading.Event()
+    unanswered = QuestionFiles.has_unanswered
+
+    def has_unanswered(files: QuestionFiles[str, str]) -> bool:
+        time.sleep(0.5)  # several looks of each worker
+        return unanswered(files)
+
+    def answer(turn: Turn[str]) -> list[str]:
+        entered.set()
+        assert has_time.wait(LIMIT_S)
+        return [f"common answer to {each}" for each in turn.others()]
+
+    with one.doorbell() as doorbell:
+        monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+        answers = [workers[0].ask("0")]
+        wait_for_questions(folder, 1)
+        answering = threads.submit(one.answer_all, doorbell, answer, Clock(), lambda: None)
+        assert entered.wait(LIMIT_S)
+        monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", 0.0)
+        monkeypatch.setattr(QuestionFiles, "has_unanswered", has_unanswered)
+        answers += [worker.ask(number) for worker, number in zip(workers[1:], "123", strict=True)]
+        wait_for_questions(folder, 4)
+        for worker in workers:
+            worker.go()
+        has_time.set()
+        assert [each.result(LIMIT_S) for each in answers] == [
+            f"common answer to {number}" for number in "0123"
+        ]
+        assert not any(worker.connected.is_set() for worker in workers)
+        answering.result(LIMIT_S)
+
+
+def test_a_question_that_can_neither_be_read_nor_answered_is_left(
+    folder: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a full RAM disk."""
+    one = AnswersAll(folder)
+    monkeypatch.setattr(QuestionFiles, "reply", lambda *_: False)
+    with (folder / "cut.question").open("wb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        one.answer()
+    assert one.asked == [[]]
     one.close()
 
 
@@ -501,7 +557,7 @@ def test_a_worker_takes_the_place_of_the_one_that_hangs(folder: Path, threads: T
     with one.doorbell() as doorbell:
         answers = [workers[0].ask("0")]
         wait_for_questions(folder, 1)
-        hanging = threads.submit(one.answer_all, doorbell, hang, Clock())
+        hanging = threads.submit(one.answer_all, doorbell, hang, Clock(), lambda: None)
         assert entered.wait(LIMIT_S)
         answers += [worker.ask(str(number)) for number, worker in enumerate(workers) if number]
         for worker in workers:

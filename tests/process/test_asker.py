@@ -35,6 +35,11 @@ def test_an_asker_that_has_ended_is_started_again(tmp_path, socket_dir):
         second, _ = wait_for_starts(node, 2)
         assert second != first
         assert not alive(first)
+        doorbell.write_bytes(b"\0")  # the next pause is longer
+        (problem,) = node.wait(lambda: [each for each in node.status().problems if "asker" in each.text])
+        assert problem.text.startswith("preload: workers ask the central repo by themselves")
+        assert not problem.degrades
+        second, _ = wait_for_starts(node, 3)
         assert "the asker ended" in (tmp_path / "daemon.log").read_text()
         node.relay.reserve("g1")
         node.land("g1")
@@ -55,30 +60,41 @@ def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
         assert alive(new)
 
 
-HANGING = """
-import socket, sys, time
+SCRIPT = """
+import os, signal, socket, sys, time
 from ppdaemon.messages import ORDERS
 from ppdaemon.worker import main
 from ppdaemon.worker.channel import Channel
 
-class Hanging:
+class Scripted:
     def fileno(self):
         return 0
 
     def prepare(self):
         pass
 
-    def answer(self):
-        time.sleep(600)
+    def answer(self, begins):
+        {}
 
-main.ANSWER_S = 0.1
-main._serve_questions(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Hanging())
+signal.signal(signal.SIGALRM, signal.SIG_IGN)  # as what started the daemon may have done
+main.ANSWER_S = {}
+main._serve_questions(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Scripted())
 """
 
 
-def test_an_asker_that_hangs_ends():
+def exit_status(answer, limit_s):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        command = [sys.executable, "-c", HANGING, str(theirs.fileno())]
+        script = SCRIPT.format(answer, limit_s)
+        command = [sys.executable, "-c", script, str(theirs.fileno())]
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], check=False)
-    assert ended.returncode == -signal.SIGALRM
+    return ended.returncode
+
+
+def test_an_asker_that_hangs_ends():
+    assert exit_status("time.sleep(600)", limit_s=0.1) == -signal.SIGALRM
+
+
+def test_an_asker_that_has_much_to_answer_does_not_end():
+    steps = "[(begins(), time.sleep(0.5)) for _ in range(8)]; os._exit(0)"
+    assert exit_status(steps, limit_s=2.0) == 0

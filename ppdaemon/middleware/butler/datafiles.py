@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetId, DatasetRef, FileDataset
-from lsst.daf.butler._rubin.datastore_records import export_datastore_records_table
 from lsst.daf.butler.datastore import DatasetRefURIs
 from lsst.resources import ResourcePath
 
 from ppdaemon.middleware.butler.failures import describe, is_link_refusal
+
+try:
+    from lsst.daf.butler._rubin.datastore_records import export_datastore_records_table
+except ImportError:  # not public: a weekly release may move it
+    export_datastore_records_table = None  # type: ignore[assignment]
 
 __all__ = (
     "DataFile",
@@ -217,12 +221,13 @@ def _query(central: Butler, refs: list[DatasetRef]) -> Mapping[DatasetId, DataFi
 
 def _formatters(central: Butler, refs: Sequence[DatasetRef]) -> dict[DatasetId, Any]:
     """Return the names of the formatters that datasets of one file were written with."""
-    # One query for all, where an export has one for each: most of the time of locating files.
-    records = export_datastore_records_table(central, [ref.id for ref in refs]).to_arrow()
-    columns = (records[name].to_pylist() for name in ("dataset_id", "formatter"))
     known: dict[DatasetId, set[str]] = defaultdict(set)
-    for dataset, formatter in zip(*columns, strict=True):
-        known[dataset].add(formatter)
+    if export_datastore_records_table is not None:
+        # One query for all, where an export has one for each: most of the time of locating files.
+        records = export_datastore_records_table(central, [ref.id for ref in refs]).to_arrow()
+        columns = (records[name].to_pylist() for name in ("dataset_id", "formatter"))
+        for dataset, formatter in zip(*columns, strict=True):
+            known[dataset].add(formatter)
     found: dict[DatasetId, Any] = {
         dataset: formatter for dataset, (formatter, *others) in known.items() if not others
     }

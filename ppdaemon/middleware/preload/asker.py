@@ -7,6 +7,7 @@ open one takes 12 MB. If this process is late or ended, the workers ask by thems
 
 import gc
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from ppdaemon.camera import load_camera
@@ -78,9 +79,9 @@ class HostAsker:
         pipelines = Pipelines(main=tuple(self._config.pipelines.paths))
         return Question(Prepare(visit=visit, detector=detector, pipelines=pipelines), footprint)
 
-    def answer(self) -> None:
-        """Answer all questions that are there."""
-        self._preload.answer_all(self._doorbell, Timings(self._clock))
+    def answer(self, begins: Callable[[], None]) -> None:
+        """Answer all questions that are there; call `begins` before each batch of them."""
+        self._preload.answer_all(self._doorbell, Timings(self._clock), begins)
 
     def close(self) -> None:
         """Disconnect."""

@@ -6,7 +6,7 @@ copies the datasets found.
 """
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Self
@@ -169,9 +169,15 @@ class Preload:
         """Ask the central repo, for nobody; raise `~ppdaemon.errors.VisitFailed` if it cannot be read."""
         self._find([question], Turn(), timings)
 
-    def answer_all(self, doorbell: int, timings: Timings) -> None:
-        """Answer the questions of the workers of this host that are there; log errors."""
-        self._questions.answer_all(doorbell, lambda turn: self._find((), turn, timings), timings.clock)
+    def answer_all(self, doorbell: int, timings: Timings, begins: Callable[[], None]) -> None:
+        """Answer the questions of the workers of this host that are there; log errors. `begins` is called
+        before each batch of them.
+        """
+
+        def find(turn: Turn[Question]) -> list[Answer]:
+            return self._find((), turn, timings)
+
+        self._questions.answer_all(doorbell, find, timings.clock, begins)
 
     def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats

@@ -98,10 +98,13 @@ class HostQuestions[Q, A]:
         """
         return self._files.doorbell()
 
-    def answer_all(self, doorbell: int, answer: _Answering[Q, A], clock: Clock) -> None:
-        """Answer the questions that are there. `answer` is as for `ask`, without a question of its own.
+    def answer_all(
+        self, doorbell: int, answer: _Answering[Q, A], clock: Clock, begins: Callable[[], None]
+    ) -> None:
+        """Answer the questions that are there. `answer` is as for `ask`, without a question of its own;
+        `begins` is called before each batch.
 
-        Its errors are logged: the workers ask by themselves then.
+        Errors of `answer` are logged: the workers ask by themselves then.
         """
         with suppress(BlockingIOError):
             os.read(doorbell, select.PIPE_BUF)
@@ -109,11 +112,15 @@ class HostQuestions[Q, A]:
         while waited < self._wait_s and self._files.has_unanswered():
             with self._files.turn(clock, waited) as progressed:
                 if progressed is not None:
-                    if not self._answer_batch(answer, progressed):
-                        return
-                    begin = clock.mono()
-            if progressed is None:  # a worker that has not waited for this process has the turn
-                time.sleep(_pause_s(waited))
+                    # One turn for all: between two of them a worker that has waited would begin one, and
+                    # open the central repo for it.
+                    while self._files.has_unanswered():
+                        begins()
+                        if not self._answer_batch(answer, progressed):
+                            break
+                    return
+            # A worker that has not waited for this process has the turn.
+            time.sleep(_pause_s(waited))
             waited = clock.mono() - begin
 
     @property
@@ -200,7 +207,7 @@ class HostQuestions[Q, A]:
         written = [
             self._files.reply(path, Reply(each)) for (path, _), each in zip(batch, answers, strict=True)
         ]
-        return all(written)
+        return bool(written) and all(written)  # neither if one can be read nor be answered: the disk is full
 
     def _answer_single(
         self, path: Path, question: Q, answer: _Answering[Q, A], progressed: Callable[[], None]

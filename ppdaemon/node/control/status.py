@@ -19,6 +19,7 @@ from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.mounts import is_ramdisk
 from ppdaemon.node.arrivals.arrivals import Arrivals
 from ppdaemon.node.lock import NodeLock
+from ppdaemon.node.processes.asker import AskerProcess
 from ppdaemon.node.processes.exporter import ExporterProcess
 from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reload import Generations
@@ -56,6 +57,7 @@ class Status:
     journal: BatchWriter[Journal]
     scheduler: SchedulerLoop
     exporter: ExporterProcess
+    asker: AskerProcess
     source: VisitSource
     arrivals: Arrivals
     meters: Meters
@@ -256,6 +258,9 @@ class Status:
         yield from (Finding("pipelines", problem) for problem in self.visits.health.problems)
         for first, problem, age_s in self.visits.fallbacks.problems(self.clock.mono()):
             yield Finding("pipelines", problem, first, age_s, degrades=False)
+        if self.asker.problem:
+            text = "preload: workers ask the central repo by themselves, which takes longer"
+            yield Finding("central_repo", f"{text}: {self.asker.problem}", "asker", degrades=False)
         if self.exporter.problem:
             yield Finding("export", f"export: {self.exporter.problem}", "exporter")
         if count := self.exporter.incomplete:
