@@ -20,7 +20,7 @@ from ppdaemon.bridge.ring import RING_NAME, Extent, Ring
 from ppdaemon.clock import Clock
 from ppdaemon.controlserver import ControlServer, Reply
 from ppdaemon.curve import Gatekeeper
-from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, StateUnusable
+from ppdaemon.errors import ConfigError, NeedsRestart, PPDaemonError, Refused, StateUnusable
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import Finding, ProblemLog, status_line
@@ -125,7 +125,8 @@ class Bridge:
             self._store_waiting()
 
         def failed(error: Exception) -> None:
-            for stored, _ in batch:
+            # A ring that cannot be written would take the time of a failure for each batch of the others.
+            for stored in [*self._waiting] if isinstance(error, Refused) else [each for each, _ in batch]:
                 self._waiting.pop(stored, None)
                 stored.set_exception(error)
             self._store_waiting()

@@ -134,7 +134,7 @@ class PathFormat:
         *folders, file = self._readers
         values = self._in_folders(*names[: len(folders)])
         if values is None or len(names) <= len(folders):
-            return values and dict(values)
+            return None if values is None else dict(values)
         return _added(values, file, names[-1])
 
     def _read_folders(self, *names: str) -> Values | None:

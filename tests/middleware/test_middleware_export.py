@@ -474,8 +474,8 @@ def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
     """More workers than fit have chosen the RAM disk at the same moment."""
     sync_all = spool.sync_all
 
-    def refuse_ramdisk(paths: list[Path]) -> None:
-        if paths[0].is_relative_to(rig.context.ramdisk_spool):
+    def refuse_ramdisk(paths: list[Path | str]) -> None:
+        if Path(paths[0]).is_relative_to(rig.context.ramdisk_spool):
             raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
         sync_all(paths)
 

@@ -67,6 +67,14 @@ class OwnWayFormatter(YamlFormatter):
         uri.write(b"own: way\n")
 
 
+class OwnWriteFormatter(YamlFormatter):
+    """Replaces all of writing."""
+
+    def write(self, in_memory_dataset: Any, /, **_: Any) -> None:
+        """Write another content."""
+        self.file_descriptor.location.uri.updatedExtension(self.get_write_extension()).write(b"own: way\n")
+
+
 class OldFormatter(Formatter):
     """As those of earlier versions of the Butler, which know only their own location."""
 
@@ -140,8 +148,9 @@ def test_a_file_that_exists_is_replaced(tmp_path: Path) -> None:
     assert read_dataset(writer.write(CONTENT, ref, tmp_path), ref) == CONTENT
 
 
-def test_a_formatter_with_its_own_way_of_writing_is_used(tmp_path: Path) -> None:
-    file = make_writer(OwnWayFormatter).write(CONTENT, make_ref(), tmp_path)
+@pytest.mark.parametrize("formatter", [OwnWayFormatter, OwnWriteFormatter])
+def test_a_formatter_with_its_own_way_of_writing_is_used(tmp_path: Path, formatter: type) -> None:
+    file = make_writer(formatter).write(CONTENT, make_ref(), tmp_path)
     assert file.path.read_text() == "own: way\n"
 
 

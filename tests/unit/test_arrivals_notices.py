@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.notices import AT_ONCE, Elsewhere, StoredObject, listen, read_notice
-from ppdaemon.ratelimit import RateLimit
+from ppdaemon.ratelimit import TOKEN_BYTES, RateLimit
 
 DATA = Path(__file__).parent.parent / "data" / "notices"
 
@@ -311,31 +311,35 @@ def test_a_notice_with_any_value_anywhere_is_read_or_refused(data, path, junk):
 
 
 class Queued:
-    """A subscription with messages that wait; others never come."""
+    """A subscription with messages of a size that wait; others never come."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, size: int):
         self.left = count
+        self.message = b'{"path": "/raw/a.fits"}'.ljust(size)
 
     async def receive(self, on_problem: object) -> list[bytes]:
         if not self.left:
             await asyncio.Event().wait()
         self.left -= 1
-        return [b'{"path": "/raw/a.fits"}']
+        return [self.message]
 
 
-def test_notices_that_wait_are_read_together_and_let_others_run_in_between():
+@pytest.mark.parametrize(
+    ("size", "turn"), [(100, AT_ONCE), (4 * TOKEN_BYTES, AT_ONCE // 5), (AT_ONCE * TOKEN_BYTES, 1)]
+)
+def test_notices_that_wait_are_read_together_and_let_others_run_in_between(size: int, turn: int) -> None:
     async def run() -> list[int]:
         files: list[object] = []
         seen: list[int] = []
         reading = asyncio.create_task(
             listen(
-                Queued(3 * AT_ONCE), files.append, pytest.fail, pytest.fail, RateLimit(1e6, time.monotonic)
+                Queued(3 * turn, size), files.append, pytest.fail, pytest.fail, RateLimit(1e6, time.monotonic)
             )
         )
-        while len(files) < 3 * AT_ONCE:
+        while len(files) < 3 * turn:
             await asyncio.sleep(0)
             seen.append(len(files))
         reading.cancel()
         return seen
 
-    assert asyncio.run(run()) == [AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE]
+    assert asyncio.run(run()) == [turn, 2 * turn, 3 * turn]

@@ -102,17 +102,19 @@ def test_notices_of_a_moment_are_stored_together_and_those_that_come_meanwhile_n
 
 
 def test_a_ring_that_cannot_be_written_refuses_all_and_takes_the_next(tmp_path, socket_dir, monkeypatch):
-    ring = Ring(tmp_path, RingConfig())
+    """All at once: each attempt may wait for the disk, and stores wait for their answers."""
+    ring, count = Ring(tmp_path, RingConfig()), 2 * AT_ONCE + 3
 
     async def play() -> None:
         async with running(ring, socket_dir, FakeClock()) as bridge:
             with monkeypatch.context() as patch:
-                error = sqlite3.OperationalError("disk I/O error")
-                patch.setattr(ring, "add", Mock(side_effect=error))
+                add = Mock(side_effect=sqlite3.OperationalError("disk I/O error"))
+                patch.setattr(ring, "add", add)
                 answers = await asyncio.gather(
-                    *(bridge.store(b"lost") for _ in range(3)), return_exceptions=True
+                    *(bridge.store(b"lost") for _ in range(count)), return_exceptions=True
                 )
-            assert [type(each) for each in answers] == 3 * [Refused]
+            assert [type(each) for each in answers] == count * [Refused]
+            assert add.call_count == 1
             await bridge.store(b"kept")
 
     asyncio.run(play())

@@ -275,3 +275,11 @@ def test_reading_takes_linear_time(text, repeated, end):
     began = time.process_time()
     PathFormat(text).read([name])
     assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize("folders", [[], ["a"], ["r_03"]])
+def test_values_that_a_caller_changes_are_not_those_of_the_next_one(folders):
+    form = PathFormat("{filter}/x/{exposure}_{detector}" if folders == ["r_03"] else f"a/{NEEDED}")
+    found = form.read(folders)
+    found["snap"] = 1
+    assert "snap" not in form.read(folders)

@@ -37,7 +37,7 @@ from ppdaemon.middleware.butler.datafiles import LocatedFile
 __all__ = ("FileWriter", "UnknownDatastore", "read_dataset")
 
 _FILE_DATASTORE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
-_OTHER_WAYS = ("write_direct", "write_locally_then_move")
+_OTHER_WAYS = ("write", "write_direct", "write_locally_then_move")
 """Methods of a formatter that replace the way in which a file is written."""
 
 

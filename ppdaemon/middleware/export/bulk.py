@@ -15,7 +15,7 @@ import sqlalchemy
 __all__ = ("DIALECTS", "Value", "converter", "insert_rows")
 
 DIALECTS = {"sqlite": "qmark", "postgresql": "pyformat"}
-"""How their drivers mark parameters (PEP 249): SQLite's own one, and psycopg2."""
+"""How their drivers mark parameters (PEP 249): SQLite's own one; psycopg2, and psycopg 3."""
 
 type Value = str | int | None
 

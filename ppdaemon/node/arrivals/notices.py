@@ -7,7 +7,6 @@ PUB sockets lose messages without an error; the survey finds the files of a lost
 import asyncio
 import base64
 import contextlib
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +52,8 @@ MAX_FRAMES = 4
 RECEIVE_QUEUE = 20_000
 """Messages: a hundred exposures of 205 detectors."""
 AT_ONCE = 20
-"""Messages that are read before other tasks run: some 2 ms. Their files are then checked in one batch."""
+"""Messages that are read before other tasks run: some 2 ms. Their files are then checked in one batch. A long
+one counts as several: it may have 1500 files."""
 MONITOR_MS = 1000
 """Milliseconds without a message after which the connection is checked."""
 HANDSHAKE_MS = 3000
@@ -374,13 +374,17 @@ async def listen(
     Calls these as `pass_on` does, `on_problem` also for an error of the connection, with `None`. Reads
     no faster than `rate`: what waits fills the queue of this publisher alone.
     """
-    for number in itertools.count(1):
+    read = 0.0
+    while True:
         frames = await subscription.receive(on_problem)
-        while wait_s := rate.take(None, tokens_of(sum(map(len, frames)))):
+        tokens = tokens_of(sum(map(len, frames)))
+        while wait_s := rate.take(None, tokens):
             text = f"a publisher sends more than {rate.per_s:g} notices/s, which are read later"
             on_problem(BadMessage(text, "rate"), None)
             await asyncio.sleep(wait_s)
         pass_on(frames, on_file, on_problem, on_test)
-        # receive does not yield to other tasks while messages are queued.
-        if number % AT_ONCE == 0:
+        read += tokens
+        if read >= AT_ONCE:
+            # receive does not yield to other tasks while messages are queued.
             await asyncio.sleep(0)
+            read = 0.0
