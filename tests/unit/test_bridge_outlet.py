@@ -79,7 +79,7 @@ def test_a_question_of_a_node_that_was_revoked_is_not_answered(socket_dir):
             await asyncio.to_thread(wait_until, lambda: outlet.nodes)
             outlet.revoke({"n1"})
             assert not outlet.nodes
-            outlet.committed(Extent(1, 8, 101, 0.0), b"h")
+            outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
             await asyncio.sleep(0.01)
             await node.send(encode(ask.model_copy(update={"request": 2})))
             head, bodies = await answer(node)
