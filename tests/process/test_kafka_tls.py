@@ -193,7 +193,7 @@ FAULTS = {
     "plaintext": (with_options("security.protocol", "SASL_PLAINTEXT"), "it may expect TLS; then set "),
     "no-user": (with_options("security.protocol", "SSL"), "if it expects a user, set security.protocol to"),
 }
-FAST = ("password", "expired")
+FAST = {"password"}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,7 @@ def test_a_fault_of_the_connection_is_named_stops_nothing_else_and_ends(
     assert_secret(socket_dir)
 
 
+@pytest.mark.slow
 def test_a_password_that_changes_while_the_relay_runs_loses_no_visit(site: Site, socket_dir: Path) -> None:
     with relaying(socket_dir, site.kafka) as relay:
         wait_until(lambda: relay.events("reading from Kafka"), TIMEOUT_S, relay.log.read_text)
