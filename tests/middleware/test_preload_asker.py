@@ -53,9 +53,9 @@ def asker(rig: Rig) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def asker_never_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers wait for the asker as long as a test takes."""
-    monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+    monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", LIMIT_S)
 
 
 @pytest.fixture

@@ -423,12 +423,12 @@ class AnswersAll:
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def asker_never_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers wait for the one that answers for all as long as a test takes."""
-    monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+    monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", LIMIT_S)
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("asker_never_late")
 def test_one_process_answers_for_all(folder: Path, threads: ThreadPoolExecutor) -> None:
     one, workers = AnswersAll(folder), [Asker(folder, threads) for _ in range(3)]
     assert not one.is_woken()
@@ -446,7 +446,7 @@ def test_one_process_answers_for_all(folder: Path, threads: ThreadPoolExecutor) 
     one.close()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("asker_never_late")
 def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
     folder: Path, threads: ThreadPoolExecutor
 ) -> None:
@@ -465,7 +465,7 @@ def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
     one.close()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("asker_never_late")
 def test_the_one_answers_the_oldest_first_and_not_too_many_at_once(
     folder: Path, threads: ThreadPoolExecutor
 ) -> None:
@@ -497,12 +497,12 @@ def test_no_worker_takes_a_turn_between_two_batches(
         return [f"common answer to {each}" for each in turn.others()]
 
     with one.doorbell() as doorbell:
-        monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", LIMIT_S)
+        monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", LIMIT_S)
         answers = [workers[0].ask("0")]
         wait_for_questions(folder, 1)
         answering = threads.submit(one.answer_all, doorbell, answer, Clock(), lambda: None)
         assert entered.wait(LIMIT_S)
-        monkeypatch.setattr("ppdaemon.middleware.preload.questions.PATIENCE_S", 0.0)
+        monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", 0.0)
         monkeypatch.setattr(QuestionFiles, "has_unanswered", has_unanswered)
         answers += [worker.ask(number) for worker, number in zip(workers[1:], "123", strict=True)]
         wait_for_questions(folder, 4)
@@ -578,7 +578,7 @@ def test_workers_do_not_wait_for_one_that_does_not_answer(folder: Path, threads:
     one.close()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("asker_never_late")
 def test_workers_do_not_wait_for_one_that_has_ended(folder: Path, threads: ThreadPoolExecutor) -> None:
     AnswersAll(folder).close()
     worker = Asker(folder, threads)
@@ -592,7 +592,7 @@ def test_workers_do_not_wait_for_one_that_has_ended(folder: Path, threads: Threa
     one.close()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("asker_never_late")
 def test_a_doorbell_that_was_rung_very_often_wakes(folder: Path, threads: ThreadPoolExecutor) -> None:
     one, worker = AnswersAll(folder), Asker(folder, threads)
     with (folder / ".doorbell").open("wb", buffering=0) as bell:

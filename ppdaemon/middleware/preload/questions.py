@@ -37,7 +37,7 @@ WAIT_S = 5.0
 duration of a query, and a fraction of the time from the announcement to the image. That one may wait for a
 server that hangs, or be stopped. The next one has twice as long: if the server is slow, or the host has no
 time for its workers, more that ask at once do not make it faster."""
-PATIENCE_S = 0.25
+ASKER_LATE_S = 0.25
 """Until a worker takes its turn although there is an asker: a cold query takes half of it, and an asker that
 is busy has the turn."""
 BATCH = 64
@@ -134,7 +134,7 @@ class HostQuestions[Q, A]:
 
     def _wait_or_answer(self, path: Path | None, answer: _Answering[Q, A], timings: Timings) -> A:
         begin, waited = timings.clock.mono(), 0.0
-        patience_s = PATIENCE_S if path is not None and self._files.ring() else 0.0
+        asker_until_s = ASKER_LATE_S if path is not None and self._files.ring() else 0.0
         while True:
             if path is not None and self._files.is_answered(path):
                 reply = self._files.read_reply(path)
@@ -142,8 +142,8 @@ class HostQuestions[Q, A]:
                     raise VisitFailed(*reply.failure, retriable=True)
                 if reply.answer is not None:
                     return reply.answer
-                path, patience_s = None, 0.0  # what was found there stays: nobody else is to answer
-            if waited >= patience_s:
+                path, asker_until_s = None, 0.0  # what was found there stays: nobody else is to answer
+            if waited >= asker_until_s:
                 with self._files.turn(timings.clock, waited) as progressed:
                     if progressed is not None:
                         # Another process may have answered while this one did not look.
