@@ -84,6 +84,7 @@ OTEL = [
 TEST = [
     "boto3>=1.34",
     "cryptography>=42",  # certificates that have expired, or are for another host
+    "docutils>=0.21,<0.24",  # reads the tables of the documents
     "hypothesis>=6.100",
     "moto[server]>=5.0",  # a server of S3
     "opentelemetry-proto>=1.40,<2",  # a collector's side

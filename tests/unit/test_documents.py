@@ -15,6 +15,8 @@ import pydantic
 import pytest
 import yaml
 from doctools import DOC, codetext
+from docutils.parsers.rst.tableparser import SimpleTableParser
+from docutils.statemachine import StringList
 
 from ppdaemon.bridge.config import BridgeConfig
 from ppdaemon.config import NodeConfig, Publisher, load_node
@@ -237,6 +239,17 @@ def test_the_messages_in_the_documents_are_those_of_the_programs() -> None:
 def test_documents_use_the_words_of_the_programs(path: Path) -> None:
     text = re.sub(r":(?:mod|class|func):`[^`]*`", "", path.read_text())  # names in the code have their own
     assert not OLD_WORDS.findall(text)
+
+
+TABLE = re.compile(r"^(=+(?: +=+)+)\n(?:.*\n)*?\1\n(?:.*\n)*?\1$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.rst"), *DOC.rglob("*.rst")], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_the_text_of_each_table_is_in_its_columns(path: Path) -> None:
+    for table in TABLE.finditer(path.read_text()):
+        SimpleTableParser().parse(StringList(table[0].splitlines(), path.name))
 
 
 def test_the_page_of_the_architecture_has_all_packages_and_their_order() -> None:
