@@ -109,10 +109,11 @@ class Asker(Protocol):
     def prepare(self) -> None:
         """Do what can be done before the first question."""
 
-    def answer(self, begins: Callable[[], None]) -> None:
+    def answer(self, report: Callable[[Sequence[float]], None]) -> None:
         """Answer the questions that are there; any exception ends the process, and another one starts.
 
-        `begins` is to be called before each part of the work: each may take as long as one call.
+        `report` is to be called after each part of the work, with how long each of the questions that are
+        answered had waited, in seconds. A process that does not call it for 60 s is killed.
         """
 
 

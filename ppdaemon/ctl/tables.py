@@ -21,6 +21,7 @@ from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     FALLBACK,
     GIVEN_UP,
+    AskerReport,
     BridgeStatusReport,
     LateRow,
     RedisReport,
@@ -134,6 +135,17 @@ def _entries(redis: RedisReport, tai: float) -> str:
     return f"{redis.held} held, {redis.pending} of all consumers, {redis.waiting} waiting, {last}"
 
 
+def _asker_text(asker: AskerReport) -> str:
+    """Return what the asker does and has done."""
+    text = "serves" if asker.serving else "late, see above" if asker.late_s is not None else "not ready"
+    text += f", {asker.questions} questions answered in {asker.batches} batches"
+    if asker.wait_p50_ms is not None and asker.wait_p99_ms is not None:
+        text += f", {asker.wait_p50_ms:.0f} ms after they were asked, 99 % within {asker.wait_p99_ms:.0f} ms"
+    if asker.memory_mb is not None:
+        text += f", {asker.memory_mb:.0f} MB"
+    return f"{text}, {asker.replaced} replaced" if asker.replaced else text
+
+
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     """Yield name and value of each line below the first one."""
     yield (
@@ -173,6 +185,8 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.images_given_up:
         lost = size(report.images_given_up_mb * 1e6)
         yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
+    if report.asker is not None:
+        yield "asker", _asker_text(report.asker)
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")

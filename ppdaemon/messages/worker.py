@@ -282,7 +282,19 @@ class DatastoreMarked(Model):
 
 type ExporterFact = Annotated[Ready | Exported | ImagesGivenUp | SpoolRefused | DatastoreMarked, BY_TYPE]
 EXPORTER_FACTS = pydantic.TypeAdapter[ExporterFact](ExporterFact)
-type AskerFact = Ready
+ASKER_REPORT_S = 5.0
+"""Between two reports of an asker, while it has no questions."""
+
+
+class Asked(Model):
+    """An asker works: it has waited for questions, or answered some of them together."""
+
+    type: Literal["asked"] = "asked"
+    waited_s: tuple[float, ...] = ()
+    """How long each question had waited for its answer, seconds."""
+
+
+type AskerFact = Annotated[Ready | Asked, BY_TYPE]
 ASKER_FACTS = pydantic.TypeAdapter[AskerFact](AskerFact)
 
 

@@ -254,7 +254,7 @@ class NodeParts:
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.source.run,
-            partial(meters.run, self.pool, count),
+            partial(meters.run, self.pool, self.asker, count),
             ticker.run,
             ticker.run_slowly,
             self._pruner.run,
@@ -293,6 +293,7 @@ class NodeParts:
             self.status.report(),
             self.pump.times,
             self.exporter.times,
+            self.asker.waits,
             tuple(self.status.config.node.instruments),
             tuple(self.pool.slots[number].usage.used_bytes for number in self.pool.pids()),
         )
@@ -345,8 +346,7 @@ class NodeParts:
         self.traces.reconfigure(config.traces)
         self._pruner.keep_days = config.node.keep_days
         self.exporter.replace(config.export)
-        if config.butler is not None:
-            self.asker.replace()
+        self.asker.replace(wanted=config.butler is not None)
         self.publisher.reconfigure(config.publish, config.log)
         self.offer.reconfigure(config.workers)
         self.reprocessor.export_moved_back()

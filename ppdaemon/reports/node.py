@@ -100,6 +100,27 @@ class RedisReport(ControlModel):
     """When this node took the last new entry, TAI seconds since 1970; `None` before the first one."""
 
 
+class AskerReport(ControlModel):
+    """The process that asks the central repo for all workers; counts are since the daemon started."""
+
+    serving: bool
+    """Whether it works; if not, workers ask by themselves."""
+    questions: int
+    """Questions of workers that it has answered."""
+    batches: int
+    """Groups of questions that it has answered together."""
+    wait_p50_ms: float | None
+    """Median time from a question to its answer, of recent ones, milliseconds; `None` if there are none."""
+    wait_p99_ms: float | None
+    """The same time, within which 99 % were answered."""
+    memory_mb: float | None
+    """Its private memory; `None` if there is no process."""
+    replaced: int
+    """How many of these processes have ended or were killed."""
+    late_s: float | None
+    """Seconds since its last report; `None` if it is not late."""
+
+
 class StatusReport(ControlModel):
     """The state of the daemon."""
 
@@ -170,10 +191,12 @@ class StatusReport(ControlModel):
     """Changes that are not yet written to the journal."""
     exporter: str
     """What the exporter does, or why it cannot."""
+    asker: AskerReport | None = None
+    """The asker; `None` without a ``butler`` section, and from an older daemon."""
     publish: tuple[DestinationReport, ...] = ()
     """What has become of the metrics and telemetry for each destination, since the daemon started."""
     logs: str = ""
-    """Folder of the logs of workers, zygote, exporter, reader and publisher."""
+    """Folder of the logs of workers, zygote, exporter, asker, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""
     counters: dict[str, int]

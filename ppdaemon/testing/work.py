@@ -346,6 +346,7 @@ class ScriptedAsker:
         self._doorbell.unlink(missing_ok=True)
         os.mkfifo(self._doorbell)
         self._descriptor = os.open(self._doorbell, os.O_RDWR | os.O_NONBLOCK)
+        self._taken: list[bytes] = []
 
     def fileno(self) -> int:
         """Return the FIFO ``doorbell`` in the folder of the process."""
@@ -356,9 +357,20 @@ class ScriptedAsker:
         with (self._context.config.node.state_dir / "askers").open("a") as starts:
             starts.write(f"{os.getpid()} {self._context.template.name}\n")
 
-    def answer(self, begins: Callable[[], None]) -> None:
-        """Fail: there are no questions."""
-        raise RuntimeError(os.read(self._descriptor, 100))
+    def answer(self, report: Callable[[Sequence[float]], None]) -> None:
+        """Do what is written: ``grow`` takes 100 MB, ``answer`` reports two answers, ``hang`` never returns;
+        anything else fails.
+        """
+        match os.read(self._descriptor, 100):
+            case b"grow":
+                self._taken.append(b"x" * 100_000_000)
+            case b"answer":
+                report([0.01, 0.02])
+            case b"hang":
+                while True:
+                    time.sleep(1)
+            case other:
+                raise RuntimeError(other)
 
 
 def _script_of(pipelines: Pipelines) -> list[str]:

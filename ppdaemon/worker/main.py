@@ -11,9 +11,8 @@ import errno
 import logging
 import os
 import select
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,9 +42,6 @@ MAX_TAINTED = 300
 """Characters of the list of what a visit has left."""
 SHORT_NOTE = 100
 """Characters about each of the 210 spools of an export, if the whole notes are too long."""
-ANSWER_S = 60.0
-"""Time limit of an asker for the questions that it answers together: many times what a slow database needs.
-The workers have not waited as long."""
 MAX_REASON = 500
 """Characters of a reason; the journal stores no more."""
 NOTED_IMPORT_S = 0.2
@@ -162,37 +158,25 @@ def _serve_exports(channel: Channel[messages.WorkerOrder], exporter: Exporter) -
 
 
 def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> ExitCode:
+    """Serve until the supervisor ends this process, which it also does if there is no report for long."""
+
+    def report(waited_s: Sequence[float]) -> None:
+        channel.send(messages.Asked(waited_s=tuple(waited_s)))
+
     channel.send(messages.Ready(pid=os.getpid()))
-    with _ended_if_late():
-        asker.prepare()
+    asker.prepare()
     while True:
-        ready, _, _ = select.select([channel.fileno(), asker.fileno()], [], [])
+        report(())
+        descriptors = [channel.fileno(), asker.fileno()]
+        ready, _, _ = select.select(descriptors, [], [], messages.ASKER_REPORT_S)
         if channel.fileno() in ready:
             match channel.receive():
                 case messages.Quit() | None:
                     return ExitCode.OK
                 case unexpected:
                     raise AssertionError(unexpected)
-        with _ended_if_late() as begins:
-            asker.answer(begins)
-
-
-@contextlib.contextmanager
-def _ended_if_late() -> Iterator[Callable[[], None]]:
-    """End this process by SIGALRM, also within a call of a library, if the block takes longer than
-    `ANSWER_S`, or longer than that after a call of what is yielded: the supervisor starts another one.
-    """
-
-    def begins() -> None:
-        signal.setitimer(signal.ITIMER_REAL, ANSWER_S)
-
-    # What started the daemon may ignore it, and an imported module may handle it.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    begins()
-    try:
-        yield begins
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if asker.fileno() in ready:
+            asker.answer(report)
 
 
 def fitting[Report: (messages.Exported, messages.ImagesGivenUp)](report: Report) -> Report:

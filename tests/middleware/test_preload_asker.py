@@ -37,7 +37,7 @@ def asker(rig: Rig) -> Iterator[None]:
             one.prepare()
             ready.set()
             while stop not in select.select([stop, one.fileno()], [], [])[0]:
-                one.answer(lambda: None)
+                one.answer(lambda waited_s: None)
         finally:
             one.close()
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -395,7 +395,7 @@ class AnswersAll:
         self._open = ExitStack()
         self._doorbell = self._open.enter_context(self._questions.doorbell())
         self.asked: list[list[str]] = []
-        self.begun = 0
+        self.waited: list[Sequence[float]] = []
         self.no_connection: VisitFailed | None = None
         self.poison = ""
         """The question that fails."""
@@ -404,11 +404,11 @@ class AnswersAll:
         return bool(select.select([self._doorbell], [], [], 0)[0])
 
     def answer(self) -> None:
-        self._questions.answer_all(self._doorbell, self._answer, Clock(), self._begins)
+        self._questions.answer_all(self._doorbell, self._answer, Clock(), self._report)
 
-    def _begins(self) -> None:
-        self.begun += 1
-        assert self.begun < 10, "it answers nothing, without end"
+    def _report(self, waited_s: Sequence[float]) -> None:
+        self.waited.append(waited_s)
+        assert len(self.waited) < 10, "it answers nothing, without end"
 
     def _answer(self, turn: Turn[str]) -> list[str]:
         if self.no_connection is not None:
@@ -462,6 +462,7 @@ def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
         "common answer to 3",
     ]
     assert [worker.asked for worker in workers] == [[], ["2"], []]
+    assert [len(each) for each in one.waited] == [0, 1, 0, 1], "a report after each step"
     one.close()
 
 
@@ -476,7 +477,8 @@ def test_the_one_answers_the_oldest_first_and_not_too_many_at_once(
     one.answer()
     assert [each.result(LIMIT_S) for each in answers] == [f"common answer to {number}" for number in range(7)]
     assert one.asked == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
-    assert one.begun == 3
+    assert [len(each) for each in one.waited] == [3, 3, 1]
+    assert all(0.0 < waited_s < LIMIT_S for each in one.waited for waited_s in each)
     one.close()
 
 
@@ -500,7 +502,7 @@ def test_no_worker_takes_a_turn_between_two_batches(
         monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", LIMIT_S)
         answers = [workers[0].ask("0")]
         wait_for_questions(folder, 1)
-        answering = threads.submit(one.answer_all, doorbell, answer, Clock(), lambda: None)
+        answering = threads.submit(one.answer_all, doorbell, answer, Clock(), lambda waited_s: None)
         assert entered.wait(LIMIT_S)
         monkeypatch.setattr("ppdaemon.middleware.preload.questions.ASKER_LATE_S", 0.0)
         monkeypatch.setattr(QuestionFiles, "has_unanswered", has_unanswered)
@@ -557,7 +559,7 @@ def test_a_worker_takes_the_place_of_the_one_that_hangs(folder: Path, threads: T
     with one.doorbell() as doorbell:
         answers = [workers[0].ask("0")]
         wait_for_questions(folder, 1)
-        hanging = threads.submit(one.answer_all, doorbell, hang, Clock(), lambda: None)
+        hanging = threads.submit(one.answer_all, doorbell, hang, Clock(), lambda waited_s: None)
         assert entered.wait(LIMIT_S)
         answers += [worker.ask(str(number)) for number, worker in enumerate(workers) if number]
         for worker in workers:

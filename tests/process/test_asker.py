@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The node's one process that asks for all workers: started, replaced and started again."""
 
+import asyncio
+import fcntl
+import os
 import signal
 import socket
+import struct
 import subprocess
-import sys
+import termios
+import time
 
+import pytest
+
+from ppdaemon.folders import NodeFolders
+from ppdaemon.messages import Asked, Forked, Ready
+from ppdaemon.node.processes import asker
+from ppdaemon.node.processes.asker import SILENT_S, SLOT, AskerProcess
+from ppdaemon.node.processes.child import ChildProcess
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
-from ppdaemon.testing.node import running_node
+from ppdaemon.testing.node import NodeProcess, running_node
 from ppdaemon.testing.processes import alive
-from ppdaemon.testing.waiting import TIMEOUT_S
+from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
+from ppdaemon.wire import encode
 
 BUTLER = {"central": "/repo", "instrument_class": {"DemoCam": "package.DemoCam"}}
 
@@ -27,20 +40,35 @@ def wait_for_starts(node, count):
     return starts(node)[-1]
 
 
+def doorbell_of(node):
+    return node.ramdisk / "ppdaemon-n1" / "slots" / "asker" / "doorbell"
+
+
+def ring(node, word):
+    """Write an order of the test for the asker, and wait until it has read that."""
+    with doorbell_of(node).open("r+b", buffering=0) as doorbell:
+        doorbell.write(word)
+        unread = struct.Struct("i")
+        node.wait(lambda: unread.unpack(fcntl.ioctl(doorbell, termios.FIONREAD, bytes(4))) == (0,))
+
+
+def log_of(tmp_path):
+    return (tmp_path / "daemon.log").read_text()
+
+
 def test_an_asker_that_has_ended_is_started_again(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
         first, _ = wait_for_starts(node, 1)
-        doorbell = node.ramdisk / "ppdaemon-n1" / "slots" / "asker" / "doorbell"
-        doorbell.write_bytes(b"\0")
+        ring(node, b"fail")
         second, _ = wait_for_starts(node, 2)
         assert second != first
         assert not alive(first)
-        doorbell.write_bytes(b"\0")  # the next pause is longer
+        ring(node, b"fail")  # the next pause is longer
         (problem,) = node.wait(lambda: [each for each in node.status().problems if "asker" in each.text])
         assert problem.text.startswith("preload: workers ask the central repo by themselves")
         assert not problem.degrades
         second, _ = wait_for_starts(node, 3)
-        assert "the asker ended" in (tmp_path / "daemon.log").read_text()
+        assert "the asker ended" in log_of(tmp_path)
         node.relay.reserve("g1")
         node.land("g1")
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
@@ -60,41 +88,190 @@ def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
         assert alive(new)
 
 
-SCRIPT = """
-import os, signal, socket, sys, time
-from ppdaemon.messages import ORDERS
-from ppdaemon.worker import main
-from ppdaemon.worker.channel import Channel
-
-class Scripted:
-    def fileno(self):
-        return 0
-
-    def prepare(self):
-        pass
-
-    def answer(self, begins):
-        {}
-
-signal.signal(signal.SIGALRM, signal.SIG_IGN)  # as what started the daemon may have done
-main.ANSWER_S = {}
-main._serve_questions(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Scripted())
-"""
-
-
-def exit_status(answer, limit_s):
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        script = SCRIPT.format(answer, limit_s)
-        command = [sys.executable, "-c", script, str(theirs.fileno())]
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], check=False)
-    return ended.returncode
+def test_a_configuration_without_a_central_repo_ends_the_asker_and_one_with_it_starts_one(
+    tmp_path, socket_dir
+):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        old, _ = wait_for_starts(node, 1)
+        config = node.config.pop("butler")
+        node.rewrite()
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        node.wait(lambda: not alive(old))
+        node.wait(lambda: len(node.zygotes()) == 1)  # it keeps no old one
+        assert node.status().asker is None
+        assert not any("asker" in text for text in node.status().problem_texts)
+        node.rewrite(butler=config)
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        new, template = wait_for_starts(node, 2)
+        assert template == "template-3"
+        node.wait(lambda: node.status().asker.serving)
+        assert node.status().asker.replaced == 0, "by a reload only"
+    assert not alive(new)
 
 
-def test_an_asker_that_hangs_ends():
-    assert exit_status("time.sleep(600)", limit_s=0.1) == -signal.SIGALRM
+def test_a_stopped_asker_is_replaced_with_the_configuration(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        old, _ = wait_for_starts(node, 1)
+        os.kill(old, signal.SIGSTOP)
+        node.rewrite(log={"level": "WARNING"})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        _, template = wait_for_starts(node, 2)
+        assert template == "template-2"
+        node.wait(lambda: not alive(old))
 
 
-def test_an_asker_that_has_much_to_answer_does_not_end():
-    steps = "[(begins(), time.sleep(0.5)) for _ in range(8)]; os._exit(0)"
-    assert exit_status(steps, limit_s=2.0) == 0
+def test_the_status_has_what_an_asker_has_answered(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        wait_for_starts(node, 1)
+        ring(node, b"answer")
+        asker = node.wait(lambda: (asker := node.status().asker).questions and asker)
+        assert (asker.questions, asker.batches, asker.replaced) == (2, 1, 0)
+        assert (asker.wait_p50_ms, asker.wait_p99_ms, asker.late_s) == (20.0, 20.0, None)
+        assert asker.serving
+        assert node.wait(lambda: node.status().asker.memory_mb) > 1
+
+
+def test_an_asker_with_too_much_memory_is_replaced(tmp_path, socket_dir):
+    memory = {"soft": "400 MB", "hard": "1 GB", "sample_s": 0.1}
+    with running_node(tmp_path, socket_dir, butler=BUTLER, workers={"memory": memory}) as node:
+        old, _ = wait_for_starts(node, 1)
+        for _ in range(5):
+            ring(node, b"grow")
+        wait_for_starts(node, 2)
+        node.wait(lambda: not alive(old))
+        assert "more than the 400 MB of workers.memory.soft: it is killed" in log_of(tmp_path)
+        assert node.status().asker.replaced == 1
+
+
+@pytest.mark.parametrize("end", [NodeProcess.stop, NodeProcess.kill])
+def test_no_asker_is_left_when_the_daemon_has_ended(tmp_path, socket_dir, end):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        pid, _ = wait_for_starts(node, 1)
+        ring(node, b"hang")
+        end(node)
+        wait_until(lambda: not alive(pid), TIMEOUT_S, lambda: f"asker {pid} is left")
+        node.start()
+        wait_for_starts(node, 2)
+
+
+@pytest.mark.slow
+def test_a_stopped_asker_is_replaced_within_a_minute(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        old, _ = wait_for_starts(node, 1)
+        os.kill(old, signal.SIGSTOP)
+        (problem,) = node.wait(lambda: node.status().problems, deadline_s=2 * SILENT_S)
+        assert "workers ask the central repo by themselves" in problem.text
+        assert "the asker has not reported for" in problem.text
+        assert not problem.degrades
+        assert not node.status().asker.serving
+        node.wait(lambda: len(starts(node)) == 2, deadline_s=2 * SILENT_S)
+        assert not alive(old)
+        assert f"the asker has not answered for {SILENT_S:g} s: it is killed" in log_of(tmp_path)
+
+
+# --- an asker that the test plays ----------------------------------------------
+
+
+class PlayedAsker:
+    """Plays the zygote and the askers that it would fork: a process that sleeps, and the test."""
+
+    def __init__(self, folder):
+        self.orders = []
+        self.processes = []
+        self.channels = []
+        folders = NodeFolders(folder / "ramdisk", folder)
+        folders.logs.mkdir()
+        self.asker = AskerProcess(folders, self._ask)
+        self.asker.start()
+
+    def _ask(self, order):
+        self.orders.append(order)
+        return True
+
+    def serve(self):
+        """Answer the last order: there is a process, and it is ready."""
+        process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.processes.append(process)
+        self.channels.append(ours)
+        forked = Forked(role="asker", slot=SLOT, epoch=self.orders[-1].epoch, pid=process.pid)
+        self.asker.forked(forked, [theirs.detach(), os.pidfd_open(process.pid)])
+        ours.send(encode(Ready(pid=process.pid)))
+
+    async def report(self, *waited_s):
+        self.channels[-1].send(encode(Asked(waited_s=waited_s)))
+        await asyncio.sleep(0.01)
+
+    async def until(self, condition, story):
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < deadline, story
+            await asyncio.sleep(0.005)
+
+    def end(self):
+        self.asker.close()
+        for channel in self.channels:
+            channel.close()
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def play(tmp_path, monkeypatch, body, silent_s=0.3):
+    async def run():
+        monkeypatch.setattr(asker, "SILENT_S", silent_s)
+        monkeypatch.setattr(asker, "LATE_S", silent_s / 2)
+        monkeypatch.setattr(asker, "PAUSES_S", (0.05, 0.1))
+        played = PlayedAsker(tmp_path)
+        try:
+            await body(played)
+        finally:
+            played.end()
+
+    asyncio.run(run())
+
+
+def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypatch):
+    async def body(played):
+        played.serve()
+        await played.until(lambda: played.asker.report().serving, "it does not serve")
+        await played.until(lambda: played.asker.report().late_s, "it is not late")
+        assert "the asker has not reported for" in played.asker.problem
+        assert not played.asker.report().serving
+        await played.until(lambda: len(played.orders) == 2, "it is not replaced")
+        assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
+        assert "has not answered for 0.3 s" in played.asker.problem
+        played.serve()
+        await played.until(lambda: played.asker.report().serving, "the next one does not serve")
+        assert played.asker.report().replaced == 1
+
+    play(tmp_path, monkeypatch, body)
+
+
+def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypatch):
+    async def body(played):
+        played.serve()
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            await played.report(0.25)
+        assert len(played.orders) == 1
+        report = played.asker.report()
+        assert report.questions == report.batches > 2
+        assert report.wait_p50_ms == 250.0
+
+    play(tmp_path, monkeypatch, body, silent_s=0.5)
+
+
+def test_another_asker_starts_though_the_one_before_does_not_end(tmp_path, monkeypatch):
+    """As on a file system that hangs."""
+
+    async def body(played):
+        monkeypatch.setattr(ChildProcess, "signal", lambda *_: None)
+        monkeypatch.setattr(ChildProcess, "close", lambda self: (self.channel.close(), os.close(self.pidfd)))
+        played.serve()
+        await played.until(lambda: len(played.orders) == 2, "no other one starts")
+        assert played.processes[0].poll() is None
+        played.serve()
+        await played.until(lambda: played.asker.report().serving, "the other one does not serve")
+
+    play(tmp_path, monkeypatch, body)

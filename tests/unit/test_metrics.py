@@ -114,8 +114,10 @@ def scraped(table, source):
 
 
 def node_samples(report=None, times=None, worker_bytes=()):
+    exports, waits = Histogram((1.0,)), Histogram((0.1, 1.0))
+    waits.add(0.05)
     source = NodeSource(
-        report or a_report(), times or OutcomeTimes(), Histogram((1.0,)), ("DemoCam",), worker_bytes
+        report or a_report(), times or OutcomeTimes(), exports, waits, ("DemoCam",), worker_bytes
     )
     return scraped(NODE_METRICS, source)
 
@@ -150,6 +152,21 @@ def test_the_streams_of_redis_have_metrics_only_where_there_are_some():
     assert not any("redis" in name for name, *_ in node_samples())
 
 
+def test_an_asker_has_metrics_only_where_there_is_a_central_repo():
+    figures = {"questions": 7, "batches": 3, "wait_p50_ms": 20.0, "wait_p99_ms": 90.0, "late_s": None}
+    asker = figures | {"serving": True, "memory_mb": 112.5, "replaced": 2}
+    samples = node_samples(a_report(asker=asker))
+    assert samples["ppdaemon_asker_up",] == 1
+    assert samples["ppdaemon_asker_batches_total",] == 3
+    assert samples["ppdaemon_asker_replaced_total",] == 2
+    assert samples["ppdaemon_asker_memory_bytes",] == 112_500_000
+    assert samples["ppdaemon_asker_wait_seconds_bucket", ("le", "0.1")] == 1
+    away = node_samples(a_report(asker=asker | {"serving": False, "memory_mb": None}))
+    assert away["ppdaemon_asker_up",] == 0
+    assert ("ppdaemon_asker_memory_bytes",) not in away
+    assert ("ppdaemon_asker_up",) not in node_samples()
+
+
 def test_a_metric_yields_as_many_labels_as_it_declares():
     report = a_report(
         arrivals=(ArrivalSource(name="zmq", live=True, files=3, lag_p50_ms=2.0, lag_p99_ms=9.0),),
@@ -165,7 +182,7 @@ def test_a_metric_yields_as_many_labels_as_it_declares():
         waits=tuple(RelayWaitRow(**wait, reason="no node serves it") for wait in waits),
     )
     times = recorded(an_entry(), an_entry(outcome=Outcome.FAILED))
-    source = NodeSource(report, times, Histogram((1.0,)), ("DemoCam",), (1,))
+    source = NodeSource(report, times, Histogram((1.0,)), Histogram((1.0,)), ("DemoCam",), (1,))
     for table, read_from in (
         (NODE_METRICS, source),
         (RELAY_METRICS, relay),

@@ -142,7 +142,7 @@ def _start_asker(context: WorkerContext) -> int:
             os.write(is_ready, b"\0")
             while True:
                 select.select([asker.fileno()], [], [])
-                asker.answer(lambda: None)
+                asker.answer(lambda waited_s: None)
         finally:
             os._exit(1)
     os.close(is_ready)

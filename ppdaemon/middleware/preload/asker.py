@@ -7,7 +7,7 @@ open one takes 12 MB. If this process is late or ended, the workers ask by thems
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from ppdaemon.camera import load_camera
@@ -79,9 +79,9 @@ class HostAsker:
         pipelines = Pipelines(main=tuple(self._config.pipelines.paths))
         return Question(Prepare(visit=visit, detector=detector, pipelines=pipelines), footprint)
 
-    def answer(self, begins: Callable[[], None]) -> None:
-        """Answer all questions that are there; call `begins` before each batch of them."""
-        self._preload.answer_all(self._doorbell, Timings(self._clock), begins)
+    def answer(self, report: Callable[[Sequence[float]], None]) -> None:
+        """Answer all questions that are there; see `~ppdaemon.work.Asker.answer`."""
+        self._preload.answer_all(self._doorbell, Timings(self._clock), report)
 
     def close(self) -> None:
         """Disconnect."""

@@ -169,15 +169,15 @@ class Preload:
         """Ask the central repo, for nobody; raise `~ppdaemon.errors.VisitFailed` if it cannot be read."""
         self._find([question], Turn(), timings)
 
-    def answer_all(self, doorbell: int, timings: Timings, begins: Callable[[], None]) -> None:
-        """Answer the questions of the workers of this host that are there; log errors. `begins` is called
-        before each batch of them.
+    def answer_all(self, doorbell: int, timings: Timings, report: Callable[[Sequence[float]], None]) -> None:
+        """Answer the questions of the workers of this host that are there; log errors. `report` is called
+        after each batch of them, with how long each had waited, in seconds.
         """
 
         def find(turn: Turn[Question]) -> list[Answer]:
             return self._find((), turn, timings)
 
-        self._questions.answer_all(doorbell, find, timings.clock, begins)
+        self._questions.answer_all(doorbell, find, timings.clock, report)
 
     def _copy(
         self, found: Sequence[Found], plan: PreloadPlan, repo: LocalRepo, timings: Timings, stats: CacheStats

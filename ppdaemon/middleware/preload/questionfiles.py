@@ -25,7 +25,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.states import Outcome
 
-__all__ = ("QuestionFiles", "Reply")
+__all__ = ("QuestionFiles", "Reply", "asked_mono")
 
 _LOG = logging.getLogger(__name__)
 
@@ -266,6 +266,11 @@ class QuestionFiles[Q, A]:
 def _name(mono_s: float) -> str:
     """Return the begin of a name that sorts by time."""
     return f"{round(mono_s * 1e6):018d}"
+
+
+def asked_mono(question: Path) -> float:
+    """Return when a question was written, in monotonic seconds, which all processes of a host share."""
+    return int(question.name.partition("-")[0]) / 1e6
 
 
 class _Pickler(pickle.Pickler):

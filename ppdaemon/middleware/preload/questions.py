@@ -26,7 +26,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.timings import Timings
-from ppdaemon.middleware.preload.questionfiles import QuestionFiles, Reply
+from ppdaemon.middleware.preload.questionfiles import QuestionFiles, Reply, asked_mono
 
 __all__ = ("HostQuestions", "Turn")
 
@@ -99,10 +99,14 @@ class HostQuestions[Q, A]:
         return self._files.doorbell()
 
     def answer_all(
-        self, doorbell: int, answer: _Answering[Q, A], clock: Clock, begins: Callable[[], None]
+        self,
+        doorbell: int,
+        answer: _Answering[Q, A],
+        clock: Clock,
+        report: Callable[[Sequence[float]], None],
     ) -> None:
         """Answer the questions that are there. `answer` is as for `ask`, without a question of its own;
-        `begins` is called before each batch.
+        `report` is called after each batch, with how long each question had waited, in seconds.
 
         Errors of `answer` are logged: the workers ask by themselves then.
         """
@@ -115,8 +119,7 @@ class HostQuestions[Q, A]:
                     # One turn for all: between two of them a worker that has waited would begin one, and
                     # open the central repo for it.
                     while self._files.has_unanswered():
-                        begins()
-                        if not self._answer_batch(answer, progressed):
+                        if not self._answer_batch(answer, progressed, clock, report):
                             break
                     return
             # A worker that has not waited for this process has the turn.
@@ -188,7 +191,13 @@ class HostQuestions[Q, A]:
             self._files.reply(path, reply)
         return first
 
-    def _answer_batch(self, answer: _Answering[Q, A], progressed: Callable[[], None]) -> bool:
+    def _answer_batch(
+        self,
+        answer: _Answering[Q, A],
+        progressed: Callable[[], None],
+        clock: Clock,
+        report: Callable[[Sequence[float]], None],
+    ) -> bool:
         """Answer the oldest questions; return whether it is of use to go on."""
         batch: list[tuple[Path, Q]] = []
 
@@ -200,17 +209,29 @@ class HostQuestions[Q, A]:
             answers = answer(Turn(take_batch, progressed))
         except Exception as error:
             _log_failure(error)
+            report(())
             # One of them may be the reason. Without any nobody can ask: the workers try, and retry.
             return bool(batch) and all(
-                self._answer_single(path, question, answer, progressed) for path, question in batch
+                self._answer_single(path, question, answer, progressed, clock, report)
+                for path, question in batch
             )
         written = [
-            self._files.reply(path, Reply(each)) for (path, _), each in zip(batch, answers, strict=True)
+            path
+            for (path, _), each in zip(batch, answers, strict=True)
+            if self._files.reply(path, Reply(each))
         ]
-        return bool(written) and all(written)  # neither if one can be read nor be answered: the disk is full
+        report([clock.mono() - asked_mono(path) for path in written])
+        # Otherwise none can be read, or one cannot be answered: the disk is full.
+        return bool(batch) and len(written) == len(batch)
 
     def _answer_single(
-        self, path: Path, question: Q, answer: _Answering[Q, A], progressed: Callable[[], None]
+        self,
+        path: Path,
+        question: Q,
+        answer: _Answering[Q, A],
+        progressed: Callable[[], None],
+        clock: Clock,
+        report: Callable[[Sequence[float]], None],
     ) -> bool:
         """Answer one question, or let its worker ask alone; return whether others can be answered."""
         was_taken = False
@@ -224,8 +245,11 @@ class HostQuestions[Q, A]:
             (found,) = answer(Turn(take, progressed))
         except Exception as error:
             _LOG.warning("the question of a worker is not answered: %s", describe(error))
+            report(())
             return was_taken and self._files.reply(path, Reply())
-        return self._files.reply(path, Reply(found))
+        is_written = self._files.reply(path, Reply(found))
+        report([clock.mono() - asked_mono(path)] if is_written else [])
+        return is_written
 
 
 def _log_failure(error: Exception) -> None:

@@ -25,6 +25,8 @@ class NodeSource:
     report: StatusReport
     times: OutcomeTimes
     export: Histogram
+    asker: Histogram
+    """How long questions had waited for the asker's answers, seconds."""
     instruments: tuple[str, ...]
     worker_bytes: tuple[int, ...]
     """Memory and RAM-disk repo of each worker."""
@@ -338,6 +340,37 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         "gauge",
         "Pipelines that are set aside because they end their workers.",
         lambda s: s.report.set_aside,
+    ),
+    Metric(
+        "ppdaemon_asker_up",
+        "gauge",
+        "1 if one process asks the central repo for all workers, 0 if they ask by themselves; missing without"
+        " a central repo.",
+        lambda s: None if s.report.asker is None else s.report.asker.serving,
+    ),
+    Metric(
+        "ppdaemon_asker_wait_seconds",
+        "histogram",
+        "From a question of a worker to the asker's answer.",
+        lambda s: s.asker,
+    ),
+    Metric(
+        "ppdaemon_asker_batches_total",
+        "counter",
+        "Groups of questions that the asker has answered together.",
+        lambda s: None if s.report.asker is None else s.report.asker.batches,
+    ),
+    Metric(
+        "ppdaemon_asker_replaced_total",
+        "counter",
+        "Askers that have ended or were killed.",
+        lambda s: None if s.report.asker is None else s.report.asker.replaced,
+    ),
+    Metric(
+        "ppdaemon_asker_memory_bytes",
+        "gauge",
+        "Memory of the asker; missing while there is none.",
+        lambda s: None if s.report.asker is None else _bytes(s.report.asker.memory_mb),
     ),
     Metric("ppdaemon_workers", "gauge", "Workers that run.", lambda s: len(s.worker_bytes)),
     Metric(

@@ -162,6 +162,7 @@ class Status:
             images_given_up_mb=self.exporter.given_up_bytes / 1e6,
             journal_backlog=self.journal.backlog,
             exporter=self.exporter.text,
+            asker=None if self.config.butler is None else self.asker.report(),
             publish=self.publisher.report(),
             logs=str(NodeFolders.of(self.config).logs),
             arrivals=() if starting else self.arrivals.report(),

@@ -2,59 +2,132 @@
 """The asker: one process that asks the central repo for all workers.
 
 It has no orders: the workers wake it. Without it each worker asks by itself, so that its end is no problem of
-the node.
+the node, and it is killed whenever something is wrong with it: another one starts.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ppdaemon import messages
 from ppdaemon.folders import NodeFolders
+from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
-from ppdaemon.wire import encode
+from ppdaemon.reports import AskerReport
+from ppdaemon.terminal import size
 
 __all__ = ("AskerProcess",)
 
 SLOT = -3
 """Instead of the number of a slot, in orders to the zygote."""
 BOOT_S = 60.0
-"""From the order to fork until it is ready, and from the order to quit until it has ended; one that is
-spawned imports everything itself."""
+"""From the order to fork until it is ready; one that is spawned imports everything itself."""
+SILENT_S = 60.0
+"""Between two reports: many times what a slow database needs for the questions of a host. The workers have
+not waited as long."""
+LATE_S = 2 * messages.ASKER_REPORT_S
+"""Without a report, until that is a problem."""
 PAUSES_S = 1.0, 60.0
 """Before it is started again, shortest and longest."""
+WAIT_BOUNDS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+"""An answer takes some 20 ms; after `~ppdaemon.middleware.preload.questions.ASKER_LATE_S` workers begin to
+ask by themselves."""
+RECENT = 1000
+"""Answers whose times are in the status."""
+_REPORTS = "reports"
+
+
+def _new_lifecycle() -> Lifecycle:
+    first_s, longest_s = PAUSES_S
+    return Lifecycle(
+        boot_s=BOOT_S,
+        answer_s=SILENT_S,
+        first_pause_s=first_s,
+        longest_pause_s=longest_s,
+        steady_s=longest_s,
+    )
 
 
 class AskerProcess(ForkedProcess[messages.AskerFact]):
     """Supervises the asker."""
 
     def __init__(self, folders: NodeFolders, request_fork: Callable[[messages.ForkWorker], bool]):
-        first_s, longest_s = PAUSES_S
-        lifecycle = Lifecycle(
-            boot_s=BOOT_S,
-            answer_s=BOOT_S,
-            first_pause_s=first_s,
-            longest_pause_s=longest_s,
-            steady_s=longest_s,
-        )
         repo, log = folders.slots / "asker", folders.logs / "asker.log"
-        super().__init__("asker", SLOT, repo, log, messages.ASKER_FACTS, lifecycle, request_fork)
+        super().__init__("asker", SLOT, repo, log, messages.ASKER_FACTS, _new_lifecycle(), request_fork)
+        self.waits = Histogram(WAIT_BOUNDS_S)
+        """How long questions had waited for their answers, seconds."""
+        self._recent = deque[float](maxlen=RECENT)
+        self._batches = 0
+        self._replaced = 0
+        self._memory_bytes = 0
+        self._reported = 0.0
+        """When the process has reported last, monotonic seconds."""
 
-    def replace(self) -> None:
-        """Replace the process by one with a new configuration."""
-        if self._child is None:
-            self.start()  # one that is being forked has the old configuration: its epoch is refused
-        else:
-            self.lifecycle.replace(self._loop.time())
-            self._serve()
-            self._set_timer()
+    def report(self) -> AskerReport:
+        """Return its state and figures."""
+        recent = sorted(self._recent)
+        p50, p99 = (1e3 * recent[int(q * len(recent))] if recent else None for q in (0.5, 0.99))
+        return AskerReport(
+            serving=self.lifecycle.state is ProcessState.SERVING and self._late_s is None,
+            questions=self.waits.count,
+            batches=self._batches,
+            wait_p50_ms=p50,
+            wait_p99_ms=p99,
+            memory_mb=self._memory_bytes / 1e6 if self._child is not None else None,
+            replaced=self._replaced,
+            late_s=self._late_s,
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why there is no process, why it is unreliable, or for how long it is late; or blank."""
+        if self._late_s is None:
+            return super().problem
+        return f"the asker has not reported for {self._late_s:.0f} s, it is killed after {SILENT_S:g} s"
+
+    @property
+    def _late_s(self) -> float | None:
+        if self.lifecycle.state is not ProcessState.SERVING:
+            return None
+        silent_s = self._loop.time() - self._reported
+        return silent_s if silent_s > LATE_S else None
+
+    def measured(self, used_bytes: int, limit_bytes: int) -> None:
+        """Note its memory; replace it if it has more than it may."""
+        self._memory_bytes = used_bytes
+        if used_bytes > limit_bytes:
+            self._kill(f"uses {size(used_bytes)}, more than the {size(limit_bytes)} of workers.memory.soft")
+
+    def replace(self, *, wanted: bool) -> None:
+        """End the process, and start one with a new configuration, if that wants one."""
+        self.close()  # one that is being forked has the old configuration: its epoch is refused
+        if wanted:
+            self.lifecycle = _new_lifecycle()
+            self.start()
 
     def _serve(self) -> None:
-        if self.lifecycle.state is ProcessState.REPLACING and self._child is not None:
-            self._child.send(encode(messages.Quit()))
+        """Send nothing: it has no orders."""
 
     def _received(self, message: messages.AskerFact, descriptors: list[int]) -> None:
-        self._ready()
+        now = self._reported = self._loop.time()
+        self.lifecycle.ordered(_REPORTS, now)  # the next one
+        match message:
+            case messages.Ready():
+                self._ready()
+            case messages.Asked(waited_s=waited_s):
+                self._batches += bool(waited_s)
+                self._recent.extend(waited_s)
+                for each in waited_s:
+                    self.waits.add(each)
+                self._set_timer()
+
+    def _kill(self, reason: str) -> None:
+        super()._kill(reason)
+        if self._child is not None:
+            # Now: one that hangs on a file system does not end, and the next one starts all the same.
+            self._end(reason)
+            self._set_timer()
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
-        """Do nothing: it has no orders."""
+        self._replaced += 1

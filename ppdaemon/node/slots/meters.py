@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
@@ -118,6 +119,17 @@ def low_disk_space(folder: Path, facts: os.statvfs_result) -> str:
     return f"{folder} has only {' and '.join(short)}" if short else ""
 
 
+class Limited(Protocol):
+    """A process without a slot whose memory is limited."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while there is one."""
+
+    def measured(self, used_bytes: int, limit_bytes: int) -> None:
+        """Take its memory, and how much it may have."""
+
+
 @dataclass(slots=True)
 class _Worker:
     """The last measurements of a worker."""
@@ -162,8 +174,8 @@ class Meters:
         self._ramdisk_measured = 0
         self._log_problems: tuple[str, ...] = ()
 
-    async def run(self, pool: Pool, count: Counter[str]) -> None:
-        """Measure all workers periodically until canceled; each slot with a change gets a
+    async def run(self, pool: Pool, asker: Limited, count: Counter[str]) -> None:
+        """Measure all workers and the asker periodically until canceled; each slot with a change gets a
         `MemorySampled`. Cut logs are counted as ``log_cut``.
         """
         loop = asyncio.get_running_loop()
@@ -171,9 +183,13 @@ class Meters:
         with contextlib.closing(self), ThreadPoolExecutor(1, "meters") as thread:
             while True:
                 await asyncio.sleep(self.config.memory.sample_s)
-                pids = pool.pids()
+                pids, asker_pid = pool.pids(), asker.pid
                 try:
                     samples = await loop.run_in_executor(thread, self.read, pids)
+                    if asker_pid is not None:
+                        used = await loop.run_in_executor(thread, self._used, process_tree(asker_pid))
+                        if asker.pid == asker_pid:  # it may have been replaced meanwhile
+                            asker.measured(used[0], self.config.memory.soft)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
