@@ -34,6 +34,8 @@ class Fault(StrEnum):
     KILL_ZYGOTE = "kill_zygote"
     STOP_ZYGOTE = "stop_zygote"
     KILL_EXPORTER = "kill_exporter"
+    KILL_ASKER = "kill_asker"
+    STOP_ASKER = "stop_asker"
     KILL_SUPERVISOR = "kill_supervisor"
     RELOAD = "reload"
     CLOCK_JUMP = "clock_jump"
@@ -60,6 +62,8 @@ PROCESS_FAULTS = (
     Fault.STOP_WORKER,
     Fault.KILL_ZYGOTE,
     Fault.KILL_EXPORTER,
+    Fault.KILL_ASKER,
+    Fault.STOP_ASKER,
     Fault.KILL_SUPERVISOR,
     Fault.RELOAD,
     Fault.CLOCK_JUMP,
@@ -76,6 +80,8 @@ NODE_FAULTS = (
     Fault.KILL_ZYGOTE,
     Fault.STOP_ZYGOTE,
     Fault.KILL_EXPORTER,
+    Fault.KILL_ASKER,
+    Fault.STOP_ASKER,
     Fault.KILL_SUPERVISOR,
     Fault.STOP_SUPERVISOR,
     Fault.KILL_RELAY,
@@ -132,6 +138,8 @@ QUIET_BEGIN_S, QUIET_END_S = 0.5, 1.0
 LONGEST_S = {
     Fault.STOP_WORKER: 4.0,
     Fault.STOP_ZYGOTE: 1.5,
+    # Longer than workers wait for one that makes no progress.
+    Fault.STOP_ASKER: 8.0,
     Fault.RELAY_SILENT: 3.0,
     Fault.CENTRAL_DOWN: 2.0,
     # Shorter and longer than the silence after which a relay moves what it can.
@@ -195,7 +203,7 @@ def make_plan(
     process_faults: Sequence[Fault] = PROCESS_FAULTS,
     more_faults: Sequence[Fault] = MORE_KILLS,
     visit_every_s: float = 0.45,
-    fault_every_s: float = 0.8,
+    fault_every_s: float = 0.7,
 ) -> Plan:
     """Draw visits and process faults, in order; a seed always gives the same plan.
 

@@ -29,7 +29,7 @@ from ppdaemon.testing.processes import ResourceUsage
 
 __all__ = ("ChaosFailed", "ChaosRun", "Report")
 
-# Faults come every 0.8 s: the loop must not delay them.
+# Faults come every 0.7 s: the loop must not delay them.
 STEP_S = 0.015
 # Quarantined slots must be restarted soon, or the run has too few workers.
 CHECK_S = 0.5
@@ -201,8 +201,12 @@ class ChaosRun:
             Fault.KILL_ZYGOTE: lambda _: (
                 self._has_started() and self._signal_process("ppdaemon zygote", signal.SIGKILL)
             ),
-            Fault.STOP_ZYGOTE: self._stop_zygote,
+            Fault.STOP_ZYGOTE: lambda length_s: (
+                self._has_started() and self._stop_process("ppdaemon zygote", length_s)
+            ),
             Fault.KILL_EXPORTER: lambda _: self._signal_process("ppdaemon exporter", signal.SIGKILL),
+            Fault.KILL_ASKER: lambda _: self._signal_process("ppdaemon asker", signal.SIGKILL),
+            Fault.STOP_ASKER: lambda length_s: self._stop_process("ppdaemon asker", length_s),
             Fault.KILL_SUPERVISOR: self._kill_supervisor,
             Fault.RELOAD: self._reload,
             Fault.CLOCK_JUMP: self._set_clock,
@@ -245,11 +249,11 @@ class ChaosRun:
             self._continue_after(row.pid, length_s)
         return row is not None
 
-    def _stop_zygote(self, length_s: float) -> bool:
-        zygote = self.node.find("ppdaemon zygote") if self._has_started() else None
-        if zygote is None or not self.node.signal(zygote, signal.SIGSTOP):
+    def _stop_process(self, title: str, length_s: float) -> bool:
+        pid = self.node.find(title)
+        if pid is None or not self.node.signal(pid, signal.SIGSTOP):
             return False
-        self._continue_after(zygote, length_s)
+        self._continue_after(pid, length_s)
         return True
 
     def _continue_after(self, pid: int, length_s: float) -> None:

@@ -14,12 +14,15 @@ from ppdaemon.testing.played import VisitDetector
 from ppdaemon.testing.raws import RawWriter
 from ppdaemon.visit import NextVisit, read_next_visit
 
-__all__ = ("RunFolders", "Scene", "ScriptedScene")
+__all__ = ("CENTRAL_REPO", "RunFolders", "Scene", "ScriptedScene")
 
 CAMERA = "DemoCam"
 IMAGE_TIMEOUT_S = 4.0
 # Short limits, so that each of them is reached in a short run.
 TIMES = {"boot_s": 10, "prepare_s": 2, "ingest_s": 2, "run_s": 3, "export_s": 2, "grace_s": 0.3, "stop_s": 3}
+
+CENTRAL_REPO = {"central": "/repo", "instrument_class": {CAMERA: "package.DemoCam"}}
+"""So that there is an asker; scripted processes open no repo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class ScriptedScene:
     worker_faults: tuple[str, ...] = WORKER_FAULTS
     process_faults: tuple[Fault, ...] = PROCESS_FAULTS
     visit_every_s: float = 0.45
-    fault_every_s: float = 0.8
+    fault_every_s: float = 0.7
     raw_timeout_s: float = IMAGE_TIMEOUT_S
     drain_s: float = 40.0
     _camera: RawWriter = field(init=False)
@@ -112,6 +115,7 @@ class ScriptedScene:
                 "instruments": {CAMERA: f"0-{len(self.detectors) - 1}"},
             },
             relay={"address": self.folders.relay, "silence_s": 1.0},
+            butler=CENTRAL_REPO,
             # Longer than the jumps of the clock, which are one hour.
             arrivals={"image_timeout_s": IMAGE_TIMEOUT_S, "remember_s": 7200},
             workers={

@@ -23,7 +23,7 @@ import zmq
 from chaos_check import Violation, is_quiet, read_exports, read_rows, read_writes
 from chaos_node import ChaosNode
 from chaos_plan import CUTS, NODE_FAULTS, NODE_WORKER_FAULTS, Fault, Plan, ProcessFault, Visit, make_plan
-from chaos_scene import CAMERA, RunFolders
+from chaos_scene import CAMERA, CENTRAL_REPO, RunFolders
 from chaos_storm_check import LedgerEntry, StormRecords, find_storm_violations
 
 from ppdaemon.clock import Clock
@@ -243,8 +243,10 @@ class Storm:
             Fault.KILL_WORKER: lambda name, _: self._signal_worker(name, signal.SIGKILL) is not None,
             Fault.STOP_WORKER: self._stop_worker,
             Fault.KILL_ZYGOTE: lambda name, _: self._signal(name, "ppdaemon zygote", signal.SIGKILL),
-            Fault.STOP_ZYGOTE: self._stop_zygote,
+            Fault.STOP_ZYGOTE: lambda name, length_s: self._stop_process(name, "ppdaemon zygote", length_s),
             Fault.KILL_EXPORTER: lambda name, _: self._signal(name, "ppdaemon exporter", signal.SIGKILL),
+            Fault.KILL_ASKER: lambda name, _: self._signal(name, "ppdaemon asker", signal.SIGKILL),
+            Fault.STOP_ASKER: lambda name, length_s: self._stop_process(name, "ppdaemon asker", length_s),
             Fault.KILL_SUPERVISOR: self._kill_supervisor,
             Fault.STOP_SUPERVISOR: self._stop_supervisor,
             Fault.KILL_RELAY: self._kill_relay,
@@ -297,11 +299,11 @@ class Storm:
         self._after(length_s, lambda: self.nodes[name].signal(pid, signal.SIGCONT))
         return True
 
-    def _stop_zygote(self, name: str, length_s: float) -> bool:
-        zygote = self.nodes[name].find("ppdaemon zygote") if self._answers(name) else None
-        if zygote is None or not self.nodes[name].signal(zygote, signal.SIGSTOP):
+    def _stop_process(self, name: str, title: str, length_s: float) -> bool:
+        pid = self.nodes[name].find(title) if self._answers(name) else None
+        if pid is None or not self.nodes[name].signal(pid, signal.SIGSTOP):
             return False
-        self._after(length_s, lambda: self.nodes[name].signal(zygote, signal.SIGCONT))
+        self._after(length_s, lambda: self.nodes[name].signal(pid, signal.SIGCONT))
         return True
 
     def _kill_supervisor(self, name: str, _: float) -> bool:
@@ -519,6 +521,7 @@ def run_storm(
             relay={"give_up_s": GIVE_UP_S},
             make_node=lambda folder, config, launcher: ChaosNode(folder, config, mark, launcher=launcher),
             arrivals={"image_timeout_s": RAWS_WITHIN_S},
+            butler=CENTRAL_REPO,
             workers={"max": workers, "times": TIMES},
         )
         try:

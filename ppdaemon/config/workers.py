@@ -21,7 +21,7 @@ class MemoryConfig(ConfigPart):
     """
 
     soft: Size = 4_000_000_000
-    """A worker above this is replaced after its visit."""
+    """A worker above this is replaced after its visit, and the asker at once."""
     hard: Size = 8_000_000_000
     """A worker above this is stopped at once."""
     ramdisk: Annotated[Size, pydantic.Field(gt=0)] = 2_000_000_000

@@ -229,6 +229,7 @@ class Status:
         kernel = self.pool.cgroups.enforced_by
         limits = {
             "memory": f"{size(memory.hard)}, {sampled}; {kernel('memory')}",
+            "asker": f"{size(memory.soft)} of memory, {sampled}",
             "RAM disk": f"{size(memory.ramdisk)}, supervisor every {REPO_EVERY * memory.sample_s:g} s",
             "CPU time": f"{times.cpu_s:g} s a visit, {sampled}",
             "wall time": f"{times.run_s:g} s for a pipeline, supervisor",
