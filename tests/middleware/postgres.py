@@ -153,6 +153,12 @@ class OwnPostgresServer(PostgresServer):
         if self._users is not None:
             self._process.returncode = 0  # nobody waits for it: prevents the ResourceWarning of `Popen`
 
+    def require_passwords(self, database: str) -> None:
+        """Connect to a database only with a password."""
+        rules = self._folder / "data" / "pg_hba.conf"
+        rules.write_text(f"local {database} all scram-sha-256\n{rules.read_text()}")
+        self.run("postgres", "SELECT pg_reload_conf()")
+
     def stop(self) -> None:
         """Disconnect everybody and end."""
         self._process.send_signal(signal.SIGINT)  # "fast shutdown"

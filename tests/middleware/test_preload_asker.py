@@ -7,12 +7,14 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from centrals import Central, make_few
 from lsst.daf.butler import Butler
+from postgres import USER, OwnPostgresServer, running_server
 from toycam import NAME, MakeRig, Rig, load_toy_camera
 
 from ppdaemon.clock import Clock
@@ -124,3 +126,62 @@ def test_an_asker_asks_before_the_first_question(
         assert rehearsed.footprint.region is not None
         worker.prepare(rig.order())
     assert set(rehearsed.order.pipelines.main) >= set(questions[1].order.pipelines.main)
+
+
+# --- databases that are away, or take another password ------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[OwnPostgresServer]:
+    """Give a PostgreSQL server for one test, which may stop it."""
+    with running_server() as server:
+        yield server
+
+
+@contextmanager
+def worker_of(central: Central, folder: Path) -> Iterator[tuple[Rig, ButlerWork]]:
+    rig = Rig(folder, folder / "ram", central.root)
+    work.build_template(rig.context)
+    assert rig.config.butler is not None
+    with closing(ButlerWork(rig.context, rig.config.butler, load_toy_camera)) as worker:
+        yield rig, worker
+
+
+def asked_by_itself(rig: Rig, worker: ButlerWork) -> bool:
+    detail = worker.prepare(rig.order(main="Frame")).detail
+    worker.reset()
+    return bool(detail["asked_for"])
+
+
+def test_an_asker_answers_when_a_database_that_was_away_at_its_start_is_back(
+    tmp_path: Path, server: OwnPostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    central = make_few(tmp_path / "few", server)
+    with worker_of(central, tmp_path / "rig") as (rig, worker):
+        server.stop()
+        with asker(rig):
+            assert "not opened before the first question" in caplog.text
+            server.start()
+            assert not asked_by_itself(rig, worker)
+            server.stop()  # with its connections
+            server.start()
+            assert not asked_by_itself(rig, worker)
+
+
+def test_an_asker_uses_the_new_password_after_a_change(tmp_path: Path, server: OwnPostgresServer) -> None:
+    central = make_few(tmp_path / "few", server)
+    settings = central.root / "butler.yaml"
+
+    def change(before: str, password: str) -> None:
+        server.run("postgres", f"ALTER ROLE {USER} PASSWORD '{password}'")
+        text = settings.read_text()
+        assert f"//{USER}{before}@" in text
+        settings.write_text(text.replace(f"//{USER}{before}@", f"//{USER}:{password}@"))
+
+    with worker_of(central, tmp_path / "rig") as (rig, worker):
+        change("", "old")
+        server.require_passwords(central.database)
+        with asker(rig):
+            assert not asked_by_itself(rig, worker)
+            change(":old", "new")
+            assert not asked_by_itself(rig, worker)
