@@ -110,6 +110,10 @@ class NodeFolders:
         """Return the template repo of a configuration generation, on the RAM disk."""
         return self.ramdisk / f"template-{generation}"
 
+    def questions(self, generation: int) -> Path:
+        """Return the folder of what the workers of a generation ask the asker and each other."""
+        return self.cache / f".questions-{self.template(generation).name}"
+
     def repo(self, slot: int) -> Path:
         """Return the folder of a slot; it exists while the slot has a worker."""
         return self.slots / f"{slot:04d}"

@@ -86,7 +86,7 @@ class WorkersConfig(ConfigPart):
     """A worker is replaced after this many visits, up to a tenth more or
     less."""
     recycle_age_s: Seconds = 21_600.0
-    """An idle worker is replaced at this age, up to a tenth more or less."""
+    """An idle worker is replaced at this age, up to a tenth more or less; the asker, too."""
     attempts: Annotated[int, pydantic.Field(ge=1, le=5)] = 2
     """Maximum number of attempts at a visit-detector; there is another attempt only if
     the worker has announced nothing permanent."""

@@ -15,6 +15,7 @@ import pytest
 from lsst.resources import ResourcePath
 
 from ppdaemon.environment import CHILD_ENVIRONMENT
+from ppdaemon.folders import NodeFolders
 from ppdaemon.middleware.preload import cache as module
 from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 
@@ -323,3 +324,9 @@ def test_questions_of_workers_are_no_files_of_the_cache(host: Host) -> None:
     question.write_bytes(bytes(10 * BUDGET))
     assert host.cache.drop_unused() == 100
     assert question.exists()
+
+
+def test_the_supervisor_deletes_the_questions_of_ended_configurations(tmp_path: Path) -> None:
+    folders = NodeFolders(tmp_path / "ram", tmp_path)
+    cache = SharedCache(folders.cache, 0)
+    assert cache.questions(folders.template(3).name) == folders.questions(3)

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Asked, Forked, Ready
 from ppdaemon.node.processes import asker
@@ -86,6 +87,17 @@ def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
         node.wait(lambda: not alive(old))
         node.wait(lambda: len(node.zygotes()) == 1)  # no process keeps the old one
         assert alive(new)
+
+
+def test_the_questions_of_a_configuration_are_deleted_with_it(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
+        folders = NodeFolders(node.ramdisk / "ppdaemon-n1", node.state)
+        for generation in (1, 2):
+            folders.questions(generation).mkdir(parents=True)
+            (folders.questions(generation) / ".lock").touch()
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        node.wait(lambda: not folders.questions(1).exists())
+        assert folders.questions(2).exists()
 
 
 def test_a_configuration_without_a_central_repo_ends_the_asker_and_one_with_it_starts_one(
@@ -260,6 +272,21 @@ def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypat
         assert report.wait_p50_ms == 250.0
 
     play(tmp_path, monkeypatch, body, silent_s=0.5)
+
+
+def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
+    async def body(played):
+        played.serve()
+        await played.until(lambda: played.asker.report().serving, "it does not serve")
+        played.asker.measured(1, WorkersConfig(recycle_age_s=3600))
+        assert len(played.orders) == 1
+        await asyncio.sleep(0.02)
+        played.asker.measured(1, WorkersConfig(recycle_age_s=0.01))
+        assert len(played.orders) == 2
+        assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
+        assert (played.asker.problem, played.asker.report().replaced) == ("", 0)
+
+    play(tmp_path, monkeypatch, body, silent_s=60.0)
 
 
 def test_another_asker_starts_though_the_one_before_does_not_end(tmp_path, monkeypatch):

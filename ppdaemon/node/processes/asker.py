@@ -5,11 +5,13 @@ It has no orders: the workers wake it. Without it each worker asks by itself, so
 the node, and it is killed whenever something is wrong with it: another one starts.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ppdaemon import messages
+from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
@@ -18,6 +20,8 @@ from ppdaemon.reports import AskerReport
 from ppdaemon.terminal import size
 
 __all__ = ("AskerProcess",)
+
+_LOG = logging.getLogger(__name__)
 
 SLOT = -3
 """Instead of the number of a slot, in orders to the zygote."""
@@ -61,6 +65,8 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         self._batches = 0
         self._replaced = 0
         self._memory_bytes = 0
+        self._started = 0.0
+        """When the process was requested, monotonic seconds."""
         self._reported = 0.0
         """When the process has reported last, monotonic seconds."""
 
@@ -93,11 +99,16 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         silent_s = self._loop.time() - self._reported
         return silent_s if silent_s > LATE_S else None
 
-    def measured(self, used_bytes: int, limit_bytes: int) -> None:
-        """Note its memory; replace it if it has more than it may."""
+    def measured(self, used_bytes: int, config: WorkersConfig) -> None:
+        """Note its memory; replace it if it has more than it may, or if it is old: it goes on with the
+        central repo's configuration that it has read.
+        """
         self._memory_bytes = used_bytes
-        if used_bytes > limit_bytes:
-            self._kill(f"uses {size(used_bytes)}, more than the {size(limit_bytes)} of workers.memory.soft")
+        if used_bytes > (most := config.memory.soft):
+            self._kill(f"uses {size(used_bytes)}, more than the {size(most)} of workers.memory.soft")
+        elif self._loop.time() - self._started > config.recycle_age_s:
+            _LOG.info("the asker is replaced because of its age")
+            self.replace(wanted=True)
 
     def replace(self, *, wanted: bool) -> None:
         """End the process, and start one with a new configuration, if that wants one."""
@@ -105,6 +116,10 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         if wanted:
             self.lifecycle = _new_lifecycle()
             self.start()
+
+    def _launch(self) -> None:
+        self._started = self._loop.time()
+        super()._launch()
 
     def _serve(self) -> None:
         """Send nothing: it has no orders."""

@@ -250,7 +250,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
     def _wipe(self) -> None:
         """Delete the files. Blocks: runs in a thread."""
         try:
-            for folder in (self._folders.template(self.number), self._build_folder):
+            numbered = self._folders.template(self.number), self._folders.questions(self.number)
+            for folder in (*numbered, self._build_folder):
                 wipe(folder)
             self._folders.settings(self.number).unlink(missing_ok=True)
         except OSError as error:

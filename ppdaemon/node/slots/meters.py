@@ -120,14 +120,14 @@ def low_disk_space(folder: Path, facts: os.statvfs_result) -> str:
 
 
 class Limited(Protocol):
-    """A process without a slot whose memory is limited."""
+    """A process without a slot that has limits."""
 
     @property
     def pid(self) -> int | None:
         """The process's id, while there is one."""
 
-    def measured(self, used_bytes: int, limit_bytes: int) -> None:
-        """Take its memory, and how much it may have."""
+    def measured(self, used_bytes: int, config: WorkersConfig) -> None:
+        """Take its memory, and the limits."""
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ class Meters:
                     if asker_pid is not None:
                         used = await loop.run_in_executor(thread, self._used, process_tree(asker_pid))
                         if asker.pid == asker_pid:  # it may have been replaced meanwhile
-                            asker.measured(used[0], self.config.memory.soft)
+                            asker.measured(used[0], self.config)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
