@@ -398,7 +398,7 @@ class ChaosRun:
             self.node.signal(pid, signal.SIGKILL)
         folders = self.node.folders
         self._violations += [
-            Violation("leaked", f"{path} was not deleted")
+            Violation("leaked", f"{path} was not deleted; it has {sorted(map(str, path.rglob('*')))[:TAIL]}")
             for path in (folders.ramdisk, *folders.spool.iterdir(), *folders.no_return.iterdir())
             if path.exists()
         ]

@@ -155,6 +155,19 @@ def test_an_asker_with_too_much_memory_is_replaced(tmp_path, socket_dir):
         assert node.status().asker.replaced == 1
 
 
+def test_a_module_without_open_asker_processes_visits_and_is_a_problem(tmp_path, socket_dir):
+    (tmp_path / "site_work.py").write_text("from ppdaemon.testing.work import *\ndel open_asker\n")
+    workers = {"work": "site_work", "environment": {"PYTHONPATH": str(tmp_path)}}
+    with running_node(tmp_path, socket_dir, butler=BUTLER, workers=workers) as node:
+        (problem,) = node.wait(lambda: node.status().problems)
+        assert "workers ask the central repo by themselves" in problem.text
+        assert not problem.degrades
+        assert "no attribute 'open_asker'" in (node.state / "logs" / "asker.log").read_text()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+
+
 @pytest.mark.parametrize("end", [NodeProcess.stop, NodeProcess.kill])
 def test_no_asker_is_left_when_the_daemon_has_ended(tmp_path, socket_dir, end):
     with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
