@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from node import TESTS
 
-from ppdaemon.config import ExportConfig
+from ppdaemon.config import ExportConfig, LogConfig
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
@@ -36,11 +36,15 @@ from ppdaemon.messages import (
 )
 from ppdaemon.node.processes import exporter as exporter_module
 from ppdaemon.node.processes import generation
+from ppdaemon.node.processes import publisher as publisher_module
 from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import BATCH, ExporterProcess
 from ppdaemon.node.processes.generation import TemplateFailed, TemplateProcess, TemplateUnavailable
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
+from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.supervised import SupervisedProcess
+from ppdaemon.publish.config import Publication
+from ppdaemon.publish.messages import Telemetry
 from ppdaemon.testing.processes import alive
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.wire import encode
@@ -661,3 +665,67 @@ def test_a_template_is_unavailable_if_the_central_repo_hangs(tmp_path, monkeypat
     with channel:
         asyncio.run(run())
     assert process.wait(DEADLINE_S) == -signal.SIGKILL
+
+
+# --- a publisher ----------------------------------------------------------------
+
+TELEMETRY = Telemetry(
+    **{"timestamp": 0.0, "node": "n1", "instrument": "DemoCam", "group": "g1", "detector": 1, "attempt": 1},
+    **{"survey": "", "outcome": "succeeded", "reason": "", "pipeline": "", "exposures": 1, "datasets": 0},
+    **{"prepare_s": None, "alerts_s": None, "total_s": None},
+)
+
+
+def run_publisher(tmp_path, body, *publish):
+    async def run():
+        lifeline = Lifeline()
+        publisher = PublisherProcess(
+            publish, tmp_path / "publish", lifeline, os.environ, tmp_path / "log", LogConfig()
+        )
+        publisher.start()
+        try:
+            await body(publisher)
+        finally:
+            if publisher.pid is not None:
+                ended.append(publisher.pid)
+            publisher.close()
+            lifeline.close()
+
+    ended: list[int] = []
+    asyncio.run(run())
+    for pid in ended:
+        os.waitpid(pid, 0)
+
+
+def serves(publisher: PublisherProcess) -> bool:
+    return publisher.lifecycle.state is ProcessState.SERVING
+
+
+def test_no_publisher_follows_one_that_ends_when_nothing_is_published(tmp_path):
+    to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
+
+    async def body(publisher):
+        await until(lambda: serves(publisher), "it does not serve")
+        publisher.reconfigure((), LogConfig())
+        os.kill(publisher.pid, signal.SIGKILL)
+        await until(lambda: publisher.pid is None and publisher.lifecycle.deadline is None, "one is due")
+        publisher.reconfigure((to,), LogConfig())
+        await until(lambda: serves(publisher), "none is started any more")
+
+    run_publisher(tmp_path, body, to)
+
+
+def test_a_publisher_that_does_not_take_an_outcome_is_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(publisher_module, "ANSWER_S", 0.5)
+    to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
+
+    async def body(publisher):
+        await until(lambda: serves(publisher), "it does not serve")
+        stopped = publisher.pid
+        os.kill(stopped, signal.SIGSTOP)
+        publisher.add(TELEMETRY, "none.json")
+        await until(lambda: publisher.pid not in (None, stopped) and serves(publisher), "it stays")
+        assert "the publisher has not answered for 0.5 s: it is killed" in caplog.text
+        assert publisher.report()[0].dropped == 0
+
+    run_publisher(tmp_path, body, to)

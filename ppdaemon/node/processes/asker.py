@@ -42,23 +42,20 @@ RECENT = 1000
 _REPORTS = "reports"
 
 
-def _new_lifecycle() -> Lifecycle:
-    first_s, longest_s = PAUSES_S
-    return Lifecycle(
-        boot_s=BOOT_S,
-        answer_s=SILENT_S,
-        first_pause_s=first_s,
-        longest_pause_s=longest_s,
-        steady_s=longest_s,
-    )
-
-
 class AskerProcess(ForkedProcess[messages.AskerFact]):
     """Supervises the asker."""
 
     def __init__(self, folders: NodeFolders, request_fork: Callable[[messages.ForkWorker], bool]):
+        first_s, longest_s = PAUSES_S
+        lifecycle = Lifecycle(
+            boot_s=BOOT_S,
+            answer_s=SILENT_S,
+            first_pause_s=first_s,
+            longest_pause_s=longest_s,
+            steady_s=longest_s,
+        )
         repo, log = folders.slots / "asker", folders.logs / "asker.log"
-        super().__init__("asker", SLOT, repo, log, messages.ASKER_FACTS, _new_lifecycle(), request_fork)
+        super().__init__("asker", SLOT, repo, log, messages.ASKER_FACTS, lifecycle, request_fork)
         self.waits = Histogram(WAIT_BOUNDS_S)
         """How long questions had waited for their answers, seconds."""
         self._recent = deque[float](maxlen=RECENT)
@@ -114,7 +111,7 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         """End the process, and start one with a new configuration, if that wants one."""
         self.close()  # one that is being forked has the old configuration: its epoch is refused
         if wanted:
-            self.lifecycle = _new_lifecycle()
+            self.lifecycle.reopen()
             self.start()
 
     def _launch(self) -> None:

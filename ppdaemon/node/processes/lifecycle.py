@@ -188,8 +188,14 @@ class Lifecycle:
                 self._backoff.failed(now)
 
     def close(self) -> None:
-        """Start no more processes."""
+        """Start no more processes, unless `reopen` is called."""
         self.state = ProcessState.CLOSED
+
+    def reopen(self) -> None:
+        """Start processes again, as the first one."""
+        self.state, self.cause = ProcessState.PAUSING, ""
+        self.unanswered.clear()
+        self._backoff.succeeded()
 
     @property
     def failing(self) -> bool:

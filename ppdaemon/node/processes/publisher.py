@@ -30,7 +30,8 @@ __all__ = ("PublisherProcess",)
 
 BOOT_S = 60.0
 ANSWER_S = 60.0
-"""Not used: orders have no answer."""
+"""From an outcome until its records are in a report: queueing them takes milliseconds."""
+_ORDERS = "orders"
 MAX_PENDING = 1000
 """Outcomes that wait for a publisher that starts; then the oldest are dropped."""
 
@@ -81,14 +82,18 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
     def reconfigure(self, publish: Sequence[Publication], log_config: LogConfig) -> None:
         """Publish there from now on. The process stays, and with it what waits for the same places."""
         self._settings = self._settings_of(publish, log_config)
+        if self.enabled and self.lifecycle.state is ProcessState.CLOSED:
+            self.lifecycle.reopen()
         self._serve()
         self.start()
 
     def start(self) -> None:
-        """Start the process, if anything is published."""
+        """Start the process, if anything is published; if not, none follows the last one."""
         if self.enabled:
             self._folder.mkdir(exist_ok=True)
             super().start()
+        elif self._child is None:
+            self.lifecycle.close()
 
     def add(self, telemetry: Telemetry, file: str) -> None:
         """Publish an outcome, and the metrics in the worker's file of this name."""
@@ -147,6 +152,9 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
                 return  # it does not read: sent with a later one, or dropped
             self._pending.popleft()
             self._orders += 1
+            if not self.lifecycle.unanswered:
+                self.lifecycle.ordered(_ORDERS, self._loop.time())
+                self._set_timer()
 
     def _received(self, message: PublisherFact, descriptors: list[int]) -> None:
         match message:
@@ -154,6 +162,10 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
                 self._ready()
             case PublishReport(orders=orders, places=places):
                 self.lifecycle.succeeded()
+                self._answered(_ORDERS)
+                if orders < self._orders:
+                    self.lifecycle.ordered(_ORDERS, self._loop.time())
+                    self._set_timer()
                 self._reported = orders
                 self._now = {each.name: each for each in places}
 
