@@ -29,8 +29,9 @@ LIMIT_S = 60.0
 
 
 @contextmanager
-def asker(rig: Rig) -> Iterator[None]:
-    """Run an asker in a thread of its own, as in a process of its own."""
+def asker(rig: Rig) -> Iterator[list[float]]:
+    """Run an asker in a thread, as in a process of its own; yield how long its questions had waited."""
+    waited: list[float] = []
     ready, (stop, stopped) = threading.Event(), os.pipe()
 
     def serve() -> None:
@@ -39,7 +40,7 @@ def asker(rig: Rig) -> Iterator[None]:
             one.prepare()
             ready.set()
             while stop not in select.select([stop, one.fileno()], [], [])[0]:
-                one.answer(lambda waited_s: None)
+                one.answer(waited.extend)
         finally:
             one.close()
 
@@ -47,7 +48,7 @@ def asker(rig: Rig) -> Iterator[None]:
         serving = threads.submit(serve)
         try:
             assert ready.wait(LIMIT_S) or serving.result(0) is None
-            yield
+            yield waited
         finally:
             os.close(stopped)
             serving.result(LIMIT_S)
@@ -76,12 +77,14 @@ def test_a_worker_needs_no_central_butler_of_its_own(toy: tuple[Rig, ButlerWork]
     alone = worker.prepare(rig.order()).detail
     worker.reset()
     worker.close()
-    with asker(rig):
+    with asker(rig) as waited:
         (central / "butler.yaml").rename(central / "butler.yaml.away")  # a Butler cannot be opened any more
         detail = worker.prepare(rig.order()).detail
     assert (alone["asked_for"], detail["asked_for"]) == (1, 0)
     assert (detail["datasets"], detail["quanta"]) == (alone["datasets"], alone["quanta"])
     assert "connect_ms" not in detail
+    (waited_s,) = waited
+    assert 0.0 < waited_s < LIMIT_S
 
 
 def test_an_asker_finds_what_is_new_in_the_central_repo(toy: tuple[Rig, ButlerWork], central: Path) -> None:

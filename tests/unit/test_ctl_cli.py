@@ -692,6 +692,26 @@ def test_why_the_export_fails_is_shown_once(serve: Callable[..., ControlServer],
     assert "failing, see above, " in out
 
 
+ASKER = {"serving": True, "questions": 41, "batches": 9, "replaced": 0, "late_s": None}
+ASKER |= {"wait_p50_ms": 20.4, "wait_p99_ms": 90.0, "memory_mb": 112.4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "serves, 41 questions answered in 9 batches, 20 ms after they were asked, 99 % within 90 ms"),
+        ({"serving": False, "late_s": 12.0}, "late, see above, 41 questions answered"),
+        ({"serving": False, "replaced": 2}, "not ready, 41 questions answered"),
+        ({"replaced": 2}, ", 112 MB, 2 replaced"),
+    ],
+)
+def test_the_asker_shows_what_it_has_answered(
+    changes: dict[str, Any], line: str, serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    serve(lambda _request: ok(status(asker=ASKER | changes)))
+    assert line in " ".join(ppctl("status")[1].split())
+
+
 def test_each_source_of_raws_shows_its_delay(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
     source = {"name": "inotify /raw", "live": True, "files": 7, "lag_p50_ms": 1.2, "lag_p99_ms": 14.0}
     serve(lambda _request: ok(status(arrivals=[source])))

@@ -187,9 +187,9 @@ class Meters:
                 try:
                     samples = await loop.run_in_executor(thread, self.read, pids)
                     if asker_pid is not None:
-                        used = await loop.run_in_executor(thread, self._used, process_tree(asker_pid))
+                        used_bytes = await loop.run_in_executor(thread, self._memory_of, asker_pid)
                         if asker.pid == asker_pid:  # it may have been replaced meanwhile
-                            asker.measured(used[0], self.config)
+                            asker.measured(used_bytes, self.config)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
@@ -271,6 +271,10 @@ class Meters:
         if used > self.config.memory.soft // 2:
             used = sum(map(anonymous_share, members))
         return used, sum(map(cpu_seconds, members))
+
+    def _memory_of(self, pid: int) -> int:
+        """Return the memory of a process and its descendants."""
+        return self._used(process_tree(pid))[0]
 
     def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
         files = {worker.pid: worker.files for worker in self._workers.values()}
