@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Commands and files that process visit-detectors again by day: lines for ``pipetask``, submit files for
-``bps``. Pure.
+``bps``.
 """
 
 import csv
 import io
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ppdaemon.reports import VisitRow
 from ppdaemon.retries import catchup_state, refusal_reason
 from ppdaemon.selection import pipeline_name
 from ppdaemon.states import Outcome
+from ppdaemon.yamlfile import read_key
 
 __all__ = ("CatchupUnit", "again", "bps_file", "data_query", "failed_csv", "pipetask_command", "units_of")
 
@@ -140,7 +142,8 @@ def bps_file(
     """Return the submit file of a unit for ``bps submit``.
 
     It runs with Parsl on this host, or as a file for another site says. Everything that is written, except
-    the outputs, is below ``folder``.
+    the outputs, is below ``folder``. Raises `~ppdaemon.errors.ConfigError` if that names no
+    ``computeSite``.
     """
     assert config.butler is not None
     settings: dict[str, Any] = {
@@ -169,7 +172,9 @@ def bps_file(
         local = {"class": "lsst.ctrl.bps.parsl.sites.Local", "cores": cores, "retries": 0}
         settings["site"] = {"local": local | {"run_dir": f"{folder}/parsl"}}
     else:
-        settings = {"includeConfigs": [str(site)], **settings}
+        # Parsl repeats a failed job once, whatever `numberOfRetries` is.
+        name = read_key(site, ("computeSite",), os.environ)
+        settings = {"includeConfigs": [str(site)], **settings, "site": {name: {"retries": 0}}}
     head = (
         f"# bps submit THIS-FILE, after: ppctl catchup prepare\n# {len(unit.exposures)} exposure-detectors\n"
     )

@@ -230,7 +230,14 @@ def test_bps_reads_the_submit_file_and_parsl_its_site(tmp_path: Path, name: str)
     text = (ROOT / "tests" / "data" / "catchup" / "bps.yaml").read_text()
     if name == "slurm":
         own = text[text.index("wmsServiceClass") :]
-        text = f"includeConfigs: [{ROOT / 'etc' / 'bps' / 'slurm.yaml'}]\n{text.removesuffix(own)}"
+        shared = (
+            (ROOT / "etc" / "bps" / "slurm.yaml")
+            .read_text()
+            .replace("    nodes: 1", "    retries: 5\n    nodes: 1")
+        )
+        (tmp_path / "slurm.yaml").write_text(shared)
+        text = f"includeConfigs: [{tmp_path / 'slurm.yaml'}]\n{text.removesuffix(own)}"
+        text += "site: {slurm: {retries: 0}}\n"
     file.write_text(text)
     config = BpsConfig(str(file), defaults=BPS_DEFAULTS)
     config[".bps_defined.operator"] = "somebody"  # as bps does
@@ -242,6 +249,7 @@ def test_bps_reads_the_submit_file_and_parsl_its_site(tmp_path: Path, name: str)
     # The executor of the host itself is not made: Parsl leaves sockets open then.
     site = SiteConfig.from_config(config)
     assert type(site).__name__ == name.capitalize()
+    assert site.site["retries"] == 0  # as `get_parsl_config` reads it
     if name == "slurm":
         (executor,) = site.get_executors()
         assert executor.provider.walltime == "02:00:00"

@@ -148,11 +148,19 @@ def test_the_commands_and_the_submit_file_are_those_of_the_files(night):
     assert lines == (DATA / "pipetask.txt").read_text().splitlines()
     text = catchupfiles.bps_file(units[0], night, Path("/catchup"), 8)
     assert text == (DATA / "bps.yaml").read_text()
-    site = yaml.safe_load(
-        catchupfiles.bps_file(units[0], night, Path("/catchup"), 8, site=Path("/site.yaml"))
-    )
-    assert site["includeConfigs"] == ["/site.yaml"]
-    assert not site.keys() & {"computeSite", "site", "wmsServiceClass"}
+
+
+def test_a_failed_job_is_not_repeated_at_another_site(night, tmp_path):
+    unit = catchup.units_of_items(chosen(night)[0])[0]
+    file = tmp_path / "site.yaml"
+    file.write_text("computeSite: summit\nsite:\n  summit:\n    retries: 3\n")
+    site = yaml.safe_load(catchupfiles.bps_file(unit, night, Path("/catchup"), 8, site=file))
+    assert site["includeConfigs"] == [str(file)]
+    assert site["site"] == {"summit": {"retries": 0}}
+    assert not site.keys() & {"computeSite", "wmsServiceClass"}
+    file.write_text("site:\n  summit:\n    retries: 3\n")
+    with pytest.raises(ConfigError, match=r"site\.yaml:1: computeSite: missing key"):
+        catchupfiles.bps_file(unit, night, Path("/catchup"), 8, site=file)
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, "${HOME}", "{x}"])
