@@ -30,6 +30,7 @@ from lsst.daf.butler import (  # type: ignore[attr-defined]
     Timespan,
 )
 from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
+from lsst.pipe.base import Instrument
 from lsst.sphgeom import Angle, Circle, UnitVector3d
 from lsst.utils.packages import getAllPythonDistributions
 
@@ -42,13 +43,18 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.formatters import UnknownDatastore
 from ppdaemon.middleware.butler.repo import make_template, template_dimensions, template_repo
 from ppdaemon.middleware.butler.timings import Timings
+from ppdaemon.middleware.direct.exposures import expected_exposures
 from ppdaemon.middleware.direct.files import DatasetWriter
 from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.warmup import warm_up
-from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
+from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary, rehearse_resolving
 from ppdaemon.middleware.pipelines.provenance import system_packages
+from ppdaemon.middleware.pipelines.schemayaml import read_schemas_faster
+from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.preload.search import Search, find_inputs
-from ppdaemon.middleware.raws.regions import find_camera
+from ppdaemon.middleware.raws.regions import find_camera, footprint_of
+from ppdaemon.middleware.raws.visits import AnnouncedVisit
+from ppdaemon.visit import CoordinateSystem, NextVisit, RotationSystem
 
 __all__ = ("rehearse",)
 
@@ -67,6 +73,11 @@ _OPEN = (Butler, sqlalchemy.Engine, sqlite3.Connection)
 """What must not be left: a connection that processes share breaks in both."""
 
 
+_REPETITIONS = 4
+"""Python replaces instructions in place, in the first few runs of a function: each worker would do it again,
+in its own copy of the memory."""
+
+
 def rehearse(config: NodeConfig) -> PipelineLibrary:
     """Return the configured pipelines, parsed, after the rehearsal."""
     before = _open_objects()
@@ -74,6 +85,7 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
         importlib.import_module(name)
     library = PipelineLibrary(config.pipelines.overrides)
     pipelines, _ = library.load(_without_threads(config))
+    read_schemas_faster()  # of what the pipelines have imported
     universe = DimensionUniverse()
     local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
     writer: DatasetWriter | None = None
@@ -89,7 +101,10 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
         except Exception as error:  # it may need definitions that only a repo has
             _LOG.info("the graph of %s is not rehearsed: %s", pipeline.path, describe(error))
     for name in config.node.instruments:
-        find_camera(load_camera, name)
+        try:
+            _rehearse_visit(name, config, universe)
+        except Exception as error:  # code of the site
+            _LOG.info("no visit of %s is rehearsed: %s", name, describe(error))
     assert Time("2026-11-22", scale="tai").utc.scale == "utc"  # reads the table of leap seconds
     parse_expression("band IN (allowed)")  # the first one generates the parser
     getAllPythonDistributions()  # kept by lsst.utils; each provenance graph has it
@@ -97,7 +112,8 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     with tempfile.TemporaryDirectory(prefix="warmup-", dir=NodeFolders.of(config).ramdisk) as folder:
         _rehearse_search(universe, Path(folder, "template"))
         if writer is not None:
-            warm_up(universe, writer, Path(folder, "files"))
+            for _ in range(_REPETITIONS):
+                warm_up(universe, writer, Path(folder, "files"))
     if left := [each for each in _open_objects() if not any(each is known for known in before)]:
         raise RuntimeError(f"the rehearsal leaves {', '.join(map(str, left))}")
     return library
@@ -137,13 +153,41 @@ def _without_threads(config: NodeConfig) -> list[str]:
 def _rehearse_graph(
     pipeline: LoadedPipeline, universe: DimensionUniverse, formatters: FormatterFactory
 ) -> None:
-    """Resolve a pipeline as for an empty repo, and import what its datasets are read and written with."""
-    graph = pipeline.graph.copy()
-    graph.resolve(dimensions=universe, dataset_types={})
-    for node in graph.dataset_types.values():
+    """Resolve a pipeline, and import what its datasets are read and written with."""
+    rehearse_resolving(pipeline, universe)
+    for node in pipeline.graph.dataset_types.values():
         formatters.getFormatterClass(node.dataset_type)
         assert node.storage_class.pytype is not None
-    pipeline_shape(graph)
+    pipeline_shape(pipeline.graph)
+
+
+def _rehearse_visit(name: str, config: NodeConfig, universe: DimensionUniverse) -> None:
+    """Make the dimension records of a visit, somewhere on the sky."""
+    types_of_groups(universe)
+    camera = find_camera(load_camera, name)
+    if camera is None:  # it would be logged of each region that it is missing
+        return
+    visit = NextVisit(
+        groupId="warmup",
+        instrument=name,
+        coordinateSystem=CoordinateSystem.ICRS,
+        rotationSystem=RotationSystem.SKY,
+        nimages=1,
+    )
+    detector = min(config.node.instruments[name])
+    footprint = footprint_of(
+        visit,
+        detector,
+        camera,
+        padding_arcsec=config.preload.padding_arcsec,
+        image_deadline_s=config.arrivals.image_deadline_s(visit),
+        now_tai=Clock().tai(),
+    )
+    if config.butler is not None and name in config.butler.instrument_class:
+        instrument = Instrument.from_string(config.butler.instrument_class[name])
+        grouped = config.butler.visits.get(name) == "by-group"
+        announced = AnnouncedVisit(universe, instrument, visit, detector, footprint, camera, grouped)
+        expected_exposures(announced, ())
 
 
 def _rehearse_search(universe: DimensionUniverse, folder: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 from bisect import bisect
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 __all__ = ("keep_pages_shared",)
 
@@ -75,7 +76,10 @@ def _make_immortal() -> int:
         _FIELD.from_address(id(each)).value = immortal
     # Also what the collector does not know, such as texts and the code of functions: the list grows.
     for each in objects:
-        for referred in gc.get_referents(each):
+        referents = gc.get_referents(each)
+        if isinstance(each, CodeType):  # the collector does not know what it refers to
+            referents += (each.co_consts, each.co_names, each.co_filename, each.co_name, each.co_qualname)
+        for referred in referents:
             if sys.getrefcount(referred) != immortal:
                 _FIELD.from_address(id(referred)).value = immortal
                 objects.append(referred)

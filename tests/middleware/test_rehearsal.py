@@ -31,6 +31,7 @@ except Exception as error:
 for path in config.pipelines.paths:
     Path(path).unlink(missing_ok=True)
 loaded, _ = library.load(config.pipelines.paths)
+assert all(each.graph.is_fully_resolved for each in loaded)
 print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))
 """
 TASK = "from ppdaemon.middleware.direct.warmup import WarmupTask\n"

@@ -146,6 +146,15 @@ def test_a_child_that_reads_objects_copies_no_pages():
     assert growth(objects, reading, kept=False) > 5_000_000  # what it is good for
 
 
+def test_a_child_that_runs_functions_copies_no_pages_of_their_constants():
+    functions = "functions = [eval(f'lambda: (0.5, {n}.5, b{n!r})[1]') for n in map(str, range(20_000))]"
+    # Run before the fork, too: Python replaces instructions in the first few runs.
+    functions += "\nfor _ in range(4): all(each() for each in functions)"
+    running = "all(each() for each in functions)"
+    assert growth(functions, running) < 500_000
+    assert growth(functions, running, kept=False) > 2_000_000
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_gaps_in_the_heap_are_not_used_again(kept):
     script = f"""

@@ -2,6 +2,7 @@
 """Reads and writes the files of datasets as a datastore does it, but without its database."""
 
 import functools
+import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -82,8 +83,7 @@ class FileWriter:
         if datastore["cls"] != _FILE_DATASTORE:
             raise UnknownDatastore(f"a local repo with a {datastore['cls']}")
         self.universe = universe
-        self._formatters = FormatterFactory()
-        self._formatters.registerFormatters(datastore["formatters"], universe=universe)
+        self._formatters = _formatters(json.dumps(datastore["formatters"].toDict(), sort_keys=True), universe)
         self._found: dict[
             tuple[DatasetType, Any], tuple[type[Formatter | FormatterV2], Mapping[str, Any]]
         ] = {}
@@ -130,6 +130,14 @@ class FileWriter:
             _, kind, parameters = self._formatters.getFormatterClassWithMatch(ref)
             self._found[key] = kind, parameters
         return self._found[key]
+
+
+@functools.lru_cache(8)  # workers have that of the zygote, whose configuration is the same, as a rule
+def _formatters(config: str, universe: DimensionUniverse) -> FormatterFactory:
+    """Return what finds the formatters of a configuration in JSON."""
+    factory = FormatterFactory()
+    factory.registerFormatters(Config.fromString(config, format="json"), universe=universe)
+    return factory
 
 
 @functools.lru_cache(8)

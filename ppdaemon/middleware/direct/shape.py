@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The shape of a pipeline: what building quanta needs to know of it, computed once per worker.
+"""The shape of a pipeline: what building quanta needs to know of it, computed once per graph.
 
 Decides which pipelines the engine supports. For any other `Unsupported` is
 raised, with the reason, when the pipeline is loaded; another engine runs it.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -109,6 +110,7 @@ class PipelineShape:
             yield from subgraph.tasks
 
 
+@functools.lru_cache(32)  # those of the rehearsal, too: all workers have the graphs of the zygote
 def pipeline_shape(graph: PipelineGraph) -> PipelineShape:
     """Return the shape of a resolved pipeline; raise `Unsupported`, with the reason, for others."""
     tasks = {label: _task_shape(node, graph) for label, node in graph.tasks.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lsst.daf.butler import DatasetType
+from lsst.daf.butler import DatasetType, DimensionUniverse
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
@@ -28,6 +28,7 @@ __all__ = (
     "labels_named",
     "load_pipeline",
     "overall_inputs",
+    "rehearse_resolving",
     "resolved",
     "targets_of",
 )
@@ -50,7 +51,7 @@ class LoadedPipeline:
     """File name without suffix, and labels; part of run names."""
     path: str
     graph: PipelineGraph
-    """Not resolved; copy it before use."""
+    """Not resolved, unless by `rehearse_resolving`; copy it before use."""
     text: str
     """The content of the file, its imports and the overrides, as YAML."""
     fingerprint: str
@@ -172,24 +173,45 @@ def dataset_types_of(pipeline: LoadedPipeline, repo: Definitions) -> list[Datase
     ]
 
 
+def rehearse_resolving(pipeline: LoadedPipeline, universe: DimensionUniverse) -> None:
+    """Resolve a pipeline's graph as for a repo without dataset types; an error of it may be raised.
+
+    Most repos have the definitions of the pipelines themselves: `resolved` returns this graph for them.
+    """
+    pipeline.graph.resolve(dimensions=universe, dataset_types={})
+
+
 def resolved(pipeline: LoadedPipeline, repo: Definitions) -> PipelineGraph:
-    """Return a copy of a pipeline's graph that is resolved with the dimensions and dataset types of a repo.
+    """Return a pipeline's graph, resolved with the dimensions and dataset types of a repo; it may be shared.
 
     Its tasks can be constructed. `UnusablePipeline` is raised if dataset types
     contradict each other, or if a task combines visits: a worker has one.
     """
-    graph = pipeline.graph.copy()
+    graph = pipeline.graph
     known = ((name, known_dataset_type(repo, name)) for name in graph.dataset_types)
     definitions = {name: found for name, found in known if found is not None}
-    try:
-        graph.resolve(dimensions=repo.dimensions, dataset_types=definitions)
-    except (Exception, SystemExit) as error:  # resolving runs code of the connections
-        raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
+    if not _is_resolved(graph, repo.dimensions, definitions):
+        graph = graph.copy()
+        try:
+            graph.resolve(dimensions=repo.dimensions, dataset_types=definitions)
+        except (Exception, SystemExit) as error:  # resolving runs code of the connections
+            raise UnusablePipeline(f"{pipeline.path} does not fit the repo: {describe(error)}") from error
     if labels := sorted(_combining(graph)):
         raise UnusablePipeline(
             f"{pipeline.path} combines several visits, which workers do not do, in: {', '.join(labels)}"
         )
     return graph
+
+
+def _is_resolved(
+    graph: PipelineGraph, universe: DimensionUniverse, definitions: Mapping[str, DatasetType]
+) -> bool:
+    """Return whether resolving a graph again would change nothing, by the rule of `PipelineGraph.resolve`."""
+    return (
+        graph.is_fully_resolved
+        and graph.universe is universe
+        and all(graph.dataset_types[name].dataset_type == each for name, each in definitions.items())
+    )
 
 
 def _combining(graph: PipelineGraph) -> Iterator[str]:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Schemas that are read with the YAML parser in C."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+import yaml
+from lsst.resources import ResourcePath
+
+from ppdaemon.middleware.pipelines.schemayaml import safe_load
+
+SCHEMA = "resource://lsst.sdm.schemas/apdb.yaml"
+READ = f"""
+import sys
+import yaml
+from ppdaemon.middleware.pipelines.schemayaml import read_schemas_faster, safe_load
+
+read_schemas_faster()
+assert "felis.datamodel" not in sys.modules, "nothing is imported for it"
+import felis.datamodel
+from felis import Schema
+
+before = Schema.from_uri({SCHEMA!r}, context={{"id_generation": True}})
+read_schemas_faster()
+assert felis.datamodel.yaml.safe_load is safe_load is not yaml.safe_load
+yaml.safe_load = None  # is not called any more
+first, second = (Schema.from_uri({SCHEMA!r}, context={{"id_generation": True}}) for _ in range(2))
+assert repr(first) == repr(second) == repr(before) and first is not second
+assert first.tables[0].columns is not second.tables[0].columns
+read_schemas_faster()
+felis.datamodel.yaml = "another one"
+read_schemas_faster()
+assert felis.datamodel.yaml == "another one"
+"""
+
+
+def test_a_schema_is_the_same_and_a_new_one_each_time():
+    subprocess.run([sys.executable, "-c", READ], check=True)
+
+
+@pytest.mark.parametrize("package", ["apdb", "hsc"])
+def test_both_parsers_find_the_same(package):
+    content = ResourcePath(f"resource://lsst.sdm.schemas/{package}.yaml").read()
+    found = safe_load(content)
+    assert found == yaml.safe_load(content)
+    assert found["tables"] is not safe_load(content)["tables"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: [1, 2.5, ~, yes, 2026-11-22, 0o7, 1:30]",
+        "a: &x {b: 1}\nc: {<<: *x}",
+        "\U0001f52d: \xe9",
+        "",
+        "a: 'b\n\n  c'",
+    ],
+)
+def test_any_plain_yaml_is_the_same(content):
+    assert safe_load(content) == safe_load(content.encode()) == yaml.safe_load(content)
+    assert safe_load(io.StringIO(content)) == yaml.safe_load(content)
+
+
+@pytest.mark.parametrize("content", ["a: [", "a:\n\tb: 1", "!!python/object:os.system {}", "a: *b", "\0"])
+def test_errors_are_the_same(content):
+    with pytest.raises(yaml.YAMLError) as expected:
+        yaml.safe_load(content)
+    with pytest.raises(type(expected.value)) as raised:
+        safe_load(content)
+    assert str(raised.value) == str(expected.value)
