@@ -37,7 +37,6 @@ CORE = [
     "rich>=13.7",
     "setproctitle>=1.3",
     "SQLAlchemy>=2.0",
-    "structlog>=24.1",
     "threadpoolctl>=3.5",
     "watchdog>=7.1,<8",
 ]

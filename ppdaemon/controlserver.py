@@ -23,7 +23,7 @@ from typing import Any
 import pydantic
 
 from ppdaemon.changefeed import ChangeFeed
-from ppdaemon.config import SecurityConfig
+from ppdaemon.commonconfig import SecurityConfig
 from ppdaemon.errors import BadMessage, PPDaemonError, StateUnusable
 from ppdaemon.peers import Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.privatefiles import check_socket_folder

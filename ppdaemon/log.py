@@ -6,14 +6,15 @@ Each line about a visit-detector has the fields ``instrument``, ``group``, ``det
 one visit at a time: it binds them with `bind`. Other processes have many and name them with `about`.
 """
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Literal, TextIO
-
-import structlog
 
 __all__ = ("about", "bind", "bound", "set_up")
 
@@ -24,34 +25,72 @@ the log."""
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Levels, and the priorities of ``syslog(3)`` from there on; 7 below."""
 
+COLORS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
+"""Of levels on a terminal, as parameters of its escape sequence."""
 
-def _cut(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    text = event.get("event")
-    if isinstance(text, str) and len(text) > MAX_MESSAGE:
-        event["event"] = text[:MAX_MESSAGE] + f" [{len(text) - MAX_MESSAGE} more characters]"
-    return event
+_NUMBERS = frozenset({"detector", "exposure"})
+"""Fields that are numbers in all lines, and text in the record of a task."""
+
+_NO_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "MDC"})
+"""Attributes of a record that are not fields of its line."""
+
+_TRACEBACKS = logging.Formatter()
+_about: ContextVar[Mapping[str, object]] = ContextVar("about", default={})  # noqa: B039  # not modified
 
 
-def _add_task_context(
-    _logger: object, _name: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Add the task label and the data ID, which LSST code stores in the record.
+def _task_context(record: logging.LogRecord) -> dict[str, object]:
+    """Return the task label and the data ID, which LSST code stores in the record.
 
     It is the dictionary ``MDC``; its ``LABEL`` is the task's label, a colon and
     the data ID.
     """
-    mapped = event.pop("MDC", None) or {}
+    mapped = getattr(record, "MDC", None) or {}
     label, _, data_id = mapped.get("LABEL", "").partition(":")
     context = {"task": label, "data_id": data_id}
     context |= {key.lower(): mapped.get(key) for key in ("INSTRUMENT", "GROUP", "DETECTOR", "EXPOSURE")}
-    for key, value in context.items():
-        if value and key not in event:
-            event[key] = int(value) if value.isdigit() and key in _NUMBERS else value
-    return event
+    return {
+        key: int(value) if value.isdigit() and key in _NUMBERS else value
+        for key, value in context.items()
+        if value
+    }
 
 
-_NUMBERS = frozenset({"detector", "exposure"})
-"""Fields that are numbers in all lines, and text in the record of a task."""
+def _fields(record: logging.LogRecord, bound: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a line; `bound` are those of all lines of the process."""
+    text = record.getMessage()
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[:MAX_MESSAGE]} [{len(text) - MAX_MESSAGE} more characters]"
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
+    return {
+        "timestamp": f"{time.removesuffix('+00:00')}Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "event": text,
+        **_task_context(record),
+        **bound,
+        **_about.get(),
+        **{name: value for name, value in vars(record).items() if name not in _NO_FIELDS},
+    }
+
+
+def _json_line(fields: Mapping[str, object], exception: str) -> str:
+    return json.dumps({**fields, "exception": exception} if exception else fields, default=repr)
+
+
+def _console_line(fields: Mapping[str, object], exception: str, *, colored: bool) -> str:
+    """Return a line for people, which `ppdaemon.ctl.log` reads, too; a traceback follows it."""
+    others = dict(fields)
+    time, level, logger, event = (others.pop(each) for each in ("timestamp", "level", "logger", "event"))
+    shown = f"{level:9}"
+    if colored and (color := COLORS.get(str(level))):
+        shown = f"\x1b[{color}m{shown}\x1b[0m"
+    pairs = "".join(f" {name}={_console_value(value)}" for name, value in others.items())
+    return f"{time} [{shown}] {event:30} [{logger}]{pairs}" + (f"\n{exception}" if exception else "")
+
+
+def _console_value(value: object) -> str:
+    is_word = isinstance(value, str) and value and not any(each.isspace() or each in "\"'" for each in value)
+    return str(value) if is_word else repr(value)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -61,23 +100,23 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The loggers that have levels of their own."""
     fields: Mapping[str, object] = {}
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO, form: Literal["json", "console"]):
         super().__init__(stream)
+        self._form = form
         self._journal = _is_journal(stream)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; for the journal of systemd with its priority, see ``sd-daemon(3)``."""
-        text = super().format(record)
+        fields = _fields(record, self.fields)
+        exception = _TRACEBACKS.formatException(record.exc_info) if record.exc_info else ""
+        if self._form == "json":
+            text = _json_line(fields, exception)
+        else:
+            text = _console_line(fields, exception, colored=self.stream.isatty())
         if not self._journal:
             return text
         priority = f"<{next((each for level, each in PRIORITIES if record.levelno >= level), 7)}>"
         return priority + text.replace("\n", f"\n{priority}")
-
-    def add_fields(
-        self, _logger: object, _name: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
-        """Add the fields that a line does not have."""
-        return {**self.fields, **event}
 
 
 def _is_journal(stream: TextIO) -> bool:
@@ -107,14 +146,19 @@ def bound() -> Mapping[str, object]:
     return {name: value for handler in _handlers() for name, value in handler.fields.items()}
 
 
-def about(**fields: object) -> AbstractContextManager[None]:
+@contextmanager
+def about(**fields: object) -> Iterator[None]:
     """Add fields to the lines that are logged within; those that are `None` are left out.
 
     To be used around the line or around code that decides: a task or a callback that is created
     within would keep the fields.
     """
     known = {name: value for name, value in fields.items() if value is not None}
-    return structlog.contextvars.bound_contextvars(**known)
+    token = _about.set({**_about.get(), **known})
+    try:
+        yield
+    finally:
+        _about.reset(token)
 
 
 def set_up(
@@ -131,30 +175,8 @@ def set_up(
     each line. Libraries that log much are limited to warnings.
     """
     stream, levels = stream or sys.stderr, levels or {}
-    handler = _Handler(stream)
+    handler = _Handler(stream, form)
     handler.levels, handler.fields = dict(levels), context
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        handler.add_fields,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        _add_task_context,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _cut,
-    ]
-    last: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
-    )
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-        )
-    )
     root = logging.getLogger()
     for previous in _handlers():
         for name in previous.levels:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ppdaemon.config import SecurityConfig
+from ppdaemon.commonconfig import SecurityConfig
 from ppdaemon.privatefiles import user_name
 
 __all__ = ("Connections", "PeerCredentials", "Role", "access_error", "role_of")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ppdaemon.config import TracesConfig
+from ppdaemon.commonconfig import TracesConfig
 from ppdaemon.traces import Span, TraceKey, is_sampled, trace_number
 
 __all__ = ("TraceSender",)

@@ -10,6 +10,7 @@ from benching.cli import Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting
+from sourcesbench.floor import measure_floor
 from sourcesbench.redis import measure_redis
 from sourcesbench.results import GOALS, Samples, beside, bursts
 from sourcesbench.site import Workload, groups, running
@@ -74,7 +75,9 @@ def _measure_notices(
         bridged = samples["bridge"]
         results["bridge"] = bridged.results("notice") | beside(bridged, zeromq)
     if "burst" in chosen:
-        results["burst"] = bursts(samples["burst"], samples["zeromq_burst"])
+        with folder_roots.temporary() as folders:
+            floor = measure_floor(folders, workload, progress)
+        results["burst"] = bursts(samples["burst"], samples["zeromq_burst"], floor)
     return results
 
 

@@ -105,7 +105,7 @@ class Bridge:
             self._storing = True
             loop.call_soon(self._store_waiting)  # with those that come in this turn
         try:
-            await asyncio.shield(stored)  # it must accept a result after the store has given up
+            await stored
         finally:
             self._waiting.pop(stored, None)
 
@@ -121,14 +121,16 @@ class Bridge:
             self._outlet.committed(extent, bodies)
             for stored, _ in batch:
                 self._waiting.pop(stored, None)
-                stored.set_result(None)
+                if not stored.done():  # its store has given up
+                    stored.set_result(None)
             self._store_waiting()
 
         def failed(error: Exception) -> None:
             # A ring that cannot be written would take the time of a failure for each batch of the others.
             for stored in [*self._waiting] if isinstance(error, Refused) else [each for each, _ in batch]:
                 self._waiting.pop(stored, None)
-                stored.set_exception(error)
+                if not stored.done():
+                    stored.set_exception(error)
             self._store_waiting()
 
         self._writer.put(Commit(lambda ring: ring.add(bodies, self._clock.tai()), committed, failed))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, MetricsConfig, SecurityConfig
+from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig
 from ppdaemon.configtypes import (
     SOCKET_PATH_MAX,
     Address,

@@ -201,7 +201,8 @@ class HttpSource:
         """Read and store a notice."""
         body = b""
         try:
-            async with asyncio.timeout(BODY_S):
+            # Nearly all come with their head: a time limit for each costs as much as to parse it.
+            async with nullcontext() if request.content.is_eof() else asyncio.timeout(BODY_S):
                 body = await _read(request)
             if not isinstance(parse_json(body, limit=BODY_MAX), dict | list):
                 raise BadMessage("neither a JSON object nor a list", "content")

@@ -21,6 +21,9 @@ RING_NAME = "ring.sqlite"
 """The file in the bridge's state directory."""
 LOCK_WAIT_S = 1.0
 """How long a write waits for another program that has locked the file; stores get no answer in this time."""
+CACHE_KB = 256
+"""Pages in memory: notices are appended, and read from one on; the default of 2 MB would be filled with those
+that nobody asks for again."""
 PRUNE_BATCH = 1000
 """Notices deleted in one transaction; more of them only after the limits were lowered."""
 
@@ -73,6 +76,7 @@ class Ring(SqliteFile):
     def __init__(self, folder: Path, limits: RingConfig):
         self._path = folder / RING_NAME
         super().__init__(self._path, "ppbridge", STEPS, busy_s=LOCK_WAIT_S)
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         self._limits = limits
         self._inode = self._path.stat().st_ino
         (self.epoch,) = self._db.execute("SELECT epoch FROM ring").fetchone()

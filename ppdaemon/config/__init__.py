@@ -6,8 +6,8 @@ all keys. Rules for pipelines are in `ppdaemon.selection`, raw roots in
 `ppdaemon.raws.roots`.
 """
 
+from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig, TracesConfig, UsersAndGroups
 from ppdaemon.config.arrivals import ArrivalsConfig, Publisher
-from ppdaemon.config.common import LogConfig, MetricsConfig, SecurityConfig, TracesConfig, UsersAndGroups
 from ppdaemon.config.export import ExportConfig, WriterConfig
 from ppdaemon.config.node import NodeConfig, NodePart, load_node, read_node
 from ppdaemon.config.processing import (

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import pydantic
 
+from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig, TracesConfig
 from ppdaemon.config.arrivals import ArrivalsConfig, keywords_of_roots
-from ppdaemon.config.common import LogConfig, MetricsConfig, SecurityConfig, TracesConfig
 from ppdaemon.config.export import ExportConfig, WriterConfig
 from ppdaemon.config.processing import (
     ButlerConfig,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ppdaemon.config.common import silence_conflicts
+from ppdaemon.commonconfig import silence_conflicts
 from ppdaemon.configtypes import (
     ConfigPart,
     ConnectAddress,

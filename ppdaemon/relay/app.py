@@ -2,6 +2,7 @@
 """The program ``pprelay``: command line, exit codes, construction of the parts."""
 
 import asyncio
+import gc
 import logging
 import resource
 import secrets
@@ -94,6 +95,7 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
             gatekeeper=gatekeeper,
             read_config=read_config,
         )
+        gc.freeze()  # modules stay until the end: a collection that visits them takes 40 ms
         await relay.run()
     _LOG.info("stopped")
 

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.config import LogConfig, MetricsConfig, SecurityConfig, TracesConfig
-from ppdaemon.config.common import silence_conflicts
+from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig, TracesConfig, silence_conflicts
 from ppdaemon.configtypes import (
     SOCKET_PATH_MAX,
     Address,

@@ -40,11 +40,13 @@ def test_a_burst_stands_beside_one_over_zeromq_and_keeps_its_own_goal(results):
     samples, zeromq = results.Samples(), results.Samples()
     samples.add({0: 1.0, 1: 1.0, 2: 1.0}, [(0, 1.1), (1, 1.2)])
     zeromq.add({0: 1.0}, [(0, 1.15)])
-    found = results.bursts(samples, zeromq)
+    floor = results.Samples(latencies_ms=[20.0])
+    found = results.bursts(samples, zeromq, floor)
     assert (found["sent"], found["lost"]) == (3, 1)
     assert found["p99_ms"] == pytest.approx(200.0)
     assert found["zeromq_p99_ms"] == pytest.approx(150.0)
     assert found["above_zeromq_p99_ms"] == pytest.approx(50.0)
+    assert found["floor_p99_ms"] == 20.0
     assert not results.GOALS["burst.p99_ms"].met(found["p99_ms"])
     assert "burst.above_zeromq_p99_ms" not in results.GOALS
 
@@ -63,6 +65,14 @@ def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
     assert found["notices"] == 50
     assert 20 < found["memory_mb"] <= found["peak_mb"]
     assert found["disk_mb"] > 0.05
+
+
+def test_the_floor_is_that_of_workers_without_a_node(tool, tmp_path, socket_dir):
+    folders = part("benching.folders").BenchFolders(tmp_path, socket_dir)
+    workload = tool.Workload(exposures=2, detectors=3, within_s=0.0, ring=1)
+    samples = part("sourcesbench.floor").measure_floor(folders, workload, lambda line: None)
+    assert (samples.sent, samples.lost, samples.doubled) == (6, 0, 0)
+    assert min(samples.latencies_ms) > 0
 
 
 def test_help_names_every_section(tool):

@@ -88,7 +88,9 @@ def test_notices_of_a_moment_are_stored_together_and_those_that_come_meanwhile_n
                 others = [asyncio.create_task(bridge.store(b"%d" % n)) for n in range(AT_ONCE + 2)]
                 await asyncio.sleep(0)
                 assert bridge.report().backlog == len(first) + len(others)
-                others.pop(1).cancel()  # this store has given up: it sends its notice again
+                # These stores have given up, and send their notices again; the first one is being written.
+                first.pop(1).cancel()
+                others.pop(1).cancel()
                 await asyncio.sleep(0)
             finally:
                 ring.allowed.set()

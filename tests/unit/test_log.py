@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,3 +130,48 @@ def test_loggers_have_levels_of_their_own_until_the_next_call(written) -> None:
 def test_long_messages_are_cut(written) -> None:
     event = written(a_record("x" * (log.MAX_MESSAGE + 5)))["event"]
     assert event == "x" * log.MAX_MESSAGE + " [5 more characters]"
+
+
+def test_what_cannot_be_json_is_described(written) -> None:
+    line = written(a_record(path=os, group=None, counts={"a": [1, 2.5]}))
+    assert (line["path"], line["group"], line["counts"]) == (repr(os), None, {"a": [1, 2.5]})
+
+
+def test_a_traceback_is_a_field(written) -> None:
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        exception = written(a_record(exc_info=sys.exc_info()))["exception"]
+    assert exception.startswith("Traceback")
+    assert exception.endswith("ValueError: wrong")
+
+
+def test_a_field_of_a_line_replaces_those_around_it(written) -> None:
+    log.bind(group="bound", detector=1)
+    with log.about(group="around"):
+        assert written(a_record())["group"] == "around"
+        assert written(a_record(group="own"))["group"] == "own"
+    assert written(a_record())["group"] == "bound"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "is_colored"), [(io.StringIO(), False), (_Terminal(), True)])
+def test_lines_for_people_have_colors_on_a_terminal(written, stream, is_colored) -> None:
+    log.set_up("INFO", "console", stream=stream, slot=3)
+    with log.about(group="g"):
+        logging.getLogger("lsst.isr").warning("text", extra={"path": "a b", "empty": ""})
+    assert ("\x1b[33mwarning  \x1b[0m" in stream.getvalue()) == is_colored
+    assert stream.getvalue().rstrip("\n").endswith("[lsst.isr] slot=3 group=g path='a b' empty=''")
+
+
+@pytest.mark.parametrize("program", ["node", "relay", "bridge"])
+def test_daemons_import_nothing_for_terminals(program) -> None:
+    code = f"import sys, ppdaemon.{program}.app; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"rich", "pygments", "structlog"} & set(modules.split())
+    # A process that stays small has no use for the configuration of a node.
+    assert ("ppdaemon.config" in modules.split()) == (program == "node")

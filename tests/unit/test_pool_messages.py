@@ -15,7 +15,7 @@ import pytest
 from ppdaemon.messages import Ready
 from ppdaemon.node.processes.child import ChildProcess
 from ppdaemon.node.slots import pool as pool_module
-from ppdaemon.node.slots.pool import HELD_S, READ_AT_ONCE, Pool
+from ppdaemon.node.slots.pool import HELD_S, READ_AT_ONCE, SETTLE_S, Pool
 from ppdaemon.wire import encode
 
 WORKERS = 3 * READ_AT_ONCE + 1
@@ -120,6 +120,27 @@ def test_messages_do_not_wait_longer_than_their_limit(play):
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert played.handled == [0, 1]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("checked_s", "settling_s"), [(0.0, 0.0), (0.002, 0.002), (SETTLE_S, SETTLE_S), (0.1, SETTLE_S)]
+)
+def test_messages_wait_after_a_burst_as_long_as_during_it_within_limits(play, checked_s, settling_s):
+    async def check() -> None:
+        with play() as played:
+            now, checking = 1000.0, True
+            played.pool._loop = Mock(wraps=asyncio.get_running_loop(), time=lambda: now)
+            played.pool.urgent = lambda: checking
+            assert played.pool._holds(now)
+            now += checked_s
+            assert played.pool._holds(now)
+            checking = False
+            if settling_s:
+                assert played.pool._holds(now + 0.9 * settling_s)
+            assert not played.pool._holds(now + 1.1 * settling_s)
+            assert not played.pool._holds(now + 0.9 * settling_s)  # until raws are checked again
 
     asyncio.run(check())
 

@@ -38,7 +38,7 @@ from ppdaemon.worker.childmain import inherited
 from ppdaemon.worker.sharedpages import keep_pages_shared
 from ppdaemon.worker.warmup import warm_up
 
-__all__ = ("measure_forks",)
+__all__ = ("ZygoteClient", "measure_forks", "running_zygote")
 
 LIMIT_S = 60.0
 PAUSE_S = 0.2
@@ -86,7 +86,7 @@ class _Forked:
         }
 
 
-class _ZygoteClient:
+class ZygoteClient:
     """A generation that starts one process at a time."""
 
     def __init__(self, number: int, config: NodeConfig, lifeline: Lifeline):
@@ -142,9 +142,10 @@ class _ZygoteClient:
 
 
 @asynccontextmanager
-async def _zygote(number: int, config: NodeConfig) -> AsyncIterator[_ZygoteClient]:
+async def running_zygote(number: int, config: NodeConfig) -> AsyncIterator[ZygoteClient]:
+    """Run a zygote without a supervisor, and end it; the folders of `config` exist."""
     lifeline = Lifeline()
-    zygote = _ZygoteClient(number, config, lifeline)
+    zygote = ZygoteClient(number, config, lifeline)
     try:
         await zygote.generation.make()
         await zygote.receive(Reaped)  # the process that made the template
@@ -160,10 +161,10 @@ async def _zygote(number: int, config: NodeConfig) -> AsyncIterator[_ZygoteClien
 async def _fork(config: NodeConfig, runs: int, other: Path | None) -> _Forked:
     """Fork workers, and in turn with them those of another checkout."""
     async with AsyncExitStack() as stack:
-        zygote = await stack.enter_async_context(_zygote(1, config))
+        zygote = await stack.enter_async_context(running_zygote(1, config))
         rival = None
         if other is not None:
-            rival = await stack.enter_async_context(_zygote(3, _of_checkout(config, other)))
+            rival = await stack.enter_async_context(running_zygote(3, _of_checkout(config, other)))
         starts, others = [], []
         for number in range(runs):
             starts.append(await zygote.start_worker(number))
@@ -207,7 +208,7 @@ def _cpu_s() -> float:
 
 async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
     workers = config.workers.model_copy(update={"start": "spawn"})
-    async with _zygote(2, config.model_copy(update={"workers": workers})) as zygote:
+    async with running_zygote(2, config.model_copy(update={"workers": workers})) as zygote:
         return [await zygote.start_worker(number) for number in range(runs)]
 
 

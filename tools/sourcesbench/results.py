@@ -71,9 +71,9 @@ def beside(samples: Samples, zeromq: Samples) -> dict[str, Scalar]:
     }
 
 
-def bursts(samples: Samples, zeromq: Samples) -> dict[str, Scalar]:
-    """Return the results of bursts, and what the same node needs for a burst over ZeroMQ: on a busy machine
-    most of the time is that of the node and of its workers. The goal is for two idle cores.
+def bursts(samples: Samples, zeromq: Samples, floor: Samples) -> dict[str, Scalar]:
+    """Return the results of bursts, beside what the same node needs for a burst over ZeroMQ, and what workers
+    alone need for as many orders (`floor`). The goal is for two idle cores.
     """
-    both = samples.results() | zeromq.results("zeromq") | beside(samples, zeromq)
+    both = samples.results() | zeromq.results("zeromq") | beside(samples, zeromq) | floor.results("floor")
     return {"sent": samples.sent, "lost": samples.lost} | both

@@ -24,7 +24,7 @@ from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import running_telescope
 from sourcesbench.results import Samples
 
-__all__ = ("CAMERA", "Send", "Site", "Workload", "running")
+__all__ = ("CAMERA", "Send", "Site", "Workload", "groups", "orders_of", "running")
 
 CAMERA = "LSSTCam"
 START_S = 300.0
@@ -100,15 +100,22 @@ class Site:
         return json.dumps({"Records": [{"eventName": "ObjectCreated:Put", "s3": content}]}).encode()
 
     def _orders(self, kind: str, group: str) -> list[tuple[int, float]]:
-        """Return detector and time of the orders that the workers have recorded for a group."""
-        path = self.node.state / kind
-        rows = (line.split() for line in path.open() if line.endswith("\n")) if path.exists() else ()
-        return [(int(row[1]), float(row[-1])) for row in rows if row[0] == group]
+        return orders_of(self.node.state, kind, group)
 
     def _wait(self, condition: Callable[[], object], limit_s: float = LATE_S) -> None:
         until = time.monotonic() + limit_s
         while not condition() and time.monotonic() < until:
             time.sleep(POLL_S)
+
+
+def orders_of(state: Path, kind: str, group: str) -> list[tuple[int, float]]:
+    """Return detector and time of the orders that workers have recorded for a group, in a state folder."""
+    path = state / kind
+    text = path.read_text() if path.exists() else ""
+    # Not split: while orders are awaited, this runs beside what is measured.
+    lines = [line for line in text.splitlines(keepends=True) if line.startswith(f"{group} ")]
+    rows = [line.split() for line in lines if line.endswith("\n")]
+    return [(int(row[1]), float(row[-1])) for row in rows]
 
 
 @contextmanager

@@ -38,12 +38,15 @@ _LOG = logging.getLogger(__name__)
 READ_AT_ONCE = 2
 """Messages of workers that are handled before other tasks run: some 2 ms. When all detectors of an exposure
 answer, the raws that are still to be ordered would wait for the messages of all the others."""
-HELD_S = 0.05
+HELD_S = 0.2
 """How long at most no message of a worker is handled while raws are checked: the threads that read them share
 the interpreter with the event loop, and wait for it after each system call. For as long again none is held
 afterwards: raws that arrive without end must not stop the workers."""
+SETTLE_S = 0.03
+"""How long at most they are held afterwards, and not longer than before: the workers with the last orders of
+a burst get the cores before those whose next order would follow."""
 LOOK_AGAIN_S = 0.002
-"""Pause before the next look whether raws are still checked."""
+"""Pause before the next look whether messages are still held."""
 REAPED_WAIT_S = 0.2
 """How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
 AVOIDABLE = frozenset({"leftovers", "memory"})
@@ -85,6 +88,7 @@ class Pool:
         self._channels = select.epoll()
         self._by_channel: dict[int, ChildProcess] = {}
         self._held_since = -math.inf
+        self._settled_at = -math.inf
         self._calm = True
         """Whether nothing urgent was under way at some time since then."""
         self._resuming: asyncio.TimerHandle | None = None
@@ -220,20 +224,25 @@ class Pool:
         """Handle one message each of some workers. The event loop calls this again while there are others;
         the kernel names the workers in turn: one that sends without end does not stop the others.
         """
-        if not self.urgent():
-            self._calm = True
-        else:
-            now = self._loop.time()
-            if self._calm and now - self._held_since >= 2 * HELD_S:
-                self._held_since, self._calm = now, False
-            if now - self._held_since < HELD_S:
-                # Not only this call: the loop would make it again and again.
-                self._loop.remove_reader(self._channels.fileno())
-                self._resuming = self._loop.call_later(LOOK_AGAIN_S, self._listen)
-                return
+        if self._holds(self._loop.time()):
+            # Not only this call: the loop would make it again and again.
+            self._loop.remove_reader(self._channels.fileno())
+            self._resuming = self._loop.call_later(LOOK_AGAIN_S, self._listen)
+            return
         for number, _ in self._channels.poll(0, READ_AT_ONCE):
             if child := self._by_channel.get(number):  # not closed because of the messages before
                 self._read(child)
+
+    def _holds(self, now: float) -> bool:
+        """Return whether the messages of workers have to wait now."""
+        if self.urgent():
+            if self._calm and now - self._held_since >= 2 * HELD_S:
+                self._held_since, self._calm = now, False
+            self._settled_at = now + min(SETTLE_S, now - self._held_since)
+        elif now >= self._settled_at or self._calm:
+            self._calm = True
+            return False
+        return now - self._held_since < HELD_S
 
     def _read(self, child: ChildProcess) -> None:
         """Handle one message of a worker."""
