@@ -31,6 +31,9 @@ except Exception as error:
 for path in config.pipelines.paths:
     Path(path).unlink(missing_ok=True)
 loaded, _ = library.load(config.pipelines.paths)
+if "felis.datamodel" in sys.modules:
+    from ppdaemon.middleware.pipelines.schemayaml import safe_load
+    assert sys.modules["felis.datamodel"].yaml.safe_load is safe_load
 assert all(each.graph.is_fully_resolved for each in loaded)
 print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))
 """
@@ -39,6 +42,7 @@ MODULES = {
     "plain": TASK,
     "threaded": f"{TASK}import threading as t\nt.Thread(target=t.Event().wait, daemon=True).start()\n",
     "crashing": f"{TASK}import os\nos.abort()\n",
+    "storing": f"{TASK}import felis.datamodel\n",
     "connected": f"{TASK}import sqlite3\nCONNECTION = sqlite3.connect(':memory:')\n",
 }
 
@@ -70,6 +74,17 @@ def test_a_pipeline_that_crashes_does_not_stop_the_zygote(tmp_path, socket_dir):
     found, log = rehearse(tmp_path, socket_dir, "plain", "crashing")
     assert found == [["plain"], []]
     assert f"each worker loads {tmp_path}/crashing.yaml by itself" in log
+
+
+def test_the_schemas_of_databases_are_read_with_the_parser_in_c(tmp_path, socket_dir):
+    found, _ = rehearse(tmp_path, socket_dir, "storing")
+    assert found == [["storing"], []]
+
+
+def test_an_instrument_that_cannot_be_imported_does_not_stop_the_zygote(tmp_path, socket_dir):
+    parts = {"butler": {"central": "/repo", "instrument_class": {"LSSTComCam": "no_such.Instrument"}}}
+    found, _ = rehearse(tmp_path, socket_dir, "plain", node={"instruments": {"LSSTComCam": [0]}}, **parts)
+    assert found == [["plain"], []]
 
 
 def test_an_open_database_is_found(tmp_path, socket_dir):
