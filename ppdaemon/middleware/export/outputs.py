@@ -34,9 +34,9 @@ class SelectedOutputs:
 
     def fill(self, folder: Path) -> list[SpooledFile]:
         """Write the datasets' files to a folder, for `ppdaemon.middleware.export.spool.write_spool`."""
+        # The disk begins to write each file at its checksum, and goes on during all that follows.
         written = [_copied(file, folder) for file in self.located]
         written += ((file, str(file.path), checksum_of(file.path)) for file in self.run.write(folder))
-        # Now, while the disk writes the files.
         refs = SimpleRefs()
         return [
             SpooledFile(
