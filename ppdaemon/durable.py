@@ -5,7 +5,7 @@ import ctypes
 import os
 from pathlib import Path
 
-__all__ = ("begin_sync", "begin_sync_of", "sync", "write_durably")
+__all__ = ("begin_sync_of", "sync", "write_durably")
 
 _LIBC = ctypes.CDLL(None)
 _SYNC_FILE_RANGE_WRITE = 2
@@ -21,17 +21,8 @@ def sync(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def begin_sync(path: Path | str) -> None:
-    """Let the kernel write a file to the disk now, without waiting. No promise: `sync` makes it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        begin_sync_of(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def begin_sync_of(descriptor: int) -> None:
-    """Do the same as `begin_sync` for an open file."""
+    """Let the kernel write an open file to the disk now, without waiting. No promise: `sync` makes it."""
     _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 

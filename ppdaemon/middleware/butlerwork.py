@@ -328,7 +328,7 @@ class ButlerWork:
             built = self._runs.build_first(jobs, query)
             visit.preprocessing_run = built.job.run
             result = built.run(visit.reporter.before(built.job.pipeline))
-            self._repo.add_files(built.run.write(self._repo.files))
+            self._repo.add_files(list(built.run.write(self._repo.files)))
             if built.run.in_repo and built.declined:  # the other engine will not query
                 self._repo.adopt(built.job.run)
             result = result.without(built.run.unwritten)

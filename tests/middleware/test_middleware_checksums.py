@@ -4,15 +4,20 @@
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from lsst.daf.butler import DataCoordinate, DatasetRef, DatasetType, DimensionUniverse
 
 from ppdaemon.errors import BadMessage
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.export import checksums
-from ppdaemon.middleware.export.checksums import checksum_of, copy_checked, facts_of_new
+from ppdaemon.middleware.export.checksums import checksum_of, copy_checked, copy_with_checksum, facts_of_new
+from ppdaemon.middleware.export.outputs import SelectedOutputs
+from ppdaemon.middleware.run.engine import PipelineRun
 
 
 @pytest.fixture
@@ -124,3 +129,51 @@ def test_why_no_file_can_be_made_in_the_datastore_is_raised(tmp_path: Path) -> N
     (tmp_path / "facts").mkdir()
     with pytest.raises(FileExistsError):
         facts_of_new(tmp_path)
+
+
+def test_a_copy_has_the_checksum_of_its_content_and_replaces_nothing(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert copy_with_checksum(str(file), str(target)) == checksum_of(file) == checksum_of(target)
+    assert target.read_bytes() == file.read_bytes()
+    with pytest.raises(FileExistsError):
+        copy_with_checksum(str(file), str(target))
+
+
+def test_the_disk_begins_with_an_output_before_the_next_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> Iterator[LocatedFile]:
+        for name in "ab":
+            (folder / name).write_text(name)
+            steps.append(f"{name} is made")
+            yield LocatedFile(folder / name, "formatter", (ref,))
+
+    def begin_sync_of(descriptor: int) -> None:
+        steps.append(f"{Path(f'/proc/self/fd/{descriptor}').readlink().name} begins")
+
+    steps: list[str] = []
+    universe = DimensionUniverse()
+    kind = DatasetType("catalog", (), "StructuredDataDict", universe=universe)
+    ref = DatasetRef(kind, DataCoordinate.make_empty(universe), run="run")
+    monkeypatch.setattr(checksums, "begin_sync_of", begin_sync_of)
+    files = SelectedOutputs((), cast(PipelineRun, SimpleNamespace(write=write))).fill(tmp_path)
+    assert steps == ["a is made", "a begins", "b is made", "b begins"]
+    assert [(file.name, file.size_bytes, file.checksum) for file in files] == [
+        (name, 1, checksum_of(tmp_path / name)) for name in "ab"
+    ]
+
+
+def test_a_file_of_the_repo_stays_what_it_is_when_it_is_copied_to_the_spool(
+    file: Path, tmp_path: Path
+) -> None:
+    universe = DimensionUniverse()
+    kind = DatasetType("image", (), "StructuredDataDict", universe=universe)
+    ref = DatasetRef(kind, DataCoordinate.make_empty(universe), run="run")
+    source = file.rename(tmp_path / "image.fits.gz")
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    run = cast(PipelineRun, SimpleNamespace(write=lambda folder: ()))
+    (spooled,) = SelectedOutputs((LocatedFile(source, "formatter", (ref,), plain=True),), run).fill(folder)
+    assert (spooled.name, spooled.plain) == (f"{ref.id}.fits.gz", True)
+    assert (folder / spooled.name).read_bytes() == source.read_bytes()
+    assert spooled.checksum == checksum_of(source)

@@ -9,7 +9,8 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import astropy.io.fits
 import numpy as np
@@ -29,23 +30,24 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.demo.services import QUICK_IMAGES
 from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Exported, Process
+from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, write_content
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.middleware.export import packing
 from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.outputs import _spooled
+from ppdaemon.middleware.export.outputs import SelectedOutputs
 from ppdaemon.middleware.export.packing import Packer, pack
 from ppdaemon.middleware.export.spool import (
     MANIFEST,
-    SimpleRefs,
     SpooledFile,
     SpoolKey,
     check_files,
     read_manifest,
     write_spool,
 )
+from ppdaemon.middleware.run.engine import PipelineRun
 
 pytest_plugins = ("toyfixtures",)
 
@@ -108,16 +110,16 @@ class Site:
         ]
 
     def write(self, detector: int = 0, outputs: Iterable[MemoryDataset] = (), *, plain: bool = True) -> Path:
-        def fill(folder: Path) -> Any:
+        def written(folder: Path) -> list[LocatedFile]:
             link = self.folder / "link"
             files, failures = write_outputs(datasets, folder, link, self.writer, 1, plain=plain)
             assert not failures
-            refs = SimpleRefs()
-            return [_spooled(file, refs) for file in files]
+            return files
 
         datasets = list(outputs or self.outputs(detector))
         key = SpoolKey(instrument=NAME, group="g", detector=detector, attempt=1)
-        return write_spool(self.spool, key, fill, [], {CHAIN: (RUN,)})
+        outputs = SelectedOutputs((), cast(PipelineRun, SimpleNamespace(write=written)))
+        return write_spool(self.spool, key, outputs.fill, [], {CHAIN: (RUN,)})
 
     def exporter(self, processes: int = 2) -> CentralExporter:
         packer = Packer(self.folder / "template", (self.spool,), processes)

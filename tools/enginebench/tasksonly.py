@@ -42,7 +42,7 @@ class TasksOnly(ButlerWork):
         folder = self._repo.incoming / "written"
         folder.mkdir(parents=True)
         start = time.perf_counter()
-        built.run.write(folder)
+        list(built.run.write(folder))
         written_ms = (time.perf_counter() - start) * 1e3
         _store(folder, self._context.spool)
         return {

@@ -21,7 +21,6 @@ from lsst.daf.butler import (
     DatasetType,
     DimensionRecord,
     FileDataset,
-    SerializedDatasetRef,
     Timespan,
 )
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
@@ -33,16 +32,17 @@ from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.mark import ID, mark_datastore
+from ppdaemon.middleware.export.outputs import SelectedOutputs
 from ppdaemon.middleware.export.register import Registrar
 from ppdaemon.middleware.export.rows import RowIngest
 from ppdaemon.middleware.export.spool import (
     MANIFEST,
     Manifest,
-    SimpleRefs,
     SpooledFile,
     SpoolKey,
     write_spool,
 )
+from ppdaemon.middleware.run.engine import PipelineRun, RunResult
 
 __all__ = ("Amounts", "measure_database", "measure_held")
 
@@ -140,6 +140,13 @@ def _records(butler: Butler, *elements: str) -> list[DimensionRecord]:
 # --- spooling -----------------------------------------------------------------
 
 
+class _NoTasks(PipelineRun):
+    """A run whose outputs are in the worker's repo."""
+
+    def __call__(self, before_task: Callable[[str], None]) -> RunResult:
+        raise NotImplementedError
+
+
 @dataclass(slots=True)
 class _Local:
     """The outputs by detector."""
@@ -171,39 +178,30 @@ class _Local:
         """Return the key of a detector's spool."""
         return SpoolKey(instrument=CAMERA, group=_GROUP, detector=detector, attempt=1)
 
-    def fill(
-        self, detector: int, simple: Callable[[DatasetRef], SerializedDatasetRef]
-    ) -> Callable[[Path], list[SpooledFile]]:
-        """Return the function that writes a detector's files into a folder."""
-
-        def write(folder: Path) -> list[SpooledFile]:
-            return [
-                SpooledFile(
-                    name=file.path.name,
-                    size_bytes=file.path.stat().st_size,
-                    formatter=file.formatter,
-                    refs=tuple(map(simple, file.refs)),
-                )
-                for file in copied(self.files[detector], folder)
-            ]
-
-        return write
-
     def spool(self, folder: Path, detector: int) -> Path:
         """Write a detector's spool as a worker does."""
-        chains = {_CHAIN: (_RUN,)}
+        outputs = SelectedOutputs(tuple(self.files[detector]), _NoTasks())
         records = [*self.records, self.regions[detector]]
-        return write_spool(folder, self.key(detector), self.fill(detector, SimpleRefs().of), records, chains)
+        return write_spool(folder, self.key(detector), outputs.fill, records, {_CHAIN: (_RUN,)})
 
     def spool_as_before(self, folder: Path, detector: int) -> None:
         """Write a detector's spool as before there were checksums: one file after the other is synced."""
         key = self.key(detector)
         partial = folder / f"{key.folder}.part"
         partial.mkdir(parents=True)
+        files = tuple(
+            SpooledFile(
+                name=file.path.name,
+                size_bytes=file.path.stat().st_size,
+                formatter=file.formatter,
+                refs=tuple(ref.to_simple() for ref in file.refs),
+            )
+            for file in copied(self.files[detector], partial)
+        )
         manifest = Manifest(
             key=key,
             chains={_CHAIN: (_RUN,)},
-            files=tuple(self.fill(detector, DatasetRef.to_simple)(partial)),
+            files=files,
             records=tuple(record.to_simple() for record in (*self.records, self.regions[detector])),
         )
         (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))

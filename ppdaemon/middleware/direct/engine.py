@@ -9,7 +9,7 @@ prepared is used where it fits, and made again where it does not.
 import logging
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class DirectRun(PipelineRun):
         """Datasets that could not be written (`tuple`)."""
         return tuple(self.memory.unwritten.values())
 
-    def write(self, folder: Path) -> list[LocatedFile]:
+    def write(self, folder: Path) -> Iterator[LocatedFile]:
         """Write these outputs; see `~ppdaemon.middleware.run.engine.PipelineRun`."""
         background = self.memory.background
         background.finish()
@@ -114,13 +114,13 @@ class DirectRun(PipelineRun):
         for dataset in self.memory.outputs:
             if (failure := failures.get(dataset.ref.id)) is not None:
                 self.memory.lose(dataset.ref, failure)
+        yield from files
         for ref in tuple(self.provenance):
             written = write_provenance(folder, ref, self._predicted_graph, self.runner.ends)
             if written is None:
                 self.provenance.remove(ref)
             else:
-                files.append(written)
-        return files
+                yield written
 
     def _predicted_graph(self) -> PredictedQuantumGraph:
         shape, entries = self.visit_inputs.shape, self.visit_inputs.entries

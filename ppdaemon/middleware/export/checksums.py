@@ -14,7 +14,7 @@ from ppdaemon.durable import begin_sync_of
 from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.failures import is_link_refusal
 
-__all__ = ("Facts", "checksum_of", "checksum_of_text", "copy_checked", "facts_of_new")
+__all__ = ("Facts", "checksum_of", "checksum_of_text", "copy_checked", "copy_with_checksum", "facts_of_new")
 
 type Facts = tuple[object, ...]
 """Device, owner, mode, number of names and extended attributes of a file."""
@@ -31,6 +31,14 @@ def checksum_of(path: Path | str) -> str:
     with io.FileIO(path) as stream:
         begin_sync_of(stream.fileno())
         return _copy(stream, None)
+
+
+def copy_with_checksum(source: str, target: str) -> str:
+    """Copy a file to a new one; return the checksum of its content. The disk begins to write it."""
+    with io.FileIO(source) as stream, io.FileIO(target, "xb") as copy:
+        checksum = _copy(stream, copy)
+        begin_sync_of(copy.fileno())
+    return checksum
 
 
 def checksum_of_text(text: bytes) -> str:

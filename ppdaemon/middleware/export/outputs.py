@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Selects a visit's datasets for export: those in the worker's repo, and those in a run's memory."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef
 
-from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
+from ppdaemon.middleware.butler.datafiles import LocatedFile, extension_of, located
 from ppdaemon.middleware.butler.repo import LocalRepo
+from ppdaemon.middleware.export.checksums import checksum_of, copy_with_checksum
 from ppdaemon.middleware.export.spool import SimpleRefs, SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
@@ -32,8 +34,21 @@ class SelectedOutputs:
 
     def fill(self, folder: Path) -> list[SpooledFile]:
         """Write the datasets' files to a folder, for `ppdaemon.middleware.export.spool.write_spool`."""
+        # The disk begins to write each file at its checksum, and goes on during all that follows.
+        written = [_copied(file, folder) for file in self.located]
+        written += ((file, str(file.path), checksum_of(file.path)) for file in self.run.write(folder))
         refs = SimpleRefs()
-        return [_spooled(file, refs) for file in (*copied(self.located, folder), *self.run.write(folder))]
+        return [
+            SpooledFile(
+                name=os.path.basename(path),
+                size_bytes=os.path.getsize(path),
+                checksum=checksum,
+                formatter=file.formatter,
+                plain=file.plain,
+                refs=tuple(map(refs.of, file.refs)),
+            )
+            for file, path, checksum in written
+        ]
 
 
 class Outputs:
@@ -88,11 +103,11 @@ class Outputs:
         return refs
 
 
-def _spooled(file: LocatedFile, refs: SimpleRefs) -> SpooledFile:
-    return SpooledFile(
-        name=file.path.name,
-        size_bytes=file.path.stat().st_size,
-        formatter=file.formatter,
-        plain=file.plain,
-        refs=tuple(map(refs.of, file.refs)),
-    )
+def _copied(file: LocatedFile, folder: Path) -> tuple[LocatedFile, str, str]:
+    """Copy a file into a folder, named after the first dataset's id; return it, the path and the checksum of
+    the copy.
+    """
+    # As texts: the operations of `Path` take as long as to copy a small file.
+    path = str(file.path)
+    copy = f"{folder}/{file.refs[0].id}{extension_of(os.path.basename(path))}"
+    return file, copy, copy_with_checksum(path, copy)

@@ -13,8 +13,9 @@ import stat
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.export.checksums import checksum_of, checksum_of_text
+from ppdaemon.middleware.export.checksums import checksum_of_text
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
@@ -125,7 +126,7 @@ def write_spool(
 ) -> Path:
     """Write datasets and their manifest to the disk; return the spool folder, which appears complete.
 
-    `fill` writes the files into the folder that it gets, and returns them; then
+    `fill` writes the files into the folder that it gets, and returns them with their checksums; then
     `failed` returns why others are missing. `may_commit` is called before the
     rename that completes it. `records` are the dimension records of the datasets.
     Of `chains`, runs without a file are left out. Raises `OSError` if the folder
@@ -136,7 +137,7 @@ def write_spool(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        files = tuple(_with_checksums(partial, fill(partial)))
+        files = tuple(fill(partial))
         manifest = Manifest(
             key=key,
             chains=_in_use(chains, files),
@@ -173,19 +174,21 @@ class SimpleRefs:
     """Makes references that can be written, with one object for each dataset type and data ID."""
 
     def __init__(self) -> None:
-        self._types: dict[DatasetType, SerializedDatasetType] = {}
         self._ids: dict[tuple[DataCoordinate, bool], SerializedDataCoordinate] = {}
 
     def of(self, ref: DatasetRef) -> SerializedDatasetRef:
         """Return a reference."""
-        kind, data_id = ref.datasetType, (ref.dataId, ref.dataId.hasRecords())
-        if kind not in self._types:
-            self._types[kind] = kind.to_simple()
-        if data_id not in self._ids:
-            self._ids[data_id] = ref.dataId.to_simple()
-        return SerializedDatasetRef(
-            id=ref.id, datasetType=self._types[kind], dataId=self._ids[data_id], run=ref.run
-        )
+        key = ref.dataId, ref.dataId.hasRecords()
+        data_id = self._ids.get(key)
+        if data_id is None:
+            data_id = self._ids[key] = ref.dataId.to_simple()
+        kind = _simple_type(ref.datasetType)
+        return SerializedDatasetRef(id=ref.id, datasetType=kind, dataId=data_id, run=ref.run)
+
+
+@lru_cache(1000)
+def _simple_type(kind: DatasetType) -> SerializedDatasetType:
+    return kind.to_simple()
 
 
 class _Numbered:
@@ -208,12 +211,14 @@ def _text(manifest: Manifest) -> bytes:
     of the bytes could be others, and it would still be a manifest.
     """
     types, data_ids = _Numbered(), _Numbered()
-    plain = manifest.model_dump(mode="json", exclude_none=True, exclude={"files": {"__all__": {"refs"}}})
-    for file, written in zip(manifest.files, plain["files"], strict=True):
-        written["refs"] = [
-            (ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in file.refs
-        ]
-    plain |= {"version": 2, "types": types.items, "data_ids": data_ids.items}
+
+    def numbered(refs: Iterable[SerializedDatasetRef]) -> list[tuple[object, ...]]:
+        return [(ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in refs]
+
+    # Not by `model_dump`, which takes as long as all else here.
+    files = [dict(file) | {"refs": numbered(file.refs)} for file in manifest.files]
+    plain = dict(manifest) | {"version": 2, "files": files}
+    plain |= {"types": types.items, "data_ids": data_ids.items}
     text = pydantic_core.to_json(plain, exclude_none=True)
     return text.removesuffix(b"}") + _end(checksum_of_text(text))
 
@@ -264,12 +269,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
         if found.st_size != file.size_bytes:
             raise BadMessage(f"{path} has {found.st_size} bytes, not {file.size_bytes}")
-
-
-def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
-    """Return files with their checksums."""
-    for file in files:
-        yield file.model_copy(update={"checksum": checksum_of(f"{folder}/{file.name}")})
 
 
 def _in_use(

@@ -270,17 +270,18 @@ class PipelineRun(ABC):
         """
         return ()
 
-    def write(self, folder: Path) -> list[LocatedFile]:
-        """Write these outputs into a folder, one file each, named after the dataset's id.
+    def write(self, folder: Path) -> Iterator[LocatedFile]:
+        """Write these outputs into a folder, one file each, named after the dataset's id; yield those that
+        are written.
 
-        A dataset that cannot be written is `unwritten` then, and none of `outputs`.
+        At the end a dataset that cannot be written is `unwritten`, and none of `outputs`.
 
         Raises
         ------
         OSError
             Raised if there is no space.
         """
-        return []
+        yield from ()
 
     @property
     def unwritten(self) -> Sequence[Unwritten]:

@@ -44,6 +44,9 @@ PROVENANCE_TYPE = "prompt_provenance"
 _FORMATTER = "lsst.pipe.base.quantum_graph.formatter.ProvenanceFormatter"
 """Reads it; the default formatter of its storage class."""
 
+_ZSTD_LEVEL = 3
+"""The writer's own level of 10 takes seven times as long for small blocks, and the file is 3 % smaller."""
+
 
 class RunQuantum(Protocol):
     """A quantum of a graph."""
@@ -107,6 +110,7 @@ def _write(path: Path, predicted: PredictedQuantumGraph, ends: Mapping[uuid.UUID
             exit_stack=stack,
             log_on_close=LogOnClose(_LOG.log),
             predicted=predicted,
+            zstd_level=_ZSTD_LEVEL,
         )
         for quantum_id in quanta:
             if (end := ends.get(quantum_id)) is None:
