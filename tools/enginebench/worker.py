@@ -108,7 +108,7 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
-        NodeFolders.of(context.config).ramdisk.mkdir(parents=True)
+        NodeFolders.of(context.config).uncompressed.mkdir(parents=True)
         context = replace(context, warmed=work.warm_up(context.config))
         work.build_template(context)
         # As in the zygote: collections in a worker need not visit the imported objects.
@@ -228,6 +228,8 @@ class _BenchVisit:
         trim_memory()
         free = _Used.now(self.asker)
         shutil.rmtree(self.context.spool, ignore_errors=True)
+        for path in NodeFolders.of(self.context.config).uncompressed.iterdir():
+            path.unlink()
         results |= ordered.until(ready, "prepare") | {"warm_ms": float(prepared.detail["warm_ms"])}
         if not isinstance(self.worker, TasksOnly):
             results |= self._whole(ordered, ready, begun, answered, cleaning, free)

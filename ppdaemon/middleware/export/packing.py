@@ -10,9 +10,11 @@ manifest has then the checksums of the packed files; those as they were spooled 
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from lsst.daf.butler import ButlerConfig, DatasetRef
@@ -31,13 +33,17 @@ from ppdaemon.middleware.export.spool import (
     replace_manifest,
 )
 from ppdaemon.middleware.export.syncing import sync_all
+from ppdaemon.uncompressed import UncompressedRoom
 
 __all__ = ("Packer", "pack")
 
 _LOG = logging.getLogger(__name__)
 
-NICENESS = 19
-"""The lowest priority: tasks need the cores."""
+NICENESS = 5
+"""In addition to that of the exporter, which is that of workers: a packer has a third of the time of a task
+that needs the same core. With the lowest priority it would hardly run where tasks use all cores."""
+LIMIT_S = 300.0
+"""For all spools of a process, which take seconds. One that is stopped, or waits for a disk, keeps them."""
 LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
@@ -46,17 +52,29 @@ _PACKED = "packed-"
 """Prefix of the names of packed files."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one process packs."""
+
+    spools: tuple[Path, ...]
+    begin_s: float
+    """Monotonic seconds."""
+
+
 class Packer:
     """Packs the spools in some folders, by up to `processes` at once; `template` is the repo that
-    workers copy.
+    workers copy. `room` is given back for what is packed.
     """
 
-    def __init__(self, template: Path, folders: Sequence[Path], processes: int):
+    def __init__(
+        self, template: Path, folders: Sequence[Path], processes: int, room: UncompressedRoom | None = None
+    ):
         self._template = template
         self._folders = folders
         self._processes = processes
+        self._room = room
         self._writer: DatasetWriter | None = None
-        self._running: dict[ForkedCall, tuple[Path, ...]] = {}
+        self._running: dict[ForkedCall, _Share] = {}
         self._packed: set[Path] = set()
         """Spools that need not be packed any more."""
         self._plain: set[Path] = set()
@@ -65,7 +83,7 @@ class Packer:
     @property
     def busy(self) -> set[Path]:
         """The spools that processes have."""
-        return {spool for spools in self._running.values() for spool in spools}
+        return {spool for share in self._running.values() for spool in share.spools}
 
     def reduced(self, spool: Path, manifest: Manifest) -> Manifest:
         """Return a manifest without the images that are still to be packed."""
@@ -81,31 +99,41 @@ class Packer:
         return spool in self._plain
 
     def collect(self, *, wait: bool = False) -> None:
-        """Note which processes have ended; with `wait`, wait for one, but not long."""
+        """Note which processes have ended, and kill those that do not; with `wait`, wait for one, but not
+        long.
+        """
         wait = wait and bool(self._running)
         for call in ForkedCall.ended(list(self._running), wait=wait, limit_s=LONGEST_WAIT_S):
             # Also if it has failed: what it has not packed is registered as it is.
-            self._packed.update(self._running.pop(call))
+            self._packed.update(self._running.pop(call).spools)
             try:
                 call.result()
             except DiedWithoutResult as error:
                 _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
+        now = time.monotonic()
+        for call in [call for call, share in self._running.items() if now - share.begin_s > LIMIT_S]:
+            self._packed.update(self._running.pop(call).spools)
+            call.kill()
+            _LOG.error(
+                "a process that packed images was killed after %.0f s, they stay uncompressed", LIMIT_S
+            )
 
     def start(self) -> None:
         """Start processes for what waits, the oldest first. No thread may be active."""
         free = self._processes - len(self._running)
         waiting = self._waiting(free * AT_ONCE) if free else []
-        while waiting:
-            share, waiting = tuple(waiting[:AT_ONCE]), waiting[AT_ONCE:]
-            writer = self._open_writer()
+        for number in range(min(free, len(waiting))):
+            spools, writer = tuple(waiting[number::free]), self._open_writer()
 
-            def pack_share(share: Iterable[Path] = share, writer: DatasetWriter = writer) -> None:
+            def pack_share(spools: Iterable[Path] = spools, writer: DatasetWriter = writer) -> None:
                 os.nice(NICENESS)
-                for spool in share:
-                    pack(spool, writer)
+                _be_killed_first()
+                for spool in spools:
+                    pack(spool, writer, self._room)
 
             try:
-                self._running[ForkedCall.start(pack_share, lambda result: result)] = share
+                call = ForkedCall.start(pack_share, lambda result: result)
+                self._running[call] = _Share(spools, time.monotonic())
             except OSError as error:
                 _LOG.warning("no process can be forked to pack images, it is tried again: %s", error)
                 return
@@ -121,6 +149,8 @@ class Packer:
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
+        if self._room is not None:
+            self._room.give_back_stale({spool.name for spool in found})
         waiting: list[Path] = []
         for spool in found:
             if len(waiting) == most:
@@ -128,13 +158,22 @@ class Packer:
             if spool in busy or spool in self._packed:
                 continue
             try:
-                if any(file.plain for file in read_manifest(spool).files):
+                plain = [file for file in read_manifest(spool).files if file.plain]
+                if plain:
                     waiting.append(spool)
+                    self._note(spool, plain)
                 else:
                     self._packed.add(spool)
             except BadMessage:  # the exporter quarantines it
                 self._packed.add(spool)
         return waiting
+
+    def _note(self, spool: Path, plain: Iterable[SpooledFile]) -> None:
+        """Count the images of a spool that waits, perhaps from an earlier run."""
+        if self._room is not None:
+            for file in plain:
+                with suppress(OSError):
+                    self._room.note(spool.name, str(file.refs[0].id), file.size_bytes)
 
     def _open_writer(self) -> DatasetWriter:
         if self._writer is None:
@@ -143,8 +182,8 @@ class Packer:
         return self._writer
 
 
-def pack(spool: Path, writer: DatasetWriter) -> None:
-    """Compress the images of a spool that are not.
+def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = None) -> None:
+    """Compress the images of a spool that are not, and give back their room if none is left.
 
     One that cannot be read or written stays as it is, and is registered so. A spool that is
     damaged, or was deleted meanwhile, is left to the exporter.
@@ -155,11 +194,21 @@ def pack(spool: Path, writer: DatasetWriter) -> None:
             files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
         sync_all(spool / file.name for file in files)
         replace_manifest(spool, manifest.model_copy(update={"files": files}))
-        for name in {file.name for file in manifest.files}.difference(file.name for file in files):
+        names = [file.name for file in manifest.files if file.plain]
+        packed = set(names).difference(file.name for file in files)
+        for name in packed:
             (spool / name).unlink(missing_ok=True)
+        if room is not None and len(packed) == len(names):
+            room.give_back(spool.name)
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
         _remove_unnamed(spool)
+
+
+def _be_killed_first() -> None:
+    """Let a host without memory kill this process instead of one that has a visit."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _remove_unnamed(spool: Path) -> None:
