@@ -35,6 +35,7 @@ from ppdaemon.middleware import butlerwork, work
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, write_content
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
+from ppdaemon.middleware.export import exporter as exporting
 from ppdaemon.middleware.export import packing
 from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
@@ -200,10 +201,13 @@ def test_catalogs_are_exported_before_the_images_are_packed(site: Site) -> None:
         assert np.allclose(images[detector].image.array, an_image(detector).image.array, 0, 1, equal_nan=True)
 
 
-def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Site) -> None:
+def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spools = [site.write(detector) for detector in range(2)]
     killed = site.exporter()
-    with closing(killed):
+    with closing(killed), monkeypatch.context() as before:
+        before.setattr(DatasetWriter, "write", stop)
         killed.export(spools)
         killed._packer.close()
     (spools[0] / "packing-of-a-previous-run").mkdir()
@@ -212,6 +216,16 @@ def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Sit
         until_exported(exporter, spools)
     assert not list(site.spool.iterdir())
     assert set(site.registered("image")) == {0, 1}
+
+
+def test_what_a_killed_packer_has_left_is_deleted_by_the_next_one(site: Site) -> None:
+    spool = site.write()
+    (spool / "packing-of-a-previous-run").mkdir()
+    for name in ("packing-of-a-previous-run/half.fits", "packed-of-a-previous-run.fits"):
+        (spool / name).touch()
+    pack(spool, site.writer)
+    names = {file.name for file in read_manifest(spool).files}
+    assert {path.name for path in spool.iterdir()} == {MANIFEST, *names}
 
 
 def type_of(file: SpooledFile) -> str:
@@ -290,6 +304,19 @@ def test_a_file_without_datasets_does_not_end_the_exporter_that_gives_up_images(
     with closing(site.exporter()) as exporter:
         assert exporter.give_up_images([site.spool], 1).spools == {str(good): "image"}
         assert str(bad) in until_exported(exporter, [bad, good]).refused
+
+
+def test_the_manifest_of_a_spool_is_not_read_again_while_it_is_packed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, read = site.write(), list[Path]()
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    monkeypatch.setattr(packing, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(exporting, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
+    with closing(site.exporter()) as exporter, closing(exporter._packer):
+        for _ in range(3):
+            assert exporter.export([spool]).packing == (str(spool),)
+    assert read == [spool]
 
 
 def test_only_what_is_packed_gives_its_room_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

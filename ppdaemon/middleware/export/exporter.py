@@ -216,6 +216,8 @@ class CentralExporter:
         """Read the manifests; quarantine spools without a valid one."""
         batch: dict[Path, Manifest] = {}
         for spool in spools:
+            if spool in self._begun and self._packer.has_images_of(spool):
+                continue
             try:
                 # Those that are packed now are renamed at any time.
                 manifest = self._packer.reduced(spool, read_manifest(spool))
@@ -223,8 +225,7 @@ class CentralExporter:
             except BadMessage as error:
                 self._quarantine(spool, error, result)
             else:
-                if spool not in self._begun or not self._packer.has_images_of(spool):
-                    batch[spool] = manifest
+                batch[spool] = manifest
         return batch
 
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:

@@ -10,6 +10,7 @@ manifest has then the checksums of the packed files; those as they were spooled 
 import logging
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from lsst.daf.butler import ButlerConfig, DatasetRef
 
 from ppdaemon.errors import BadMessage
@@ -50,6 +52,8 @@ AT_ONCE = 8
 """Spools for one process: forking it takes as long as a small image."""
 _PACKED = "packed-"
 """Prefix of the names of packed files."""
+_PACKING = "packing-"
+"""Prefix of the names of folders in which they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,8 @@ class Packer:
         return manifest.model_copy(update={"files": files})
 
     def has_images_of(self, spool: Path) -> bool:
-        """Return whether the manifest that `reduced` returned last is not complete."""
-        return spool in self._plain
+        """Return whether the manifest that `reduced` returned last is not complete, and would not be now."""
+        return spool in self._plain and spool not in self._packed
 
     def collect(self, *, wait: bool = False) -> None:
         """Note which processes have ended, and kill those that do not; with `wait`, wait for one, but not
@@ -179,6 +183,7 @@ class Packer:
         if self._writer is None:
             config = ButlerConfig(str(template_repo(self._template)))
             self._writer = DatasetWriter(config, template_dimensions(self._template))
+            _rehearse()
         return self._writer
 
 
@@ -190,6 +195,7 @@ def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = Non
     """
     try:
         manifest = read_manifest(spool)
+        _remove_unnamed(spool)  # a packer may have been killed here
         with _without_percent(spool) as folder:
             files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
         sync_all(spool / file.name for file in files)
@@ -205,6 +211,20 @@ def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = Non
         _remove_unnamed(spool)
 
 
+def _rehearse() -> None:
+    """Write and read an image of four pixels: each packer would import again what this process has not, which
+    takes four times as long as to pack an image of the demo.
+    """
+    from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
+    from lsst.images.serialization import write_archive
+
+    image = Image(np.zeros((2, 2), np.float32))
+    masked = MaskedImage(image, variance=image, mask_schema=MaskSchema([MaskPlane("BAD", "")]))
+    with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # it only costs time
+        write_archive(masked, Path(folder, "image.fits"))
+        read_plain(Path(folder, "image.fits"))
+
+
 def _be_killed_first() -> None:
     """Let a host without memory kill this process instead of one that has a visit."""
     with suppress(OSError):
@@ -212,12 +232,14 @@ def _be_killed_first() -> None:
 
 
 def _remove_unnamed(spool: Path) -> None:
-    """Delete packed files that the manifest does not name: the disk may be full."""
+    """Delete what packers have written and the manifest does not name: the disk may be full."""
     with suppress(BadMessage, OSError):
         named = {file.name for file in read_manifest(spool).files}
         for path in spool.glob(f"{_PACKED}*"):
             if path.name not in named:
                 path.unlink()
+        for folder in spool.glob(f"{_PACKING}*"):
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -235,7 +257,7 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
     path, as_spooled = spool / file.name, file.model_copy(update={"plain": False})
     if file.checksum and checksum_of(path) != file.checksum:
         return as_spooled  # the exporter compares it again, and quarantines the spool
-    folder = spool / f"packing-{uuid.uuid4()}"
+    folder = spool / f"{_PACKING}{uuid.uuid4()}"
     folder.mkdir()
     try:
         content, provenance = read_plain(path)
