@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ppdaemon.config import ExportConfig
 
-__all__ = ("Uncompressed", "UncompressedRoom")
+__all__ = ("Uncompressed", "UncompressedRoom", "cores_are_busy")
 
 IMAGES_PER_PACKER = 32
 """Images that may wait for each packer: small ones are packed in some 20 ms each."""
@@ -25,6 +25,13 @@ _CLOSED = "closed"
 """File in the folder while nothing may be written uncompressed."""
 _DECLINED = "declined"
 """File in the folder with one byte for each image for which there was no room."""
+
+
+def cores_are_busy() -> bool:
+    """Return whether in the last minute as many processes wanted to run as there are cores: a packer, which
+    reads each image again, would then take more from tasks than a worker that compresses.
+    """
+    return os.getloadavg()[0] >= (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class UncompressedRoom:
         if not self.max_images or not self.max_bytes:
             return False
         try:
-            if not (self.folder / _CLOSED).exists():
+            if not (self.folder / _CLOSED).exists() and not cores_are_busy():
                 self.note(spool, name, size_bytes)
                 if self._has_room():  # this one included
                     return True

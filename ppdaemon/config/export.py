@@ -82,8 +82,8 @@ class ExportConfig(ConfigPart):
     0: workers compress."""
     uncompressed_max: Size = 2_000_000_000
     """Size of the uncompressed images that may wait for packers, at most a quarter of `ramdisk_max` and of
-    `spill_max`, half of what is free on the disk, and 32 images for each packer. Beyond it, and while half of
-    `spill_max` waits, workers compress."""
+    `spill_max`, half of what is free on the disk, and 32 images for each packer. Beyond it, while half of
+    `spill_max` waits, and while all cores are busy, workers compress."""
     ramdisk_max: Size = 0
     """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
     exceeds it goes to `spill`. So does everything while exports fail. After a power failure, what was on

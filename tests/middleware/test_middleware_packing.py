@@ -143,6 +143,11 @@ class Site:
         return {path.name: path for path in self.central.rglob("*.fits")}
 
 
+@pytest.fixture(autouse=True)
+def _idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)

@@ -16,6 +16,11 @@ from ppdaemon.spooling import SpoolDisk
 from ppdaemon.uncompressed import Uncompressed, UncompressedRoom
 
 
+@pytest.fixture(autouse=True)
+def _idle_cores(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 @pytest.fixture
 def room(tmp_path):
     (tmp_path / "uncompressed").mkdir()
@@ -78,6 +83,12 @@ def test_workers_compress_where_room_cannot_be_taken(room, monkeypatch, code):
     monkeypatch.setattr(uncompressed.os, "statvfs", fail)
     assert not room.take(SPOOL, "0", 1)
     assert room.used().images == 0
+
+
+def test_workers_compress_while_all_cores_are_busy(room, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (float(os.cpu_count() or 1), 0.0, 0.0))
+    assert not room.take(SPOOL, "0", 1)
+    assert (room.used().images, room.declined()) == (0, 1)
 
 
 def test_without_its_folder_there_is_no_room(room):

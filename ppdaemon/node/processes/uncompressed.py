@@ -9,7 +9,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.reports import UncompressedReport
 from ppdaemon.spooling import SpoolDisk
 from ppdaemon.terminal import number_of, size
-from ppdaemon.uncompressed import UncompressedRoom
+from ppdaemon.uncompressed import UncompressedRoom, cores_are_busy
 
 __all__ = ("UncompressedWatch",)
 
@@ -48,7 +48,8 @@ class UncompressedWatch:
             declining=self._declining_until is not None,
         )
         if self.report.declining and not was_declining:
-            why = "half of export.spill_max waits for export" if full else "packers do not keep up"
+            why = "all cores are busy" if cores_are_busy() else "packers do not keep up"
+            why = "half of export.spill_max waits for export" if full else why
             _LOG.warning(
                 "workers compress images by themselves: %s; %s (%s) wait uncompressed. Workers are"
                 " free later; more export.packers help if cores are idle",
