@@ -438,7 +438,7 @@ def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_pa
 def spool_picture(rigs: MakeRig, *central: Path, **export: Any) -> tuple[Any, Path, SpooledFile]:
     """Let a worker process a visit with an image; return its rig, the spool and the file of the image."""
     rig, worker = rigs(*central, engine={"kind": "direct"}, export={"types": [".*"], **export})
-    rig.context.spool.mkdir()  # the daemon has made it; an image may be decided about before the spool is begun
+    rig.context.spool.mkdir()  # as the daemon does: an image is decided about before its spool is begun
     write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
     worker.prepare(rig.order(main="Picture", before=""))
     worker.ingest(rig.raw())
