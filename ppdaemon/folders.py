@@ -36,6 +36,8 @@ class NodeFolders:
         """Datasets that each output run has once, shared by all workers."""
         self.canaries = ramdisk / "canaries"
         """Files that are changed on purpose to check that inotify works."""
+        self.uncompressed = ramdisk / "uncompressed"
+        """Which images wait for packers; see `ppdaemon.uncompressed`."""
         self.slots = ramdisk / "slots"
         """One folder per slot."""
         self.marker = ramdisk / "ppdaemon.json"

@@ -75,10 +75,15 @@ class ExportConfig(ConfigPart):
     an image: copied and registered after all others, and given up if too much waits."""
     copies: Annotated[int, pydantic.Field(ge=1, le=64)] = 4
     """Files that are copied to the central repo at once."""
-    packers: Annotated[int, pydantic.Field(ge=0, le=64)] = 0
-    """Processes of the lowest priority that compress images of ``lsst.images`` beside the exporter, as
+    packers: Annotated[int, pydantic.Field(ge=0, le=64)] = 1
+    """Processes of a low priority that compress images of ``lsst.images`` beside the exporter, as
     `butler.local` has it for them; with the engine ``direct`` workers then spool them uncompressed, which
-    takes a fifth of the time and up to seven times the space. 0: workers compress."""
+    takes a fifth of the time and up to seven times the space, while `uncompressed_max` has room for them.
+    0: workers compress."""
+    uncompressed_max: Size = 2_000_000_000
+    """Size of the uncompressed images that may wait for packers, at most a quarter of `ramdisk_max` and of
+    `spill_max`, half of what is free on the disk, and 32 images for each packer. Beyond it, while half of
+    `spill_max` waits, and while all cores are busy, workers compress."""
     ramdisk_max: Size = 0
     """Outputs of this size are spooled on the RAM disk first, where writing them takes less time; what
     exceeds it goes to `spill`. So does everything while exports fail. After a power failure, what was on
@@ -98,3 +103,9 @@ class ExportConfig(ConfigPart):
     """Pause after a failed export. The next one begins with a small query: while the central repo is
     away it costs no more than that."""
     writer: WriterConfig = WriterConfig()
+
+    @property
+    def uncompressed_bytes(self) -> int:
+        """Size of the uncompressed images that may wait; none lets other outputs be given up."""
+        limits = filter(None, (self.ramdisk_max, self.spill_max))
+        return min((self.uncompressed_max, *(limit // 4 for limit in limits)))

@@ -30,12 +30,13 @@ from ppdaemon.reports import (
     RequeueRow,
     SpoolReport,
     StatusReport,
+    UncompressedReport,
     VisitRow,
     VisitSummary,
     WorkerRow,
 )
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, PARTIAL, Outcome, SlotState, Stage
-from ppdaemon.terminal import duration, new_table, plain, size
+from ppdaemon.terminal import duration, new_table, number_of, plain, size
 
 __all__ = (
     "STATE_STYLES",
@@ -182,6 +183,8 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.spools and (len(report.spools) > 1 or report.spools[0].max_mb is not None):
         names = {"ramdisk": "RAM disk", "spill": "disk"}
         yield "spool", ", ".join(f"{names[each.name]} {_filled(each)}" for each in report.spools)
+    if report.uncompressed.images or report.uncompressed.declining:
+        yield "packing", _packing(report.uncompressed)
     if report.images_given_up:
         lost = size(report.images_given_up_mb * 1e6)
         yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
@@ -396,6 +399,12 @@ def _by_detectors(texts: Iterable[tuple[int, str]]) -> Iterable[Text]:
         detectors.setdefault(text, set()).add(detector)
     for text, those in detectors.items():
         yield Text(f"detector{'s' if len(those) > 1 else ''} {ranges(those)}: {text}")
+
+
+def _packing(images: UncompressedReport) -> str:
+    waiting = f"{number_of(images.images, 'image')} ({size(images.mb * 1e6)} of {size(images.max_mb * 1e6)})"
+    declined = f"; no room for {images.declined}, workers compressed them" if images.declining else ""
+    return f"{waiting} uncompressed{declined}"
 
 
 def _filled(spool: SpoolReport) -> str:

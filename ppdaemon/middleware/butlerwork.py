@@ -14,6 +14,7 @@ from lsst.pipe.base import Instrument
 from ppdaemon.camera import load_camera
 from ppdaemon.config import ButlerConfig
 from ppdaemon.errors import VisitFailed
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Done, Ingested, Prepare, Prepared, Process, Raw, StageReached
 from ppdaemon.middleware.butler.central import CentralReader
 from ppdaemon.middleware.butler.failures import is_out_of_space, ramdisk_full_errors, spool_full_errors
@@ -40,7 +41,7 @@ from ppdaemon.middleware.raws.rawfiles import RawFiles
 from ppdaemon.middleware.raws.records import group_record
 from ppdaemon.middleware.raws.regions import CameraLoader, Footprint, find_camera, footprint_of
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
-from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, RunResult
+from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, RunResult, TakeRoom
 from ppdaemon.middleware.run.initoutputs import InitOutputs
 from ppdaemon.middleware.run.provenancegraph import PROVENANCE_TYPE, provenance_type
 from ppdaemon.middleware.run.runner import (
@@ -52,6 +53,7 @@ from ppdaemon.middleware.run.runner import (
 from ppdaemon.middleware.run.separable import SeparableEngine
 from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
+from ppdaemon.uncompressed import UncompressedRoom
 from ppdaemon.work import WorkerContext
 
 __all__ = ("ButlerWork", "library_of")
@@ -86,6 +88,17 @@ class _Visit:
     """Main pipelines that have their inputs, in order of preference."""
     rejected: tuple[str, ...] = ()
     """Why the others cannot run."""
+    spooled: bool = False
+
+    @property
+    def spool_key(self) -> SpoolKey:
+        """Identifies the spool of its outputs."""
+        return SpoolKey(
+            instrument=self.order.visit.instrument,
+            group=self.order.visit.group,
+            detector=self.order.detector,
+            attempt=self.order.attempt,
+        )
 
     @property
     def group_runs(self) -> tuple[str, ...]:
@@ -121,6 +134,8 @@ class ButlerWork:
         self._outputs = Outputs(
             export.types, init_outputs.is_exported, with_records=export.writer.to is not None
         )
+        folder = NodeFolders.of(context.config).uncompressed
+        self._room = UncompressedRoom.of(folder, context.spool, export)
         self._visit: _Visit | None = None
         self._used = False
         self._settled = False
@@ -198,6 +213,8 @@ class ButlerWork:
 
     def reset(self) -> None:
         """Release the visit; the repo is as the template again."""
+        if self._visit is not None and not self._visit.spooled:
+            self._room.give_back(self._visit.spool_key.folder)
         self._visit = None
         self._used = False
         self._repo.renew()
@@ -305,14 +322,21 @@ class ButlerWork:
         instrument = visit.order.visit.instrument
         return output_run(self._context.config, instrument, self._repo.versions, pipelines, day, name)
 
-    def _job(self, visit: _Visit, pipeline: LoadedPipeline, inputs: tuple[str, ...], run: str) -> Job:
+    def _job(
+        self,
+        visit: _Visit,
+        pipeline: LoadedPipeline,
+        inputs: tuple[str, ...],
+        run: str,
+        take_room: TakeRoom | None = None,
+    ) -> Job:
         instrument = visit.order.visit.instrument
         digest = deployment_hash(self._context.config, instrument, self._repo.versions, [pipeline])
         provenance = None
         if self._outputs.includes(PROVENANCE_TYPE):
             definition = provenance_type(self._repo.dimensions)
             provenance = DatasetRef(definition, visit.group_id, run=run)
-        return Job(pipeline, inputs, run, digest, self._repo, provenance)
+        return Job(pipeline, inputs, run, digest, self._repo, provenance, take_room)
 
     def _preprocess(self, visit: _Visit, pipelines: Sequence[LoadedPipeline], day: int) -> str:
         """Run the first preprocessing pipeline that can be built; return why it failed, or an empty text."""
@@ -403,9 +427,13 @@ class ButlerWork:
     def _jobs(self, visit: _Visit, day: int) -> list[Job]:
         """Return the main pipelines with their output runs of a day."""
         raws = visit.raws.announced.instrument.makeDefaultRawIngestRunName()
-        inputs = (*visit.group_runs, *visit.inputs, raws)
+        inputs, spool = (*visit.group_runs, *visit.inputs, raws), visit.spool_key.folder
+
+        def take_room(ref: DatasetRef, size_bytes: int) -> bool:
+            return self._room.take(spool, str(ref.id), size_bytes)
+
         return [
-            self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day))
+            self._job(visit, pipeline, inputs, self._run_of(visit, pipeline.name, [pipeline], day), take_room)
             for pipeline in visit.pipelines
         ]
 
@@ -434,14 +462,8 @@ class ButlerWork:
         outputs = self._outputs.of(self._repo, runs, built.run)
         if not outputs.refs:
             return None, 0
-        order = visit.order
-        key = SpoolKey(
-            instrument=order.visit.instrument,
-            group=order.visit.group,
-            detector=order.detector,
-            attempt=order.attempt,
-        )
-        chains = {output_chain(order.visit.instrument, visit.raws.headers[exposures[0]].day_obs): runs}
+        key = visit.spool_key
+        chains = {output_chain(key.instrument, visit.raws.headers[exposures[0]].day_obs): runs}
         records = [*visit.records, *visit.raws.shared_records]
 
         def failed() -> str:
@@ -465,6 +487,7 @@ class ButlerWork:
         if folder is None:
             with spool_full_errors(context.ramdisk_spool.parent):
                 folder = write(context.spool)
+        visit.spooled = True
         # Before the outcome is sent: its spool may be exported, and deleted, at once.
         hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)
@@ -488,7 +511,6 @@ def _engines(context: WorkerContext, repo: LocalRepo) -> tuple[Engine, ...]:
                 read_ahead_bytes=hard // 8 if config.read_ahead_max is None else config.read_ahead_max,
                 urgent=config.no_return,
                 processes=config.processes,
-                plain=context.config.export.packers > 0,
             )
             return direct, SeparableEngine()
         case "separable":

@@ -40,6 +40,7 @@ from ppdaemon.middleware.rehearsal import rehearse
 from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.middleware.run.provenancegraph import provenance_type
 from ppdaemon.pointing import disable_astropy_downloads
+from ppdaemon.uncompressed import UncompressedRoom
 from ppdaemon.work import WorkerContext
 
 __all__ = (
@@ -146,7 +147,10 @@ def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     config, folders = context.config, NodeFolders.of(context.config)
     _limit_connecting()
     central, template = _butler_config(config).central, context.template
-    packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), config.export.packers)
+    room = UncompressedRoom.of(folders.uncompressed, folders.spool, config.export)
+    # One without any: there may be images of workers and runs that had packers.
+    processes = max(1, config.export.packers)
+    packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), processes, room)
     shared = folders.refused, context.runs
     if config.export.writer.to is not None:
         return WriterExporter(central, template, config.export, context.clock, *shared, packer)

@@ -93,7 +93,7 @@ def lock_node(folders: NodeFolders, incarnation: str) -> NodeLock:
             removed, unknown = _clear(folders)
             # Before the folders: after a crash they are recognized by the marker.
             write_private(folders.marker, json.dumps({"life": incarnation, "pid": os.getpid()}))
-            for folder in (folders.slots, folders.cache, folders.runs, folders.ramdisk_spool):
+            for folder in _of_run(folders):
                 make_folder(folder)
             try:
                 folders.note_spills()
@@ -126,7 +126,7 @@ def _clear(folders: NodeFolders) -> tuple[int, tuple[Path, ...]]:
             _LOG.warning("%d spools of the previous run were moved from the RAM disk", len(saved))
         removed = _remove_ramdisk_files(folders)
     unknown = tuple(path for path in folders.ramdisk.iterdir() if path != folders.ramdisk_lock)
-    for path in {folders.slots, folders.cache, folders.runs, folders.ramdisk_spool} & set(unknown):
+    for path in set(_of_run(folders)) & set(unknown):
         raise StateUnusable(f"{path} exists and no ppdaemon has created it: move it away")
     for folder in folders.disk_spools:
         for path in (*folder.glob("*.part"), *folder.glob("*.done")):
@@ -185,14 +185,16 @@ def _kill_and_wait(pids: Collection[int], limit_s: float) -> set[int]:
             os.close(descriptor)
 
 
+def _of_run(folders: NodeFolders) -> tuple[Path, ...]:
+    """Return the folders on the RAM disk that each run of a daemon has."""
+    return folders.slots, folders.cache, folders.runs, folders.ramdisk_spool, folders.uncompressed
+
+
 def _remove_ramdisk_files(folders: NodeFolders) -> int:
     """Delete all files of daemons on the RAM disk; return the number of repos."""
     repos = sum(1 for _ in folders.slots.iterdir()) if folders.slots.is_dir() else 0
     for folder in (
-        folders.slots,
-        folders.cache,
-        folders.runs,
-        folders.ramdisk_spool,
+        *_of_run(folders),
         folders.canaries,
         *folders.ramdisk.glob("template-*"),
     ):

@@ -81,6 +81,21 @@ class SpoolReport(ControlModel):
     """Limit of the configuration; `None`: that of the disk."""
 
 
+class UncompressedReport(ControlModel):
+    """Images that wait for packers."""
+
+    images: int = 0
+    """Their number, a second ago."""
+    mb: float = 0.0
+    """Their size."""
+    max_mb: float = 0.0
+    """How much may wait; 0 if workers compress all images."""
+    declined: int = 0
+    """Images that workers have compressed because there was no room, since the daemon started."""
+    declining: bool = False
+    """Whether that has happened in the last minute."""
+
+
 class RedisReport(ControlModel):
     """The streams of Redis from which a node takes visits."""
 
@@ -182,6 +197,8 @@ class StatusReport(ControlModel):
     """Size of what was exported since the daemon started."""
     spools: tuple[SpoolReport, ...] = ()
     """What waits for export, by disk: first the RAM disk, if outputs go there."""
+    uncompressed: UncompressedReport = UncompressedReport()
+    """Images that are spooled uncompressed."""
     images_given_up: int = 0
     """Number of visit-detectors whose images were deleted because too much waited for export, since the
     daemon started."""

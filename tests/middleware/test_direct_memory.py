@@ -31,7 +31,7 @@ from pandas import DataFrame
 from ppdaemon.middleware.butler.formatters import read_dataset
 from ppdaemon.middleware.direct import memory
 from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
-from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.memory import MemoryButler
 from ppdaemon.middleware.direct.prefetch import Prefetcher
 from ppdaemon.middleware.direct.quanta import QuantumStep
@@ -374,6 +374,9 @@ class Slow:
             raise ValueError("cannot be written")
         return f"file of {content}"
 
+    def writes_plain(self, ref: Any) -> bool:
+        return True
+
 
 @pytest.fixture
 def slow() -> Iterator[Slow]:
@@ -398,6 +401,18 @@ def test_the_background_writer_begins_when_allowed_and_finishes_its_file(tmp_pat
     background.finish()
     assert first.file == "file of one"
     assert all(each.name != "background-writer" for each in threading.enumerate())
+
+
+def test_the_background_writer_leaves_images_that_stay_uncompressed(tmp_path: Path, slow: Slow) -> None:
+    slow.proceed.set()
+    background: Any = BackgroundWriter(slow, tmp_path, lambda ref, size: ref == "two")  # type: ignore[arg-type]
+    datasets = [MemoryDataset(ref, ref) for ref in ("one", "two")]  # type: ignore[arg-type]
+    background.allow()
+    for dataset in datasets:
+        background.offer(dataset)
+    wait_until(lambda: datasets[1].uncompressed is not None)
+    background.finish()
+    assert [dataset.file for dataset in datasets] == ["file of one", None]
 
 
 def test_the_background_writer_skips_a_dataset_that_a_reader_had_to_write(

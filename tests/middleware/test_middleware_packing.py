@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,12 +29,15 @@ from toycam import EXPOSURE, NAME, MakeRig, ToyCam
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.demo.services import QUICK_IMAGES
-from ppdaemon.folders import REFUSAL
+from ppdaemon.errors import VisitFailed
+from ppdaemon.folders import REFUSAL, NodeFolders
 from ppdaemon.messages import Exported, Process
+from ppdaemon.middleware import butlerwork, work
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, write_content
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
+from ppdaemon.middleware.export import exporter as exporting
 from ppdaemon.middleware.export import packing
 from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
@@ -48,6 +52,8 @@ from ppdaemon.middleware.export.spool import (
     write_spool,
 )
 from ppdaemon.middleware.run.engine import PipelineRun
+from ppdaemon.states import Outcome
+from ppdaemon.uncompressed import Uncompressed, UncompressedRoom
 
 pytest_plugins = ("toyfixtures",)
 
@@ -99,6 +105,8 @@ class Site:
         self.image = DatasetType("image", dimensions, IMAGE, universe=self.universe)
         self.catalog = DatasetType("catalog", dimensions, "StructuredDataDict", universe=self.universe)
         self.writer = DatasetWriter(ButlerConfig(str(folder / "template" / "repo")), self.universe)
+        (folder / "uncompressed").mkdir()
+        self.room = UncompressedRoom(folder / "uncompressed", folder, 10, 10**9)
 
     def outputs(self, detector: int) -> list[MemoryDataset]:
         refs = [DatasetRef(each, self.ids[detector], run=RUN) for each in (self.image, self.catalog)]
@@ -112,7 +120,8 @@ class Site:
     def write(self, detector: int = 0, outputs: Iterable[MemoryDataset] = (), *, plain: bool = True) -> Path:
         def written(folder: Path) -> list[LocatedFile]:
             link = self.folder / "link"
-            files, failures = write_outputs(datasets, folder, link, self.writer, 1, plain=plain)
+            take = (lambda ref, size: True) if plain else None
+            files, failures = write_outputs(datasets, folder, link, self.writer, 1, take)
             assert not failures
             return files
 
@@ -122,7 +131,7 @@ class Site:
         return write_spool(self.spool, key, outputs.fill, [], {CHAIN: (RUN,)})
 
     def exporter(self, processes: int = 2) -> CentralExporter:
-        packer = Packer(self.folder / "template", (self.spool,), processes)
+        packer = Packer(self.folder / "template", (self.spool,), processes, self.room)
         config, refused = ExportConfig(images=("image",)), self.folder / "refused"
         return CentralExporter(str(self.central), Clock(), "n1", refused, config=config, packer=packer)
 
@@ -134,6 +143,11 @@ class Site:
 
     def files(self) -> dict[str, Path]:
         return {path.name: path for path in self.central.rglob("*.fits")}
+
+
+@pytest.fixture(autouse=True)
+def _idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -194,10 +208,13 @@ def test_catalogs_are_exported_before_the_images_are_packed(site: Site) -> None:
         assert np.allclose(images[detector].image.array, an_image(detector).image.array, 0, 1, equal_nan=True)
 
 
-def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Site) -> None:
+def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spools = [site.write(detector) for detector in range(2)]
     killed = site.exporter()
-    with closing(killed):
+    with closing(killed), monkeypatch.context() as before:
+        before.setattr(DatasetWriter, "write", stop)
         killed.export(spools)
         killed._packer.close()
     (spools[0] / "packing-of-a-previous-run").mkdir()
@@ -206,6 +223,16 @@ def test_spools_that_were_being_packed_are_packed_by_the_next_exporter(site: Sit
         until_exported(exporter, spools)
     assert not list(site.spool.iterdir())
     assert set(site.registered("image")) == {0, 1}
+
+
+def test_what_a_killed_packer_has_left_is_deleted_by_the_next_one(site: Site) -> None:
+    spool = site.write()
+    (spool / "packing-of-a-previous-run").mkdir()
+    for name in ("packing-of-a-previous-run/half.fits", "packed-of-a-previous-run.fits"):
+        (spool / name).touch()
+    pack(spool, site.writer)
+    names = {file.name for file in read_manifest(spool).files}
+    assert {path.name for path in spool.iterdir()} == {MANIFEST, *names}
 
 
 def type_of(file: SpooledFile) -> str:
@@ -221,14 +248,32 @@ def die(*args: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("happens", [fail, die])
+def stop(*args: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def use_up_the_disk(*args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def use_up_the_memory(*args: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("happens", [fail, die, stop, use_up_the_disk, use_up_the_memory])
 def test_an_image_that_cannot_be_packed_is_registered_as_it_is(
     site: Site, monkeypatch: pytest.MonkeyPatch, happens: Callable[..., None]
 ) -> None:
     spool = site.write()
     monkeypatch.setattr(DatasetWriter, "write", happens)
+    monkeypatch.setattr(packing, "LIMIT_S", 1.0 if happens is stop else 300.0)
     with closing(site.exporter()) as exporter:
+        assert exporter.export([spool]).packing == (str(spool),)
+        # Other workers must not add to what packers cannot reduce.
+        assert site.room.used().images == 1
         assert until_exported(exporter, [spool]).spools == (str(spool),)
+        exporter._packer.collect(wait=True)
+        assert not exporter._packer.busy
     assert np.array_equal(site.registered("image")[0].image.array, an_image(0).image.array, equal_nan=True), (
         "the formatter reads it"
     )
@@ -266,6 +311,52 @@ def test_a_file_without_datasets_does_not_end_the_exporter_that_gives_up_images(
     with closing(site.exporter()) as exporter:
         assert exporter.give_up_images([site.spool], 1).spools == {str(good): "image"}
         assert str(bad) in until_exported(exporter, [bad, good]).refused
+
+
+def test_the_manifest_of_a_spool_is_not_read_again_while_it_is_packed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, read = site.write(), list[Path]()
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    monkeypatch.setattr(packing, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(exporting, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
+    with closing(site.exporter()) as exporter, closing(exporter._packer):
+        for _ in range(3):
+            assert exporter.export([spool]).packing == (str(spool),)
+    assert read == [spool]
+
+
+def test_only_what_is_packed_gives_its_room_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    spools = [site.write(detector) for detector in range(2)]
+    sizes = [next(file.size_bytes for file in read_manifest(each).files if file.plain) for each in spools]
+    with closing(Packer(site.folder / "template", (site.spool,), 1, site.room)) as packer:
+        packer.start()
+        assert site.room.used() == Uncompressed(2, sum(sizes)), "also those of an earlier run"
+    pack(spools[0], site.writer, site.room)
+    assert site.room.used() == Uncompressed(1, sizes[1])
+    monkeypatch.setattr(DatasetWriter, "write", fail)
+    pack(spools[1], site.writer, site.room)
+    assert site.room.used() == Uncompressed(1, sizes[1])
+
+
+def test_packers_leave_cores_and_memory_to_the_tasks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(*args: object) -> None:
+        score = Path("/proc/self/oom_score_adj").read_text().strip()
+        (site.folder / "seen").write_text(f"{os.nice(0) - before} {score}")
+
+    before, spool = os.nice(0), site.write()
+    monkeypatch.setattr(DatasetWriter, "write", note)
+    with closing(site.exporter()) as exporter:
+        until_exported(exporter, [spool])
+    assert (site.folder / "seen").read_text() == f"{packing.NICENESS} 1000"
+
+
+def test_processes_share_what_waits(site: Site) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    with closing(Packer(site.folder / "template", (site.spool,), 2)) as packer:
+        packer.start()
+        assert sorted(len(share.spools) for share in packer._running.values()) == [1, 2]
+        assert packer.busy == set(spools)
 
 
 def test_without_packers_images_that_were_spooled_uncompressed_are_exported(site: Site) -> None:
@@ -328,7 +419,7 @@ def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_pa
     image, catalog = site.outputs(0)
     spool = site.write(0, plain=False)
     assert not any(file.plain for file in read_manifest(spool).files)
-    assert site.writer.write_plain(catalog.content, catalog.ref, tmp_path) is None
+    assert (site.writer.writes_plain(image.ref), site.writer.writes_plain(catalog.ref)) == (True, False)
     as_json = Config(
         {
             "datastore": {
@@ -343,20 +434,72 @@ def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_pa
     )
     Butler.makeRepo(str(tmp_path / "json"), config=as_json)
     writer = DatasetWriter(ButlerConfig(str(tmp_path / "json")), site.universe)
-    assert writer.write_plain(image.content, image.ref, tmp_path) is None
+    assert not writer.writes_plain(image.ref)
+
+
+def spool_picture(rigs: MakeRig, *central: Path, **export: Any) -> tuple[Any, Path, SpooledFile]:
+    """Let a worker process a visit with an image; return its rig, the spool and the file of the image."""
+    rig, worker = rigs(*central, engine={"kind": "direct"}, export={"types": [".*"], **export})
+    rig.context.spool.mkdir()  # as the daemon does: an image is decided about before its spool is begun
+    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    worker.prepare(rig.order(main="Picture", before=""))
+    worker.ingest(rig.raw())
+    spool = Path(worker.process(Process(exposures=(FIRST,))).spool or "")
+    (file,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    worker.reset()
+    return rig, spool, file
+
+
+def room_of(rig: Any) -> UncompressedRoom:
+    export = rig.config.export
+    return UncompressedRoom.of(NodeFolders.of(rig.config).uncompressed, rig.context.spool, export)
+
+
+def test_images_that_were_spooled_before_packers_were_turned_off_are_packed(
+    rigs: MakeRig, toy_central: Path, tmp_path: Path
+) -> None:
+    central = Path(shutil.copytree(toy_central, tmp_path / "central"))
+    rig, spool, file = spool_picture(rigs, central)
+    assert file.plain
+    off = rig.config.model_copy(update={"export": rig.config.export.model_copy(update={"packers": 0})})
+    with closing(work.open_exporter(replace(rig.context, config=off))) as exporter:
+        until_exported(exporter, [spool])
+    assert room_of(rig).used().images == 0
+    (stored,) = (path for path in rig.central.rglob("*.fits") if "picture" in path.name)
+    assert stored.stat().st_size < file.size_bytes
+
+
+def test_beyond_the_bound_workers_compress_by_themselves(rigs: MakeRig) -> None:
+    rig, _, file = spool_picture(rigs, uncompressed_max=1_000_000)
+    assert not file.plain
+    assert (room_of(rig).used().images, room_of(rig).declined()) == (0, 1)
+
+
+def test_a_visit_without_a_spool_gives_its_room_back(rigs: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        kwargs["fill"](Path(args[0]) / "partial")
+        raise VisitFailed(Outcome.STATE_FULL, "", retriable=True)
+
+    rig, worker = rigs(engine={"kind": "direct"}, export={"types": [".*"]})
+    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    (rig.context.spool / "partial").mkdir(parents=True)
+    monkeypatch.setattr(butlerwork, "write_spool", refuse)
+    worker.prepare(rig.order(main="Picture", before=""))
+    worker.ingest(rig.raw())
+    with pytest.raises(VisitFailed):
+        worker.process(Process(exposures=(FIRST,)))
+    assert room_of(rig).used().images == 1
+    worker.reset()
+    assert room_of(rig).used().images == 0
 
 
 @pytest.mark.parametrize("packers", [0, 1])
 def test_a_worker_spools_images_uncompressed_if_they_are_packed(
     rigs: MakeRig, tmp_path: Path, packers: int
 ) -> None:
-    rig, worker = rigs(engine={"kind": "direct"}, export={"types": [".*"], "packers": packers})
-    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
-    worker.prepare(rig.order(main="Picture", before=""))
-    worker.ingest(rig.raw())
-    spool = Path(worker.process(Process(exposures=(FIRST,))).spool or "")
-    (file,) = (file for file in read_manifest(spool).files if type_of(file) == "picture")
+    rig, spool, file = spool_picture(rigs, packers=packers)
     assert file.plain == bool(packers)
+    assert room_of(rig).used().images == packers
     assert [each.name for each in read_manifest(spool).files if each.plain] == [file.name] * packers
     writer = DatasetWriter(
         ButlerConfig(str(template_repo(rig.context.template))), template_dimensions(rig.context.template)

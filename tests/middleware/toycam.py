@@ -41,6 +41,7 @@ from ppdaemon.camera import Camera
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
+from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, MayCross, Pipelines, Prepare, Raw, StageReached
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.mark import mark_datastore
@@ -551,6 +552,7 @@ class Rig:
         self.paths = write_pipelines(pipelines)
         self.reports: list[StageReached | MayCross | Connecting] = []
         self.config = self._configure(root, ramdisk, changes)
+        NodeFolders.of(self.config).uncompressed.mkdir(parents=True)
         self.context = WorkerContext(
             config=self.config,
             slot=0,

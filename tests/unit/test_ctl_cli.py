@@ -383,6 +383,16 @@ def test_late_raws_are_counted_in_the_status(serve: Callable[..., ControlServer]
     assert "3, see ppctl late" in ppctl("status")[1]
 
 
+def test_the_status_shows_what_waits_for_packers(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    images = {"images": 2, "mb": 400.0, "max_mb": 2000.0, "declined": 3, "declining": False}
+    serve(lambda _request: ok(status(uncompressed=images)))
+    assert "2 images (400 MB of 2.0 GB) uncompressed\n" in ppctl("status")[1]
+    images["declining"] = True
+    assert "no room for 3, workers compressed them" in " ".join(ppctl("status")[1].split())
+    images |= {"images": 0, "declining": False}
+    assert "packing" not in ppctl("status")[1]
+
+
 def test_the_status_shows_when_the_host_takes_no_more_visits(
     serve: Callable[..., ControlServer], ppctl: Ppctl
 ) -> None:

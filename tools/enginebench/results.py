@@ -32,6 +32,7 @@ _MEDIANS = (
     "raw_to_free_ms",
     "visit_ms",
     "cpu_ms",
+    "packing_cpu_ms",
     "read_mb",
     "written_mb",
 )

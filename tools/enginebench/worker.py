@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from lsst.daf.butler import ButlerConfig
+
 from enginebench.tasksonly import TasksOnly
 from ppdaemon import log
 from ppdaemon.clock import Clock
@@ -23,7 +25,11 @@ from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, Pipelines, Prepare, Process, Raw, StageReached
 from ppdaemon.middleware import work
+from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.butlerwork import ButlerWork
+from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.export.packing import pack
+from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.processes import die_with_parent
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
@@ -108,7 +114,7 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
-        NodeFolders.of(context.config).ramdisk.mkdir(parents=True)
+        NodeFolders.of(context.config).uncompressed.mkdir(parents=True)
         context = replace(context, warmed=work.warm_up(context.config))
         work.build_template(context)
         # As in the zygote: collections in a worker need not visit the imported objects.
@@ -199,6 +205,7 @@ class _BenchVisit:
 
     def run(self, *, first: bool) -> dict[str, float]:
         """Do the visit; return its measurements."""
+        self.context.spool.mkdir(parents=True, exist_ok=True)
         _reset_peak()
         ordered = _Used.now(self.asker)
         prepared = self.worker.prepare(_order(self.setup, self.plan))
@@ -227,11 +234,23 @@ class _BenchVisit:
         self.worker.reset()
         trim_memory()
         free = _Used.now(self.asker)
+        if spool:
+            results["packing_cpu_ms"] = self._pack(Path(spool))
         shutil.rmtree(self.context.spool, ignore_errors=True)
+        for path in NodeFolders.of(self.context.config).uncompressed.iterdir():
+            path.unlink()
         results |= ordered.until(ready, "prepare") | {"warm_ms": float(prepared.detail["warm_ms"])}
         if not isinstance(self.worker, TasksOnly):
             results |= self._whole(ordered, ready, begun, answered, cleaning, free)
         return results
+
+    def _pack(self, spool: Path) -> float:
+        """Compress the images of a spool as packers do; return the CPU time."""
+        template, begin = self.context.template, time.process_time()
+        if any(file.plain for file in read_manifest(spool).files):
+            config = ButlerConfig(str(template_repo(template)))
+            pack(spool, DatasetWriter(config, template_dimensions(template)))
+        return (time.process_time() - begin) * 1e3
 
     def _process(self, order: Process) -> str:
         done, engine = self.worker.process(order), self.context.config.engine.kind

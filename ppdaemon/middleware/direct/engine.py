@@ -84,8 +84,6 @@ class DirectRun(PipelineRun):
     """Location of a temporary symbolic link to the folder of outputs."""
     processes: int
     """How many processes may run quanta or write files at once."""
-    plain: bool
-    """Whether images are written uncompressed."""
     provenance: list[DatasetRef]
     """The provenance graph, unless it is not exported or cannot be written."""
 
@@ -109,7 +107,7 @@ class DirectRun(PipelineRun):
         background.finish()
         outputs = self.memory.outputs
         files, failures = write_outputs(
-            outputs, folder, self.link, background.writer, self.processes, plain=self.plain
+            outputs, folder, self.link, background.writer, self.processes, self.job.take_room
         )
         for dataset in self.memory.outputs:
             if (failure := failures.get(dataset.ref.id)) is not None:
@@ -137,8 +135,7 @@ class DirectEngine(Engine):
     `memory_bytes`. `read_ahead_bytes` limits the inputs that are read before
     the image, and again the inputs that are cached for later visits. While a
     task named in `urgent` (label or full class name) is still to be run, no
-    file is written. `processes` quanta of a visit run at once. With `plain`,
-    images for export are written uncompressed.
+    file is written. `processes` quanta of a visit run at once.
     """
 
     name = "direct"
@@ -152,13 +149,11 @@ class DirectEngine(Engine):
         read_ahead_bytes: int = 2_000_000_000,
         urgent: Collection[str] = (),
         processes: int = 1,
-        plain: bool = False,
     ):
         self._exported = re.compile("|".join(f"(?:{pattern})" for pattern in types) or r"(?!)")
         self._folder = folder
         self._urgent = tuple(urgent)
         self._processes = processes
-        self._plain = plain
         self._memory_bytes = memory_bytes
         self._prefetcher = Prefetcher(read_ahead_bytes)
         self._tasks = ReadyTasks()
@@ -218,8 +213,7 @@ class DirectEngine(Engine):
         runner = QuantumRunner(steps, memory, self._tasks, query.context, urgent, self._processes)
         provenance = [] if job.provenance is None else [job.provenance]
         link = self._folder / "target"
-        plain = self._plain and raws is not None
-        run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, plain, provenance)
+        run = DirectRun(job, visit_inputs, runner, memory, link, self._processes, provenance)
         if raws is not None:  # the outputs of preprocessing are written when it has ended
             self._run = run
         return run
@@ -242,7 +236,7 @@ class DirectEngine(Engine):
             self._input_reader(raws, job.repo),
             lambda name: all_exported or self._exported.fullmatch(name) is not None,
             self._memory_bytes,
-            BackgroundWriter(self._writer, self._folder, plain=self._plain and not all_exported),
+            BackgroundWriter(self._writer, self._folder, job.take_room),
         )
 
     def discard_inputs(self) -> None:

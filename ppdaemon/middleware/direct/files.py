@@ -54,6 +54,8 @@ class MemoryDataset:
     size_bytes: int = 0
     to_export: bool = False
     """Whether it is to be written for export."""
+    uncompressed: bool | None = None
+    """Whether it is to be written uncompressed; `None`: that is not decided yet."""
 
     @property
     def unwritten(self) -> bool:
@@ -84,15 +86,16 @@ class TransferredDataset:
 class DatasetWriter(FileWriter):
     """Writes what tasks have put, and decides what of it can stay in memory."""
 
+    def writes_plain(self, ref: DatasetRef) -> bool:
+        """Return whether `write_plain` can write a dataset: an image of ``lsst.images`` in FITS."""
+        location, formatter = self.formatter(ref, Path("/"))
+        return _writes_archives(formatter) and location.uri.getExtension() == ".fits"
+
     def write_plain(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
-    ) -> LocatedFile | None:
-        """Write an image as `write` does, but uncompressed; return `None` if the dataset is no image of
-        ``lsst.images`` in FITS. The formatter can read it.
-        """
+    ) -> LocatedFile:
+        """Write an image as `write` does, but uncompressed; the formatter can read it."""
         location, formatter = self.formatter(ref, folder)
-        if not _writes_archives(formatter) or location.uri.getExtension() != ".fits":
-            return None
         # Imported here: most processes have no images of this kind, and it takes memory.
         from lsst.images.serialization import ButlerInfo, write_archive
 

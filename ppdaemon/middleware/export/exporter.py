@@ -128,7 +128,8 @@ class CentralExporter:
         batch: Batch = {}
         try:
             # First: a repo that is away costs no more than this.
-            opened = self._open() if present else None
+            # Nor does one whose spools all wait for packers.
+            opened = self._open() if any(not self._waits(path) for path in present) else None
             if opened is not None and (batch := self._read(present, result)):
                 self._export_some(*opened, batch, result)
                 self._resolve_suspects(result)
@@ -161,6 +162,10 @@ class CentralExporter:
             skipped={str(path): result.skipped[path] for path in result.done if path in result.skipped},
             given_up={str(path): ", ".join(batch[path].given_up) for path in done if batch[path].given_up},
         )
+
+    def _waits(self, spool: Path) -> bool:
+        """Return whether only images of a spool are left, and they are packed now."""
+        return spool in self._begun and self._packer.has_images_of(spool)
 
     def _remove(self, spools: Sequence[Path]) -> None:
         # In parallel: each name that is deleted may wait for the filesystem's journal.
@@ -216,6 +221,8 @@ class CentralExporter:
         """Read the manifests; quarantine spools without a valid one."""
         batch: dict[Path, Manifest] = {}
         for spool in spools:
+            if self._waits(spool):
+                continue
             try:
                 # Those that are packed now are renamed at any time.
                 manifest = self._packer.reduced(spool, read_manifest(spool))
@@ -223,8 +230,7 @@ class CentralExporter:
             except BadMessage as error:
                 self._quarantine(spool, error, result)
             else:
-                if spool not in self._begun or not self._packer.has_images_of(spool):
-                    batch[spool] = manifest
+                batch[spool] = manifest
         return batch
 
     def _export_some(self, butler: Butler, mark: DatastoreMark, batch: Batch, result: _Results) -> None:

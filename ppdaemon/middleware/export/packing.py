@@ -10,11 +10,15 @@ manifest has then the checksums of the packed files; those as they were spooled 
 import logging
 import os
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from lsst.daf.butler import ButlerConfig, DatasetRef
 
 from ppdaemon.errors import BadMessage
@@ -31,32 +35,50 @@ from ppdaemon.middleware.export.spool import (
     replace_manifest,
 )
 from ppdaemon.middleware.export.syncing import sync_all
+from ppdaemon.uncompressed import UncompressedRoom
 
 __all__ = ("Packer", "pack")
 
 _LOG = logging.getLogger(__name__)
 
-NICENESS = 19
-"""The lowest priority: tasks need the cores."""
+NICENESS = 5
+"""In addition to that of the exporter, which is that of workers: a packer has a third of the time of a task
+that needs the same core. With the lowest priority it would hardly run where tasks use all cores."""
+LIMIT_S = 300.0
+"""For all spools of a process, which take seconds. One that is stopped, or waits for a disk, keeps them."""
 LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
 """Spools for one process: forking it takes as long as a small image."""
 _PACKED = "packed-"
 """Prefix of the names of packed files."""
+_PACKING = "packing-"
+"""Prefix of the names of folders in which they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one process packs."""
+
+    spools: tuple[Path, ...]
+    begin_s: float
+    """Monotonic seconds."""
 
 
 class Packer:
     """Packs the spools in some folders, by up to `processes` at once; `template` is the repo that
-    workers copy.
+    workers copy. `room` is given back for what is packed.
     """
 
-    def __init__(self, template: Path, folders: Sequence[Path], processes: int):
+    def __init__(
+        self, template: Path, folders: Sequence[Path], processes: int, room: UncompressedRoom | None = None
+    ):
         self._template = template
         self._folders = folders
         self._processes = processes
+        self._room = room
         self._writer: DatasetWriter | None = None
-        self._running: dict[ForkedCall, tuple[Path, ...]] = {}
+        self._running: dict[ForkedCall, _Share] = {}
         self._packed: set[Path] = set()
         """Spools that need not be packed any more."""
         self._plain: set[Path] = set()
@@ -65,7 +87,7 @@ class Packer:
     @property
     def busy(self) -> set[Path]:
         """The spools that processes have."""
-        return {spool for spools in self._running.values() for spool in spools}
+        return {spool for share in self._running.values() for spool in share.spools}
 
     def reduced(self, spool: Path, manifest: Manifest) -> Manifest:
         """Return a manifest without the images that are still to be packed."""
@@ -77,35 +99,45 @@ class Packer:
         return manifest.model_copy(update={"files": files})
 
     def has_images_of(self, spool: Path) -> bool:
-        """Return whether the manifest that `reduced` returned last is not complete."""
-        return spool in self._plain
+        """Return whether the manifest that `reduced` returned last is not complete, and would not be now."""
+        return spool in self._plain and spool not in self._packed
 
     def collect(self, *, wait: bool = False) -> None:
-        """Note which processes have ended; with `wait`, wait for one, but not long."""
+        """Note which processes have ended, and kill those that do not; with `wait`, wait for one, but not
+        long.
+        """
         wait = wait and bool(self._running)
         for call in ForkedCall.ended(list(self._running), wait=wait, limit_s=LONGEST_WAIT_S):
             # Also if it has failed: what it has not packed is registered as it is.
-            self._packed.update(self._running.pop(call))
+            self._packed.update(self._running.pop(call).spools)
             try:
                 call.result()
             except DiedWithoutResult as error:
                 _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
+        now = time.monotonic()
+        for call in [call for call, share in self._running.items() if now - share.begin_s > LIMIT_S]:
+            self._packed.update(self._running.pop(call).spools)
+            call.kill()
+            _LOG.error(
+                "a process that packed images was killed after %.0f s, they stay uncompressed", LIMIT_S
+            )
 
     def start(self) -> None:
         """Start processes for what waits, the oldest first. No thread may be active."""
         free = self._processes - len(self._running)
         waiting = self._waiting(free * AT_ONCE) if free else []
-        while waiting:
-            share, waiting = tuple(waiting[:AT_ONCE]), waiting[AT_ONCE:]
-            writer = self._open_writer()
+        for number in range(min(free, len(waiting))):
+            spools, writer = tuple(waiting[number::free]), self._open_writer()
 
-            def pack_share(share: Iterable[Path] = share, writer: DatasetWriter = writer) -> None:
+            def pack_share(spools: Iterable[Path] = spools, writer: DatasetWriter = writer) -> None:
                 os.nice(NICENESS)
-                for spool in share:
-                    pack(spool, writer)
+                _be_killed_first()
+                for spool in spools:
+                    pack(spool, writer, self._room)
 
             try:
-                self._running[ForkedCall.start(pack_share, lambda result: result)] = share
+                call = ForkedCall.start(pack_share, lambda result: result)
+                self._running[call] = _Share(spools, time.monotonic())
             except OSError as error:
                 _LOG.warning("no process can be forked to pack images, it is tried again: %s", error)
                 return
@@ -121,6 +153,8 @@ class Packer:
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
+        if self._room is not None:
+            self._room.give_back_stale({spool.name for spool in found})
         waiting: list[Path] = []
         for spool in found:
             if len(waiting) == most:
@@ -128,47 +162,84 @@ class Packer:
             if spool in busy or spool in self._packed:
                 continue
             try:
-                if any(file.plain for file in read_manifest(spool).files):
+                plain = [file for file in read_manifest(spool).files if file.plain]
+                if plain:
                     waiting.append(spool)
+                    self._note(spool, plain)
                 else:
                     self._packed.add(spool)
             except BadMessage:  # the exporter quarantines it
                 self._packed.add(spool)
         return waiting
 
+    def _note(self, spool: Path, plain: Iterable[SpooledFile]) -> None:
+        """Count the images of a spool that waits, perhaps from an earlier run."""
+        if self._room is not None:
+            for file in plain:
+                with suppress(OSError):
+                    self._room.note(spool.name, str(file.refs[0].id), file.size_bytes)
+
     def _open_writer(self) -> DatasetWriter:
         if self._writer is None:
             config = ButlerConfig(str(template_repo(self._template)))
             self._writer = DatasetWriter(config, template_dimensions(self._template))
+            _rehearse()
         return self._writer
 
 
-def pack(spool: Path, writer: DatasetWriter) -> None:
-    """Compress the images of a spool that are not.
+def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = None) -> None:
+    """Compress the images of a spool that are not, and give back their room if none is left.
 
     One that cannot be read or written stays as it is, and is registered so. A spool that is
     damaged, or was deleted meanwhile, is left to the exporter.
     """
     try:
         manifest = read_manifest(spool)
+        _remove_unnamed(spool)  # a packer may have been killed here
         with _without_percent(spool) as folder:
             files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
         sync_all(spool / file.name for file in files)
         replace_manifest(spool, manifest.model_copy(update={"files": files}))
-        for name in {file.name for file in manifest.files}.difference(file.name for file in files):
+        names = [file.name for file in manifest.files if file.plain]
+        packed = set(names).difference(file.name for file in files)
+        for name in packed:
             (spool / name).unlink(missing_ok=True)
+        if room is not None and len(packed) == len(names):
+            room.give_back(spool.name)
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
         _remove_unnamed(spool)
 
 
+def _rehearse() -> None:
+    """Write and read an image of four pixels: each packer would import again what this process has not, which
+    takes four times as long as to pack an image of the demo.
+    """
+    from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
+    from lsst.images.serialization import write_archive
+
+    image = Image(np.zeros((2, 2), np.float32))
+    masked = MaskedImage(image, variance=image, mask_schema=MaskSchema([MaskPlane("BAD", "")]))
+    with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # it only costs time
+        write_archive(masked, Path(folder, "image.fits"))
+        read_plain(Path(folder, "image.fits"))
+
+
+def _be_killed_first() -> None:
+    """Let a host without memory kill this process instead of one that has a visit."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def _remove_unnamed(spool: Path) -> None:
-    """Delete packed files that the manifest does not name: the disk may be full."""
+    """Delete what packers have written and the manifest does not name: the disk may be full."""
     with suppress(BadMessage, OSError):
         named = {file.name for file in read_manifest(spool).files}
         for path in spool.glob(f"{_PACKED}*"):
             if path.name not in named:
                 path.unlink()
+        for folder in spool.glob(f"{_PACKING}*"):
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -186,7 +257,7 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
     path, as_spooled = spool / file.name, file.model_copy(update={"plain": False})
     if file.checksum and checksum_of(path) != file.checksum:
         return as_spooled  # the exporter compares it again, and quarantines the spool
-    folder = spool / f"packing-{uuid.uuid4()}"
+    folder = spool / f"{_PACKING}{uuid.uuid4()}"
     folder.mkdir()
     try:
         content, provenance = read_plain(path)

@@ -137,6 +137,8 @@ class WriterExporter:
                 quarantined = (self._refused / spool.name).exists()
                 (refused if quarantined else done if spool in self._unreported else gone).append(spool)
                 continue
+            if spool in self._packing and self._packer.has_images_of(spool):
+                continue
             try:
                 manifest = self._packer.reduced(spool, read_manifest(spool))
                 check_files(spool, manifest)

@@ -26,11 +26,16 @@ __all__ = (
     "Job",
     "PipelineRun",
     "RunResult",
+    "TakeRoom",
     "TaskFailure",
     "Unsupported",
     "Unwritten",
     "building",
 )
+
+
+type TakeRoom = Callable[[DatasetRef, int], bool]
+"""Returns whether an image of so many bytes may be spooled uncompressed; called once for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,8 @@ class Job:
     """The worker's repo."""
     provenance: DatasetRef | None = None
     """Provenance graph that the run writes; `None` if it is not to be exported."""
+    take_room: TakeRoom | None = None
+    """`None`: all images are compressed."""
 
     @property
     def butler(self) -> Butler:

@@ -230,6 +230,30 @@ NODE_METRICS: tuple[Metric[NodeSource], ...] = (
         ("disk",),
     ),
     Metric(
+        "ppdaemon_uncompressed_images",
+        "gauge",
+        "Images that are spooled uncompressed and wait for packers.",
+        lambda s: s.report.uncompressed.images,
+    ),
+    Metric(
+        "ppdaemon_uncompressed_bytes",
+        "gauge",
+        "Their size.",
+        lambda s: _bytes(s.report.uncompressed.mb),
+    ),
+    Metric(
+        "ppdaemon_uncompressed_max_bytes",
+        "gauge",
+        "How much may wait; 0 if workers compress all images.",
+        lambda s: _bytes(s.report.uncompressed.max_mb),
+    ),
+    Metric(
+        "ppdaemon_uncompressed_declined_total",
+        "counter",
+        "Images that workers have compressed because there was no room.",
+        lambda s: s.report.uncompressed.declined,
+    ),
+    Metric(
         "ppdaemon_images_given_up_total",
         "counter",
         "Visit-detectors whose images were deleted because too much waited for export.",

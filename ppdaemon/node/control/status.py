@@ -158,6 +158,7 @@ class Status:
             exported_per_min=self.exporter.rate,
             exported_mb=self.exporter.exported_bytes / 1e6,
             spools=spools,
+            uncompressed=self.exporter.uncompressed,
             images_given_up=self.exporter.given_up,
             images_given_up_mb=self.exporter.given_up_bytes / 1e6,
             journal_backlog=self.journal.backlog,

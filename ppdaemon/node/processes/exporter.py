@@ -19,6 +19,8 @@ from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
+from ppdaemon.node.processes.uncompressed import UncompressedWatch
+from ppdaemon.reports import UncompressedReport
 from ppdaemon.spooling import SpoolDisk
 from ppdaemon.wire import encode
 
@@ -98,6 +100,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Size of the images to give up, as last measured."""
         self._has_images = True
         """Whether there may be images to give up."""
+        self._uncompressed = UncompressedWatch(folders)
         self.given_up = 0
         """How many visit-detectors have lost their images."""
         self.given_up_bytes = 0
@@ -142,6 +145,13 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
             await self._measure(list(self._spools))  # their images may have been packed since
             self._excess_bytes = self.waiting_on(ramdisk=False)[1].excess_bytes
             self._serve()
+        spill = self.waiting_on(ramdisk=False)[1]
+        await asyncio.to_thread(self._uncompressed.update, self._config, spill, self._loop.time())
+
+    @property
+    def uncompressed(self) -> UncompressedReport:
+        """The images that wait for packers."""
+        return self._uncompressed.report
 
     async def _measure(self, spools: Iterable[str]) -> None:
         sizes = await asyncio.to_thread(lambda: {spool: folder_size(Path(spool)) for spool in spools})
