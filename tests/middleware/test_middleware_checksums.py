@@ -4,6 +4,7 @@
 import errno
 import mmap
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,26 @@ def test_a_file_that_nothing_else_can_change_is_linked(file: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spooled", "target"]
     with file.open("r+b"):
         pass  # no lease is left
+
+
+def test_a_linked_file_is_synced_unless_it_is_as_it_was_then(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    written_ns = file.stat().st_ctime_ns
+
+    def bring_again(name: str) -> int:
+        synced.clear()
+        (tmp_path / "target").unlink(missing_ok=True)
+        facts = facts_of_new(tmp_path)
+        assert not copy_checked(str(tmp_path / name), str(tmp_path / "target"), "", facts, written_ns)
+        return len(synced)
+
+    assert bring_again("spooled") == 0
+    shutil.copy2(file, tmp_path / "copy")
+    assert bring_again("copy") == 1, "a copy has the time of its content's change, but not this one"
+    assert bring_again("spooled") == 1, "it had another name meanwhile"
 
 
 def map_writable(file: Path) -> Any:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -267,23 +268,23 @@ class Registrar:
 
         linkable = None if folder is None else facts_of_new(folder)
         dirty: list[str] = []
+        faults: dict[Path, BadMessage] = {}
 
-        def copy(files: Sequence[_File]) -> BadMessage | None:
-            try:
-                for file in files:
-                    target = None if folder is None else copies[file.path]
-                    if copy_checked(file.path, target, file.spooled.checksum, linkable):
+        def copy(files: Iterable[_File]) -> None:
+            for file in files:
+                target, spooled = None if folder is None else copies[file.path], file.spooled
+                if file.spool in faults:
+                    continue
+                try:
+                    if copy_checked(file.path, target, spooled.checksum, linkable, spooled.changed_ns):
                         dirty.append(copies[file.path])
-            except BadMessage as error:
-                return error
-            return None
+                except BadMessage as error:
+                    faults[file.spool] = error
 
-        spools: dict[Path, list[_File]] = {}
-        for file in files:
-            spools.setdefault(file.spool, []).append(file)
+        # They share one iterator: a task for each file would take longer than a small file.
         with ThreadPoolExecutor(self._copies, "copy") as threads:
-            errors = list(threads.map(copy, spools.values()))
-        faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
+            for _ in threads.map(copy, repeat(iter(files), self._copies)):
+                pass
         if faults:
             raise DamagedSpools(faults)
         sync_all(dirty)  # the spools will be deleted

@@ -91,6 +91,9 @@ class SpooledFile(Model):
     formatter: str
     """Name of the class that reads it."""
     refs: Annotated[tuple[SerializedDatasetRef, ...], pydantic.Field(min_length=1)]
+    changed_ns: int = 0
+    """Time of its last change (``st_ctime``, which no copy of it can have), before the spool was synced;
+    0 in spools of earlier versions."""
     plain: bool = False
     """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
     is."""
@@ -213,7 +216,7 @@ def _text(manifest: Manifest) -> bytes:
         written["refs"] = [
             (ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in file.refs
         ]
-    plain |= {"version": 2, "types": types.items, "data_ids": data_ids.items}
+    plain |= {"version": 3, "types": types.items, "data_ids": data_ids.items}
     text = pydantic_core.to_json(plain, exclude_none=True)
     return text.removesuffix(b"}") + _end(checksum_of_text(text))
 
@@ -229,7 +232,7 @@ def _parsed(text: bytes) -> Manifest:
     match plain["version"]:
         case 1:
             return Manifest.model_validate(plain)
-        case unknown if unknown != 2:
+        case unknown if unknown not in (2, 3):
             raise ValueError(f"version {unknown} is not known")
     # A person who has edited a manifest removes the checksum, or makes it blank.
     if checksum := plain.pop("checksum", ""):
@@ -269,7 +272,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[SpooledFile]:
     """Return files with their checksums."""
     for file in files:
-        yield file.model_copy(update={"checksum": checksum_of(f"{folder}/{file.name}")})
+        path = f"{folder}/{file.name}"
+        yield file.model_copy(
+            update={"checksum": checksum_of(path), "changed_ns": os.stat(path).st_ctime_ns}
+        )
 
 
 def _in_use(
