@@ -326,11 +326,13 @@ def test_a_registered_file_is_no_file_of_the_worker(
 def test_only_files_of_a_spool_that_was_copied_are_synced_again(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that a worker has written are on the disk."""
-    copy = spools[2].with_name("copy")
-    shutil.copytree(spools[2], copy)
-    shutil.rmtree(spools[2])
-    copy.rename(spools[2])
+    """Those that a worker has written are on the disk. The spools of the fixture were copied, all."""
+    manifest = read_manifest(spools[0])
+    written = (
+        file.model_copy(update={"changed_ns": (spools[0] / file.name).stat().st_ctime_ns})
+        for file in manifest.files
+    )
+    spool.replace_manifest(spools[0], manifest.model_copy(update={"files": tuple(written)}))
     files = {file.stat().st_ino: file.parent for spool in spools for file in spool.iterdir()}
     synced: list[Path] = []
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(files[os.fstat(descriptor).st_ino]))

@@ -15,6 +15,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -239,7 +240,7 @@ def _parsed(text: bytes) -> Manifest:
         found = checksum_of_text(text.removesuffix(_end(checksum)) + b"}")
         if found != checksum:
             raise ValueError(f"its checksum is {found}, not {checksum}")
-    types = [SerializedDatasetType.model_validate(each) for each in plain.pop("types")]
+    types = [_dataset_type(pydantic_core.to_json(each)) for each in plain.pop("types")]
     data_ids = [SerializedDataCoordinate.model_validate(each) for each in plain.pop("data_ids")]
     for file in plain["files"]:
         file["refs"] = tuple(
@@ -247,6 +248,12 @@ def _parsed(text: bytes) -> Manifest:
             for id_, kind, data_id, run in file["refs"]
         )
     return Manifest.model_validate(plain | {"version": 1})
+
+
+@lru_cache(1000)
+def _dataset_type(text: bytes) -> SerializedDatasetType:
+    """Return a dataset type; all spools of a pipeline have the same ones."""
+    return SerializedDatasetType.model_validate_json(text)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -273,9 +280,7 @@ def _with_checksums(folder: Path, files: Iterable[SpooledFile]) -> Iterator[Spoo
     """Return files with their checksums."""
     for file in files:
         path = f"{folder}/{file.name}"
-        yield file.model_copy(
-            update={"checksum": checksum_of(path), "changed_ns": os.stat(path).st_ctime_ns}
-        )
+        yield file.model_copy(update={"checksum": checksum_of(path), "changed_ns": os.stat(path).st_ctime_ns})
 
 
 def _in_use(
