@@ -123,8 +123,8 @@ class RowIngest:
         self._templates: dict[tuple[DatasetType, Any], tuple[FileTemplate, DatasetType | None]] = {}
         self._records: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
-        """Names of the files that were ingested last, by template, run and identity of the data ID: the images
-        of an exposure follow its other files."""
+        """Names of the files that were ingested last, by template, run and identity of the data ID: images of
+        an exposure follow its other files."""
         self._synced: set[str] = set()
         """Folders of the datastore whose names are on the disk."""
 
