@@ -4,7 +4,7 @@
 import errno
 import os
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -190,14 +190,28 @@ def remove_spool(spool: Path) -> None:
 
     If the spool does not exist, delete what an interrupted deletion has left.
     """
-    present, doomed = spool.exists(), spool.with_name(f"{spool.name}.done")
+    # As texts, and one name after the other: `Path` and `shutil.rmtree` take longer than the kernel.
+    present, doomed = os.path.exists(spool), f"{spool}.done"
     if present:
-        # Renaming is atomic; deleting is not. The target must not exist for it.
-        shutil.rmtree(doomed, ignore_errors=True)
-        spool.rename(doomed)
+        # Renaming is atomic; deleting is not. The target must not have files for it.
+        try:
+            os.rename(spool, doomed)
+        except OSError:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(spool, doomed)
     # A missing spool counts as exported. An error must not raise then, or the
     # deletion would be repeated without end.
-    shutil.rmtree(doomed, ignore_errors=not present)
+    with nullcontext() if present else suppress(OSError):
+        _remove_folder(doomed)
+
+
+def _remove_folder(folder: str) -> None:
+    try:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except OSError:  # a folder in it, which packing has left, or another process deletes it, too
+        shutil.rmtree(folder)
 
 
 def folder_size(folder: Path) -> int:

@@ -4,6 +4,7 @@
 import errno
 import mmap
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,26 @@ def test_a_file_that_nothing_else_can_change_is_linked(file: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spooled", "target"]
     with file.open("r+b"):
         pass  # no lease is left
+
+
+def test_a_linked_file_is_synced_unless_it_is_as_it_was_then(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    written_ns = file.stat().st_ctime_ns
+
+    def bring_again(name: str) -> int:
+        synced.clear()
+        (tmp_path / "target").unlink(missing_ok=True)
+        facts = facts_of_new(tmp_path)
+        assert not copy_checked(str(tmp_path / name), str(tmp_path / "target"), "", facts, written_ns)
+        return len(synced)
+
+    assert bring_again("spooled") == 0
+    shutil.copy2(file, tmp_path / "copy")
+    assert bring_again("copy") == 1, "a copy has the time of its content's change, but not this one"
+    assert bring_again("spooled") == 1, "it had another name meanwhile"
 
 
 def map_writable(file: Path) -> Any:
@@ -158,8 +179,8 @@ def test_the_disk_begins_with_an_output_before_the_next_one_is_made(
     monkeypatch.setattr(checksums, "begin_sync_of", begin_sync_of)
     files = SelectedOutputs((), cast(PipelineRun, SimpleNamespace(write=write))).fill(tmp_path)
     assert steps == ["a is made", "a begins", "b is made", "b begins"]
-    assert [(file.name, file.size_bytes, file.checksum) for file in files] == [
-        (name, 1, checksum_of(tmp_path / name)) for name in "ab"
+    assert [(file.name, file.size_bytes, file.checksum, file.changed_ns) for file in files] == [
+        (name, 1, checksum_of(tmp_path / name), (tmp_path / name).stat().st_ctime_ns) for name in "ab"
     ]
 
 

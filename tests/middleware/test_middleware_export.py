@@ -26,7 +26,7 @@ from ppdaemon import folders
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import Unavailable, VisitFailed
-from ppdaemon.folders import REFUSAL, NodeFolders
+from ppdaemon.folders import REFUSAL, NodeFolders, remove_spool
 from ppdaemon.messages import Process
 from ppdaemon.middleware.butler.failures import spool_full_errors
 from ppdaemon.middleware.export import exporter as export_module
@@ -323,6 +323,26 @@ def test_a_registered_file_is_no_file_of_the_worker(
 
 
 @ON_SQLITE
+def test_only_files_of_a_spool_that_was_copied_are_synced_again(
+    exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a worker has written are on the disk. The spools of the fixture were copied, all."""
+    manifest = read_manifest(spools[0])
+    written = (
+        file.model_copy(update={"changed_ns": (spools[0] / file.name).stat().st_ctime_ns})
+        for file in manifest.files
+    )
+    spool.replace_manifest(spools[0], manifest.model_copy(update={"files": tuple(written)}))
+    files = {file.stat().st_ino: file.parent for spool in spools for file in spool.iterdir()}
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(files[os.fstat(descriptor).st_ino]))
+    linked = len(read_manifest(spools[2]).files)
+    assert exporter.export([spools[0], spools[2]]).refused == ()
+    assert set(synced) == {spools[2]}
+    assert 0 < len(synced) <= linked
+
+
+@ON_SQLITE
 def test_a_repaired_spool_that_was_moved_back_is_exported(
     exporter: CentralExporter, central: Central, spools: list[Path], tmp_path: Path
 ) -> None:
@@ -505,15 +525,11 @@ def test_of_a_copy_to_a_full_disk_the_disk_of_the_copy_is_named(tmp_path: Path) 
 def test_a_half_deleted_spool_is_no_spool(
     exporter: CentralExporter, spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove = shutil.rmtree
+    def break_off(folder: str) -> None:
+        (Path(folder) / MANIFEST).unlink()
+        raise OSError(errno.EIO, "Input/output error")
 
-    def break_off(folder: Path, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            (folder / MANIFEST).unlink()
-            raise OSError(errno.EIO, "Input/output error")
-        remove(folder, ignore_errors=True)
-
-    monkeypatch.setattr(shutil, "rmtree", break_off)
+    monkeypatch.setattr(folders, "_remove_folder", break_off)
     with pytest.raises(OSError, match="Input/output error"):
         exporter.export(spools[:1])
     monkeypatch.undo()
@@ -522,6 +538,19 @@ def test_a_half_deleted_spool_is_no_spool(
     assert not NodeFolders.parse_spool_name(left.name), "the node does not list it as a spool"
     assert exporter.export(spools[:1]).spools == (str(spools[0]),)
     assert not left.exists()
+
+
+def test_what_an_interrupted_deletion_has_left_is_deleted_with_the_spool(tmp_path: Path) -> None:
+    spool, left = tmp_path / "spool", tmp_path / "spool.done"
+    for folder in (spool, spool / "packing", left):
+        folder.mkdir()
+        (folder / "file").write_text("content")
+    remove_spool(spool)
+    assert not list(tmp_path.iterdir())
+    (left / "packing").mkdir(parents=True)
+    remove_spool(spool)
+    assert not list(tmp_path.iterdir())
+    remove_spool(spool)
 
 
 def test_nothing_to_export_makes_no_spool(rigs: MakeRig) -> None:

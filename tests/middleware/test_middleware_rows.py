@@ -321,7 +321,7 @@ def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools:
     del written["checksum"]  # as an operator does who edits it
     path.write_text(json.dumps(written))
     assert read_manifest(spools[0]) == manifest
-    for damage in ({"types": []}, {"data_ids": [{"dataId": 1}]}, {"files": 1}, {"version": 3}):
+    for damage in ({"types": []}, {"data_ids": [{"dataId": 1}]}, {"files": 1}, {"version": 4}):
         path.write_text(json.dumps(written | damage))
         with pytest.raises(BadMessage, match="damaged manifest"):
             read_manifest(spools[0])

@@ -205,16 +205,13 @@ def test_a_spool_that_cannot_be_copied_is_named_with_the_reason(folders):
 def test_a_crash_while_a_moved_spool_is_deleted_does_not_replace_it_by_the_rest(folders, monkeypatch):
     name = folders.spooled("DemoCam", "g", 0, 1).name
     spool_of(folders.ramdisk_spool, name, "complete")
-    rmtree = shutil.rmtree
 
-    def crash(path, **options):
-        if path.parent == folders.ramdisk_spool and path.exists():
-            (path / "manifest.json").unlink()
-            raise KeyboardInterrupt
-        rmtree(path, **options)
+    def crash(folder):
+        (Path(folder) / "manifest.json").unlink()
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders_module.shutil, "rmtree", crash)
+        patch.setattr(folders_module, "_remove_folder", crash)
         with pytest.raises(KeyboardInterrupt):
             save_spools(folders.ramdisk_spool, folders.spool)
     save_spools(folders.ramdisk_spool, folders.spool)

@@ -56,12 +56,15 @@ def facts_of_new(folder: Path) -> Facts:
             path.unlink()
 
 
-def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts | None = None) -> bool:
+def copy_checked(
+    source: str, target: str | None, checksum: str, linkable: Facts | None = None, synced_ns: int = 0
+) -> bool:
     """Copy a file while its content is compared with a checksum; without a target, compare only.
 
     A file with the facts `linkable` is linked if nothing else can change it: it has no other
     name, and no process has it open for writing. Return whether it was copied: a linked one is on the disk,
-    but not its name; for a copy the caller waits.
+    but not its name; for a copy the caller waits. `synced_ns` is the time of the file's last change that
+    certainly is on the disk.
 
     Raises `~ppdaemon.errors.BadMessage` if the source cannot be read or has another
     content. `OSError` is about the target, of which nothing is left then. A blank
@@ -75,7 +78,7 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
         if target is None:
             _compare(stream, checksum)
             return False
-        if linkable is not None and _link(stream, target, checksum, linkable):
+        if linkable is not None and _link(stream, target, checksum, linkable, synced_ns):
             return False
         try:
             with io.FileIO(target, "xb") as copy:
@@ -88,15 +91,17 @@ def copy_checked(source: str, target: str | None, checksum: str, linkable: Facts
     return True
 
 
-def _link(source: io.FileIO, target: str, checksum: str, linkable: Facts) -> bool:
+def _link(source: io.FileIO, target: str, checksum: str, linkable: Facts, synced_ns: int) -> bool:
     """Link a file to a target if that is allowed; return whether it was."""
     if _facts(source) != linkable or _is_written(source):
         return False
     _compare(source, checksum)
     try:
-        # A spool that a person has copied back may not be on the disk. Before the file has another name, for
+        # To sync a file flushes the disk's cache, also if nothing is to be written. One that a person has
+        # copied back has another time, and may not be on the disk. Before the file has another name, for
         # which the filesystem's journal would be written.
-        os.fdatasync(source.fileno())
+        if os.fstat(source.fileno()).st_ctime_ns != synced_ns:
+            os.fdatasync(source.fileno())
         os.link(source.name, target)
         if _has_lease(source):
             return True

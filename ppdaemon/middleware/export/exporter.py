@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import sqlalchemy
@@ -169,8 +169,12 @@ class CentralExporter:
 
     def _remove(self, spools: Sequence[Path]) -> None:
         # In parallel: each name that is deleted may wait for the filesystem's journal.
+        def remove(left: Iterator[Path]) -> None:
+            for spool in left:
+                remove_spool(spool)
+
         with ThreadPoolExecutor(self._copies, "remove") as threads:
-            for _ in threads.map(remove_spool, spools):
+            for _ in threads.map(remove, repeat(iter(spools), self._copies)):
                 pass
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:

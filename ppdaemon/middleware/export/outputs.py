@@ -38,17 +38,7 @@ class SelectedOutputs:
         written = [_copied(file, folder) for file in self.located]
         written += ((file, str(file.path), checksum_of(file.path)) for file in self.run.write(folder))
         refs = SimpleRefs()
-        return [
-            SpooledFile(
-                name=os.path.basename(path),
-                size_bytes=os.path.getsize(path),
-                checksum=checksum,
-                formatter=file.formatter,
-                plain=file.plain,
-                refs=tuple(map(refs.of, file.refs)),
-            )
-            for file, path, checksum in written
-        ]
+        return [_spooled(*each, refs) for each in written]
 
 
 class Outputs:
@@ -111,3 +101,16 @@ def _copied(file: LocatedFile, folder: Path) -> tuple[LocatedFile, str, str]:
     path = str(file.path)
     copy = f"{folder}/{file.refs[0].id}{extension_of(os.path.basename(path))}"
     return file, copy, copy_with_checksum(path, copy)
+
+
+def _spooled(file: LocatedFile, path: str, checksum: str, refs: SimpleRefs) -> SpooledFile:
+    facts = os.stat(path)
+    return SpooledFile(
+        name=os.path.basename(path),
+        size_bytes=facts.st_size,
+        checksum=checksum,
+        changed_ns=facts.st_ctime_ns,
+        formatter=file.formatter,
+        plain=file.plain,
+        refs=tuple(map(refs.of, file.refs)),
+    )

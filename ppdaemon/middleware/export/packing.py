@@ -270,10 +270,12 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
         return as_spooled
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    found = target.stat()
     return as_spooled.model_copy(
         update={
             "name": target.name,
-            "size_bytes": target.stat().st_size,
+            "size_bytes": found.st_size,
+            "changed_ns": found.st_ctime_ns,
             "checksum": checksum_of(target),
         }
     )

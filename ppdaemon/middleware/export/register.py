@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -38,7 +39,7 @@ from lsst.daf.butler import (
     FileDataset,
     SerializedDatasetRef,
 )
-from lsst.daf.butler.dimensions import SerializedDataCoordinate
+from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
@@ -141,7 +142,10 @@ class Registrar:
         called again with the same spools.
         """
         # It caches records of dimensions, which manifests repeat.
-        files, records = PersistenceContextVars().run(_parsed, butler, batch)
+        return PersistenceContextVars().run(self._register, butler, mark, batch)
+
+    def _register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
+        files, records = _parsed(butler, batch)
         # By identity: hashes of dataset types are slow, and few are different objects.
         types = {id(ref.datasetType): ref.datasetType for file in files for ref in file.refs}
         for dataset_type in sorted(set(types.values())):
@@ -267,23 +271,23 @@ class Registrar:
 
         linkable = None if folder is None else facts_of_new(folder)
         dirty: list[str] = []
+        faults: dict[Path, BadMessage] = {}
 
-        def copy(files: Sequence[_File]) -> BadMessage | None:
-            try:
-                for file in files:
-                    target = None if folder is None else copies[file.path]
-                    if copy_checked(file.path, target, file.spooled.checksum, linkable):
+        def copy(files: Iterable[_File]) -> None:
+            for file in files:
+                target, spooled = None if folder is None else copies[file.path], file.spooled
+                if file.spool in faults:
+                    continue
+                try:
+                    if copy_checked(file.path, target, spooled.checksum, linkable, spooled.changed_ns):
                         dirty.append(copies[file.path])
-            except BadMessage as error:
-                return error
-            return None
+                except BadMessage as error:
+                    faults[file.spool] = error
 
-        spools: dict[Path, list[_File]] = {}
-        for file in files:
-            spools.setdefault(file.spool, []).append(file)
+        # They share one iterator: a task for each file would take longer than a small file.
         with ThreadPoolExecutor(self._copies, "copy") as threads:
-            errors = list(threads.map(copy, spools.values()))
-        faults = {spool: error for spool, error in zip(spools, errors, strict=True) if error is not None}
+            for _ in threads.map(copy, repeat(iter(files), self._copies)):
+                pass
         if faults:
             raise DamagedSpools(faults)
         sync_all(dirty)  # the spools will be deleted
@@ -356,22 +360,22 @@ class _References:
 
     def __init__(self, universe: DimensionUniverse):
         self._universe = universe
-        self._types: dict[object, DatasetType] = {}
-        self._ids: dict[object, DataCoordinate] = {}
+        self._types: dict[int, DatasetType] = {}
+        self._ids: dict[tuple[int, int], DataCoordinate] = {}
 
     def of(self, simple: SerializedDatasetRef) -> DatasetRef:
         """Return a reference."""
         kind, data_id, run = simple.datasetType, simple.dataId, simple.run
         if kind is None or data_id is None or run is None:
             return DatasetRef.from_simple(simple, universe=self._universe)  # its error tells what is missing
-        dimensions = tuple(kind.dimensions or ())
-        type_key = kind.name, kind.storageClass, dimensions, kind.parentStorageClass, kind.isCalibration
-        id_key = dimensions, id(data_id)  # manifests share them, and outlive this
-        if type_key not in self._types:
-            self._types[type_key] = DatasetType.from_simple(kind, universe=self._universe)
+        # By identity: the manifests share them, and outlive this.
+        dataset_type = self._types.get(id(kind))
+        if dataset_type is None:
+            dataset_type = self._types[id(kind)] = DatasetType.from_simple(kind, universe=self._universe)
+        id_key = id(dataset_type.dimensions), id(data_id)
         if id_key not in self._ids:
-            self._ids[id_key] = self._data_id(data_id, self._types[type_key].dimensions)
-        return DatasetRef(self._types[type_key], self._ids[id_key], run, id=simple.id, conform=False)
+            self._ids[id_key] = self._data_id(data_id, dataset_type.dimensions)
+        return DatasetRef(dataset_type, self._ids[id_key], run, id=simple.id, conform=False)
 
     def _data_id(self, simple: SerializedDataCoordinate, dimensions: DimensionGroup) -> DataCoordinate:
         """Return a data ID, with its records if it has them."""
@@ -379,10 +383,24 @@ class _References:
         data_id = DataCoordinate.standardize(simple.dataId, dimensions=dimensions)
         if not simple.records:
             return data_id
-        records = simple.records.items()
-        return data_id.expanded(
-            {name: DimensionRecord.from_simple(each, universe=self._universe) for name, each in records}
-        )
+        return data_id.expanded(_Records(simple.records, self._universe))
+
+
+class _Records(Mapping[str, DimensionRecord]):
+    """The records of a data ID; each is made when it is needed: the names of files have values of few."""
+
+    def __init__(self, simple: Mapping[str, SerializedDimensionRecord], universe: DimensionUniverse):
+        self._simple = simple
+        self._universe = universe
+
+    def __getitem__(self, name: str) -> DimensionRecord:
+        return DimensionRecord.from_simple(self._simple[name], universe=self._universe)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._simple)
+
+    def __len__(self) -> int:
+        return len(self._simple)
 
 
 def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:

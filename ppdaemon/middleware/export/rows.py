@@ -22,6 +22,7 @@ import astropy.time
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
+    DataCoordinate,
     DatasetRef,
     DatasetType,
     DimensionGroup,
@@ -121,6 +122,9 @@ class RowIngest:
         self._root = str(self._store.root.ospath).rstrip("/")
         self._templates: dict[tuple[DatasetType, Any], tuple[FileTemplate, DatasetType | None]] = {}
         self._records: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
+        """Names of the files that were ingested last, by template, run and identity of the data ID: images of
+        an exposure follow its other files."""
         self._synced: set[str] = set()
         """Folders of the datastore whose names are on the disk."""
 
@@ -241,7 +245,7 @@ class RowIngest:
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
-        stems: dict[tuple[str, str, int], str] = {}
+        stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
         places = []
         for extension, ref in zip(extensions, firsts, strict=True):
             number, kind = id(ref.dataId), ref.datasetType
@@ -255,9 +259,13 @@ class RowIngest:
                 stem = template.format(ref.expanded(data_id))
             else:
                 if key not in stems:
-                    any_ref = DatasetRef(any_type, data_id, ref.run, id=ref.id, conform=False)
-                    stems[key] = template.format(any_ref)
-                stem = stems[key].replace(_ANY_TYPE, kind.name)
+                    # Another object may have its identity now.
+                    owner, stem = self._stems.get(key, (None, ""))
+                    if owner is not ref.dataId:
+                        any_ref = DatasetRef(any_type, data_id, ref.run, id=ref.id, conform=False)
+                        stem = template.format(any_ref)
+                    stems[key] = ref.dataId, stem
+                stem = stems[key][1].replace(_ANY_TYPE, kind.name)
             if _PLAIN.fullmatch(stem):
                 name = f"{stem}{extension}"
                 places.append((name, f"{self._root}/{name}"))
@@ -265,6 +273,7 @@ class RowIngest:
                 location = self._store.locationFactory.fromPath(stem, trusted_path=True)
                 location.updateExtension(extension)
                 places.append((location.pathInStore.path, location.uri.ospath))
+        self._stems = stems
         return places
 
     def _template(self, ref: DatasetRef) -> tuple[FileTemplate, DatasetType | None]:

@@ -92,6 +92,9 @@ class SpooledFile(Model):
     formatter: str
     """Name of the class that reads it."""
     refs: Annotated[tuple[SerializedDatasetRef, ...], pydantic.Field(min_length=1)]
+    changed_ns: int = 0
+    """Time of its last change (``st_ctime``, which no copy of it can have), before the spool was synced;
+    0 in spools of earlier versions."""
     plain: bool = False
     """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
     is."""
@@ -217,7 +220,7 @@ def _text(manifest: Manifest) -> bytes:
 
     # Not by `model_dump`, which takes as long as all else here.
     files = [dict(file) | {"refs": numbered(file.refs)} for file in manifest.files]
-    plain = dict(manifest) | {"version": 2, "files": files}
+    plain = dict(manifest) | {"version": 3, "files": files}
     plain |= {"types": types.items, "data_ids": data_ids.items}
     text = pydantic_core.to_json(plain, exclude_none=True)
     return text.removesuffix(b"}") + _end(checksum_of_text(text))
@@ -234,14 +237,14 @@ def _parsed(text: bytes) -> Manifest:
     match plain["version"]:
         case 1:
             return Manifest.model_validate(plain)
-        case unknown if unknown != 2:
+        case unknown if unknown not in (2, 3):
             raise ValueError(f"version {unknown} is not known")
     # A person who has edited a manifest removes the checksum, or makes it blank.
     if checksum := plain.pop("checksum", ""):
         found = checksum_of_text(text.removesuffix(_end(checksum)) + b"}")
         if found != checksum:
             raise ValueError(f"its checksum is {found}, not {checksum}")
-    types = [SerializedDatasetType.model_validate(each) for each in plain.pop("types")]
+    types = [_dataset_type(pydantic_core.to_json(each)) for each in plain.pop("types")]
     data_ids = [SerializedDataCoordinate.model_validate(each) for each in plain.pop("data_ids")]
     for file in plain["files"]:
         file["refs"] = tuple(
@@ -249,6 +252,12 @@ def _parsed(text: bytes) -> Manifest:
             for id_, kind, data_id, run in file["refs"]
         )
     return Manifest.model_validate(plain | {"version": 1})
+
+
+@lru_cache(1000)
+def _dataset_type(text: bytes) -> SerializedDatasetType:
+    """Return a dataset type; all spools of a pipeline have the same ones."""
+    return SerializedDatasetType.model_validate_json(text)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
