@@ -144,8 +144,8 @@ def test_a_switch_is_logged_once_in_each_direction(folders, caplog):
         watch.update(config, disk, float(now))
     assert (watch.report.images, watch.report.declined, watch.report.declining) == (1, 4, True)
     watch.update(config, disk, 4.0 + CALM_S)
-    (warning,) = caplog.messages
-    assert "packers do not keep up; 1 image (60 B) wait" in warning
+    (switch,) = caplog.messages
+    assert "packers do not keep up; 1 image (60 B) wait" in switch
     watch.update(config, disk, 5.0 + CALM_S)
     watch.update(config, disk, 6.0 + CALM_S)
     assert not watch.report.declining

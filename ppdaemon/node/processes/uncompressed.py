@@ -50,7 +50,7 @@ class UncompressedWatch:
         if self.report.declining and not was_declining:
             why = "all cores are busy" if cores_are_busy() else "packers do not keep up"
             why = "half of export.spill_max waits for export" if full else why
-            _LOG.warning(
+            _LOG.info(
                 "workers compress images by themselves: %s; %s (%s) wait uncompressed. Workers are"
                 " free later; more export.packers help if cores are idle",
                 why,
