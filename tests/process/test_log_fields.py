@@ -60,8 +60,8 @@ def test_every_line_about_a_visit_detector_has_its_fields(tmp_path, socket_dir, 
     # The name of a visit is in no line that does not have it as a field.
     named = re.compile(rf"\b({'|'.join(ENDS)})\b")
     for line in everything:
-        if found := named.search(f"{line.fields} {line.more}"):
-            assert line.fields.get("group") == found[1], line
+        if found := named.findall(f"{line.fields} {line.more}"):  # texts have some of these words, too
+            assert line.fields.get("group") in found, line
             assert line.fields["instrument"] == "DemoCam", line
     about = [line for line in (*supervisor, *workers) if "group" in line.fields]
     for line in about:
