@@ -142,8 +142,8 @@ def bps_file(
     """Return the submit file of a unit for ``bps submit``.
 
     It runs with Parsl on this host, or as a file for another site says. Everything that is written, except
-    the outputs, is below ``folder``. Raises `~ppdaemon.errors.ConfigError` if that names no
-    ``computeSite``.
+    the outputs, is below ``folder``. Raises `~ppdaemon.errors.ConfigError` if that file
+    cannot be read.
     """
     assert config.butler is not None
     settings: dict[str, Any] = {
@@ -172,9 +172,11 @@ def bps_file(
         local = {"class": "lsst.ctrl.bps.parsl.sites.Local", "cores": cores, "retries": 0}
         settings["site"] = {"local": local | {"run_dir": f"{folder}/parsl"}}
     else:
-        # Parsl repeats a failed job once, whatever `numberOfRetries` is.
-        name = read_key(site, ("computeSite",), os.environ)
-        settings = {"includeConfigs": [str(site)], **settings, "site": {name: {"retries": 0}}}
+        settings = {"includeConfigs": [str(site)], **settings}
+        # Parsl repeats a failed job once, whatever `numberOfRetries` is. The name may be in a file that is
+        # included there: then the setting stays with who has written it.
+        if name := read_key(site, ("computeSite",), os.environ, default=""):
+            settings["site"] = {name: {"retries": 0}}
     head = (
         f"# bps submit THIS-FILE, after: ppctl catchup prepare\n# {len(unit.exposures)} exposure-detectors\n"
     )

@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -273,8 +272,11 @@ class Registrar:
         dirty: list[str] = []
         faults: dict[Path, BadMessage] = {}
 
-        def copy(files: Iterable[_File]) -> None:
-            for file in files:
+        # The threads share it: a task for each file would take longer than a small file.
+        left = iter(files)
+
+        def copy() -> None:
+            for file in left:
                 target, spooled = None if folder is None else copies[file.path], file.spooled
                 if file.spool in faults:
                     continue
@@ -283,11 +285,14 @@ class Registrar:
                         dirty.append(copies[file.path])
                 except BadMessage as error:
                     faults[file.spool] = error
+                except BaseException:
+                    list(left)  # the others end, too
+                    raise
 
-        # They share one iterator: a task for each file would take longer than a small file.
         with ThreadPoolExecutor(self._copies, "copy") as threads:
-            for _ in threads.map(copy, repeat(iter(files), self._copies)):
-                pass
+            copying = [threads.submit(copy) for _ in range(self._copies)]
+        for each in copying:
+            each.result()
         if faults:
             raise DamagedSpools(faults)
         sync_all(dirty)  # the spools will be deleted

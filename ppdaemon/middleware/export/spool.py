@@ -93,8 +93,8 @@ class SpooledFile(Model):
     """Name of the class that reads it."""
     refs: Annotated[tuple[SerializedDatasetRef, ...], pydantic.Field(min_length=1)]
     changed_ns: int = 0
-    """Time of its last change (``st_ctime``, which no copy of it can have), before the spool was synced;
-    0 in spools of earlier versions."""
+    """Time of its last change (``st_ctime``), before the spool was synced; no copy has it that was made later
+    than within a tick of the kernel's clock. 0 in spools of earlier versions."""
     plain: bool = False
     """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
     is."""

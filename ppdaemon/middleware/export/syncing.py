@@ -76,8 +76,8 @@ class _Queue:
         requests = [_Request(first + k, 0, _FSYNC, 0, each) for k, each in enumerate(descriptors)]
         pointers = (ctypes.c_void_p * len(requests))(*map(ctypes.addressof, requests))
         context = self._context.value
+        self._numbers += len(requests)  # before: an exception of a signal may follow the call
         taken = max(0, _call(_SUBMIT, context, len(requests), ctypes.addressof(pointers)))
-        self._numbers += taken
         results: dict[int, int] = {}
         while left := taken - len(results):
             found = _call(_GET_EVENTS, context, left, AT_ONCE, ctypes.addressof(self._events), 0)
