@@ -26,8 +26,8 @@ def read_schemas_faster() -> None:
 
 
 def safe_load(stream: Any) -> Any:
-    """Return what `yaml.safe_load` returns, in an eighth of its time; raise what it raises, but for texts that
-    only the parser in C accepts, such as tabs behind a colon.
+    """Return what `yaml.safe_load` returns, in an eighth of its time; raise what it raises, but for texts
+    that only the parser in C accepts, such as tabs behind a colon.
     """
     if isinstance(stream, str | bytes):  # nothing that can be read only once
         try:
