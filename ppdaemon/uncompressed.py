@@ -103,17 +103,19 @@ class UncompressedRoom:
         return 0
 
     def give_back(self, spool: str) -> None:
-        """Give back the room of all images of a spool."""
-        for path, _, _ in self._taken():
-            if path.name.rpartition("~")[0] == spool:
-                path.unlink(missing_ok=True)
+        """Give back the room of all images of a spool; where that fails, it is stale later."""
+        with suppress(OSError):
+            for path, _, _ in self._taken():
+                if path.name.rpartition("~")[0] == spool:
+                    path.unlink(missing_ok=True)
 
     def give_back_stale(self, spools: Collection[str]) -> None:
         """Give back the room of images that are in none of these spools, and are not being written."""
         now = time.time()
-        for path, _, since in self._taken():
-            if path.name.rpartition("~")[0] not in spools and now - since > STALE_S:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path, _, since in self._taken():
+                if path.name.rpartition("~")[0] not in spools and now - since > STALE_S:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let nobody take room, until `open`."""
