@@ -79,7 +79,8 @@ class UncompressedRoom:
 
     def note(self, spool: str, name: str, size_bytes: int) -> None:
         """Count an image that waits: after a restart the folder is empty."""
-        with self._path(spool, name).open("wb") as file:
+        # "wb" would give back the room of one that is counted already, for a moment.
+        with self._path(spool, name).open("ab") as file:
             file.truncate(size_bytes)
 
     def _path(self, spool: str, name: str) -> Path:

@@ -5,6 +5,7 @@ import errno
 import logging
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,23 @@ def test_processes_that_take_room_at_once_never_take_more(tmp_path):
     for process in processes:
         process.join()
     assert 0 < sum(numbers) == room.used().images <= 10
+
+
+def test_an_image_that_is_counted_again_never_loses_its_room(room, monkeypatch):
+    opened, taken = Path.open, []
+
+    def open_and_take(path, *args):
+        file = opened(path, *args)
+        with monkeypatch.context() as taking:
+            taking.setattr(Path, "open", opened)
+            taken.append(room.take(SPOOL, "1", 901))
+        return file
+
+    assert room.take(SPOOL, "0", 900)
+    with monkeypatch.context() as counting:
+        counting.setattr(Path, "open", open_and_take)
+        room.note(SPOOL, "0", 900)
+    assert (taken, room.used()) == ([False], Uncompressed(1, 900))
 
 
 def test_half_of_the_free_disk_stays_free(room, monkeypatch):
