@@ -402,6 +402,19 @@ def test_what_is_packed_now_is_not_given_up(site: Site) -> None:
         assert exporter.give_up_images([site.spool], 1).spools == {str(spools[0]): "image"}
 
 
+def test_all_images_of_an_earlier_run_are_counted_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    sizes = [file.size_bytes for each in spools for file in read_manifest(each).files if file.plain]
+    monkeypatch.setattr(packing, "AT_ONCE", 1)
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    with closing(Packer(site.folder / "template", (site.spool,), 1, site.room)) as packer:
+        packer.start()
+        assert packer.busy == set(spools[:1])
+        assert site.room.used() == Uncompressed(3, sum(sizes))
+
+
 def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,9 +423,13 @@ def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
     monkeypatch.setattr(packing, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
     with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
         packer.start()
-        assert (read, packer.busy) == (spools[:1], set(spools[:1]))
+        assert (read, packer.busy) == (spools, set(spools[:1])), "all are counted once"
         packer.start()
-        assert read == spools[:1], "all processes are busy"
+        assert read == spools, "all processes are busy"
+        while packer.busy:
+            packer.collect(wait=True)
+        packer.start()
+        assert (read, packer.busy) == ([*spools, spools[1]], set(spools[1:2]))
 
 
 def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class Packer:
         self._processes = processes
         self._room = room
         self._writer: DatasetWriter | None = None
+        self._counted = False
+        """Whether `room` has the images of earlier runs."""
         self._running: dict[ForkedCall, _Share] = {}
         self._packed: set[Path] = set()
         """Spools that need not be packed any more."""
@@ -149,7 +151,9 @@ class Packer:
         self._running.clear()
 
     def _waiting(self, most: int) -> list[Path]:
-        """Return the oldest spools that no process has; no more manifests are read than that needs."""
+        """Return the oldest spools that no process has; no more manifests are read than that needs, but all
+        by the first call, which counts their images.
+        """
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
@@ -157,7 +161,7 @@ class Packer:
             self._room.give_back_stale({spool.name for spool in found})
         waiting: list[Path] = []
         for spool in found:
-            if len(waiting) == most:
+            if self._counted and len(waiting) >= most:
                 break
             if spool in busy or spool in self._packed:
                 continue
@@ -165,15 +169,17 @@ class Packer:
                 plain = [file for file in read_manifest(spool).files if file.plain]
                 if plain:
                     waiting.append(spool)
-                    self._note(spool, plain)
+                    if not self._counted:
+                        self._note(spool, plain)
                 else:
                     self._packed.add(spool)
             except BadMessage:  # the exporter quarantines it
                 self._packed.add(spool)
-        return waiting
+        self._counted = True
+        return waiting[:most]
 
     def _note(self, spool: Path, plain: Iterable[SpooledFile]) -> None:
-        """Count the images of a spool that waits, perhaps from an earlier run."""
+        """Count the images of a spool that waits, perhaps from an earlier run: workers count only theirs."""
         if self._room is not None:
             for file in plain:
                 with suppress(OSError):
