@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -508,6 +509,28 @@ def test_a_visit_without_a_spool_gives_its_room_back(rigs: MakeRig, monkeypatch:
     assert room_of(rig).used().images == 1
     worker.reset()
     assert room_of(rig).used().images == 0
+
+
+def test_an_image_that_is_spooled_compressed_after_all_gives_its_room_back(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DatasetWriter, "write_plain", DatasetWriter.write)  # as if a task had read its file
+    rig, _, file = spool_picture(rigs)
+    assert not file.plain
+    assert (room_of(rig).used().images, room_of(rig).declined()) == (0, 0)
+
+
+def test_a_visit_that_is_processed_keeps_its_room_as_long_as_it_may_take(
+    rigs: MakeRig, toy_central: Path
+) -> None:
+    rig, *_ = spool_picture(rigs, toy_central)
+    room, times = room_of(rig), rig.config.workers.times
+    assert room.take("Cam~another~1~1", "0", 1)
+    with closing(work.open_exporter(rig.context)) as exporter:
+        for age_s, images in ((times.run_s + times.export_s, 2), (times.after_images_s + 60.0, 1)):
+            os.utime(room.folder / "Cam~another~1~1~0", (time.time() - age_s,) * 2)
+            exporter._packer._waiting(1)
+            assert room.used().images == images
 
 
 @pytest.mark.parametrize("packers", [0, 1])

@@ -122,7 +122,7 @@ def test_what_has_no_spool_for_long_gives_its_room_back(room):
         assert room.take(spool, "0", 1)
     for spool in ("a", "b"):
         os.utime(room.folder / f"{spool}~0", (1, 1))
-    room.give_back_stale({"a"})
+    room.give_back_stale({"a"}, 600.0)
     assert sorted(path.name for path in room.folder.iterdir()) == ["a~0", "c~0"]
 
 
@@ -137,9 +137,9 @@ def test_room_that_cannot_be_given_back_is_given_back_later(room, monkeypatch, f
     with monkeypatch.context() as failed:
         failed.setattr(os, failing, fail)
         room.give_back(SPOOL)
-        room.give_back_stale(())
+        room.give_back_stale((), 600.0)
     assert room.used().images == 1
-    room.give_back_stale(())
+    room.give_back_stale((), 600.0)
     assert room.used().images == 0
 
 

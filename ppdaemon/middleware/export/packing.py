@@ -8,6 +8,7 @@ manifest has then the checksums of the packed files; those as they were spooled 
 """
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -67,16 +68,23 @@ class _Share:
 
 class Packer:
     """Packs the spools in some folders, by up to `processes` at once; `template` is the repo that
-    workers copy. `room` is given back for what is packed.
+    workers copy. `room` is given back for what is packed; `visit_s` is how long a worker may have an
+    image at most before it is in a spool.
     """
 
     def __init__(
-        self, template: Path, folders: Sequence[Path], processes: int, room: UncompressedRoom | None = None
+        self,
+        template: Path,
+        folders: Sequence[Path],
+        processes: int,
+        room: UncompressedRoom | None = None,
+        visit_s: float = math.inf,
     ):
         self._template = template
         self._folders = folders
         self._processes = processes
         self._room = room
+        self._visit_s = visit_s
         self._writer: DatasetWriter | None = None
         self._counted = False
         """Whether `room` has the images of earlier runs."""
@@ -158,7 +166,7 @@ class Packer:
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
         if self._room is not None:
-            self._room.give_back_stale({spool.name for spool in found})
+            self._room.give_back_stale({spool.name for spool in found}, self._visit_s)
         waiting: list[Path] = []
         for spool in found:
             if self._counted and len(waiting) >= most:
