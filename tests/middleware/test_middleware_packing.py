@@ -340,6 +340,46 @@ def test_only_what_is_packed_gives_its_room_back(site: Site, monkeypatch: pytest
     assert site.room.used() == Uncompressed(1, sizes[1])
 
 
+def test_a_packer_that_cannot_be_killed_keeps_its_spools_and_nothing_waits_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wait(*args: object) -> None:
+        raise AssertionError("it waits for the end of a process")
+
+    spool, sent = site.write(), list[tuple[int, int]]()
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    monkeypatch.setattr(packing, "LIMIT_S", 0.0)
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        with monkeypatch.context() as unkillable:  # as while it waits for a disk
+            unkillable.setattr(os, "kill", lambda *args: sent.append(args))
+            unkillable.setattr(os, "waitpid", wait)
+            packer.collect()
+            packer.collect()
+        assert [number for _, number in sent] == [signal.SIGKILL]
+        assert len([each for each in caplog.messages if "is killed" in each]) == 1
+        assert packer.busy == {spool}
+        os.kill(*sent[0])
+        packer.collect(wait=True)
+        assert not packer.busy
+        packer.start()
+        assert not packer.busy, "it is registered as it is"
+
+
+def test_each_spool_of_a_process_has_the_whole_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        begin = time.monotonic()
+        for after_s, signalled in ((3 * packing.LIMIT_S - 10.0, False), (3 * packing.LIMIT_S + 1.0, True)):
+            monkeypatch.setattr(time, "monotonic", lambda after_s=after_s: begin + after_s)
+            packer.collect()
+            assert packer.busy == set(spools)
+            packer.collect(wait=signalled)
+            assert packer.busy == (set() if signalled else set(spools))
+
+
 def test_packers_leave_cores_and_memory_to_the_tasks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(*args: object) -> None:
         score = Path("/proc/self/oom_score_adj").read_text().strip()

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ NICENESS = 5
 """In addition to that of the exporter, which is that of workers: a packer has a third of the time of a task
 that needs the same core. With the lowest priority it would hardly run where tasks use all cores."""
 LIMIT_S = 300.0
-"""For all spools of a process, which take seconds. One that is stopped, or waits for a disk, keeps them."""
+"""For each spool of a process, which takes seconds. One that is stopped, or waits for a disk, keeps them."""
 LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
@@ -62,8 +62,8 @@ class _Share:
     """What one process packs."""
 
     spools: tuple[Path, ...]
-    begin_s: float
-    """Monotonic seconds."""
+    end_s: float
+    """When the process is killed, monotonic seconds."""
 
 
 class Packer:
@@ -114,7 +114,7 @@ class Packer:
 
     def collect(self, *, wait: bool = False) -> None:
         """Note which processes have ended, and kill those that do not; with `wait`, wait for one, but not
-        long.
+        long. One that is killed keeps its spools until it has ended: it could still change them.
         """
         wait = wait and bool(self._running)
         for call in ForkedCall.ended(list(self._running), wait=wait, limit_s=LONGEST_WAIT_S):
@@ -125,11 +125,14 @@ class Packer:
             except DiedWithoutResult as error:
                 _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
         now = time.monotonic()
-        for call in [call for call, share in self._running.items() if now - share.begin_s > LIMIT_S]:
-            self._packed.update(self._running.pop(call).spools)
-            call.kill()
+        for call, share in [each for each in self._running.items() if now > each[1].end_s]:
+            call.send_kill()
+            self._running[call] = replace(share, end_s=math.inf)
             _LOG.error(
-                "a process that packed images was killed after %.0f s, they stay uncompressed", LIMIT_S
+                "a process that packed images is killed: it had %.0f s for %d spools. When it has ended, its"
+                " images are registered uncompressed",
+                LIMIT_S * len(share.spools),
+                len(share.spools),
             )
 
     def start(self) -> None:
@@ -147,7 +150,7 @@ class Packer:
 
             try:
                 call = ForkedCall.start(pack_share, lambda result: result)
-                self._running[call] = _Share(spools, time.monotonic())
+                self._running[call] = _Share(spools, time.monotonic() + LIMIT_S * len(spools))
             except OSError as error:
                 _LOG.warning("no process can be forked to pack images, it is tried again: %s", error)
                 return
