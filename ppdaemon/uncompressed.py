@@ -19,8 +19,6 @@ __all__ = ("Uncompressed", "UncompressedRoom", "cores_are_busy")
 
 IMAGES_PER_PACKER = 32
 """Images that may wait for each packer: small ones are packed in some 20 ms each."""
-STALE_S = 600.0
-"""An image without a spool is older than that: its worker has died, or another process has registered it."""
 _CLOSED = "closed"
 """File in the folder while nothing may be written uncompressed."""
 _DECLINED = "declined"
@@ -79,7 +77,8 @@ class UncompressedRoom:
 
     def note(self, spool: str, name: str, size_bytes: int) -> None:
         """Count an image that waits: after a restart the folder is empty."""
-        with self._path(spool, name).open("wb") as file:
+        # "wb" would give back the room of one that is counted already, for a moment.
+        with self._path(spool, name).open("ab") as file:
             file.truncate(size_bytes)
 
     def _path(self, spool: str, name: str) -> Path:
@@ -103,17 +102,21 @@ class UncompressedRoom:
         return 0
 
     def give_back(self, spool: str) -> None:
-        """Give back the room of all images of a spool."""
-        for path, _, _ in self._taken():
-            if path.name.rpartition("~")[0] == spool:
-                path.unlink(missing_ok=True)
+        """Give back the room of all images of a spool; where that fails, it is stale later."""
+        with suppress(OSError):
+            for path, _, _ in self._taken():
+                if path.name.rpartition("~")[0] == spool:
+                    path.unlink(missing_ok=True)
 
-    def give_back_stale(self, spools: Collection[str]) -> None:
-        """Give back the room of images that are in none of these spools, and are not being written."""
+    def give_back_stale(self, spools: Collection[str], visit_s: float) -> None:
+        """Give back the room of images that are in none of these spools, and older than any visit-detector
+        that is processed: its worker has died, or the image was registered uncompressed.
+        """
         now = time.time()
-        for path, _, since in self._taken():
-            if path.name.rpartition("~")[0] not in spools and now - since > STALE_S:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path, _, since in self._taken():
+                if path.name.rpartition("~")[0] not in spools and now - since > visit_s:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let nobody take room, until `open`."""

@@ -88,7 +88,8 @@ class _Visit:
     """Main pipelines that have their inputs, in order of preference."""
     rejected: tuple[str, ...] = ()
     """Why the others cannot run."""
-    spooled: bool = False
+    keeps_room: bool = False
+    """Whether images of its spool wait uncompressed."""
 
     @property
     def spool_key(self) -> SpoolKey:
@@ -213,7 +214,7 @@ class ButlerWork:
 
     def reset(self) -> None:
         """Release the visit; the repo is as the template again."""
-        if self._visit is not None and not self._visit.spooled:
+        if self._visit is not None and not self._visit.keeps_room:
             self._room.give_back(self._visit.spool_key.folder)
         self._visit = None
         self._used = False
@@ -487,7 +488,7 @@ class ButlerWork:
         if folder is None:
             with spool_full_errors(context.ramdisk_spool.parent):
                 folder = write(context.spool)
-        visit.spooled = True
+        visit.keeps_room = outputs.has_plain
         # Before the outcome is sent: its spool may be exported, and deleted, at once.
         hand_to_publisher(folder, context.config.publish, context.publish, context.clock.tai())
         return str(folder), len(outputs.refs)

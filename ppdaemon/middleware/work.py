@@ -150,7 +150,9 @@ def open_exporter(context: WorkerContext) -> CentralExporter | WriterExporter:
     room = UncompressedRoom.of(folders.uncompressed, folders.spool, config.export)
     # One without any: there may be images of workers and runs that had packers.
     processes = max(1, config.export.packers)
-    packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), processes, room)
+    times = config.workers.times
+    visit_s = times.after_images_s + times.grace_s + times.kill_s
+    packer = Packer(template, (folders.ramdisk_spool, *folders.disk_spools), processes, room, visit_s)
     shared = folders.refused, context.runs
     if config.export.writer.to is not None:
         return WriterExporter(central, template, config.export, context.clock, *shared, packer)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -339,6 +340,46 @@ def test_only_what_is_packed_gives_its_room_back(site: Site, monkeypatch: pytest
     assert site.room.used() == Uncompressed(1, sizes[1])
 
 
+def test_a_packer_that_cannot_be_killed_keeps_its_spools_and_nothing_waits_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wait(*args: object) -> None:
+        raise AssertionError("it waits for the end of a process")
+
+    spool, sent = site.write(), list[tuple[int, int]]()
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    monkeypatch.setattr(packing, "LIMIT_S", 0.0)
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        with monkeypatch.context() as unkillable:  # as while it waits for a disk
+            unkillable.setattr(os, "kill", lambda *args: sent.append(args))
+            unkillable.setattr(os, "waitpid", wait)
+            packer.collect()
+            packer.collect()
+        assert [number for _, number in sent] == [signal.SIGKILL]
+        assert len([each for each in caplog.messages if "is killed" in each]) == 1
+        assert packer.busy == {spool}
+        os.kill(*sent[0])
+        packer.collect(wait=True)
+        assert not packer.busy
+        packer.start()
+        assert not packer.busy, "it is registered as it is"
+
+
+def test_each_spool_of_a_process_has_the_whole_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
+        packer.start()
+        begin = time.monotonic()
+        for after_s, signalled in ((3 * packing.LIMIT_S - 10.0, False), (3 * packing.LIMIT_S + 1.0, True)):
+            monkeypatch.setattr(time, "monotonic", lambda after_s=after_s: begin + after_s)
+            packer.collect()
+            assert packer.busy == set(spools)
+            packer.collect(wait=signalled)
+            assert packer.busy == (set() if signalled else set(spools))
+
+
 def test_packers_leave_cores_and_memory_to_the_tasks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(*args: object) -> None:
         score = Path("/proc/self/oom_score_adj").read_text().strip()
@@ -402,6 +443,19 @@ def test_what_is_packed_now_is_not_given_up(site: Site) -> None:
         assert exporter.give_up_images([site.spool], 1).spools == {str(spools[0]): "image"}
 
 
+def test_all_images_of_an_earlier_run_are_counted_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spools = [site.write(detector) for detector in range(3)]
+    sizes = [file.size_bytes for each in spools for file in read_manifest(each).files if file.plain]
+    monkeypatch.setattr(packing, "AT_ONCE", 1)
+    monkeypatch.setattr(DatasetWriter, "write", stop)
+    with closing(Packer(site.folder / "template", (site.spool,), 1, site.room)) as packer:
+        packer.start()
+        assert packer.busy == set(spools[:1])
+        assert site.room.used() == Uncompressed(3, sum(sizes))
+
+
 def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,9 +464,13 @@ def test_of_many_spools_that_wait_to_be_packed_few_manifests_are_read(
     monkeypatch.setattr(packing, "read_manifest", lambda spool: read.append(spool) or read_manifest(spool))
     with closing(Packer(site.folder / "template", (site.spool,), 1)) as packer:
         packer.start()
-        assert (read, packer.busy) == (spools[:1], set(spools[:1]))
+        assert (read, packer.busy) == (spools, set(spools[:1])), "all are counted once"
         packer.start()
-        assert read == spools[:1], "all processes are busy"
+        assert read == spools, "all processes are busy"
+        while packer.busy:
+            packer.collect(wait=True)
+        packer.start()
+        assert (read, packer.busy) == ([*spools, spools[1]], set(spools[1:2]))
 
 
 def test_only_images_of_a_known_kind_are_written_uncompressed(site: Site, tmp_path: Path) -> None:
@@ -491,6 +549,28 @@ def test_a_visit_without_a_spool_gives_its_room_back(rigs: MakeRig, monkeypatch:
     assert room_of(rig).used().images == 1
     worker.reset()
     assert room_of(rig).used().images == 0
+
+
+def test_an_image_that_is_spooled_compressed_after_all_gives_its_room_back(
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DatasetWriter, "write_plain", DatasetWriter.write)  # as if a task had read its file
+    rig, _, file = spool_picture(rigs)
+    assert not file.plain
+    assert (room_of(rig).used().images, room_of(rig).declined()) == (0, 0)
+
+
+def test_a_visit_that_is_processed_keeps_its_room_as_long_as_it_may_take(
+    rigs: MakeRig, toy_central: Path
+) -> None:
+    rig, *_ = spool_picture(rigs, toy_central)
+    room, times = room_of(rig), rig.config.workers.times
+    assert room.take("Cam~another~1~1", "0", 1)
+    with closing(work.open_exporter(rig.context)) as exporter:
+        for age_s, images in ((times.run_s + times.export_s, 2), (times.after_images_s + 60.0, 1)):
+            os.utime(room.folder / "Cam~another~1~1~0", (time.time() - age_s,) * 2)
+            exporter._packer._waiting(1)
+            assert room.used().images == images
 
 
 @pytest.mark.parametrize("packers", [0, 1])

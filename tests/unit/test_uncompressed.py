@@ -5,6 +5,7 @@ import errno
 import logging
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,23 @@ def test_processes_that_take_room_at_once_never_take_more(tmp_path):
     assert 0 < sum(numbers) == room.used().images <= 10
 
 
+def test_an_image_that_is_counted_again_never_loses_its_room(room, monkeypatch):
+    opened, taken = Path.open, []
+
+    def open_and_take(path, *args):
+        file = opened(path, *args)
+        with monkeypatch.context() as taking:
+            taking.setattr(Path, "open", opened)
+            taken.append(room.take(SPOOL, "1", 901))
+        return file
+
+    assert room.take(SPOOL, "0", 900)
+    with monkeypatch.context() as counting:
+        counting.setattr(Path, "open", open_and_take)
+        room.note(SPOOL, "0", 900)
+    assert (taken, room.used()) == ([False], Uncompressed(1, 900))
+
+
 def test_half_of_the_free_disk_stays_free(room, monkeypatch):
     room = UncompressedRoom(room.folder, room.spool, 4, 10**18)
     disk = os.statvfs(room.spool)
@@ -104,8 +122,25 @@ def test_what_has_no_spool_for_long_gives_its_room_back(room):
         assert room.take(spool, "0", 1)
     for spool in ("a", "b"):
         os.utime(room.folder / f"{spool}~0", (1, 1))
-    room.give_back_stale({"a"})
+    room.give_back_stale({"a"}, 600.0)
     assert sorted(path.name for path in room.folder.iterdir()) == ["a~0", "c~0"]
+
+
+@pytest.mark.parametrize("failing", ["scandir", "unlink"])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_room_that_cannot_be_given_back_is_given_back_later(room, monkeypatch, failing, code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    assert room.take(SPOOL, "0", 1)
+    os.utime(room.folder / f"{SPOOL}~0", (1, 1))
+    with monkeypatch.context() as failed:
+        failed.setattr(os, failing, fail)
+        room.give_back(SPOOL)
+        room.give_back_stale((), 600.0)
+    assert room.used().images == 1
+    room.give_back_stale((), 600.0)
+    assert room.used().images == 0
 
 
 def test_uncompressed_images_take_a_quarter_of_other_limits():
@@ -132,6 +167,26 @@ def test_the_room_is_closed_while_half_of_the_spill_limit_waits(folders):
     assert room.take(SPOOL, "0", 1)
     report = watch.report
     assert (report.images, report.declined, report.declining, report.max_mb) == (0, 1, True, 0.0025)
+
+
+@pytest.mark.parametrize("failing", ["scandir", "unlink", "stat", "getloadavg"])
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_room_that_cannot_be_read_keeps_its_last_report(folders, monkeypatch, failing, code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    watch, config = UncompressedWatch(folders), ExportConfig(uncompressed_max=100)
+    room = UncompressedRoom.of(folders.uncompressed, folders.spool, config)
+    assert [room.take(SPOOL, str(number), 60) for number in range(2)] == [True, False]
+    watch.update(config, SpoolDisk(0, None), 0.0)
+    before = watch.report
+    assert (before.images, before.declined) == (1, 1)
+    with monkeypatch.context() as failed:
+        failed.setattr(os, failing, fail)
+        watch.update(config, SpoolDisk(0, None), 2.0 * CALM_S)
+    assert watch.report == before
+    watch.update(config, SpoolDisk(0, None), 2.0 * CALM_S)
+    assert not watch.report.declining
 
 
 def test_a_switch_is_logged_once_in_each_direction(folders, caplog):

@@ -95,11 +95,15 @@ class ForkedCall:
         finally:
             self._close()
 
+    def send_kill(self) -> None:
+        """Kill the child without waiting: one that waits for a disk ends only afterwards."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
     def kill(self) -> None:
-        """Kill the child and discard its result."""
+        """Kill the child, wait for its end, and discard its result."""
         try:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            self.send_kill()
             os.waitpid(self._pid, 0)
         finally:
             self._close()

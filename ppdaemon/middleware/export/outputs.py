@@ -4,7 +4,7 @@
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef
@@ -18,7 +18,7 @@ from ppdaemon.middleware.run.engine import PipelineRun
 __all__ = ("Outputs", "SelectedOutputs")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SelectedOutputs:
     """The datasets of a visit that are exported."""
 
@@ -26,6 +26,9 @@ class SelectedOutputs:
     """Files in the worker's repo."""
     run: PipelineRun
     """Has the other datasets in memory."""
+    has_plain: bool = field(init=False, default=False)
+    """Whether images among the written files wait uncompressed: room was also taken for one that was written
+    before, compressed, for a task that reads a part of it."""
 
     @property
     def refs(self) -> list[DatasetRef]:
@@ -37,6 +40,7 @@ class SelectedOutputs:
         # The disk begins to write each file at its checksum, and goes on during all that follows.
         written = [_copied(file, folder) for file in self.located]
         written += ((file, str(file.path), checksum_of(file.path)) for file in self.run.write(folder))
+        self.has_plain = any(file.plain for file, _, _ in written)
         refs = SimpleRefs()
         return [_spooled(*each, refs) for each in written]
 

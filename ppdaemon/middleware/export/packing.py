@@ -8,6 +8,7 @@ manifest has then the checksums of the packed files; those as they were spooled 
 """
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ NICENESS = 5
 """In addition to that of the exporter, which is that of workers: a packer has a third of the time of a task
 that needs the same core. With the lowest priority it would hardly run where tasks use all cores."""
 LIMIT_S = 300.0
-"""For all spools of a process, which take seconds. One that is stopped, or waits for a disk, keeps them."""
+"""For each spool of a process, which takes seconds. One that is stopped, or waits for a disk, keeps them."""
 LONGEST_WAIT_S = 0.5
 """Other spools may come meanwhile."""
 AT_ONCE = 8
@@ -61,23 +62,32 @@ class _Share:
     """What one process packs."""
 
     spools: tuple[Path, ...]
-    begin_s: float
-    """Monotonic seconds."""
+    end_s: float
+    """When the process is killed, monotonic seconds."""
 
 
 class Packer:
     """Packs the spools in some folders, by up to `processes` at once; `template` is the repo that
-    workers copy. `room` is given back for what is packed.
+    workers copy. `room` is given back for what is packed; `visit_s` is how long a worker may have an
+    image at most before it is in a spool.
     """
 
     def __init__(
-        self, template: Path, folders: Sequence[Path], processes: int, room: UncompressedRoom | None = None
+        self,
+        template: Path,
+        folders: Sequence[Path],
+        processes: int,
+        room: UncompressedRoom | None = None,
+        visit_s: float = math.inf,
     ):
         self._template = template
         self._folders = folders
         self._processes = processes
         self._room = room
+        self._visit_s = visit_s
         self._writer: DatasetWriter | None = None
+        self._counted = False
+        """Whether `room` has the images of earlier runs."""
         self._running: dict[ForkedCall, _Share] = {}
         self._packed: set[Path] = set()
         """Spools that need not be packed any more."""
@@ -104,7 +114,7 @@ class Packer:
 
     def collect(self, *, wait: bool = False) -> None:
         """Note which processes have ended, and kill those that do not; with `wait`, wait for one, but not
-        long.
+        long. One that is killed keeps its spools until it has ended: it could still change them.
         """
         wait = wait and bool(self._running)
         for call in ForkedCall.ended(list(self._running), wait=wait, limit_s=LONGEST_WAIT_S):
@@ -115,11 +125,14 @@ class Packer:
             except DiedWithoutResult as error:
                 _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
         now = time.monotonic()
-        for call in [call for call, share in self._running.items() if now - share.begin_s > LIMIT_S]:
-            self._packed.update(self._running.pop(call).spools)
-            call.kill()
+        for call, share in [each for each in self._running.items() if now > each[1].end_s]:
+            call.send_kill()
+            self._running[call] = replace(share, end_s=math.inf)
             _LOG.error(
-                "a process that packed images was killed after %.0f s, they stay uncompressed", LIMIT_S
+                "a process that packed images is killed: it had %.0f s for %d spools. When it has ended, its"
+                " images are registered uncompressed",
+                LIMIT_S * len(share.spools),
+                len(share.spools),
             )
 
     def start(self) -> None:
@@ -137,7 +150,7 @@ class Packer:
 
             try:
                 call = ForkedCall.start(pack_share, lambda result: result)
-                self._running[call] = _Share(spools, time.monotonic())
+                self._running[call] = _Share(spools, time.monotonic() + LIMIT_S * len(spools))
             except OSError as error:
                 _LOG.warning("no process can be forked to pack images, it is tried again: %s", error)
                 return
@@ -149,15 +162,17 @@ class Packer:
         self._running.clear()
 
     def _waiting(self, most: int) -> list[Path]:
-        """Return the oldest spools that no process has; no more manifests are read than that needs."""
+        """Return the oldest spools that no process has; no more manifests are read than that needs, but all
+        by the first call, which counts their images.
+        """
         busy, found = self.busy, oldest_first(self._folders)
         self._packed.intersection_update(found)
         self._plain.intersection_update(found)
         if self._room is not None:
-            self._room.give_back_stale({spool.name for spool in found})
+            self._room.give_back_stale({spool.name for spool in found}, self._visit_s)
         waiting: list[Path] = []
         for spool in found:
-            if len(waiting) == most:
+            if self._counted and len(waiting) >= most:
                 break
             if spool in busy or spool in self._packed:
                 continue
@@ -165,15 +180,17 @@ class Packer:
                 plain = [file for file in read_manifest(spool).files if file.plain]
                 if plain:
                     waiting.append(spool)
-                    self._note(spool, plain)
+                    if not self._counted:
+                        self._note(spool, plain)
                 else:
                     self._packed.add(spool)
             except BadMessage:  # the exporter quarantines it
                 self._packed.add(spool)
-        return waiting
+        self._counted = True
+        return waiting[:most]
 
     def _note(self, spool: Path, plain: Iterable[SpooledFile]) -> None:
-        """Count the images of a spool that waits, perhaps from an earlier run."""
+        """Count the images of a spool that waits, perhaps from an earlier run: workers count only theirs."""
         if self._room is not None:
             for file in plain:
                 with suppress(OSError):

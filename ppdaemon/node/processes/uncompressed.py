@@ -29,12 +29,17 @@ class UncompressedWatch:
     """`None`: there is room; monotonic seconds."""
 
     def update(self, config: ExportConfig, spill: SpoolDisk, now: float) -> None:
-        """Look at the room, given what waits on the disk; `now` in monotonic seconds. Reads the RAM disk."""
+        """Look at the room, given what waits on the disk; `now` in monotonic seconds. Reads the RAM disk;
+        while that fails, the last report stays.
+        """
         room = UncompressedRoom.of(self.folders.uncompressed, self.folders.spool, config)
         # Each image that waits there may make the oldest ones lose theirs.
         full = spill.max_bytes is not None and spill.used_bytes > spill.max_bytes // 2
-        (room.close if full else room.open)()
-        used, declined = room.used(), room.declined()
+        try:
+            (room.close if full else room.open)()
+            used, declined, cores_busy = room.used(), room.declined(), cores_are_busy()
+        except OSError:  # no descriptor is free, for instance: the next call looks again
+            return
         new, was_declining = declined - self.report.declined, self._declining_until is not None
         if new:
             self._declining_until = now + CALM_S
@@ -48,7 +53,7 @@ class UncompressedWatch:
             declining=self._declining_until is not None,
         )
         if self.report.declining and not was_declining:
-            why = "all cores are busy" if cores_are_busy() else "packers do not keep up"
+            why = "all cores are busy" if cores_busy else "packers do not keep up"
             why = "half of export.spill_max waits for export" if full else why
             _LOG.info(
                 "workers compress images by themselves: %s; %s (%s) wait uncompressed. Workers are"
