@@ -21,7 +21,7 @@ CALM_S = 60.0
 
 @dataclass(slots=True)
 class UncompressedWatch:
-    """Closes the room for uncompressed images where they could cost others, and tells when it is used up."""
+    """Closes the room for uncompressed images where they could cost others, and logs when it is used up."""
 
     folders: NodeFolders
     report: UncompressedReport = field(init=False, default=UncompressedReport())
