@@ -311,7 +311,7 @@ def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
     play(tmp_path, monkeypatch, body)
 
 
-def test_another_asker_starts_though_the_one_before_does_not_end(tmp_path, monkeypatch):
+def test_another_asker_starts_though_the_one_before_does_not_end_and_no_third(tmp_path, monkeypatch):
     """As on a file system that hangs."""
 
     async def body(played):
@@ -321,6 +321,15 @@ def test_another_asker_starts_though_the_one_before_does_not_end(tmp_path, monke
         played.pass_time(SILENT_S)
         await played.until(lambda: len(played.orders) == 2, "no other one starts")
         assert played.processes[0].poll() is None
+        await played.serve()
+        played.pass_time(SILENT_S)
+        await played.until(lambda: "2 that were killed have not ended" in played.asker.problem, "no problem")
+        for _ in range(5):
+            played.pass_time(SILENT_S)
+            await asyncio.sleep(0.01)
+        assert len(played.orders) == 2, "a third one starts"
+        played.processes[0].kill()
+        await played.until(lambda: len(played.orders) == 3, "none follows one that has ended")
         await played.serve()
 
     play(tmp_path, monkeypatch, body)

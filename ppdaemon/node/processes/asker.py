@@ -5,7 +5,10 @@ It has no orders: the workers wake it. Without it each worker asks by itself, so
 the node, and it is killed whenever something is wrong with it: another one starts.
 """
 
+import contextlib
 import logging
+import os
+import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +35,8 @@ SILENT_S = 60.0
 not waited as long."""
 LATE_S = 2 * messages.ASKER_REPORT_S
 """Without a report, until that is a problem."""
+MOST_LEFT = 2
+"""Killed processes that have not ended: each has its memory and connections, so that no other one starts."""
 PAUSES_S = 1.0, 60.0
 """Before it is started again, shortest and longest."""
 WAIT_BOUNDS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -62,6 +67,8 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         self._batches = 0
         self._replaced = 0
         self._memory_bytes = 0
+        self._left: list[int] = []
+        """Pidfds of earlier processes that may not have ended."""
         self._started = 0.0
         """When the process was requested, monotonic seconds."""
         self._reported = 0.0
@@ -109,12 +116,23 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
 
     def replace(self, *, wanted: bool) -> None:
         """End the process, and start one with a new configuration, if that wants one."""
-        self.close()  # one that is being forked has the old configuration: its epoch is refused
+        super().close()  # one that is being forked has the old configuration: its epoch is refused
         if wanted:
             self.lifecycle.reopen()
             self.start()
 
+    def close(self) -> None:
+        """Kill the process, and start no other."""
+        super().close()
+        while self._left:
+            os.close(self._left.pop())
+
     def _launch(self) -> None:
+        self._forget_ended()
+        if len(self._left) >= MOST_LEFT:
+            raise OSError(
+                f"{len(self._left)} that were killed have not ended, such as on a file system that hangs"
+            )
         self._started = self._loop.time()
         super()._launch()
 
@@ -140,6 +158,20 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
             # Now: one that hangs on a file system does not end, and the next one starts all the same.
             self._end(reason)
             self._set_timer()
+
+    def _release(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(OSError):  # no descriptor is free: then none can be forked, either
+                self._left.append(os.dup(self._child.pidfd))
+        super()._release()
+
+    def _forget_ended(self) -> None:
+        poll = select.poll()
+        for pidfd in self._left:
+            poll.register(pidfd, select.POLLIN)
+        for pidfd, _ in poll.poll(0):
+            self._left.remove(pidfd)
+            os.close(pidfd)
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._replaced += 1
