@@ -156,6 +156,17 @@ def test_an_asker_with_too_much_memory_is_replaced(tmp_path, socket_dir):
         assert node.status().asker.replaced == 1
 
 
+@pytest.mark.slow
+def test_an_asker_is_replaced_at_its_age(tmp_path, socket_dir):
+    workers = {"recycle_age_s": 3, "memory": {"sample_s": 0.1}}
+    with running_node(tmp_path, socket_dir, butler=BUTLER, workers=workers) as node:
+        old, _ = wait_for_starts(node, 1)
+        node.wait(lambda: len(starts(node)) > 1)
+        node.wait(lambda: not alive(old))
+        assert "the asker is replaced because of its age" in log_of(tmp_path)
+        assert node.status().asker.replaced == 0
+
+
 def test_a_module_without_open_asker_processes_visits_and_is_a_problem(tmp_path, socket_dir):
     (tmp_path / "site_work.py").write_text("from ppdaemon.testing.work import *\ndel open_asker\n")
     workers = {"work": "site_work", "environment": {"PYTHONPATH": str(tmp_path)}}
@@ -209,7 +220,7 @@ class PlayedAsker:
         self.channels = []
         folders = NodeFolders(folder / "ramdisk", folder)
         folders.logs.mkdir()
-        self.asker = AskerProcess(folders, self._ask)
+        self.asker = AskerProcess(folders, self._ask, jitter=lambda: 0.0)
         self.asker.start()
 
     def _ask(self, order):
@@ -234,10 +245,10 @@ class PlayedAsker:
         self.asker.forked(forked, [theirs.detach(), os.pidfd_open(process.pid)])
         ours.send(encode(Ready(pid=process.pid)))
 
-    async def report(self, *waited_s):
+    async def report(self, *waited_s, idle=False):
         """Report as the asker, and wait until that is read."""
         before = self.asker._reported
-        self.channels[-1].send(encode(Asked(waited_s=waited_s)))
+        self.channels[-1].send(encode(Asked(waited_s=waited_s, idle=idle)))
         await self.until(lambda: self.asker._reported != before, "the report is not read")
 
     async def until(self, condition, story):
@@ -301,9 +312,18 @@ def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypat
 def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
     async def body(played):
         await played.serve()
-        played.asker.measured(1, WorkersConfig(recycle_age_s=3600))
+        for _ in range(17):
+            played.pass_time(SILENT_S / 2)
+            await played.report(idle=True)
+            played.asker.measured(1, WorkersConfig(recycle_age_s=600))
+        await played.report(idle=True)
         assert len(played.orders) == 1
-        played.asker.measured(1, WorkersConfig(recycle_age_s=1e-6))
+        played.pass_time(SILENT_S / 2)  # a tenth earlier than configured
+        played.asker.measured(1, WorkersConfig(recycle_age_s=600))
+        await played.report(0.25)
+        await played.report()  # such as after questions that could not be answered together
+        assert len(played.orders) == 1, "replaced while it answers questions"
+        await played.report(idle=True)
         assert len(played.orders) == 2
         assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
         assert (played.asker.problem, played.asker.report().replaced) == ("", 0)

@@ -37,6 +37,8 @@ LATE_S = 2 * messages.ASKER_REPORT_S
 """Without a report, until that is a problem."""
 MOST_LEFT = 2
 """Killed processes that have not ended: each has its memory and connections, so that no other one starts."""
+JITTER = 0.1
+"""It is replaced up to a tenth earlier or later than configured, so that not all hosts do it together."""
 PAUSES_S = 1.0, 60.0
 """Before it is started again, shortest and longest."""
 WAIT_BOUNDS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -48,9 +50,14 @@ _REPORTS = "reports"
 
 
 class AskerProcess(ForkedProcess[messages.AskerFact]):
-    """Supervises the asker."""
+    """Supervises the asker. `jitter` returns random numbers in [0, 1)."""
 
-    def __init__(self, folders: NodeFolders, request_fork: Callable[[messages.ForkWorker], bool]):
+    def __init__(
+        self,
+        folders: NodeFolders,
+        request_fork: Callable[[messages.ForkWorker], bool],
+        jitter: Callable[[], float],
+    ):
         first_s, longest_s = PAUSES_S
         lifecycle = Lifecycle(
             boot_s=BOOT_S,
@@ -71,6 +78,10 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         """Pidfds of earlier processes that may not have ended."""
         self._started = 0.0
         """When the process was requested, monotonic seconds."""
+        self._jitter = jitter
+        self._stretch = 1.0
+        """By this factor the process may be older than configured."""
+        self._is_old = False
         self._reported = 0.0
         """When the process has reported last, monotonic seconds."""
 
@@ -104,15 +115,14 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         return silent_s if silent_s > LATE_S else None
 
     def measured(self, used_bytes: int, config: WorkersConfig) -> None:
-        """Note its memory; replace it if it has more than it may, or if it is old: it goes on with the
-        central repo's configuration that it has read.
+        """Note its memory; replace it if it has more than it may, or if it is old, as soon as it has no
+        questions: it goes on with the central repo's configuration that it has read.
         """
         self._memory_bytes = used_bytes
         if used_bytes > (most := config.memory.soft):
             self._kill(f"uses {size(used_bytes)}, more than the {size(most)} of workers.memory.soft")
-        elif self._loop.time() - self._started > config.recycle_age_s:
-            _LOG.info("the asker is replaced because of its age")
-            self.replace(wanted=True)
+        else:
+            self._is_old = self._loop.time() - self._started > config.recycle_age_s * self._stretch
 
     def replace(self, *, wanted: bool) -> None:
         """End the process, and start one with a new configuration, if that wants one."""
@@ -133,7 +143,8 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
             raise OSError(
                 f"{len(self._left)} that were killed have not ended, such as on a file system that hangs"
             )
-        self._started = self._loop.time()
+        self._started, self._is_old = self._loop.time(), False
+        self._stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
         super()._launch()
 
     def _serve(self) -> None:
@@ -145,6 +156,9 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         match message:
             case messages.Ready():
                 self._ready()
+            case messages.Asked(idle=True) if self._is_old:
+                _LOG.info("the asker is replaced because of its age")
+                self.replace(wanted=True)
             case messages.Asked(waited_s=waited_s):
                 self._batches += bool(waited_s)
                 self._recent.extend(waited_s)
