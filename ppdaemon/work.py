@@ -106,8 +106,10 @@ class Asker(Protocol):
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when a worker has a question."""
 
-    def prepare(self) -> None:
-        """Do what can be done before the first question."""
+    def prepare(self, report: Callable[[Sequence[float]], None]) -> None:
+        """Do what can be done before the first question. `report` is to be called after each part of it, with
+        nothing; see `answer`.
+        """
 
     def answer(self, report: Callable[[Sequence[float]], None]) -> None:
         """Answer the questions that are there; any exception ends the process, and another one starts.

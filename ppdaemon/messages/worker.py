@@ -292,6 +292,8 @@ class Asked(Model):
     type: Literal["asked"] = "asked"
     waited_s: tuple[float, ...] = ()
     """How long each question had waited for its answer, seconds."""
+    idle: bool = False
+    """Whether it has answered all questions, and waits for the next ones."""
 
 
 type AskerFact = Annotated[Ready | Asked, BY_TYPE]

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -123,7 +124,7 @@ class NodeParts:
         self.pool = Pool(config, clock, request_fork, inbox.post, count)
         self.scheduler = SchedulerLoop(config.workers, clock, self.pool, inbox.post)
         self.exporter = ExporterProcess(config.export, folders, request_fork, inbox.post)
-        self.asker = AskerProcess(folders, request_fork)
+        self.asker = AskerProcess(folders, request_fork, random.random)
         self.publisher = PublisherProcess(
             config.publish,
             folders.publish,

@@ -352,7 +352,7 @@ class ScriptedAsker:
         """Return the FIFO ``doorbell`` in the folder of the process."""
         return self._descriptor
 
-    def prepare(self) -> None:
+    def prepare(self, report: Callable[[Sequence[float]], None]) -> None:
         """Record the start."""
         with (self._context.config.node.state_dir / "askers").open("a") as starts:
             starts.write(f"{os.getpid()} {self._context.template.name}\n")

@@ -164,9 +164,9 @@ def _serve_questions(channel: Channel[messages.WorkerOrder], asker: Asker) -> Ex
         channel.send(messages.Asked(waited_s=tuple(waited_s)))
 
     channel.send(messages.Ready(pid=os.getpid()))
-    asker.prepare()
+    asker.prepare(report)
     while True:
-        report(())
+        channel.send(messages.Asked(idle=True))
         descriptors = [channel.fileno(), asker.fileno()]
         ready, _, _ = select.select(descriptors, [], [], messages.ASKER_REPORT_S)
         if channel.fileno() in ready:

@@ -76,9 +76,14 @@ class Publisher:
     def serve(self) -> None:
         """Serve until the supervisor closes its end."""
         self._channel.send(encode(messages.PublisherReady(pid=os.getpid())))
+        due = time.monotonic() + REPORT_S
         # Left by a publisher that has died; those of visits under way are found a second time, and gone then.
         for path in sorted(self._folder.glob("*.json")):
             self._publish_file(path)
+            if time.monotonic() >= due:
+                self._last = None  # reports also that nothing has changed: it works, and orders wait
+                self._report()
+                due = time.monotonic() + REPORT_S
         poll, due = select.poll(), 0.0
         poll.register(self._channel, select.POLLIN)
         while True:

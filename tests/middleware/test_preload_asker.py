@@ -37,7 +37,7 @@ def asker(rig: Rig) -> Iterator[list[float]]:
     def serve() -> None:
         one = work.open_asker(rig.context)
         try:
-            one.prepare()
+            one.prepare(waited.extend)
             ready.set()
             while stop not in select.select([stop, one.fileno()], [], [])[0]:
                 one.answer(waited.extend)
@@ -129,6 +129,18 @@ def test_an_asker_asks_before_the_first_question(
         assert rehearsed.footprint.region is not None
         worker.prepare(rig.order())
     assert set(rehearsed.order.pipelines.main) >= set(questions[1].order.pipelines.main)
+
+
+def test_an_asker_reports_after_each_part_of_its_preparation(toy: tuple[Rig, ButlerWork]) -> None:
+    rig, _ = toy
+    reports: list[Sequence[float]] = []
+    one = work.open_asker(rig.context)
+    try:
+        one.prepare(reports.append)
+    finally:
+        one.close()
+    # That it is connected, and that it has asked for each instrument.
+    assert reports == [()] * (1 + len(rig.context.config.node.instruments))
 
 
 # --- databases that are away, or take another password ------------------------

@@ -17,7 +17,7 @@ from ppdaemon.config import WorkersConfig
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Asked, Forked, Ready
 from ppdaemon.node.processes import asker
-from ppdaemon.node.processes.asker import SILENT_S, SLOT, AskerProcess
+from ppdaemon.node.processes.asker import LATE_S, SILENT_S, SLOT, AskerProcess
 from ppdaemon.node.processes.child import ChildProcess
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.states import Outcome
@@ -147,12 +147,24 @@ def test_an_asker_with_too_much_memory_is_replaced(tmp_path, socket_dir):
     memory = {"soft": "400 MB", "hard": "1 GB", "sample_s": 0.1}
     with running_node(tmp_path, socket_dir, butler=BUTLER, workers={"memory": memory}) as node:
         old, _ = wait_for_starts(node, 1)
-        for _ in range(5):
+        for _ in range(3):
             ring(node, b"grow")
+        doorbell_of(node).write_bytes(b"grow")  # one that has read this is killed at any moment
         wait_for_starts(node, 2)
         node.wait(lambda: not alive(old))
         assert "more than the 400 MB of workers.memory.soft: it is killed" in log_of(tmp_path)
         assert node.status().asker.replaced == 1
+
+
+@pytest.mark.slow
+def test_an_asker_is_replaced_at_its_age(tmp_path, socket_dir):
+    workers = {"recycle_age_s": 3, "memory": {"sample_s": 0.1}}
+    with running_node(tmp_path, socket_dir, butler=BUTLER, workers=workers) as node:
+        old, _ = wait_for_starts(node, 1)
+        node.wait(lambda: len(starts(node)) > 1)
+        node.wait(lambda: not alive(old))
+        assert "the asker is replaced because of its age" in log_of(tmp_path)
+        assert node.status().asker.replaced == 0
 
 
 def test_a_module_without_open_asker_processes_visits_and_is_a_problem(tmp_path, socket_dir):
@@ -201,20 +213,30 @@ class PlayedAsker:
     """Plays the zygote and the askers that it would fork: a process that sleeps, and the test."""
 
     def __init__(self, folder):
+        self._passed_s = 0.0
+        asyncio.get_running_loop().time = lambda: time.monotonic() + self._passed_s
         self.orders = []
         self.processes = []
         self.channels = []
         folders = NodeFolders(folder / "ramdisk", folder)
         folders.logs.mkdir()
-        self.asker = AskerProcess(folders, self._ask)
+        self.asker = AskerProcess(folders, self._ask, jitter=lambda: 0.0)
         self.asker.start()
 
     def _ask(self, order):
         self.orders.append(order)
         return True
 
-    def serve(self):
+    def pass_time(self, seconds):
+        """Let this time pass for the asker and its timers, without waiting."""
+        self._passed_s += seconds
+
+    async def serve(self):
         """Answer the last order: there is a process, and it is ready."""
+        self._fork()
+        await self.until(lambda: self.asker.report().serving, "it does not serve")
+
+    def _fork(self):
         process = subprocess.Popen(["sleep", "600"], start_new_session=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.processes.append(process)
@@ -223,9 +245,11 @@ class PlayedAsker:
         self.asker.forked(forked, [theirs.detach(), os.pidfd_open(process.pid)])
         ours.send(encode(Ready(pid=process.pid)))
 
-    async def report(self, *waited_s):
-        self.channels[-1].send(encode(Asked(waited_s=waited_s)))
-        await asyncio.sleep(0.01)
+    async def report(self, *waited_s, idle=False):
+        """Report as the asker, and wait until that is read."""
+        before = self.asker._reported
+        self.channels[-1].send(encode(Asked(waited_s=waited_s, idle=idle)))
+        await self.until(lambda: self.asker._reported != before, "the report is not read")
 
     async def until(self, condition, story):
         deadline = time.monotonic() + TIMEOUT_S
@@ -242,10 +266,8 @@ class PlayedAsker:
             process.wait()
 
 
-def play(tmp_path, monkeypatch, body, silent_s=0.3):
+def play(tmp_path, monkeypatch, body):
     async def run():
-        monkeypatch.setattr(asker, "SILENT_S", silent_s)
-        monkeypatch.setattr(asker, "LATE_S", silent_s / 2)
         monkeypatch.setattr(asker, "PAUSES_S", (0.05, 0.1))
         played = PlayedAsker(tmp_path)
         try:
@@ -258,16 +280,16 @@ def play(tmp_path, monkeypatch, body, silent_s=0.3):
 
 def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypatch):
     async def body(played):
-        played.serve()
-        await played.until(lambda: played.asker.report().serving, "it does not serve")
-        await played.until(lambda: played.asker.report().late_s, "it is not late")
+        await played.serve()
+        played.pass_time(LATE_S)
+        assert played.asker.report().late_s > LATE_S
         assert "the asker has not reported for" in played.asker.problem
         assert not played.asker.report().serving
+        played.pass_time(SILENT_S - LATE_S)
         await played.until(lambda: len(played.orders) == 2, "it is not replaced")
         assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
-        assert "has not answered for 0.3 s" in played.asker.problem
-        played.serve()
-        await played.until(lambda: played.asker.report().serving, "the next one does not serve")
+        assert f"has not answered for {SILENT_S:g} s" in played.asker.problem
+        await played.serve()
         assert played.asker.report().replaced == 1
 
     play(tmp_path, monkeypatch, body)
@@ -275,43 +297,59 @@ def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypat
 
 def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypatch):
     async def body(played):
-        played.serve()
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
+        await played.serve()
+        for _ in range(5):
+            played.pass_time(SILENT_S / 2)
             await played.report(0.25)
         assert len(played.orders) == 1
         report = played.asker.report()
-        assert report.questions == report.batches > 2
+        assert report.questions == report.batches == 5
         assert report.wait_p50_ms == 250.0
 
-    play(tmp_path, monkeypatch, body, silent_s=0.5)
+    play(tmp_path, monkeypatch, body)
 
 
 def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
     async def body(played):
-        played.serve()
-        await played.until(lambda: played.asker.report().serving, "it does not serve")
-        played.asker.measured(1, WorkersConfig(recycle_age_s=3600))
+        await played.serve()
+        for _ in range(17):
+            played.pass_time(SILENT_S / 2)
+            await played.report(idle=True)
+            played.asker.measured(1, WorkersConfig(recycle_age_s=600))
+        await played.report(idle=True)
         assert len(played.orders) == 1
-        await asyncio.sleep(0.02)
-        played.asker.measured(1, WorkersConfig(recycle_age_s=0.01))
+        played.pass_time(SILENT_S / 2)  # a tenth earlier than configured
+        played.asker.measured(1, WorkersConfig(recycle_age_s=600))
+        await played.report(0.25)
+        await played.report()  # such as after questions that could not be answered together
+        assert len(played.orders) == 1, "replaced while it answers questions"
+        await played.report(idle=True)
         assert len(played.orders) == 2
         assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
         assert (played.asker.problem, played.asker.report().replaced) == ("", 0)
 
-    play(tmp_path, monkeypatch, body, silent_s=60.0)
+    play(tmp_path, monkeypatch, body)
 
 
-def test_another_asker_starts_though_the_one_before_does_not_end(tmp_path, monkeypatch):
+def test_another_asker_starts_though_the_one_before_does_not_end_and_no_third(tmp_path, monkeypatch):
     """As on a file system that hangs."""
 
     async def body(played):
         monkeypatch.setattr(ChildProcess, "signal", lambda *_: None)
         monkeypatch.setattr(ChildProcess, "close", lambda self: (self.channel.close(), os.close(self.pidfd)))
-        played.serve()
+        await played.serve()
+        played.pass_time(SILENT_S)
         await played.until(lambda: len(played.orders) == 2, "no other one starts")
         assert played.processes[0].poll() is None
-        played.serve()
-        await played.until(lambda: played.asker.report().serving, "the other one does not serve")
+        await played.serve()
+        played.pass_time(SILENT_S)
+        await played.until(lambda: "2 that were killed have not ended" in played.asker.problem, "no problem")
+        for _ in range(5):
+            played.pass_time(SILENT_S)
+            await asyncio.sleep(0.01)
+        assert len(played.orders) == 2, "a third one starts"
+        played.processes[0].kill()
+        await played.until(lambda: len(played.orders) == 3, "none follows one that has ended")
+        await played.serve()
 
     play(tmp_path, monkeypatch, body)

@@ -361,6 +361,26 @@ def test_a_place_that_is_left_gets_what_waits_for_a_while(
         assert f"2 records are dropped, {refusing.name} is no longer configured" in caplog.text
 
 
+def test_a_publisher_reports_while_it_reads_what_another_one_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "REPORT_S", 0.0)
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file in files:
+        file.write_bytes(b"[]")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = PublisherSettings(publish=(), folder=str(tmp_path), log_level="INFO", log_format="json")
+    with ours, theirs:
+        ours.shutdown(socket.SHUT_WR)
+        Publisher(theirs, settings).serve()
+        theirs.close()
+        facts = [
+            PUBLISHER_FACTS.validate_json(packet) for packet in iter(lambda: ours.recv(PACKET_LIMIT), b"")
+        ]
+    assert not any(file.exists() for file in files)
+    assert facts[1:] == [PublishReport(orders=0, places=())] * len(files)
+
+
 # --- Kafka -----------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def _start_asker(context: WorkerContext) -> int:
             if os.getppid() != parent:
                 os._exit(1)
             asker = work.open_asker(context)
-            asker.prepare()
+            asker.prepare(lambda waited_s: None)
             os.write(is_ready, b"\0")
             while True:
                 select.select([asker.fileno()], [], [])

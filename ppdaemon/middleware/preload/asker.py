@@ -45,14 +45,17 @@ class HostAsker:
         """Return a descriptor that becomes readable when there are questions."""
         return self._doorbell
 
-    def prepare(self) -> None:
+    def prepare(self, report: Callable[[Sequence[float]], None]) -> None:
         """Open the central repo, and ask it something, before the first question; log if that is not
-        possible. The first query of each kind takes several times as long as the next ones.
+        possible. The first query of each kind takes several times as long as the next ones; see
+        `~ppdaemon.work.Asker.prepare` for `report`.
         """
         try:
             self._preload.connect(Timings(self._clock))
+            report(())
             for name, detectors in self._config.node.instruments.items():
                 self._preload.rehearse(self._question(name, min(detectors)), Timings(self._clock))
+                report(())
         except Exception as error:  # also of a pipeline's code; questions do without
             unexpected = not isinstance(error, VisitFailed)
             reason = describe(error) if unexpected else error

@@ -5,7 +5,10 @@ It has no orders: the workers wake it. Without it each worker asks by itself, so
 the node, and it is killed whenever something is wrong with it: another one starts.
 """
 
+import contextlib
 import logging
+import os
+import select
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +35,10 @@ SILENT_S = 60.0
 not waited as long."""
 LATE_S = 2 * messages.ASKER_REPORT_S
 """Without a report, until that is a problem."""
+MOST_LEFT = 2
+"""Killed processes that have not ended: each has its memory and connections, so that no other one starts."""
+JITTER = 0.1
+"""It is replaced up to a tenth earlier or later than configured, so that not all hosts do it together."""
 PAUSES_S = 1.0, 60.0
 """Before it is started again, shortest and longest."""
 WAIT_BOUNDS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -43,9 +50,14 @@ _REPORTS = "reports"
 
 
 class AskerProcess(ForkedProcess[messages.AskerFact]):
-    """Supervises the asker."""
+    """Supervises the asker. `jitter` returns random numbers in [0, 1)."""
 
-    def __init__(self, folders: NodeFolders, request_fork: Callable[[messages.ForkWorker], bool]):
+    def __init__(
+        self,
+        folders: NodeFolders,
+        request_fork: Callable[[messages.ForkWorker], bool],
+        jitter: Callable[[], float],
+    ):
         first_s, longest_s = PAUSES_S
         lifecycle = Lifecycle(
             boot_s=BOOT_S,
@@ -62,8 +74,14 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         self._batches = 0
         self._replaced = 0
         self._memory_bytes = 0
+        self._left: list[int] = []
+        """Pidfds of earlier processes that may not have ended."""
         self._started = 0.0
         """When the process was requested, monotonic seconds."""
+        self._jitter = jitter
+        self._stretch = 1.0
+        """By this factor the process may be older than configured."""
+        self._is_old = False
         self._reported = 0.0
         """When the process has reported last, monotonic seconds."""
 
@@ -97,25 +115,36 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         return silent_s if silent_s > LATE_S else None
 
     def measured(self, used_bytes: int, config: WorkersConfig) -> None:
-        """Note its memory; replace it if it has more than it may, or if it is old: it goes on with the
-        central repo's configuration that it has read.
+        """Note its memory; replace it if it has more than it may, or if it is old, as soon as it has no
+        questions: it goes on with the central repo's configuration that it has read.
         """
         self._memory_bytes = used_bytes
         if used_bytes > (most := config.memory.soft):
             self._kill(f"uses {size(used_bytes)}, more than the {size(most)} of workers.memory.soft")
-        elif self._loop.time() - self._started > config.recycle_age_s:
-            _LOG.info("the asker is replaced because of its age")
-            self.replace(wanted=True)
+        else:
+            self._is_old = self._loop.time() - self._started > config.recycle_age_s * self._stretch
 
     def replace(self, *, wanted: bool) -> None:
         """End the process, and start one with a new configuration, if that wants one."""
-        self.close()  # one that is being forked has the old configuration: its epoch is refused
+        super().close()  # one that is being forked has the old configuration: its epoch is refused
         if wanted:
             self.lifecycle.reopen()
             self.start()
 
+    def close(self) -> None:
+        """Kill the process, and start no other."""
+        super().close()
+        while self._left:
+            os.close(self._left.pop())
+
     def _launch(self) -> None:
-        self._started = self._loop.time()
+        self._forget_ended()
+        if len(self._left) >= MOST_LEFT:
+            raise OSError(
+                f"{len(self._left)} that were killed have not ended, such as on a file system that hangs"
+            )
+        self._started, self._is_old = self._loop.time(), False
+        self._stretch = 1.0 + JITTER * (2.0 * self._jitter() - 1.0)
         super()._launch()
 
     def _serve(self) -> None:
@@ -127,6 +156,9 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         match message:
             case messages.Ready():
                 self._ready()
+            case messages.Asked(idle=True) if self._is_old:
+                _LOG.info("the asker is replaced because of its age")
+                self.replace(wanted=True)
             case messages.Asked(waited_s=waited_s):
                 self._batches += bool(waited_s)
                 self._recent.extend(waited_s)
@@ -140,6 +172,20 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
             # Now: one that hangs on a file system does not end, and the next one starts all the same.
             self._end(reason)
             self._set_timer()
+
+    def _release(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(OSError):  # no descriptor is free: then none can be forked, either
+                self._left.append(os.dup(self._child.pidfd))
+        super()._release()
+
+    def _forget_ended(self) -> None:
+        poll = select.poll()
+        for pidfd in self._left:
+            poll.register(pidfd, select.POLLIN)
+        for pidfd, _ in poll.poll(0):
+            self._left.remove(pidfd)
+            os.close(pidfd)
 
     def _give_up(self, cause: str, unanswered: list[Any]) -> None:
         self._replaced += 1

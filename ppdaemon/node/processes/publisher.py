@@ -174,4 +174,6 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
             self._before[name, "sent"] += each.sent
             # What waited in the process is lost with it.
             self._before[name, "dropped"] += each.dropped + each.waiting
+        # At most: it may have sent some of them since its last report.
+        self._dropped += max(0, self._orders - self._reported)
         self._now, self._orders, self._reported = {}, 0, 0
