@@ -184,6 +184,7 @@ def test_prometheus_has_the_values_of_the_status(tmp_path, socket_dir):
                 "ppdaemon_started_to_done_seconds_count": 9,
                 "ppdaemon_shutter_to_alerts_seconds_count": 9,
                 "ppdaemon_export_seconds_count": 9,
+                "ppdaemon_asker_wait_seconds_count": 0,  # scripted workers ask nothing
             },
             ("ppdaemon_relay_permits_total", "answer"): {"granted": 9, "refused": 0},
             ("ppdaemon_relay_nodes == 1", "state"): {"ready": 1},

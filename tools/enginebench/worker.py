@@ -229,12 +229,13 @@ class _BenchVisit:
         results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(self.context.repo)}
         if first and spool:
             # The outputs that a run has only once are exported now, as in a node's first visit.
+            results["packing_cpu_ms"] = self._pack(Path(spool))
             work.open_exporter(self.context).export([Path(spool)])
         cleaning = _Used.now(self.asker)
         self.worker.reset()
         trim_memory()
         free = _Used.now(self.asker)
-        if spool:
+        if spool and not first:
             results["packing_cpu_ms"] = self._pack(Path(spool))
         shutil.rmtree(self.context.spool, ignore_errors=True)
         for path in NodeFolders.of(self.context.config).uncompressed.iterdir():
