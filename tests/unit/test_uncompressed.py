@@ -200,7 +200,7 @@ def test_a_switch_is_logged_once_in_each_direction(folders, caplog):
     assert (watch.report.images, watch.report.declined, watch.report.declining) == (1, 4, True)
     watch.update(config, disk, 4.0 + CALM_S)
     (switch,) = caplog.messages
-    assert "packers do not keep up; 1 image (60 B) wait" in switch
+    assert "more export.packers help while cores are idle; 1 image (60 B) wait uncompressed" in switch
     watch.update(config, disk, 5.0 + CALM_S)
     watch.update(config, disk, 6.0 + CALM_S)
     assert not watch.report.declining

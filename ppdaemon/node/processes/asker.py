@@ -105,7 +105,10 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         """Why there is no process, why it is unreliable, or for how long it is late; or blank."""
         if self._late_s is None:
             return super().problem
-        return f"the asker has not reported for {self._late_s:.0f} s, it is killed after {SILENT_S:g} s"
+        return (
+            f"the asker has not reported for {self._late_s:.0f} s; workers ask the central repo by"
+            f" themselves, and it is killed and replaced after {SILENT_S:g} s"
+        )
 
     @property
     def _late_s(self) -> float | None:

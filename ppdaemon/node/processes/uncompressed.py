@@ -53,11 +53,14 @@ class UncompressedWatch:
             declining=self._declining_until is not None,
         )
         if self.report.declining and not was_declining:
-            why = "all cores are busy" if cores_busy else "packers do not keep up"
-            why = "half of export.spill_max waits for export" if full else why
+            if full:
+                why = "half of export.spill_max waits for export"
+            elif cores_busy:
+                why = "all cores are busy"
+            else:
+                why = "packers do not keep up, more export.packers help while cores are idle"
             _LOG.info(
-                "workers compress images by themselves: %s; %s (%s) wait uncompressed. Workers are"
-                " free later; more export.packers help if cores are idle",
+                "workers compress images by themselves, and are free later: %s; %s (%s) wait uncompressed",
                 why,
                 number_of(used.images, "image"),
                 size(used.size_bytes),
