@@ -95,6 +95,15 @@ def wait_for_questions(folder: Path, count: int) -> None:
     wait_until(lambda: posted(folder) == count, LIMIT_S, lambda: f"{posted(folder)} questions")
 
 
+def ask_in_order(folder: Path, workers: Sequence[Asker], questions: str) -> "list[Future[str]]":
+    """Let each ask when the question before lies there: they are answered by age."""
+    answers = []
+    for number, (worker, question) in enumerate(zip(workers, questions, strict=True)):
+        answers.append(worker.ask(question))
+        wait_for_questions(folder, number + 1)
+    return answers
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -196,10 +205,7 @@ def test_the_oldest_are_answered_first_and_not_too_many_at_once(
     folder: Path, threads: ThreadPoolExecutor
 ) -> None:
     askers = [Asker(folder, threads, batch=3) for _ in range(7)]
-    answers = []
-    for number, asker in enumerate(askers):
-        answers.append(asker.ask(str(number)))
-        wait_for_questions(folder, number + 1)
+    answers = ask_in_order(folder, askers, "0123456")
     assert askers[0].connected.wait(LIMIT_S)
     for asker in askers:
         asker.go()
@@ -452,8 +458,7 @@ def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
 ) -> None:
     one, workers = AnswersAll(folder), [Asker(folder, threads) for _ in range(3)]
     one.poison = "2"
-    answers = [worker.ask(number) for worker, number in zip(workers, "123", strict=True)]
-    wait_for_questions(folder, 3)
+    answers = ask_in_order(folder, workers, "123")
     workers[1].go()
     one.answer()
     assert [each.result(LIMIT_S) for each in answers] == [
@@ -470,10 +475,8 @@ def test_a_question_that_fails_is_asked_by_its_own_worker_alone(
 def test_the_one_answers_the_oldest_first_and_not_too_many_at_once(
     folder: Path, threads: ThreadPoolExecutor
 ) -> None:
-    one, answers = AnswersAll(folder, batch=3), []
-    for number in range(7):
-        answers.append(Asker(folder, threads).ask(str(number)))
-        wait_for_questions(folder, number + 1)
+    one = AnswersAll(folder, batch=3)
+    answers = ask_in_order(folder, [Asker(folder, threads) for _ in range(7)], "0123456")
     one.answer()
     assert [each.result(LIMIT_S) for each in answers] == [f"common answer to {number}" for number in range(7)]
     assert one.asked == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
