@@ -21,9 +21,9 @@ class MemoryConfig(ConfigPart):
     """
 
     soft: Size = 4_000_000_000
-    """A worker above this is replaced after its visit, and the asker at once."""
+    """A worker above this is replaced after its visit, the exporter after its export, the asker at once."""
     hard: Size = 8_000_000_000
-    """A worker above this is stopped at once."""
+    """A worker above this is stopped at once; the exporter, the reader and the publisher are killed."""
     ramdisk: Annotated[Size, pydantic.Field(gt=0)] = 2_000_000_000
     """A worker whose repo on the RAM disk is larger is stopped at once; files shared with
     other workers do not count."""

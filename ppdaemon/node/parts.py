@@ -40,7 +40,7 @@ from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.node.processes.reload import Generations
 from ppdaemon.node.slots.events import RawArrived
-from ppdaemon.node.slots.meters import Meters
+from ppdaemon.node.slots.meters import Limited, Meters
 from ppdaemon.node.slots.pipelinehealth import PipelineHealth
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.schedulerloop import SchedulerLoop
@@ -252,10 +252,13 @@ class NodeParts:
         self._pruner = JournalPruner(
             self.journal, clock, config.node.keep_days, reporting=config.shares_visits
         )
+        limited: list[Limited] = [self.asker, self.exporter, self.publisher]
+        if self.reader is not None:
+            limited.append(self.reader)
         self.services: tuple[Service, ...] = (
             self.chooser.run,
             self.source.run,
-            partial(meters.run, self.pool, self.asker, count),
+            partial(meters.run, self.pool, limited, count),
             ticker.run,
             ticker.run_slowly,
             self._pruner.run,

@@ -43,6 +43,41 @@ def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(node, group
     assert [name for name in node.exported() if group in name] == [f"DemoCam~{group}~0~1"]
 
 
+def test_an_exporter_with_much_memory_is_replaced_when_it_has_exported(tmp_path, socket_dir):
+    memory = {"soft": "1 MB", "sample_s": 0.1}
+    with running_node(tmp_path, socket_dir, workers={"memory": memory}) as node:
+        old = node.wait(lambda: exporter_of(node))
+        for group in ("g1", "g2"):
+            node.relay.reserve(group)
+            node.land(group)
+            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            node.wait(lambda group=group: f"DemoCam~{group}~0~1" in node.exported())
+            node.wait(lambda old=old: exporter_of(node) not in (None, old))
+            old = exporter_of(node)
+        log = (tmp_path / "daemon.log").read_text()
+        assert "the exporter is replaced after the present export" in log
+        assert "it is killed" not in log
+        assert len(node.exported()) == 2
+
+
+def test_an_exporter_with_too_much_memory_is_killed_and_nothing_is_lost(tmp_path, socket_dir):
+    with running_node(tmp_path, socket_dir) as node:
+        old = node.wait(lambda: exporter_of(node))
+        (node.state / "central-down").touch()
+        node.relay.reserve("g1")
+        node.land("g1")
+        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.rewrite(workers={"memory": {"soft": "1 MB", "hard": "2 MB", "sample_s": 0.1}})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        node.wait(lambda: exporter_of(node) not in (None, old))
+        node.wait(lambda: "workers.memory.hard" in node.status().exporter)
+        node.rewrite()
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        (node.state / "central-down").unlink()
+        node.wait(lambda: node.status().spooled == 0)
+        assert node.exported() == ["DemoCam~g1~0~1"]
+
+
 def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
         (node.state / "central-down").touch()

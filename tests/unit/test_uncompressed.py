@@ -12,7 +12,7 @@ import pytest
 from ppdaemon import uncompressed
 from ppdaemon.config import ExportConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.processes.uncompressed import CALM_S, UncompressedWatch
+from ppdaemon.node.processes.uncompressedwatch import CALM_S, UncompressedWatch
 from ppdaemon.spooling import SpoolDisk
 from ppdaemon.uncompressed import Uncompressed, UncompressedRoom
 

@@ -36,6 +36,7 @@ from ppdaemon.middleware.export.spool import (
     replace_manifest,
 )
 from ppdaemon.middleware.export.syncing import sync_all
+from ppdaemon.processes import set_title
 from ppdaemon.uncompressed import UncompressedRoom
 
 __all__ = ("Packer", "pack")
@@ -143,6 +144,7 @@ class Packer:
             spools, writer = tuple(waiting[number::free]), self._open_writer()
 
             def pack_share(spools: Iterable[Path] = spools, writer: DatasetWriter = writer) -> None:
+                set_title("ppdaemon packer")
                 os.nice(NICENESS)
                 _be_killed_first()
                 for spool in spools:

@@ -122,7 +122,7 @@ class AskerProcess(ForkedProcess[messages.AskerFact]):
         questions: it goes on with the central repo's configuration that it has read.
         """
         self._memory_bytes = used_bytes
-        if used_bytes > (most := config.memory.soft):
+        if used_bytes > (most := config.memory.soft):  # it holds nothing that would be lost
             self._kill(f"uses {size(used_bytes)}, more than the {size(most)} of workers.memory.soft")
         else:
             self._is_old = self._loop.time() - self._started > config.recycle_age_s * self._stretch

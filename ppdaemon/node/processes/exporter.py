@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon import messages
-from ppdaemon.config import ExportConfig
+from ppdaemon.config import ExportConfig, WorkersConfig
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.metrics import Histogram
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import ForkedProcess
-from ppdaemon.node.processes.uncompressed import UncompressedWatch
+from ppdaemon.node.processes.uncompressedwatch import UncompressedWatch
 from ppdaemon.reports import UncompressedReport
 from ppdaemon.spooling import SpoolDisk
+from ppdaemon.terminal import size
 from ppdaemon.wire import encode
 
 __all__ = ("ExporterProcess",)
@@ -108,6 +109,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Those of the pending spools."""
         self._ends: deque[float] = deque(maxlen=MOST_ENDS)
         """When the last spools were exported, monotonic seconds."""
+        self._has_exported = False
+        """Whether the present process has exported anything: what it uses is not only what each needs."""
 
     @property
     def waiting(self) -> int:
@@ -245,9 +248,21 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         if self._child is None:
             self.start()  # one that is being forked has the old configuration: its epoch is refused
         else:
-            self.lifecycle.replace(self._loop.time())
-            self._serve()
-            self._set_timer()
+            self._replace()
+
+    def _replace(self) -> None:
+        self.lifecycle.replace(self._loop.time())
+        self._serve()
+        self._set_timer()
+
+    def measured(self, used_bytes: int, config: WorkersConfig) -> None:
+        """Replace the process after the present export if it uses much memory, kill it if too much."""
+        super().measured(used_bytes, config)
+        is_large = used_bytes > (most := config.memory.soft)
+        if is_large and self._has_exported and self.lifecycle.state is ProcessState.SERVING:
+            used = f"{size(used_bytes)}, more than the {size(most)} of workers.memory.soft"
+            _LOG.info("the exporter is replaced after the present export: it uses %s", used)
+            self._replace()
 
     @property
     def _exporting(self) -> tuple[str, ...]:
@@ -290,6 +305,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         self._answered(self._exporting)
         match message:
             case messages.Ready():
+                self._has_exported = False
                 if not self._spools:
                     self._failure = ""  # with spools, the next export tells whether it works
                 self._ready()
@@ -315,6 +331,7 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self._incomplete.intersection_update(self._spools)
                 self._failure = ""
                 self._hurried = self._hurried and bool(self._spools)
+                self._has_exported = True
                 self.lifecycle.succeeded()
                 self._done(message)
             case messages.ImagesGivenUp():

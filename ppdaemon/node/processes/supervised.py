@@ -19,11 +19,13 @@ from typing import Any
 
 import pydantic
 
+from ppdaemon.config import WorkersConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
 from ppdaemon.node.processes.child import ChildProcess, adopt
 from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 from ppdaemon.processes import signal_name
+from ppdaemon.terminal import size
 from ppdaemon.wire import decode, encode
 
 __all__ = ("ForkedProcess", "SupervisedProcess")
@@ -77,6 +79,11 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
             if child is not None:
                 self._watch(child)
         self._set_timer()
+
+    def measured(self, used_bytes: int, config: WorkersConfig) -> None:
+        """Kill the process if it has more memory than any may."""
+        if used_bytes > (most := config.memory.hard):
+            self._kill(f"uses {size(used_bytes)}, more than the {size(most)} of workers.memory.hard")
 
     def retire(self) -> None:
         """Send the process no more orders, and start no other when it has ended."""

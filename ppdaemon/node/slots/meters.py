@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from ppdaemon.processes import is_alone, parent, process_tree
 
 __all__ = (
     "REPO_EVERY",
+    "Limited",
     "Meters",
     "cpu_seconds",
     "cut_log",
@@ -174,8 +175,8 @@ class Meters:
         self._ramdisk_measured = 0
         self._log_problems: tuple[str, ...] = ()
 
-    async def run(self, pool: Pool, asker: Limited, count: Counter[str]) -> None:
-        """Measure all workers and the asker periodically until canceled; each slot with a change gets a
+    async def run(self, pool: Pool, others: Sequence[Limited], count: Counter[str]) -> None:
+        """Measure all workers and other processes periodically until canceled; each slot with a change gets a
         `MemorySampled`. Cut logs are counted as ``log_cut``.
         """
         loop = asyncio.get_running_loop()
@@ -183,20 +184,21 @@ class Meters:
         with contextlib.closing(self), ThreadPoolExecutor(1, "meters") as thread:
             while True:
                 await asyncio.sleep(self.config.memory.sample_s)
-                pids, asker_pid = pool.pids(), asker.pid
+                pids = pool.pids()
+                other_pids = [other.pid for other in others]
                 try:
                     samples = await loop.run_in_executor(thread, self.read, pids)
-                    if asker_pid is not None:
-                        used_bytes = await loop.run_in_executor(thread, self._memory_of, asker_pid)
-                        if asker.pid == asker_pid:  # it may have been replaced meanwhile
-                            asker.measured(used_bytes, self.config)
+                    used = await loop.run_in_executor(thread, self._memory_of, other_pids)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
                     )
                     self.close()
                     continue
-                # A worker may have been replaced while the thread measured.
+                # A process may have been replaced while the thread measured.
+                for other, pid, used_bytes in zip(others, other_pids, used, strict=True):
+                    if pid is not None and other.pid == pid:
+                        other.measured(used_bytes, self.config)
                 now = pool.pids() if samples else {}
                 for number, sample in samples.items():
                     if now.get(number) == pids[number]:
@@ -272,9 +274,9 @@ class Meters:
             used = sum(map(anonymous_share, members))
         return used, sum(map(cpu_seconds, members))
 
-    def _memory_of(self, pid: int) -> int:
-        """Return the memory of a process and its descendants."""
-        return self._used(process_tree(pid))[0]
+    def _memory_of(self, pids: Iterable[int | None]) -> list[int]:
+        """Return the memory of each process, without its descendants: a packer has a short time limit."""
+        return [0 if pid is None else self._used([pid])[0] for pid in pids]
 
     def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
         files = {worker.pid: worker.files for worker in self._workers.values()}
