@@ -54,6 +54,17 @@ def test_a_burst_stands_beside_one_over_zeromq_and_keeps_its_own_goal(results):
     assert "burst.above_zeromq_p99_ms" not in results.GOALS
 
 
+def test_orders_are_read_as_they_are_appended(tmp_path):
+    path = tmp_path / "ingested"
+    orders = part("sourcesbench.site").Orders(path)
+    assert orders.of("a") == []
+    path.write_text("a 3 100 -1 1.5\nb 1 101 -1 2.5\na 4 100 -1 2.")
+    assert orders.of("a") == [(3, 1.5)]
+    path.write_text(path.read_text() + "75\n")
+    assert orders.of("a") == [(3, 1.5), (4, 2.75)]
+    assert orders.of("b") == [(1, 2.5)]
+
+
 def test_messages_are_sent_evenly():
     pace = part("sourcesbench.zeromq").pace
     assert list(pace({3: b"", 1: b"", 2: b""}, 0.0)) == [3, 1, 2]
