@@ -9,7 +9,7 @@ import click
 from benching.cli import Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
-from sourcesbench.bridge import bridging, measure_ring, posting
+from sourcesbench.bridge import bridging, measure_ring, posting, posting_again
 from sourcesbench.floor import measure_floor
 from sourcesbench.redis import measure_redis
 from sourcesbench.results import GOALS, Samples, beside, bursts
@@ -42,8 +42,8 @@ def _measure_notices(
     sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     visits = Samples()
-    samples = {name: Samples() for name in ("zeromq", "bridge", "burst", "zeromq_burst")}
-    chosen = [name for name in samples if name.removeprefix("zeromq_") in sections or name == "zeromq"]
+    samples = {name: Samples() for name in ("zeromq", "bridge", "burst", "kept_burst", "zeromq_burst")}
+    chosen = [name for name in samples if name.rpartition("_")[2] in sections or name == "zeromq"]
     progress(f"starting {workload.detectors} workers")
     with folder_roots.temporary() as folders:
         address = f"ipc://{folders.ramdisk}/notices"
@@ -51,8 +51,9 @@ def _measure_notices(
             publishing(address) as publish,
             bridging(folders) as bridge,
             running(folders, workload, {"subscribe": [address], "bridges": [bridge.nodes]}) as site,
+            posting_again(bridge, site.detectors) as post_again,
         ):
-            senders = {"zeromq": publish, "zeromq_burst": publish}
+            senders = {"zeromq": publish, "zeromq_burst": publish, "kept_burst": post_again}
             senders |= dict.fromkeys(("bridge", "burst"), posting(bridge))
             for number, suffix in enumerate(groups("-", workload.exposures)):
                 progress(f"exposure {number} of {workload.exposures}; the first one is not counted")
@@ -77,7 +78,7 @@ def _measure_notices(
     if "burst" in chosen:
         with folder_roots.temporary() as folders:
             floor = measure_floor(folders, workload, progress)
-        results["burst"] = bursts(samples["burst"], samples["zeromq_burst"], floor)
+        results["burst"] = bursts(samples["burst"], samples["kept_burst"], samples["zeromq_burst"], floor)
     return results
 
 

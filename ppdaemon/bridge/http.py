@@ -34,8 +34,10 @@ SMALL, MAX_LARGE = 100_000, 50
 MAX_CONNECTIONS = 1000
 """A gateway may have as many as threads, and an exposure of LSSTCam has some 400 notices. A further one
 replaces the oldest that has no request under way."""
-IDLE_S = 15.0
-"""A connection without a request is closed after this time: the next one costs a store a millisecond."""
+IDLE_S = 180.0
+"""A connection without a request is closed after this time. Stores keep theirs from one exposure to the next,
+some 40 s later: opening all again costs more CPU time than all notices. They close idle ones themselves
+after 90 s (Go) or 118 s (libcurl): a request that meets our closing could be lost to them."""
 BODY_S = 10.0
 """A store sends a body at once."""
 STORE_S = 10.0

@@ -13,6 +13,7 @@ import random
 import select
 import signal
 import sys
+import termios
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -62,9 +63,23 @@ def arm_lifeline(read_end: int) -> int:
     return armed
 
 
-def _new_session(child: ChildSettings) -> None:
-    """Start a process group, by which grandchildren are found and killed."""
-    os.setsid()
+def _new_group(child: ChildSettings) -> None:
+    """Start a process group, by which grandchildren are found and killed.
+
+    Not a session: the kernel shares cores out to sessions (autogroup), whatever the niceness within them, and
+    the supervisor would get no more than one worker.
+    """
+    os.setpgid(0, 0)
+
+
+def _leave_terminal(child: ChildSettings) -> None:
+    """Leave the terminal in which the daemon was started: a library that asks there would be stopped."""
+    with contextlib.suppress(OSError):  # there is none
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(terminal, termios.TIOCNOTTY)
+        finally:
+            os.close(terminal)
 
 
 def _reset_signals(child: ChildSettings) -> None:
@@ -134,7 +149,8 @@ def _enable_gc(child: ChildSettings) -> None:
 
 
 STEPS: tuple[Callable[[ChildSettings], None], ...] = (
-    _new_session,  # before `_arm_lifeline`, which uses the process group
+    _new_group,  # before `_arm_lifeline`, which uses the process group
+    _leave_terminal,
     _reset_signals,
     _redirect_output,
     _arm_lifeline,

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +44,34 @@ def test_a_visit_runs_from_announcement_to_export(node, group):
         assert row.exposures == (node.raws.exposure(node.raws.number(group)),)
         assert sorted(row.stages.values()) == list(row.stages.values())
     assert node.marks(group) == {f"{group}~{detector}": 1 for detector in range(3)}
+
+
+def test_workers_are_in_the_session_of_the_daemon_so_that_their_niceness_counts(node):
+    pids = [row.pid for row in node.workers() if row.pid is not None]
+    assert pids
+    for pid in pids:
+        assert os.getsid(pid) == os.getsid(node.pid)
+        assert os.getpgid(pid) == pid
+
+
+def test_a_child_leaves_the_terminal_of_the_daemon():
+    """What asks at a terminal would be stopped there, as a process in the background."""
+    program = (
+        "import os; from ppdaemon.worker import childsetup; os.open('/dev/tty', os.O_RDWR); print('opened'); "
+        "childsetup._new_group(None); childsetup._leave_terminal(None); os.open('/dev/tty', os.O_RDWR)"
+    )
+    ours, theirs = os.openpty()
+    try:
+        # The first process of a session gets the terminal that it opens; the second one has it from there.
+        shell = [f': <{os.ttyname(theirs)}; {sys.executable} -c "{program}"; exit $?']
+        ended = subprocess.run(
+            ["sh", "-c", *shell], start_new_session=True, capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert ended.stdout == "opened\n"
+    assert ended.stderr.splitlines()[-1] == "OSError: [Errno 6] No such device or address: '/dev/tty'"
 
 
 def test_the_names_of_all_processes_have_no_blanks(node):

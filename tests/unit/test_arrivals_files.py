@@ -85,6 +85,33 @@ def test_fault_21_a_file_without_permission_is_not_intact(tmp_path):
     assert "cannot be read: Permission denied" in state_of(place).problem
 
 
+def test_a_small_file_is_read_whole_also_in_parts_and_a_large_one_to_a_byte_above_the_limit(
+    tmp_path, monkeypatch
+):
+    place = put(tmp_path / "raw/x.json", b"0123456789")
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 4)))
+    for limit, content in ((10, b"0123456789"), (11, b"0123456789"), (9, b"0123456789"), (6, b"0123456")):
+        assert raws_files.read_raw(place.path, place.root, limit) == content
+    place = put(tmp_path / "raw/empty.json")
+    assert raws_files.read_raw(place.path, place.root, 10) == b""
+
+
+def test_a_raw_is_read_from_any_position(tmp_path):
+    place = put(tmp_path / "raw/x.fits", content := os.urandom(40_000))
+    with raws_files.open_raw(place.path, place.root) as file:
+        assert file.seek(0, os.SEEK_END) == len(content)
+        assert file.read(1) == b""
+        assert file.seek(30_000) == 30_000
+        assert file.read(100) == content[30_000:30_100]
+        file.seek(-50, os.SEEK_CUR)
+        assert file.tell() == 30_050
+        assert file.read() == content[30_050:]
+        descriptor = file.fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 def outside(root: Path) -> Path:
     secret = root.parent / "secret"
     secret.mkdir()

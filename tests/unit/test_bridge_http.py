@@ -79,6 +79,11 @@ def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
     assert stored.bodies == []
 
 
+def test_a_store_closes_its_idle_connections_before_the_bridge_does():
+    libcurl_s, go_s = 118, 90
+    assert max(libcurl_s, go_s) < http.IDLE_S
+
+
 @pytest.mark.parametrize("sent", [b"", b"POST", HEAD])
 def test_a_client_that_sends_no_whole_request_is_disconnected(monkeypatch, sent):
     monkeypatch.setattr(http, "IDLE_S", 0.05)

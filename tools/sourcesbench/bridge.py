@@ -3,8 +3,9 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -21,12 +22,15 @@ from ppdaemon.wire import decode, encode
 from sourcesbench.site import Send, Workload
 from sourcesbench.zeromq import pace
 
-__all__ = ("bridging", "measure_ring", "posting")
+__all__ = ("bridging", "measure_ring", "posting", "posting_again")
 
 ANSWER_S = 30.0
 AT_ONCE = 1000
 NOTICE_BYTES = 1000
 """As a record of Ceph has."""
+
+type _Connections = Mapping[int, socket.socket]
+"""By detector."""
 
 
 @contextmanager
@@ -43,28 +47,45 @@ def bridging(folders: BenchFolders) -> Iterator[BridgeProcess]:
 
 def posting(bridge: BridgeProcess) -> Send:
     """Return a function that sends notices as the threads of a gateway do: each on a connection of its own,
-    without a wait for the answers to others.
+    without a wait for the answers to others. All connections are new.
     """
 
     def send(notices: Mapping[int, bytes], within_s: float) -> Mapping[int, float]:
-        sent = {}
-        with ExitStack() as stack:
-            connections = {
-                detector: stack.enter_context(
-                    socket.create_connection(("127.0.0.1", bridge.port), timeout=ANSWER_S)
-                )
-                for detector in notices
-            }
-            requests = {detector: _request(body) for detector, body in notices.items()}
-            for detector in pace(notices, within_s):
-                sent[detector] = time.monotonic()
-                connections[detector].sendall(requests[detector])
-            for connection in connections.values():
-                if not (answer := connection.recv(4096)).startswith(b"HTTP/1.1 200 "):
-                    raise BenchFailed(f"the bridge has answered {answer!r}")
-        return sent
+        with _connections(bridge, notices) as connections:
+            return _post(connections, notices, within_s)
 
     return send
+
+
+@contextmanager
+def posting_again(bridge: BridgeProcess, detectors: Collection[int]) -> Iterator[Send]:
+    """Give a function that sends notices in the same way, on connections that stay open from one exposure to
+    the next, as those of libcurl and of Go do.
+    """
+    with _connections(bridge, detectors) as connections:
+        yield partial(_post, connections)
+
+
+@contextmanager
+def _connections(bridge: BridgeProcess, detectors: Collection[int]) -> Iterator[_Connections]:
+    address = ("127.0.0.1", bridge.port)
+    with ExitStack() as stack:
+        yield {
+            detector: stack.enter_context(socket.create_connection(address, timeout=ANSWER_S))
+            for detector in detectors
+        }
+
+
+def _post(connections: _Connections, notices: Mapping[int, bytes], within_s: float) -> Mapping[int, float]:
+    sent = {}
+    requests = {detector: _request(body) for detector, body in notices.items()}
+    for detector in pace(notices, within_s):
+        sent[detector] = time.monotonic()
+        connections[detector].sendall(requests[detector])
+    for detector in notices:
+        if not (answer := connections[detector].recv(4096)).startswith(b"HTTP/1.1 200 "):
+            raise BenchFailed(f"the bridge has answered {answer!r}")
+    return sent
 
 
 def measure_ring(

@@ -34,7 +34,7 @@ from ppdaemon.testing.node import node_config
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import Model, decode, encode
 from sourcesbench.results import Samples
-from sourcesbench.site import CAMERA, START_S, Workload, groups, orders_of
+from sourcesbench.site import CAMERA, START_S, Orders, Workload, groups
 
 __all__ = ("measure_floor",)
 
@@ -65,7 +65,7 @@ async def _measure(config: NodeConfig, workload: Workload) -> Samples:
                 channel.send(orders[detector])
             _receive(channels, Ingested)
             if number > 1:  # as in the other sections
-                samples.add(sent, orders_of(config.node.state_dir, "ingested", group))
+                samples.add(sent, Orders(config.node.state_dir / "ingested").of(group))
             _send(channels, GiveUp(reason="the measurement is complete"))
     return samples
 

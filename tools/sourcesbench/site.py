@@ -24,7 +24,7 @@ from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import running_telescope
 from sourcesbench.results import Samples
 
-__all__ = ("CAMERA", "Send", "Site", "Workload", "groups", "orders_of", "running")
+__all__ = ("CAMERA", "Orders", "Send", "Site", "Workload", "groups", "running")
 
 CAMERA = "LSSTCam"
 START_S = 300.0
@@ -51,6 +51,30 @@ class Workload:
     ring: int
 
 
+class Orders:
+    """The orders that workers have recorded in a file.
+
+    Only what was appended is read: while orders are awaited, this runs beside what is measured.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._read = 0
+        self._rows: dict[str, list[tuple[int, float]]] = {}
+
+    def of(self, group: str) -> list[tuple[int, float]]:
+        """Return detector and time of those of a group."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read()
+            lines = lines[: lines.rfind(b"\n") + 1]
+            self._read += len(lines)
+            for name, detector, *_, at in map(str.split, lines.decode().splitlines()):
+                self._rows.setdefault(name, []).append((int(detector), float(at)))
+        return self._rows.get(group, [])
+
+
 class Site:
     """What a section asks for."""
 
@@ -59,6 +83,7 @@ class Site:
         self.client = client
         self.detectors = range(workload.detectors)
         self._raws = RawWriter(node.raw_root, CAMERA, "MC")
+        self._orders_by_kind = {kind: Orders(node.state / kind) for kind in ("prepared", "ingested")}
 
     def visit(self, group: str, announce: Callable[[], float], samples: Samples) -> None:
         """Announce a visit; add the times from the announcement to each worker's order to prepare."""
@@ -100,22 +125,12 @@ class Site:
         return json.dumps({"Records": [{"eventName": "ObjectCreated:Put", "s3": content}]}).encode()
 
     def _orders(self, kind: str, group: str) -> list[tuple[int, float]]:
-        return orders_of(self.node.state, kind, group)
+        return self._orders_by_kind[kind].of(group)
 
     def _wait(self, condition: Callable[[], object], limit_s: float = LATE_S) -> None:
         until = time.monotonic() + limit_s
         while not condition() and time.monotonic() < until:
             time.sleep(POLL_S)
-
-
-def orders_of(state: Path, kind: str, group: str) -> list[tuple[int, float]]:
-    """Return detector and time of the orders that workers have recorded for a group, in a state folder."""
-    path = state / kind
-    text = path.read_text() if path.exists() else ""
-    # Not split: while orders are awaited, this runs beside what is measured.
-    lines = [line for line in text.splitlines(keepends=True) if line.startswith(f"{group} ")]
-    rows = [line.split() for line in lines if line.endswith("\n")]
-    return [(int(row[1]), float(row[-1])) for row in rows]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.pending import ExposureFacts, FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import fitsblocks
-from ppdaemon.raws.files import is_open_for_writing, open_raw, raw_descriptor
+from ppdaemon.raws.files import is_open_for_writing, open_raw, open_with_status, raw_descriptor, read_raw
 from ppdaemon.raws.path import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
 
@@ -65,9 +65,10 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
     """
     for path in files:
         try:
-            with _open(path) as file:
-                # The time stamps are read first: a write during the read is then detected later.
-                state = _stamped(path, os.fstat(file.fileno()))
+            file, status = open_with_status(path.path, path.root)
+            with file:
+                # The time stamps were read first: a write during the read is then detected later.
+                state = _stamped(path, status)
                 if path.marker is not None and not os.path.lexists(path.marker):
                     return state(marked=False, read=False)
                 written = is_open_for_writing(file.fileno()) if writers else None
@@ -132,7 +133,7 @@ def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
 def facts_of_image(image: RawPath) -> ExposureFacts:
     """Read the group and the snap from a FITS header."""
     try:
-        with _open(image) as file:
+        with open_raw(image.path, image.root) as file:
             return facts_in(fitsblocks.read_header(file, until="GROUPID"))
     except ValueError as error:
         raise BadMessage(str(error), "header") from None
@@ -175,15 +176,8 @@ def _is_regular(path: RawPath) -> bool:
     return True
 
 
-def _open(path: RawPath) -> BinaryIO:
-    return open_raw(path.path, path.root)
-
-
 def _json_object(path: RawPath) -> dict[str, Any]:
-    with _open(path) as file:
-        # Not more than there is: for a megabyte the system would map memory, and unmap it again.
-        size = min(os.fstat(file.fileno()).st_size, MAX_SIDECAR)
-        content = parse_json(file.read(size + 1), limit=MAX_SIDECAR)
+    content = parse_json(read_raw(path.path, path.root, MAX_SIDECAR), limit=MAX_SIDECAR)
     if not isinstance(content, dict):
         raise BadMessage("no JSON object", "sidecar")
     return content
