@@ -5,6 +5,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # imported only by the workers' processes: this one has no LS
     from enginebench.sections import Section, SectionFolders
 
 NAMES = ("empty", "twenty", "images", "appipe", "snaps", "detector", "field")
+FIRST_VISITS = 3
+"""Workers that do one visit, before the one that does all others."""
 QUICK = {"only": ("empty", "appipe", "detector"), "visits": 3}
 
 
@@ -33,31 +36,37 @@ def prepare_section(section: "Section", folders: "SectionFolders", channel: Conn
     channel.recv()
 
 
-def worker(setup: Any, channel: Connection) -> None:
-    """Run a worker; runs in its own process."""
-    from enginebench.worker import run_worker
+def node(setup: Any, channel: Connection) -> None:
+    """Run a node with one worker at a time; runs in its own process."""
+    from enginebench.worker import run_node
 
-    run_worker(setup, channel)
+    run_node(setup, channel)
 
 
 def measure(
     section: "Section", folders: "SectionFolders", visits: int, progress: Callable[[str], None]
 ) -> dict[str, Mapping[str, float | int]]:
-    """Measure the same visits with each worker, in turn."""
+    """Measure the same visits with each engine, in turn."""
     from enginebench.sections import plan
 
-    plans = plan(visits + 1, section.snaps)
+    counts = [*(1,) * FIRST_VISITS, 1 + visits]
+    plans = plan(sum(counts), section.snaps)
     with BenchProcess(prepare_section, section, folders) as maker:
         setups = maker.request(plans)
-    samples: dict[str, list[Sample]] = {name: [] for name in setups}
+    samples: dict[str, list[list[Sample]]] = {name: [] for name in setups}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(BenchProcess(worker, setup)) for name, setup in setups.items()}
-        for number, each in enumerate(plans):
-            # Another worker is the first in each visit: none always runs after the same other one.
-            first = number % len(workers)
-            for name in [*workers][first:] + [*workers][:first]:
-                samples[name].append(workers[name].request(each))
-            progress(f"{section.name}: visit {number} of {visits}")
+        nodes = {name: stack.enter_context(BenchProcess(node, setup)) for name, setup in setups.items()}
+        remaining = iter(enumerate(plans))
+        for count in counts:
+            for name in nodes:
+                nodes[name].request(count)
+                samples[name].append([])
+            for number, each in islice(remaining, count):
+                # Another engine is the first in each visit: none always runs after the same other one.
+                first = number % len(nodes)
+                for name in [*nodes][first:] + [*nodes][:first]:
+                    samples[name][-1].append(nodes[name].request(each))
+                progress(f"{section.name}: visit {number + 1} of {len(plans)}")
     return {
         name: summarize(taken, section.task_count, idle=section.is_idle) for name, taken in samples.items()
     }
@@ -90,7 +99,7 @@ def measure_all(
     default=10,
     show_default=True,
     type=click.IntRange(1),
-    help="Measured visits of each worker.",
+    help="Measured visits of each engine, without first ones.",
 )
 @click.option("--small", is_flag=True, help="Small images, only to test the bench.")
 @options(QUICK)
@@ -98,9 +107,11 @@ def command(bench: Bench, only: tuple[str, ...], visits: int, small: bool) -> No
     """Measure the time of engines from the raw to the outputs ready for export.
 
     Each engine has a worker, a process that does the same as the daemon's
-    workers: prepare, ingest, process, clean up. All of them do the same visits
-    in turn. Times are medians; the first visit of a worker is listed
-    separately.
+    workers: prepare, ingest, process, clean up. It is forked as they are, from
+    a process that has warmed up. All engines do the same visits in turn. Times
+    are medians without the first visit of a worker, which is listed separately,
+    as the median of several workers (first_...), and the first one of a node,
+    for which nothing is on the RAM disk (node_first_...).
 
     prepare_ms is from the order to prepare until the worker is prepared.
     total_ms begins when the raw is complete and ends when the outputs are in

@@ -37,25 +37,33 @@ def visit(first_task_ms, tasks_ms, spool_ms, memory_mb=300.0, warm_ms=5.0):
     }
 
 
-def test_the_first_visit_of_a_worker_is_listed_separately(results):
-    visits = [visit(90, 90, 90, 900, 400), visit(4, 10, 6), visit(6, 20, 8, 310), visit(5, 15, 100)]
-    found = results.summarize(visits, 5, idle=True)
-    assert (found["first_total_ms"], found["first_warm_ms"], found["first_visit_ms"]) == (270, 400, 360)
+def workers(first, *later):
+    """Return visits of two workers, the first one of which has only the node's first visit."""
+    return [[visit(1e3, 1e3, 1e3, 1e3)], [first, *later]]
+
+
+def test_first_visits_of_workers_are_listed_separately(results):
+    first = [visit(90, 90, 90, 900, 400), visit(91, 91, 91, 900, 401), visit(500, 90, 90, 900, 500)]
+    others = [visit(4, 10, 6), visit(6, 20, 8, 310), visit(5, 15, 100)]
+    node_first = visit(1e3, 1e3, 1e3)
+    found = results.summarize([[node_first], [first[0]], [first[2]], [first[1], *others]], 5, idle=True)
+    assert (found["first_total_ms"], found["first_warm_ms"], found["first_visit_ms"]) == (273, 401, 363)
+    assert (found["node_first_visit_ms"], found["node_first_cpu_ms"]) == (3090, 1050)
     assert (found["raw_to_first_task_ms"], found["between_tasks_ms"], found["visits"]) == (5, 3, 3)
     assert (found["overhead_ms"], found["total_worst_ms"]) == (34, 120)
     assert (found["memory_peak_mb"], found["warm_ms"]) == (310, 5)
 
 
 def test_tasks_that_do_something_are_not_overhead(results):
-    found = results.summarize([visit(4, 10, 6)] * 2, 5, idle=False)
+    found = results.summarize(workers(*[visit(4, 10, 6)] * 2), 5, idle=False)
     assert found["total_ms"] == 20
     assert "overhead_ms" not in found
     assert "between_tasks_ms" not in found
 
 
 def test_engines_are_compared_where_both_were_measured(results):
-    fast = results.summarize([visit(4, 10, 6)] * 2, 5, idle=True)
-    slow = results.summarize([visit(100, 150, 50)] * 2, 5, idle=True)
+    fast = results.summarize(workers(*[visit(4, 10, 6)] * 2), 5, idle=True)
+    slow = results.summarize(workers(*[visit(100, 150, 50)] * 2), 5, idle=True)
     found = results.ratios({"direct": fast, "separable": slow, "direct_20": fast, "floor": slow})
     assert found == {
         "first_task_of_separable": pytest.approx(0.04),
@@ -73,7 +81,7 @@ def test_engines_are_compared_where_both_were_measured(results):
 
 
 def test_the_floor_is_compared_with_and_without_writing(results):
-    engine = results.summarize([visit(10, 940, 250, memory_mb=330)] * 2, 6, idle=False)
+    engine = results.summarize(workers(*[visit(10, 940, 250, memory_mb=330)] * 2), 6, idle=False)
     floor = {"total_ms": 800, "tasks_cpu_ms": 900, "written_ms": 1000, "held_ms": 200, "memory_peak_mb": 300}
     found = results.ratios({"direct_appipe": engine, "floor_appipe": floor})
     assert found == {
@@ -90,7 +98,7 @@ def test_the_floor_is_compared_with_and_without_writing(results):
 
 
 def test_a_first_visit_is_compared_with_the_later_ones(results):
-    engine = results.summarize([visit(300, 400, 200), *[visit(10, 100, 50)] * 3], 6, idle=False)
+    engine = results.summarize(workers(visit(300, 400, 200), *[visit(10, 100, 50)] * 3), 6, idle=False)
     found = results.ratios({"direct_appipe": engine})
     assert found["first_visit_of_later_appipe"] == 990 / 250
     assert found["first_visit_cpu_of_later_appipe"] == 450 / 150
@@ -99,8 +107,8 @@ def test_a_first_visit_is_compared_with_the_later_ones(results):
 @pytest.mark.parametrize(("first_task_ms", "missed"), [(9, False), (11, True)])
 def test_a_goal_is_a_ratio(tool, results, first_task_ms, missed):
     groups = {
-        "direct": results.summarize([visit(first_task_ms, 1, 1)] * 2, 5, idle=True),
-        "separable": results.summarize([visit(100, 150, 150)] * 2, 5, idle=True),
+        "direct": results.summarize(workers(*[visit(first_task_ms, 1, 1)] * 2), 5, idle=True),
+        "separable": results.summarize(workers(*[visit(100, 150, 150)] * 2), 5, idle=True),
     }
     shared = part("benching.results")
     listed = shared.flatten(groups | {"ratios": results.ratios(groups)})
@@ -111,7 +119,7 @@ def test_a_goal_is_a_ratio(tool, results, first_task_ms, missed):
 def test_all_goals_are_of_ratios_that_are_computed(results):
     sides = [side for one, other, _, _ in results._PAIRS for side in (one, other)]
     of_floor = {"written_ms": 1.0, "tasks_cpu_ms": 1.0}
-    summary = results.summarize([visit(1, 1, 1) | of_floor] * 2, 5, idle=True)
+    summary = results.summarize(workers(*[visit(1, 1, 1) | of_floor] * 2), 5, idle=True)
     summaries = dict.fromkeys(sides, summary) | {"floor_field": summary | {"total_ms": 1.0}}
     listed = part("benching.results").flatten({"ratios": results.ratios(summaries)})
     assert set(results.GOALS) <= set(listed)
@@ -121,7 +129,7 @@ def test_all_goals_are_of_ratios_that_are_computed(results):
 def test_the_tasks_own_time_is_no_overhead_of_the_engines(results):
     names = ("direct_field", "separable_field", "floor_field")
     times = dict(zip(names, (300.0, 1100.0, 100.0), strict=True))
-    summary = results.summarize([visit(1, 1, 1)] * 2, 5, idle=False) | {
+    summary = results.summarize(workers(*[visit(1, 1, 1)] * 2), 5, idle=False) | {
         "tasks_cpu_ms": 1.0,
         "written_ms": 1.0,
     }

@@ -38,7 +38,8 @@ _MEDIANS = (
 )
 _MAXIMA = ("memory_peak_mb", "ramdisk_mb")
 _FIRST = ("prepare_ms", "warm_ms", "total_ms", "held_ms", "free_ms", "visit_ms", "cpu_ms")
-"""What is listed of the first visit of a worker."""
+"""What is listed of the first visits of workers."""
+_NODE_FIRST = ("visit_ms", "cpu_ms")
 
 _WHOLE = {
     "prepare": ("prepare_ms",) * 2,
@@ -82,7 +83,7 @@ _PAIRS: Sequence[tuple[str, str, str, Mapping[str, tuple[str, str]]]] = (
 _FIELD = ("direct_field", "separable_field", "floor_field")
 """Workers whose time above that of the tasks is compared."""
 _FIRST_VISITS = ("direct", "direct_appipe")
-"""Workers whose first visit is compared with their later ones."""
+"""Engines whose workers' first visits are compared with the later ones."""
 
 
 def _ratio(limit: float) -> Goal:
@@ -126,22 +127,29 @@ GOALS: Mapping[str, Goal] = {
 """By name of the result."""
 
 
-def summarize(visits: Sequence[Sample], task_count: int, *, idle: bool) -> Summary:
-    """Summarize one engine's visits: medians of times, maxima of sizes.
+def summarize(workers: Sequence[Sequence[Sample]], task_count: int, *, idle: bool) -> Summary:
+    """Summarize the visits of one engine by worker: medians of times, maxima of sizes.
 
-    There must be at least two visits; the first one, of a new worker, is
-    listed separately. With `idle` the tasks do nothing, so that all time is
-    overhead.
+    The first visits of workers are listed separately; so is that of the first
+    worker, which is the first visit of its node. With `idle` the tasks do
+    nothing, so that all time is overhead.
     """
-    first, *others = [_with_overhead(each, task_count, idle=idle) for each in visits]
-    summary: Summary = {
-        name: median(each[name] for each in others)
-        for name in _MEDIANS
-        if all(name in each for each in others)
+    (node_first, *_), *others = [
+        [_with_overhead(each, task_count, idle=idle) for each in visits] for visits in workers
+    ]
+    first = [visits[0] for visits in others]
+    later = [visit for visits in others for visit in visits[1:]]
+    summary: Summary = _medians(later, _MEDIANS)
+    summary |= {name: max(each[name] for each in later) for name in _MAXIMA}
+    summary |= {f"first_{name}": value for name, value in _medians(first, _FIRST).items()}
+    summary |= {f"node_first_{name}": value for name, value in _medians([node_first], _NODE_FIRST).items()}
+    return summary | {"total_worst_ms": max(each["total_ms"] for each in later), "visits": len(later)}
+
+
+def _medians(visits: Sequence[Sample], names: Sequence[str]) -> Summary:
+    return {
+        name: median(each[name] for each in visits) for name in names if all(name in each for each in visits)
     }
-    summary |= {name: max(each[name] for each in others) for name in _MAXIMA}
-    summary |= {f"first_{name}": first[name] for name in _FIRST if name in first}
-    return summary | {"total_worst_ms": max(each["total_ms"] for each in others), "visits": len(others)}
 
 
 def _with_overhead(visit: Sample, task_count: int, *, idle: bool) -> dict[str, float]:

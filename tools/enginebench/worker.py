@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One worker of the bench: a process that does visits on request."""
+"""A node of the bench with one worker at a time: processes that do visits on request."""
 
-import gc
 import os
 import resource
 import select
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ from ppdaemon.processes import die_with_parent
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 from ppdaemon.work import WorkerContext
-from ppdaemon.worker.imports import observed_imports
+from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers
 from ppdaemon.worker.main import trim_memory
+from ppdaemon.worker.sharedpages import keep_pages_shared
+from ppdaemon.worker.zygote import assert_single_threaded
 
-__all__ = ("DETECTOR", "Setup", "run_worker")
+__all__ = ("DETECTOR", "Setup", "run_node")
 
 DETECTOR = 4
 """In the middle of the camera."""
@@ -46,7 +49,7 @@ DETECTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Configuration and folders of a worker of the bench."""
+    """Configuration and folders of a node of the bench."""
 
     config: Mapping[str, Any]
     """As ``ppdaemon.yaml``."""
@@ -102,11 +105,12 @@ class _Used:
         return {f"{name}_ms": wall_s * 1e3, f"{name}_cpu_ms": cpu_s * 1e3}
 
 
-def run_worker(setup: Setup, channel: Connection) -> None:
-    """Do visits as a worker does that the zygote has forked.
+def run_node(setup: Setup, channel: Connection) -> None:
+    """Do visits as a node does, whose zygote forks workers.
 
-    The channel sends visits (`~ppdaemon.demo.visits.VisitPlan`), then `None`;
-    it receives the measurements of each visit.
+    The channel sends the number of visits of the next worker, which is answered
+    when that is ready, and these visits (`~ppdaemon.demo.visits.VisitPlan`),
+    each answered with its measurements; then `None`.
     """
     setup.ramdisk.mkdir(parents=True)
     with _stderr_to(setup.ramdisk / "log"):
@@ -114,43 +118,87 @@ def run_worker(setup: Setup, channel: Connection) -> None:
         reports = _StageTimes()
         context = _context(setup, reports)
         work.set_up_libraries()
-        NodeFolders.of(context.config).uncompressed.mkdir(parents=True)
-        context = replace(context, warmed=work.warm_up(context.config))
-        work.build_template(context)
-        # As in the zygote: collections in a worker need not visit the imported objects.
-        gc.collect()
-        gc.freeze()
-        asker = _start_asker(context)
-        make = TasksOnly if setup.tasks_only else ButlerWork
-        assert context.config.butler is not None
-        worker = make(context, context.config.butler)
         workers = context.config.workers
         leftovers = Leftovers(workers.preload, workers.allowed_threads)
-        with observed_imports(leftovers.around):
-            for number, plan in enumerate(iter(channel.recv, None)):
-                visit = _BenchVisit(worker, context, setup, plan, reports, leftovers, asker)
-                channel.send(visit.run(first=number == 0))
-        worker.close()
+        NodeFolders.of(context.config).uncompressed.mkdir(parents=True)
+        context = replace(context, warmed=work.warm_up(context.config))
+        assert_single_threaded()
+        keep_pages_shared()
+        _wait(_fork(partial(work.build_template, context)))
+        asker = _start_asker(context)
+        node = _Node(setup, context, reports, leftovers, asker)
+        for number, count in enumerate(iter(channel.recv, None)):
+            _wait(_fork(partial(_run_worker, node, channel, count, export=number == 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What the workers of a node have in common."""
+
+    setup: Setup
+    context: WorkerContext
+    reports: _StageTimes
+    leftovers: Leftovers
+    asker: int
+    """Its pid."""
+
+
+def _run_worker(node: _Node, channel: Connection, count: int, *, export: bool) -> None:
+    """Do visits as a worker does that the zygote has forked; with `export`, they are exported."""
+    config = node.context.config
+    shutil.rmtree(node.context.repo, ignore_errors=True)  # that of the worker before
+    node.context.repo.mkdir()
+    assert config.butler is not None
+    worker = (TasksOnly if node.setup.tasks_only else ButlerWork)(node.context, config.butler)
+    node.leftovers.begin()
+    channel.send("ready")
+    with observed_imports(node.leftovers.around):
+        for number in range(count):
+            # A worker also measures what its first visit imports.
+            measured = nullcontext() if number else observed_imports(ImportCosts().around)
+            plan = channel.recv()
+            with measured:
+                results = _BenchVisit(worker, node, plan).run(export=export)
+            channel.send(results)
+    worker.close()
+
+
+def _fork(function: Callable[[], None]) -> int:
+    """Run a function in a forked process, which ends with this one; return its pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            die_with_parent()
+            if os.getppid() == parent:
+                function()
+                status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def _wait(pid: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"a process of the node has ended with status {status}"
 
 
 def _start_asker(context: WorkerContext) -> int:
     """Fork the process that asks the central repo, as a node has one; return its pid when it is prepared."""
-    parent = os.getpid()
     ready, is_ready = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            die_with_parent()
-            if os.getppid() != parent:
-                os._exit(1)
-            asker = work.open_asker(context)
-            asker.prepare(lambda waited_s: None)
-            os.write(is_ready, b"\0")
-            while True:
-                select.select([asker.fileno()], [], [])
-                asker.answer(lambda waited_s: None)
-        finally:
-            os._exit(1)
+
+    def serve() -> None:
+        asker = work.open_asker(context)
+        asker.prepare(lambda waited_s: None)
+        os.write(is_ready, b"\0")
+        while True:
+            select.select([asker.fileno()], [], [])
+            asker.answer(lambda waited_s: None)
+
+    pid = _fork(serve)
     os.close(is_ready)
     with open(ready, "rb") as answer:
         assert answer.read(1), "the asker has failed"
@@ -195,27 +243,27 @@ class _BenchVisit:
     """One visit, in the steps of a worker's loop."""
 
     worker: ButlerWork
-    context: WorkerContext
-    setup: Setup
+    node: _Node
     plan: VisitPlan
-    reports: _StageTimes
-    leftovers: Leftovers
-    asker: int
-    """Its pid."""
 
-    def run(self, *, first: bool) -> dict[str, float]:
+    @property
+    def context(self) -> WorkerContext:
+        """That of the worker."""
+        return self.node.context
+
+    def run(self, *, export: bool) -> dict[str, float]:
         """Do the visit; return its measurements."""
         self.context.spool.mkdir(parents=True, exist_ok=True)
         _reset_peak()
-        ordered = _Used.now(self.asker)
-        prepared = self.worker.prepare(_order(self.setup, self.plan))
+        ordered = _Used.now(self.node.asker)
+        prepared = self.worker.prepare(_order(self.node.setup, self.plan))
         if prepared.ran_tasks:
-            self.leftovers.restore()
-        ready = _Used.now(self.asker)
+            self.node.leftovers.restore()
+        ready = _Used.now(self.node.asker)
         raws = list(_raws(self.context.config.arrivals.roots[0].path, self.plan))
         exposures = Process(exposures=tuple(raw.exposure for raw in raws))
-        self.reports.at_s.clear()
-        begun = _Used.now(self.asker)
+        self.node.reports.at_s.clear()
+        begun = _Used.now(self.node.asker)
         for raw in raws:
             self.worker.ingest(raw)
         spool = None
@@ -223,19 +271,19 @@ class _BenchVisit:
             results = self.worker.run_tasks(exposures)
         else:
             spool = self._process(exposures)
-            self.leftovers.restore()
+            self.node.leftovers.restore()
             results = self._times(begun.at_s)
-        answered = _Used.now(self.asker)
+        answered = _Used.now(self.node.asker)
         results |= {"memory_peak_mb": _peak_mb(), "ramdisk_mb": _size_mb(self.context.repo)}
-        if first and spool:
-            # The outputs that a run has only once are exported now, as in a node's first visit.
+        if export and spool:
+            # The outputs that a run has only once are exported, so that no later visit has them.
             results["packing_cpu_ms"] = self._pack(Path(spool))
             work.open_exporter(self.context).export([Path(spool)])
-        cleaning = _Used.now(self.asker)
+        cleaning = _Used.now(self.node.asker)
         self.worker.reset()
         trim_memory()
-        free = _Used.now(self.asker)
-        if spool and not first:
+        free = _Used.now(self.node.asker)
+        if spool and not export:
             results["packing_cpu_ms"] = self._pack(Path(spool))
         shutil.rmtree(self.context.spool, ignore_errors=True)
         for path in NodeFolders.of(self.context.config).uncompressed.iterdir():
@@ -260,7 +308,7 @@ class _BenchVisit:
         return done.spool
 
     def _times(self, begun_s: float) -> dict[str, float]:
-        at_ms = {stage: (at_s - begun_s) * 1e3 for stage, at_s in self.reports.at_s.items()}
+        at_ms = {stage: (at_s - begun_s) * 1e3 for stage, at_s in self.node.reports.at_s.items()}
         return {
             "raw_to_first_task_ms": at_ms[Stage.FIRST_TASK],
             "tasks_ms": at_ms[Stage.PROCESSED] - at_ms[Stage.FIRST_TASK],
@@ -275,7 +323,7 @@ class _BenchVisit:
         """Return what the worker was busy for, without what only the bench does between the steps."""
         steps = ((ordered, ready), (begun, answered), (cleaning, free))
         cleaned_ms = (free.at_s - cleaning.at_s) * 1e3
-        held_ms = (answered.at_s - self.reports.last_task_s) * 1e3
+        held_ms = (answered.at_s - self.node.reports.last_task_s) * 1e3
         return {
             "held_ms": held_ms,
             "free_ms": held_ms + cleaned_ms,
