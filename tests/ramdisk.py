@@ -17,5 +17,7 @@ def _temporary() -> Path:
     return shm if usable else Path("/tmp")
 
 
-TEMPORARY = _temporary()
-"""A short path: a unix socket's has at most 107 characters, which pytest's ``tmp_path`` can exceed."""
+TEMPORARY = Path(os.environ.setdefault("PPDAEMON_TEST_TEMPORARY", str(_temporary())))
+"""The same for all processes of a run, however much is free when they start. A short path: a unix
+socket's has at most 107 characters, which pytest's ``tmp_path`` can exceed.
+"""

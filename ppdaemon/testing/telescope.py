@@ -2,6 +2,7 @@
 """A real ``pprelay`` and several real ``ppdaemon``, on this machine or on `~ppdaemon.testing.hosts`."""
 
 import contextlib
+import random
 import shutil
 import socket
 from collections import Counter
@@ -30,15 +31,24 @@ CLIENT = "client"
 """Name of the client's keys."""
 PORT = 5571
 """Of the relay's node socket on its own host, where no other program has it."""
+LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From which the kernel takes the ports of connections."""
+FIRST_PORT = 10_000
+"""Those below are the usual ones of programs."""
 LINK = {"heartbeat_s": 0.2, "silence_s": 1.0}
 """Four heartbeats within the limit of silence, and some to spare on a busy machine."""
 LOG_TAIL = 3000
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback that no program uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a TCP port of the loopback that no program uses now. The kernel gives it to no connection
+    meanwhile, as far as there are ports below those.
+    """
+    first = int(LOCAL_PORTS.read_text().split()[0])
+    while True:
+        port = random.randrange(FIRST_PORT, first) if first > 2 * FIRST_PORT else 0
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)) as server:
+            return int(server.getsockname()[1])
 
 
 class Telescope:

@@ -369,7 +369,7 @@ class Slow:
 
     def write(self, content: Any, ref: Any, folder: Path, provenance: Any) -> str:
         self.started.set()
-        assert self.proceed.wait(10)
+        assert self.proceed.wait(60)
         if content == "bad":
             raise ValueError("cannot be written")
         return f"file of {content}"
@@ -396,7 +396,7 @@ def test_the_background_writer_begins_when_allowed_and_finishes_its_file(tmp_pat
     background.offer(second)
     assert not slow.started.is_set()
     background.allow()
-    assert slow.started.wait(10)
+    assert slow.started.wait(60)
     threading.Timer(0.05, slow.proceed.set).start()
     background.finish()
     assert first.file == "file of one"
@@ -452,7 +452,7 @@ def test_a_dataset_that_the_background_writer_cannot_write_stays_unwritten(
     bad = pending_dataset("bad")
     background.offer(bad)
     background.allow()
-    assert slow.started.wait(10)
+    assert slow.started.wait(60)
     background.finish()
     assert bad.file is None
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,23 @@ from ppdaemon.testing.waiting import wait_until
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
 LIMIT_S = 60.0
+LONG_S = 1000.0
+"""Far above any stall of a busy machine: only a clock that is advanced exceeds it."""
+
+
+class AdvancedClock(Clock):
+    """A monotonic clock that a test advances without waiting."""
+
+    __slots__ = ("_passed_s",)
+
+    def __init__(self) -> None:
+        passed = [0.0]
+        super().__init__(mono=lambda: time.monotonic() + passed[0])
+        object.__setattr__(self, "_passed_s", passed)
+
+    def advance(self, seconds: float) -> None:
+        self._passed_s[0] += seconds  # type: ignore[attr-defined]
+
 
 # --- who asks ----------------------------------------------------------------
 
@@ -42,10 +59,16 @@ class Asker:
     """A worker in a thread: files are locked by each opening of them, as by each process."""
 
     def __init__(
-        self, folder: Path, threads: ThreadPoolExecutor, wait_s: float = LIMIT_S, batch: int = BATCH
+        self,
+        folder: Path,
+        threads: ThreadPoolExecutor,
+        wait_s: float = LIMIT_S,
+        batch: int = BATCH,
+        clock: Clock | None = None,
     ):
         self._questions = HostQuestions[str, str](folder, wait_s, batch)
         self._threads = threads
+        self._clock = clock or Clock()
         self.connected = threading.Event()
         self.may_ask = threading.Event()
         self.may_answer = threading.Event()
@@ -69,7 +92,7 @@ class Asker:
                 raise self.failure
             return [f"answer to {each}" for each in self.asked]
 
-        return self._threads.submit(self._questions.ask, question, answer, Timings(Clock()))
+        return self._threads.submit(self._questions.ask, question, answer, Timings(self._clock))
 
     def go(self) -> None:
         self.may_ask.set()
@@ -179,14 +202,14 @@ def test_those_that_failed_with_a_failing_question_are_answered_together(
 def test_where_one_cannot_connect_no_other_tries_for_as_long(
     folder: Path, threads: ThreadPoolExecutor
 ) -> None:
-    first, second, late = (Asker(folder, threads) for _ in range(3))
+    clock = AdvancedClock()
+    first, second, late = (Asker(folder, threads, wait_s=9 * LONG_S, clock=clock) for _ in range(3))
     first.no_connection = VisitFailed(Outcome.PRELOAD_FAILED, "away", retriable=True)
     one = first.ask("1")
     assert first.connected.wait(LIMIT_S)
     two = second.ask("2")
     wait_for_questions(folder, 2)
-    begin = time.monotonic()
-    wait_until(lambda: time.monotonic() - begin > 0.5, LIMIT_S, lambda: "no time passes")
+    clock.advance(LONG_S)
     three = late.ask("3")
     wait_for_questions(folder, 3)
     first.go()
@@ -229,46 +252,84 @@ def test_another_worker_takes_the_place_of_one_that_hangs(folder: Path, threads:
     assert one.result(LIMIT_S) == "answer to 1"
 
 
-def test_one_that_is_slow_keeps_its_turn(folder: Path, threads: ThreadPoolExecutor) -> None:
-    slow, other = (Asker(folder, threads, wait_s=0.5) for _ in range(2))
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list to which each look of a worker is added: for how long it has waited."""
+    looks: list[float] = []
+    turn = QuestionFiles.turn
+
+    def noted(
+        files: QuestionFiles[str, str], clock: Clock, waited: float
+    ) -> AbstractContextManager[Callable[[], None] | None]:
+        looks.append(waited)
+        return turn(files, clock, waited)
+
+    monkeypatch.setattr(QuestionFiles, "turn", noted)
+    return looks
+
+
+def wait_for_looks(looks: list[float], waited_s: float, count: int = 2) -> None:
+    """Wait until workers have looked so often after so much time; the first look may take the place."""
+    wait_until(lambda: sum(each > waited_s for each in looks) >= count, LIMIT_S, lambda: f"{looks[-9:]}")
+
+
+def test_one_that_is_slow_keeps_its_turn(
+    folder: Path, threads: ThreadPoolExecutor, looks: list[float]
+) -> None:
+    clock = AdvancedClock()
+    slow, other = (Asker(folder, threads, wait_s=LONG_S, clock=clock) for _ in range(2))
     one = slow.ask("1")
     assert slow.connected.wait(LIMIT_S)
     two = other.ask("2")
-    begin = time.monotonic()
-
-    def is_over() -> bool:
+    wait_for_questions(folder, 2)
+    for number in range(1, 5):
         slow.turn.progressed()
-        return time.monotonic() - begin > 3.0
-
-    wait_until(is_over, LIMIT_S, lambda: "no time passes")
+        clock.advance(0.8 * LONG_S)
+        wait_for_looks(looks, 0.75 * number * LONG_S)
     assert not other.connected.is_set()
     slow.go()
     assert [each.result(LIMIT_S) for each in (one, two)] == ["answer to 1", "answer to 2"]
     assert slow.asked == ["1", "2"]
 
 
-def test_if_all_that_ask_hang_only_few_ask(folder: Path, threads: ThreadPoolExecutor) -> None:
-    """Each has twice as long as the one before: 0.5 s, 1 s, 2 s, 4 s."""
-    askers = [Asker(folder, threads, wait_s=0.5) for _ in range(10)]
+def test_if_all_that_ask_hang_only_few_ask(
+    folder: Path, threads: ThreadPoolExecutor, looks: list[float]
+) -> None:
+    """Each has twice as long as the one before."""
+    clock = AdvancedClock()
+    askers = [Asker(folder, threads, wait_s=LONG_S, clock=clock) for _ in range(10)]
     answers = [asker.ask(str(number)) for number, asker in enumerate(askers)]
-    begin = time.monotonic()
-    wait_until(lambda: time.monotonic() - begin > 5.0, LIMIT_S, lambda: "no time passes")
-    assert 1 < sum(asker.connected.is_set() for asker in askers) <= 4
+
+    def that_ask() -> int:
+        return sum(asker.connected.is_set() for asker in askers)
+
+    wait_until(lambda: that_ask() == 1, LIMIT_S, lambda: f"{that_ask()} ask")
+    passed_s = 0.0
+    for number in range(3):
+        # Not before, however many have waited for as long.
+        for part, expected in ((0.9, number + 1), (0.2, number + 2)):
+            clock.advance(part * 2**number * LONG_S)
+            passed_s += part * 2**number * LONG_S
+            wait_for_looks(looks, passed_s - 0.05 * LONG_S, 30)
+            wait_until(lambda: that_ask() >= expected, LIMIT_S, lambda: f"{that_ask()} ask")  # noqa: B023
+            assert that_ask() == expected
     for asker in askers:
         asker.go()
     assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in range(10)]
 
 
-def test_a_worker_that_has_not_waited_takes_no_place(folder: Path, threads: ThreadPoolExecutor) -> None:
+def test_a_worker_that_has_not_waited_takes_no_place(
+    folder: Path, threads: ThreadPoolExecutor, looks: list[float]
+) -> None:
     """As where hundreds that start at once have no time to look before."""
-    slow, other = (Asker(folder, threads, wait_s=1.0) for _ in range(2))
+    clock = AdvancedClock()
+    slow, other = (Asker(folder, threads, wait_s=LONG_S, clock=clock) for _ in range(2))
     one = slow.ask("1")
     assert slow.connected.wait(LIMIT_S)
-    begin = time.monotonic()
-    wait_until(lambda: time.monotonic() - begin > 1.5, LIMIT_S, lambda: "no time passes")
+    clock.advance(1.5 * LONG_S)
     inode = (folder / ".lock").stat().st_ino
     two = other.ask("2")
-    wait_for_questions(folder, 2)
+    wait_for_looks(looks, -1.0, 3)
     slow.turn.progressed()
     assert (folder / ".lock").stat().st_ino == inode
     other.go()

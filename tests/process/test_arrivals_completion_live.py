@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from arrivalkit import (
-    BUSY_MACHINE,
     DEADLINE_S,
     GROUP,
     Exposure,
@@ -215,7 +214,10 @@ def test_a_file_that_was_written_before_the_watch_is_taken_when_nobody_has_it_op
     run(body)
 
 
-def test_when_events_were_lost_no_close_event_is_awaited(tmp_path):
+def test_when_events_were_lost_no_close_event_is_awaited(tmp_path, monkeypatch):
+    # So long would it be awaited.
+    monkeypatch.setattr("ppdaemon.node.arrivals.pending.QUIET_UNCONFIRMED_S", 3.0 * DEADLINE_S)
+
     async def body() -> None:
         async with arriving(tmp_path) as catcher:
             exposure = Exposure(tmp_path)
@@ -226,9 +228,7 @@ def test_when_events_were_lost_no_close_event_is_awaited(tmp_path):
                 file.flush()
                 await catcher.until(lambda: source(catcher, "inotify").files)
                 catcher.arrivals._sources[str(tmp_path)].on_events_lost("overflow")
-                lost = time.monotonic()
                 await catcher.one()
-                assert time.monotonic() - lost < 2.0 * BUSY_MACHINE  # 10 s without
 
     run(body)
 

@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import typing
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from ppdaemon.ctl.client import Daemon, Denied
 from ppdaemon.errors import StateUnusable
 from ppdaemon.peers import MAX_GROUPS, Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.reports import OPERATING, READING, DrainRequest, Ok, StatusReport, StatusRequest
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 NOBODY = 65534
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -42,6 +42,12 @@ for request in requests:
     lines.flush()
     sys.stdout.buffer.write(lines.readline())
 """
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Let clients be silent for long: none is disconnected because this machine is slow."""
+    monkeypatch.setattr(controlserver, "FIRST_REQUEST_S", 600.0)
 
 
 def in_loop(test):
@@ -90,13 +96,13 @@ def connected(path: Path, number: int) -> list[socket.socket]:
 
 
 def ask(path, request=None):
-    return Daemon(path, timeout_s=5.0).ask(request or StatusRequest())
+    return Daemon(path, timeout_s=TIMEOUT_S).ask(request or StatusRequest())
 
 
 def as_user(path, uid, *requests):
     """Return the replies to requests of a process of another user."""
     command = [sys.executable, "-c", SEND, str(path), str(uid), *requests]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -124,7 +130,7 @@ os.setgroups(range({groups.start}, {groups.stop}))
 from ppdaemon.peers import PeerCredentials
 print(*sorted(PeerCredentials.of(socket.socketpair()[0]).groups))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=TIMEOUT_S)
     assert [*map(int, done.stdout.split())] == [os.getegid(), *groups]
 
 
@@ -248,9 +254,7 @@ async def test_silent_clients_make_room(socket_dir):
     path = socket_dir / "control"
     async with serving(path):
         silent = await asyncio.to_thread(connected, path, MAX_CLIENTS + 20)
-        before = time.monotonic()
         assert await asyncio.to_thread(ask, path) == "status"
-        assert time.monotonic() - before < 5.0
         # The ones that have waited longest were disconnected.
         assert await asyncio.to_thread(silent[0].recv, 1) == b""
         for line in silent:
@@ -264,7 +268,7 @@ async def test_a_client_without_a_first_request_is_disconnected(socket_dir, monk
         silent, incomplete = await asyncio.to_thread(connected, socket_dir / "control", 2)
         incomplete.send(b'{"type": ')
         for line in (silent, incomplete):
-            line.settimeout(5.0)
+            line.settimeout(TIMEOUT_S)
             assert await asyncio.to_thread(line.recv, 1) == b""
             line.close()
 

@@ -100,7 +100,8 @@ def outcomes(submitter, group):
 def test_submit(relay, cell):
     """Faults 65 and 66."""
     refusal = "its key is not in the folder security.submit"
-    with VisitSubmitter(relay.submit, REFUSED_S, keys_of(relay, cell, "client")) as client:
+    limit_s = TIMEOUT_S if cell == "known key" else REFUSED_S
+    with VisitSubmitter(relay.submit, limit_s, keys_of(relay, cell, "client")) as client:
         if cell == "known key":
             assert client.ask(NO_SUCH_GROUP).reason == "no such group"
         else:
@@ -277,11 +278,11 @@ def test_a_node_whose_key_is_revoked_has_no_effect_any_more(relay, wires, submit
     wait_until(lambda: relay.events("no longer in the folder security.nodes"), TIMEOUT_S, relay.log.read_text)
     assert outcomes(submitter, "g") == {None}
 
-    received = len(node.received)
     assert announce(submitter, "next") == "accepted"
-    assert other.wait_for("visit")[-1].visit.group in ("g", "next")
+    wait_until(lambda: "next" in {message.visit.group for message in other.wait_for("visit")}, TIMEOUT_S)
     node.listen()
-    assert len(node.received) == received  # it is not told anything either
+    # It is not told anything either.
+    assert {message.visit.group for message in node.received if message.type == "visit"} == {"g"}
 
 
 def test_a_client_whose_key_is_revoked_gets_no_answer(relay, submitter):
@@ -368,7 +369,8 @@ def test_handshakes_leave_no_descriptor_behind(steady_relay):
             before = len(os.listdir("/proc/self/fd"))
             for _ in range(30):
                 await subscribe()
-            assert len(os.listdir("/proc/self/fd")) <= before + 2
+            # The threads of the library close them a moment later.
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
         context.term()
 
     asyncio.run(body())

@@ -164,7 +164,7 @@ def test_what_is_found_before_the_time_limit_is_returned(tmp_path, monkeypatch):
 
     slow, quick = tmp_path / "slow", tmp_path / "quick"
     monkeypatch.setattr(UnrecognizedFiles, "in_folder", slow_in_folder)
-    monkeypatch.setattr("ppdaemon.node.arrivals.finalrescan.REASONS_S", 1.0)
+    monkeypatch.setattr("ppdaemon.node.arrivals.finalrescan.REASONS_S", 4.0)
 
     async def play():
         async with arriving([slow, quick], **BLIND) as catcher:

@@ -68,9 +68,9 @@ def test_the_hosts_of_a_killed_process_are_removed_by_the_next_one():
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "made\n"
+        namespace = f"{module.PREFIX}-{process.pid}-0-one"
+        assert namespace in module._namespaces()  # not later: the next one may be another test process
         process.send_signal(signal.SIGKILL)
-    namespace = f"{module.PREFIX}-{process.pid}-0-one"
-    assert namespace in module._namespaces()
     with Hosts(["one"]):
         assert namespace not in module._namespaces()
 

@@ -154,8 +154,10 @@ def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_its_or
     async def body(child):
         await until(lambda: len(child.pids) >= 2, child.story)
         assert not alive(child.pids[0])
-        (event,) = [text for text in child.story if text != "serving"]
-        assert event.startswith(reason)
+        events = [text for text in child.story if text != "serving"]
+        assert all(event.startswith(reason) for event in events), events
+        # Once for each process. After a stall of this one, the last one may be late, too.
+        assert len(child.pids) - 1 <= len(events) <= len(child.pids)
 
     run_child(tmp_path, body, fault, **limits)
 
@@ -188,6 +190,8 @@ class PlayedExporter:
     """Plays the zygote and the exporters that it would fork: a process that sleeps, and the test."""
 
     def __init__(self, folder: Path, **changes: Any):
+        self._passed_s = 0.0
+        asyncio.get_running_loop().time = lambda: time.monotonic() + self._passed_s
         self.orders: list[ForkWorker] = []
         self.serves = True
         self.done: list[Exported | ImagesGivenUp] = []
@@ -202,6 +206,10 @@ class PlayedExporter:
     def _ask(self, order: ForkWorker) -> bool:
         self.orders.append(order)
         return self.serves
+
+    def pass_time(self, seconds: float) -> None:
+        """Let this time pass for the exporter and its timers, without waiting."""
+        self._passed_s += seconds
 
     def fork(self, epoch: int | None = None) -> None:
         """Answer the last order: there is a process."""
@@ -292,12 +300,13 @@ def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
         await until(lambda: played.exporter.problem)
         assert played.exporter.text == "failing: the database is down"
         assert played.exporter.withdraw("c")
+        played.pass_time(1000.0)
         assert await played.next_order() == order_of("a", "b")
         played.send(exported("a", refused=("b",)))
         await until(lambda: played.done)
         assert (played.exporter.text, played.exporter.waiting, played.exporter.problem) == ("idle", 0, "")
 
-    play(tmp_path, body)
+    play(tmp_path, body, retry_s=1000.0)
 
 
 def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_spool(tmp_path):
@@ -442,15 +451,16 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
             played.exporter.add(spool)
             await asyncio.sleep(0)
         assert played.exporter.text == "idle", "another one may follow"
+        played.pass_time(60.0)
         assert await played.next_order() == order_of("a", "b", "c")
         played.send(exported("a", "b", "c"))
         await until(lambda: not played.exporter.waiting)
 
-    play(tmp_path, body, gather_s=0.2)
+    play(tmp_path, body, gather_s=60.0)
 
 
 def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter_module, "PACKING_S", 0.05)
+    monkeypatch.setattr(exporter_module, "PACKING_S", 1000.0)
 
     async def body(played):
         exporter = played.exporter
@@ -460,9 +470,10 @@ def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_
         exporter.add("b")
         since = exporter.oldest_s
         played.send(Exported(spools=(), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: exporter.text == "idle")
+        played.pass_time(1000.0)
         assert await played.next_order() == order_of("b", "a")
         assert exporter.oldest_s > since, "it has waited since before"
-        monkeypatch.setattr(exporter_module, "PACKING_S", 1000.0)
         played.send(Exported(spools=("b",), packing=("a",), tai=0.0, datasets=5))
         await until(lambda: exporter.waiting == 1)
         assert exporter.text == "idle", "there is a pause"
@@ -620,10 +631,11 @@ def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
         played.serves = False
         played.exporter.not_forked("no room")
         assert played.exporter.problem == "the process was not forked: no room"
-        await until(lambda: len(played.orders) == 2)
+        await until(lambda: len(played.orders) >= 2)
         assert played.exporter.problem == "the process cannot be started: there is no zygote"
         played.serves = True
-        await until(lambda: len(played.orders) == 3)
+        asked = len(played.orders)
+        await until(lambda: len(played.orders) > asked)
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
 

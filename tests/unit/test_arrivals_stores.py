@@ -18,6 +18,7 @@ from ppdaemon.node.arrivals.roots import RawRoots
 from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.roots import escaped
+from ppdaemon.testing.waiting import TIMEOUT_S
 
 DAY = "LSSTCam/20251121/MC_O_20251121_000156"
 IMAGE = f"{DAY}/MC_O_20251121_000156_R22_S11.fits"
@@ -155,14 +156,14 @@ def test_a_backlog_of_notices_waits_while_many_exposures_are_being_read(monkeypa
             Mock(),
         )
         for number in (156, 157):
-            await asyncio.wait_for(made.room(), 1.0)
+            await asyncio.wait_for(made.room(), TIMEOUT_S)
             made.on_notice("bridge", StoredObject("s3", "b", IMAGE.replace("000156", f"000{number}")))
         room = asyncio.create_task(made.room())
         await asyncio.sleep(0)
         assert not room.done()
         reading.set()
         await asyncio.gather(*tasks)
-        await asyncio.wait_for(room, 1.0)
+        await asyncio.wait_for(room, TIMEOUT_S)
 
     asyncio.run(play())
 

@@ -8,11 +8,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 
-from ppdaemon.messages import Ready
+from ppdaemon.messages import Ready, Reaped
 from ppdaemon.node.processes.child import ChildProcess
 from ppdaemon.node.slots import pool as pool_module
 from ppdaemon.node.slots.pool import HELD_S, READ_AT_ONCE, SETTLE_S, Pool
@@ -179,5 +180,28 @@ def test_a_closed_channel_is_read_no_further(play):
             played.send(1)
             await played.until(lambda: played.handled == [1])
             await played.until(lambda: len(played.pool._by_channel) == WORKERS - 1)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("late_s", "known"), [(0.9, True), (1.1, False)])
+def test_the_status_of_a_dead_worker_is_awaited_while_the_zygote_gets_no_core(play, late_s, known):
+    async def check() -> None:
+        now = 1000.0
+        asyncio.get_running_loop().time = lambda: now  # however slow this machine is
+        with play() as played:
+            died: list[int | None] = []
+            played.pool.handle = lambda number, event: died.append(event.status)
+            child = replace(next(iter(played.pool._by_channel.values())), pid=1)
+            played.pool._children[child.slot] = child
+            played.pool._on_exit(child)
+            now += late_s
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert died == ([] if known else [None])
+            if known:
+                played.pool.reaped(Reaped(pid=child.pid, status=-9, max_rss_bytes=1, cpu_s=1.0))
+                assert died == [-9]
+            played.pool._children.clear()
 
     asyncio.run(check())

@@ -439,7 +439,7 @@ def test_a_refused_producer_reads_the_password_again_however_late_the_next_try_i
 
 
 def test_a_message_that_is_too_large_is_refused(cluster: KafkaCluster) -> None:
-    producer = KafkaProducer(cluster.brokers, {"message.max.bytes": "2000"}, 5.0)
+    producer = KafkaProducer(cluster.brokers, {"message.max.bytes": "2000"}, WITHIN_S)
     small, large = KafkaMessage("a", b"x"), KafkaMessage("a", b"x" * 5000)
     unsent = producer.send("events", [large, small])
     producer.close()

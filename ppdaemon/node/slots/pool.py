@@ -47,8 +47,9 @@ SETTLE_S = 0.03
 a burst get the cores before those whose next order would follow."""
 LOOK_AGAIN_S = 0.002
 """Pause before the next look whether messages are still held."""
-REAPED_WAIT_S = 0.2
-"""How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status."""
+REAPED_WAIT_S = 1.0
+"""How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status. On a busy host the
+zygote may get no core for tenths of a second; without the status nobody knows why a worker has died."""
 AVOIDABLE = frozenset({"leftovers", "memory"})
 """Causes of a new worker that depend on tasks and configuration."""
 
