@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdaemon.middleware.work import set_up_libraries
-from preloadbench.node import running_asker, warm_up
+from preloadbench.node import node_config, running_asker, warm_up
 from preloadbench.queries import QueryCounts
 from preloadbench.worker import Host, build_template, run_worker
 
@@ -82,6 +82,7 @@ def run_crowd(host: Host, cache: str, detectors: Sequence[int]) -> dict[str, Any
     gc.freeze()
 
     def work(detector: int, wait: Callable[[], None], end: Connection) -> None:
+        os.nice(node_config(host).workers.nice)
         answers: Any = _Answers(end, QueryCounts(host.central))
         run_worker(host, cache, detector, [0.0], wait, answers, library)
 

@@ -21,7 +21,7 @@ from preloadbench.queries import QueryCounts
 from preloadbench.survey import CAMERA, load_survey_camera
 from preloadbench.worker import GENERATION, Host
 
-__all__ = ("Asker", "running_asker", "warm_up")
+__all__ = ("Asker", "node_config", "running_asker", "warm_up")
 
 _ASKER = "ppdaemon.middleware.preload.asker"
 """Earlier builds have no such module: there the workers ask by themselves."""
@@ -114,13 +114,17 @@ def running_asker(host: Host, library: PipelineLibrary) -> Iterator[Asker]:
 
 
 def _serve(host: Host, library: PipelineLibrary, end: socket.socket) -> None:
+    from ppdaemon.worker import childmain
     from ppdaemon.worker.leftovers import Leftovers
     from ppdaemon.worker.main import Inherited, run_role
 
     order = messages.ForkWorker(
         role="asker", slot=_SLOT, epoch=1, repo=str(host.ramdisk / "asker"), log="", generation=GENERATION
     )
-    run_role(order, end, node_config(host), Inherited(work, Leftovers((), ()), library))
+    config = node_config(host)
+    # Earlier builds have no such function: all processes have the niceness of workers.
+    os.nice(childmain.niceness(order.role, config) if hasattr(childmain, "niceness") else config.workers.nice)
+    run_role(order, end, config, Inherited(work, Leftovers((), ()), library))
 
 
 def _wait_until_idle(end: socket.socket) -> None:
