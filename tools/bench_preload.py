@@ -126,7 +126,7 @@ def measure_crowds(
             # Another one is the first in each round.
             for name in sorted(builds, reverse=bool(number % 2)):
                 rounds[name].append(run_crowd(host, builds[name], detectors=detectors))
-            copied = sum(each["fetched_bytes"] for each in rounds[""][-1])
+            copied = sum(each["fetched_bytes"] for each in rounds[""][-1].workers)
             rounds["copies"].append(run_crowd(host, builds[""], copies=round(copied / host.image_bytes)))
             progress(f"{count} workers at once, {database}, round {number + 1} of {workload.rounds}")
         found = summarize_crowd(rounds[""], alone)
@@ -140,9 +140,9 @@ def measure_crowds(
 
 def run_crowd(host: "Host", build: Path, **order: Any) -> Crowd:
     """Run workers of a build at once, or plain copies; the cache is empty before and deleted after."""
-    cache = "crowd"
-    # Each build has its own template.
-    ramdisk = host.ramdisk / ("this" if build == Path(__file__).parents[1] else "other")
+    cache = "cache"
+    # Each build has its own template. The names are those of a node: its asker is one of the processes.
+    ramdisk = host.ramdisk / f"ppdaemon-{'this' if build == Path(__file__).parents[1] else 'other'}"
     ramdisk.mkdir(exist_ok=True)
     places = {"central": str(host.central), "ramdisk": str(ramdisk), "pipelines": host.pipelines}
     content = json.dumps({**places, "camera": host.detectors, "cache": cache, **order})
@@ -155,8 +155,7 @@ def run_crowd(host: "Host", build: Path, **order: Any) -> Crowd:
         raise Unavailable("the workers of a crowd have failed; see the output above")
     for folder in ramdisk.glob(f"{cache}*"):
         shutil.rmtree(folder)
-    found: Crowd = json.loads(done.stdout)
-    return found
+    return Crowd(**json.loads(done.stdout))
 
 
 @contextmanager
@@ -262,14 +261,14 @@ def command(
     the cache, too. Times are medians.
 
     Then many workers at once, all of them cold, one for each of so many
-    neighboring detectors; "p95" is the slowest but one of 20. "cpu_ms" is of
-    all workers together, "queries" the statements that the central repo gets
-    from them. "queries_of_each" compares those with workers that ask one by
-    one, "p95_of_copies" the time with plain copies of the same bytes by a
-    process on each core, "of_other" with the build of --against.
-    "grown_bytes" is by how much the peak of the memory of the largest worker
-    has grown. With --whole-host, "max_of_limit" compares the slowest worker
-    with the default of the time limit.
+    neighboring detectors, with an asker as on a node; "p95" is the slowest but
+    one of 20. "cpu_ms" is of all workers and the asker together, "queries" the
+    statements that the central repo gets from them. "queries_of_each" compares
+    those with workers that ask one by one, "p95_of_copies" the time with plain
+    copies of the same bytes by a process on each core, "of_other" with the
+    build of --against. "grown_bytes" is by how much the peak of the memory of
+    the largest worker has grown. With --whole-host, "max_of_limit" compares
+    the slowest worker with the default of the time limit.
 
     Workers are processes, forked from one that has imported all modules. Files
     are copied from the page cache: with a real store, cold takes longer. All

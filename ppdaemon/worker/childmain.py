@@ -13,7 +13,7 @@ from typing import NoReturn, cast
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.messages import ForkWorker
+from ppdaemon.messages import ForkWorker, Role
 from ppdaemon.states import ExitCode
 from ppdaemon.work import WorkModule
 from ppdaemon.worker.childsetup import ChildSettings, set_up_child
@@ -22,7 +22,10 @@ from ppdaemon.worker.leftovers import Leftovers
 from ppdaemon.worker.main import Inherited, run_role
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
-__all__ = ("import_modules", "import_work", "inherited", "run_child")
+__all__ = ("import_modules", "import_work", "inherited", "niceness", "run_child")
+
+ASKER_NICE = 1
+"""Behind the supervisor only."""
 
 
 def import_modules(config: NodeConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -94,6 +97,14 @@ def _hint(name: str, error: ImportError) -> str:
     return did_you_mean(missing, [prefix + each.name for each in pkgutil.iter_modules(path)])
 
 
+def niceness(role: Role, config: NodeConfig) -> int:
+    """Return by how much a process is nicer than the supervisor."""
+    nice = config.workers.nice
+    # All workers of a visit wait for the asker, and it works for a fraction of a second: beside those that
+    # copy and compute it would get its share as one among hundreds.
+    return min(nice, ASKER_NICE) if role == "asker" else nice
+
+
 def run_child(
     order: ForkWorker,
     channel: socket.socket,
@@ -110,7 +121,7 @@ def run_child(
                 log=order.log,
                 lifeline=lifeline,
                 keep=(channel.fileno(), lifeline),
-                nice=config.workers.nice,
+                nice=niceness(order.role, config),
                 seed=time.time_ns() ^ os.getpid(),
             )
         )

@@ -47,6 +47,7 @@ def test_the_bench_measures_and_deletes_all_files(tmp_path: Path) -> None:
     assert crowd["bytes_copied"] < crowd["bytes_asked"], "neighbors share patches"
     assert 0 < crowd["queries_of_each"] <= 1.1
     assert crowd["queries"] > 0
+    assert crowd["asker_cpu_ms"] > 0, "the host has an asker"
     # The build is compared with itself.
     assert crowd["other_bytes_copied"] == crowd["bytes_copied"]
     assert [list(folder.iterdir()) for folder in folders] == [[], []]

@@ -256,6 +256,25 @@ def test_an_incomplete_copy_is_not_used(host: Host, monkeypatch: pytest.MonkeyPa
     assert host.partial_files() == []
 
 
+class Remote:
+    """A file of which the cache only knows that it is not in a file system."""
+
+    isLocal = False  # noqa: N815
+
+    def __init__(self, file: ResourcePath):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_file_of_another_store_is_fetched_by_its_own_way(host: Host, tmp_path: Path) -> None:
+    source: Any = Remote(ResourcePath(host.source("one", 100).as_uri()))
+    host.cache.take("one", source, tmp_path / "taken", host.stats)
+    assert (tmp_path / "taken").read_bytes() == host.source("one", 100).read_bytes()
+    assert host.partial_files() == []
+
+
 def test_a_file_of_another_size_is_fetched_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.use("one")
     (host.folder / "one").unlink()

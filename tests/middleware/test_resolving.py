@@ -3,6 +3,8 @@
 
 import pytest
 from lsst.daf.butler import DatasetType, DimensionUniverse, MissingDatasetTypeError
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections
+from lsst.pipe.base.connectionTypes import PrerequisiteInput
 
 from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline, rehearse_resolving, resolved
@@ -10,6 +12,25 @@ from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline,
 UNIVERSE = DimensionUniverse()
 OWN = DatasetType("warmup", ("instrument",), "StructuredDataDict", universe=UNIVERSE)
 PIPELINE = "description: one task\ntasks:\n  one: ppdaemon.middleware.direct.warmup.WarmupTask\n"
+
+
+class CatalogConnections(PipelineTaskConnections, dimensions=("instrument", "visit", "detector")):
+    refcat = PrerequisiteInput(
+        name="refcat", doc="", storageClass="StructuredDataDict", dimensions=("skypix",), multiple=True
+    )
+
+
+class CatalogConfig(PipelineTaskConfig, pipelineConnections=CatalogConnections):
+    pass
+
+
+class CatalogTask(PipelineTask):
+    ConfigClass = CatalogConfig
+    _DefaultName = "catalog"
+
+
+def shards(pixels, storage_class="StructuredDataDict"):
+    return DatasetType("refcat", (pixels,), storage_class, universe=UNIVERSE)
 
 
 class Repo:
@@ -59,6 +80,32 @@ def test_a_repo_with_other_dimensions_has_its_own_graph(pipeline):
     graph = resolved(pipeline, Repo(dimensions=other))
     assert graph.universe is other
     assert pipeline.graph.universe is UNIVERSE
+
+
+@pytest.fixture
+def with_catalog(tmp_path):
+    path = tmp_path / "catalog.yaml"
+    path.write_text(f"description: one task\ntasks:\n  catalog: {__name__}.CatalogTask\n")
+    found = load_pipeline(str(path), {})
+    rehearse_resolving(found, UNIVERSE)
+    assert found.graph.is_fully_resolved
+    return found
+
+
+def test_a_repo_with_catalogs_in_the_usual_pixels_has_the_graph_of_the_pipeline(with_catalog):
+    assert resolved(with_catalog, Repo(shards("htm7"))) is with_catalog.graph
+
+
+@pytest.mark.parametrize("catalog", [shards("healpix9"), shards("htm7", "TaskMetadata")])
+def test_a_repo_with_other_catalogs_has_its_own_graph(with_catalog, catalog):
+    graph = resolved(with_catalog, Repo(catalog))
+    assert graph.dataset_types["refcat"].dataset_type == catalog
+    assert with_catalog.graph.dataset_types["refcat"].dataset_type == shards("htm7"), "not changed for others"
+
+
+def test_a_repo_without_the_catalogs_does_not_fit(with_catalog):
+    with pytest.raises(UnusablePipeline, match=r"does not fit the repo: .*refcat"):
+        resolved(with_catalog, Repo())
 
 
 def test_a_pipeline_that_is_not_rehearsed_is_resolved_for_each_caller(tmp_path):

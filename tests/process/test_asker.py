@@ -76,6 +76,19 @@ def test_an_asker_that_has_ended_is_started_again(tmp_path, socket_dir):
     assert not alive(second)
 
 
+@pytest.mark.parametrize(("configured", "of_asker"), [(5, 1), (0, 0)])
+def test_workers_give_way_to_the_asker_and_both_to_the_supervisor(tmp_path, socket_dir, configured, of_asker):
+    with running_node(tmp_path, socket_dir, butler=BUTLER, workers={"nice": configured}) as node:
+        pid, _ = wait_for_starts(node, 1)
+        workers = node.wait(lambda: [row.pid for row in node.workers() if row.pid])
+
+        def nicer(pid):
+            return os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, node.pid)
+
+        assert nicer(pid) == of_asker
+        assert {nicer(each) for each in workers} == {configured}
+
+
 def test_an_asker_has_the_configuration_of_the_workers(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, butler=BUTLER) as node:
         old, template = wait_for_starts(node, 1)

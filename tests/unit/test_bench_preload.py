@@ -39,22 +39,33 @@ def test_single_workers_are_summarized_by_medians_and_the_maximum_copied_warm(re
 
 def test_workers_at_once_are_summarized_by_the_median_of_the_worst_of_each_round(results):
     rounds = [
-        [
-            visit(base + k, 10 * (k == 0), cpu_ms=2, queries=100 * (k == 3), connections=k == 3)
-            for k in range(20)
-        ]
+        results.Crowd(
+            [
+                visit(base + k, 10 * (k == 0), cpu_ms=2, queries=100 * (k == 3), connections=k == 3)
+                for k in range(20)
+            ]
+        )
         for base in (100, 300, 200)
     ]
-    found = results.summarize_crowd(rounds, [visit(90, queries=50)])
-    assert (found["p50_ms"], found["p95_ms"], found["cpu_ms"]) == (209, 218, 40)
+    found = results.summarize_crowd(rounds, results.Crowd([visit(90, queries=50)]))
+    assert (found["p50_ms"], found["p95_ms"], found["cpu_ms"], found["asker_cpu_ms"]) == (209, 218, 40, 0)
     assert (found["bytes_asked"], found["bytes_copied"], found["rounds"]) == (20_000, 10, 3)
     assert (found["queries"], found["workers_asking"], found["connections"]) == (100, 1, 1)
     assert found["queries_of_each"] == pytest.approx(100 / (20 * 50))
 
 
+def test_what_the_asker_of_a_host_uses_counts_but_it_is_no_worker_that_asks(results):
+    asker = {"cpu_ms": 30.0, "queries": 70, "connections": 1}
+    crowd = results.Crowd([visit(100, cpu_ms=2, queries=0), visit(110, cpu_ms=3, queries=5)], asker)
+    found = results.summarize_crowd([crowd], crowd)
+    assert (found["cpu_ms"], found["asker_cpu_ms"]) == (35, 30)
+    assert (found["queries"], found["workers_asking"], found["connections"]) == (75, 1, 1)
+
+
 def test_workers_at_once_are_compared_with_copies_and_another_build(results):
-    found = results.summarize_crowd([[visit(300, cpu_ms=60), visit(600, cpu_ms=40)]], [visit(1, queries=1)])
-    copies = results.summarize_copies([[visit(100, cpu_ms=20), visit(200, cpu_ms=30)]])
+    workers = [visit(300, cpu_ms=60), visit(600, cpu_ms=40)]
+    found = results.summarize_crowd([results.Crowd(workers)], results.Crowd([visit(1, queries=1)]))
+    copies = results.summarize_copies([results.Crowd([visit(100, cpu_ms=20), visit(200, cpu_ms=30)])])
     assert results.ratios(found, copies, "copies") == {"p95_of_copies": 3, "cpu_of_copies": 2}
     assert results.ratios(found, found, "other") == {"p50_of_other": 1, "p95_of_other": 1, "cpu_of_other": 1}
 

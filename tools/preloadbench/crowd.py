@@ -4,7 +4,6 @@ run with the ``ppdaemon`` of another build; prints the measurements of each work
 """
 
 import gc
-import importlib
 import json
 import multiprocessing
 import os
@@ -12,52 +11,37 @@ import shutil
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
-from lsst.daf.butler.queries.expressions.parser.parser import parse_expression
-
-from ppdaemon.middleware.pipelines.graph import PipelineLibrary
 from ppdaemon.middleware.work import set_up_libraries
+from preloadbench.node import node_config, running_asker, warm_up
+from preloadbench.queries import QueryCounts
 from preloadbench.worker import Host, build_template, run_worker
 
 
 class _Answers:
     """Takes the measurements of a worker, and adds the number of its queries."""
 
-    def __init__(self, end: Connection, queries: Counter[str]):
+    def __init__(self, end: Connection, queries: QueryCounts):
         self._end = end
         self._queries = queries
 
     def send(self, samples: list[dict[str, Any]]) -> None:
         """Send the first visit's measurements: the cold ones."""
-        self._end.send(samples[0] | self._queries)
+        self._end.send(samples[0] | self._queries.values())
 
 
-def count_queries(central: Path, queries: Counter[str]) -> None:
-    """Count the statements that the central repo gets from this process, and the connections to a server."""
-
-    def count(connection: sqlalchemy.Connection, *_: object) -> None:
-        url = connection.engine.url
-        is_server = url.get_backend_name() != "sqlite"
-        queries["queries"] += is_server or central in Path(url.database or "").parents
-
-    def connected(connection: object, _: object) -> None:
-        queries["connections"] += hasattr(connection, "dsn")  # of a server
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", connected)
-
-
-def run_at_once(tasks: Sequence[Callable[[Callable[[], None], Connection], None]]) -> list[Any]:
+def run_at_once(
+    tasks: Sequence[Callable[[Callable[[], None], Connection], None]],
+    begin: Callable[[], None] = lambda: None,
+) -> list[Any]:
     """Run functions in forked processes; return what each sends.
 
-    Each calls its first argument when it is set up, which returns when all are.
+    Each calls its first argument when it is set up, which returns when all are, after `begin` was called.
     """
     gate, opened = os.pipe()
     ends = []
@@ -83,6 +67,7 @@ def run_at_once(tasks: Sequence[Callable[[Callable[[], None], Connection], None]
             os._exit(status)
     for end in ends:
         end.recv()
+    begin()
     os.close(opened)
     sent = [end.recv() for end in ends]
     for _ in ends:
@@ -90,22 +75,20 @@ def run_at_once(tasks: Sequence[Callable[[Callable[[], None], Connection], None]
     return sent
 
 
-def run_crowd(host: Host, cache: str, detectors: Sequence[int]) -> list[dict[str, Any]]:
+def run_crowd(host: Host, cache: str, detectors: Sequence[int]) -> dict[str, Any]:
     """Run a worker for each detector, forked as by the zygote: what that has done already is not measured."""
-    importlib.import_module("pyarrow.dataset")
-    parse_expression("band IN (allowed)")  # the first one generates the parser
-    library = PipelineLibrary({})
-    library.load(host.pipelines)
+    library = warm_up(host)
     gc.collect()
     gc.freeze()
 
     def work(detector: int, wait: Callable[[], None], end: Connection) -> None:
-        queries = Counter({"queries": 0, "connections": 0})
-        count_queries(host.central, queries)
-        answers: Any = _Answers(end, queries)
+        os.nice(node_config(host).workers.nice)
+        answers: Any = _Answers(end, QueryCounts(host.central))
         run_worker(host, cache, detector, [0.0], wait, answers, library)
 
-    return run_at_once([partial(work, detector) for detector in detectors])
+    with running_asker(host, library) as asker:
+        workers = run_at_once([partial(work, detector) for detector in detectors], asker.begin)
+        return {"workers": workers, "asker": asker.measure()}
 
 
 def make_template(host: Host) -> None:
@@ -147,7 +130,7 @@ def main() -> None:
     host = Host(Path(order["central"]), Path(order["ramdisk"]), tuple(order["pipelines"]), order["camera"])
     if "copies" in order:
         image = host.central / "files" / "image"
-        found = copy_at_once(image, host.ramdisk / order["cache"], order["copies"])
+        found = {"workers": copy_at_once(image, host.ramdisk / order["cache"], order["copies"])}
     else:
         make_template(host)
         found = run_crowd(host, order["cache"], order["detectors"])

@@ -2,6 +2,7 @@
 """Summarize the samples of the bench; its goals. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -23,8 +24,15 @@ __all__ = (
 type VisitSamples = Sequence[Mapping[str, Any]]
 """Measurements of one worker's visits in order; the first one is cold."""
 
-type Crowd = Sequence[Mapping[str, Any]]
-"""Measurements of the first visit of each of several workers, at the same moment."""
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Measurements of the first visit of each of several workers, at the same moment."""
+
+    workers: Sequence[Mapping[str, Any]]
+    asker: Mapping[str, float] = field(default_factory=dict)
+    """CPU time and queries meanwhile of the process that asks for all; nothing if there is none."""
+
 
 MOVES = (0.5, 0.0, 0.5, 0.0)
 """Right ascension offsets of the visits after those to one field, in degrees.
@@ -97,18 +105,19 @@ def summarize_crowd(rounds: Sequence[Crowd], alone: Crowd) -> dict[str, Scalar]:
         "p50_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 50)),
         "p95_ms": _over(rounds, lambda crowd: percentile(_of(crowd, "preload_ms"), 95)),
         "max_ms": _over(rounds, lambda crowd: max(_of(crowd, "preload_ms"))),
-        "cpu_ms": _over(rounds, lambda crowd: sum(_of(crowd, "cpu_ms"))),
+        "cpu_ms": _over(rounds, lambda crowd: _total(crowd, "cpu_ms")),
+        "asker_cpu_ms": _over(rounds, lambda crowd: crowd.asker.get("cpu_ms", 0.0)),
         "grown_bytes": _over(rounds, lambda crowd: max(_of(crowd, "grown_bytes"))),
-        "queries": _over(rounds, lambda crowd: sum(_of(crowd, "queries"))),
+        "queries": _over(rounds, lambda crowd: _total(crowd, "queries")),
         "workers_asking": _over(rounds, lambda crowd: sum(each > 0 for each in _of(crowd, "queries"))),
-        "connections": _over(rounds, lambda crowd: sum(_of(crowd, "connections"))),
+        "connections": _over(rounds, lambda crowd: _total(crowd, "connections")),
         "bytes_asked": _over(rounds, lambda crowd: sum(_of(crowd, "bytes"))),
         "bytes_copied": _over(rounds, lambda crowd: sum(_of(crowd, "fetched_bytes"))),
         "rounds": len(rounds),
     }
     results["max_of_limit"] = float(results["max_ms"]) / LIMIT_MS  # type: ignore[arg-type]
     results["max_of_p50"] = float(results["max_ms"]) / float(results["p50_ms"])  # type: ignore[arg-type]
-    every = sum(_of(alone, "queries")) * len(rounds[0])
+    every = _total(alone, "queries") * len(rounds[0].workers)
     results["queries_of_each"] = float(results["queries"]) / every  # type: ignore[arg-type]
     for phase in ("wait", *PHASES):
         results[f"{phase}_ms"] = _over(rounds, lambda crowd, name=f"{phase}_ms": median(_of(crowd, name)))
@@ -137,7 +146,11 @@ def _over(rounds: Sequence[Crowd], figure: Callable[[Crowd], float]) -> float:
 
 
 def _of(crowd: Crowd, name: str) -> list[float]:
-    return [each.get(name, 0) for each in crowd]
+    return [each.get(name, 0) for each in crowd.workers]
+
+
+def _total(crowd: Crowd, name: str) -> float:
+    return sum(_of(crowd, name)) + crowd.asker.get(name, 0.0)
 
 
 def _median(samples: VisitSamples, name: str) -> float:

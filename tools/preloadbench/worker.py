@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
 from preloadbench.survey import CAMERA, OBSERVED, SurveyCam, load_survey_camera
 
-__all__ = ("Host", "build_template", "run_worker")
+__all__ = ("GENERATION", "Host", "build_template", "run_worker")
+
+GENERATION = 1
+"""Of the configuration."""
 
 _BEGIN_TAI = astropy.time.Time("2026-11-23T03:25:16", scale="tai").unix_tai
 _CACHE_MAX = 100_000_000_000
@@ -40,7 +44,7 @@ class Host:
 
     central: Path
     ramdisk: Path
-    """Cache, template and repos; empty at the start."""
+    """A node's folder: cache, template and repos; empty at the start."""
     pipelines: tuple[str, ...]
     detectors: int
     image_bytes: int = 0
@@ -49,7 +53,17 @@ class Host:
     @property
     def template(self) -> Path:
         """Folder of the template repo."""
-        return self.ramdisk / "template"
+        return self.ramdisk / f"template-{GENERATION}"
+
+    @property
+    def butler(self) -> dict[str, Any]:
+        """The section ``butler`` of the configuration."""
+        return {
+            "central": str(self.central),
+            "instrument_class": {CAMERA: f"{SurveyCam.__module__}.{SurveyCam.__name__}"},
+            "skymap": SKYMAP,
+            "inputs": COLLECTIONS,
+        }
 
 
 def build_template(host: Host) -> None:
@@ -85,12 +99,12 @@ def run_worker(
     """
     set_up_libraries()
     repo = LocalRepo(host.template, host.ramdisk / f"{cache}-{detector}")
-    config = ButlerConfig(
-        central=str(host.central), instrument_class={CAMERA: "SurveyCam"}, skymap=SKYMAP, inputs=COLLECTIONS
-    )
+    config = ButlerConfig.model_validate(host.butler)
     central = CentralReader(config.source)
     shared = SharedCache(host.ramdisk / cache, _CACHE_MAX)
-    preload = Preload(config, central, shared, library or PipelineLibrary({}))
+    # Earlier builds have no such parameter, and no asker.
+    generation = {"generation": host.template.name} if "generation" in signature(Preload).parameters else {}
+    preload = Preload(config, central, shared, library or PipelineLibrary({}), **generation)
     camera = load_survey_camera(host.detectors)
     samples = []
     for number, field in enumerate(fields):

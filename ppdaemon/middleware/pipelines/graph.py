@@ -38,6 +38,9 @@ _LOG = logging.getLogger(__name__)
 _OBSERVATION = frozenset({"exposure", "visit", "group", "day_obs"})
 """Without one of these dimensions a dataset has the same data ID for every visit."""
 
+_ANY_PIXELS = "skypix"
+"""Dimension of a connection that stands for that of the repo's dataset type, such as ``htm7``."""
+
 
 class UnusablePipeline(Exception):
     """This pipeline cannot run; another one may."""
@@ -174,11 +177,16 @@ def dataset_types_of(pipeline: LoadedPipeline, repo: Definitions) -> list[Datase
 
 
 def rehearse_resolving(pipeline: LoadedPipeline, universe: DimensionUniverse) -> None:
-    """Resolve a pipeline's graph as for a repo without dataset types; an error of it may be raised.
+    """Resolve a pipeline's graph as for a repo that only has its reference catalogs, in the usual pixels; an
+    error of it may be raised.
 
     Most repos have the definitions of the pipelines themselves: `resolved` returns this graph for them.
     """
-    pipeline.graph.resolve(dimensions=universe, dataset_types={})
+    catalogs = {}
+    for name, edge in _in_any_pixels(pipeline.graph):
+        dimensions = (edge.raw_dimensions - {_ANY_PIXELS}) | {universe.commonSkyPix.name}
+        catalogs[name] = DatasetType(name, universe.conform(dimensions), edge.storage_class_name)
+    pipeline.graph.resolve(dimensions=universe, dataset_types=catalogs)
 
 
 def resolved(pipeline: LoadedPipeline, repo: Definitions) -> PipelineGraph:
@@ -210,6 +218,8 @@ def _is_resolved(
     return (
         graph.is_fully_resolved
         and graph.universe is universe
+        # Of these only a repo has the dimensions.
+        and all(name in definitions for name, _ in _in_any_pixels(graph))
         and all(graph.dataset_types[name].dataset_type == each for name, each in definitions.items())
     )
 
@@ -222,6 +232,13 @@ def _combining(graph: PipelineGraph) -> Iterator[str]:
             not _OBSERVATION.isdisjoint(node.dimensions.names) for node in read
         ):
             yield label
+
+
+def _in_any_pixels(graph: PipelineGraph) -> Iterator[tuple[str, ReadEdge]]:
+    """Yield the dataset types in pixels of the sky whose size only a repo knows."""
+    for _, edge in _inputs(graph):
+        if _ANY_PIXELS in edge.raw_dimensions:
+            yield edge.parent_dataset_type_name, edge
 
 
 def _inputs(graph: PipelineGraph) -> Iterator[tuple[TaskNode, ReadEdge]]:

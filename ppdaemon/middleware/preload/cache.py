@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -286,7 +287,11 @@ def _clean(lane: Path) -> tuple[int, int]:
 
 
 def _copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
-    ResourcePath(partial.as_uri()).transfer_from(source, transfer="copy", overwrite=True)
+    if source.isLocal:
+        # What a ResourcePath checks and makes for a copy takes a quarter of a millisecond per file.
+        shutil.copyfile(source.ospath, partial)
+    else:
+        ResourcePath(partial.as_uri()).transfer_from(source, transfer="copy", overwrite=True)
     found = partial.stat().st_size
     if found != size_bytes:
         raise OSError(errno.EIO, f"copied {found} bytes of {size_bytes}", str(source))

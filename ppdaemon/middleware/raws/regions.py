@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import astropy.time
-import astropy.units as u
 from lsst.daf.butler import DimensionUniverse, Timespan
 from lsst.sphgeom import ConvexPolygon, LonLat, Region, UnitVector3d
 
@@ -156,8 +155,7 @@ def regions_overlap(one: Region | None, other: Region | None, universe: Dimensio
 
 
 def _timespan(begin_tai: float, end_tai: float) -> Timespan:
-    epoch = astropy.time.Time("1970-01-01T00:00:00", scale="tai")
-    return Timespan(epoch + begin_tai * u.s, epoch + end_tai * u.s)
+    return Timespan(*(astropy.time.Time(tai, format="unix_tai") for tai in (begin_tai, end_tai)))
 
 
 def _corners(camera: Camera, detector: int, pointing: Pointing) -> tuple[SkyPoint, ...]:
