@@ -262,15 +262,15 @@ class RowIngest:
     def _places(self, files: Sequence[NewFile], extensions: Sequence[str]) -> list[tuple[str, str]]:
         """Return the names of files in the datastore, and their paths."""
         # By identity: hashes of data IDs and dataset types are slow, and few are different objects.
-        ids = {id(file.first.data_id): file.first.data_id for file in files}
+        firsts = [file.first for file in files]
+        ids = {id(first.data_id): first.data_id for first in firsts}
         instruments = {key: data_id.get("instrument") for key, data_id in ids.items()}
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
         stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
         places = []
-        for extension, file in zip(extensions, files, strict=True):
-            first = file.first
+        for extension, first in zip(extensions, firsts, strict=True):
             number, kind = id(first.data_id), first.dataset_type
             template_key = id(kind), instruments[number]
             if template_key not in templates:
