@@ -10,7 +10,7 @@ import sqlalchemy
 from lsst.daf.butler import ddl
 from postgres import PostgresServer
 
-from ppdaemon.middleware.export.bulk import converter, insert_rows
+from ppdaemon.middleware.export.bulk import converter, insert_rows, known_ids, uuid_converter
 
 pytest_plugins = ("dbfixtures",)
 
@@ -58,6 +58,33 @@ def test_rows_are_those_of_single_inserts(engine: sqlalchemy.Engine, table: sqla
         columns = {"number%": numbers, "fixed": TEXTS, "id": digits, "group": TEXTS}
         insert_rows(connection, table, columns, {"date": 7})
         assert connection.execute(sqlalchemy.select(table)).all() == expected
+
+
+def test_those_that_the_table_has_are_found(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:
+    ids = [uuid.uuid4() for _ in range(4)]
+    convert = uuid_converter(table.columns.id, engine.dialect)
+    with engine.connect() as connection:
+        connection.execute(table.insert(), [{"id": id_, "number%": 1} for id_ in ids[::2]])
+        for some in (ids, ids[1::2], ids[:1], []):
+            query = known_ids(table.columns.id, list(map(convert, some)), connection.dialect)
+            assert set(connection.scalars(query)) == set(ids[::2]).intersection(some)
+
+
+def test_ids_are_converted_as_the_column_does_it(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:
+    id_ = uuid.uuid4()
+    for column in (table.columns.id, sqlalchemy.Column("other", _Reversed)):
+        expected = converter(column, engine.dialect)(id_)
+        assert uuid_converter(column, engine.dialect)(id_) == expected
+
+
+class _Reversed(sqlalchemy.TypeDecorator[uuid.UUID]):
+    """A column with another text."""
+
+    impl = sqlalchemy.String
+    cache_ok = True
+
+    def process_bind_param(self, value: uuid.UUID | None, dialect: sqlalchemy.Dialect) -> str:
+        return str(value)[::-1]
 
 
 def test_errors_are_those_of_single_inserts(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:

@@ -174,7 +174,7 @@ def test_files_are_copied_before_the_database_is_locked_and_images_last(
 ) -> None:
     def watch(registrar: Any, butler: Butler, mark: Any, records: Any, files: Any, copies: Any) -> None:
         (folder,) = {Path(copies[file.path]).parent.name for file in files}
-        commits.append((folder, {file.refs[0].datasetType.name for file in files}))
+        commits.append((folder, {file.first.dataset_type.name for file in files}))
         ingest(registrar, butler, mark, records, files, copies)
 
     commits: list[tuple[str, set[str]]] = []

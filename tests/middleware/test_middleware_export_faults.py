@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ class Night:
             checksum = checksum_of(path)
             refs = []
             for ref in file.refs:
-                refs.append(ref.model_copy(update={"id": uuid.uuid4(), "run": f"{ref.run}-{number}"}))
+                refs.append(replace(ref, id=uuid.uuid4(), run=f"{ref.run}-{number}"))
                 assert ref.datasetType is not None
                 assert ref.dataId is not None
                 place = json.dumps(ref.dataId.dataId, sort_keys=True)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ import sqlalchemy
 import yaml
 from astropy.time import Time
 from centrals import CHAIN, ON_SQLITE, Central, outputs
-from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionUniverse
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    DataCoordinate,
+    DatasetRef,
+    DimensionRecord,
+    DimensionUniverse,
+)
 
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import REFUSAL
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.export import rows
 from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.spool import MANIFEST, SimpleRefs, read_manifest, replace_manifest
@@ -103,6 +112,57 @@ def test_both_ways_give_the_same_rows_and_files(
         manifest.model_copy(update={"files": files}).model_dump_json(exclude_none=True)
     )
     assert_the_same(few, [spools[0], spools[2]], tmp_path, monkeypatch)
+
+
+def ingested(central: Central, spools: list[Path]) -> None:
+    """Register spools by the Butler's own methods, each dataset for itself."""
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        manifests = {spool: read_manifest(spool) for spool in spools}
+        universe = butler.dimensions
+        records = [
+            DimensionRecord.from_simple(simple, universe=universe)
+            for manifest in manifests.values()
+            for simple in manifest.records
+        ]
+        for element in universe.sorted({record.definition.name for record in records}):
+            for record in records:
+                if record.definition.name == element.name:
+                    butler.registry.insertDimensionData(element.name, record, skip_existing=True)
+        files = [
+            (
+                spool / file.name,
+                [DatasetRef.from_simple(each.simple(), universe=universe) for each in file.refs],
+            )
+            for spool, manifest in manifests.items()
+            for file in manifest.files
+        ]
+        for dataset_type in sorted({ref.datasetType for _, refs in files for ref in refs}):
+            butler.registry.registerDatasetType(dataset_type)
+        for run in sorted({ref.run for _, refs in files for ref in refs}):
+            butler.collections.register(run)
+        formatters = {file.name: file.formatter for each in manifests.values() for file in each.files}
+        for path, refs in files:
+            first = refs[0]  # init-outputs are in each spool
+            if butler.find_dataset(first.datasetType, first.dataId, collections=first.run) is None:
+                dataset = file_dataset(path, refs, formatters[path.name])
+                butler.ingest(dataset, transfer="copy", record_validation_info=True)
+        for manifest in manifests.values():
+            for chain, runs in manifest.chains.items():
+                butler.collections.register(chain, CollectionType.CHAINED)
+                present = butler.collections.get_info(chain).children
+                if new := [run for run in runs if run not in present]:
+                    butler.collections.prepend_chain(chain, new)
+
+
+def test_the_rows_are_those_of_a_butler_alone(few: Central, spools: list[Path], tmp_path: Path) -> None:
+    one, other = few.copy(tmp_path / "rows"), few.copy(tmp_path / "butler")
+    chosen = [spools[0], spools[2]]
+    assert exported(one, chosen, tmp_path / "one") > 0
+    ingested(other, chosen)
+    found, expected = content(one), content(other)
+    assert found.keys() == expected.keys()
+    for table in expected:
+        assert found[table] == expected[table], table
 
 
 @ON_SQLITE
@@ -291,10 +351,12 @@ def test_folders_are_synced_that_have_new_names(
 def test_a_manifest_has_each_dataset_type_and_data_id_once(spools: list[Path]) -> None:
     manifest, text = read_manifest(spools[0]), (spools[0] / MANIFEST).read_text()
     refs = [ref for file in manifest.files for ref in file.refs]
-    for table in (json.loads(text)["types"], json.loads(text)["data_ids"]):
-        assert len({json.dumps(each) for each in table}) == len(table) <= len(refs)
+    for table in map(json.loads(text).get, ("types", "data_ids", "all_records")):
+        assert len({json.dumps(each) for each in table}) == len(table)
+    assert max(len(json.loads(text)[name]) for name in ("types", "data_ids")) <= len(refs)
     universe = DimensionUniverse()
-    assert refs == [DatasetRef.from_simple(ref, universe=universe).to_simple() for ref in refs]
+    simple = [ref.simple() for ref in refs]
+    assert simple == [DatasetRef.from_simple(ref, universe=universe).to_simple() for ref in simple]
     replace_manifest(spools[0], manifest)
     assert (spools[0] / MANIFEST).read_text() == text
 
@@ -303,14 +365,33 @@ def test_a_data_id_with_records_is_not_mistaken_for_one_without(spools: list[Pat
     simple, universe = SimpleRefs(), DimensionUniverse()
     written = (ref for file in read_manifest(spools[0]).files for ref in file.refs)
     ref = next(ref for ref in written if ref.dataId is not None and ref.dataId.records)
-    complete = DatasetRef.from_simple(ref, universe=universe)
+    complete = DatasetRef.from_simple(ref.simple(), universe=universe)
     required = DataCoordinate.standardize(complete.dataId.required, universe=universe)
     bare = DatasetRef(complete.datasetType, required, complete.run, id=complete.id)
-    assert [simple.of(each) for each in (bare, complete, bare)] == [
+    assert [simple.of(each).simple() for each in (bare, complete, bare)] == [
         bare.to_simple(),
         complete.to_simple(),
         bare.to_simple(),
     ]
+
+
+def as_version_3(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a manifest, without its checksum, as an earlier version has written it."""
+    records = list(map(json.loads, written["all_records"]))
+    changes = {
+        "version": 3,
+        "types": list(map(json.loads, written["types"])),
+        "records": [records[number] for number in written["records"]],
+        "data_ids": [
+            {"dataId": values}
+            if numbers is None
+            else {"dataId": values, "records": {name: records[number] for name, number in numbers.items()}}
+            for values, numbers in written["data_ids"]
+        ],
+    }
+    return {
+        key: value for key, value in (written | changes).items() if key not in ("all_records", "checksum")
+    }
 
 
 def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools: list[Path]) -> None:
@@ -318,10 +399,24 @@ def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools:
     written = json.loads(path.read_text())
     path.write_text(manifest.model_dump_json(exclude_none=True))
     assert read_manifest(spools[0]) == manifest
+    path.write_text(json.dumps(as_version_3(written)))
+    assert read_manifest(spools[0]) == manifest
     del written["checksum"]  # as an operator does who edits it
     path.write_text(json.dumps(written))
     assert read_manifest(spools[0]) == manifest
-    for damage in ({"types": []}, {"data_ids": [{"dataId": 1}]}, {"files": 1}, {"version": 4}):
+    damages: list[dict[str, Any]] = [
+        {"types": []},
+        {"data_ids": [[1, None]]},
+        {"data_ids": [[{}, {"visit": 1000}]] * 10},
+        {"records": [1000]},
+        {"all_records": ["{}"] * 100},
+        {"files": 1},
+        {"files": [{**written["files"][0], "refs": [["no id", 0, 0, "run"]]}]},
+        {"files": [{**written["files"][0], "refs": [[str(uuid.uuid4()), -1, 0, "run"]]}]},
+        {"files": [{**written["files"][0], "refs": [[str(uuid.uuid4()), 0, 0, None]]}]},
+        {"version": 5},
+    ]
+    for damage in damages:
         path.write_text(json.dumps(written | damage))
         with pytest.raises(BadMessage, match="damaged manifest"):
             read_manifest(spools[0])

@@ -39,6 +39,7 @@ from ppdaemon.middleware.export.spool import (
     MANIFEST,
     Manifest,
     SpooledFile,
+    SpooledRef,
     SpoolKey,
     write_spool,
 )
@@ -194,7 +195,10 @@ class _Local:
                 name=file.path.name,
                 size_bytes=file.path.stat().st_size,
                 formatter=file.formatter,
-                refs=tuple(ref.to_simple() for ref in file.refs),
+                refs=tuple(
+                    SpooledRef(ref.id, ref.datasetType.to_simple(), ref.dataId.to_simple(), ref.run)
+                    for ref in file.refs
+                ),
             )
             for file in copied(self.files[detector], partial)
         )

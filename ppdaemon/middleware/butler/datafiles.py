@@ -27,7 +27,6 @@ __all__ = (
     "DataFile",
     "LocationCache",
     "LocatedFile",
-    "NewFile",
     "copied",
     "extension_of",
     "file_dataset",
@@ -85,16 +84,6 @@ class LocatedFile:
         """The file, or the member of it (`lsst.resources.ResourcePath`)."""
         # As a URI: a name with "#" or "%" would be misread as a plain path.
         return ResourcePath(self.path.as_uri()).replace(fragment=self.member)
-
-
-@dataclass(frozen=True, slots=True)
-class NewFile:
-    """A file in the filesystem of the datastore, and its datasets."""
-
-    path: str
-    size_bytes: int
-    formatter: str
-    refs: Mapping[DatasetId, DatasetRef]
 
 
 def located(butler: Butler, refs: Sequence[DatasetRef]) -> list[LocatedFile]:

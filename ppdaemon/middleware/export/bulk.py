@@ -6,13 +6,16 @@ and PostgreSQL has to parse each value as a part of the statement. Here SQLite's
 PostgreSQL one array for each column.
 """
 
+import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy
 
-__all__ = ("DIALECTS", "Value", "converter", "insert_rows")
+__all__ = ("DIALECTS", "Value", "converter", "insert_rows", "known_ids", "uuid_converter")
 
 DIALECTS = {"sqlite": "qmark", "postgresql": "pyformat"}
 """How their drivers mark parameters (PEP 249): SQLite's own one; psycopg2, and psycopg 3."""
@@ -24,6 +27,28 @@ def converter(column: sqlalchemy.Column[Any], dialect: sqlalchemy.Dialect) -> Ca
     """Return what converts a column's value to that which the driver gets, such as the digits of a UUID."""
     convert: Callable[[Any], Any] | None = column.type.dialect_impl(dialect).bind_processor(dialect)
     return convert or (lambda value: value)
+
+
+def uuid_converter(
+    column: sqlalchemy.Column[Any], dialect: sqlalchemy.Dialect
+) -> Callable[[uuid.UUID], Value]:
+    """Return a `converter` of UUIDs, ten times as fast as that of the column if it gives a usual text."""
+    convert, sample = converter(column, dialect), uuid.uuid4()
+    usual: tuple[Callable[[uuid.UUID], str], ...] = attrgetter("hex"), str
+    return next((each for each in usual if each(sample) == convert(sample)), convert)
+
+
+def known_ids(
+    column: sqlalchemy.Column[uuid.UUID], ids: Sequence[Value], dialect: sqlalchemy.Dialect
+) -> sqlalchemy.Select[uuid.UUID]:
+    """Return the query for those of some UUIDs, as the driver gets them, that a column has. All are one
+    parameter: one for each takes longer than to look it up.
+    """
+    if dialect.name == "sqlite":
+        given = sqlalchemy.func.json_each(json.dumps(ids)).table_valued("value")
+        return sqlalchemy.select(column).where(column.in_(sqlalchemy.select(given.c.value)))
+    array = sqlalchemy.cast(sqlalchemy.literal(_array(ids)), sqlalchemy.ARRAY(column.type))
+    return sqlalchemy.select(column).where(column == sqlalchemy.any_(array))
 
 
 def insert_rows(

@@ -32,18 +32,16 @@ def hand_to_publisher(spool: Path, publish: Sequence[Publication], folder: Path,
         for file in read_manifest(spool).files:
             for ref in file.refs:
                 kind = ref.datasetType
-                if (
-                    kind is None
-                    or kind.storageClass != BUNDLE_STORAGE
-                    or not any(each.includes(kind.name) for each in publish)
+                if kind.storageClass != BUNDLE_STORAGE or not any(
+                    each.includes(kind.name) for each in publish
                 ):
                     continue
                 found.append(
                     Bundle(
                         id=ref.id,
-                        run=ref.run or "",
+                        run=ref.run,
                         dataset_type=kind.name,
-                        data_id={} if ref.dataId is None else ref.dataId.dataId,
+                        data_id=ref.dataId.dataId,
                         utc=tai - TAI_MINUS_UTC_S,
                         content=json.loads((spool / file.name).read_text()),
                     )

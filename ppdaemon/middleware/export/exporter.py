@@ -144,9 +144,7 @@ class CentralExporter:
         # Before the spools are deleted: after a crash in between, they are exported
         # again, and recorded then.
         if self._runs is not None:
-            record_exported(
-                self._runs, (ref for path in done for file in batch[path].files for ref in file.refs)
-            )
+            record_exported(self._runs, (each for path in done for each in batch[path].init_outputs()))
         self._unreported.update(done)
         self._remove((*done, *gone))  # of those that are gone, a half-deleted folder may be left
         finished = {*done, *self._unreported}

@@ -280,7 +280,7 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
     folder.mkdir()
     try:
         content, provenance = read_plain(path)
-        ref = DatasetRef.from_simple(file.refs[0], universe=writer.universe)
+        ref = DatasetRef.from_simple(file.refs[0].simple(), universe=writer.universe)
         written = writer.write(content, ref, folder, provenance).path
         target = written.rename(spool / f"{_PACKED}{written.name}")
     except Exception as error:  # formatters are foreign code

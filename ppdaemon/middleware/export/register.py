@@ -28,31 +28,23 @@ import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     CollectionType,
-    DataCoordinate,
-    DatasetId,
     DatasetRef,
-    DatasetType,
-    DimensionGroup,
     DimensionRecord,
-    DimensionUniverse,
-    FileDataset,
-    SerializedDatasetRef,
 )
-from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
-from lsst.daf.butler.persistence_context import PersistenceContextVars
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
-from ppdaemon.middleware.butler.datafiles import NewFile, file_dataset
+from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.owners import Owners, Place, place_of
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpoolKey, image_types
+from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile
+from ppdaemon.middleware.export.owners import Owners, Place
+from ppdaemon.middleware.export.spool import Manifest, SpoolKey, image_types
 from ppdaemon.middleware.export.syncing import sync_all
-from ppdaemon.middleware.raws.visits import completed, insert_records
+from ppdaemon.middleware.raws.visits import insert_records
 
 if TYPE_CHECKING:
     from ppdaemon.middleware.export.rows import RowIngest
@@ -72,27 +64,6 @@ class DamagedSpools(Exception):
     def __init__(self, faults: Mapping[Path, BadMessage]):
         super().__init__("; ".join(map(str, faults.values())))
         self.faults = faults
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A spooled file and its datasets."""
-
-    spool: Path
-    path: str
-    spooled: SpooledFile
-    refs: list[DatasetRef]
-    ids: list[DatasetId]
-    """Ids of the datasets; those of the references are made anew each time."""
-
-    def dataset(self, path: str) -> FileDataset:
-        """Return the file at another place, to be ingested."""
-        return file_dataset(Path(path), self.refs, self.spooled.formatter)
-
-    def new(self, path: str) -> NewFile:
-        """Return the file at another place, in the filesystem of the datastore."""
-        refs = dict(zip(self.ids, self.refs, strict=True))
-        return NewFile(path, self.spooled.size_bytes, self.spooled.formatter, refs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +111,16 @@ class Registrar:
         another attempt or another host, are not changed. After an error it may be
         called again with the same spools.
         """
-        # It caches records of dimensions, which manifests repeat.
-        return PersistenceContextVars().run(self._register, butler, mark, batch)
-
-    def _register(self, butler: Butler, mark: DatastoreMark, batch: Mapping[Path, Manifest]) -> Registered:
-        files, records = _parsed(butler, batch)
-        # By identity: hashes of dataset types are slow, and few are different objects.
-        types = {id(ref.datasetType): ref.datasetType for file in files for ref in file.refs}
-        for dataset_type in sorted(set(types.values())):
+        found = NewContent.of(batch, butler.dimensions)
+        files, records = found.files, found.records
+        for dataset_type in sorted(found.types):
             butler.registry.registerDatasetType(dataset_type)
         # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
         # leave, nothing can be inserted into the run any more.
         with butler.transaction():
-            for run in sorted({ref.run for file in files for ref in file.refs}):
+            for run in sorted({each.run for file in files for each in file.datasets}):
                 butler.collections.register(run)
-        unknown = _without_known(butler, files)
+        unknown = self._without_known(butler, files)
         wanted = self._without_shared(butler, _first_of_each(unknown))
         new = []
         for part in self._in_order(wanted):
@@ -164,32 +130,33 @@ class Registrar:
         return self._registered(batch, unknown, new)
 
     def _registered(
-        self, batch: Mapping[Path, Manifest], unknown: Sequence[_File], new: Iterable[_File]
+        self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]
     ) -> Registered:
-        exported = {id_ for file in new for id_ in file.ids}
+        exported = {each.id for file in new for each in file.datasets}
         owned: tuple[list[tuple[DatasetRef, SpoolKey]], list[tuple[DatasetRef, SpoolKey]]] = [], []
         for file in unknown:
-            key = batch[file.spool].key
-            for id_, ref in zip(file.ids, file.refs, strict=True):
-                is_new = id_ in exported
-                if is_new or ref.dataId.dimensions:  # init-outputs are the same in each spool
-                    owned[not is_new].append((ref, key))
+            for each in file.datasets:
+                is_new, dimensions = each.id in exported, each.dataset_type.dimensions
+                # Most are new and of a detector, whose owner is not remembered.
+                # Init-outputs are the same in each spool.
+                if ("detector" not in dimensions) if is_new else dimensions:
+                    owned[not is_new].append((each.ref(), batch[file.spool].key))
         notes = self._owners.record(*owned)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
         return Registered(len(exported), by_spool)
 
-    def _in_order(self, files: Sequence[_File]) -> list[list[_File]]:
+    def _in_order(self, files: Sequence[NewFile]) -> list[list[NewFile]]:
         """Return the files that are no images, and the images; the records go with the first part."""
-        parts: tuple[list[_File], list[_File]] = [], []
+        parts: tuple[list[NewFile], list[NewFile]] = [], []
         for file in files:
-            kind = file.refs[0].datasetType
+            kind = file.first.dataset_type
             parts[self._is_image(kind.name, kind.storageClass_name)].append(file)
         return [part for part in parts if part] or [[]]
 
     def _is_image_type(self, *names: str) -> bool:
         return any(self.images.fullmatch(name) for name in names)
 
-    def _without_shared(self, butler: Butler, files: Iterable[_File]) -> list[_File]:
+    def _without_shared(self, butler: Butler, files: Iterable[NewFile]) -> list[NewFile]:
         """Remove init-outputs (datasets without dimensions), and datasets of which another detector
         was first, if the central repo has them.
         """
@@ -199,13 +166,23 @@ class Registrar:
         return [
             file
             for file in files
-            if (file.refs[0].dataId.dimensions and not self._owners.knows(file.refs[0]))
-            or not _exists(butler, file.refs[0])
+            if "detector" in file.first.dataset_type.dimensions
+            or (file.first.dataset_type.dimensions and not self._owners.knows(file.first.ref()))
+            or not _exists(butler, file.first)
         ]
 
+    def _without_known(self, butler: Butler, files: Sequence[NewFile]) -> list[NewFile]:
+        """Remove files whose datasets were exported before: the reply to that export was lost."""
+        ids = [each.id for file in files for each in file.datasets]
+        if self._rows is not None:
+            known = self._rows.known(ids)
+        else:
+            known = {ref.id for ref in butler.get_many_datasets(ids)}
+        return [file for file in files if not known or known.isdisjoint(each.id for each in file.datasets)]
+
     def _commit_new(
-        self, butler: Butler, mark: DatastoreMark, records: list[DimensionRecord], files: list[_File]
-    ) -> list[_File]:
+        self, butler: Butler, mark: DatastoreMark, records: Sequence[DimensionRecord], files: list[NewFile]
+    ) -> list[NewFile]:
         """Commit, retrying after collisions with other exporters; return the files that were new."""
         with self._copied(butler, mark, files) as copies:
             for attempt in range(1, ATTEMPTS + 1):
@@ -239,7 +216,7 @@ class Registrar:
 
     @contextmanager
     def _copied(
-        self, butler: Butler, mark: DatastoreMark, files: Sequence[_File]
+        self, butler: Butler, mark: DatastoreMark, files: Sequence[NewFile]
     ) -> Iterator[Mapping[str, str]]:
         """Copy files into the filesystem of the datastore, in a folder that is deleted afterwards; yield
         where they are. Files for another kind of store are compared only.
@@ -258,7 +235,7 @@ class Registrar:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def _copy(self, files: Sequence[_File], folder: Path | None) -> dict[str, str]:
+    def _copy(self, files: Sequence[NewFile], folder: Path | None) -> dict[str, str]:
         """Copy or link and sync files, or compare them if there is no folder; return the path of each. Raises
         `DamagedSpools` after all were compared.
         """
@@ -302,8 +279,8 @@ class Registrar:
         self,
         butler: Butler,
         mark: DatastoreMark,
-        records: list[DimensionRecord],
-        files: Sequence[_File],
+        records: Sequence[DimensionRecord],
+        files: Sequence[NewFile],
         copies: Mapping[str, str],
     ) -> None:
         """Insert records and ingest files, all or nothing."""
@@ -312,13 +289,16 @@ class Registrar:
             if not files:
                 return
             if self._rows is not None:
-                self._rows.ingest([file.new(copies[file.path]) for file in files])
+                self._rows.ingest(files, copies)
             else:
                 local = _local_root(butler) is not None
-                datasets = [file.dataset(copies[file.path]) for file in files]
+                datasets = [
+                    file_dataset(Path(copies[file.path]), file.refs(), file.spooled.formatter)
+                    for file in files
+                ]
                 butler.ingest(*datasets, transfer="move" if local else "copy")
                 if local:
-                    _sync_names(butler, [ref for file in files for ref in file.refs])
+                    _sync_names(butler, [ref for each in datasets for ref in each.refs])
             # Before the commit: a dataset that is registered is on the disk, and the next export
             # of its spool does not copy it again.
             mark.check()
@@ -343,106 +323,23 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
             sync(folder)
 
 
-def _parsed(butler: Butler, batch: Mapping[Path, Manifest]) -> tuple[list[_File], list[DimensionRecord]]:
-    """Return the files and the records of all manifests."""
-    references = _References(butler.dimensions)
-    files = [
-        _File(
-            spool,
-            f"{spool}/{file.name}",
-            file,
-            [references.of(ref) for ref in file.refs],
-            [ref.id for ref in file.refs],
-        )
-        for spool, manifest in batch.items()
-        for file in manifest.files
-    ]
-    return files, _records(butler, batch.values())
-
-
-class _References:
-    """Makes references, with one object for each dataset type and data ID: manifests repeat them."""
-
-    def __init__(self, universe: DimensionUniverse):
-        self._universe = universe
-        self._types: dict[int, DatasetType] = {}
-        self._ids: dict[tuple[int, int], DataCoordinate] = {}
-
-    def of(self, simple: SerializedDatasetRef) -> DatasetRef:
-        """Return a reference."""
-        kind, data_id, run = simple.datasetType, simple.dataId, simple.run
-        if kind is None or data_id is None or run is None:
-            return DatasetRef.from_simple(simple, universe=self._universe)  # its error tells what is missing
-        # By identity: the manifests share them, and outlive this.
-        dataset_type = self._types.get(id(kind))
-        if dataset_type is None:
-            dataset_type = self._types[id(kind)] = DatasetType.from_simple(kind, universe=self._universe)
-        id_key = id(dataset_type.dimensions), id(data_id)
-        if id_key not in self._ids:
-            self._ids[id_key] = self._data_id(data_id, dataset_type.dimensions)
-        return DatasetRef(dataset_type, self._ids[id_key], run, id=simple.id, conform=False)
-
-    def _data_id(self, simple: SerializedDataCoordinate, dimensions: DimensionGroup) -> DataCoordinate:
-        """Return a data ID, with its records if it has them."""
-        # `DataCoordinate.from_simple` finds out the dimensions from the names of all values.
-        data_id = DataCoordinate.standardize(simple.dataId, dimensions=dimensions)
-        if not simple.records:
-            return data_id
-        return data_id.expanded(_Records(simple.records, self._universe))
-
-
-class _Records(Mapping[str, DimensionRecord]):
-    """The records of a data ID; each is made when it is needed: the names of files have values of few."""
-
-    def __init__(self, simple: Mapping[str, SerializedDimensionRecord], universe: DimensionUniverse):
-        self._simple = simple
-        self._universe = universe
-
-    def __getitem__(self, name: str) -> DimensionRecord:
-        return DimensionRecord.from_simple(self._simple[name], universe=self._universe)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._simple)
-
-    def __len__(self) -> int:
-        return len(self._simple)
-
-
-def _records(butler: Butler, manifests: Iterable[Manifest]) -> list[DimensionRecord]:
-    """Return the records of all manifests, sorted, of each one with all known values."""
-    # Sorted: two transactions that insert the same rows in different orders
-    # would deadlock.
-    found: dict[tuple[str, tuple[object, ...]], DimensionRecord] = {}
-    for manifest in manifests:
-        for simple in manifest.records:
-            record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
-            key = record.definition.name, record.dataId.required_values
-            if found.setdefault(key, record) is not record:
-                found[key] = completed(found[key], record)
-    return [found[key] for key in sorted(found)]
-
-
-def _without_known(butler: Butler, files: Sequence[_File]) -> list[_File]:
-    """Remove files whose datasets were exported before: the reply to that export was lost."""
-    known = {ref.id for ref in butler.get_many_datasets([id_ for file in files for id_ in file.ids])}
-    return [file for file in files if known.isdisjoint(file.ids)]
-
-
-def _first_of_each(files: Iterable[_File]) -> list[_File]:
+def _first_of_each(files: Iterable[NewFile]) -> list[NewFile]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[Place, _File] = {}
+    first: dict[Place, NewFile] = {}
     for file in files:
-        first.setdefault(place_of(file.refs[0]), file)
+        each = file.first
+        first.setdefault((each.dataset_type.name, each.run, each.values), file)
     return list(first.values())
 
 
-def _without_existing(butler: Butler, files: Sequence[_File]) -> list[_File]:
+def _without_existing(butler: Butler, files: Sequence[NewFile]) -> list[NewFile]:
     """Remove files whose run already has a dataset of the same type and data ID."""
-    return [file for file in files if not any(_exists(butler, ref) for ref in file.refs)]
+    return [file for file in files if not any(_exists(butler, each) for each in file.datasets)]
 
 
-def _exists(butler: Butler, ref: DatasetRef) -> bool:
-    return butler.find_dataset(ref.datasetType, ref.dataId, collections=ref.run) is not None
+def _exists(butler: Butler, dataset: NewDataset) -> bool:
+    found = butler.find_dataset(dataset.dataset_type, dataset.data_id, collections=dataset.run)
+    return found is not None
 
 
 def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:

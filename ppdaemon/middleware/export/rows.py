@@ -23,6 +23,7 @@ import sqlalchemy
 from lsst.daf.butler import (
     Butler,
     DataCoordinate,
+    DatasetId,
     DatasetRef,
     DatasetType,
     DimensionGroup,
@@ -37,8 +38,16 @@ from lsst.daf.butler.registry import CollectionSummary, ConflictingDefinitionErr
 from lsst.utils.introspection import get_class_of
 
 from ppdaemon.durable import sync
-from ppdaemon.middleware.butler.datafiles import NewFile, extension_of
-from ppdaemon.middleware.export.bulk import DIALECTS, Value, converter, insert_rows
+from ppdaemon.middleware.butler.datafiles import extension_of
+from ppdaemon.middleware.export.bulk import (
+    DIALECTS,
+    Value,
+    converter,
+    insert_rows,
+    known_ids,
+    uuid_converter,
+)
+from ppdaemon.middleware.export.newcontent import NewDataset, NewFile
 from ppdaemon.middleware.export.syncing import sync_all
 
 __all__ = ("RowIngest", "problem")
@@ -59,6 +68,7 @@ _USED = attrgetter(
     "_datastore.templates.getTemplate",
     "_registry._db._transaction",
     "_registry._db.dialect",
+    "_registry._db.query",
     "_registry._managers.collections.find",
     "_registry._managers.collections.getCollectionForeignKeyName",
     "_registry._managers.datasets._find_storage",
@@ -127,14 +137,24 @@ class RowIngest:
         an exposure follow its other files."""
         self._synced: set[str] = set()
         """Folders of the datastore whose names are on the disk."""
+        column = self._managers.datasets._static.dataset.columns.id
+        self._digits = uuid_converter(column, self._db.dialect)
 
-    def ingest(self, files: Sequence[NewFile]) -> None:
-        """Insert the rows of files, and rename these to where the datastore has them; in a transaction.
+    def known(self, ids: Sequence[DatasetId]) -> set[DatasetId]:
+        """Return those of the ids that the registry has."""
+        column = self._managers.datasets._static.dataset.columns.id
+        query = known_ids(column, list(map(self._digits, ids)), self._db.dialect)
+        with self._db.query(query) as found:
+            return set(found.scalars())
+
+    def ingest(self, files: Sequence[NewFile], copies: Mapping[str, str]) -> None:
+        """Insert the rows of files, and rename their copies, by the path of the spooled one, to where the
+        datastore has them; in a transaction.
 
         Raises `~lsst.daf.butler.registry.ConflictingDefinitionError` if the run has another dataset of
-        the same type and data ID. If the transaction fails, the files are moved back.
+        the same type and data ID. If the transaction fails, the copies are moved back.
         """
-        extensions = [extension_of(os.path.basename(file.path)) for file in files]
+        extensions = [extension_of(file.spooled.name) for file in files]
         places = self._places(files, extensions)
         try:
             with self._db._transaction() as (_, connection):
@@ -143,7 +163,7 @@ class RowIngest:
             raise ConflictingDefinitionError(
                 f"the repo has one of the datasets, or lacks records of their dimensions: {error}"
             ) from error
-        self._move({file.path: target for file, (_, target) in zip(files, places, strict=True)})
+        self._move({copies[file.path]: target for file, (_, target) in zip(files, places, strict=True)})
 
     def _insert(
         self,
@@ -153,19 +173,21 @@ class RowIngest:
         names: Sequence[str],
     ) -> None:
         """Insert all rows of files with these names in the datastore."""
-        digits = converter(self._managers.datasets._static.dataset.columns.id, connection.dialect)
-        groups: dict[tuple[str, DimensionGroup], dict[Value, DatasetRef]] = {}
+        digits = self._digits
+        groups: dict[tuple[str, DimensionGroup], dict[Value, NewDataset]] = {}
         # By identity: hashes of dataset types are slow, and few are different objects.
-        by_type: dict[tuple[str, int], dict[Value, DatasetRef]] = {}
+        by_type: dict[tuple[str, int], dict[Value, NewDataset]] = {}
         rows: list[tuple[Value, str, int, dict[str, Any]]] = []
         for file, extension, name in zip(files, extensions, names, strict=True):
-            for id_, ref in file.refs.items():
-                type_key, id_digits = (ref.run, id(ref.datasetType)), digits(id_)
+            spooled = file.spooled
+            for each in file.datasets:
+                kind, id_digits = each.dataset_type, digits(each.id)
+                type_key = each.run, id(kind)
                 if type_key not in by_type:
-                    by_type[type_key] = groups.setdefault((ref.run, ref.datasetType.dimensions), {})
-                by_type[type_key][id_digits] = ref
-                record = self._record(file.formatter, extension, ref.datasetType)
-                rows.append((id_digits, name, file.size_bytes, record))
+                    by_type[type_key] = groups.setdefault((each.run, kind.dimensions), {})
+                by_type[type_key][id_digits] = each
+                record = self._record(spooled.formatter, extension, kind)
+                rows.append((id_digits, name, spooled.size_bytes, record))
         # Sorted: two transactions that insert the same datasets in different orders would deadlock.
         for key in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
             self._insert_datasets(connection, *key, groups[key])
@@ -186,15 +208,16 @@ class RowIngest:
         connection: sqlalchemy.Connection,
         run: str,
         dimensions: DimensionGroup,
-        refs: Mapping[Value, DatasetRef],
+        new: Mapping[Value, NewDataset],
     ) -> None:
         """Insert the registry's rows of datasets, by their ids, of a run that have the same dimensions."""
         datasets, collection = self._managers.datasets, self._managers.collections.find(run)
-        types = {id(ref.datasetType): ref for ref in refs.values()}
+        firsts = {id(each.dataset_type): each for each in new.values()}
         type_ids = {
-            key: datasets._find_storage(ref.datasetType.name).dataset_type_id for key, ref in types.items()
+            key: datasets._find_storage(each.dataset_type.name).dataset_type_id
+            for key, each in firsts.items()
         }
-        known = {"dataset_type_id": [type_ids[id(ref.datasetType)] for ref in refs.values()]}
+        known = {"dataset_type_id": [type_ids[id(each.dataset_type)] for each in new.values()]}
         table = datasets._static.dataset
         # One value for all: to convert an `astropy.time.Time` takes longer than the rest of a row.
         now = (
@@ -204,18 +227,18 @@ class RowIngest:
         )
         ingest_date = converter(table.columns.ingest_date, connection.dialect)(now)
         constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
-        insert_rows(connection, table, {"id": list(refs), **known}, constants)
-        values = zip(*(ref.dataId.required_values for ref in refs.values()), strict=True)
+        insert_rows(connection, table, {"id": list(new), **known}, constants)
+        values = zip(*(each.values for each in new.values()), strict=True)
         by_dimension = dict(zip(dimensions.required, values, strict=False))  # none of init-outputs
         summary = CollectionSummary()
-        summary.add_datasets(types.values())
+        summary.add_datasets(each.ref() for each in firsts.values())
         for name in dimensions.governors:
             summary.governors[name] = set(map(str, by_dimension[name]))
         datasets._summaries.update(collection, type_ids.values(), summary)
         insert_rows(
             connection,
             datasets._get_tags_table(datasets._get_dynamic_tables(dimensions)),
-            {"dataset_id": list(refs), **known, **by_dimension},
+            {"dataset_id": list(new), **known, **by_dimension},
             {self._managers.collections.getCollectionForeignKeyName(): collection.key},
         )
 
@@ -238,33 +261,32 @@ class RowIngest:
 
     def _places(self, files: Sequence[NewFile], extensions: Sequence[str]) -> list[tuple[str, str]]:
         """Return the names of files in the datastore, and their paths."""
-        firsts = [next(iter(file.refs.values())) for file in files]
         # By identity: hashes of data IDs and dataset types are slow, and few are different objects.
-        ids = {id(ref.dataId): ref.dataId for ref in firsts}
+        firsts = [file.first for file in files]
+        ids = {id(first.data_id): first.data_id for first in firsts}
         instruments = {key: data_id.get("instrument") for key, data_id in ids.items()}
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
         stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
         places = []
-        for extension, ref in zip(extensions, firsts, strict=True):
-            number, kind = id(ref.dataId), ref.datasetType
-            data_id = ids[number]
+        for extension, first in zip(extensions, firsts, strict=True):
+            number, kind = id(first.data_id), first.dataset_type
             template_key = id(kind), instruments[number]
             if template_key not in templates:
-                templates[template_key] = self._template(ref)
+                templates[template_key] = self._template(first)
             template, any_type = templates[template_key]
-            key = template.template, ref.run, number
+            key = template.template, first.run, number
             if any_type is None:
-                stem = template.format(ref.expanded(data_id))
+                stem = template.format(first.ref().expanded(ids[number]))
             else:
                 if key not in stems:
                     # Another object may have its identity now.
                     owner, stem = self._stems.get(key, (None, ""))
-                    if owner is not ref.dataId:
-                        any_ref = DatasetRef(any_type, data_id, ref.run, id=ref.id, conform=False)
+                    if owner is not first.data_id:
+                        any_ref = DatasetRef(any_type, ids[number], first.run, id=first.id, conform=False)
                         stem = template.format(any_ref)
-                    stems[key] = ref.dataId, stem
+                    stems[key] = first.data_id, stem
                 stem = stems[key][1].replace(_ANY_TYPE, kind.name)
             if _PLAIN.fullmatch(stem):
                 name = f"{stem}{extension}"
@@ -276,14 +298,14 @@ class RowIngest:
         self._stems = stems
         return places
 
-    def _template(self, ref: DatasetRef) -> tuple[FileTemplate, DatasetType | None]:
+    def _template(self, dataset: NewDataset) -> tuple[FileTemplate, DatasetType | None]:
         """Return the template of a file's name and, if the name differs from those of other dataset types
         by the name of the type only, a type that stands for all.
         """
-        kind = ref.datasetType
-        key = kind, ref.dataId.get("instrument")
+        kind = dataset.dataset_type
+        key = kind, dataset.data_id.get("instrument")
         if key not in self._templates:
-            template = self._store.templates.getTemplate(ref)
+            template = self._store.templates.getTemplate(dataset.ref())
             fields = re.findall(r"\{(?:datasetType|id)\b[^}]*\}", template.template)
             any_type = DatasetType(_ANY_TYPE, kind.dimensions, kind.storageClass)
             self._templates[key] = template, any_type if _TYPE_FIELDS.issuperset(fields) else None

@@ -13,9 +13,11 @@ import stat
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,7 @@ __all__ = (
     "SimpleRefs",
     "SpoolKey",
     "SpooledFile",
+    "SpooledRef",
     "check_files",
     "choose_folder",
     "give_up_oldest_images",
@@ -81,6 +84,24 @@ class SpoolKey(Model):
         return f"{self.instrument}~{group}~{self.detector}~{self.attempt}"
 
 
+@dataclass(slots=True)
+class SpooledRef:
+    """A dataset, as `lsst.daf.butler.SerializedDatasetRef` has it. To make one of that class, or of a frozen
+    one, takes as long as all else that is read of a dataset.
+    """
+
+    id: uuid.UUID
+    datasetType: SerializedDatasetType  # noqa: N815
+    dataId: SerializedDataCoordinate  # noqa: N815
+    run: str
+
+    def simple(self) -> SerializedDatasetRef:
+        """Return it as the Butler has it."""
+        return SerializedDatasetRef(
+            id=self.id, datasetType=self.datasetType, dataId=self.dataId, run=self.run
+        )
+
+
 class SpooledFile(Model):
     """One file and the datasets in it."""
 
@@ -91,7 +112,7 @@ class SpooledFile(Model):
     """As `ppdaemon.middleware.export.checksums` computes it; blank in spools of earlier versions."""
     formatter: str
     """Name of the class that reads it."""
-    refs: Annotated[tuple[SerializedDatasetRef, ...], pydantic.Field(min_length=1)]
+    refs: Annotated[tuple[SpooledRef, ...], pydantic.Field(min_length=1)]
     changed_ns: int = 0
     """Time of its last change (``st_ctime``), before the spool was synced; no copy has it that was made later
     than within a tick of the kernel's clock. 0 in spools of earlier versions."""
@@ -116,6 +137,13 @@ class Manifest(Model):
     failed: str = ""
     """Why the outputs are partial; the supervisor reads it if the worker died
     before it sent the reason."""
+
+    def init_outputs(self) -> Iterator[tuple[str, uuid.UUID]]:
+        """Yield run and id of each dataset without dimensions."""
+        for file in self.files:
+            for ref in file.refs:
+                if not ref.dataId.dataId:
+                    yield ref.run, ref.id
 
 
 def write_spool(
@@ -164,7 +192,8 @@ def write_spool(
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest; raise `~ppdaemon.errors.BadMessage` if it is missing or invalid."""
     try:
-        return _parsed((folder / MANIFEST).read_bytes())
+        with open(f"{folder}/{MANIFEST}", "rb", buffering=0) as stream:
+            return _parsed(stream.read())
     except OSError as error:
         raise BadMessage(f"{folder}: no manifest: {error.strerror}") from error
     except pydantic.ValidationError as error:
@@ -179,14 +208,13 @@ class SimpleRefs:
     def __init__(self) -> None:
         self._ids: dict[tuple[DataCoordinate, bool], SerializedDataCoordinate] = {}
 
-    def of(self, ref: DatasetRef) -> SerializedDatasetRef:
+    def of(self, ref: DatasetRef) -> SpooledRef:
         """Return a reference."""
         key = ref.dataId, ref.dataId.hasRecords()
         data_id = self._ids.get(key)
         if data_id is None:
             data_id = self._ids[key] = ref.dataId.to_simple()
-        kind = _simple_type(ref.datasetType)
-        return SerializedDatasetRef(id=ref.id, datasetType=kind, dataId=data_id, run=ref.run)
+        return SpooledRef(ref.id, _simple_type(ref.datasetType), data_id, ref.run)
 
 
 @lru_cache(1000)
@@ -195,34 +223,54 @@ def _simple_type(kind: DatasetType) -> SerializedDatasetType:
 
 
 class _Numbered:
-    """Numbers different objects."""
+    """Numbers different objects, and has the text of each in JSON.
+
+    As texts: those of records and types are the same in many manifests, and are parsed once.
+    """
 
     def __init__(self) -> None:
-        self.items: list[object] = []
+        self.texts: dict[str, int] = {}
         self._numbers: dict[int, int] = {}
 
-    def of(self, item: object) -> int:
-        number = self._numbers.setdefault(id(item), len(self.items))
-        if number == len(self.items):
-            self.items.append(item)
+    def of(self, item: pydantic.BaseModel) -> int:
+        number = self._numbers.get(id(item))
+        if number is None:
+            text = pydantic_core.to_json(item, exclude_none=True).decode()
+            number = self._numbers[id(item)] = self.texts.setdefault(text, len(self.texts))
         return number
 
 
 def _text(manifest: Manifest) -> bytes:
-    """Return the text of a manifest, in which each dataset type and data ID is once: with its records, a data
-    ID is longer than all else, and the files of a visit-detector share few. At its end is its checksum: half
-    of the bytes could be others, and it would still be a manifest.
+    """Return the text of a manifest, in which each dataset type, data ID and record is once: with its
+    records, a data ID is longer than all else, and the files of a visit-detector share few. At its end is its
+    checksum: half of the bytes could be others, and it would still be a manifest.
     """
-    types, data_ids = _Numbered(), _Numbered()
+    types, records = _Numbered(), _Numbered()
+    data_ids: dict[int, tuple[int, SerializedDataCoordinate]] = {}
 
-    def numbered(refs: Iterable[SerializedDatasetRef]) -> list[tuple[object, ...]]:
-        return [(ref.id, types.of(ref.datasetType), data_ids.of(ref.dataId), ref.run) for ref in refs]
+    def numbered(refs: Iterable[SpooledRef]) -> Iterator[tuple[object, ...]]:
+        for ref in refs:
+            number, _ = data_ids.setdefault(id(ref.dataId), (len(data_ids), ref.dataId))
+            yield ref.id, types.of(ref.datasetType), number, ref.run
 
     # Not by `model_dump`, which takes as long as all else here.
-    files = [dict(file) | {"refs": numbered(file.refs)} for file in manifest.files]
-    plain = dict(manifest) | {"version": 3, "files": files}
-    plain |= {"types": types.items, "data_ids": data_ids.items}
-    text = pydantic_core.to_json(plain, exclude_none=True)
+    plain = dict(manifest) | {
+        "version": 4,
+        "files": [dict(file) | {"refs": list(numbered(file.refs))} for file in manifest.files],
+        "records": [records.of(record) for record in manifest.records],
+        "data_ids": [
+            (
+                each.dataId,
+                None
+                if each.records is None
+                else {name: records.of(record) for name, record in each.records.items()},
+            )
+            for _, each in data_ids.values()
+        ],
+        "types": list(types.texts),
+        "all_records": list(records.texts),
+    }
+    text = pydantic_core.to_json(plain)
     return text.removesuffix(b"}") + _end(checksum_of_text(text))
 
 
@@ -234,30 +282,54 @@ def _end(checksum: str) -> bytes:
 def _parsed(text: bytes) -> Manifest:
     text = text.rstrip(b" ")  # see `_give_up_images`
     plain = pydantic_core.from_json(text)
-    match plain["version"]:
-        case 1:
-            return Manifest.model_validate(plain)
-        case unknown if unknown not in (2, 3):
-            raise ValueError(f"version {unknown} is not known")
+    version = plain["version"]
+    if version == 1:
+        return Manifest.model_validate(plain)
+    if version not in (2, 3, 4):
+        raise ValueError(f"version {version} is not known")
     # A person who has edited a manifest removes the checksum, or makes it blank.
     if checksum := plain.pop("checksum", ""):
         found = checksum_of_text(text.removesuffix(_end(checksum)) + b"}")
         if found != checksum:
             raise ValueError(f"its checksum is {found}, not {checksum}")
-    types = [_dataset_type(pydantic_core.to_json(each)) for each in plain.pop("types")]
-    data_ids = [SerializedDataCoordinate.model_validate(each) for each in plain.pop("data_ids")]
-    for file in plain["files"]:
+    types, data_ids = plain.pop("types"), plain.pop("data_ids")
+    if version < 4:
+        types = [pydantic_core.to_json(each) for each in types]
+        data_ids = [SerializedDataCoordinate.model_validate(each) for each in data_ids]
+    else:
+        records = [_record(each) for each in plain.pop("all_records")]
+        plain["records"] = tuple(records[number] for number in plain["records"])
+        data_ids = [
+            SerializedDataCoordinate(
+                dataId=values, records=numbers and {name: records[number] for name, number in numbers.items()}
+            )
+            for values, numbers in data_ids
+        ]
+    types = [_dataset_type(each) for each in types]
+    files = plain["files"]
+    refs = iter(_REFS.validate_python([ref for file in files for ref in file["refs"]]))
+    for file in files:
         file["refs"] = tuple(
-            SerializedDatasetRef(id=id_, datasetType=types[kind], dataId=data_ids[data_id], run=run)
-            for id_, kind, data_id, run in file["refs"]
+            SpooledRef(id_, types[kind], data_ids[data_id], run)
+            for id_, kind, data_id, run in islice(refs, len(file["refs"]))
         )
     return Manifest.model_validate(plain | {"version": 1})
 
 
+_REFS = pydantic.TypeAdapter(list[tuple[uuid.UUID, pydantic.NonNegativeInt, pydantic.NonNegativeInt, str]])
+"""Id, numbers of the dataset type and the data ID, run."""
+
+
 @lru_cache(1000)
-def _dataset_type(text: bytes) -> SerializedDatasetType:
+def _dataset_type(text: str | bytes) -> SerializedDatasetType:
     """Return a dataset type; all spools of a pipeline have the same ones."""
     return SerializedDatasetType.model_validate_json(text)
+
+
+@lru_cache(1000)
+def _record(text: str) -> SerializedDimensionRecord:
+    """Return a dimension record; all spools of an exposure have most of them."""
+    return SerializedDimensionRecord.model_validate_json(text)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -387,7 +459,6 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ..
     manifest, kept, doomed, names = read_manifest(spool), [], [], list[str]()
     for file in manifest.files:
         each = file.refs[0].datasetType
-        assert each is not None  # a spooled dataset has its type
         if images.fullmatch(each.name) or images.fullmatch(each.storageClass or ""):
             doomed.append(file)
             names.append(each.name)

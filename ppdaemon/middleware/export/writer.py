@@ -172,7 +172,7 @@ class WriterExporter:
             if spool in refused or spool in later:
                 continue
             if self._runs is not None:
-                record_exported(self._runs, (ref for file in manifests[spool].files for ref in file.refs))
+                record_exported(self._runs, manifests[spool].init_outputs())
             self._unreported.add(spool)
             remove_spool(spool)
             done.append(spool)
@@ -278,7 +278,7 @@ class _PlacedFile:
 
     @classmethod
     def of(cls, file: SpooledFile, datastore: Datastore, universe: DimensionUniverse) -> "_PlacedFile":
-        refs = [DatasetRef.from_simple(ref, universe=universe) for ref in file.refs]
+        refs = [DatasetRef.from_simple(ref.simple(), universe=universe) for ref in file.refs]
         place = datastore.getURI(refs[0], predict=True).replace(fragment="")
         extension = ResourcePath(file.name, forceAbsolute=False).getExtension()
         return cls(file, refs, place.updatedExtension(extension))

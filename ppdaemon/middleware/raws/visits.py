@@ -20,6 +20,7 @@ from typing import Any
 from lsst.daf.butler import Butler, DataCoordinate, DimensionRecord, DimensionUniverse, Timespan
 from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
+from sqlalchemy.exc import IntegrityError
 
 from ppdaemon.camera import Camera
 from ppdaemon.middleware.raws.header import ExposureHeader
@@ -181,15 +182,22 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
     for record in records:
         by_element.setdefault(record.definition.name, []).append(record)
     with butler.transaction():
+        existing: dict[str, list[DimensionRecord]] = {}
+        """Records that existed already, perhaps with other values."""
         for element in butler.dimensions.sorted(by_element):
-            butler.registry.insertDimensionData(element, *by_element[element.name], skip_existing=True)
+            name, of_element = element.name, by_element[element.name]
+            if name != "visit_detector_region" or not _insert_new(butler, name, of_element):
+                butler.registry.insertDimensionData(element, *of_element, skip_existing=True)
+                existing[name] = of_element
         for name in ("exposure", "visit"):
-            for record in by_element.get(name, ()):
+            for record in existing.pop(name, ()):
                 (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
+                if stored != record:
+                    existing.setdefault(name, []).append(record)
                 if (merged := completed(stored, record)) != stored:
                     butler.registry.syncDimensionData(name, merged, update=True)
         for name in ("visit", "visit_detector_region"):
-            _remove_stray_overlaps(butler, by_element.get(name, ()))
+            _remove_stray_overlaps(butler, existing.get(name, ()))
         grouped = {
             record.visit
             for record in by_element.get("visit_system_membership", ())
@@ -198,6 +206,18 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for visit in by_element.get("visit", ()):
             if visit.id in grouped:
                 _update_visit(butler, visit)
+
+
+def _insert_new(butler: Butler, name: str, records: Sequence[DimensionRecord]) -> bool:
+    """Insert records if none of them exists; return whether it did. A query for those that exist, of all
+    detectors of a visit, takes half as long as to insert them, and most are new.
+    """
+    try:
+        with butler.registry.transaction(savepoint=True):
+            butler.registry.insertDimensionData(name, *records)
+    except IntegrityError:
+        return False
+    return True
 
 
 def completed(one: DimensionRecord, other: DimensionRecord) -> DimensionRecord:

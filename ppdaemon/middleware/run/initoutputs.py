@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import pydantic
 from lsst.daf.butler import (
+    DatasetId,
     DatasetNotFoundError,
     DatasetRef,
     DatasetType,
@@ -139,16 +140,15 @@ class InitOutputs:
         return self._graphs[path]
 
 
-def record_exported(folder: Path, refs: Iterable[SerializedDatasetRef]) -> None:
-    """Record which init-outputs are in the central repo, so that no other visit exports them.
+def record_exported(folder: Path, exported: Iterable[tuple[str, DatasetId]]) -> None:
+    """Record which init-outputs, by run and id, are in the central repo, so that no other visit exports them.
 
-    Datasets with dimensions are ignored. `folder` is that of `InitOutputs`.
+    `folder` is that of `InitOutputs`.
     """
-    for ref in refs:
-        if ref.run is not None and (ref.dataId is None or not ref.dataId.dataId):
-            marker = _export_marker(folder, ref.run, ref.id)
-            if marker.parent.is_dir():  # else no worker of this daemon run needs the output run
-                marker.touch()
+    for run, dataset in exported:
+        marker = _export_marker(folder, run, dataset)
+        if marker.parent.is_dir():  # else no worker of this daemon run needs the output run
+            marker.touch()
 
 
 def types_of_runs(universe: DimensionUniverse) -> list[DatasetType]:
