@@ -471,17 +471,18 @@ def test_spool_folders_of_different_visits_have_different_names() -> None:
 @pytest.mark.parametrize(
     ("on_ramdisk", "outcome"), [(False, Outcome.STATE_FULL), (True, Outcome.RAMDISK_FULL)]
 )
+@pytest.mark.parametrize("step", ["wait_until_written", "sync"])
 def test_a_full_disk_leaves_no_partial_spool(
-    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, on_ramdisk: bool, outcome: Outcome
+    rigs: MakeRig, monkeypatch: pytest.MonkeyPatch, step: str, on_ramdisk: bool, outcome: Outcome
 ) -> None:
-    def refuse(paths: list[Path]) -> None:
-        full = rig.context.repo / "written-ahead" if on_ramdisk else paths[0]
+    def refuse(files: spool.OpenFiles) -> None:
+        full = rig.context.repo / "written-ahead" if on_ramdisk else files.paths[0]
         raise OSError(errno.ENOSPC, "No space left on device", str(full))
 
     rig, worker = rigs(export={"types": [".*"]})
     worker.prepare(rig.order(main="Short", before=""))
     worker.ingest(rig.raw())
-    monkeypatch.setattr(spool, "sync_all", refuse)
+    monkeypatch.setattr(spool.OpenFiles, step, refuse)
     with pytest.raises(VisitFailed, match="No space left") as caught:
         worker.process(Process(exposures=(FIRST,)))
     assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
@@ -492,16 +493,16 @@ def test_a_spool_that_the_ramdisk_has_no_room_for_goes_to_the_state_disk(
     rigs: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More workers than fit have chosen the RAM disk at the same moment."""
-    sync_all = spool.sync_all
+    sync = spool.OpenFiles.sync
 
-    def refuse_ramdisk(paths: list[Path | str]) -> None:
-        if Path(paths[0]).is_relative_to(rig.context.ramdisk_spool):
+    def refuse_ramdisk(files: spool.OpenFiles) -> None:
+        if Path(files.paths[0]).is_relative_to(rig.context.ramdisk_spool):
             raise OSError(errno.ENOSPC, "No space left on device")  # as of a write, which names no file
-        sync_all(paths)
+        sync(files)
 
     rig, worker = rigs(export={"types": [".*"], "ramdisk_max": 10**9})
     rig.context.ramdisk_spool.mkdir()
-    monkeypatch.setattr(spool, "sync_all", refuse_ramdisk)
+    monkeypatch.setattr(spool.OpenFiles, "sync", refuse_ramdisk)
     done = run_visit(rig, worker, 1)
     assert done.outcome == Outcome.SUCCEEDED
     assert Path(done.spool or "").parent == rig.context.spool

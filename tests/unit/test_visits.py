@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Single decisions about visits; `test_visits_invariants` covers random sequences."""
 
+import errno
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from ppdaemon.node.slots.events import (
     RescanRaws,
 )
 from ppdaemon.node.slots.scheduler import Drop
-from ppdaemon.node.visits import delivery
+from ppdaemon.node.visits import delivery, recovery
 from ppdaemon.node.visits.model import (
     Acknowledge,
     AssignmentRefused,
@@ -1056,6 +1057,32 @@ def test_leftovers_are_read_from_mark_and_manifest(folders):
     assert read_leftovers(folders, KEY) == Leftovers("something permanent", str(spool), "")
     (spool / "manifest.json").unlink()
     assert "cannot be read" in read_leftovers(folders, KEY).why_partial
+
+
+def test_a_spool_whose_worker_has_died_is_synced(folders, monkeypatch, caplog):
+    """It may have its name, and not be on the disk: the exporter links it, and does not sync it again."""
+    spool = folders.spooled(*KEY)
+    spool.mkdir()
+    (spool / "manifest.json").write_text("{}")
+    (spool / "image.fits").touch()
+    synced = []
+
+    def sync(path):
+        synced.append(path)
+        if path.name == "image.fits":  # which a packer has replaced meanwhile
+            raise FileNotFoundError
+
+    monkeypatch.setattr(recovery, "sync", sync)
+    assert read_leftovers(folders, KEY).spool == str(spool)
+    assert set(synced) == {spool / "manifest.json", spool / "image.fits", spool, spool.parent}
+    assert caplog.text == ""
+
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(recovery, "sync", refuse)
+    assert read_leftovers(folders, KEY).spool == str(spool)
+    assert "cannot be synced, and is exported all the same: Input/output error; check the disk" in caplog.text
 
 
 def test_leftovers_with_invalid_text_decide_the_outcome(world, folders):

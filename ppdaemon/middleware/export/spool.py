@@ -13,7 +13,7 @@ import stat
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,7 +40,7 @@ from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
 from ppdaemon.middleware.butler.failures import describe, is_out_of_space
 from ppdaemon.middleware.export.checksums import checksum_of_text
-from ppdaemon.middleware.export.syncing import sync_all
+from ppdaemon.middleware.export.syncing import AT_ONCE, OpenFiles, sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
 from ppdaemon.wire import Model, explain
 
@@ -177,16 +177,30 @@ def write_spool(
             failed=failed(),
         )
         (partial / MANIFEST).write_bytes(_text(manifest))
-        # On the disk before the rename: a spool folder is complete, even after a power failure.
-        sync_all([f"{partial}/{MANIFEST}", *(f"{partial}/{file.name}" for file in files), partial])
-        may_commit()
-        partial.rename(folder)
+        _commit(partial, folder, [f"{partial}/{file.name}" for file in files], may_commit)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # the disk is probably full: free the space
         raise
-    # The new name must survive a power failure, too.
-    sync(spool)
     return folder
+
+
+def _commit(partial: Path, folder: Path, files: Sequence[str], may_commit: Callable[[], None]) -> None:
+    """Give a spool its name, and wait until all of it is on the disk."""
+    paths: list[Path | str] = [*files, f"{partial}/{MANIFEST}", partial, folder.parent]
+    sync_all(paths[:-AT_ONCE])
+    # Opened before: packers replace images of a spool that has its name.
+    with OpenFiles(paths[-AT_ONCE:]) as last:
+        # The disk has the content before the name. After a power failure in between, the filesystem has
+        # either all changes of names and sizes up to the rename or not the rename: it keeps their order, and
+        # its journal is committed once for them. Without a journal the checksums show what is missing.
+        last.wait_until_written()
+        may_commit()
+        partial.rename(folder)
+        try:
+            last.sync()
+        except OSError:
+            folder.rename(partial)  # so that it is deleted: nobody knows what the disk has of it
+            raise
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,15 +2,20 @@
 """Files that an attempt left on the state disk. These functions block."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from ppdaemon.durable import sync
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.processes.child import wipe
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.model import Leftovers
 
 __all__ = ("discard", "read_leftovers", "spools_left")
+
+_LOG = logging.getLogger(__name__)
 
 
 def read_leftovers(folders: NodeFolders, key: Key) -> Leftovers:
@@ -21,7 +26,24 @@ def read_leftovers(folders: NodeFolders, key: Key) -> Leftovers:
     no_return = (mark.read_text(errors="replace") or "something permanent") if mark.exists() else ""
     if not spool.is_dir():
         return Leftovers(no_return)
+    _sync(spool)
     return Leftovers(no_return, str(spool), _why_partial(spool))
+
+
+def _sync(spool: Path) -> None:
+    """Wait until a spool is on the disk: its worker may have ended before it was, although it has its name.
+    The exporter does not sync again what it links.
+    """
+    try:
+        for path in (*spool.iterdir(), spool, spool.parent):
+            with suppress(
+                FileNotFoundError
+            ):  # an image that a packer has replaced, with one that it has synced
+                sync(path)
+    except OSError as error:
+        _LOG.error(
+            "%s cannot be synced, and is exported all the same: %s; check the disk", spool, error.strerror
+        )
 
 
 def _why_partial(spool: Path) -> str:
