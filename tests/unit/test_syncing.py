@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from ppdaemon.middleware.export import syncing
-from ppdaemon.middleware.export.syncing import AT_ONCE, sync_all
+from ppdaemon.middleware.export.syncing import AT_ONCE, OpenFiles, sync_all
 
 
 def some_files(folder: Path, number: int) -> list[Path]:
@@ -178,3 +178,21 @@ def test_a_file_that_is_missing_is_an_error_and_no_descriptor_is_left(tmp_path: 
 
 def test_there_may_be_no_files() -> None:
     sync_all([])
+
+
+def test_the_content_of_what_was_written_last_is_waited_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str] = []
+
+    def wait(descriptor: int) -> None:
+        waited.append(name_of(descriptor))
+        if waited[-1] == "1":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(syncing, "wait_until_written", wait)
+    with OpenFiles(some_files(tmp_path, 3)) as files:
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            files.wait_until_written()
+        assert caught.value.filename == str(tmp_path / "1")
+    assert waited == ["2", "1"]

@@ -123,7 +123,8 @@ class OpenFiles:
 
     def wait_until_written(self) -> None:
         """Wait until the disk has the content of all; `sync` makes it durable."""
-        for path, descriptor in zip(self.paths, self._descriptors, strict=True):
+        # The last one first: when the disk has it, it mostly has the others, for which nothing waits then.
+        for path, descriptor in zip(reversed(self.paths), reversed(self._descriptors), strict=True):
             try:
                 wait_until_written(descriptor)
             except OSError as error:
