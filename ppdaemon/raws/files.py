@@ -127,8 +127,9 @@ class _File(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
+            super().close()
+            # Last: also after an error, such as of NFS, its number may be that of another file now.
             os.close(self._descriptor)
-        super().close()
 
 
 def is_open_for_writing(descriptor: int) -> bool | None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading files: which are opened, which are refused, and the facts in them."""
 
+import errno
 import fcntl
+import gc
 import json
 import mmap
 import os
@@ -110,6 +112,25 @@ def test_a_raw_is_read_from_any_position(tmp_path):
         descriptor = file.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_a_descriptor_is_closed_once_also_if_that_fails(tmp_path, monkeypatch):
+    def fail(descriptor):
+        closed.append(descriptor)
+        close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    closed: list[int] = []
+    place = put(tmp_path / "raw/x.fits", b"content")
+    file = raws_files.open_raw(place.path, place.root)
+    descriptor, close = file.fileno(), os.close
+    monkeypatch.setattr(os, "close", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        file.close()
+    file.close()
+    del file
+    gc.collect()
+    assert closed == [descriptor]
 
 
 def outside(root: Path) -> Path:
