@@ -5,13 +5,14 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
 from directtasks import write_pipeline
-from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DatasetType, DimensionUniverse
+from lsst.daf.butler import Butler, DataCoordinate, DatasetType, DimensionUniverse
 from lsst.pipe.base import Struct
 from lsst.pipe.base.connectionTypes import Input, Output
 from objecttasks import task
@@ -21,8 +22,9 @@ from toycam import NAME, VISIT, Rig, load_toy_camera
 from ppdaemon.clock import Clock
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.newcontent import NewDataset
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import SpoolKey
+from ppdaemon.middleware.export.spool import SpoolKey, read_manifest, replace_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -55,14 +57,14 @@ SummaryTask = task(
 # --- whose dataset stays -----------------------------------------------------
 
 
-def ref(
+def new(
     name: str = "summary", *, visit: int = 1, detector: int | None = None, run: str = "run"
-) -> DatasetRef:
+) -> NewDataset:
     """Return a new dataset of a visit, or of one of its detectors."""
     ids = {"instrument": NAME, "visit": visit} | ({} if detector is None else {"detector": detector})
     dataset_type = DatasetType(name, list(ids), "StructuredDataDict", universe=UNIVERSE)
     data_id = DataCoordinate.standardize(ids, universe=UNIVERSE, dimensions=dataset_type.dimensions)
-    return DatasetRef(dataset_type, data_id, run=run, id=uuid.uuid4())
+    return NewDataset(uuid.uuid4(), dataset_type, data_id, data_id.required_values, run)
 
 
 def key(detector: int, *, attempt: int = 1, group: str = "g") -> SpoolKey:
@@ -83,16 +85,16 @@ def test_who_was_first_is_noted_also_later(
 ) -> None:
     owners = Owners()
     if together:
-        assert owners.record([(ref(), first)], [(ref(), skipped)]) == {skipped: note}
+        assert owners.record([(new(), first)], [(new(), skipped)]) == {skipped: note}
     else:
-        assert owners.record([(ref(), first)], []) == {}
-        assert owners.record([], [(ref(), skipped)]) == {skipped: note}
+        assert owners.record([(new(), first)], []) == {}
+        assert owners.record([], [(new(), skipped)]) == {skipped: note}
 
 
 def test_datasets_of_several_owners_are_noted_by_owner() -> None:
     owners = Owners()
-    owners.record([(ref("a"), key(1)), (ref("b"), key(1)), (ref("c"), key(2))], [])
-    mine = [ref("a"), ref("c"), ref("b"), ref("a", run="other"), ref("d", visit=2)]
+    owners.record([(new("a"), key(1)), (new("b"), key(1)), (new("c"), key(2))], [])
+    mine = [new("a"), new("c"), new("b"), new("a", run="other"), new("d", visit=2)]
     assert owners.record([], [(each, key(3)) for each in mine]) == {
         key(3): "detector 1 was first: a, b; detector 2 was first: c; exported before: a, d"
     }
@@ -100,12 +102,12 @@ def test_datasets_of_several_owners_are_noted_by_owner() -> None:
 
 def test_the_last_export_is_remembered_and_the_oldest_are_forgotten() -> None:
     owners = Owners(most=2)
-    owners.record([(ref(visit=k), key(k)) for k in (1, 2, 3)], [])
+    owners.record([(new(visit=k), key(k)) for k in (1, 2, 3)], [])
     # A dataset was removed from the central repo, and exported again.
-    owners.record([(ref(visit=3), key(9)), (ref(visit=4, detector=4), key(4))], [])
-    assert [owners.knows(ref(visit=k)) for k in (1, 2, 3)] == [False, True, True]
-    assert not owners.knows(ref(visit=4, detector=4)), "no other detector has it"
-    assert owners.record([], [(ref(visit=3), key(8))]) == {key(8): "detector 9 was first: summary"}
+    owners.record([(new(visit=3), key(9)), (new(visit=4, detector=4), key(4))], [])
+    assert [owners.knows(new(visit=k)) for k in (1, 2, 3)] == [False, True, True]
+    assert not owners.knows(new(visit=4, detector=4)), "no other detector has it"
+    assert owners.record([], [(new(visit=3), key(8))]) == {key(8): "detector 9 was first: summary"}
 
 
 # --- in a central repo -------------------------------------------------------
@@ -162,6 +164,23 @@ def test_the_second_detector_has_a_note_with_its_datasets(
     assert exported.skipped == {str(two[1]): f"detector 1 was first: {', '.join(NAMES)}"}
     assert exported.spools == tuple(map(str, two))
     assert_complete(central)
+
+
+def test_another_attempt_in_the_same_export_has_a_note_with_all_its_datasets(
+    exporter: CentralExporter, central: Central, two: list[Path]
+) -> None:
+    manifest = read_manifest(two[0])
+    files = [
+        file.model_copy(update={"refs": tuple(replace(each, id=uuid.uuid4()) for each in file.refs)})
+        for file in manifest.files
+    ]
+    key = manifest.key.model_copy(update={"attempt": 2})
+    again = shutil.copytree(two[0], two[0].with_name(key.folder))
+    replace_manifest(again, manifest.model_copy(update={"key": key, "files": tuple(files)}))
+    (note,) = exporter.export([*two, again][::2]).skipped.values()
+    assert note.startswith("attempt 1 was first: ")
+    assert "exported before" not in note
+    assert {"toy_image", *NAMES} <= set(note.partition(": ")[2].split(", "))
 
 
 @pytest.mark.slow

@@ -21,7 +21,10 @@ from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimen
 from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpooledRef
 from ppdaemon.middleware.raws.visits import completed
 
-__all__ = ("NewContent", "NewDataset", "NewFile")
+__all__ = ("NewContent", "NewDataset", "NewFile", "Place")
+
+type Place = tuple[str, str, tuple[DataIdValue, ...]]
+"""Type, run and data ID: there is one dataset of each."""
 
 
 # Tuples, and not frozen classes: there are thousands, and each would take three times as long.
@@ -34,6 +37,11 @@ class NewDataset(NamedTuple):
     values: tuple[DataIdValue, ...]
     """Those of the required dimensions."""
     run: str
+
+    @property
+    def place(self) -> Place:
+        """Its type, run and data ID."""
+        return self.dataset_type.name, self.run, self.values
 
     def ref(self) -> DatasetRef:
         """Return its reference."""

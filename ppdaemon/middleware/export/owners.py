@@ -8,18 +8,15 @@ its worker, and each attempt exports what it made. The first one stays.
 from collections.abc import Iterable
 from itertools import islice
 
-from lsst.daf.butler import DatasetRef
-
+from ppdaemon.middleware.export.newcontent import NewDataset, Place
 from ppdaemon.middleware.export.spool import SpoolKey
 
-__all__ = ("Owners", "Place", "place_of")
+__all__ = ("Owners",)
 
 MAX_REMEMBERED = 20_000
 """Datasets: those of 2000 visits if each has ten, in some 10 MB."""
 
-type Place = tuple[str, str, tuple[object, ...]]
-"""Type, run and data ID."""
-type _Owned = Iterable[tuple[DatasetRef, SpoolKey]]
+type _Owned = Iterable[tuple[NewDataset, SpoolKey]]
 """Datasets and the attempts that made them."""
 
 
@@ -30,9 +27,9 @@ class Owners:
         self._most = most
         self._owners: dict[Place, SpoolKey] = {}  # the oldest first
 
-    def knows(self, ref: DatasetRef) -> bool:
+    def knows(self, dataset: NewDataset) -> bool:
         """Return whether a dataset of this type, run and data ID was exported."""
-        return place_of(ref) in self._owners
+        return dataset.place in self._owners
 
     def record(self, exported: _Owned, skipped: _Owned) -> dict[SpoolKey, str]:
         """Record an export; return for each attempt with skipped datasets whose are there instead.
@@ -42,11 +39,11 @@ class Owners:
         exported, skipped = tuple(exported), tuple(skipped)
         owners = self._owners
         if skipped:
-            owners = owners | {place_of(ref): key for ref, key in exported}
+            owners = owners | {each.place: key for each, key in exported}
         types: dict[SpoolKey, dict[str, list[str]]] = {}
-        for ref, key in skipped:
-            owner = _described(owners.get(place_of(ref)), key)
-            types.setdefault(key, {}).setdefault(owner, []).append(ref.datasetType.name)
+        for each, key in skipped:
+            owner = _described(owners.get(each.place), key)
+            types.setdefault(key, {}).setdefault(owner, []).append(each.dataset_type.name)
         self._remember(exported)
         return {
             key: "; ".join(f"{owner}: {', '.join(dict.fromkeys(names))}" for owner, names in by_owner.items())
@@ -55,7 +52,7 @@ class Owners:
 
     def _remember(self, exported: _Owned) -> None:
         # Of a detector, only another attempt has the same dataset; that is rare.
-        shared = {place_of(ref): key for ref, key in exported if "detector" not in ref.dataId.dimensions}
+        shared = {each.place: key for each, key in exported if "detector" not in each.dataset_type.dimensions}
         self._owners |= shared
         for place in list(islice(self._owners, max(0, len(self._owners) - self._most))):
             del self._owners[place]
@@ -70,8 +67,3 @@ def _described(owner: SpoolKey | None, key: SpoolKey) -> str:
     if owner.detector != key.detector:
         return f"detector {owner.detector} was first"
     return f"attempt {owner.attempt} was first"
-
-
-def place_of(ref: DatasetRef) -> Place:
-    """Return type, run and data ID of a dataset: there is one of each."""
-    return ref.datasetType.name, ref.run, ref.dataId.required_values

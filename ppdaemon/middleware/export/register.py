@@ -40,8 +40,8 @@ from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile
-from ppdaemon.middleware.export.owners import Owners, Place
+from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile, Place
+from ppdaemon.middleware.export.owners import Owners
 from ppdaemon.middleware.export.spool import Manifest, SpoolKey, image_types
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.raws.visits import insert_records
@@ -133,14 +133,13 @@ class Registrar:
         self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]
     ) -> Registered:
         exported = {each.id for file in new for each in file.datasets}
-        owned: tuple[list[tuple[DatasetRef, SpoolKey]], list[tuple[DatasetRef, SpoolKey]]] = [], []
+        owned: tuple[list[tuple[NewDataset, SpoolKey]], list[tuple[NewDataset, SpoolKey]]] = [], []
         for file in unknown:
+            key = batch[file.spool].key
             for each in file.datasets:
-                is_new, dimensions = each.id in exported, each.dataset_type.dimensions
-                # Most are new and of a detector, whose owner is not remembered.
-                # Init-outputs are the same in each spool.
-                if ("detector" not in dimensions) if is_new else dimensions:
-                    owned[not is_new].append((each.ref(), batch[file.spool].key))
+                is_new = each.id in exported
+                if is_new or each.dataset_type.dimensions:  # init-outputs are the same in each spool
+                    owned[not is_new].append((each, key))
         notes = self._owners.record(*owned)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
         return Registered(len(exported), by_spool)
@@ -167,7 +166,7 @@ class Registrar:
             file
             for file in files
             if "detector" in file.first.dataset_type.dimensions
-            or (file.first.dataset_type.dimensions and not self._owners.knows(file.first.ref()))
+            or (file.first.dataset_type.dimensions and not self._owners.knows(file.first))
             or not _exists(butler, file.first)
         ]
 
@@ -327,8 +326,7 @@ def _first_of_each(files: Iterable[NewFile]) -> list[NewFile]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
     first: dict[Place, NewFile] = {}
     for file in files:
-        each = file.first
-        first.setdefault((each.dataset_type.name, each.run, each.values), file)
+        first.setdefault(file.first.place, file)
     return list(first.values())
 
 
