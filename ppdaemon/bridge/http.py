@@ -33,7 +33,7 @@ SMALL, MAX_LARGE = 100_000, 50
 """Bodies with more than these bytes, of which so many are taken at once: some 50 MB."""
 MAX_CONNECTIONS = 1000
 """A gateway may have as many as threads, and an exposure of LSSTCam has some 400 notices. A further one
-replaces the oldest that has no request under way."""
+replaces the one that has had no request for longest, which its store uses least."""
 IDLE_S = 180.0
 """A connection without a request is closed after this time. Stores keep theirs from one exposure to the next,
 some 40 s later: opening all again costs more CPU time than all notices. They close idle ones themselves
@@ -91,15 +91,15 @@ class _Server(web.Server):
     def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **options: Any):
         super().__init__(handler, **options)
         self.open: dict[object, bool] = {}
-        """By connection, the oldest first: whether a request is under way."""
+        """By connection, the one whose last request is oldest first: whether a request is under way."""
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self.open[handler] = False
         if len(self.open) > MAX_CONNECTIONS:
-            oldest: Any = next((each for each, is_busy in self.open.items() if not is_busy), handler)
-            del self.open[oldest]
-            oldest.force_close()
+            unused: Any = next((each for each, is_busy in self.open.items() if not is_busy), handler)
+            del self.open[unused]
+            unused.force_close()
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -187,8 +187,8 @@ class HttpSource:
         try:
             return await self._answer(request)
         finally:
-            if request.protocol in self._server.open:  # not closed meanwhile
-                self._server.open[request.protocol] = False
+            if self._server.open.pop(request.protocol, None):  # not closed meanwhile
+                self._server.open[request.protocol] = False  # as the last one
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         if request.method != "POST":

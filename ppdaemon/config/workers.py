@@ -111,8 +111,8 @@ class WorkersConfig(ConfigPart):
     without costing the worker. Threads that wait for work (a condition, an event, a
     queue) are always allowed."""
     nice: Annotated[int, pydantic.Field(ge=0, le=19)] = 5
-    """Niceness of workers; above 0 so that the supervisor always gets CPU time. That of the process that asks
-    the central repo for all of them is 1, or 0."""
+    """Niceness of workers; above 0 so that the supervisor always gets CPU time. That of the asker, which asks
+    the central repo for all of them, is 1, or 0 if this is 0."""
     tasks_max: Annotated[int, pydantic.Field(ge=16)] = 1024
     """Maximum number of processes and threads of one worker; enforced by the kernel if a
     control group is delegated to the daemon."""

@@ -147,6 +147,26 @@ def test_silent_clients_make_room_for_others(monkeypatch):
     asyncio.run(play())
 
 
+def test_a_connection_in_use_is_not_the_one_that_makes_room(monkeypatch):
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+
+    async def play() -> None:
+        async with serving(Stored()) as (port, _), asyncio.timeout(TIMEOUT_S):
+            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for reader, writer in (*kept[1:], kept[0]):
+                writer.write(HEAD + b'\r\n{"a":"bc"}')
+                await reader.readuntil(b"stored\n")
+            further = await asyncio.open_connection("127.0.0.1", port)
+            assert await kept[1][0].read() == b"", "closed, as the one without a request for longest"
+            for reader, writer in (kept[0], kept[2], further):
+                writer.write(HEAD + b'\r\n{"a":"bc"}')
+                await reader.readuntil(b"stored\n")
+                writer.close()
+            kept[1][1].close()
+
+    asyncio.run(play())
+
+
 def test_as_many_connections_as_an_exposure_has_notices_are_served_together():
     stored, count = Stored(), 450
 

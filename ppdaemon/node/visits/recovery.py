@@ -36,9 +36,7 @@ def _sync(spool: Path) -> None:
     """
     try:
         for path in (*spool.iterdir(), spool, spool.parent):
-            with suppress(
-                FileNotFoundError
-            ):  # an image that a packer has replaced, with one that it has synced
+            with suppress(FileNotFoundError):  # a packer has replaced the image by one that it has synced
                 sync(path)
     except OSError as error:
         _LOG.error(
