@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from node import TESTS
 
-from ppdaemon.config import ExportConfig, LogConfig
+from ppdaemon.config import ExportConfig, LogConfig, WorkersConfig
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import (
@@ -44,7 +44,8 @@ from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.publisher import PublisherProcess
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.publish.config import Publication
-from ppdaemon.publish.messages import Telemetry
+from ppdaemon.publish.messages import PublishReport, Telemetry
+from ppdaemon.reports import DestinationReport
 from ppdaemon.testing.processes import alive
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 from ppdaemon.wire import encode
@@ -723,6 +724,25 @@ def test_no_publisher_follows_one_that_ends_when_nothing_is_published(tmp_path):
         await until(lambda: publisher.pid is None and publisher.lifecycle.deadline is None, "one is due")
         publisher.reconfigure((to,), LogConfig())
         await until(lambda: serves(publisher), "none is started any more")
+
+    run_publisher(tmp_path, body, to)
+
+
+def test_outcomes_that_a_killed_publisher_still_reports_are_counted_once(tmp_path):
+    to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
+
+    async def body(publisher):
+        await until(lambda: serves(publisher), "it does not serve")
+        publisher.add(TELEMETRY, "none.json")
+        config = WorkersConfig()
+        publisher.measured(config.memory.hard, config)
+        assert serves(publisher)
+        publisher.measured(2 * config.memory.hard, config)
+        assert "uses 16 GB, more than the 8.0 GB of workers.memory.hard; it is killed" in publisher.problem
+        places = (DestinationReport(name=to.name, sent=1),)
+        publisher._received(PublishReport(orders=1, places=places), [])
+        (row,) = publisher.report()
+        assert (row.sent + row.dropped, row.waiting, publisher.waiting) == (1, 0, 0)
 
     run_publisher(tmp_path, body, to)
 

@@ -160,6 +160,8 @@ class PublisherProcess(SupervisedProcess[PublisherFact]):
         match message:
             case PublisherReady():
                 self._ready()
+            case PublishReport() if self.lifecycle.state in (ProcessState.KILLED, ProcessState.CLOSED):
+                pass  # the last one of a process whose outcomes `_give_up` has counted
             case PublishReport(orders=orders, places=places):
                 self.lifecycle.succeeded()
                 self._answered(_ORDERS)
