@@ -71,11 +71,30 @@ def test_an_exporter_with_too_much_memory_is_killed_and_nothing_is_lost(tmp_path
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         node.wait(lambda: exporter_of(node) not in (None, old))
         node.wait(lambda: "workers.memory.hard" in node.status().exporter)
-        node.rewrite()
+        node.rewrite(workers={"memory": {}})
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         (node.state / "central-down").unlink()
         node.wait(lambda: node.status().spooled == 0)
         assert node.exported() == ["DemoCam~g1~0~1"]
+
+
+def test_reader_and_publisher_with_too_much_memory_are_replaced(tmp_path, socket_dir):
+    def found():
+        titles = {title(pid): pid for pid in descendants(node.process.pid)}
+        return [titles.get(f"ppdaemon {name}") for name in ("reader", "publisher")]
+
+    to = {"what": "telemetry", "to": "http://127.0.0.1:9"}
+    remote = {"remote": [{"uri": "http://127.0.0.1:9/raw"}]}
+    with running_node(tmp_path, socket_dir, publish=[to], arrivals=remote) as node:
+        node.wait(lambda: None not in found())
+        old = found()
+        node.rewrite(workers={"memory": {"soft": "1 MB", "hard": "2 MB", "sample_s": 0.1}})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        log = tmp_path / "daemon.log"
+        node.wait(lambda: "the reader uses " in log.read_text() and "the publisher uses " in log.read_text())
+        node.rewrite(workers={"memory": {}})
+        node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
+        node.wait(lambda: not {None, *old}.intersection(found()))
 
 
 def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
