@@ -275,7 +275,9 @@ class Meters:
         return used, sum(map(cpu_seconds, members))
 
     def _memory_of(self, pids: Iterable[int | None]) -> list[int]:
-        """Return the memory of each process, without its descendants: a packer has a short time limit."""
+        """Return the memory of each process, without its descendants: packers have a time limit, and when
+        memory is short the kernel kills them first.
+        """
         return [0 if pid is None else self._used([pid])[0] for pid in pids]
 
     def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
