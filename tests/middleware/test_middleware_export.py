@@ -681,12 +681,28 @@ def test_of_too_much_that_waits_the_oldest_images_are_given_up_and_reported(
     assert [detector for detector, _ in outputs(central, "toy_isr")] == [1, 2], "all others stay"
 
 
+def write_to_full(path: Path, content: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_manifest_that_became_longer_is_not_written_to_a_full_disk(
+    spools: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    oldest, path = spools[0], spools[0] / MANIFEST
+    os.utime(oldest, (1, 1))
+    before, text = path.read_bytes(), spool._text
+    monkeypatch.setattr(spool, "_text", lambda manifest: text(manifest).ljust(len(before) + 1))
+    monkeypatch.setattr(Path, "write_bytes", write_to_full)
+    given_up = spool.give_up_oldest_images([oldest.parent], spool.image_types(["toy_image"]), 1)
+    assert str(oldest) not in given_up.spools
+    assert f"the images of {oldest.name} cannot be given up" in caplog.text
+    assert path.read_bytes() == before
+    spool.check_files(oldest, read_manifest(oldest))
+
+
 def test_images_are_given_up_on_a_disk_without_a_free_block(
     spools: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_to_full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
     oldest, path = spools[0], spools[0] / MANIFEST
     before = read_manifest(oldest)
     images = [file for file in before.files if type_of(file) == "toy_image"]

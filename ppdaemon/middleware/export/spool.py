@@ -5,6 +5,7 @@ Covers writing and reading them. Exporting is done by
 `ppdaemon.middleware.export.exporter`.
 """
 
+import errno
 import logging
 import os
 import re
@@ -450,12 +451,16 @@ def replace_manifest(spool: Path, manifest: Manifest) -> None:
 
 def _overwrite_manifest(spool: Path, manifest: Manifest) -> None:
     """Write a shorter manifest into the blocks of the present one: a full disk has no others. Only a power
-    failure meanwhile can damage it, which its checksum shows.
+    failure meanwhile can damage it, which its checksum shows. Raises `OSError` if it is longer, as that of an
+    earlier version might become.
     """
     path, text = spool / MANIFEST, _text(manifest)
+    size_bytes = path.stat().st_size
+    if len(text) > size_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     with path.open("r+b", buffering=0) as stream:
         # As long as before, by one call: a killed process leaves the old or the new one.
-        stream.write(text.ljust(path.stat().st_size))
+        stream.write(text.ljust(size_bytes))
     sync(path)
 
 
