@@ -460,6 +460,31 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
     play(tmp_path, body, gather_s=60.0)
 
 
+def test_a_large_exporter_is_replaced_after_an_export_but_not_while_images_are_packed(tmp_path):
+    limits = WorkersConfig(memory={"soft": 1000, "hard": 2000})
+
+    async def body(played):
+        exporter = played.exporter
+        played.serve()
+        exporter.measured(1001, limits)
+        exporter.add("a")
+        assert await played.next_order() == order_of("a"), "it has exported nothing yet"
+        played.send(Exported(spools=(), packing=("a",), tai=0.0, datasets=5))
+        await until(lambda: exporter.text == "idle")
+        exporter.measured(1001, limits)
+        exporter.hurry()
+        assert await played.next_order() == order_of("a"), "its packers would end"
+        played.send(exported("a"))
+        await until(lambda: not exporter.waiting)
+        exporter.measured(1000, limits)
+        assert exporter.lifecycle.state is ProcessState.SERVING
+        exporter.measured(1001, limits)
+        assert exporter.lifecycle.state is ProcessState.REPLACING
+        assert await played.next_order() == encode(Quit()).decode()
+
+    play(tmp_path, body)
+
+
 def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter_module, "PACKING_S", 1000.0)
 

@@ -259,7 +259,9 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Replace the process after the present export if it uses much memory, kill it if too much."""
         super().measured(used_bytes, config)
         is_large = used_bytes > (most := config.memory.soft)
-        if is_large and self._has_exported and self.lifecycle.state is ProcessState.SERVING:
+        # While images are packed it stays: its packers would end with it, each time anew.
+        may_end = self._has_exported and not self._begun and self.lifecycle.state is ProcessState.SERVING
+        if is_large and may_end:
             used = f"{size(used_bytes)}, more than the {size(most)} of workers.memory.soft"
             _LOG.info("the exporter is replaced after the present export: it uses %s", used)
             self._replace()
