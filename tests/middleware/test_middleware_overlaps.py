@@ -27,13 +27,13 @@ def records(
 ) -> list[DimensionRecord]:
     """Make the records of a visit and its detectors."""
     day = {"instrument": NAME, "day_obs": 20261122}
-    values |= {"physical_filter": next(iter(FILTERS)), "region": region}
+    values = {"physical_filter": next(iter(FILTERS)), "region": region} | values
     found = [
         make_record(universe, "day_obs", instrument=NAME, id=20261122),
-        make_record(universe, "visit", id=7, name="seven", **day, **values),
+        make_record(universe, "visit", **({"id": 7, "name": "seven"} | day | values)),
     ]
     if region is not None:
-        where = {"instrument": NAME, "visit": 7, "region": region}
+        where = {"instrument": NAME, "visit": found[-1].id, "region": region}
         found += [
             make_record(universe, "visit_detector_region", detector=each, **where) for each in detectors
         ]
@@ -87,6 +87,18 @@ def test_a_more_complete_record_replaces_region_and_pixels(central: Central) -> 
         assert (visit.region, visit.exposure_time) == (THERE, 30.0)
         assert pixels(central, "visit") == expected(butler, THERE)
         assert pixels(central, "visit_detector_region") == expected(butler, HERE)
+
+
+def test_a_visits_filter_may_be_registered_while_the_repo_is_open(central: Central) -> None:
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        assert butler.query_dimension_records("physical_filter", instrument=NAME)
+        insert_records(butler, records(butler.dimensions, HERE))
+        with Butler.from_config(str(central.root), writeable=True) as other:
+            new = make_record(other.dimensions, "physical_filter", instrument=NAME, name="new", band="r")
+            other.registry.insertDimensionData("physical_filter", new)
+        insert_records(butler, records(butler.dimensions, HERE, id=8, name="eight", physical_filter="new"))
+        names = {visit.physical_filter for visit in butler.query_dimension_records("visit", instrument=NAME)}
+        assert names == {next(iter(FILTERS)), "new"}
 
 
 def test_a_more_complete_record_without_a_region_does_not_remove_it(central: Central) -> None:

@@ -132,17 +132,19 @@ class Registrar:
     def _registered(
         self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]
     ) -> Registered:
-        exported = {each.id for file in new for each in file.datasets}
+        # By identity: hashes of the ids of datasets are slow.
+        exported = {id(file): len(file.datasets) for file in new}
         owned: tuple[list[tuple[NewDataset, SpoolKey]], list[tuple[NewDataset, SpoolKey]]] = [], []
         for file in unknown:
-            key = batch[file.spool].key
-            for each in file.datasets:
-                is_new = each.id in exported
-                if is_new or each.dataset_type.dimensions:  # init-outputs are the same in each spool
-                    owned[not is_new].append((each, key))
+            is_new, key = id(file) in exported, batch[file.spool].key
+            owned[not is_new].extend(
+                (each, key)
+                for each in file.datasets
+                if is_new or each.dataset_type.dimensions  # init-outputs are the same in each spool
+            )
         notes = self._owners.record(*owned)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
-        return Registered(len(exported), by_spool)
+        return Registered(sum(exported.values()), by_spool)
 
     def _in_order(self, files: Sequence[NewFile]) -> list[list[NewFile]]:
         """Return the files that are no images, and the images; the records go with the first part."""

@@ -87,7 +87,6 @@ _ANY_TYPE = "ppdaemon_any_type"
 _TYPE_FIELDS = frozenset({"{datasetType}", "{datasetType:?}", "{datasetType:/}"})
 """Fields of templates that are replaced by the name of the dataset type as it is."""
 _PLAIN = re.compile(r"[\w.+-]+/[\w./+:=-]*", re.ASCII)
-"""Names that are the same in a path and in a URI."""
 _MAX_FOLDERS = 20_000
 """Folders whose names are known to be on the disk: a visit makes one for each dataset type."""
 
@@ -132,9 +131,9 @@ class RowIngest:
         self._root = str(self._store.root.ospath).rstrip("/")
         self._templates: dict[tuple[DatasetType, Any], tuple[FileTemplate, DatasetType | None]] = {}
         self._records: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
-        """Names of the files that were ingested last, by template, run and identity of the data ID: images of
-        an exposure follow its other files."""
+        self._stems: dict[tuple[str, str, int], tuple[DataCoordinate, str, bool]] = {}
+        """Names of the files that were ingested last, by template, run and identity of the data ID, and
+        whether they are plain: images of an exposure follow its other files."""
         self._synced: set[str] = set()
         """Folders of the datastore whose names are on the disk."""
         column = self._managers.datasets._static.dataset.columns.id
@@ -176,21 +175,23 @@ class RowIngest:
         digits = self._digits
         groups: dict[tuple[str, DimensionGroup], dict[Value, NewDataset]] = {}
         # By identity: hashes of dataset types are slow, and few are different objects.
-        by_type: dict[tuple[str, int], dict[Value, NewDataset]] = {}
+        kinds: dict[tuple[str, int, str, str], tuple[dict[Value, NewDataset], dict[str, Any]]] = {}
         rows: list[tuple[Value, str, int, dict[str, Any]]] = []
         for file, extension, name in zip(files, extensions, names, strict=True):
             spooled = file.spooled
+            formatter, size_bytes = spooled.formatter, spooled.size_bytes
             for each in file.datasets:
                 kind, id_digits = each.dataset_type, digits(each.id)
-                type_key = each.run, id(kind)
-                if type_key not in by_type:
-                    by_type[type_key] = groups.setdefault((each.run, kind.dimensions), {})
-                by_type[type_key][id_digits] = each
-                record = self._record(spooled.formatter, extension, kind)
-                rows.append((id_digits, name, spooled.size_bytes, record))
+                key = each.run, id(kind), formatter, extension
+                if key not in kinds:
+                    group = groups.setdefault((each.run, kind.dimensions), {})
+                    kinds[key] = group, self._record(formatter, extension, kind)
+                group, record = kinds[key]
+                group[id_digits] = each
+                rows.append((id_digits, name, size_bytes, record))
         # Sorted: two transactions that insert the same datasets in different orders would deadlock.
-        for key in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
-            self._insert_datasets(connection, *key, groups[key])
+        for run, dimensions in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
+            self._insert_datasets(connection, run, dimensions, groups[run, dimensions])
         ids, paths, sizes, records = zip(*rows, strict=True)
         bridge = self._store.bridge
         insert_rows(
@@ -268,27 +269,31 @@ class RowIngest:
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
-        stems: dict[tuple[str, str, int], tuple[DataCoordinate, str]] = {}
+        stems: dict[tuple[str, str, int], tuple[DataCoordinate, str, bool]] = {}
         places = []
         for extension, first in zip(extensions, firsts, strict=True):
-            number, kind = id(first.data_id), first.dataset_type
+            data_id, kind = first.data_id, first.dataset_type
+            number = id(data_id)
             template_key = id(kind), instruments[number]
             if template_key not in templates:
                 templates[template_key] = self._template(first)
             template, any_type = templates[template_key]
-            key = template.template, first.run, number
             if any_type is None:
                 stem = template.format(first.ref().expanded(ids[number]))
+                is_plain = _is_plain(stem)
             else:
+                key = template.template, first.run, number
                 if key not in stems:
+                    known = self._stems.get(key)
                     # Another object may have its identity now.
-                    owner, stem = self._stems.get(key, (None, ""))
-                    if owner is not first.data_id:
+                    if known is None or known[0] is not data_id:
                         any_ref = DatasetRef(any_type, ids[number], first.run, id=first.id, conform=False)
                         stem = template.format(any_ref)
-                    stems[key] = first.data_id, stem
-                stem = stems[key][1].replace(_ANY_TYPE, kind.name)
-            if _PLAIN.fullmatch(stem):
+                        known = data_id, stem, _is_plain(stem)
+                    stems[key] = known
+                _, stem, is_plain = stems[key]
+                stem = stem.replace(_ANY_TYPE, kind.name)
+            if is_plain:
                 name = f"{stem}{extension}"
                 places.append((name, f"{self._root}/{name}"))
             else:
@@ -308,7 +313,9 @@ class RowIngest:
             template = self._store.templates.getTemplate(dataset.ref())
             fields = re.findall(r"\{(?:datasetType|id)\b[^}]*\}", template.template)
             any_type = DatasetType(_ANY_TYPE, kind.dimensions, kind.storageClass)
-            self._templates[key] = template, any_type if _TYPE_FIELDS.issuperset(fields) else None
+            # A name with a period, as components have, may be changed in a path.
+            usual = _TYPE_FIELDS.issuperset(fields) and kind.name.isidentifier()
+            self._templates[key] = template, any_type if usual else None
         return self._templates[key]
 
     def _move(self, targets: Mapping[str, str]) -> None:
@@ -330,6 +337,11 @@ class RowIngest:
         while len(folder) > len(self._root) and not (folder in self._synced and os.path.isdir(folder)):
             yield folder
             folder = os.path.dirname(folder)
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a name is the same in a path and in a URI."""
+    return _PLAIN.fullmatch(name) is not None
 
 
 def _rename(path: str, target: str) -> None:

@@ -322,13 +322,12 @@ def _parsed(text: bytes) -> Manifest:
         ]
     types = [_dataset_type(each) for each in types]
     files = plain["files"]
-    refs = iter(_REFS.validate_python([ref for file in files for ref in file["refs"]]))
+    numbered = _REFS.validate_python([ref for file in files for ref in file["refs"]])
+    refs = iter([SpooledRef(id_, types[kind], data_ids[number], run) for id_, kind, number, run in numbered])
     for file in files:
-        file["refs"] = tuple(
-            SpooledRef(id_, types[kind], data_ids[data_id], run)
-            for id_, kind, data_id, run in islice(refs, len(file["refs"]))
-        )
-    return Manifest.model_validate(plain | {"version": 1})
+        file["refs"] = tuple(islice(refs, len(file["refs"])))
+    plain["version"] = 1
+    return Manifest.model_validate(plain)
 
 
 _REFS = pydantic.TypeAdapter(list[tuple[uuid.UUID, pydantic.NonNegativeInt, pydantic.NonNegativeInt, str]])

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from lsst.daf.butler import Butler, DataCoordinate, DimensionRecord, DimensionUniverse, Timespan
+from lsst.daf.butler import (
+    Butler,
+    DataCoordinate,
+    DimensionRecord,
+    DimensionUniverse,
+    Timespan,
+)
+from lsst.daf.butler.registry import DataIdError
 from lsst.pipe.base import Instrument
 from lsst.sphgeom import ConvexPolygon
 from sqlalchemy.exc import IntegrityError
@@ -191,7 +198,7 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
                 existing[name] = of_element
         for name in ("exposure", "visit"):
             for record in existing.pop(name, ()):
-                (stored,) = butler.query_dimension_records(name, data_id=record.dataId)
+                stored = _stored(butler, record)
                 if stored != record:
                     existing.setdefault(name, []).append(record)
                 if (merged := completed(stored, record)) != stored:
@@ -206,6 +213,18 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
         for visit in by_element.get("visit", ()):
             if visit.id in grouped:
                 _update_visit(butler, visit)
+
+
+def _stored(butler: Butler, record: DimensionRecord) -> DimensionRecord:
+    """Return the record that the registry has instead of this one."""
+    name = record.definition.name
+    try:
+        # Without a query of the general kind, which takes some milliseconds to build.
+        found = butler.registry.expandDataId(dict(record.dataId.required)).records[name]
+    except DataIdError:  # its filter was registered after the registry had read all filters
+        (found,) = butler.query_dimension_records(name, data_id=record.dataId)
+    assert found is not None  # it was inserted, or was there
+    return found
 
 
 def _insert_new(butler: Butler, name: str, records: Sequence[DimensionRecord]) -> bool:
