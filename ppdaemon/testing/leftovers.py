@@ -100,7 +100,7 @@ LEAVE: dict[str, Callable[[], object]] = {
     "hooks": lambda: setattr(sys, "excepthook", print),
     "hooks of threads": lambda: setattr(threading, "excepthook", print),
     "trace of threads": lambda: threading.settrace(lambda *_: None),
-    "start method of processes": lambda: multiprocessing.set_start_method("spawn"),
+    "start method of processes": lambda: multiprocessing.set_start_method("spawn", force=True),
     "sys.argv": lambda: sys.argv.append("--left-behind"),
     "sys.meta_path": lambda: sys.meta_path.append(sys.meta_path[0]),
     "flags of dlopen": lambda: sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL),
