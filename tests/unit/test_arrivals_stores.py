@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ppdaemon.config import ArrivalsConfig
 from ppdaemon.errors import BadMessage
+from ppdaemon.messages import ReaderReady
 from ppdaemon.node.arrivals import stores
 from ppdaemon.node.arrivals.notices import StoredObject, read_notice
 from ppdaemon.node.arrivals.roots import RawRoots
@@ -206,9 +207,23 @@ def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_
         asking = asyncio.create_task(reader.ask("json", "s3://bucket/key"))
         await asyncio.sleep(0)
         # Both are seen in one turn of the loop.
-        reader._serve()
+        reader.lifecycle.started(0.0)
+        reader._ready()
+        assert reader._serving.is_set()
         reader._give_up("was killed by SIGKILL", [])
         with pytest.raises(TimeoutError):
             await asking
+
+    asyncio.run(play())
+
+
+def test_a_reader_that_was_killed_before_it_said_that_it_is_ready_serves_nobody(tmp_path):
+    async def play() -> None:
+        reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
+        reader.lifecycle.started(0.0)
+        reader._child = Mock()
+        reader._kill("uses 9 GB")
+        reader._received(ReaderReady(pid=1), [])
+        assert not reader._serving.is_set(), "callers wait for the next one"
 
     asyncio.run(play())

@@ -295,6 +295,6 @@ def _copy(source: ResourcePath, partial: Path, size_bytes: int) -> None:
     found = partial.stat().st_size
     if found != size_bytes:
         raise OSError(errno.EIO, f"copied {found} bytes of {size_bytes}", str(source))
-    os.utime(partial)  # the copy has its source's time; eviction needs the time of use
+    os.utime(partial)  # eviction needs the time of use; one of a store may have its source's
     # Read-only: a task that wrote to it would change the input of other workers.
     partial.chmod(0o444)

@@ -97,7 +97,8 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
         return launch("ppdaemon.worker.reader", arguments, self._lifeline, self._environment, self._log)
 
     def _serve(self) -> None:
-        self._serving.set()
+        if self.live:  # one that was killed meanwhile may still say that it is ready
+            self._serving.set()
 
     def _received(self, message: ReaderFact, descriptors: list[int]) -> None:
         if isinstance(message, ReaderReady):
