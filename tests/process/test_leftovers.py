@@ -160,10 +160,13 @@ def test_the_state_of_libraries_is_restored(found_in_libraries, name):
 
 
 def ended_child(*lines):
-    """Run lines with a `Leftovers` in another process; return what the last one, an expression, gives."""
-    result = f"json.dump({lines[-1]}, os.fdopen(os.dup(1), 'w'))"
+    """Run lines with a `Leftovers` in another process; return what the last one, an expression, gives.
+
+    It ends as a worker does: at an orderly end, threads of Arrow abort a process now and then.
+    """
+    result = f"os.write(1, json.dumps({lines[-1]}).encode())"
     head = ("import json, os, sys", "from ppdaemon.worker.leftovers import Leftovers")
-    code = "\n".join((*head, *lines[:-1], result))
+    code = "\n".join((*head, *lines[:-1], result, "os._exit(0)"))
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
