@@ -26,7 +26,9 @@ class DebianPrograms:
     @property
     def environment(self) -> dict[str, str]:
         """Return the environment in which programs find each other and their libraries."""
-        libraries = {str(path.parent) for path in self.root.glob("usr/lib/**/*.so*")}
+        libraries = {
+            str(path.parent) for folder in ("usr/lib", "lib") for path in self.root.glob(f"{folder}/**/*.so*")
+        }
         folders = [self.root / folder for folder in ("usr/sbin", "usr/bin", "sbin", "bin")]
         path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
         return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(sorted(libraries))}

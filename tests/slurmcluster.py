@@ -19,6 +19,7 @@ from typing import Literal
 
 import pytest
 from debian import DebianPrograms, unpacked
+from ports import free_ports
 
 from ppdaemon.processes import process_tree, processes_with_variable
 from ppdaemon.testing.processes import title
@@ -136,7 +137,7 @@ def slurm_cluster(folder: Path, tracking: Tracking = "linuxproc") -> Iterator[Sl
             folder=folder,
             tracking=tracking,
             plugins=plugin.parent,
-            ports=_free_ports(3),
+            ports=free_ports(3),
             kill_wait_s=KILL_WAIT_S,
         )
     )
@@ -220,12 +221,3 @@ def _running(cluster: SlurmCluster, *command: str, name: str) -> Iterator[None]:
         finally:
             process.kill()
             process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,7 +49,7 @@ class BridgeProcess:
             "state_dir": str(self.state_dir),
             "control": str(self.control),
         } | changes
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = _listen(0)
         self.port: int = self._listener.getsockname()[1]
         """The port of HTTP."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,6 +87,15 @@ class BridgeProcess:
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
 
+    @contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """Stop it with its host: connections are refused."""
+        self.stop()
+        self._listener.close()
+        yield
+        self._listener = _listen(self.port)
+        self.start()
+
     def close(self) -> None:
         """End it, and close its socket."""
         if self._process is not None and self._process.poll() is None:
@@ -117,3 +128,7 @@ class BridgeProcess:
 
     def _story(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def _listen(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=512)
