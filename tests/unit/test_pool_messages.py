@@ -110,6 +110,23 @@ def test_messages_wait_while_raws_are_checked(play, monkeypatch):
     asyncio.run(check())
 
 
+def test_channels_are_not_watched_again_for_each_look_whether_messages_still_wait(play, monkeypatch):
+    monkeypatch.setattr(pool_module, "HELD_S", 1000.0)
+    monkeypatch.setattr(pool_module, "LOOK_AGAIN_S", 0.0)
+
+    async def check() -> None:
+        with play() as played:
+            looks = []
+            played.pool._loop = loop = Mock(wraps=asyncio.get_running_loop())
+            played.pool.urgent = lambda: looks.append(1) or len(looks) < 20
+            played.send(0)
+            await played.until(lambda: played.handled)
+            assert len(looks) >= 20
+            assert loop.add_reader.call_count == 1
+
+    asyncio.run(check())
+
+
 def test_messages_do_not_wait_longer_than_their_limit(play):
     async def check() -> None:
         with play() as played:

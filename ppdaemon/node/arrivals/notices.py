@@ -271,7 +271,7 @@ class Subscription:
         self._keys = keys
         self._address = address
         self._mono = mono
-        self._socket, self._monitor = self._connect()
+        self._socket, self._queue, self._monitor = self._connect()
         self.connected = False
         """Whether a publisher is connected; a lost one is detected after the time of the heartbeats."""
         self.refusal = ""
@@ -283,7 +283,7 @@ class Subscription:
         """
         while True:
             with contextlib.suppress(zmq.Again):
-                frames = await self._socket.recv_multipart(zmq.DONTWAIT)
+                frames = self._queue.recv_multipart(zmq.DONTWAIT)
                 self.connected = True
                 return frames
             if await self._socket.poll(MONITOR_MS):
@@ -309,7 +309,7 @@ class Subscription:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             try:
-                self._socket, self._monitor = self._connect()
+                self._socket, self._queue, self._monitor = self._connect()
             except (zmq.ZMQError, ConfigError) as error:
                 pause_s = backoff.failed(self._mono())
                 reason = f"{self._address}: cannot connect again, no notices are received: {error}"
@@ -318,7 +318,10 @@ class Subscription:
             else:
                 return
 
-    def _connect(self) -> tuple[zmq.asyncio.Socket, ConnectionMonitor]:
+    def _connect(self) -> tuple[zmq.asyncio.Socket, zmq.Socket[bytes], ConnectionMonitor]:
+        """Return a socket to wait with, the same one without asyncio, which makes a future for each message,
+        and its monitor.
+        """
         socket = self._context.socket(zmq.SUB)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVHWM, RECEIVE_QUEUE)
@@ -337,7 +340,7 @@ class Subscription:
         except zmq.ZMQError as error:
             monitor.close()
             raise ConfigError([f"arrivals.subscribe: {self._address}: {error.strerror}"]) from None
-        return socket, monitor
+        return socket, zmq.Socket.shadow(socket), monitor
 
 
 def pass_on(

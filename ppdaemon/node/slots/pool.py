@@ -218,6 +218,11 @@ class Pool:
     # --- from the workers ------------------------------------------------
 
     def _listen(self) -> None:
+        """Read messages as soon as none is held any more."""
+        # The kernel looks through all channels when this descriptor is watched: once, not at each look.
+        if self._holds(self._loop.time()):
+            self._resuming = self._loop.call_later(LOOK_AGAIN_S, self._listen)
+            return
         self._resuming = None
         self._loop.add_reader(self._channels.fileno(), self._read_some)
 
@@ -228,7 +233,7 @@ class Pool:
         if self._holds(self._loop.time()):
             # Not only this call: the loop would make it again and again.
             self._loop.remove_reader(self._channels.fileno())
-            self._resuming = self._loop.call_later(LOOK_AGAIN_S, self._listen)
+            self._listen()
             return
         for number, _ in self._channels.poll(0, READ_AT_ONCE):
             if child := self._by_channel.get(number):  # not closed because of the messages before
