@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -130,6 +131,31 @@ def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
         runs = butler.collections.get_info(CHAIN).children
     assert [run.split("/")[-2] for run in runs] == ["Frame", "Known", "NoPipeline", "u"]
     exporter.export(spools[2:])
+    with Butler.from_config(str(central.root)) as butler:
+        assert butler.collections.get_info(CHAIN).children == runs
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("removed", ["runs", "a dataset type", "dimension records", "the chain"])
+def test_what_was_removed_between_two_exports_is_made_again(
+    exporter: CentralExporter, central: Central, spools: list[Path], removed: str
+) -> None:
+    exporter.export(spools[:1])
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        runs = butler.collections.get_info(CHAIN).children
+        if removed == "the chain":
+            butler.collections.x_remove(CHAIN)
+        else:
+            butler.collections.redefine_chain(CHAIN, [])
+            butler.removeRuns(runs)
+        if removed == "a dataset type":
+            butler.registry.removeDatasetType("toy_image")
+    if removed == "dimension records":
+        with closing(sqlite3.connect(central.root / "gen3.sqlite3")) as database, database:
+            assert database.execute("DELETE FROM visit").rowcount == 1
+    exported = exporter.export(spools[2:])
+    assert (exported.spools, exported.refused) == ((str(spools[2]),), ())
+    assert [detector for detector, _ in outputs(central, "toy_image")][-1] == 2
     with Butler.from_config(str(central.root)) as butler:
         assert butler.collections.get_info(CHAIN).children == runs
 

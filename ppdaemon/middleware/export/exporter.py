@@ -254,6 +254,8 @@ class CentralExporter:
             parts = [{spool: manifest for spool, manifest in batch.items() if spool not in failure.faults}]
         elif isinstance(failure, _REPO_ERRORS) and not isinstance(failure, _DATA_ERRORS):
             raise self._unavailable(failure) from failure
+        elif self._registrar.forget():
+            parts = [batch]  # what the repo had at an earlier export may have been removed since
         elif len(batch) == 1:
             result.suspects.update(dict.fromkeys(batch, failure))
             return

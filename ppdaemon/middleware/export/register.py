@@ -29,7 +29,9 @@ from lsst.daf.butler import (
     Butler,
     CollectionType,
     DatasetRef,
+    DatasetType,
     DimensionRecord,
+    MissingCollectionError,
 )
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
@@ -56,6 +58,9 @@ _LOG = logging.getLogger(__name__)
 ATTEMPTS = 5
 """Attempts at a transaction that collides with others. Each collision means that
 one other exporter has committed: five in a row are five hosts at once."""
+
+MAX_PRESENT = 5000
+"""Dimension records that are remembered, those of some visits: in 10 MB."""
 
 
 class DamagedSpools(Exception):
@@ -87,9 +92,12 @@ class Registrar:
         self._is_image = cache(self._is_image_type)
         self._owners = Owners()
         self._rows: RowIngest | None = None
+        self._present: set[DatasetType | DimensionRecord | str] = set()
+        """Dataset types, dimension records and names of runs that the repo has; see `forget`."""
 
     def connect(self, butler: Butler) -> None:
         """Decide how files are ingested into a repo that was just opened."""
+        self.forget()
         try:
             # Another version of the Butler may have what it imports elsewhere.
             from ppdaemon.middleware.export.rows import RowIngest, problem
@@ -112,14 +120,19 @@ class Registrar:
         called again with the same spools.
         """
         found = NewContent.of(batch, butler.dimensions)
-        files, records = found.files, found.records
-        for dataset_type in sorted(found.types):
+        files = found.files
+        runs = {each.run for file in files for each in file.datasets}
+        if len(self._present) > MAX_PRESENT:
+            self.forget()
+        records = [record for record in found.records if record not in self._present]
+        for dataset_type in sorted(found.types - self._present):
             butler.registry.registerDatasetType(dataset_type)
         # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
         # leave, nothing can be inserted into the run any more.
-        with butler.transaction():
-            for run in sorted({each.run for file in files for each in file.datasets}):
-                butler.collections.register(run)
+        if new_runs := sorted(runs - self._present):
+            with butler.transaction():
+                for run in new_runs:
+                    butler.collections.register(run)
         unknown = self._without_known(butler, files)
         wanted = self._without_shared(butler, _first_of_each(unknown))
         new = []
@@ -127,7 +140,15 @@ class Registrar:
             new += self._commit_new(butler, mark, records, part)
             records = []  # they are there now
         _extend_chains(butler, batch.values())
+        self._present.update(found.types, found.records, runs)
         return self._registered(batch, unknown, new)
+
+    def forget(self) -> bool:
+        """Let the next `register` look again for the dataset types, runs and records that the repo had: an
+        error may be that one has been removed since. Return whether there were any.
+        """
+        present, self._present = self._present, set()
+        return bool(present)
 
     def _registered(
         self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]
@@ -349,8 +370,12 @@ def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
         for chain, runs in manifest.chains.items():
             runs_of.setdefault(chain, {}).update(dict.fromkeys(runs))
     for chain, needed in runs_of.items():
-        butler.collections.register(chain, CollectionType.CHAINED)
-        present = butler.collections.get_info(chain).children
+        try:
+            (info,) = butler.collections.query_info(chain)
+            present = info.children
+        except MissingCollectionError:
+            butler.collections.register(chain, CollectionType.CHAINED)
+            present = ()
         new = [run for run in needed if run not in present]
         if new:
             butler.collections.prepend_chain(chain, new)
