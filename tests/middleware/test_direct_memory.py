@@ -6,7 +6,7 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -540,6 +540,7 @@ def test_objects_in_cells_of_tables_are_copied() -> None:
 def test_the_size_of_a_dataset_is_estimated() -> None:
     assert size_bytes({"a": np.zeros(100), "b": [np.zeros(10), "text"]}) == 884
     assert size_bytes(SimpleNamespace(image=SimpleNamespace(array=np.zeros(50)))) == 400
+    assert size_bytes(MappingProxyType({"a": (np.zeros(1), {"text"}, frozenset({b"bytes"}), 1, None)})) == 17
 
 
 class Stubborn:

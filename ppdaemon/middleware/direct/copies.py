@@ -20,6 +20,7 @@ _ARRAY_ATTRIBUTES = ("image", "mask", "variance", "array")
 """Attributes of classes written in C++ that return the arrays."""
 _LARGE_BYTES = 100_000
 """A smaller array is copied faster than its references are counted."""
+_CONTAINERS = frozenset((dict, list, tuple, set, frozenset))
 
 
 def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
@@ -45,18 +46,17 @@ def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) ->
 def measure(content: Any) -> tuple[int, list[Any]]:
     """Return the bytes of a dataset, and its large arrays that own their memory."""
     size_bytes, movable = 0, []
-    for each in _walk(content):
-        size_bytes += _leaf_bytes(each) or 0
-        if _is_movable(each):
+    for each, leaf_bytes in _walk(content):
+        size_bytes += leaf_bytes
+        if leaf_bytes >= _LARGE_BYTES and _is_movable(each):
             movable.append(each)
     return size_bytes, movable
 
 
 def _is_movable(content: Any) -> bool:
-    """Return whether each user of an object's memory holds a reference to the object: not so for views."""
+    """Return whether each user of a large object's memory has a reference to the object: not so for views."""
     return (
         type(content) is np.ndarray
-        and content.nbytes >= _LARGE_BYTES
         and bool(content.flags.owndata)
         and not content.dtype.hasobject
         and not weakref.getweakrefcount(content)
@@ -76,8 +76,8 @@ def size_bytes(content: Any) -> int:
     return measure(content)[0]
 
 
-def _walk(content: Any) -> Iterator[Any]:
-    """Yield a dataset and the objects in it, each once."""
+def _walk(content: Any) -> Iterator[tuple[Any, int]]:
+    """Yield a dataset and the objects in it, each once, with the bytes of those that contain no others."""
     seen: set[int] = set()
     pending = [content]
     while pending and len(seen) < _MAX_OBJECTS:
@@ -85,13 +85,16 @@ def _walk(content: Any) -> Iterator[Any]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        yield each
-        if _leaf_bytes(each) is None:
+        leaf_bytes = _leaf_bytes(each)
+        yield each, leaf_bytes or 0
+        if leaf_bytes is None:
             pending.extend(_parts(each))
 
 
 def _leaf_bytes(content: Any) -> int | None:
     """Return the size of an object that contains no other objects, `None` for a container."""
+    if type(content) in _CONTAINERS:  # first: metadata of tasks have many
+        return None
     if isinstance(content, np.ndarray):
         return int(content.nbytes)
     if isinstance(content, (str, bytes, bytearray)):
@@ -103,7 +106,7 @@ def _leaf_bytes(content: Any) -> int | None:
 
 
 def _parts(content: Any) -> Collection[Any]:
-    if isinstance(content, Mapping):
+    if isinstance(content, (dict, Mapping)):  # abstract classes take longer to look for
         return list(content.values())
     if isinstance(content, (list, tuple, set, frozenset)):
         return list(content)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import DatasetRef, DimensionRecord
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraphComponents
 
 from ppdaemon.middleware.butler.datafiles import LocatedFile
 from ppdaemon.middleware.butler.failures import describe
@@ -120,7 +120,7 @@ class DirectRun(PipelineRun):
             else:
                 yield written
 
-    def _predicted_graph(self) -> PredictedQuantumGraph:
+    def _predicted_graph(self) -> PredictedQuantumGraphComponents:
         shape, entries = self.visit_inputs.shape, self.visit_inputs.entries
         # The first one in the search order is that of the run.
         once = {name: min(each, key=lambda one: one.rank).ref for name, each in entries.items() if each}

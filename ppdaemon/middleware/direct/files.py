@@ -88,8 +88,10 @@ class DatasetWriter(FileWriter):
 
     def writes_plain(self, ref: DatasetRef) -> bool:
         """Return whether `write_plain` can write a dataset: an image of ``lsst.images`` in FITS."""
-        location, formatter = self.formatter(ref, Path("/"))
-        return _writes_archives(formatter) and location.uri.getExtension() == ".fits"
+        if not _writes_archives(self.formatter_class(ref)):
+            return False
+        location, _ = self.formatter(ref, Path("/"))
+        return bool(location.uri.getExtension() == ".fits")
 
     def write_plain(
         self, content: object, ref: DatasetRef, folder: Path, provenance: DatasetProvenance | None = None
@@ -136,11 +138,11 @@ def read_plain(path: Path) -> tuple[Any, DatasetProvenance | None]:
         return reader.read(), None if info is None else info.provenance
 
 
-def _writes_archives(formatter: Formatter | FormatterV2) -> bool:
+def _writes_archives(kind: type[Formatter | FormatterV2]) -> bool:
     """Return whether a formatter writes as that of ``lsst.images``, which a class of its own may not."""
     module = sys.modules.get("lsst.images.formatters")
-    write = getattr(formatter, "write_local_file", None)
-    return module is not None and getattr(write, "__func__", None) is module.GenericFormatter.write_local_file
+    write = getattr(kind, "write_local_file", None)
+    return module is not None and write is module.GenericFormatter.write_local_file
 
 
 def as_read(table: Table) -> Table:

@@ -24,7 +24,6 @@ from lsst.pipe.base.quantum_graph import (
     HeaderModel,
     PredictedDatasetModel,
     PredictedQuantumDatasetsModel,
-    PredictedQuantumGraph,
     PredictedQuantumGraphComponents,
     ProvenanceQuantumGraphWriter,
 )
@@ -81,7 +80,7 @@ def provenance_type(universe: DimensionUniverse) -> DatasetType:
 def write_provenance(
     folder: Path,
     ref: DatasetRef,
-    predicted: Callable[[], PredictedQuantumGraph],
+    predicted: Callable[[], PredictedQuantumGraphComponents],
     ends: Mapping[uuid.UUID, QuantumEnd],
 ) -> LocatedFile | None:
     """Write the graph of a run; quanta without an end were skipped. Return `None`, and log why, if it
@@ -101,8 +100,9 @@ def write_provenance(
     return LocatedFile(path, _FORMATTER, (ref,))
 
 
-def _write(path: Path, predicted: PredictedQuantumGraph, ends: Mapping[uuid.UUID, QuantumEnd]) -> None:
-    quanta = [quantum for ids in predicted.quanta_by_task.values() for quantum in ids.values()]
+def _write(
+    path: Path, predicted: PredictedQuantumGraphComponents, ends: Mapping[uuid.UUID, QuantumEnd]
+) -> None:
     with ExitStack() as stack:
         writer = ProvenanceQuantumGraphWriter(
             # As a URI: the name of a spool has a percent sign.
@@ -112,7 +112,7 @@ def _write(path: Path, predicted: PredictedQuantumGraph, ends: Mapping[uuid.UUID
             predicted=predicted,
             zstd_level=_ZSTD_LEVEL,
         )
-        for quantum_id in quanta:
+        for quantum_id in predicted.quantum_datasets:
             if (end := ends.get(quantum_id)) is None:
                 writer.write_blocked_quantum_provenance(quantum_id)
             else:
@@ -125,7 +125,7 @@ def _write(path: Path, predicted: PredictedQuantumGraph, ends: Mapping[uuid.UUID
 
 def predicted_graph(
     job: Job, graph: PipelineGraph, once: Mapping[str, DatasetRef], quanta: Iterable[RunQuantum]
-) -> PredictedQuantumGraph:
+) -> PredictedQuantumGraphComponents:
     """Return a graph of quanta that were built without one.
 
     `once` has the init-inputs and init-outputs by name of their type.
@@ -146,7 +146,7 @@ def predicted_graph(
     }
     components.set_thin_graph()
     components.set_header_counts()
-    return components.assemble()
+    return components  # which are all that is written: to assemble the graph takes as long as to make them
 
 
 def _init_quantum(task: TaskNode, once: Mapping[str, DatasetRef]) -> PredictedQuantumDatasetsModel:

@@ -12,7 +12,7 @@ from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.all_dimensions_quantum_graph_builder import AllDimensionsQuantumGraphBuilder
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor
 from lsst.pipe.base.pipeline_graph import TaskNode
-from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph import PredictedQuantumGraph, PredictedQuantumGraphComponents
 from lsst.pipe.base.quantum_graph_executor import QuantumExecutionResult, QuantumExecutor
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 
@@ -57,15 +57,21 @@ class SeparableEngine(Engine):
             graph = built.assemble()
         if not len(graph):
             raise UnusablePipeline(f"{job.pipeline.name} finds nothing to do: its graph is empty")
-        return _SeparableRun(graph, query, execution, job.provenance)
+        return _SeparableRun(built, graph, query, execution, job.provenance)
 
 
 class _SeparableRun(PipelineRun):
     """A built graph and the Butler it is run with."""
 
     def __init__(
-        self, graph: PredictedQuantumGraph, query: DataQuery, execution: Butler, provenance: DatasetRef | None
+        self,
+        components: PredictedQuantumGraphComponents,
+        graph: PredictedQuantumGraph,
+        query: DataQuery,
+        execution: Butler,
+        provenance: DatasetRef | None,
     ):
+        self._components = components
         self._graph = graph
         self._query = query
         self._execution = execution
@@ -95,7 +101,7 @@ class _SeparableRun(PipelineRun):
         (root,) = self._execution.get_datastore_roots().values()
         assert root is not None
         with TemporaryDirectory(dir=root.ospath) as folder:  # on its filesystem, to be moved
-            file = write_provenance(Path(folder), ref, lambda: self._graph, ends)
+            file = write_provenance(Path(folder), ref, lambda: self._components, ends)
             if file is not None:
                 dataset = file_dataset(file.path, [ref], file.formatter)
                 self._execution.ingest(dataset, transfer="move")
