@@ -23,7 +23,7 @@ from ppdaemon.reports import (
     VisitSummariesRequest,
     VisitSummary,
 )
-from ppdaemon.retries import CATCHUP
+from ppdaemon.retries import CATCHUP, QUARANTINED
 from ppdaemon.states import BAD_OUTCOMES, PARTIAL, Outcome, Stage, state_of
 from ppdaemon.visit import NextVisit
 
@@ -185,9 +185,10 @@ def _visit_detectors(db: sqlite3.Connection, request: VisitsRequest, columns: st
         bad = ", ".join("?" * len(BAD_OUTCOMES))
         conditions.append(
             f"final = 1 AND (outcome IN ({bad})"
-            " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0)"
+            " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0"
+            " OR outcome = ? AND reason LIKE ?)"
         )
-        values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE]
+        values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE, Outcome.SUCCEEDED, f"{QUARANTINED}%"]
     query = f"SELECT {columns} FROM attempt {_where(conditions)} ORDER BY rowid DESC LIMIT ?"
     return db.execute(query, (*values, request.limit))
 

@@ -6,13 +6,15 @@ from typing import Any, Protocol
 
 from ppdaemon.states import Outcome
 
-__all__ = ("CATCHUP", "HANDED_BACK", "WITHDRAWN", "Ended", "catchup_state", "refusal_reason")
+__all__ = ("CATCHUP", "HANDED_BACK", "QUARANTINED", "WITHDRAWN", "Ended", "catchup_state", "refusal_reason")
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
 HANDED_BACK = "handed back"
 """Beginning of the reason of a visit-detector that the relay gives to another node."""
 WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
+QUARANTINED = "its outputs are quarantined: see its folder in refused/ of the state directory"
+"""Beginning of the reason of an attempt whose spool the exporter has refused, until it is exported."""
 CATCHUP = "catchup"
 """Key in the figures of attempts that the catch-up processes or has processed: ``state``, which is
 ``running`` or ``done``, ``run`` and ``tai``."""
@@ -45,6 +47,7 @@ def refusal_reason(ended: Ended, attempt: int, *, force: bool, lost: bool = Fals
     ``force`` the operator accepts that outputs may be sent twice. ``lost``: its outputs are neither in
     the central repo nor on their way to it.
     """
+    lost = lost or ended.reason.startswith(QUARANTINED)
     if ended.outcome == Outcome.SUCCEEDED and not (ended.partial or lost):
         return "it has succeeded"
     if force:

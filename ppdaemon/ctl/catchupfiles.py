@@ -79,7 +79,9 @@ def again(row: VisitRow) -> str:
         return "done by the catch-up" if state == "done" else "in the catch-up"
     if refusal_reason(row, row.attempt, force=False):
         return "needs --force"
-    return "may succeed" if row.retriable or row.outcome == Outcome.NO_IMAGE else "may fail again"
+    # Of a success that is listed only the outputs are missing.
+    may = row.retriable or row.outcome in (Outcome.NO_IMAGE, Outcome.SUCCEEDED)
+    return "may succeed" if may else "may fail again"
 
 
 def failed_csv(rows: Iterable[VisitRow]) -> str:

@@ -62,7 +62,10 @@ MOST_STEPS = 80
 """Of a histogram: more cannot be told apart."""
 STEPS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 
-_NUMBER = re.compile(r"\d+(\.\d+)?")
+_VARYING = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{1,12}){1,4}\b|\b0x[0-9a-f]+|\d+(\.\d+)?")
+"""What differs between reasons that are counted together: ids of datasets, which may be cut, addresses in
+memory, numbers.
+"""
 
 
 class Latency(Model):
@@ -396,7 +399,7 @@ class NightTotals:
                 visit.slowest = max(visit.slowest or (0.0, row.detector), (end - begin, row.detector))
 
     def _add_reason(self, outcome: Outcome, row: VisitRow | NightRow) -> None:
-        key = outcome, _NUMBER.sub("#", row.reason)
+        key = outcome, _VARYING.sub("#", row.reason)
         if key in self._reasons:
             count, first = self._reasons[key]
             self._reasons[key] = count + 1, first

@@ -8,6 +8,7 @@ import pytest
 from node import make_node, running
 
 from ppdaemon.clock import Clock
+from ppdaemon.errors import Refused
 from ppdaemon.night.reading import read_night
 from ppdaemon.reports import DrainRequest, RestartRequest, ResumeRequest
 from ppdaemon.states import Outcome
@@ -105,6 +106,17 @@ def test_the_service_manager_waits_until_spools_are_moved_from_the_ramdisk(tmp_p
         assert node.stop() == 0
         assert "\nEXTEND_TIMEOUT_USEC=3" in "\n" + "\n".join(messages_of(manager))
     assert (node.state / "spool" / "DemoCam~g~0~1" / "manifest.json").read_text() == "{}"
+
+
+def test_a_drain_that_cannot_be_written_names_the_folder_and_what_else_helps(tmp_path, socket_dir):
+    with running(tmp_path, socket_dir) as node:
+        (node.state / "drained").mkdir()
+        with pytest.raises(Refused) as refused:
+            node.daemon.ask(DrainRequest())
+        assert f"cannot be written to {node.state}: " in str(refused.value)
+        assert "ppctl --relay drain" in str(refused.value)
+        (node.state / "drained").rmdir()
+        node.daemon.ask(DrainRequest())
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
-from ppdaemon.node.visits.model import Accept, MarkCatchup, Reserved, Update
+from ppdaemon.node.visits.model import Accept, MarkCatchup, MarkQuarantined, Reserved, Update
 from ppdaemon.reports import RequeueRow
 from ppdaemon.retries import refusal_reason
 from ppdaemon.statelock import StateLock
@@ -187,6 +187,16 @@ def test_csv_has_what_may_be_done_with_each(night):
     assert (read["g7"]["again"], read["g8"]["again"]) == ("needs --force", "done by the catch-up")
     assert read["g3"]["pipeline"] == "SingleFrame-isr-calibrate"
     assert "g9" not in read
+
+
+def test_a_success_whose_outputs_are_quarantined_is_processed_by_day(config):
+    success = entry("g1", 0, tai=TAI, outcome=Outcome.SUCCEEDED, seen=(11,))
+    with closing(fill(config, success)) as journal:
+        journal.write(MarkQuarantined((Key("DemoCam", "g1", 0, 1),)))
+    (failed,) = catchup.failed_of(config, 100, {})
+    assert catchupfiles.again(failed.row) == "may succeed"
+    items, others = chosen(config)
+    assert ([item.group for item in items], others) == (["g1"], {})
 
 
 def test_what_the_catch_up_has_is_not_retried_and_is_released(night):

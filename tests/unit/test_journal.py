@@ -25,6 +25,7 @@ from ppdaemon.node.visits.model import (
     JournalEntry,
     MarkExported,
     MarkLost,
+    MarkQuarantined,
     MarkReported,
     MarkUnreported,
     RecordLateRaws,
@@ -35,7 +36,7 @@ from ppdaemon.node.visits.model import (
 )
 from ppdaemon.node.visits.requeue import refusal_reason
 from ppdaemon.reports import VisitRow
-from ppdaemon.retries import WITHDRAWN
+from ppdaemon.retries import QUARANTINED, WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
@@ -275,6 +276,25 @@ def test_lost_outputs_are_failures_that_may_be_retried_after_a_boot_of_the_host(
         assert not refusal_reason(entry, force=False)
         (entry,) = journal.last_attempts("written")
         assert "point of no return" in refusal_reason(entry, force=False)
+
+
+def test_quarantined_outputs_are_a_failure_until_they_are_exported(journal):
+    """A success of which nothing is in the central repo must not be missing in the list for the daytime."""
+    accept(journal, [an_entry(group) for group in ("plain", "fallback", "other")])
+    plain, fallback, other = (ended(an_entry(group)) for group in ("plain", "fallback", "other"))
+    plain.reason, fallback.reason, other.reason = "", "fell back", ""
+    update(journal, [plain, fallback, other])
+    keys = Key("DemoCam", "plain", 0), Key("DemoCam", "fallback", 0)
+    for _ in range(2):  # the exporter names it again after each of its deaths
+        journal.write(MarkQuarantined(keys))
+    reasons = {row.group: row.reason for row in rows_of(journal, failed=True)}
+    assert reasons == {"plain": QUARANTINED, "fallback": f"{QUARANTINED}; fell back"}
+    (entry,) = journal.last_attempts("plain")
+    assert not refusal_reason(entry, force=False)
+    journal.write(MarkExported(keys, 12.5))
+    assert not rows_of(journal, failed=True)
+    reasons = {row.group: row.reason for row in rows_of(journal)}
+    assert reasons == {"plain": "", "fallback": "fell back", "other": ""}
 
 
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):

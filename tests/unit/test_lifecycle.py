@@ -42,6 +42,34 @@ def test_a_process_that_does_not_boot_in_time_is_killed():
     assert lifecycle.due(70.0) == Kill("was not ready in 60 s")
 
 
+def test_a_start_after_late_ones_has_more_time_until_one_is_ready():
+    lifecycle, now, limits = a_lifecycle(), 0.0, []
+    for _ in range(5):
+        lifecycle.started(now)
+        limits.append(lifecycle.deadline - now)
+        kill = lifecycle.due(lifecycle.deadline)
+        assert kill == Kill(f"was not ready in {limits[-1]:g} s")
+        lifecycle.killed(kill.reason)
+        lifecycle.ended(ENDED, now)
+        now = lifecycle.deadline
+    assert limits == [60.0, 120.0, 240.0, 240.0, 240.0]
+    lifecycle.started(now)
+    lifecycle.ready()
+    lifecycle.ended(ENDED, now)
+    restarted = lifecycle.deadline
+    lifecycle.started(restarted)
+    assert lifecycle.deadline == restarted + BOOT_S
+
+
+def test_a_process_that_dies_while_it_boots_gets_no_more_time():
+    lifecycle = a_lifecycle()
+    lifecycle.started(0.0)
+    lifecycle.ended(ENDED, 1.0)
+    now = lifecycle.deadline
+    lifecycle.started(now)
+    assert lifecycle.deadline == now + BOOT_S
+
+
 def test_a_process_without_unanswered_orders_has_no_deadline():
     lifecycle = serving()
     assert (lifecycle.state, lifecycle.deadline, lifecycle.due(1e9)) == (ProcessState.SERVING, None, None)

@@ -22,11 +22,13 @@ class Checked:
 
     def __init__(self, monkeypatch, *findings):
         self.findings = list(findings)
+        self.limits_s = []
         self.stopped = 0
         monkeypatch.setattr(names, "resolve", self.resolve)
         self.check = NameCheck(None, {}, None, lambda: 0.0, self.stop_accepting)
 
     async def resolve(self, file, *options):
+        self.limits_s.append(options[-1])
         return self.findings.pop(0) if len(self.findings) > 1 else self.findings[0]
 
     def stop_accepting(self):
@@ -70,6 +72,13 @@ def test_what_cannot_be_resolved_is_a_problem_until_it_is_resolved(monkeypatch, 
     checked.use()
     assert checked.check.problems == ()
     assert lines("INFO", "all names of the configuration have been resolved") == 1
+
+
+def test_each_further_check_of_a_configuration_has_more_time(monkeypatch):
+    """On a busy host the imports alone may take longer than the first limit."""
+    checked = Checked(monkeypatch, AWAY, AWAY, AWAY, AWAY, FINE)
+    checked.use(AWAY, FINE)
+    assert checked.limits_s == [90.0, 180.0, 360.0, 360.0, 360.0, 90.0, 180.0]
 
 
 def test_a_warning_that_is_found_later_is_logged_once(monkeypatch, lines):

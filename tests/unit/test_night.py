@@ -210,6 +210,27 @@ def test_steps_of_the_histogram_are_round_and_reach_beyond_the_budget():
     assert len(NightHistogram.of([90_000.0]).counts) == 80
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "id=01a22c2e-ec0f-7a1b-a4bd-0123456789ab) failed",
+            "id=fa22cd2e-ec0f-7a1b-a4bd-fedcba987654) failed",
+        ),
+        ("cut id=01a22c2e-ec0f-7a1b-a4", "cut id=ba22cd2e-ec0f-7b1b-ab"),
+        ("<Task object at 0x7f00aabb1c>", "<Task object at 0x7f11ccdd2e>"),
+        ("detector 3 lacks 1.5", "detector 12 lacks 2"),
+    ],
+)
+def test_reasons_that_differ_by_ids_and_numbers_are_counted_together(one, other):
+    """All detectors of an exposure fail in the same way, and each names its own dataset."""
+    rows = row("g", 1, Outcome.FAILED, reason=one), row("g", 2, Outcome.FAILED, reason=other)
+    (found,) = report(*rows).reasons
+    assert (found.count, found.reason) == (2, one)
+    apart = row("g", 1, Outcome.FAILED, reason="no flat"), row("g", 2, Outcome.FAILED, reason="no dark")
+    assert len(report(*apart).reasons) == 2
+
+
 def test_many_different_reasons_are_bounded(monkeypatch):
     monkeypatch.setattr("ppdaemon.night.report.MAX_REASONS", 2)
     texts = ("a", "b", "c", "b")

@@ -52,7 +52,7 @@ from ppdaemon.node.visits.model import (
 from ppdaemon.node.visits.recovery import discard, read_leftovers, spools_left
 from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.reports import FALLBACK
-from ppdaemon.retries import HANDED_BACK, WITHDRAWN
+from ppdaemon.retries import HANDED_BACK, QUARANTINED, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 
@@ -780,6 +780,21 @@ def test_exports_of_unknown_attempts_are_ignored(world):
     (row,) = world.rows()
     assert row.stages[Stage.CENTRAL] == 9.0
     assert row.figures["not_exported"] == "detector 3 was first: summary"
+
+
+def test_a_spool_that_is_quarantined_is_noted_until_it_is_exported(world):
+    assigned(world)
+    world.finish(spool="/spool/x", datasets=3)
+    world.commit_all()
+    spool = f"/spool/{CAMERA}~g~0~1"
+    world.handle(Exported(spools=(), refused=(spool, "/spool/strange"), tai=9.0, datasets=0))
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.reason) == (Outcome.SUCCEEDED, QUARANTINED)
+    world.handle(Exported(spools=(spool,), tai=10.0, datasets=3))
+    world.commit_all()
+    (row,) = world.rows()
+    assert (row.outcome, row.reason) == (Outcome.SUCCEEDED, "")
 
 
 def test_a_spool_that_somebody_has_taken_away_is_a_failure_with_a_reason(world, caplog):

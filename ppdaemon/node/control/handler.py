@@ -109,11 +109,15 @@ class RequestHandler:
         if self.status.state == "stopping":
             raise Refused("the daemon is stopping")
         since = None if accepting else self.status.clock.tai()
+        folders = NodeFolders.of(self.status.config)
         # On disk first: an operator who drains a node before a repair relies on it.
         try:
-            await asyncio.to_thread(NodeFolders.of(self.status.config).set_drained, since)
+            await asyncio.to_thread(folders.set_drained, since)
         except OSError as error:
-            raise Refused(f"not done, because it cannot be written to the disk: {error}") from None
+            raise Refused(
+                f"not done, because it cannot be written to {folders.state}: {error}; to take this node"
+                " out of service all the same, drain it at the relay (ppctl --relay drain), or stop it"
+            ) from None
         if self.status.state == "starting":
             self.status.drained_since = since  # the start reads the file when it is about to accept visits
         else:

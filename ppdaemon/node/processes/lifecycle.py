@@ -9,7 +9,12 @@ from typing import Any
 
 from ppdaemon.backoff import Backoff
 
-__all__ = ("DueAction", "Kill", "Lifecycle", "ProcessState", "Serve", "Start")
+__all__ = ("LONGEST_BOOT", "DueAction", "Kill", "Lifecycle", "ProcessState", "Serve", "Start")
+
+LONGEST_BOOT = 4
+"""How many times its limit a start may take in the end, if those before it were killed because they were
+late: on a host that is busy the same limit would be missed again and again.
+"""
 
 
 class ProcessState(Enum):
@@ -56,7 +61,8 @@ type DueAction = Start | Serve | Kill
 
 class Lifecycle:
     """The state, deadlines and pauses of one child process. `boot_s` limits a start, and the end
-    of a process that is replaced; `answer_s` limits the answer to an order. The pauses are
+    of a process that is replaced; after a start that was killed, the next one has twice the time, up to
+    `LONGEST_BOOT` times. `answer_s` limits the answer to an order. The pauses are
     those of `~ppdaemon.backoff.Backoff`; after an order that failed it is always the first one.
     """
 
@@ -75,6 +81,8 @@ class Lifecycle:
         self.cause = ""
         """How the last process ended, such as ``was killed by SIGKILL``."""
         self._boot_s = boot_s
+        self._start_s = boot_s
+        """Limit of the next start."""
         self._answer_s = answer_s
         self._steady_s = steady_s
         self._boot_until = 0.0
@@ -112,7 +120,7 @@ class Lifecycle:
                 self.state = ProcessState.SERVING
                 return Serve()
             case ProcessState.STARTING:
-                return Kill(f"was not ready in {self._boot_s:g} s")
+                return Kill(f"was not ready in {self._start_s:g} s")
         if self.unanswered:
             return Kill(f"has not answered for {self._answer_s:g} s")
         return Kill(f"has not ended in {self._boot_s:g} s")
@@ -120,10 +128,11 @@ class Lifecycle:
     def started(self, now: float) -> None:
         """Note that a process was requested; an earlier one that has not started yet is disregarded."""
         self.state = ProcessState.STARTING
-        self._boot_until = now + self._boot_s
+        self._boot_until = now + self._start_s
 
     def ready(self) -> None:
         """Note that the process takes orders."""
+        self._start_s = self._boot_s
         if self.state is ProcessState.STARTING:
             self.state = ProcessState.SERVING
 
@@ -169,6 +178,8 @@ class Lifecycle:
         its last messages may answer them.
         """
         self.cause = reason
+        if self.state is ProcessState.STARTING:
+            self._start_s = min(2 * self._start_s, LONGEST_BOOT * self._boot_s)
         self.state = ProcessState.CLOSED if self.state is ProcessState.RETIRED else ProcessState.KILLED
 
     def ended(self, cause: str, now: float) -> None:

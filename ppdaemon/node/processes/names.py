@@ -20,7 +20,7 @@ from ppdaemon.configfile import ConfigFile
 from ppdaemon.errors import ConfigError
 from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
 from ppdaemon.node.processes.exporter import LONGEST_PAUSE
-from ppdaemon.node.processes.lifecycle import Lifecycle
+from ppdaemon.node.processes.lifecycle import LONGEST_BOOT, Lifecycle
 from ppdaemon.node.processes.supervised import SupervisedProcess
 from ppdaemon.yamlfile import KeyPath
 
@@ -155,11 +155,12 @@ async def resolve(
     log: Path,
     on_start: Callable[[SupervisedProcess[Any]], None] = lambda process: None,
     task_names: asyncio.Future[Resolution] | None = None,
+    limit_s: float = RESOLVE_S,
 ) -> Resolution:
-    """Resolve the names of a configuration once. `on_start` gets the process, `task_names` the findings
-    when those of tasks are complete, if they are.
+    """Resolve the names of a configuration once, within `limit_s` seconds. `on_start` gets the process,
+    `task_names` the findings when those of tasks are complete, if they are.
     """
-    process = NameProcess(file, lifeline, environment, log, RESOLVE_S, task_names)
+    process = NameProcess(file, lifeline, environment, log, limit_s, task_names)
     on_start(process)
     try:
         return await process.run()
@@ -237,6 +238,7 @@ class NameCheck:
             if self._file is None:
                 continue
             file, pauses = self._file, retry_pauses(self._file.config.export)
+            limit_s = RESOLVE_S
             while self._resolution.unavailable and self._file is file:
                 # Ends early if another configuration is used.
                 try:
@@ -244,7 +246,9 @@ class NameCheck:
                         await self._changed.wait()
                     break
                 except TimeoutError:
-                    resolution = await self._resolve(file)
+                    # The last one may have been late because the host is busy.
+                    limit_s = min(2 * limit_s, LONGEST_BOOT * RESOLVE_S)
+                    resolution = await self._resolve(file, limit_s=limit_s)
                 if self._file is file:
                     self._answered(resolution)
 
@@ -268,7 +272,10 @@ class NameCheck:
             _LOG.info("all names of the configuration have been resolved")
 
     async def _resolve(
-        self, file: ConfigFile, task_names: asyncio.Future[Resolution] | None = None
+        self,
+        file: ConfigFile,
+        task_names: asyncio.Future[Resolution] | None = None,
+        limit_s: float = RESOLVE_S,
     ) -> Resolution:
         started: list[SupervisedProcess[Any]] = []
 
@@ -277,6 +284,8 @@ class NameCheck:
             self._processes.add(process)
 
         try:
-            return await resolve(file, self._lifeline, self._environment, self._log, note, task_names)
+            return await resolve(
+                file, self._lifeline, self._environment, self._log, note, task_names, limit_s
+            )
         finally:
             self._processes.difference_update(started)

@@ -39,6 +39,8 @@ class Exports:
             _LOG.error("%d spools are gone and were not exported: %s", len(event.gone), ", ".join(event.gone))
             effects.writes.append(model.MarkLost(tuple(self._keys(event.gone).values()), GONE))
             self._count["spools_gone"] += len(event.gone)
+        if event.refused:
+            effects.writes.append(model.MarkQuarantined(tuple(self._keys(event.refused).values())))
         self._count["datasets_exported"] += event.datasets
         self._count["spools_refused"] += len(event.refused)
 

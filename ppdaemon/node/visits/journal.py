@@ -22,7 +22,7 @@ from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.reports import GIVEN_UP, REQUEUED
-from ppdaemon.retries import HANDED_BACK, WITHDRAWN
+from ppdaemon.retries import HANDED_BACK, QUARANTINED, WITHDRAWN
 from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
@@ -187,8 +187,9 @@ class Journal(SqliteFile):
                     )
                 case model.MarkExported(keys=keys, tai=tai, skipped=skipped):
                     self._db.executemany(
-                        f"UPDATE attempt SET stages = json_set(stages, '$.central', ?) WHERE {_IS_KEY}",
-                        [(tai, *key) for key in keys],
+                        "UPDATE attempt SET stages = json_set(stages, '$.central', ?),"
+                        f" reason = replace(replace(reason, ?, ''), ?, '') WHERE {_IS_KEY}",
+                        [(tai, f"{QUARANTINED}; ", QUARANTINED, *key) for key in keys],
                     )
                     self._db.executemany(
                         "UPDATE attempt SET figures = json_set(figures, '$.not_exported', ?)"
@@ -199,6 +200,12 @@ class Journal(SqliteFile):
                     self._db.executemany(
                         f"UPDATE attempt SET figures = json_set(figures, '$.{GIVEN_UP}', ?) WHERE {_IS_KEY}",
                         [(text, *key) for key, text in types.items()],
+                    )
+                case model.MarkQuarantined(keys=keys):
+                    self._db.executemany(
+                        "UPDATE attempt SET reason = ? || iif(reason = '', '', '; ' || reason)"
+                        f" WHERE {_IS_KEY} AND reason NOT LIKE ?",
+                        [(QUARANTINED, *key, f"{QUARANTINED}%") for key in keys],
                     )
                 case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.

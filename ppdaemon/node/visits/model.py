@@ -307,6 +307,13 @@ class MarkGivenUp:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkQuarantined:
+    """Note attempts whose outputs cannot be exported, until they are."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MarkCatchup:
     """Mark attempts that the catch-up processes or has processed."""
 
@@ -346,6 +353,7 @@ type Write = (
     | MarkUnreported
     | MarkExported
     | MarkGivenUp
+    | MarkQuarantined
     | MarkLost
     | MarkCatchup
     | CountRecycled
