@@ -95,8 +95,9 @@ def children(pid: int | None = None) -> set[int]:
     with contextlib.suppress(OSError):  # such as a process that has ended
         threads = os.listdir(tasks)
     for thread in threads:
+        # Without a buffer: the supervisor reads one for each of its threads, every second.
         path = f"{tasks}/{thread}/children"
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path) as listing:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, "rb", 0) as listing:
             found.update(map(int, listing.read().split()))
     return found
 
@@ -121,9 +122,9 @@ def is_alone(pid: int) -> bool:
 
 def parent(pid: int) -> int:
     """Return the parent of a process; 0 if it has ended."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb", 0) as stream:
         # proc(5): the name in field 2 may contain anything.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(stream.read().rpartition(b")")[2].split()[1])
     return 0
 
 

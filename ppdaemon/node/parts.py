@@ -200,6 +200,7 @@ class NodeParts:
         self.metrics = MetricsServer(config.metrics.listen, NODE_METRICS, self._metrics_source)
         self.status = Status(
             config,
+            folders,
             clock,
             count,
             lock,
@@ -287,7 +288,7 @@ class NodeParts:
     def _attempt_ended(self, entry: JournalEntry) -> None:
         config = self.status.config
         if self.publisher.enabled and (telemetry := telemetry_of(entry, config.node.name)) is not None:
-            self.publisher.add(telemetry, f"{NodeFolders.of(config).spooled(*entry.key).name}.json")
+            self.publisher.add(telemetry, f"{self.status.folders.spooled(*entry.key).name}.json")
         has_relay = config.relay.address is not None
         make = partial(spans_of, entry, config.node.name, has_relay=has_relay)
         self.traces.put(TraceKey(*entry.key[:3]), make)

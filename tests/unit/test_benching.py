@@ -24,7 +24,7 @@ def cli():
 def goals(results):
     return {
         "late_ms": results.Goal(50, "below"),
-        "ready_ms": results.Goal(100),
+        "ready_ms": results.Goal(100, floor="start_ms"),
         "gain": results.Goal(15, "at least"),
     }
 
@@ -53,13 +53,29 @@ def test_goals_are_met_or_missed_at_their_limit(results, goals, measured, missed
 
 
 def test_the_table_has_a_row_for_each_result(results, goals):
-    shown = results.table({"ready_ms": 55.5, "late_ms": 999.0, "cores": 2}, goals)
+    shown = results.table({"ready_ms": 55.5, "late_ms": 999.0, "start_ms": 20.0}, goals)
     assert [list(column.cells) for column in shown.columns] == [
-        ["ready_ms", "late_ms", "cores"],
-        ["55.5", "999", "2"],
+        ["ready_ms", "late_ms", "start_ms"],
+        ["55.5", "999", "20"],
         ["at most 100", "below 50", ""],
         ["[green]met", "[red]missed", ""],
+        ["start_ms: 20", "", ""],
     ]
+
+
+def test_what_is_missed_is_explained_beside_its_floor(results, goals):
+    goal = goals["ready_ms"].beside_floor({"ready_ms": 120.0, "start_ms": 60.0})
+    assert results.explain("ready_ms", 120.0, goal) == (
+        "ready_ms: 120, goal at most 100 (absolute); start_ms: 60"
+    )
+
+
+def test_python_is_started_for_the_floor():
+    floors = part("benching.floors")
+    found = floors.results(floors.python_starts(2))
+    assert set(found) == {name.removeprefix("host.") for name in (floors.PYTHON_START, floors.PYTHON_CPU)}
+    assert found["python_cpu_ms"] > 0
+    assert found["python_start_ms"] > 0
 
 
 def test_groups_of_results_are_listed_with_both_names(results):
@@ -68,12 +84,14 @@ def test_groups_of_results_are_listed_with_both_names(results):
 
 
 def test_json_has_the_goals_of_what_was_measured(results, goals):
-    found = results.as_json({"pool": {"any": 1}, "ready_ms": 101, "gain": None}, goals)
+    found = results.as_json({"pool": {"any": 1}, "start_ms": 20, "ready_ms": 101, "gain": None}, goals)
+    ready = {"value": 101, "limit": 100, "sense": "at most", "kind": "absolute", "floor": "start_ms: 20"}
     assert found == {
         "pool": {"any": 1},
+        "start_ms": 20,
         "ready_ms": 101,
         "gain": None,
-        "goals": {"ready_ms": {"value": 101, "limit": 100, "sense": "at most", "kind": "absolute"}},
+        "goals": {"ready_ms": ready},
         "goals_missed": ["ready_ms"],
     }
 

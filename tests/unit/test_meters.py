@@ -55,8 +55,8 @@ def test_cpu_time_is_read_also_of_a_process_with_an_odd_name(monkeypatch):
         sum(range(1000))
     assert before < cpu_seconds(os.getpid()) < before + 10
     assert cpu_seconds(GONE) == 0
-    text = "7 (a) b (c) S " + " ".join(str(k) for k in range(4, 53))
-    monkeypatch.setattr("ppdaemon.node.slots.meters.open", lambda path: io.StringIO(text), raising=False)
+    text = b"7 (a) b (c) S " + b" ".join(b"%d" % k for k in range(4, 53))
+    monkeypatch.setattr("ppdaemon.node.slots.meters.open", lambda *_: io.BytesIO(text), raising=False)
     assert cpu_seconds(7) == pytest.approx((14 + 15 + 16 + 17) / os.sysconf("SC_CLK_TCK"))
 
 

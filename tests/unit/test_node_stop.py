@@ -78,7 +78,7 @@ def test_a_drain_while_the_node_starts_counts_when_it_would_accept_visits(config
     """The start may wait for hours for the central repo."""
     folders = NodeFolders.of(config)
     folders.state.mkdir(parents=True, exist_ok=True)
-    status = SimpleNamespace(state="starting", config=config, clock=Clock(), drained_since=None)
+    status = SimpleNamespace(state="starting", folders=folders, clock=Clock(), drained_since=None)
     reprocessor, relay = Mock(), Mock()
     handler = RequestHandler(status, Mock(), reprocessor, relay, Mock())
     asyncio.run(handler.handle(DrainRequest()))

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The problems in the status of a node."""
+"""The problems in the status of a node, and what the status reads."""
 
-from ppdaemon.node.control.status import dead_sources
+from pathlib import Path
+from types import SimpleNamespace
+
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.control.status import Status, dead_sources
 from ppdaemon.reports import ArrivalSource
 
 
@@ -25,3 +29,16 @@ def test_a_folder_that_is_away_is_one_problem():
         ("scan /b b", gone),
         ("reader", "restarts"),
     ]
+
+
+def test_the_status_waits_for_no_disk(config, monkeypatch):
+    """It is made every second by the event loop: a disk that hangs would end the daemon."""
+    away = SimpleNamespace(waiting_on=lambda ramdisk: (1, SimpleNamespace(used_bytes=2e6, max_bytes=None)))
+    status = SimpleNamespace(config=config, folders=NodeFolders.of(config), exporter=away)
+
+    def hang(*_: object, **__: object) -> None:
+        raise AssertionError("it would hang")
+
+    monkeypatch.setattr(Path, "read_text", hang)
+    monkeypatch.setattr("os.access", hang)
+    assert [(spool.name, spool.mb) for spool in Status._spools(status)] == [("ramdisk", 2), ("spill", 2)]

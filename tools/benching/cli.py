@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from benching import floors
 from benching.folders import FolderRoots
 from benching.results import Goal, Results, Scalar, as_json, explain, flatten, missed, table
 from ppdaemon.commandline import run_command
@@ -49,6 +50,8 @@ class Bench:
     as_json: bool = False
     check: bool = False
     load_at_start: float = field(default_factory=lambda: os.getloadavg()[0])
+    starts: Sequence[floors.PythonStart] = field(default_factory=floors.python_starts)
+    """Of Python, before the measurement."""
 
     def report(self, results: Results, goals: Mapping[str, Goal]) -> None:
         """Print results beside their goals, for people or as JSON; exit with 1 if they are checked and
@@ -58,6 +61,7 @@ class Bench:
             "cores": os.cpu_count(),
             "load_at_start": self.load_at_start,
             "load_at_end": os.getloadavg()[0],
+            **floors.results([*self.starts, *floors.python_starts()]),
         }
         flat = flatten({"host": host, **results})
         if self.as_json:
@@ -66,7 +70,7 @@ class Bench:
             Console().print(table(flat, goals))
         if self.check and (names := missed(flat, goals)):
             for name in names:
-                click.echo(f"missed: {explain(name, flat[name], goals[name])}", err=True)
+                click.echo(f"missed: {explain(name, flat[name], goals[name].beside_floor(flat))}", err=True)
             raise SystemExit(ExitCode.FAILED)
 
 

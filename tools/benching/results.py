@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.table import Table
@@ -36,6 +36,14 @@ class Goal:
     kind: Literal["absolute", "ratio", "count"] = "absolute"
     """A ``ratio`` of two results of one run, and a ``count`` of what went wrong, hold also on a busy
     machine; an ``absolute`` goal is for two idle cores."""
+    floor: str = ""
+    """Name of a result of the same run that a slow or busy machine lengthens likewise: it is shown beside
+    an ``absolute`` goal."""
+
+    def beside_floor(self, results: Mapping[str, Scalar]) -> "Goal":
+        """Return the same goal with its floor as it was measured, as text; blank if it was not."""
+        value = results.get(self.floor)
+        return replace(self, floor="" if value is None else f"{self.floor}: {_text(value)}")
 
     def met(self, value: float) -> bool:
         """Return whether a result meets the limit."""
@@ -84,15 +92,17 @@ def missed(results: Mapping[str, Scalar], goals: Mapping[str, Goal]) -> list[str
 
 
 def explain(name: str, value: Scalar, goal: Goal) -> str:
-    """Return a line about a result beside its goal."""
-    return f"{name}: {_text(value)}, goal {goal} ({goal.kind})"
+    """Return a line about a result beside its goal, which has its floor as it was measured."""
+    floor = f"; {goal.floor}" if goal.floor else ""
+    return f"{name}: {_text(value)}, goal {goal} ({goal.kind}){floor}"
 
 
 def as_json(results: Results, goals: Mapping[str, Goal]) -> dict[str, Any]:
     """Return results with their goals, as ``--json`` prints them: ``goals`` has those that were measured."""
     flat = flatten(results)
     measured = {
-        name: {"value": value, **asdict(goals[name])} for name, value in _measured(flat, goals).items()
+        name: {"value": value, **asdict(goals[name].beside_floor(flat))}
+        for name, value in _measured(flat, goals).items()
     }
     return {**results, "goals": measured, "goals_missed": missed(flat, goals)}
 
@@ -100,12 +110,13 @@ def as_json(results: Results, goals: Mapping[str, Goal]) -> dict[str, Any]:
 def table(results: Mapping[str, Scalar], goals: Mapping[str, Goal]) -> Table:
     """Make a table of results beside their goals."""
     missed_names = missed(results, goals)
-    shown = Table("result", "value", "goal", "", box=None, pad_edge=False)
+    shown = Table("result", "value", "goal", "", "floor", box=None, pad_edge=False)
     shown.columns[1].justify = "right"
     for name, value in results.items():
         goal = goals.get(name)
         comparison = "" if goal is None else "[red]missed" if name in missed_names else "[green]met"
-        shown.add_row(name, _text(value), str(goal or ""), comparison)
+        floor = "" if goal is None else goal.beside_floor(results).floor
+        shown.add_row(name, _text(value), str(goal or ""), comparison, floor)
     return shown
 
 

@@ -50,6 +50,7 @@ class Row:
             "value": self.value,
             "goal": None if self.goal is None else str(self.goal),
             "kind": None if self.goal is None else self.goal.kind,
+            "floor": None if self.goal is None else self.goal.floor,
             "baseline": self.before,
             "good": self.good,
             "verdict": self.verdict,
@@ -57,7 +58,7 @@ class Row:
 
 
 def measured_by(printed: Mapping[str, Any]) -> Measured:
-    """Return values and goals that a bench has printed with ``--json``."""
+    """Return values and goals, with measured floors, that a bench has printed with ``--json``."""
     goals = {name: dict(fields) for name, fields in printed["goals"].items()}
     return {name: (fields.pop("value"), Goal(**fields)) for name, fields in goals.items()}
 
@@ -75,12 +76,13 @@ def rows(found: Mapping[str, Measured | str], baseline: Baseline) -> Iterator[Ro
 
 def suite_table(results: list[Row]) -> Table:
     """Make a table of all results."""
-    shown = Table("bench", "result", "value", "goal", "baseline", "", box=None, pad_edge=False)
+    shown = Table("bench", "result", "value", "goal", "baseline", "", "floor", box=None, pad_edge=False)
     for column in (2, 4):
         shown.columns[column].justify = "right"
     for row in results:
         numbers = ["" if number is None else f"{number:.4g}" for number in (row.value, row.before)]
         verdict = f"[{'green' if row.good else 'red'}]{row.verdict}"
         named = "" if row.goal is None else row.name
-        shown.add_row(row.bench, named, numbers[0], str(row.goal or ""), numbers[1], verdict)
+        floor = "" if row.goal is None else row.goal.floor
+        shown.add_row(row.bench, named, numbers[0], str(row.goal or ""), numbers[1], verdict, floor)
     return shown

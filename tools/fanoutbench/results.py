@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benching.floors import PYTHON_CPU
 from benching.results import Goal
 
 from ppdaemon.testing.played import VisitDetector
@@ -15,14 +16,14 @@ CADENCE_S = 35.0
 """Seconds between two visits of a night."""
 
 GOALS: Mapping[str, Goal] = {
-    "fanout_p50_ms": Goal(50),
-    "fanout_p99_ms": Goal(120),
-    "cancel_p99_ms": Goal(60),
+    "fanout_p50_ms": Goal(50, floor="floor_workers_p50_ms"),
+    "fanout_p99_ms": Goal(120, floor="floor_workers_p99_ms"),
+    "cancel_p99_ms": Goal(60, floor="floor_workers_p99_ms"),
     "lost": Goal(0, kind="count"),
     "doubled": Goal(0, kind="count"),
     "relay_growth_percent": Goal(1),
-    "permit_cpu_percent": Goal(1),
-    "permit_wait_ms": Goal(1),
+    "permit_cpu_percent": Goal(1, floor=PYTHON_CPU),
+    "permit_wait_ms": Goal(1, floor="floor_p50_ms"),
     "curve_over_plain": Goal(1.15, kind="ratio"),
 }
 """By name of the result, for two idle cores."""

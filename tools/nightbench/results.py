@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from benching.floors import PYTHON_CPU, PYTHON_START
 from benching.results import Goal, Scalar, percentile
 
 from ppdaemon.states import Stage
@@ -81,11 +82,11 @@ def compare(nights: Sequence[Mapping[str, Scalar]]) -> dict[str, Scalar]:
 GOALS: Mapping[str, Goal] = {
     "lost": Goal(0, kind="count"),
     "doubled": Goal(0, kind="count"),
-    "relayed_p99_ms": Goal(120),
-    "noticed_p99_ms": Goal(90),
-    "whole_p99_ms": Goal(1500),
-    "supervisor_cpu_ms": Goal(3),
-    "relay_cpu_ms": Goal(0.5),
+    "relayed_p99_ms": Goal(120, floor=PYTHON_START),
+    "noticed_p99_ms": Goal(90, floor=PYTHON_START),
+    "whole_p99_ms": Goal(1500, floor=PYTHON_START),
+    "supervisor_cpu_ms": Goal(3, floor=PYTHON_CPU),
+    "relay_cpu_ms": Goal(0.5, floor=PYTHON_CPU),
     "long_journal.relayed_p50": Goal(1.25, kind="ratio"),
     "long_journal.whole_p50": Goal(1.25, kind="ratio"),
     "long_journal.supervisor_cpu": Goal(1.25, kind="ratio"),

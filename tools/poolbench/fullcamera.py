@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 
 from benching.folders import BenchFolders
-from benching.processes import private_mb
+from benching.processes import cpu_s, private_mb
 from benching.results import Scalar
 
 from poolbench.node import WORK, Node, node_config, running
@@ -57,11 +57,12 @@ def measure_two_workers(folders: BenchFolders, threads: int) -> dict[str, Scalar
 
 def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict[str, Scalar]:
     progress(f"idle: observing the supervisor for {observe_s:g} s")
-    before, since = node.usage(), time.monotonic()
+    before_s, since = cpu_s(node.pid), time.monotonic()
     node.relay.listen_for(observe_s)
-    after, passed_s = node.usage(), time.monotonic() - since
+    used_s, passed_s = cpu_s(node.pid) - before_s, time.monotonic() - since
+    after = node.usage()
     return {
-        "supervisor_cpu_percent": 100 * (after.cpu_s - before.cpu_s) / passed_s,
+        "supervisor_cpu_percent": 100 * used_s / passed_s,
         "supervisor_mb": after.rss_bytes / 1e6,
         "supervisor_private_mb": private_mb(node.daemon.status().pid),
         "supervisor_threads": after.threads,

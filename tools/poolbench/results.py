@@ -3,22 +3,23 @@
 
 from collections.abc import Mapping, Sequence
 
+from benching.floors import PYTHON_CPU, PYTHON_START
 from benching.results import Goal
 
 __all__ = ("GOALS", "per_thousand")
 
 GOALS: Mapping[str, Goal] = {
-    "fork_ready_ms": Goal(100),
+    "fork_ready_ms": Goal(100, floor="bare_fork_cpu_ms"),
     "fork_over_spawn": Goal(15, "at least", "ratio"),
     "ready_cpu_of_bare_fork": Goal(3, kind="ratio"),
     "cpu_of_other": Goal(0.5, kind="ratio"),
     "idle_private_mb": Goal(15),
-    "supervisor_cpu_percent": Goal(0.8),
+    "supervisor_cpu_percent": Goal(0.8, floor=PYTHON_CPU),
     "supervisor_mb": Goal(150),
     "threads_per_worker": Goal(0.01),
-    "reserve_205_ms": Goal(250),
-    "replace_p95_ms": Goal(1000),
-    "leftovers_ms": Goal(2),
+    "reserve_205_ms": Goal(250, floor=PYTHON_START),
+    "replace_p95_ms": Goal(1000, floor=PYTHON_START),
+    "leftovers_ms": Goal(2, floor=PYTHON_CPU),
 }
 """By name of the result, for two idle cores."""
 

@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from benching.floors import PYTHON_START
 from benching.results import Goal, Scalar, percentile
 
 __all__ = ("GOALS", "Samples", "beside", "bursts")
@@ -15,13 +16,13 @@ BURST_MS = 100
 GOALS: Mapping[str, Goal] = {
     "lost": Goal(0, kind="count"),
     "doubled": Goal(0, kind="count"),
-    "bridge.above_zeromq_p99_ms": Goal(ABOVE_MS),
-    "burst.p99_ms": Goal(BURST_MS),
-    "burst.kept_p99_ms": Goal(BURST_MS),
+    "bridge.above_zeromq_p99_ms": Goal(ABOVE_MS, floor=PYTHON_START),
+    "burst.p99_ms": Goal(BURST_MS, floor="burst.floor_p99_ms"),
+    "burst.kept_p99_ms": Goal(BURST_MS, floor="burst.floor_p99_ms"),
     "redis.lost": Goal(0, kind="count"),
     "redis.doubled": Goal(0, kind="count"),
-    "redis.above_zeromq_p99_ms": Goal(ABOVE_MS),
-    "redis.burst_p99_ms": Goal(BURST_MS),
+    "redis.above_zeromq_p99_ms": Goal(ABOVE_MS, floor=PYTHON_START),
+    "redis.burst_p99_ms": Goal(BURST_MS, floor="burst.floor_p99_ms"),
     "ring.memory_mb": Goal(60, "below", kind="count"),
 }
 """By name of the result, for two idle cores; the memory is the same on a busy machine."""

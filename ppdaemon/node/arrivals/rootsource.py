@@ -355,7 +355,9 @@ class RootSource:
 
     async def _poll_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._context.config.poll_s)
+            poll_s = self._context.config.poll_s
+            # While inotify works this only waits for its end, which is found once in `CANARY_S`.
+            await asyncio.sleep(poll_s if self._polls else max(poll_s, CANARY_S))
             observers = self._observers
             if observers is None or not self._polls:
                 continue

@@ -12,7 +12,6 @@ import pydantic
 from ppdaemon import journalfile, reports
 from ppdaemon.controlserver import Reply, Rows, not_found
 from ppdaemon.errors import Refused
-from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.reloader import Reloader
 from ppdaemon.node.control.status import Status
 from ppdaemon.node.slots.events import KillRequested, RecycleRequested, RestartRequested
@@ -87,7 +86,7 @@ class RequestHandler:
             await self.reprocessor.pump.flush()
 
         def read() -> T:
-            with reading(NodeFolders.of(self.status.config).journal) as db:
+            with reading(self.status.folders.journal) as db:
                 return query(db)
 
         return await asyncio.to_thread(read)
@@ -109,7 +108,7 @@ class RequestHandler:
         if self.status.state == "stopping":
             raise Refused("the daemon is stopping")
         since = None if accepting else self.status.clock.tai()
-        folders = NodeFolders.of(self.status.config)
+        folders = self.status.folders
         # On disk first: an operator who drains a node before a repair relies on it.
         try:
             await asyncio.to_thread(folders.set_drained, since)

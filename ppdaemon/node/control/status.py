@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
@@ -40,6 +38,8 @@ from ppdaemon.tracesender import TraceSender
 
 __all__ = ("Status", "dead_sources")
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
 State = Literal["starting", "running", "draining", "stopping", "degraded"]
 
 
@@ -48,6 +48,8 @@ class Status:
     """Collects the status from the parts of a node."""
 
     config: NodeConfig
+    folders: NodeFolders
+    """Those of the start: no reload changes them, and making them reads the state disk."""
     clock: Clock
     count: Counter[str]
     lock: NodeLock
@@ -83,7 +85,6 @@ class Status:
 
     def __post_init__(self) -> None:
         self.started_tai = self.clock.tai()
-        folders = NodeFolders.of(self.config)
         problems = [
             Finding(
                 "leftovers",
@@ -97,14 +98,14 @@ class Status:
             Finding(
                 "export",
                 f"export: {path}, where outputs waited, could not be written to at the start: mount or allow"
-                f" it and restart, or delete its line in {folders.spills}",
+                f" it and restart, or delete its line in {self.folders.spills}",
                 str(path),
             )
             for path in self.lock.away
         ]
-        self._on_ramdisk = is_ramdisk(folders.ramdisk)
+        self._on_ramdisk = is_ramdisk(self.folders.ramdisk)
         if not self._on_ramdisk:
-            text = f"{folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there"
+            text = f"{self.folders.ramdisk} is not on a tmpfs: workers are slow; mount a tmpfs there"
             problems.append(Finding("ramdisk", text, degrades=False))
         self._fixed_problems = tuple(problems)
 
@@ -165,7 +166,7 @@ class Status:
             exporter=self.exporter.text,
             asker=None if self.config.butler is None else self.asker.report(),
             publish=self.publisher.report(),
-            logs=str(NodeFolders.of(self.config).logs),
+            logs=str(self.folders.logs),
             arrivals=() if starting else self.arrivals.report(),
             counters={
                 **self.count,
@@ -213,7 +214,7 @@ class Status:
 
     def _spools(self) -> Iterator[SpoolReport]:
         """Yield what waits for export on each disk where outputs may go."""
-        folders, export = NodeFolders.of(self.config), self.exporter
+        folders, export = self.folders, self.exporter
         ramdisk: tuple[Literal["ramdisk", "spill"], Path] = ("ramdisk", folders.ramdisk_spool)
         for name, folder in (ramdisk, ("spill", folders.spool)):
             count, disk = export.waiting_on(ramdisk=name == "ramdisk")
@@ -267,14 +268,13 @@ class Status:
         if self.exporter.problem:
             yield Finding("export", f"export: {self.exporter.problem}", "exporter")
         if count := self.exporter.incomplete:
-            folder = NodeFolders.of(self.config).spool
             text = (
-                f"export: {count} that wait have lost their images: {folder} has more than export.spill_max"
+                f"export: {count} that wait have lost their images: {self.folders.spool} has more than"
+                " export.spill_max"
             )
             yield Finding("export", text, "images")
         if self.spools_refused:
-            refused = NodeFolders.of(self.config).refused
-            text = f"export: {self.spools_refused} spools quarantined, see {refused}/*/{REFUSAL}"
+            text = f"export: {self.spools_refused} spools quarantined, see {self.folders.refused}/*/{REFUSAL}"
             yield Finding("export", text, "quarantine")
         for names, note in dead_sources(self.arrivals.report()):
             yield Finding("arrivals", f"arrivals: {names}: {note}", names)
@@ -309,6 +309,7 @@ def dead_sources(sources: Iterable[ArrivalSource]) -> Iterator[tuple[str, str]]:
 def _own_mb() -> float | None:
     """Return the memory of this process, or `None` if no descriptor is free to read it."""
     try:
-        return float(psutil.Process().memory_info().rss / 1e6)
+        with open("/proc/self/statm", "rb", 0) as pages:
+            return int(pages.read().split()[1]) * _PAGE_BYTES / 1e6
     except OSError:
         return None

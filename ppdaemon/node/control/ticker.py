@@ -65,15 +65,16 @@ class Ticker:
         """Read journal and state disk once a second until canceled."""
         while True:
             await self.pump.resend_results()
-            with contextlib.suppress(Unavailable):  # the journal's own problem is reported by its writer
-                self.status.late_raws = await asyncio.to_thread(self._count_late_raws)
+            await asyncio.to_thread(self._count)
             await self.exporter.measure()
-            self.status.spools_refused = await asyncio.to_thread(self.folders.count_quarantined)
             await asyncio.sleep(1.0)
 
-    def _count_late_raws(self) -> int:
-        with reading(self.folders.journal) as db:
-            return count_late_raws(db)
+    def _count(self) -> None:
+        """Count what an operator should look at; in a thread."""
+        self.status.spools_refused = self.folders.count_quarantined()
+        # The journal's own problem is reported by its writer.
+        with contextlib.suppress(Unavailable), reading(self.folders.journal) as db:
+            self.status.late_raws = count_late_raws(db)
 
     def _sweep(self) -> None:
         """Reap and kill orphans: processes of workers whose zygote has ended
@@ -83,7 +84,9 @@ class Ticker:
         reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
         names = self.names.pids
         publisher = {self.publisher.pid} if self.publisher.pid is not None else set()
-        reap(children() - zygotes - reader - publisher - names)
+        if not (ended := children() - zygotes - reader - publisher - names):
+            return
+        reap(ended)
         exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
         asker = {self.asker.pid} if self.asker.pid is not None else set()
         workers = self.pool.pids().values()

@@ -143,7 +143,8 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
         """Measure the pending spools that were added since the last call; give up images if they are too
         large.
         """
-        await self._measure([spool for spool in self._spools if spool not in self._sizes])
+        if self._spools or self._sizes:
+            await self._measure([spool for spool in self._spools if spool not in self._sizes])
         if self._has_images and self.waiting_on(ramdisk=False)[1].excess_bytes:
             await self._measure(list(self._spools))  # their images may have been packed since
             self._excess_bytes = self.waiting_on(ramdisk=False)[1].excess_bytes

@@ -41,7 +41,7 @@ class MemoryBound:
 
 def memory_bound(pid: int) -> MemoryBound:
     """Return upper bounds, in some 30 us."""
-    anonymous, swapped, shared = _fields(pid, "status", "RssAnon", "VmSwap", "RssShmem")
+    anonymous, swapped, shared = _fields(pid, "status", b"RssAnon", b"VmSwap", b"RssShmem")
     return MemoryBound(anonymous + swapped, shared)
 
 
@@ -49,7 +49,7 @@ def anonymous_share(pid: int) -> int:
     """Return the anonymous memory and swap of a process, with its share of pages that it shares
     with the zygote and with its own forks: the sum over a worker's processes has each byte once.
     """
-    return sum(_fields(pid, "smaps_rollup", "Pss_Anon", "SwapPss"))
+    return sum(_fields(pid, "smaps_rollup", b"Pss_Anon", b"SwapPss"))
 
 
 def exclusive_bytes(files: Mapping[int, Mapping[FileKey, int]]) -> dict[int, int]:
@@ -63,13 +63,13 @@ def exclusive_bytes(files: Mapping[int, Mapping[FileKey, int]]) -> dict[int, int
     }
 
 
-def _fields(pid: int, file: str, *names: str) -> list[int]:
+def _fields(pid: int, file: str, *names: bytes) -> list[int]:
     """Return fields in kB of a file in ``/proc`` in bytes; 0 if the process has ended."""
-    text = ""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}") as stream:
+    text = b""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}", "rb", 0) as stream:
         text = stream.read()
     # Some are missing of a process without memory: one that has ended and was not waited for.
-    values = (text.partition(f"\n{name}:")[2].partition("kB")[0] for name in names)
+    values = (text.partition(b"\n%s:" % name)[2].partition(b"kB")[0] for name in names)
     return [int(value) * 1024 if value else 0 for value in values]
 
 

@@ -52,8 +52,9 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def _read(pid: int, file: str) -> str:
     """Return a file of a process in ``/proc``; blank if the process has ended."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/{file}") as stream:
-        return stream.read()
+    path = f"/proc/{pid}/{file}"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, "rb", 0) as stream:
+        return stream.read().decode(errors="replace")
     return ""
 
 
@@ -187,8 +188,8 @@ class Meters:
                 pids = pool.pids()
                 other_pids = [other.pid for other in others]
                 try:
-                    samples = await loop.run_in_executor(thread, self.read, pids)
-                    used = await loop.run_in_executor(thread, self._memory_of, other_pids)
+                    # At once: each turn of a thread wakes this one.
+                    samples, used = await loop.run_in_executor(thread, self._read_all, pids, other_pids)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
@@ -256,7 +257,7 @@ class Meters:
         if not ran or ran != worker.sampled:
             # Tasks may run in separate processes.
             members = process_tree(worker.pid)
-            worker.anonymous, worker.cpu_s = self._used(members)
+            worker.anonymous, worker.cpu_s = self._anonymous(members), sum(map(cpu_seconds, members))
             worker.sample = None
             # The run time is that of one thread.
             worker.sampled = ran if is_alone(worker.pid) else b""
@@ -267,18 +268,18 @@ class Meters:
         elif worker.repo_bytes is None:
             worker.repo_bytes = folder_bytes(self.folders.repo(slot))
 
-    def _used(self, members: Collection[int]) -> tuple[int, float]:
-        """Return the anonymous memory and the CPU time of a worker's processes."""
+    def _anonymous(self, members: Collection[int]) -> int:
+        """Return the anonymous memory of processes that share it; exact if it may be near a limit."""
         used = sum(memory_bound(member).anonymous for member in members)
-        if used > self.config.memory.soft // 2:
-            used = sum(map(anonymous_share, members))
-        return used, sum(map(cpu_seconds, members))
+        return used if used <= self.config.memory.soft // 2 else sum(map(anonymous_share, members))
 
-    def _memory_of(self, pids: Iterable[int | None]) -> list[int]:
-        """Return the memory of each process, without its descendants: packers have a time limit, and when
-        memory is short the kernel kills them first.
+    def _read_all(
+        self, pids: Mapping[int, int], others: Iterable[int | None]
+    ) -> tuple[dict[int, MemorySampled], list[int]]:
+        """Return the samples of `read`, and the memory of each other process, without its descendants:
+        packers have a time limit, and when memory is short the kernel kills them first.
         """
-        return [0 if pid is None else self._used([pid])[0] for pid in pids]
+        return self.read(pids), [0 if pid is None else self._anonymous([pid]) for pid in others]
 
     def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
         files = {worker.pid: worker.files for worker in self._workers.values()}
