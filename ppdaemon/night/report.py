@@ -276,7 +276,7 @@ class NightReport(Model):
     """Raws that arrived after the outcome of their detector, and that no attempt has used; `None` if
     no journal was read."""
     recycled: dict[str, int] | None = None
-    """Workers that were replaced in the night, by cause; `None` if the journal does not have it."""
+    """Workers that were replaced in the night, by cause; `None` if no journal was read."""
     latencies: dict[str, Latency]
     """Milliseconds by name of the measured span."""
     histogram: NightHistogram
