@@ -322,9 +322,6 @@ class Daemon(ControlClient):
             logs = self.status().logs
         except NotRunning as error:
             raise NotRunning(f"{error} Its journal is not known: use --config") from None
-        # Beside its folder of logs; an older daemon does not send that.
-        if not logs:
-            raise Unavailable("the daemon does not report where its journal is: use --config")
         return Path(logs).with_name(reports.JOURNAL_NAME)
 
     def requeue(

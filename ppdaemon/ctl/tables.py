@@ -158,9 +158,7 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     else:
         yield "redis", f"{plain(report.relay)}; {_entries(report.redis, report.tai)}"
     slots = sum(report.slots.values())
-    less = (
-        "" if report.capacity in (None, report.workers_max) else f", {report.capacity} offered to the relay"
-    )
+    less = "" if report.capacity == report.workers_max else f", {report.capacity} offered to the relay"
     yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
     yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
     if report.takes_until_tai is not None and (left_s := report.takes_until_tai - report.tai) > 0:

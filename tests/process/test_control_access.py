@@ -64,9 +64,18 @@ def status_report() -> StatusReport:
     return StatusReport(
         **{
             name: 0
-            for name in ("pid", "started_tai", "tai", "workers_max", "queued", "open_visits", "spooled")
+            for name in (
+                "pid",
+                "started_tai",
+                "tai",
+                "workers_max",
+                "capacity",
+                "queued",
+                "open_visits",
+                "spooled",
+            )
         },
-        **{name: "" for name in ("node", "version", "text", "relay", "exporter")},
+        **{name: "" for name in ("node", "version", "text", "relay", "exporter", "logs")},
         **{name: {} for name in ("slots", "outcomes", "counters")},
         arrivals=(),
         state="running",

@@ -53,6 +53,7 @@ def status(**fields) -> StatusReport:
     values = {
         **{"node": "n1", "version": "1", "pid": 1, "state": "running", "text": "running: 1 busy"},
         **{"started_tai": TAI, "tai": TAI, "relay": "connected", "slots": {}, "workers_max": 3, "queued": 0},
+        **{"capacity": 3, "logs": ""},
         **{
             "open_visits": 0,
             "outcomes": {},
