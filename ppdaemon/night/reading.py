@@ -11,7 +11,8 @@ from pathlib import Path
 from ppdaemon import journalfile
 from ppdaemon.clock import Clock, day_obs, night_limits
 from ppdaemon.errors import StateUnusable, Unavailable
-from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.night.report import NightReport
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import JOURNAL_NAME, LateRequest
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitereader import reading

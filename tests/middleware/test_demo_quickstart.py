@@ -30,7 +30,7 @@ from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_a
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
-from ppdaemon.night.report import NightTotals, last_attempts
+from ppdaemon.night.totals import NightTotals, last_attempts
 from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.selection import Selector, pipeline_name

@@ -25,10 +25,10 @@ from ppdaemon.night.report import (
     NightHistogram,
     NightReason,
     NightReport,
-    NightTotals,
     NightVisit,
 )
 from ppdaemon.night.tables import facts
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import (
@@ -210,7 +210,7 @@ def test_steps_of_the_histogram_are_round_and_reach_beyond_the_budget():
 
 
 def test_many_different_reasons_are_bounded(monkeypatch):
-    monkeypatch.setattr("ppdaemon.night.report.MAX_REASONS", 2)
+    monkeypatch.setattr("ppdaemon.night.totals.MAX_REASONS", 2)
     texts = ("a", "b", "c", "b")
     found = report(*(row("g", k, Outcome.FAILED, reason=text) for k, text in enumerate(texts)))
     assert [(each.reason, each.count) for each in found.reasons] == [("b", 2), ("a", 1)]

@@ -19,7 +19,8 @@ from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.errors import ConfigError
 from ppdaemon.markup import Html, tag
 from ppdaemon.night.page import night_sections, report_page
-from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.night.report import NightReport
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model as visits
 from ppdaemon.node.visits.changes import change_of, changes_of
