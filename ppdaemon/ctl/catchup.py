@@ -27,7 +27,8 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl.catchupfiles import CatchupUnit, units_of
 from ppdaemon.ctl.catchuprun import Runner, run_program
-from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders

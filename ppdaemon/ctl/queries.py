@@ -17,7 +17,8 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, NotFound, NotRunning, RelayDaemon
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
+from ppdaemon.ctl.controlclient import NotFound, NotRunning
 from ppdaemon.ctl.options import (
     DEFAULT_CONFIG,
     any_command,
