@@ -33,10 +33,11 @@ from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import FailedVisit
+from ppdaemon.pipelinenames import output_chain, override_target, pipeline_name
 from ppdaemon.pointing import expected_begin
 from ppdaemon.reports import CatchupState, RequeueRow, VisitsRequest
 from ppdaemon.retries import catchup_state, refusal_reason
-from ppdaemon.selection import Selector, output_chain, override_target, pipeline_name
+from ppdaemon.selection import Selector
 from ppdaemon.sqlitereader import reading
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import ExitCode

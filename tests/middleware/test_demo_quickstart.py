@@ -31,9 +31,10 @@ from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
 from ppdaemon.night.totals import NightTotals, last_attempts
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
-from ppdaemon.selection import Selector, pipeline_name
+from ppdaemon.selection import Selector
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 

@@ -59,9 +59,10 @@ from ppdaemon.node.visits.requeue import (
     requeue_row,
     requeue_warning,
 )
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
-from ppdaemon.selection import PipelineChoice, pipeline_name
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
 
