@@ -38,7 +38,7 @@ def is_there(path: Path) -> bool:
 
 
 class Daemon(ControlClient):
-    """A node's daemon, reached over ``node.control`` of its configuration; see `ControlClient`.
+    """A node's daemon, reached over ``node.control`` of its configuration.
 
     Visits and late raws are read from the journal if the daemon does not run.
     """
@@ -83,7 +83,7 @@ class Daemon(ControlClient):
     def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
         """Return the visit-detectors of one group.
 
-        Raises as `ask` does, and `NotFound` if the journal has none.
+        Raises as `ask` does, and `~ppdaemon.ctl.controlclient.NotFound` if the journal has none.
         """
         request = reports.VisitRequest(group=group)
         rows = self._or_journal(request, _VISITS, lambda db: journalfile.visit(db, group))
@@ -198,7 +198,7 @@ class Daemon(ControlClient):
 
 
 class RelayDaemon(ControlClient):
-    """A relay, reached over ``control`` of its configuration; see `ControlClient`.
+    """A relay, reached over ``control`` of its configuration.
 
     Visits are read from the relay's ledger if the relay does not run.
     """
@@ -225,7 +225,7 @@ class RelayDaemon(ControlClient):
     def visit(self, group: str) -> tuple[reports.RelayDetectorRow, ...]:
         """Return the detectors of the visits of one group.
 
-        Raises as `ask` does, and `NotFound` if the ledger has none.
+        Raises as `ask` does, and `~ppdaemon.ctl.controlclient.NotFound` if the ledger has none.
         """
         request = reports.VisitRequest(group=group)
         rows = self._or_ledger(request, _RELAY_DETECTORS, lambda path: read_visit(path, group))
@@ -251,7 +251,7 @@ class RelayDaemon(ControlClient):
 
 
 class BridgeDaemon(ControlClient):
-    """A bridge, reached over ``control`` of its configuration; see `ControlClient`."""
+    """A bridge, reached over ``control`` of its configuration."""
 
     program = "ppbridge"
 
