@@ -21,6 +21,7 @@ from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     FALLBACK,
     GIVEN_UP,
+    ArrivalSource,
     AskerReport,
     BridgeStatusReport,
     LateRow,
@@ -147,6 +148,41 @@ def _asker_text(asker: AskerReport) -> str:
     return f"{text}, {asker.replaced} replaced" if asker.replaced else text
 
 
+def _source_text(source: ArrivalSource) -> Text:
+    """Return the state of a source of raws, and what it has found."""
+    alive = Text("live", style="green") if source.live else Text("dead", style="red")
+    figures = f"{source.files} raws found first"
+    if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
+        figures += (
+            f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
+        )
+    if source.last_notice_s is not None:
+        figures += f", last notice {duration(source.last_notice_s)} ago"
+    note = f", {plain(source.note)}" if source.note else ""
+    return Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
+
+
+def _export_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
+    """Yield the lines about outputs on their way to the central repo."""
+    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
+    if report.oldest_spool_s is not None:
+        waiting += f", the first one for {duration(report.oldest_spool_s)}"
+    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
+    is_above = any(
+        f"failing: {text.removeprefix('export: ')}" == report.exporter for text in report.problem_texts
+    )
+    exporter = "failing, see above" if is_above else plain(report.exporter)
+    yield "export", f"{exporter}, {report.spooled} in the spool{waiting}{rate}"
+    if report.spools and (len(report.spools) > 1 or report.spools[0].max_mb is not None):
+        names = {"ramdisk": "RAM disk", "spill": "disk"}
+        yield "spool", ", ".join(f"{names[each.name]} {_filled(each)}" for each in report.spools)
+    if report.uncompressed.images or report.uncompressed.declining:
+        yield "packing", _packing(report.uncompressed)
+    if report.images_given_up:
+        lost = size(report.images_given_up_mb * 1e6)
+        yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
+
+
 def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     """Yield name and value of each line below the first one."""
     yield (
@@ -169,39 +205,14 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
     if report.late_raws:
         yield "late raws", f"{report.late_raws}, see ppctl late"
-    waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
-    if report.oldest_spool_s is not None:
-        waiting += f", the first one for {duration(report.oldest_spool_s)}"
-    rate = f", {report.exported_per_min:.0f} exported in the last minute" if report.exported_per_min else ""
-    is_above = any(
-        f"failing: {text.removeprefix('export: ')}" == report.exporter for text in report.problem_texts
-    )
-    exporter = "failing, see above" if is_above else plain(report.exporter)
-    yield "export", f"{exporter}, {report.spooled} in the spool{waiting}{rate}"
-    if report.spools and (len(report.spools) > 1 or report.spools[0].max_mb is not None):
-        names = {"ramdisk": "RAM disk", "spill": "disk"}
-        yield "spool", ", ".join(f"{names[each.name]} {_filled(each)}" for each in report.spools)
-    if report.uncompressed.images or report.uncompressed.declining:
-        yield "packing", _packing(report.uncompressed)
-    if report.images_given_up:
-        lost = size(report.images_given_up_mb * 1e6)
-        yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
+    yield from _export_lines(report)
     if report.asker is not None:
         yield "asker", _asker_text(report.asker)
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
-        alive = Text("live", style="green") if source.live else Text("dead", style="red")
-        figures = f"{source.files} raws found first"
-        if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
-            figures += (
-                f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
-            )
-        if source.last_notice_s is not None:
-            figures += f", last notice {duration(source.last_notice_s)} ago"
-        note = f", {plain(source.note)}" if source.note else ""
-        yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
+        yield "arrivals", _source_text(source)
     if report.refused_raws:
         yield "refused raws", f"{len(report.refused_raws)} lately, see ppctl failed"
     memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))
