@@ -4,8 +4,8 @@
 from typing import Literal
 
 from ppdaemon.config import NodeConfig
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import SCHEMA
-from ppdaemon.selection import pipeline_name
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import Model
 

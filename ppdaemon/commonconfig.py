@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the configurations of all programs share: security, logs, metrics, traces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 from ppdaemon.configtypes import (
+    SOCKET_PATH_MAX,
     CollectorUrl,
     ConfigPart,
     GroupId,
@@ -35,6 +36,34 @@ def silence_conflicts(keys: Any) -> Iterator[tuple[KeyPath, str]]:
                 f"{silence_s:g} is less than {HEARTBEATS} x heartbeat_s ({heartbeat_s:g}): a single late "
                 "heartbeat would end the connection",
             )
+
+
+def security_conflicts(keys: Any, sockets: Sequence[str], program: str) -> Iterator[tuple[KeyPath, str]]:
+    """Find bound sockets without keys that other hosts can reach, and lists of keys that have no effect.
+
+    `sockets` are names of keys, for the address of each and, in ``security``, for the folder of its list.
+    """
+    values = valid_values(getattr(keys, "security", None), "key", "insecure", *sockets)
+    if not values:
+        return
+    key, insecure, *folders = values
+    for name, folder in zip(sockets, folders, strict=True):
+        for address in valid_values(keys, name):
+            if key is None and not insecure and not is_local(address):
+                text = f"other hosts can connect to {address}: it needs security.key, or "
+                yield (name,), f"{text}security.insecure: true"
+        if key is not None and folder is None:
+            yield ("security", name), "missing key, the folder with the public keys that may connect"
+        # Otherwise everybody may connect, although the file lists who may.
+        if key is None and folder is not None:
+            yield ("security", name), f"needs security.key, the key of this {program}"
+
+
+def control_conflicts(keys: Any, socket_name: str) -> Iterator[tuple[KeyPath, str]]:
+    """Find a state directory whose path is too long for the control socket in it."""
+    values = valid_values(keys, "control", "state_dir")
+    if values and values[0] is None and len(bytes(values[1] / socket_name)) > SOCKET_PATH_MAX:
+        yield ("state_dir",), f"too long for {socket_name} in it; set control to a shorter path"
 
 
 class UsersAndGroups(ConfigPart):

@@ -301,10 +301,8 @@ def is_shadow(db: sqlite3.Connection) -> bool:
     return bool(db.execute("PRAGMA application_id").fetchone()[0] == SHADOW_ID)
 
 
-def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int] | None:
-    """Return how many workers were replaced in a night, by cause; `None` from a journal without them."""
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'recycled'").fetchone():
-        return None
+def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int]:
+    """Return how many workers were replaced in a night, by cause."""
     return dict(db.execute("SELECT cause, count FROM recycled WHERE day_obs = ? ORDER BY cause", (day_obs,)))
 
 

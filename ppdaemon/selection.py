@@ -9,7 +9,6 @@ the sky. The syntax is that of Rubin Observatory's prompt processing service
 import functools
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ import pydantic
 from ppdaemon.camera import Camera, Site, SkyPoint, load_camera
 from ppdaemon.errors import ConfigError
 from ppdaemon.messages import Pipelines
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.pointing import Pointing, announced, boresight, needs_astropy
 from ppdaemon.skymaps import SkyMap
 from ppdaemon.thishost import host_context
@@ -32,9 +32,6 @@ __all__ = (
     "Selector",
     "image_type",
     "never_reached",
-    "output_chain",
-    "override_target",
-    "pipeline_name",
     "select",
 )
 
@@ -42,46 +39,8 @@ type CoordType = Literal["detector", "boresight"]
 type ImageType = Literal["sky", "calibration"]
 
 BEYOND_POLE_DEG = 1000.0
-PARAMETERS = "parameters"
-"""In place of a label: an override of a parameter of the pipeline."""
-_NO_LABEL = re.compile(r"[^\w.]+")
 DOME_CLOSED = 1
 """Value of `~ppdaemon.visit.NextVisit.dome`."""
-
-
-def pipeline_name(path: str) -> str:
-    """Return the name of a pipeline as it is in the names of output runs.
-
-    Parameters
-    ----------
-    path : `str`
-        Pipeline file, optionally with ``#labels`` at the end.
-
-    Returns
-    -------
-    name : `str`
-        File name without suffix, such as ``ApPipe``, with its labels, such as
-        ``ApPipe-isr``: subsets of one file are different pipelines.
-    """
-    file, _, labels = path.partition("#")
-    # A folder with # is lost by lsst.resources, and commas separate collections.
-    steps = [os.path.splitext(os.path.basename(file))[0], *_NO_LABEL.split(labels)]
-    return "-".join(filter(None, steps))
-
-
-def override_target(key: str) -> str:
-    """Return what an override changes: a task's label, or a parameter as ``parameters:name``."""
-    label = key.partition(":")[0]
-    return key if label == PARAMETERS else label
-
-
-def output_chain(instrument: str, day_obs: int) -> str:
-    """Return the name of the chain of all outputs of a day (``YYYYMMDD``).
-
-    For instance ``LSSTCam/prompt/output-2026-11-22``.
-    """
-    digits = f"{day_obs:08d}"
-    return f"{instrument}/prompt/output-{digits[:4]}-{digits[4:6]}-{digits[6:]}"
 
 
 def _pipeline_file(value: str, info: pydantic.ValidationInfo) -> str:

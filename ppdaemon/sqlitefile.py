@@ -55,25 +55,27 @@ class SqliteFile:
     """An open file; all calls block. One thread at a time may use it.
 
     The caller has locked the existing folder against other processes. A corrupt file is renamed with
-    its companions, and an empty one is created. `steps[n]` upgrades the schema from version n; the
-    first one creates a new file. `busy_s` is the wait for a lock of another program, seconds.
-    `program` is its name in messages. Raises StateUnusable if the file cannot be opened or was
-    written by a newer program.
+    its companions, and an empty one is created. The first step creates a new file, whose schema has
+    version `first`; each of the others upgrades it to the next version. `busy_s` is the wait for a lock
+    of another program, seconds. `program` is its name in messages. Raises StateUnusable if the file
+    cannot be opened, or has a version before the first or after the last one.
     """
 
-    def __init__(self, path: Path, program: str, steps: Sequence[SchemaStep], *, busy_s: float):
+    def __init__(
+        self, path: Path, program: str, steps: Sequence[SchemaStep], *, first: int = 1, busy_s: float
+    ):
         self.moved_aside: Path | None = None
         """New path of a corrupt file."""
         try:
             try:
-                self._db = _open(path, program, steps, busy_s)
+                self._db = _open(path, program, steps, first, busy_s)
             except _Corrupt as error:
                 self.moved_aside = _set_aside(path)
                 where = {"path": str(path), "moved_to": str(self.moved_aside), "reason": str(error)}
                 _LOG.error(
                     "%s is corrupt: it was renamed, and an empty one is created", path.stem, extra=where
                 )
-                self._db = _open(path, program, steps, busy_s)
+                self._db = _open(path, program, steps, first, busy_s)
         except (sqlite3.Error, OSError, _Corrupt) as error:
             raise StateUnusable(f"{path}: {getattr(error, 'strerror', error)}") from error
 
@@ -116,7 +118,9 @@ class SqliteFile:
             raise
 
 
-def _open(path: Path, program: str, steps: Sequence[SchemaStep], busy_s: float) -> sqlite3.Connection:
+def _open(
+    path: Path, program: str, steps: Sequence[SchemaStep], first: int, busy_s: float
+) -> sqlite3.Connection:
     # SQLite itself would create it with a mode by the umask; its companions get the mode of the file.
     os.close(open_private(path, os.O_RDWR | os.O_CREAT))
     # autocommit=True: only `transaction` and `_upgrade` begin and end transactions.
@@ -129,7 +133,7 @@ def _open(path: Path, program: str, steps: Sequence[SchemaStep], busy_s: float) 
             (result,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if result != "ok":
                 raise _Corrupt(result)
-        _upgrade(db, path, program, steps)
+        _upgrade(db, path, program, steps, first)
     except BaseException as error:
         # Errors of the sqlite3 module itself have no code.
         damage = getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE_CODES
@@ -143,20 +147,28 @@ def _open(path: Path, program: str, steps: Sequence[SchemaStep], busy_s: float) 
     return db
 
 
-def _upgrade(db: sqlite3.Connection, path: Path, program: str, steps: Sequence[SchemaStep]) -> None:
+def _upgrade(
+    db: sqlite3.Connection, path: Path, program: str, steps: Sequence[SchemaStep], first: int
+) -> None:
     """Upgrade the schema to the program's version, or change nothing."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(steps):
+    last = first + len(steps) - 1
+    if version > last:
         raise StateUnusable(
-            f"{path} was written by a newer {program} (schema version {version}, this one has {len(steps)}):"
+            f"{path} was written by a newer {program} (schema version {version}, this one has {last}):"
             " install that version again, or move the file away to start with an empty one"
         )
-    if version == len(steps):
+    if 0 < version < first:
+        raise StateUnusable(
+            f"{path} was written by an older {program} (schema version {version}, this one reads {first} and"
+            " later): install a version that upgrades it, or move the file away to start with an empty one"
+        )
+    if version == last:
         return
     db.execute("BEGIN IMMEDIATE")  # if a step fails, closing the file rolls back
-    for step in steps[version:]:
+    for step in steps[version and version - first + 1 :]:
         step(db)
-    db.execute(f"PRAGMA user_version = {len(steps)}")
+    db.execute(f"PRAGMA user_version = {last}")
     db.execute("COMMIT")
 
 

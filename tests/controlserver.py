@@ -74,6 +74,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "relay": "connected relay",
         "slots": {"idle": 2, "processing": 1, "quarantined": 1},
         "workers_max": 16,
+        "capacity": 16,
+        "logs": "/logs",
         "queued": 0,
         "open_visits": 1,
         "outcomes": {"succeeded": 34, "no_image": 1, "crashed": 1},

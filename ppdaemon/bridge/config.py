@@ -11,9 +11,14 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig
+from ppdaemon.commonconfig import (
+    LogConfig,
+    MetricsConfig,
+    SecurityConfig,
+    control_conflicts,
+    security_conflicts,
+)
 from ppdaemon.configtypes import (
-    SOCKET_PATH_MAX,
     Address,
     ConfigPart,
     FileName,
@@ -146,22 +151,11 @@ class BridgeConfig(ConfigPart):
         brokers = valid_values(getattr(keys, "kafka", None), "brokers")
         if listen and brokers and listen[0] is None and brokers[0] is None:
             yield (), "http.listen and kafka.brokers are both null: notices come by one of them"
-        if values := valid_values(getattr(keys, "security", None), "key", "insecure", "nodes"):
-            key, insecure, folder = values
-            for address in valid_values(keys, "nodes"):
-                if key is None and not insecure and not is_local(address):
-                    text = f"other hosts can connect to {address}: it needs security.key, or "
-                    yield ("nodes",), f"{text}security.insecure: true"
+        for insecure in valid_values(getattr(keys, "security", None), "insecure"):
             if listen and not insecure and (problem := unprotected(*listen)):
                 yield ("http", "listen"), problem
-            if key is not None and folder is None:
-                yield ("security", "nodes"), "missing key, the folder with the public keys that may connect"
-            if key is None and folder is not None:
-                yield ("security", "nodes"), "needs security.key, the key of this bridge"
-        if (values := valid_values(keys, "control", "state_dir")) and values[0] is None:
-            length = len(bytes(values[1] / BRIDGE_SOCKET))
-            if length > SOCKET_PATH_MAX:
-                yield ("state_dir",), f"too long for {BRIDGE_SOCKET} in it; set control to a shorter path"
+        yield from security_conflicts(keys, ("nodes",), "bridge")
+        yield from control_conflicts(keys, BRIDGE_SOCKET)
 
     @property
     def control_socket(self) -> Path:

@@ -15,7 +15,8 @@ import click
 import pydantic
 
 from ppdaemon.ctl import tables
-from ppdaemon.ctl.client import BridgeDaemon, ControlClient, Daemon, RelayDaemon
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
+from ppdaemon.ctl.controlclient import ControlClient
 from ppdaemon.ctl.options import (
     any_command,
     common_command,

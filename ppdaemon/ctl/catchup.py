@@ -27,15 +27,17 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl.catchupfiles import CatchupUnit, units_of
 from ppdaemon.ctl.catchuprun import Runner, run_program
-from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import ConfigError, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import FailedVisit
+from ppdaemon.pipelinenames import output_chain, override_target, pipeline_name
 from ppdaemon.pointing import expected_begin
 from ppdaemon.reports import CatchupState, RequeueRow, VisitsRequest
 from ppdaemon.retries import catchup_state, refusal_reason
-from ppdaemon.selection import Selector, output_chain, override_target, pipeline_name
+from ppdaemon.selection import Selector
 from ppdaemon.sqlitereader import reading
 from ppdaemon.statelock import LockHeld, StateLock
 from ppdaemon.states import ExitCode

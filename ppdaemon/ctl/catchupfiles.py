@@ -17,9 +17,9 @@ import yaml
 from ppdaemon.catchup import inputs_of
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import VisitRow
 from ppdaemon.retries import catchup_state, refusal_reason
-from ppdaemon.selection import pipeline_name
 from ppdaemon.states import Outcome
 from ppdaemon.yamlfile import read_key
 

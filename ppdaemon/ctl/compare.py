@@ -23,7 +23,7 @@ from ppdaemon.ctl.selection import parse_night
 from ppdaemon.errors import BadMessage, Unavailable
 from ppdaemon.night.compare import CompareCell, CompareReport, CompareRow, Run, compare, compare_rows
 from ppdaemon.night.reading import is_journal, journals_at, last_rows, newest_night
-from ppdaemon.selection import output_chain
+from ppdaemon.pipelinenames import output_chain
 from ppdaemon.states import BAD_OUTCOMES, ExitCode
 from ppdaemon.terminal import new_table, number_of, plain, show
 

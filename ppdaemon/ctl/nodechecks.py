@@ -19,7 +19,8 @@ import zmq.asyncio
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig, RedisConfig
 from ppdaemon.config.shadow import NO_CENTRAL
-from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys
 from ppdaemon.detectorlist import ranges

@@ -11,7 +11,8 @@ import click
 import pydantic
 from rich.console import RenderableType
 
-from ppdaemon.ctl.client import BridgeDaemon, ControlClient, Daemon, RelayDaemon, is_there
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon, is_there
+from ppdaemon.ctl.controlclient import ControlClient
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.terminal import show

@@ -17,7 +17,8 @@ from rich.console import Group, RenderableType
 from ppdaemon import __version__
 from ppdaemon.clock import Clock
 from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, NotFound, NotRunning, RelayDaemon
+from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
+from ppdaemon.ctl.controlclient import NotFound, NotRunning
 from ppdaemon.ctl.options import (
     DEFAULT_CONFIG,
     any_command,
@@ -38,7 +39,7 @@ from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.target import node_of, relay_of
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.detectorlist import ranges
-from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
+from ppdaemon.errors import ConfigError, PPDaemonError
 from ppdaemon.reports import RelayStatusReport, StatusReport, VisitRow
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
@@ -220,8 +221,6 @@ def hosts(daemon: Daemon | RelayDaemon, as_json: bool, needed: bool) -> None:
         show_data(daemon.nodes(), relaytables.hosts_view, as_json)
         return
     report = daemon.status().hosts
-    if report is None:
-        raise Unavailable("the relay is older than this ppctl, and does not count what is needed")
     show_data(report, relaytables.needed_view, as_json)
     if report.needed is None:
         raise click.exceptions.Exit(ExitCode.TRY_LATER)

@@ -103,8 +103,7 @@ def _lines(report: RelayStatusReport) -> Iterator[tuple[str, str]]:
     for key, names in report.switched_off.items():
         if names:
             yield "switched off", f"{key}: {', '.join(map(plain, names))}"
-    if report.hosts is not None:
-        yield "hosts", needed_text(report.hosts)
+    yield "hosts", needed_text(report.hosts)
     for instrument, suffice in report.spares_suffice.items():
         answer = "enough for one whole visit" if suffice else "not enough for one whole visit"
         yield "idle spares", f"{answer} of {plain(instrument)}"

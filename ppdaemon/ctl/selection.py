@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, night_limits
-from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import BAD_OUTCOMES, Outcome
@@ -181,7 +182,7 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
 def find_visit(daemon: Daemon, text: str) -> tuple[VisitRow, ...]:
     """Return the visit whose group a text is, or begins if it is the only one; ``latest`` is the newest.
 
-    Raises `~ppdaemon.ctl.client.NotFound` if there is none, or more than one.
+    Raises `~ppdaemon.ctl.controlclient.NotFound` if there is none, or more than one.
     """
     if text == LATEST:
         newest = daemon.summaries(1)

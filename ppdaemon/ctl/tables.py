@@ -21,6 +21,7 @@ from ppdaemon.detectorlist import ranges
 from ppdaemon.reports import (
     FALLBACK,
     GIVEN_UP,
+    ArrivalSource,
     AskerReport,
     BridgeStatusReport,
     LateRow,
@@ -147,30 +148,22 @@ def _asker_text(asker: AskerReport) -> str:
     return f"{text}, {asker.replaced} replaced" if asker.replaced else text
 
 
-def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
-    """Yield name and value of each line below the first one."""
-    yield (
-        "process",
-        f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
-    )
-    if report.redis is None:
-        yield "relay", plain(report.relay)
-    else:
-        yield "redis", f"{plain(report.relay)}; {_entries(report.redis, report.tai)}"
-    slots = sum(report.slots.values())
-    less = (
-        "" if report.capacity in (None, report.workers_max) else f", {report.capacity} offered to the relay"
-    )
-    yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
-    yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
-    if report.takes_until_tai is not None and (left_s := report.takes_until_tai - report.tai) > 0:
-        yield (
-            "until",
-            f"takes no more visits after {tai_iso(report.takes_until_tai)[:16]}, in {duration(left_s)}",
+def _source_text(source: ArrivalSource) -> Text:
+    """Return the state of a source of raws, and what it has found."""
+    alive = Text("live", style="green") if source.live else Text("dead", style="red")
+    figures = f"{source.files} raws found first"
+    if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
+        figures += (
+            f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
         )
-    yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
-    if report.late_raws:
-        yield "late raws", f"{report.late_raws}, see ppctl late"
+    if source.last_notice_s is not None:
+        figures += f", last notice {duration(source.last_notice_s)} ago"
+    note = f", {plain(source.note)}" if source.note else ""
+    return Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
+
+
+def _export_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
+    """Yield the lines about outputs on their way to the central repo."""
     waiting = f", {report.spooled_mb:.0f} MB" if report.spooled else ""
     if report.oldest_spool_s is not None:
         waiting += f", the first one for {duration(report.oldest_spool_s)}"
@@ -188,22 +181,38 @@ def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
     if report.images_given_up:
         lost = size(report.images_given_up_mb * 1e6)
         yield "given up", f"images of {report.images_given_up} visit-detectors, {lost}"
+
+
+def _status_lines(report: StatusReport) -> Iterable[tuple[str, RenderableType]]:
+    """Yield name and value of each line below the first one."""
+    yield (
+        "process",
+        f"{report.pid}, version {plain(report.version)}, up {duration(report.tai - report.started_tai)}",
+    )
+    if report.redis is None:
+        yield "relay", plain(report.relay)
+    else:
+        yield "redis", f"{plain(report.relay)}; {_entries(report.redis, report.tai)}"
+    slots = sum(report.slots.values())
+    less = "" if report.capacity == report.workers_max else f", {report.capacity} offered to the relay"
+    yield "workers", f"{slots} of {report.workers_max} slots{less}: {counted(sorted(report.slots.items()))}"
+    yield "visits", f"{report.open_visits} open, {report.queued} of them queued"
+    if report.takes_until_tai is not None and (left_s := report.takes_until_tai - report.tai) > 0:
+        yield (
+            "until",
+            f"takes no more visits after {tai_iso(report.takes_until_tai)[:16]}, in {duration(left_s)}",
+        )
+    yield "outcomes", counted(sorted(report.outcomes.items(), key=lambda item: -item[1]))
+    if report.late_raws:
+        yield "late raws", f"{report.late_raws}, see ppctl late"
+    yield from _export_lines(report)
     if report.asker is not None:
         yield "asker", _asker_text(report.asker)
     for place in report.publish:
         counts = f"{place.sent} sent, {place.waiting} waiting, {place.dropped} dropped"
         yield "publish", plain(f"{place.name}: {counts}")
     for source in report.arrivals:
-        alive = Text("live", style="green") if source.live else Text("dead", style="red")
-        figures = f"{source.files} raws found first"
-        if source.lag_p50_ms is not None and source.lag_p99_ms is not None:
-            figures += (
-                f" {source.lag_p50_ms:.0f} ms after they were written, 99 % within {source.lag_p99_ms:.0f} ms"
-            )
-        if source.last_notice_s is not None:
-            figures += f", last notice {duration(source.last_notice_s)} ago"
-        note = f", {plain(source.note)}" if source.note else ""
-        yield "arrivals", Text.assemble(f"{plain(source.name)}: ", alive, f", {figures}{note}")
+        yield "arrivals", _source_text(source)
     if report.refused_raws:
         yield "refused raws", f"{len(report.refused_raws)} lately, see ppctl failed"
     memory = (("supervisor", report.supervisor_mb), ("RAM disk", report.ramdisk_mb))

@@ -11,7 +11,8 @@ from functools import partial
 from rich.console import Console
 
 from ppdaemon.clock import Clock
-from ppdaemon.ctl.client import Daemon, NotFound
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
 from ppdaemon.demo.geometry import DETECTOR_COUNT

@@ -30,7 +30,7 @@ from ppdaemon.demo.rules import SURVEYS, DemoRule
 from ppdaemon.demo.services import DemoPaths, leftover_processes, leftover_repos, running, start_module
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG
 from ppdaemon.errors import Unavailable
-from ppdaemon.night.report import last_attempts
+from ppdaemon.night.totals import last_attempts
 from ppdaemon.reports import VisitRow
 
 __all__ = ("EVERY_S", "Pace", "play", "seq_num_at", "suggestions")

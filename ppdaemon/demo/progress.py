@@ -15,7 +15,7 @@ from ppdaemon.clock import TAI_MINUS_UTC_S, tai_iso
 from ppdaemon.ctl.glyphs import glyph, legend
 from ppdaemon.demo.telescope import TelescopeEvent, TelescopeStep
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.night.report import last_attempts
+from ppdaemon.night.totals import last_attempts
 from ppdaemon.reports import StatusReport, VisitRow
 from ppdaemon.states import Outcome, Stage
 

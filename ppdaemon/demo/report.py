@@ -26,9 +26,9 @@ from ppdaemon.demo.services import DemoPaths
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.tasks.alerts import alert_file_name
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.night.report import NightTotals, last_attempts
+from ppdaemon.night.totals import NightTotals, last_attempts
+from ppdaemon.pipelinenames import output_chain
 from ppdaemon.reports import VisitRow
-from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
 

@@ -106,7 +106,7 @@ class Hello(_Envelope):
     alone: bool = False
     """Whether the node writes permanently without a permit while it has no connection to a relay."""
     version: str = ""
-    """Version of ppdaemon; blank from an older one."""
+    """Version of ppdaemon."""
     shadow: bool | None = None
     """Whether the node runs in shadow mode; `None`: it does not."""
 
@@ -169,7 +169,7 @@ class Heartbeat(_Envelope):
 
     type: Literal["heartbeat"] = "heartbeat"
     state: str = ""
-    """State of a node, as in `~ppdaemon.reports.StatusReport`; blank from a relay and from an older node."""
+    """State of a node, as in `~ppdaemon.reports.StatusReport`; blank from a relay."""
     problem: str = ""
     """The worst problem of a node, or blank."""
 

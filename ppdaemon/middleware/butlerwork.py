@@ -51,7 +51,7 @@ from ppdaemon.middleware.run.runner import (
     nothing_permanent,
 )
 from ppdaemon.middleware.run.separable import SeparableEngine
-from ppdaemon.selection import output_chain
+from ppdaemon.pipelinenames import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.uncompressed import UncompressedRoom
 from ppdaemon.work import WorkerContext

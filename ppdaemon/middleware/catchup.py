@@ -51,8 +51,8 @@ from ppdaemon.middleware.raws.search import RawSearch
 from ppdaemon.middleware.raws.visits import AnnouncedVisit, insert_records
 from ppdaemon.middleware.run.engine import RunResult
 from ppdaemon.middleware.work import raw_type
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.pointing import disable_astropy_downloads, expected_begin
-from ppdaemon.selection import pipeline_name
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
 

@@ -39,7 +39,8 @@ from ppdaemon.middleware.preload.rulecheck import RuleChecker
 from ppdaemon.middleware.raws.obsbase import require_obs_base
 from ppdaemon.middleware.run.initoutputs import types_of_runs
 from ppdaemon.middleware.run.provenancegraph import provenance_type
-from ppdaemon.selection import PARAMETERS, Rule, override_target
+from ppdaemon.pipelinenames import PARAMETERS, override_target
+from ppdaemon.selection import Rule
 from ppdaemon.yamlfile import KeyPath, did_you_mean
 
 __all__ = ("NameResolver",)

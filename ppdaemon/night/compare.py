@@ -79,13 +79,6 @@ class CompareRow(Model):
     b: CompareCell | None
     """The same of the second one."""
 
-    @property
-    def slower_s(self) -> float | None:
-        """By how much the second run was slower; `None` if that is not known."""
-        if self.a is None or self.b is None or self.a.latency_s is None or self.b.latency_s is None:
-            return None
-        return self.b.latency_s - self.a.latency_s
-
 
 class CompareOutcomes(Model):
     """Visit-detectors with the same pair of outcomes."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from ppdaemon import journalfile
 from ppdaemon.clock import Clock, day_obs, night_limits
 from ppdaemon.errors import StateUnusable, Unavailable
-from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.night.report import NightReport
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import JOURNAL_NAME, LateRequest
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
 from ppdaemon.sqlitereader import reading
@@ -91,11 +92,10 @@ def read_night(paths: Sequence[Path], day: int | None, clock: Clock) -> NightRep
             for name, row in _last_of_all(dict(zip(names_of(paths), dbs, strict=True)), limits):
                 totals.add_last(row, name)
         late = LateRequest(since_tai=limits[0], until_tai=limits[1])
-        recycled = [each for db in dbs if (each := journalfile.recycled(db, day)) is not None]
         return NightReport(
             day_obs=day,
             late_raws=sum(journalfile.count_late_raws(db, late) for db in dbs),
-            recycled=_sum(recycled) if recycled else None,
+            recycled=_sum(journalfile.recycled(db, day) for db in dbs),
             shadow=shadow,
             **totals.fields(),
         )

@@ -55,8 +55,6 @@ def facts(report: NightReport) -> Iterator[tuple[str, str]]:
     yield "retried", str(report.retried)
     if report.late_raws is not None:
         yield "late raws", str(report.late_raws)
-    if report.recycled is None and report.day_obs:
-        yield "replaced workers", "not in this journal"
     if report.recycled is not None:
         causes = ", ".join(f"{count} {cause}" for cause, count in report.recycled.items())
         yield "replaced workers", f"{sum(report.recycled.values())}{f': {causes}' if causes else ''}"

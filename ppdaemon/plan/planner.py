@@ -32,9 +32,10 @@ from ppdaemon.middleware.raws.regions import (
     footprint_of,
     preload_corners,
 )
+from ppdaemon.pipelinenames import output_chain, pipeline_name
 from ppdaemon.plan import models
 from ppdaemon.pointing import expected_begin
-from ppdaemon.selection import Selector, TargetPositions, output_chain, pipeline_name
+from ppdaemon.selection import Selector, TargetPositions
 
 __all__ = ("Planner",)
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ppdaemon.detectorlist import ranges
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.plan import models
-from ppdaemon.selection import pipeline_name
 from ppdaemon.terminal import duration, new_table, plain, size
 
 __all__ = ("plan_view",)

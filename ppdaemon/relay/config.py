@@ -12,9 +12,16 @@ from typing import Annotated, Any
 
 import pydantic
 
-from ppdaemon.commonconfig import LogConfig, MetricsConfig, SecurityConfig, TracesConfig, silence_conflicts
+from ppdaemon.commonconfig import (
+    LogConfig,
+    MetricsConfig,
+    SecurityConfig,
+    TracesConfig,
+    control_conflicts,
+    security_conflicts,
+    silence_conflicts,
+)
 from ppdaemon.configtypes import (
-    SOCKET_PATH_MAX,
     Address,
     ConfigPart,
     Detectors,
@@ -25,7 +32,6 @@ from ppdaemon.configtypes import (
     Seconds,
     SocketPath,
     WritableFolder,
-    is_local,
     kafka_conflicts,
     needs_kafka,
     valid_values,
@@ -218,26 +224,12 @@ class RelayConfig(ConfigPart):
         yield from silence_conflicts(keys)
         if (times := valid_values(keys, "silence_s", "give_up_s")) and times[1] < times[0]:
             yield ("give_up_s",), f"{times[1]:g} is below silence_s, {times[0]:g}"
-        if values := valid_values(getattr(keys, "security", None), "key", "insecure", "submit", "nodes"):
-            key, insecure, *folders = values
-            for name, folder in zip(("submit", "nodes"), folders, strict=True):
-                for address in valid_values(keys, name):
-                    if key is None and not insecure and not is_local(address):
-                        text = f"other hosts can connect to {address}: it needs security.key, or "
-                        yield (name,), f"{text}security.insecure: true"
-                if key is not None and folder is None:
-                    yield ("security", name), "missing key, the folder with the public keys that may connect"
-                # Otherwise everybody may connect, although the file lists who may.
-                if key is None and folder is not None:
-                    yield ("security", name), "needs security.key, the key of this relay"
+        yield from security_conflicts(keys, ("submit", "nodes"), "relay")
         values = valid_values(keys, "submit", "nodes")
         # With * or 0 the system chooses two ports.
         if values and values[0] == values[1] and not values[0].endswith((":*", ":0")):
             yield ("nodes",), f"{values[1]} is the address of submit, too"
-        if (values := valid_values(keys, "control", "state_dir")) and values[0] is None:
-            length = len(bytes(values[1] / RELAY_SOCKET))
-            if length > SOCKET_PATH_MAX:
-                yield ("state_dir",), f"too long for {RELAY_SOCKET} in it; set control to a shorter path"
+        yield from control_conflicts(keys, RELAY_SOCKET)
         if values := valid_values(keys, "instruments", "switched_off"):
             instruments, off = values
             for key in ("instruments", "detectors"):

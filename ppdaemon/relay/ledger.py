@@ -16,7 +16,7 @@ from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import DetectorOutcome, EndedDetectors, HeldDetectors, Hello
 from ppdaemon.relay import orders
 from ppdaemon.relay.openvisit import Reservation, ReservationState, age_at_restart
-from ppdaemon.sqlitefile import SchemaStep, SqliteFile
+from ppdaemon.sqlitefile import SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit
 
@@ -42,6 +42,10 @@ CREATE TABLE visits (
     received_tai REAL NOT NULL,
     cancelled INTEGER NOT NULL DEFAULT 0,
     ended_tai REAL,
+    boot TEXT NOT NULL DEFAULT '',
+    received_mono REAL NOT NULL DEFAULT 0.0,
+    adopted INTEGER NOT NULL DEFAULT 0,  -- only a node has announced it: content has instrument and group
+    cancelled_tai REAL,
     UNIQUE (group_id, instrument)
 ) STRICT;
 CREATE INDEX visits_ended ON visits (ended_tai);
@@ -50,44 +54,20 @@ CREATE TABLE detectors (
     detector INTEGER NOT NULL,
     node TEXT,
     attempt INTEGER NOT NULL DEFAULT 1,
-    former TEXT NOT NULL DEFAULT '',
     acked_tai REAL,
     outcome TEXT,
     reason TEXT NOT NULL DEFAULT '',
+    permit TEXT,  -- the run of the node that may write permanently
+    alone INTEGER NOT NULL DEFAULT 0,  -- whether it may without a permit
+    decided INTEGER NOT NULL DEFAULT 0,  -- whether by the relay: a later outcome of the node replaces it
     PRIMARY KEY (visit, detector)
 ) STRICT, WITHOUT ROWID;
-"""
-
-PERMITS = """
-ALTER TABLE detectors DROP COLUMN former;
-ALTER TABLE detectors ADD COLUMN permit TEXT;
-ALTER TABLE detectors ADD COLUMN alone INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE detectors ADD COLUMN decided INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE epoch (last INTEGER NOT NULL) STRICT;
 INSERT INTO epoch VALUES (0);
-"""
-"""The run of the node that may write permanently; whether it may without a permit; whether the
-relay decided the outcome, so that a later one of the node replaces it."""
-
-AGES = """
-ALTER TABLE visits ADD COLUMN boot TEXT NOT NULL DEFAULT '';
-ALTER TABLE visits ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0;
 CREATE TABLE drained (node TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
-
-ADOPTIONS = "ALTER TABLE visits ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0"
-"""Whether only a node has announced it: its content has only instrument and group."""
-
-CANCELLATIONS = "ALTER TABLE visits ADD COLUMN cancelled_tai REAL"
-"""When a visit was canceled; NULL if it was not, or by an older relay."""
-
-STEPS: tuple[SchemaStep, ...] = (
-    lambda db: db.executescript(SCHEMA),
-    lambda db: db.executescript(PERMITS),
-    lambda db: db.executescript(AGES),
-    lambda db: db.executescript(ADOPTIONS),
-    lambda db: db.executescript(CANCELLATIONS),
-)
+FIRST_VERSION = 5
+"""Of the schema; files of the versions before have other columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +122,9 @@ class Ledger(SqliteFile):
     def __init__(self, folder: Path, clock: Clock, *, shadow: bool = False):
         self._clock = clock
         path = folder / LEDGER_NAME
-        super().__init__(path, "pprelay", STEPS, busy_s=LOCK_WAIT_S)
+        super().__init__(
+            path, "pprelay", [lambda db: db.executescript(SCHEMA)], first=FIRST_VERSION, busy_s=LOCK_WAIT_S
+        )
         # Those that are open would be sent to nodes of the other mode, too.
         self._set_mode(path, shadow, "visits", "state_dir")
         with self.transaction():

@@ -67,27 +67,27 @@ RELAY_METRICS: tuple[Metric[RelayStatusReport], ...] = (
         "gauge",
         "Nodes of the average size of those that are ready, that the cadence of the latest visits needs;"
         " missing if it is not known.",
-        lambda r: None if r.hosts is None else r.hosts.needed,
+        lambda r: r.hosts.needed,
     ),
     Metric(
         "ppdaemon_relay_hosts_ready",
         "gauge",
         "Nodes that are connected, not drained, and offer to take visit-detectors.",
-        lambda r: None if r.hosts is None else r.hosts.ready,
+        lambda r: r.hosts.ready,
     ),
     Metric(
         "ppdaemon_relay_slots_needed",
         "gauge",
         "Visit-detectors that the nodes must be able to have at once, by instrument; only instruments whose"
         " visits come now.",
-        lambda r: {} if r.hosts is None else {row.instrument: row.slots for row in r.hosts.instruments},
+        lambda r: {row.instrument: row.slots for row in r.hosts.instruments},
         ("instrument",),
     ),
     Metric(
         "ppdaemon_relay_slots_offered",
         "gauge",
         "Visit-detectors that the nodes that are ready offer to have at once.",
-        lambda r: None if r.hosts is None else r.hosts.slots,
+        lambda r: r.hosts.slots,
     ),
     Metric(
         "ppdaemon_relay_open_visits",

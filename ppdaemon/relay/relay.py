@@ -4,12 +4,12 @@
 Sockets and clock put events into one bounded queue; the pump handles them one by
 one. `ppdaemon.relay.dispatcher` decides what follows from an event; this module
 does it: it commits the writes and, when they are on disk, sends the messages.
-Clients are served by `ppdaemon.relay.submitserver`.
+Clients are served by `ppdaemon.relay.submitserver`, nodes by `ppdaemon.relay.nodeserver`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,6 @@ from ppdaemon.controlserver import ControlServer
 from ppdaemon.curve import Gatekeeper
 from ppdaemon.errors import BadMessage, NeedsRestart
 from ppdaemon.idleconnections import ConnectionLimit
-from ppdaemon.messages import NODE_LIMIT, FromNode, Heartbeat, Hello, NodeMessage, other_protocol
 from ppdaemon.metricsserver import MetricsServer
 from ppdaemon.notify import Notifier
 from ppdaemon.problemlog import status_line
@@ -33,6 +32,7 @@ from ppdaemon.relay.control import RelayControl
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.metrics import RELAY_METRICS
+from ppdaemon.relay.nodeserver import NodeServer
 from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
@@ -40,7 +40,6 @@ from ppdaemon.relay.orders import (
     Effects,
     Ended,
     Permit,
-    RefuseHello,
     RefusePermit,
     ResultKey,
     Send,
@@ -53,11 +52,10 @@ from ppdaemon.reloading import Reloader
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
-from ppdaemon.throttle import Throttle, sample_of
+from ppdaemon.throttle import Throttle
 from ppdaemon.traces import TraceKey
 from ppdaemon.tracesender import TraceSender
 from ppdaemon.visit import NextVisit, read_next_visit
-from ppdaemon.wire import decode
 
 if TYPE_CHECKING:
     from ppdaemon.relay.kafkasource import KafkaSource
@@ -76,9 +74,6 @@ faulty sender may send thousands of them."""
 REJOIN_HEARTBEATS = 2.0
 """Heartbeat intervals after the start in which nothing is routed. Running nodes
 register in this time: their first message is refused, then they send hello."""
-MAX_WAITING = 1000
-"""Messages of one node that wait while the ledger is compared, which takes milliseconds; it sends further
-ones again."""
 PRUNE_S = 3600.0
 """Interval of deleting visits older than ``keep_days`` from the ledger."""
 STOP_S = 0.5
@@ -147,6 +142,17 @@ class Relay:
             clock=clock,
             reloader=Reloader(self._reload, clock),
         )
+        self._node_server = NodeServer(
+            config=config,
+            dispatcher=self._dispatcher,
+            writer=self._writer,
+            throttle=self._throttle,
+            clock=clock,
+            control=self._control,
+            send=self._send,
+            apply_effects=self._apply,
+            restore=partial(self._restore, serve=False),
+        )
         self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
         self._traces = TraceSender(config.traces)
         self._control.metrics, self._control.traces = self._metrics, self._traces
@@ -164,9 +170,6 @@ class Relay:
         }
         self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
-        self._comparing: dict[bytes, tuple[str, list[NodeMessage]]] = {}
-        """By connection: the name of a node with whose hello the ledger is being compared, and its messages
-        since."""
         self._kafka: KafkaSource | None = None
         if config.kafka.brokers is not None:
             self._kafka = self._kafka_source(config)
@@ -228,7 +231,7 @@ class Relay:
                 lambda frames, _: self._submit_server.serve(frames),
                 self._submit_server.refuse_busy,
             ),
-            (self._sockets.nodes, link.NODES, self._on_node_message, lambda frames: None),
+            (self._sockets.nodes, link.NODES, self._node_server.serve, lambda frames: None),
         ):
             limit = ConnectionLimit(socket, domain, self._throttle, self._clock.mono)
             sources += [limit.run(), self._read(socket, domain, limit, handle, excess)]
@@ -309,7 +312,8 @@ class Relay:
         log.set_up(
             config.log.level, config.log.format, config.log.levels, program="pprelay", relay=config.name
         )
-        self._config = self._control.config = self._submit_server.config = config
+        self._config = self._control.config = config
+        self._submit_server.config = self._node_server.config = config
         self._dispatcher.set_preferences(config.preferred_nodes, self._clock.mono())
         self._metrics.reconfigure(config.metrics.listen)
         self._traces.reconfigure(config.traces)
@@ -325,7 +329,7 @@ class Relay:
                 _LOG.warning("keys were revoked", extra={"socket": domain, "names": sorted(revoked)})
             if domain == link.NODES:
                 # Behind what these nodes have sent before.
-                await self._events.put(partial(self._disconnect_nodes, revoked))
+                await self._events.put(partial(self._node_server.disconnect, revoked))
 
     # --- the pump ---------------------------------------------------------------
 
@@ -422,81 +426,6 @@ class Relay:
 
         self._writer.put(Commit(lambda ledger: ledger.prune(before_tai), again, lambda error: None))
 
-    # --- nodes ----------------------------------------------------------------------
-
-    def _disconnect_nodes(self, names: Collection[str]) -> None:
-        self._comparing = {peer: each for peer, each in self._comparing.items() if each[0] not in names}
-        registry = self._dispatcher.registry
-        for name in names:
-            if name in registry:
-                self._dispatcher.disconnect(registry.peer_of(name), self._clock.mono())
-
-    def _on_node_message(self, frames: list[bytes], sender: str | None) -> None:
-        try:
-            if len(frames) != 2:
-                raise BadMessage(f"{len(frames) - 1} frames, expected one", "frames")
-            message = decode(frames[1], FromNode, limit=NODE_LIMIT)
-            if sender is not None and message.origin != sender:
-                reason = f"the key is that of node {sender}, not of {message.origin[:80]}"
-                if isinstance(message, Hello):
-                    self._send([RefuseHello(frames[0], "taken", reason)])
-                raise BadMessage(reason, "origin")
-        except BadMessage as error:
-            if text := other_protocol(frames[-1]):
-                self._control.other_protocol = text
-                if self._throttle.passes("node protocol"):
-                    _LOG.error("refused a node: %s", text)
-                return
-            if self._throttle.passes(f"node {error.kind}"):
-                total = self._throttle.by_kind[f"node {error.kind}"]
-                _LOG.warning(
-                    "ignored an invalid message from a node",
-                    extra={
-                        "kind": error.kind,
-                        "reason": str(error),
-                        "total": total,
-                        "sample": sample_of(frames[-1]),
-                    },
-                )
-            return
-        self._receive(frames[0], message)
-
-    def _receive(self, peer: bytes, message: NodeMessage) -> None:
-        if (comparing := self._comparing.get(peer)) is not None:
-            _, waiting = comparing
-            if isinstance(message, Hello):  # only the last one counts, and they are large
-                waiting[:] = [_without_content(each) if isinstance(each, Hello) else each for each in waiting]
-            if len(waiting) < MAX_WAITING:
-                waiting.append(message)
-        elif isinstance(message, Hello) and self._dispatcher.is_new(peer, message):
-            # Its further messages wait: it is registered when the ledger was compared.
-            self._comparing[peer] = message.origin, []
-            detectors = {name: part.detectors for name, part in self._config.instruments.items()}
-            self._writer.put(
-                Commit(
-                    lambda ledger: ledger.adopt(message, detectors), partial(self._compared, peer, message)
-                )
-            )
-        else:
-            self._apply(self._dispatcher.receive(peer, message, self._clock.mono()))
-
-    def _compared(self, peer: bytes, hello: Hello, found: tuple[Sequence[UnfinishedVisit], int]) -> None:
-        """Register a node whose journal the ledger was compared with, unless its key was revoked."""
-        opened, adopted = found
-        self._restore(opened, serve=False)
-        before = self._dispatcher.adopted
-        self._dispatcher.adopted += adopted
-        _, waiting = self._comparing.pop(peer, ("", None))
-        if waiting is not None:
-            self._apply(self._dispatcher.receive(peer, hello, self._clock.mono()))
-        if adopted := self._dispatcher.adopted - before:
-            _LOG.error(
-                "the ledger is older than the journal of a node: what it does not know was adopted",
-                extra={"node": hello.origin, "visit_detectors": adopted},
-            )
-        for message in waiting or ():
-            self._receive(peer, message)
-
     # --- visits ---------------------------------------------------------------------
 
     def _restore(self, visits: Sequence[UnfinishedVisit], *, serve: bool = True) -> None:
@@ -552,8 +481,3 @@ class Relay:
             adopted=adopted,
         )
         self._apply(self._dispatcher.add(open_visit, now, serve=serve))
-
-
-def _without_content(hello: Hello) -> Heartbeat:
-    """Return a message with the same number, so that none counts as lost."""
-    return Heartbeat(origin=hello.origin, sent_tai=hello.sent_tai, sequence=hello.sequence)

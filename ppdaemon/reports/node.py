@@ -159,16 +159,15 @@ class StatusReport(ControlModel):
     relay: str
     """State of the connection to the relay, or to Redis, such as ``connected to relay``."""
     relay_connected: bool | None = None
-    """Whether the relay answers; `None` without a relay, and from an older daemon."""
+    """Whether the relay answers; `None` without a relay."""
     redis: RedisReport | None = None
-    """The streams that bring visits instead of a relay; `None` without any, and from an older daemon."""
+    """The streams that bring visits instead of a relay; `None` without any."""
     slots: dict[SlotState, int]
     """Number of slots in each state."""
     workers_max: int
     """``workers.max`` of the configuration."""
-    capacity: int | None = None
-    """Visit-detectors that the node offers the relay to have at once, unless it drains;
-    `None` from an older daemon."""
+    capacity: int
+    """Visit-detectors that the node offers the relay to have at once, unless it drains."""
     takes_until_tai: float | None = None
     """When the node takes no more visits, because its host is given back (``ppdaemon run --until``), TAI
     seconds since 1970; `None` without that option."""
@@ -209,10 +208,10 @@ class StatusReport(ControlModel):
     exporter: str
     """What the exporter does, or why it cannot."""
     asker: AskerReport | None = None
-    """The asker; `None` without a ``butler`` section, and from an older daemon."""
+    """The asker; `None` without a ``butler`` section."""
     publish: tuple[DestinationReport, ...] = ()
     """What has become of the metrics and telemetry for each destination, since the daemon started."""
-    logs: str = ""
+    logs: str
     """Folder of the logs of workers, zygote, exporter, asker, reader and publisher."""
     arrivals: tuple[ArrivalSource, ...]
     """All sources of raws."""

@@ -56,8 +56,8 @@ class RelayStatusReport(ServerStatus):
     """Answers to nodes that asked for a permit, since the start; one for each visit-detector and request."""
     messages_lost: int = 0
     """Messages of nodes that did not arrive, by their sequence numbers."""
-    hosts: "RelayHostsReport | None" = None
-    """How many nodes the cadence needs; `None` from an older relay."""
+    hosts: "RelayHostsReport"
+    """How many nodes the cadence needs."""
 
 
 class RelayDemandRow(ControlModel):
@@ -119,7 +119,7 @@ class RelayNodeRow(ControlModel):
     messages_lost: int = 0
     """Messages of it that did not arrive, by their sequence numbers."""
     version: str = ""
-    """Its version of ppdaemon; blank from an older one."""
+    """Its version of ppdaemon; blank if it is not connected."""
     own_state: str = ""
     """The state that it reports of itself, as in `StatusReport.state`; blank if it is not connected."""
     problem: str = ""

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
-from ppdaemon.ctl.client import Daemon, Denied, NotFound
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import Denied, NotFound
 from ppdaemon.ctl.log import LogLine, visit_lines
 from ppdaemon.ctl.selection import parse_night
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable

@@ -23,9 +23,9 @@ from ppdaemon.demo.sky import demo_skies
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
+from ppdaemon.pipelinenames import output_chain
 from ppdaemon.processes import process_tree, processes_with_variable
 from ppdaemon.reports import JOURNAL_NAME
-from ppdaemon.selection import output_chain
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.node import NodeProcess, node_config
 from ppdaemon.testing.waiting import wait_until

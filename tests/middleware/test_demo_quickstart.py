@@ -30,10 +30,11 @@ from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_a
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
-from ppdaemon.night.report import NightTotals, last_attempts
+from ppdaemon.night.totals import NightTotals, last_attempts
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.relay.config import load_relay
 from ppdaemon.reports import StatusReport, VisitRow
-from ppdaemon.selection import Selector, pipeline_name
+from ppdaemon.selection import Selector
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 
@@ -49,6 +50,8 @@ STATUS = StatusReport(
     relay="connected relay",
     slots={},
     workers_max=27,
+    capacity=27,
+    logs="",
     queued=0,
     open_visits=0,
     outcomes={},

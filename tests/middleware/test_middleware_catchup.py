@@ -18,7 +18,7 @@ from ppdaemon.catchup import CatchupItem, CatchupRow, inputs_of, run_of
 from ppdaemon.errors import Unavailable
 from ppdaemon.middleware.catchup import check, prepare
 from ppdaemon.middleware.export.mark import MARK
-from ppdaemon.selection import output_chain
+from ppdaemon.pipelinenames import output_chain
 
 pytest_plugins = ["toyfixtures"]
 

@@ -25,7 +25,7 @@ from ppdaemon.middleware.pipelines.graph import UnusablePipeline, load_pipeline
 from ppdaemon.middleware.raws.records import make_record
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
 from ppdaemon.middleware.run.engine import DataQuery
-from ppdaemon.selection import output_chain
+from ppdaemon.pipelinenames import output_chain
 from ppdaemon.visit import NextVisit, read_next_visit
 
 pytest_plugins = ("toyfixtures",)

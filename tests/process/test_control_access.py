@@ -19,7 +19,8 @@ import pytest
 from ppdaemon import controlserver, reports
 from ppdaemon.config import SecurityConfig
 from ppdaemon.controlserver import MAX_CLIENTS, RESERVED_CLIENTS, ControlServer
-from ppdaemon.ctl.client import Daemon, Denied
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import Denied
 from ppdaemon.errors import StateUnusable
 from ppdaemon.peers import MAX_GROUPS, Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.reports import OPERATING, READING, DrainRequest, Ok, StatusReport, StatusRequest
@@ -64,9 +65,18 @@ def status_report() -> StatusReport:
     return StatusReport(
         **{
             name: 0
-            for name in ("pid", "started_tai", "tai", "workers_max", "queued", "open_visits", "spooled")
+            for name in (
+                "pid",
+                "started_tai",
+                "tai",
+                "workers_max",
+                "capacity",
+                "queued",
+                "open_visits",
+                "spooled",
+            )
         },
-        **{name: "" for name in ("node", "version", "text", "relay", "exporter")},
+        **{name: "" for name in ("node", "version", "text", "relay", "exporter", "logs")},
         **{name: {} for name in ("slots", "outcomes", "counters")},
         arrivals=(),
         state="running",

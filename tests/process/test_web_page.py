@@ -23,7 +23,8 @@ from ramdisk import TEMPORARY
 
 from ppdaemon.clock import night_limits
 from ppdaemon.night.page import write_page
-from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.night.report import NightReport
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.node import NodeProcess

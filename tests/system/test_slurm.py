@@ -11,7 +11,7 @@ import pytest
 import yaml
 from slurmcluster import HOSTS, KILL_WAIT_S, SlurmCluster, slurm_cluster
 
-from ppdaemon.ctl.client import NotFound
+from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.errors import Unavailable
 from ppdaemon.node.lock import OWNER_VARIABLE
 from ppdaemon.processes import processes_with_variable

@@ -15,7 +15,8 @@ from ppdaemon.catchup import CatchupRow
 from ppdaemon.config import NodeConfig, ShadowConfig
 from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
-from ppdaemon.ctl.client import Daemon, NotRunning
+from ppdaemon.ctl.client import Daemon
+from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.errors import ConfigError, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key

@@ -733,7 +733,7 @@ def test_too_many_open_files_are_an_error_of_the_connection(monkeypatch, tmp_pat
     def failing(*args):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("ppdaemon.ctl.client.socket.socket", failing)
+    monkeypatch.setattr("ppdaemon.ctl.controlclient.socket.socket", failing)
     daemon = Daemon(tmp_path / "control.sock")
     for ask in (daemon.status, lambda: next(daemon.watch(1.0))):
         with pytest.raises(Unavailable, match="Too many open files"):

@@ -9,7 +9,7 @@ import pytest
 from controlserver import visit
 
 from ppdaemon import log as program_log
-from ppdaemon.ctl.client import Denied
+from ppdaemon.ctl.controlclient import Denied
 from ppdaemon.ctl.log import line_text, supervisor_lines, visit_lines, worker_lines, worker_log
 from ppdaemon.reports import VisitRow
 

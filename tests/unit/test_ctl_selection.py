@@ -4,7 +4,7 @@
 import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, day_obs
-from ppdaemon.ctl.client import NotFound
+from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.ctl.selection import find_visit, parse_data_id, parse_time, select
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 

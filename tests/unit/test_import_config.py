@@ -10,7 +10,8 @@ import yaml
 from ppdaemon.bridge.config import BridgeConfig
 from ppdaemon.config import NodeConfig
 from ppdaemon.ctl import cli, target
-from ppdaemon.ctl.importconfig import CARRIED, NOT_CARRIED, imported, read_environment
+from ppdaemon.ctl.environmentfile import read_environment
+from ppdaemon.ctl.importconfig import CARRIED, NOT_CARRIED, imported
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.yamlfile import load_model

@@ -388,43 +388,13 @@ def test_the_same_attempt_is_not_requeued_twice(journal):
     assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
 
 
-OLD_SCHEMA = """
-CREATE TABLE attempt (
-    instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    visit TEXT NOT NULL, received_tai REAL NOT NULL, survey TEXT NOT NULL,
-    stages TEXT NOT NULL, outcome TEXT, reason TEXT NOT NULL DEFAULT '', retriable INTEGER NOT NULL DEFAULT 0,
-    final INTEGER NOT NULL DEFAULT 0, pipeline TEXT NOT NULL DEFAULT '', engine TEXT NOT NULL DEFAULT '',
-    slot INTEGER, pid INTEGER, exposures TEXT NOT NULL DEFAULT '[]', partial INTEGER NOT NULL DEFAULT 0,
-    datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
-    no_return TEXT NOT NULL DEFAULT '',
-    reported INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 1,
-    PRIMARY KEY (instrument, grp, detector, attempt)
-);
-INSERT INTO attempt (instrument, grp, detector, attempt, visit, received_tai, survey, stages)
-VALUES ('DemoCam', 'g', 0, 1, '{"groupId": "g", "instrument": "DemoCam"}', 5.0, 'S', '{"accepted": 6.0}');
-"""
-SEEN = "ALTER TABLE attempt ADD COLUMN seen TEXT NOT NULL DEFAULT '[]'"
-FIGURES = "ALTER TABLE attempt ADD COLUMN figures TEXT NOT NULL DEFAULT '{}'"
-
-
-@pytest.mark.parametrize("version", [0, 1])
-@pytest.mark.parametrize("more", [(), (SEEN,), (SEEN, FIGURES)])
-def test_a_file_of_an_older_version_is_read_and_gets_the_missing_columns(path, version, more):
+def test_a_file_of_a_version_that_is_not_read_any_more_is_left_alone(path):
+    Journal(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.executescript(OLD_SCHEMA)
-        for statement in more:
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version = {version}")
-    with closing(Journal(path)) as journal:
-        assert [entry.key for entry in journal.unfinished()] == [an_entry().key]
-        entry = ended(an_entry())
-        entry.seen, entry.figures = (3,), {"query_ms": 1.0}
-        update(journal, [entry])
-        assert journal.write(RecordLateRaws([a_raw(), a_raw(exposure=3)])) == (1, 0)
-        assert visit_of(journal, "g")[0].figures == {"query_ms": 1.0}
-    with closing(Journal(path)) as journal:
-        assert len(late_of(journal, 10)) == 1
-        assert journal.moved_aside is None
+        db.execute("PRAGMA user_version = 3")
+    with pytest.raises(StateUnusable, match=r"older ppdaemon .*version 3, this one reads 4 and later.*move"):
+        Journal(path)
+    assert not list(path.parent.glob("*corrupt*"))
 
 
 def test_a_file_of_a_newer_version_is_left_alone(path):

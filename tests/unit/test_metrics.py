@@ -22,6 +22,7 @@ from ppdaemon.reports import (
     BridgeNodeRow,
     BridgeStatusReport,
     Problem,
+    RelayHostsReport,
     RelayStatusReport,
     RelayWaitRow,
     StatusReport,
@@ -76,6 +77,7 @@ def a_report(**fields):
     usual = {
         **{"node": "n1", "version": "1.2", "pid": 1, "state": "running", "text": "", "relay": ""},
         **{"started_tai": 1037.0, "tai": 1137.0, "slots": {SlotState.IDLE: 3}, "workers_max": 6},
+        **{"capacity": 6, "logs": ""},
         **{"queued": 4, "open_visits": 5, "outcomes": {}, "spooled": 0, "exporter": "", "arrivals": ()},
         "counters": {},
     }
@@ -88,6 +90,7 @@ def a_relay_report(**fields):
         **{"started_tai": 1037.0, "tai": 1137.0, "open_visits": 1, "open_detectors": 9, "waits": ()},
         **{"unserved": {}, "switched_off": {}, "spares_suffice": {}, "ledger": "/l", "ledger_mb": None},
         **{"ledger_backlog": 0, "counters": {}},
+        "hosts": RelayHostsReport(ready=2, slots=40, needed=None, instruments=()),
     }
     return RelayStatusReport(**(usual | fields))
 

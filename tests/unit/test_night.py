@@ -3,7 +3,6 @@
 
 import json
 import re
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from ppdaemon.night.report import (
     NightHistogram,
     NightReason,
     NightReport,
-    NightTotals,
     NightVisit,
 )
 from ppdaemon.night.tables import facts
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import (
@@ -97,7 +96,7 @@ def test_an_empty_night_has_zeros_and_can_be_shown():
     assert found.histogram == NightHistogram(step_s=1.0, counts=(0,) * 61)
     assert dict(facts(found)) == {
         "visits": "0 with 0 visit-detectors", "succeeded": "none", "failed": "none", "outcomes": "none",
-        "retried": "0", "replaced workers": "not in this journal", "exported": "nothing",
+        "retried": "0", "exported": "nothing",
     }  # fmt: skip
     assert "nothing succeeded" in night_sections(found)
 
@@ -232,7 +231,7 @@ def test_reasons_that_differ_by_ids_and_numbers_are_counted_together(one, other)
 
 
 def test_many_different_reasons_are_bounded(monkeypatch):
-    monkeypatch.setattr("ppdaemon.night.report.MAX_REASONS", 2)
+    monkeypatch.setattr("ppdaemon.night.totals.MAX_REASONS", 2)
     texts = ("a", "b", "c", "b")
     found = report(*(row("g", k, Outcome.FAILED, reason=text) for k, text in enumerate(texts)))
     assert [(each.reason, each.count) for each in found.reasons] == [("b", 2), ("a", 1)]
@@ -337,21 +336,6 @@ def test_replaced_workers_and_late_raws_are_those_of_the_night(path, journal):
     found = read(path)
     assert (found.recycled, found.late_raws) == ({"age": 2, "memory": 1}, 1)
     assert read(path, 20261130).recycled == {"age": 1}
-
-
-def test_a_journal_of_an_older_version_is_read_and_upgraded(path, journal):
-    write(journal, entry("g"))
-    journal.close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("DROP TABLE recycled")
-        db.execute("PRAGMA user_version = 3")
-    found = read(path)
-    assert (found.succeeded, found.recycled) == (1, None)
-    with closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (3,)  # reading changes nothing
-    with closing(Journal(path)) as upgraded:
-        upgraded.write(CountRecycled("age", BEGIN))
-    assert (read(path).succeeded, read(path).recycled) == (1, {"age": 1})
 
 
 # --- several nodes ------------------------------------------------------------------

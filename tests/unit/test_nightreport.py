@@ -16,7 +16,8 @@ from ppdaemon.demo.nightreport import (
     _busy_share,
     night_facts,
 )
-from ppdaemon.night.report import Latency, NightTotals
+from ppdaemon.night.report import Latency
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 

@@ -319,17 +319,6 @@ def test_after_a_reboot_a_visit_is_as_old_as_the_last_known_time(tmp_path):
     assert ages(tmp_path, clock_at(25.0, boot="boot2")) == [320.0, 20.0]
 
 
-def test_visits_of_a_ledger_without_times_begin_anew(tmp_path):
-    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", autocommit=True)) as db:
-        db.executescript(module.SCHEMA + "PRAGMA user_version = 1;")
-        db.execute(
-            "INSERT INTO visits (instrument, group_id, content, received_tai)"
-            " VALUES ('DemoCam', 'g', '{}', 5.0)"
-        )
-    assert ages(tmp_path, clock_at(9000.0)) == [0.0]
-    assert ages(tmp_path, clock_at(9010.0)) == [10.0]
-
-
 def test_a_visit_that_is_opened_again_is_as_old_as_its_new_detector(tmp_path):
     with closing(Ledger(tmp_path, clock_at(1000.0))) as ledger:
         number = accept(ledger, (0,)).number

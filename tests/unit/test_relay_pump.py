@@ -67,7 +67,7 @@ class World:
         """Return the event of a message of a node."""
         self._sequence += 1
         message = kind(origin=NODE, sent_tai=0.0, sequence=self._sequence, **fields)
-        return partial(self.relay._on_node_message, [b"connection", encode(message)], sender)
+        return partial(self.relay._node_server.serve, [b"connection", encode(message)], sender)
 
     def hello(self, sender=None, capacity=9, **fields):
         instruments = {"DemoCam": range(4)}
@@ -120,7 +120,7 @@ def test_of_the_hellos_that_wait_for_the_ledger_only_the_last_one_takes_memory(m
 
 
 def test_messages_of_a_node_that_waits_for_the_ledger_are_bounded(make_world, monkeypatch):
-    monkeypatch.setattr("ppdaemon.relay.relay.MAX_WAITING", 5)
+    monkeypatch.setattr("ppdaemon.relay.nodeserver.MAX_WAITING", 5)
 
     async def run():
         world = make_world()

@@ -23,7 +23,6 @@ from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
 from ppdaemon.raws.layout import make_layout
 from ppdaemon.raws.path import RawFileKind
-from ppdaemon.relay import ledger as relay_ledger
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.orders import SetCancelled
 from ppdaemon.relay.requests import visit_json
@@ -136,16 +135,6 @@ def test_cancellations_of_a_ledger_have_their_times(nights, tmp_path):
     assert [each.cancelled_s for each in read] == [None, 7.5, 2.5]
     again = nights.of_lines(nights.to_lines(read, BEGIN_TAI_S), "night")
     assert [each.cancelled_s for each in again] == [None, 7.5, 2.5]
-
-
-def test_a_visit_canceled_at_an_older_relay_is_canceled_when_it_ended(nights, tmp_path):
-    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", autocommit=True)) as db:
-        db.executescript(relay_ledger.SCHEMA + relay_ledger.ADOPTIONS)
-        db.execute(
-            "INSERT INTO visits (instrument, group_id, content, received_tai, cancelled, ended_tai)"
-            " VALUES ('LSSTCam', 'g', '{}', 100.0, 1, 130.0), ('LSSTCam', 'h', '{}', 140.0, 0, 200.0)"
-        )
-    assert [each.cancelled_s for each in nights.of_ledger(tmp_path)] == [30.0, None]
 
 
 def canceled(nights, cancelled_s, speed=1.0):

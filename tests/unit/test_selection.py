@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from skymapfiles import write_map
 
 from ppdaemon.camera import load_camera
-from ppdaemon.selection import (
-    Rule,
-    Selector,
-    TargetPositions,
-    image_type,
-    never_reached,
-    pipeline_name,
-    select,
-)
+from ppdaemon.pipelinenames import pipeline_name
+from ppdaemon.selection import Rule, Selector, TargetPositions, image_type, never_reached, select
 from ppdaemon.skymaps import SkyMap
 from ppdaemon.thishost import HostContext
 from ppdaemon.visit import NextVisit, read_next_visit

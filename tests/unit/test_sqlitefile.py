@@ -21,8 +21,8 @@ STEPS = (lambda db: db.executescript("CREATE TABLE t (n INTEGER PRIMARY KEY); CR
 
 
 class Numbers(SqliteFile):
-    def __init__(self, path, steps=STEPS):
-        super().__init__(path, "counter", steps, busy_s=0.01)
+    def __init__(self, path, steps=STEPS, first=1):
+        super().__init__(path, "counter", steps, first=first, busy_s=0.01)
 
     def add(self, number):
         self._db.execute("INSERT INTO t VALUES (?)", (number,))
@@ -81,6 +81,19 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(path):
         Numbers(path, (*STEPS, lambda db: db.executescript("CREATE TABLE more (n);"), fail))
     with closing(Numbers(path)) as file:
         assert (file.version(), file.all()) == (1, [])
+
+
+def test_versions_before_the_first_one_are_refused_and_new_files_begin_with_it(path, tmp_path):
+    Numbers(path).close()
+    Numbers(path, first=1).close()
+    with pytest.raises(StateUnusable, match=r"older counter .*version 1, this one reads 5 and later.*move"):
+        Numbers(path, first=5)
+    new = tmp_path / "new.sqlite"
+    with closing(Numbers(new, first=5)) as file:
+        assert file.version() == 5
+    insert = (*STEPS, lambda db: db.execute("INSERT INTO t VALUES (7)"))
+    with closing(Numbers(new, insert, first=5)) as file:
+        assert (file.version(), file.all()) == (6, [7])
 
 
 def test_a_file_of_a_newer_program_is_refused_with_what_can_be_done(path):

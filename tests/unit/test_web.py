@@ -19,7 +19,8 @@ from ppdaemon.changefeed import ChangeFeed
 from ppdaemon.errors import ConfigError
 from ppdaemon.markup import Html, tag
 from ppdaemon.night.page import night_sections, report_page
-from ppdaemon.night.report import NightReport, NightTotals
+from ppdaemon.night.report import NightReport
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits import model as visits
 from ppdaemon.node.visits.changes import change_of, changes_of
@@ -53,6 +54,7 @@ def status(**fields) -> StatusReport:
     values = {
         **{"node": "n1", "version": "1", "pid": 1, "state": "running", "text": "running: 1 busy"},
         **{"started_tai": TAI, "tai": TAI, "relay": "connected", "slots": {}, "workers_max": 3, "queued": 0},
+        **{"capacity": 3, "logs": ""},
         **{
             "open_visits": 0,
             "outcomes": {},

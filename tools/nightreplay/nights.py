@@ -209,15 +209,12 @@ def _stamp(fields: dict[str, Any]) -> float:
 def of_ledger(path: Path) -> list[Announcement]:
     """Read the announcements of a relay's ledger, a file or its folder; the relay may run.
 
-    Visits that the relay knows from a node only have no announcement. A visit that was canceled at an
-    older relay, whose ledger does not have the time, is canceled when it ended.
+    Visits that the relay knows from a node only have no announcement.
     """
     path = path / LEDGER_NAME if path.is_dir() else path
     with reading(path) as db:
-        known = {name for _, name, *_ in db.execute("PRAGMA table_info(visits)")}
-        when = "coalesce(cancelled_tai, ended_tai)" if "cancelled_tai" in known else "ended_tai"
         rows = db.execute(
-            f"SELECT received_tai, content, CASE WHEN cancelled THEN {when} END FROM visits WHERE NOT adopted"
+            "SELECT received_tai, content, cancelled_tai FROM visits WHERE NOT adopted"
         ).fetchall()
     return _in_order(
         (received_tai, json.loads(content), cancelled) for received_tai, content, cancelled in rows

@@ -17,7 +17,7 @@ from ppdaemon.demo.raws import encode_sidecar, exposure_folder
 from ppdaemon.demo.telescope import PlannedEvent, SimulatedCamera, TelescopeStep, timeline
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.messages import BUSY, Accepted
-from ppdaemon.night.report import NightTotals
+from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.raws import small_fits

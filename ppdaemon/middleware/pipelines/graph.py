@@ -16,7 +16,7 @@ from lsst.pipe.base.pipeline_graph import PipelineGraph, ReadEdge, TaskNode
 
 from ppdaemon.middleware.butler.central import Definitions, known_dataset_type
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.selection import PARAMETERS, override_target, pipeline_name
+from ppdaemon.pipelinenames import PARAMETERS, override_target, pipeline_name
 
 __all__ = (
     "PipelineLibrary",

@@ -13,7 +13,7 @@ from lsst.utils.packages import Packages, getEnvironmentPackages
 
 from ppdaemon.config import NodeConfig
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline
-from ppdaemon.selection import output_chain
+from ppdaemon.pipelinenames import output_chain
 
 __all__ = ("NO_PIPELINE_RUN", "deployment_hash", "hash_versions", "output_run", "system_packages")
 

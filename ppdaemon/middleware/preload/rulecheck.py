@@ -12,7 +12,8 @@ from ppdaemon.middleware.butler.central import existing_collections, known_datas
 from ppdaemon.middleware.pipelines.graph import OverallInput, PipelineLibrary, UnusablePipeline
 from ppdaemon.middleware.preload.findings import FOOTPRINT_TYPE, output_types
 from ppdaemon.middleware.preload.search import requires_exposure
-from ppdaemon.selection import Rule, pipeline_name
+from ppdaemon.pipelinenames import pipeline_name
+from ppdaemon.selection import Rule
 
 __all__ = ("DroppedPipeline", "RuleChecker")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ppdaemon.messages import Pipelines
 from ppdaemon.node.slots.assignment import Assignment
-from ppdaemon.selection import pipeline_name
+from ppdaemon.pipelinenames import pipeline_name
 
 __all__ = ("PipelineHealth",)
 

@@ -8,7 +8,7 @@ stopped, and the outcome of its visit. Does not cover which visit a slot gets
 
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -442,32 +442,37 @@ class Slot:
             finish = self._finish(
                 outcome, self.note, retriable=retriable, may_have_leftovers=True, worker_died=worker_died
             )
+        # Wiped before the pause: the next fork waits for the deletion.
+        return [*finish, events.WipeRepo(), *self._replace_crashed(event, state, now)]
+
+    def _replace_crashed(self, event: events.WorkerDied, state: SlotState, now: float) -> Actions:
+        """Enter the state that follows from the death of a worker in a `state`."""
         if state == S.STARTING and event.status == ExitCode.CONFIG:
             self.note = (
                 "quarantined: the worker reported a wrong configuration; see its log, then correct it and"
                 " reload, or restart the slot"
             )
             self._budget.exhaust()
-            return [*finish, events.WipeRepo(), *self._enter(S.QUARANTINED, now, None)]
+            return self._enter(S.QUARANTINED, now, None)
         if self.after_exit == S.STOPPED:
-            return [*finish, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
-        # Wiped before the pause: the next fork waits for the deletion.
+            return self._enter(S.STOPPED, now, None)
         if state in BUSY_STATES:  # whatever the cause, it is not the slot
-            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + self._budget.pause_s())]
+            return self._enter(S.BACKOFF, now, now + self._budget.pause_s())
         if event.by_others:
-            pause_s = self._budget.fork_failed(now)
-            return [*finish, events.WipeRepo(), *self._enter(S.BACKOFF, now, now + pause_s)]
-        return [*finish, events.WipeRepo(), *self._back_off(now)]
+            return self._enter(S.BACKOFF, now, now + self._budget.fork_failed(now))
+        return self._back_off(now)
 
     def _handle_stop(self, event: events.WorkerDied, now: float) -> Actions:
         """Replace the worker, which was ordered to end."""
         self.pid = None
         finished = self._finish_stopped()
         if self.after_exit == S.STOPPED:
-            return [*finished, events.WipeRepo(), *self._enter(S.STOPPED, now, None)]
-        if not self.was_ready:  # stopped while starting: counted like a crash while starting
-            return [*finished, events.WipeRepo(), *self._back_off(now)]
-        return [*finished, events.WipeRepo(), *self._enter(S.BACKOFF, now, now)]
+            following = self._enter(S.STOPPED, now, None)
+        elif self.was_ready:
+            following = self._enter(S.BACKOFF, now, now)
+        else:  # stopped while starting: counted like a crash while starting
+            following = self._back_off(now)
+        return [*finished, events.WipeRepo(), *following]
 
     def _fork_again(self, event: object, now: float) -> Actions:
         return self._fork(now)
@@ -645,9 +650,47 @@ def _measurements(key: Key, detail: Mapping[str, Any]) -> Actions:
     return [events.NoteMeasurements(key, detail)] if detail else []
 
 
-Handler = Callable[..., Actions]
+type Handler = Callable[..., Actions]
+
+
+def _each(
+    states: Iterable[SlotState], rules: Mapping[type, Handler]
+) -> dict[tuple[SlotState, type], Handler]:
+    """Return rows that several states have."""
+    return {(state, event): rule for state in states for event, rule in rules.items()}
+
 
 TABLE: dict[tuple[SlotState, type], Handler] = {
+    **_each(
+        (S.STARTING, S.IDLE, *BUSY_STATES),
+        {
+            events.WorkerDied: Slot._handle_crash,
+            events.RestartRequested: Slot._restart,
+            events.MemorySampled: Slot._check_limits,
+        },
+    ),
+    **_each(BUSY_STATES, {events.RecycleRequested: Slot._recycle_later}),
+    **_each(
+        (S.WAITING, S.RESCANNING),
+        {
+            events.RawArrived: Slot._ingest,
+            messages.Ingested: Slot._record_ingest,
+            messages.RawRefused: Slot._record_refusal,
+            events.ExposureListed: Slot._use_list,
+            messages.StageReached: Slot._record_stage,
+            events.CancelReceived: Slot._cancel,
+            events.Withdrawn: Slot._withdraw_waiting,
+        },
+    ),
+    **_each(
+        (S.PREPARING, S.PROCESSING, S.EXPORTING),
+        {
+            messages.MayCross: Slot._ask_to_cross,
+            events.CrossingAllowed: Slot._cross,
+            events.Withdrawn: Slot._withdraw,
+        },
+    ),
+    # The rows of a single state replace those above.
     (S.STARTING, events.WorkerForked): Slot._set_pid,
     (S.STARTING, events.WorkerNotForked): Slot._retry_fork,
     (S.STARTING, messages.Ready): Slot._mark_ready,
@@ -668,8 +711,6 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.PREPARING, messages.StageReached): Slot._record_stage,
     (S.PREPARING, messages.Done): Slot._finish_visit,
     (S.PREPARING, events.CancelReceived): Slot._cancel_preparing,
-    (S.WAITING, events.Withdrawn): Slot._withdraw_waiting,
-    (S.RESCANNING, events.Withdrawn): Slot._withdraw_waiting,
     (S.PREPARING, events.DeadlinePassed): Slot._stop_slow_prepare,
     (S.WAITING, events.DeadlinePassed): Slot._rescan,
     (S.RESCANNING, events.RescanDone): Slot._end_rescan,
@@ -705,41 +746,6 @@ TABLE: dict[tuple[SlotState, type], Handler] = {
     (S.STOPPED, events.KillRequested): Slot._ignore,
 }
 """The handler of each event in each state."""
-
-TABLE |= {(state, events.RecycleRequested): Slot._recycle_later for state in BUSY_STATES}
-
-_WAITING = {
-    (state, event): rule
-    for state in (S.WAITING, S.RESCANNING)
-    for event, rule in (
-        (events.RawArrived, Slot._ingest),
-        (messages.Ingested, Slot._record_ingest),
-        (messages.RawRefused, Slot._record_refusal),
-        (events.ExposureListed, Slot._use_list),
-        (messages.StageReached, Slot._record_stage),
-        (events.CancelReceived, Slot._cancel),
-    )
-}
-_ALIVE = {
-    (state, event): rule
-    for state in (S.STARTING, S.IDLE, *BUSY_STATES)
-    for event, rule in (
-        (events.WorkerDied, Slot._handle_crash),
-        (events.RestartRequested, Slot._restart),
-        (events.MemorySampled, Slot._check_limits),
-    )
-}
-_RUNNING = {
-    (state, event): rule
-    for state in (S.PREPARING, S.PROCESSING, S.EXPORTING)
-    for event, rule in (
-        (messages.MayCross, Slot._ask_to_cross),
-        (events.CrossingAllowed, Slot._cross),
-        (events.Withdrawn, Slot._withdraw),
-    )
-}
-# `TABLE` last: the rows of a single state take precedence.
-TABLE = _ALIVE | _WAITING | _RUNNING | TABLE
 
 ANY_STATE: dict[type, Handler] = {
     # A raw, a list, a cancellation or a sample may arrive after the end of its

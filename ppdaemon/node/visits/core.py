@@ -59,9 +59,10 @@ from ppdaemon.node.visits.requeue import (
     requeue_row,
     requeue_warning,
 )
+from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
 from ppdaemon.retries import HANDED_BACK, WITHDRAWN
-from ppdaemon.selection import PipelineChoice, pipeline_name
+from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
 
@@ -173,44 +174,27 @@ class Visits:
     def _reserve(self, event: model.Reserved, effects: model.Effects) -> None:
         message, visit = event.message, event.message.visit
         age_s = _age_s(message)
-        requested = message.detectors
-        text, final = "", False
-        if not self.accepting or self._no_slot:
-            text = self._no_slot if self.accepting else "the node takes no visits now"
-        elif age_s > self.config.node.expiry_s:
-            text, final = f"expired: announced {age_s:.0f} s ago", True
-        elif self._longest_s(visit) - max(0.0, age_s) > (left_s := self.ends_at - self._now.mono):
-            text = f"this host is given back in {max(0.0, left_s):.0f} s, before the visit's deadline"
-        if text:
-            found = {d for d in requested if self.open.find(visit.instrument, visit.group, d)}
-            refused = tuple(detector for detector in requested if detector not in found)
+        left = list(message.detectors)
+        present = {d: found for d in left if (found := self.open.find(visit.instrument, visit.group, d))}
+
+        def refuse(refused: list[int], reason: str, *, final: bool = False) -> None:
             if refused:
-                effects.actions.append(model.Refuse(message, refused, text, final=final))
-            # Of these the acknowledgement was lost: refused, they would run on two nodes.
-            requested = tuple(detector for detector in requested if detector in found)
-        if not requested:
-            return
+                effects.actions.append(model.Refuse(message, tuple(refused), reason, final=final))
+                left[:] = [detector for detector in left if detector not in refused]
+
+        text, final = self._why_not_taken(visit, age_s)
+        if text:  # those present have lost their acknowledgement: refused, they would run on two nodes
+            refuse([detector for detector in left if detector not in present], text, final=final)
+        withdrawn = [detector for detector, found in present.items() if found.withdrawn]
+        refuse(withdrawn, "the previous attempt is being withdrawn")
         served = self._served.get(visit.instrument, frozenset())
-        withdrawn = tuple(
-            detector
-            for detector in requested
-            if (visit_detector := self.open.find(visit.instrument, visit.group, detector)) is not None
-            and visit_detector.withdrawn
-        )
-        if withdrawn:
-            text = "the previous attempt is being withdrawn"
-            effects.actions.append(model.Refuse(message, withdrawn, text, final=False))
-        detectors = tuple(d for d in requested if d in served and d not in withdrawn)
-        unserved = tuple(detector for detector in requested if detector not in served)
-        if unserved:
-            text = f"{visit.instrument} {list(unserved)} are not served here"
-            effects.actions.append(model.Refuse(message, unserved, text, final=True))
-        if not detectors:
+        unserved = [detector for detector in left if detector not in served]
+        refuse(unserved, f"{visit.instrument} {unserved} are not served here", final=True)
+        if not left:
             return
-        entries = tuple(self._new_entry(message, detector, age_s) for detector in detectors)
+        entries = tuple(self._new_entry(message, detector, age_s) for detector in left)
         if len(os.fsencode(self._folders.spooled(*entries[-1].key).name)) > MAX_NAME_BYTES:
-            text = "failed: the group's name is too long for a file"
-            effects.actions.append(model.Refuse(message, detectors, text, final=True))
+            refuse(left, "failed: the group's name is too long for a file", final=True)
             return
         for entry in entries:
             # An open visit-detector keeps its attempt: whether this one is new
@@ -218,6 +202,19 @@ class Visits:
             if self.open.find(*entry.key[:3]) is None:
                 self._open_reserved(entry, age_s, event.chosen[entry.key.detector])
         effects.writes.append(model.Accept(event, entries))
+
+    def _why_not_taken(self, visit: NextVisit, age_s: float) -> tuple[str, bool]:
+        """Return why a visit is not taken, and whether that is final; blank if it is taken."""
+        if not self.accepting:
+            return "the node takes no visits now", False
+        if self._no_slot:
+            return self._no_slot, False
+        if age_s > self.config.node.expiry_s:
+            return f"expired: announced {age_s:.0f} s ago", True
+        left_s = self.ends_at - self._now.mono
+        if self._longest_s(visit) - max(0.0, age_s) > left_s:
+            return f"this host is given back in {max(0.0, left_s):.0f} s, before the visit's deadline", False
+        return "", False
 
     def _new_entry(self, message: ReserveVisit, detector: int, age_s: float) -> model.JournalEntry:
         key = Key(message.visit.instrument, message.visit.group, detector, message.attempt)

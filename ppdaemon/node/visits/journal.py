@@ -41,7 +41,7 @@ PRUNE_BATCH = 500
 """Rows that one call of `Journal.prune` looks at: some 10 ms in which nothing else can be written."""
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS attempt (
+CREATE TABLE attempt (
     instrument TEXT NOT NULL, grp TEXT NOT NULL, detector INTEGER NOT NULL, attempt INTEGER NOT NULL,
     visit TEXT NOT NULL, received_tai REAL NOT NULL, survey TEXT NOT NULL,
     stages TEXT NOT NULL, outcome TEXT, reason TEXT NOT NULL DEFAULT '', retriable INTEGER NOT NULL DEFAULT 0,
@@ -50,45 +50,26 @@ CREATE TABLE IF NOT EXISTS attempt (
     datasets INTEGER NOT NULL DEFAULT 0, shutter_close_tai REAL, ended_tai REAL,
     no_return TEXT NOT NULL DEFAULT '', seen TEXT NOT NULL DEFAULT '[]', figures TEXT NOT NULL DEFAULT '{}',
     reported INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 1,
+    boot TEXT NOT NULL DEFAULT '', received_mono REAL NOT NULL DEFAULT 0.0,
     PRIMARY KEY (instrument, grp, detector, attempt)
 );
-CREATE INDEX IF NOT EXISTS unfinished ON attempt (final) WHERE final = 0;
-CREATE INDEX IF NOT EXISTS unreported ON attempt (reported) WHERE final = 1 AND reported = 0;
-CREATE INDEX IF NOT EXISTS by_group ON attempt (grp);
-CREATE INDEX IF NOT EXISTS bad ON attempt (outcome) WHERE outcome IS NOT NULL;
-CREATE TABLE IF NOT EXISTS late (
+CREATE INDEX unfinished ON attempt (final) WHERE final = 0;
+CREATE INDEX unreported ON attempt (reported) WHERE final = 1 AND reported = 0;
+CREATE INDEX by_group ON attempt (grp);
+CREATE INDEX bad ON attempt (outcome) WHERE outcome IS NOT NULL;
+CREATE TABLE late (
     instrument TEXT NOT NULL, exposure INTEGER NOT NULL, detector INTEGER NOT NULL, grp TEXT NOT NULL,
     path TEXT NOT NULL, seen_tai REAL NOT NULL,
     PRIMARY KEY (instrument, exposure, detector)
 );
+-- Counts, not a row for each worker: some rows a night, which are never deleted.
+CREATE TABLE recycled (
+    day_obs INTEGER NOT NULL, cause TEXT NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (day_obs, cause)
+);
 """
-
-
-def _complete(db: sqlite3.Connection) -> None:
-    """Create the missing tables, indexes and columns."""
-    db.executescript(_SCHEMA)
-    known = {row[1] for row in db.execute("PRAGMA table_info(attempt)")}
-    for column, empty in (("seen", "[]"), ("figures", "{}")):
-        if column not in known:
-            db.execute(f"ALTER TABLE attempt ADD COLUMN {column} TEXT NOT NULL DEFAULT '{empty}'")
-
-
-def _add_ages(db: sqlite3.Connection) -> None:
-    db.execute("ALTER TABLE attempt ADD COLUMN boot TEXT NOT NULL DEFAULT ''")
-    db.execute("ALTER TABLE attempt ADD COLUMN received_mono REAL NOT NULL DEFAULT 0.0")
-
-
-def _add_recycled(db: sqlite3.Connection) -> None:
-    # Counts, not a row for each worker: some rows a night, which are never deleted.
-    db.execute(
-        "CREATE TABLE recycled (day_obs INTEGER NOT NULL, cause TEXT NOT NULL, count INTEGER NOT NULL,"
-        " PRIMARY KEY (day_obs, cause))"
-    )
-
-
-_STEPS = (_complete, _complete, _add_ages, _add_recycled)
-"""Files of version 1 may lack the same tables and columns as new ones: early
-versions added some without a new number."""
+_FIRST_VERSION = 4
+"""Of the schema; files of the versions before have other columns."""
 
 _WRITTEN = [
     field.name
@@ -119,7 +100,9 @@ class Journal(SqliteFile):
 
     def __init__(self, path: Path, clock: Clock = _CLOCK, *, shadow: bool = False):
         self._clock = clock
-        super().__init__(path, "ppdaemon", _STEPS, busy_s=BUSY_S)
+        super().__init__(
+            path, "ppdaemon", [lambda db: db.executescript(_SCHEMA)], first=_FIRST_VERSION, busy_s=BUSY_S
+        )
         self._encoded: tuple[NextVisit | None, str] = None, ""
         """The visit that was inserted last, and its text."""
         with self.transaction():

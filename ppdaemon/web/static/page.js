@@ -220,7 +220,7 @@ function live() {
     const counts = (values) => Object.entries(values || {}).map(([name, n]) => `${n} ${name}`).join(", ") || "none";
     const figures = {
       slots: counts(status.slots) + `; at most ${status.workers_max}`,
-      queue: `${status.queued} wait for a worker, ${status.open_visits} open, capacity ${status.capacity ?? "?"}`,
+      queue: `${status.queued} wait for a worker, ${status.open_visits} open, capacity ${status.capacity}`,
       outcomes: `${counts(status.outcomes)}, since ${status.started ? utc(status.started) : "?"} UTC`,
       memory: `workers ${mb(workers.memory)}, the largest ${mb(workers.largest)}; supervisor ${mb(memory.supervisor)}`,
       "RAM disk": `${mb(memory.ramdisk)} of ${mb(memory.ramdisk_size)}`,
