@@ -72,8 +72,7 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
     async def run():
         async with running(config, tmp_path, monkeypatch) as node:
             nothing, reprocessor = SimpleNamespace(), SimpleNamespace(pump=node.pump)
-            status = SimpleNamespace(config=config)
-            monkeypatch.setattr(NodeFolders, "of", lambda config: NodeFolders(tmp_path, tmp_path))
+            status = SimpleNamespace(folders=NodeFolders(tmp_path, tmp_path))
             handler = RequestHandler(status, nothing, reprocessor, nothing, nothing)
             with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
