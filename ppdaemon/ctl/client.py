@@ -18,12 +18,7 @@ from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
 from ppdaemon.reports.common import DEFERRED
 from ppdaemon.sqlitereader import reading
 
-__all__ = (
-    "BridgeDaemon",
-    "Daemon",
-    "RelayDaemon",
-    "is_there",
-)
+__all__ = ("BridgeDaemon", "Daemon", "RelayDaemon", "is_there")
 
 REQUEUE_S = 30.0
 """Time limit of a requeue, of which the search for raws takes at most 2 s."""

@@ -10,8 +10,8 @@ over only once: by the first spool that finds no file in its place.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -122,80 +122,73 @@ class WriterExporter:
             self._packer.start()
 
     def _export(self, spools: Sequence[Path]) -> Exported:
-        done: list[Path] = []
-        copied: list[Path] = []
-        refused: list[Path] = []
-        gone: list[Path] = []
-        skipped: dict[str, str] = {}
-        manifests: dict[Path, Manifest] = {}
-        events: dict[KafkaMessage, Path] = {}
-        suspects: dict[Path, _Suspect] = {}
-        datasets = 0
-        for spool in spools:
-            if not spool.exists():
-                remove_spool(spool)  # a half-deleted folder may be left of it
-                quarantined = (self._refused / spool.name).exists()
-                (refused if quarantined else done if spool in self._unreported else gone).append(spool)
-                continue
-            if spool in self._packing and self._packer.has_images_of(spool):
-                continue
-            try:
-                manifest = self._packer.reduced(spool, read_manifest(spool))
-                check_files(spool, manifest)
-                if self._packer.has_images_of(spool):
-                    self._packing.add(spool)
-                    continue
-                self._packing.discard(spool)
-                manifests[spool] = manifest
-                made, others = self._copy(spool, manifest)
-            except BadMessage as error:
-                quarantine(spool, error, self._refused, self._uri)
-                refused.append(spool)
-                continue
-            except _Suspect as error:
-                suspects[spool] = error
-                continue
-            datasets += sum(len(event.datasets) for event in made)
-            if others:
-                skipped[str(spool)] = f"another one was first: {', '.join(others)}"
-            key = f"{manifest.key.instrument} {manifest.key.detector}"
-            copied.append(spool)
-            events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in made}
-        for spool, suspect in suspects.items():
-            if not copied:
-                raise suspect
-            # The datastore took another spool: it is not the cause.
-            quarantine(spool, suspect, self._refused, self._uri)
-            refused.append(spool)
-        later = self._send(events, refused)
-        for spool in copied:
-            if spool in refused or spool in later:
-                continue
+        present = {spool: None for spool in spools if spool.exists()}
+        missing = [spool for spool in spools if spool not in present]
+        results = _Results(refused=[spool for spool in missing if (self._refused / spool.name).exists()])
+        before = [spool for spool in missing if spool in self._unreported and spool not in results.refused]
+        for spool in missing:
+            remove_spool(spool)  # a half-deleted folder may be left of it
+        for spool in present:
+            self._take(spool, results)
+        self._resolve_suspects(results)
+        later = self._send(results)
+        sent = [spool for spool in results.copied if spool not in results.refused and spool not in later]
+        for spool in sent:
             if self._runs is not None:
-                record_exported(self._runs, manifests[spool].init_outputs())
+                record_exported(self._runs, results.copied[spool].init_outputs())
             self._unreported.add(spool)
             remove_spool(spool)
-            done.append(spool)
-        if later and not done and not refused:
+        if later and not before and not sent and not results.refused:
             raise Unavailable(next(iter(later.values())))
         self._unreported.difference_update(spools)
+        manifests = {str(spool): results.copied[spool] for spool in sent}
         return Exported(
-            spools=tuple(map(str, done)),
-            refused=tuple(map(str, refused)),
-            gone=tuple(map(str, gone)),
+            spools=tuple(map(str, (*before, *sent))),
+            refused=tuple(map(str, results.refused)),
+            gone=tuple(str(each) for each in missing if each not in before and each not in results.refused),
             packing=tuple(str(spool) for spool in spools if spool in self._packing),
             tai=self._clock.tai(),
-            datasets=datasets,
-            size_bytes=sum(
-                file.size_bytes for path in done if path in manifests for file in manifests[path].files
-            ),
-            skipped=skipped,
-            given_up={
-                str(path): ", ".join(manifests[path].given_up)
-                for path in done
-                if path in manifests and manifests[path].given_up
-            },
+            datasets=results.datasets,
+            size_bytes=sum(file.size_bytes for manifest in manifests.values() for file in manifest.files),
+            skipped={str(spool): text for spool, text in results.skipped.items()},
+            given_up={spool: ", ".join(each.given_up) for spool, each in manifests.items() if each.given_up},
         )
+
+    def _take(self, spool: Path, results: "_Results") -> None:
+        """Copy the files of a spool, unless its images are being packed."""
+        if spool in self._packing and self._packer.has_images_of(spool):
+            return
+        try:
+            manifest = self._packer.reduced(spool, read_manifest(spool))
+            check_files(spool, manifest)
+            if self._packer.has_images_of(spool):
+                self._packing.add(spool)
+                return
+            self._packing.discard(spool)
+            events, others = self._copy(spool, manifest)
+        except BadMessage as error:
+            self._refuse(spool, error, results)
+            return
+        except _Suspect as error:
+            results.suspects[spool] = error
+            return
+        results.copied[spool] = manifest
+        results.datasets += sum(len(event.datasets) for event in events)
+        if others:
+            results.skipped[spool] = f"another one was first: {', '.join(others)}"
+        key = f"{manifest.key.instrument} {manifest.key.detector}"
+        results.events |= {KafkaMessage(key, event.model_dump_json().encode()): spool for event in events}
+
+    def _refuse(self, spool: Path, error: Exception, results: "_Results") -> None:
+        quarantine(spool, error, self._refused, self._uri)
+        results.refused.append(spool)
+
+    def _resolve_suspects(self, results: "_Results") -> None:
+        for spool, suspect in results.suspects.items():
+            if not results.copied:
+                raise suspect
+            # The datastore took another spool: it is not the cause.
+            self._refuse(spool, suspect, results)
 
     def give_up_images(self, folders: Sequence[Path], excess_bytes: int) -> ImagesGivenUp:
         """Delete images of about this size, those of the oldest spools in these folders first."""
@@ -220,8 +213,8 @@ class WriterExporter:
             except Exception as error:  # of the references, or of the template of names
                 raise BadMessage(f"{spool}: no place in the datastore: {describe(error)}") from error
             taken, ours = _existing(datastore, files), _read_ours(spool)
-            free = [each for each in files if each.place not in taken or not ours.isdisjoint(each.names)]
-            write_durably(spool / _OURS, "\n".join(str(each.refs[0].id) for each in free))
+            free = [each for each in files if each.place not in taken or each.name in ours]
+            write_durably(spool / _OURS, "\n".join(each.name for each in free))
             for each in free:
                 copy_checked(f"{spool}/{each.file.name}", None, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
@@ -245,10 +238,11 @@ class WriterExporter:
             self._universe = template_dimensions(self._template)
         return self._universe
 
-    def _send(self, events: Mapping[KafkaMessage, Path], refused: list[Path]) -> dict[Path, str]:
-        """Send events; quarantine the spools of those that are never accepted, return those to send again
-        with the reason.
+    def _send(self, results: "_Results") -> dict[Path, str]:
+        """Send the events; quarantine the spools of those that are never accepted, return those to send
+        again with the reason.
         """
+        events = results.events
         if not events:
             return {}
         if self._producer is None:
@@ -257,10 +251,22 @@ class WriterExporter:
             )
         unsent = self._producer.send(self._config.topic, list(events))
         for spool in dict.fromkeys(events[message] for message in unsent.refused):
-            quarantine(spool, BadMessage(unsent.reason), self._refused, self._uri)
-            refused.append(spool)
+            self._refuse(spool, BadMessage(unsent.reason), results)
         reason = f"the writer's topic {self._config.to} cannot be written to: {unsent.reason}"
-        return {events[message]: reason for message in unsent.later if events[message] not in refused}
+        return {events[message]: reason for message in unsent.later if events[message] not in results.refused}
+
+
+@dataclass(slots=True)
+class _Results:
+    """Results of the spools of one export."""
+
+    refused: list[Path]
+    copied: dict[Path, Manifest] = field(default_factory=dict)
+    events: dict[KafkaMessage, Path] = field(default_factory=dict)
+    datasets: int = 0
+    skipped: dict[Path, str] = field(default_factory=dict)
+    suspects: dict[Path, _Suspect] = field(default_factory=dict)
+    """Not copied; not yet decided whether the spool or the datastore is the cause."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,9 +278,9 @@ class _PlacedFile:
     place: ResourcePath
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Its names in `_OURS`. Earlier versions wrote that of the file, which packing changes."""
-        return str(self.refs[0].id), self.file.name
+    def name(self) -> str:
+        """Its name in `_OURS`; packing changes that of the file."""
+        return str(self.refs[0].id)
 
     @classmethod
     def of(cls, file: SpooledFile, datastore: Datastore, universe: DimensionUniverse) -> "_PlacedFile":
