@@ -197,6 +197,7 @@ def _remove_ramdisk_files(folders: NodeFolders) -> int:
         *_of_run(folders),
         folders.canaries,
         *folders.ramdisk.glob("template-*"),
+        *folders.ramdisk.glob("warmup-*"),  # a zygote that was killed has left it
     ):
         if folder.is_symlink():
             folder.unlink()  # what is behind it is not the daemon's

@@ -2,12 +2,15 @@
 """What the zygote rehearses for the first visits of its workers, in a process of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from ppdaemon.config import NodeConfig
+from ppdaemon.folders import NodeFolders
+from ppdaemon.node.lock import lock_node
 from ppdaemon.testing.node import node_config
 
 REHEARSE = """
@@ -36,6 +39,16 @@ if "felis.datamodel" in sys.modules:
     assert sys.modules["felis.datamodel"].yaml.safe_load is safe_load
 assert all(each.graph.is_fully_resolved for each in loaded)
 print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))
+"""
+KILLED = """
+import os, signal, sys
+from ppdaemon.config import NodeConfig
+from ppdaemon.middleware import rehearsal, work
+from ppdaemon.worker import warmup
+
+work.set_up_libraries()
+rehearsal.warm_up = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+warmup.warm_up(work, NodeConfig.model_validate_json(sys.argv[1]))
 """
 TASK = "from ppdaemon.middleware.direct.warmup import WarmupTask\n"
 MODULES = {
@@ -68,6 +81,17 @@ def test_pipelines_are_parsed_once_unless_they_prevent_a_fork(tmp_path, socket_d
     found, log = rehearse(tmp_path, socket_dir, "plain", "missing", "threaded")
     assert found == [["plain"], []]
     assert f"each worker loads {tmp_path}/threaded.yaml by itself: it starts threads, or crashes" in log
+
+
+def test_a_zygote_that_is_killed_meanwhile_leaves_nothing_after_a_stop(tmp_path, socket_dir):
+    config = NodeConfig.model_validate(node_config(tmp_path, socket_dir))
+    folders = NodeFolders.of(config)
+    lock = lock_node(folders, "run")
+    command = [sys.executable, "-c", KILLED, config.model_dump_json()]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert list(folders.ramdisk.glob("**/template*")), "it is killed in the middle"
+    lock.release(folders)
+    assert not folders.ramdisk.exists()
 
 
 def test_a_pipeline_that_crashes_does_not_stop_the_zygote(tmp_path, socket_dir):

@@ -167,7 +167,9 @@ def test_an_operator_ends_the_pause_of_a_failed_export(tmp_path, socket_dir):
 
 
 def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tmp_path, socket_dir):
-    with running_node(tmp_path, socket_dir, export={"retry_s": 0.2, "gather_s": 0.0}) as node:
+    export = {"retry_s": 0.2, "gather_s": 0.0}
+    log = {"levels": {"ppdaemon.node.processes.exporter": "DEBUG"}}
+    with running_node(tmp_path, socket_dir, export=export, log=log) as node:
         (node.state / "central-down").touch()
         node.relay.reserve("g1")
         node.land("g1")
@@ -175,6 +177,9 @@ def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tm
         failed = "export failed; the spools stay and are tried again after a pause"
         # With pauses that grow as those after a death, the next one would take 102 s.
         node.wait(lambda: node.log.read_text().count(failed) >= 10)
+        lines = [line for line in node.log.read_text().splitlines() if failed in line]
+        errors = [line.partition(failed)[2] for line in lines if "[error" in line]
+        assert len(errors) == len(set(errors)), "the same reason is logged once, not with each try"
         (node.state / "central-down").unlink()
         node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
 

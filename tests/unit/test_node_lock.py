@@ -70,6 +70,7 @@ def test_a_previous_run_is_cleared_and_strangers_are_kept(folders):
     """Fault 43: only what is ours is removed."""
     lock = lock_node(folders, "run")
     (folders.slots / "0000" / "repo").mkdir(parents=True)
+    (folders.ramdisk / "warmup-x" / "template-partial").mkdir(parents=True)
     (folders.ramdisk / "stranger").mkdir()
     lock.unlock()  # as if killed
     lock = lock_node(folders, "next")

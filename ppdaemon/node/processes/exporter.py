@@ -351,7 +351,11 @@ class ExporterProcess(ForkedProcess[messages.ExporterFact]):
                 self._marked(message)
                 self.hurry()
             case messages.SpoolRefused(reason=reason):
-                _LOG.error("export failed; the spools stay and are tried again after a pause: %s", reason)
+                # A central repo that is away for the night fails thousands of times.
+                level = logging.DEBUG if reason == self._failure else logging.ERROR
+                _LOG.log(
+                    level, "export failed; the spools stay and are tried again after a pause: %s", reason
+                )
                 self._failure = reason
                 self.lifecycle.failed(self._loop.time())
         self._serve()
