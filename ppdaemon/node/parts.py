@@ -196,7 +196,7 @@ class NodeParts:
         self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
-        meters = Meters(config.workers, folders)
+        meters = Meters(config.workers, folders, urgent=self.arrivals.checking)
         self.metrics = MetricsServer(config.metrics.listen, NODE_METRICS, self._metrics_source)
         self.status = Status(
             config,

@@ -5,12 +5,22 @@ import io
 import os
 from contextlib import ExitStack, closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
 from ppdaemon.folders import NodeFolders
-from ppdaemon.node.slots.meters import REPO_EVERY, Meters, cpu_seconds, cut_log, folder_bytes, low_disk_space
+from ppdaemon.node.slots.meters import (
+    LOOK_AGAIN_S,
+    REPO_EVERY,
+    WAIT_S,
+    Meters,
+    cpu_seconds,
+    cut_log,
+    folder_bytes,
+    low_disk_space,
+)
 
 GONE = 2**22 + 1
 """No process has this id: it is above the largest ``pid_max``."""
@@ -67,6 +77,19 @@ def test_a_sample_has_memory_repo_and_cpu_time(meters, folders):
     assert samples[0].used_bytes > 1_000_000
     assert samples[0].cpu_s > 0
     assert (samples[1].used_bytes, samples[1].repo_bytes, samples[1].cpu_s) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(("urgent_s", "waited_s"), [(0.0, 0.0), (0.05, 0.05), (1e9, WAIT_S)])
+def test_a_sample_waits_while_raws_are_checked_for_a_bounded_time(
+    meters, monkeypatch, clock, urgent_s, waited_s
+):
+    began = clock.mono()
+    paused = Mock(monotonic=clock.mono, sleep=clock.advance)
+    monkeypatch.setattr("ppdaemon.node.slots.meters.time", paused)
+    measured = meters()
+    measured.urgent = lambda: clock.mono() - began < urgent_s
+    assert measured.read({0: os.getpid(), 1: os.getpid()}).keys() == {0, 1}
+    assert clock.mono() - began == pytest.approx(waited_s, abs=LOOK_AGAIN_S)
 
 
 def test_repos_are_measured_periodically_but_the_previous_workers_never(meters, folders):

@@ -7,6 +7,7 @@ All readings are taken in a separate thread; `ppdaemon.node.slots.slot` decides 
 import asyncio
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,12 @@ REPO_EVERY = 5
 FULL_EVERY = 60
 """Workers that have not run are measured in every sixtieth sample: what they share with others that
 have ended is then theirs alone."""
+
+WAIT_S = 0.2
+"""How long at most a sample waits while raws are checked. To measure 205 workers takes more than 20 ms, and
+orders to workers would be as much later: all threads share one interpreter."""
+LOOK_AGAIN_S = 0.01
+"""Pause before the next look whether raws are still checked."""
 
 MIN_FREE = 0.05
 """A disk is reported when less than this fraction of it is free."""
@@ -157,6 +164,8 @@ class Meters:
     config: WorkersConfig
     folders: NodeFolders
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
+    urgent: Callable[[], bool] = lambda: False
+    """Whether something is under way that measuring must not delay; called in another thread."""
 
     def __post_init__(self) -> None:
         self.problems: tuple[str, ...] = ()
@@ -213,7 +222,7 @@ class Meters:
 
     def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
         """Measure the processes, given by slot; return the samples of those that have run, or whose
-        sample has changed. Blocks for some milliseconds.
+        sample has changed. Blocks for some milliseconds, and for `WAIT_S` more at most.
         """
         number, self._samples = self._samples, self._samples + 1
         # First: `_is_filling` compares the RAM disk with its last measurement.
@@ -230,7 +239,10 @@ class Meters:
         if number % REPO_EVERY == 0 or self._is_filling():
             self._ramdisk_measured = self.ramdisk_bytes
             search = MemoryFiles.outside(self.folders.ramdisk)
+        until = time.monotonic() + WAIT_S
         for slot, worker in self._workers.items():
+            while self.urgent() and time.monotonic() < until:
+                time.sleep(LOOK_AGAIN_S)
             self._measure(slot, worker, search, again=slot % FULL_EVERY == number % FULL_EVERY)
         if search is not None:
             self._shared = self._exclusive_bytes(search)
