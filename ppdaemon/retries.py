@@ -6,7 +6,16 @@ from typing import Any, Protocol
 
 from ppdaemon.states import Outcome
 
-__all__ = ("CATCHUP", "HANDED_BACK", "WITHDRAWN", "Ended", "catchup_state", "refusal_reason")
+__all__ = (
+    "CATCHUP",
+    "HANDED_BACK",
+    "WITHDRAWN",
+    "Ended",
+    "EndedAttempt",
+    "again",
+    "catchup_state",
+    "refusal_reason",
+)
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
 HANDED_BACK = "handed back"
@@ -31,6 +40,15 @@ class Ended(Protocol):
     def no_return(self) -> str: ...  # noqa: D102
     @property
     def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+class EndedAttempt(Ended, Protocol):
+    """An attempt with its number."""
+
+    @property
+    def attempt(self) -> int: ...  # noqa: D102
+    @property
+    def retriable(self) -> bool: ...  # noqa: D102
 
 
 def catchup_state(ended: Ended) -> str:
@@ -61,3 +79,12 @@ def refusal_reason(ended: Ended, attempt: int, *, force: bool, lost: bool = Fals
     if ended.reason.startswith((HANDED_BACK, WITHDRAWN)):
         return f"{ended.reason}: two nodes would process it; --force accepts that"
     return ""
+
+
+def again(row: EndedAttempt) -> str:
+    """Return in a few words whether a visit-detector may be processed again."""
+    if state := catchup_state(row):
+        return "done by the catch-up" if state == "done" else "in the catch-up"
+    if refusal_reason(row, row.attempt, force=False):
+        return "needs --force"
+    return "may succeed" if row.retriable or row.outcome == Outcome.NO_IMAGE else "may fail again"

@@ -18,12 +18,11 @@ from ppdaemon.catchup import inputs_of
 from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.reports import VisitRow
-from ppdaemon.retries import catchup_state, refusal_reason
+from ppdaemon.retries import again
 from ppdaemon.selection import pipeline_name
-from ppdaemon.states import Outcome
 from ppdaemon.yamlfile import read_key
 
-__all__ = ("CatchupUnit", "again", "bps_file", "data_query", "failed_csv", "pipetask_command", "units_of")
+__all__ = ("CatchupUnit", "bps_file", "data_query", "failed_csv", "pipetask_command", "units_of")
 
 COLUMNS = (
     "instrument",
@@ -71,15 +70,6 @@ def units_of(found: Iterable[tuple[str, str, str, str, int, Sequence[int]]]) -> 
             (each, detector) for each in exposures
         )
     return [CatchupUnit(*key, tuple(sorted(pairs))) for key, pairs in sorted(units.items()) if pairs]
-
-
-def again(row: VisitRow) -> str:
-    """Return in a few words whether a visit-detector may be processed again."""
-    if state := catchup_state(row):
-        return "done by the catch-up" if state == "done" else "in the catch-up"
-    if refusal_reason(row, row.attempt, force=False):
-        return "needs --force"
-    return "may succeed" if row.retriable or row.outcome == Outcome.NO_IMAGE else "may fail again"
 
 
 def failed_csv(rows: Iterable[VisitRow]) -> str:
