@@ -6,7 +6,17 @@ from typing import Any, Protocol
 
 from ppdaemon.states import Outcome
 
-__all__ = ("CATCHUP", "HANDED_BACK", "QUARANTINED", "WITHDRAWN", "Ended", "catchup_state", "refusal_reason")
+__all__ = (
+    "CATCHUP",
+    "HANDED_BACK",
+    "QUARANTINED",
+    "WITHDRAWN",
+    "Ended",
+    "EndedAttempt",
+    "again",
+    "catchup_state",
+    "refusal_reason",
+)
 
 # In journals on disk, and compared with them: changed, requeues would miss rows of older versions.
 HANDED_BACK = "handed back"
@@ -33,6 +43,15 @@ class Ended(Protocol):
     def no_return(self) -> str: ...  # noqa: D102
     @property
     def figures(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+class EndedAttempt(Ended, Protocol):
+    """An attempt with its number."""
+
+    @property
+    def attempt(self) -> int: ...  # noqa: D102
+    @property
+    def retriable(self) -> bool: ...  # noqa: D102
 
 
 def catchup_state(ended: Ended) -> str:
@@ -64,3 +83,14 @@ def refusal_reason(ended: Ended, attempt: int, *, force: bool, lost: bool = Fals
     if ended.reason.startswith((HANDED_BACK, WITHDRAWN)):
         return f"{ended.reason}: two nodes would process it; --force accepts that"
     return ""
+
+
+def again(row: EndedAttempt) -> str:
+    """Return in a few words whether a visit-detector may be processed again."""
+    if state := catchup_state(row):
+        return "done by the catch-up" if state == "done" else "in the catch-up"
+    if refusal_reason(row, row.attempt, force=False):
+        return "needs --force"
+    # Of a success that is listed only the outputs are missing.
+    may = row.retriable or row.outcome in (Outcome.NO_IMAGE, Outcome.SUCCEEDED)
+    return "may succeed" if may else "may fail again"

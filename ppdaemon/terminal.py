@@ -47,7 +47,10 @@ def plain(text: object) -> str:
     """Return text on one line without control characters; empty for `None`."""
     if text is None:
         return ""
-    spaced = " ".join(str(text).splitlines())
+    text = str(text)
+    if text.isprintable():  # nearly all is: a table has 100,000 letters
+        return text
+    spaced = " ".join(text.splitlines())
     return "".join("?" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in spaced)
 
 

@@ -19,11 +19,10 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import ConfigError
 from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import VisitRow
-from ppdaemon.retries import catchup_state, refusal_reason
-from ppdaemon.states import Outcome
+from ppdaemon.retries import again
 from ppdaemon.yamlfile import read_key
 
-__all__ = ("CatchupUnit", "again", "bps_file", "data_query", "failed_csv", "pipetask_command", "units_of")
+__all__ = ("CatchupUnit", "bps_file", "data_query", "failed_csv", "pipetask_command", "units_of")
 
 COLUMNS = (
     "instrument",
@@ -71,17 +70,6 @@ def units_of(found: Iterable[tuple[str, str, str, str, int, Sequence[int]]]) -> 
             (each, detector) for each in exposures
         )
     return [CatchupUnit(*key, tuple(sorted(pairs))) for key, pairs in sorted(units.items()) if pairs]
-
-
-def again(row: VisitRow) -> str:
-    """Return in a few words whether a visit-detector may be processed again."""
-    if state := catchup_state(row):
-        return "done by the catch-up" if state == "done" else "in the catch-up"
-    if refusal_reason(row, row.attempt, force=False):
-        return "needs --force"
-    # Of a success that is listed only the outputs are missing.
-    may = row.retriable or row.outcome in (Outcome.NO_IMAGE, Outcome.SUCCEEDED)
-    return "may succeed" if may else "may fail again"
 
 
 def failed_csv(rows: Iterable[VisitRow]) -> str:

@@ -36,6 +36,7 @@ from ppdaemon.reports import (
     VisitSummary,
     WorkerRow,
 )
+from ppdaemon.retries import again
 from ppdaemon.states import BAD_OUTCOMES, BUSY_STATES, PARTIAL, Outcome, SlotState, Stage
 from ppdaemon.terminal import duration, new_table, number_of, plain, size
 
@@ -67,6 +68,7 @@ STATE_STYLES = {
 _TROUBLED_SLOTS = frozenset(
     {SlotState.KILLING, SlotState.UNKILLABLE, SlotState.BACKOFF, SlotState.QUARANTINED}
 )
+_ENDED = frozenset[str]({PARTIAL, *Outcome})
 _SPAN_STYLES = {
     "queue": "dim",
     "prepare": "blue",
@@ -271,26 +273,27 @@ def summaries_table(rows: Sequence[VisitSummary], letters: int | None = None) ->
         return Text("no visits", style="dim")
     table = new_table("group", "survey", "detectors~", "ended>", "slowest>")
     for row in rows:
-        states = [row.detectors[detector] for detector in sorted(row.detectors)]
+        states = (row.detectors[detector] for detector in sorted(row.detectors))
+        # Most neighbors are alike: a table of a thousand visits has 200,000 letters.
+        runs = [(state, len([*same])) for state, same in groupby(states)]
         fallbacks = (f"  fallback pipeline: {row.fallbacks}" if row.fallbacks else "", "yellow")
-        ended = sum(state == PARTIAL or state in Outcome for state in states)
+        ended = sum(number for state, number in runs if state in _ENDED)
         table.add_row(
             plain(row.group),
             plain(row.survey),
-            Text.assemble(_letters(states, letters), fallbacks),
-            f"{ended}/{len(states)}",
+            Text.assemble(_letters(runs, letters), fallbacks),
+            f"{ended}/{len(row.detectors)}",
             duration(row.slowest_s),
         )
     return table
 
 
-def _letters(states: Sequence[str], most: int | None) -> Text:
-    # Most neighbors are alike: a text of a thousand visits has 200,000 letters.
-    runs = [(glyph(state), sum(1 for _ in same)) for state, same in groupby(states)]
-    if most is None or len(states) <= most:
-        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in runs))
+def _letters(runs: Sequence[tuple[str, int]], most: int | None) -> Text:
+    letters = [(glyph(state), number) for state, number in runs]
+    if most is None or sum(number for _, number in runs) <= most:
+        return Text.assemble(*((letter.plain * number, letter.style) for letter, number in letters))
     counts: Counter[tuple[str, str | Style]] = Counter()
-    for letter, number in runs:
+    for letter, number in letters:
         counts[letter.plain, letter.style] += number
     return Text(" ").join(
         Text(f"{letter}{number}", style) for (letter, style), number in counts.most_common()
@@ -324,8 +327,6 @@ def visits_table(rows: Sequence[VisitRow]) -> RenderableType:
 
 def failures_table(rows: Sequence[VisitRow], *, one_line: bool = False) -> RenderableType:
     """Show visit-detectors with a bad outcome, and the reasons; with `one_line` as much of them as fits."""
-    from ppdaemon.ctl.catchupfiles import again  # with the configuration, which other tables do not need
-
     if not rows:
         return Text("nothing failed", style="dim")
     table = new_table("group", "det>", "try>", "outcome", "again", "why~")

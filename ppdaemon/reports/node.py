@@ -3,6 +3,8 @@
 
 from typing import Any, Literal
 
+import pydantic
+
 from ppdaemon.reports.common import SCHEMA, ControlModel, Problem
 from ppdaemon.states import Outcome, SlotState, Stage
 
@@ -196,7 +198,7 @@ class StatusReport(ControlModel):
     """Size of what was exported since the daemon started."""
     spools: tuple[SpoolReport, ...] = ()
     """What waits for export, by disk: first the RAM disk, if outputs go there."""
-    uncompressed: UncompressedReport = UncompressedReport()
+    uncompressed: UncompressedReport = pydantic.Field(default_factory=UncompressedReport)
     """Images that are spooled uncompressed."""
     images_given_up: int = 0
     """Number of visit-detectors whose images were deleted because too much waited for export, since the

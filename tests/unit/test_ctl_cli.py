@@ -846,3 +846,32 @@ def test_commands_that_read_start_without_what_others_need() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     unwanted = {"asyncio", "numpy", "yaml", "zmq", "rich.progress", "ppdaemon.camera", "ppdaemon.messages"}
     assert unwanted.isdisjoint(json.loads(done.stdout))
+
+
+def test_a_table_of_failures_is_made_without_the_configuration() -> None:
+    """Its models take 200 ms, and ``ppctl failed`` and ``ppctl top`` have 500."""
+    program = (
+        "import sys, ppdaemon.ctl.tables as tables, ppdaemon.reports as reports;"
+        "tables.failures_table([reports.VisitRow(instrument='I', group='g', detector=1, attempt=1,"
+        " outcome='failed', reason='why', retriable=True)]);"
+        "print('ppdaemon.config' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no template in tract 42", "no template in tract 42"),
+        ("Müller ☾ \U0001f52d", "Müller ☾ \U0001f52d"),
+        ("a\u00a0b\u3000c", "a\u00a0b\u3000c"),
+        ("one\ntwo\u2028three\x85four", "one two three four"),
+        ("\x1b[2J\u202e\ud800", "?[2J??"),
+        (Outcome.FAILED, "failed"),
+        (None, ""),
+        (7, "7"),
+    ],
+)
+def test_text_of_others_is_printed_on_one_line_without_control_characters(text: object, shown: str) -> None:
+    assert terminal.plain(text) == shown
