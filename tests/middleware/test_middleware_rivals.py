@@ -160,7 +160,7 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
         CentralExporter(str(central.root), Clock(), host, tmp_path / "refused") for host in ("host1", "host2")
     )
     kind = type(first._connect().collections)
-    read = kind.get_info
+    read = kind.query_info
     exported: list[Exported] = []
 
     def read_before_the_other(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +170,7 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
             exported.append(second.export(spools[2:]))
         return found
 
-    monkeypatch.setattr(kind, "get_info", read_before_the_other)
+    monkeypatch.setattr(kind, "query_info", read_before_the_other)
     exported.append(first.export(spools[:1]))
     first.close()
     second.close()
