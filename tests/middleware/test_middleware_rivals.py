@@ -164,11 +164,12 @@ def test_chains_that_two_hosts_extend_at_once_keep_all_runs(
     exported: list[Exported] = []
 
     def read_before_the_other(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        found = read(self, name, *args, **kwargs)
-        if name == CHAIN and not exported:
-            monkeypatch.undo()
-            exported.append(second.export(spools[2:]))
-        return found
+        try:
+            return read(self, name, *args, **kwargs)
+        finally:  # there is no chain yet
+            if name == CHAIN and not exported:
+                monkeypatch.undo()
+                exported.append(second.export(spools[2:]))
 
     monkeypatch.setattr(kind, "query_info", read_before_the_other)
     exported.append(first.export(spools[:1]))
