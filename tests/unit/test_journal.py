@@ -299,6 +299,28 @@ def test_quarantined_outputs_are_a_failure_until_they_are_exported(journal):
     assert reasons == {"plain": "", "fallback": "fell back", "other": ""}
 
 
+@pytest.mark.parametrize("moved_first", [True, False])
+@pytest.mark.parametrize("reason", ["", "fell back"])
+def test_quarantined_outputs_are_not_made_again_here_while_another_node_has_the_visit_detector(
+    journal, reason, moved_first
+):
+    accept(journal, [an_entry()])
+    entry = ended(an_entry())
+    entry.reason = reason
+    update(journal, [entry])
+    writes = [MarkReported((), (entry.key,)), MarkQuarantined((entry.key,))]
+    for write in writes if moved_first else reversed(writes):
+        journal.write(write)
+    (moved,) = journal.last_attempts("g")
+    assert refusal_reason(moved, force=False)
+    assert not rows_of(journal, failed=True)
+    journal.write(MarkUnreported((entry.key,)))
+    (row,) = rows_of(journal, failed=True)
+    assert row.reason == "; ".join(filter(None, (QUARANTINED, reason)))
+    journal.write(MarkExported((entry.key,), 12.5))
+    assert [row.reason for row in rows_of(journal)] == [reason]
+
+
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):
     path.write_bytes(b"this is no database" * 1000)
     journal = Journal(path)

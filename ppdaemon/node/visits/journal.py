@@ -189,10 +189,24 @@ class Journal(SqliteFile):
                         [(text, *key) for key, text in types.items()],
                     )
                 case model.MarkQuarantined(keys=keys):
+                    # Behind what says that another node may have it: by that it is not processed here, too.
+                    elsewhere, marked = f"{WITHDRAWN}; ", f"%{QUARANTINED}%"
                     self._db.executemany(
-                        "UPDATE attempt SET reason = ? || iif(reason = '', '', '; ' || reason)"
-                        f" WHERE {_IS_KEY} AND reason NOT LIKE ?",
-                        [(QUARANTINED, *key, f"{QUARANTINED}%") for key in keys],
+                        "UPDATE attempt SET reason = iif(reason LIKE ?, ?, '') || ?"
+                        " || rtrim('; ' || replace(reason, ?, ''), '; ')"
+                        f" WHERE {_IS_KEY} AND outcome IS NOT ? AND reason NOT LIKE ?",
+                        [
+                            (
+                                f"{elsewhere}%",
+                                elsewhere,
+                                QUARANTINED,
+                                elsewhere,
+                                *key,
+                                Outcome.CANCELLED,
+                                marked,
+                            )
+                            for key in keys
+                        ],
                     )
                 case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.
