@@ -186,9 +186,10 @@ def _visit_detectors(db: sqlite3.Connection, request: VisitsRequest, columns: st
         conditions.append(
             f"final = 1 AND (outcome IN ({bad})"
             " OR outcome = ? AND json_extract(figures, '$.files_not_taken') > 0"
-            " OR outcome = ? AND reason LIKE ?)"
+            # As in the journal's index of them.
+            " OR outcome = 'succeeded' AND reason != '' AND reason LIKE ?)"
         )
-        values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE, Outcome.SUCCEEDED, f"{QUARANTINED}%"]
+        values += [*sorted(BAD_OUTCOMES), Outcome.NO_IMAGE, f"{QUARANTINED}%"]
     query = f"SELECT {columns} FROM attempt {_where(conditions)} ORDER BY rowid DESC LIMIT ?"
     return db.execute(query, (*values, request.limit))
 

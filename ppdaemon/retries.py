@@ -10,6 +10,7 @@ __all__ = (
     "CATCHUP",
     "HANDED_BACK",
     "QUARANTINED",
+    "WAITS_FOR_EXPORT",
     "WITHDRAWN",
     "Ended",
     "EndedAttempt",
@@ -25,6 +26,8 @@ WITHDRAWN = "withdrawn: the relay has ended it, or given it to another node"
 """Reason of a visit-detector that the relay withdrew without a cancellation."""
 QUARANTINED = "its outputs are quarantined: see its folder in refused/ of the state directory"
 """Beginning of the reason of an attempt whose spool the exporter has refused, until it is exported."""
+WAITS_FOR_EXPORT = "its outputs wait for export: try again when they are in the central repo"
+"""Why a success is not processed again although its spool was quarantined: it was moved back."""
 CATCHUP = "catchup"
 """Key in the figures of attempts that the catch-up processes or has processed: ``state``, which is
 ``running`` or ``done``, ``run`` and ``tai``."""

@@ -39,4 +39,7 @@ def reading(path: Path, *, longest_s: float = LONGEST_S) -> Iterator[sqlite3.Con
         if error.args == ("interrupted",):
             text = f"{path}: the query took more than {longest_s:g} s; select less, such as --since 1h"
             raise Unavailable(text) from None
-        raise Unavailable(f"{path} cannot be read: {error}") from None
+        text = f"{path} cannot be read: {error}"
+        if str(error).startswith("no such "):  # table or column
+            text += "; another version may have written it: use the ppctl of that one"
+        raise Unavailable(text) from None

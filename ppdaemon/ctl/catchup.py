@@ -36,11 +36,11 @@ from ppdaemon.journalfile import FailedVisit
 from ppdaemon.pipelinenames import output_chain, override_target, pipeline_name
 from ppdaemon.pointing import expected_begin
 from ppdaemon.reports import CatchupState, RequeueRow, VisitsRequest
-from ppdaemon.retries import catchup_state, refusal_reason
+from ppdaemon.retries import WAITS_FOR_EXPORT, catchup_state, refusal_reason
 from ppdaemon.selection import Selector
 from ppdaemon.sqlitereader import reading
 from ppdaemon.statelock import LockHeld, StateLock
-from ppdaemon.states import ExitCode
+from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.terminal import new_table, plain
 
 __all__ = (
@@ -89,6 +89,7 @@ def items_of(
     The pipeline is the one that ran, else the first that the rules select, or the one that is passed.
     """
     selector = Selector(config.pipelines.preprocessing, config.pipelines.main)
+    folders = NodeFolders.of(config)
     items: list[CatchupItem] = []
     refused: list[CatchupRow] = []
     for each in found:
@@ -105,6 +106,10 @@ def items_of(
         text = (
             choice.reason if not path else refusal_reason(row, row.attempt, force=force or state == "running")
         )
+        key = row.instrument, row.group, row.detector, row.attempt
+        # Its spool was moved back from quarantine: the daemon exports it, also one that does not run now.
+        if row.outcome == Outcome.SUCCEEDED and not (text or force) and folders.find_spool(*key).exists():
+            text = WAITS_FOR_EXPORT
         if state == "done" and not force:
             mark = CatchupRow(**keys | {"run": row.figures["catchup"]["run"]}, pipeline="", state="done")
             refused.append(mark)

@@ -186,8 +186,8 @@ class ControlClient:
                 return Unavailable(f"{self._path}: the daemon has closed the connection")
             case BadMessage():
                 return Unavailable(
-                    f"{self._path}: invalid answer, the daemon may be newer than ppctl, or is not a "
-                    f"{self.program}: --relay is for pprelay only, --bridge for ppbridge ({error})"
+                    f"{self._path}: invalid answer, the daemon may have another version than ppctl, or is not"
+                    f" a {self.program}: --relay is for pprelay only, --bridge for ppbridge ({error})"
                 )
             case _:
                 return Unavailable(f"{self._path}: {error}")

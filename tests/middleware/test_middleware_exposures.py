@@ -347,7 +347,7 @@ def export(central: Central, folder: Path, spools: list[Path], together: bool) -
 
 
 @pytest.mark.parametrize(
-    ("order", "together"), [pytest.param((2, 3, 1), False, marks=pytest.mark.slow), ((2, 1, 3), True)]
+    ("order", "together"), [((2, 3, 1), False), pytest.param((2, 1, 3), True, marks=pytest.mark.slow)]
 )
 def test_detectors_that_lack_a_snap_do_not_contradict_the_others(
     lacking: dict[int, Path], tmp_path: Path, central: Central, order: tuple[int, ...], together: bool

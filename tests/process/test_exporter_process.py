@@ -179,7 +179,7 @@ def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tm
         node.wait(lambda: node.log.read_text().count(failed) >= 10)
         lines = [line for line in node.log.read_text().splitlines() if failed in line]
         errors = [line.partition(failed)[2] for line in lines if "[error" in line]
-        assert len(errors) == len(set(errors)), "the same reason is logged once, not with each try"
+        assert 1 <= len(errors) == len(set(errors)), "the same reason is logged once, not with each try"
         (node.state / "central-down").unlink()
         node.wait(lambda: node.exported() == ["DemoCam~g1~0~1"])
 

@@ -114,7 +114,11 @@ def test_a_drain_that_cannot_be_written_names_the_folder_and_what_else_helps(tmp
         with pytest.raises(Refused) as refused:
             node.daemon.ask(DrainRequest())
         assert f"cannot be written to {node.state}: " in str(refused.value)
-        assert "ppctl --relay drain" in str(refused.value)
+        assert "ppctl --relay drain n1)" in str(refused.value)
+        with pytest.raises(Refused) as refused:
+            node.daemon.ask(ResumeRequest())
+        assert f"cannot be written to {node.state}: " in str(refused.value)
+        assert "out of service" not in str(refused.value)
         (node.state / "drained").rmdir()
         node.daemon.ask(DrainRequest())
 

@@ -23,7 +23,7 @@ from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, MarkCatchup, MarkQuarantined, Reserved, Update
 from ppdaemon.reports import RequeueRow
-from ppdaemon.retries import refusal_reason
+from ppdaemon.retries import WAITS_FOR_EXPORT, refusal_reason
 from ppdaemon.statelock import StateLock
 from ppdaemon.states import ExitCode, Outcome
 
@@ -198,6 +198,10 @@ def test_a_success_whose_outputs_are_quarantined_is_processed_by_day(config):
     assert catchupfiles.again(failed.row) == "may succeed"
     items, others = chosen(config)
     assert ([item.group for item in items], others) == (["g1"], {})
+    folders = NodeFolders.of(config)
+    (folders.spool / folders.spooled("DemoCam", "g1", 0, 1).name).mkdir(parents=True)
+    assert chosen(config) == ([], {"g1": ("refused", WAITS_FOR_EXPORT)}), "it was moved back"
+    assert [item.group for item in chosen(config, force=True)[0]] == ["g1"]
 
 
 def test_what_the_catch_up_has_is_not_retried_and_is_released(night):

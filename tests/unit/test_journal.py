@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from journalkit import late_of, rows_of, visit_of
 
+from ppdaemon import journalfile
 from ppdaemon.clock import Clock
 from ppdaemon.errors import StateUnusable
 from ppdaemon.messages import Raw, ResultEntry
@@ -35,8 +36,9 @@ from ppdaemon.node.visits.model import (
     Update,
 )
 from ppdaemon.node.visits.requeue import refusal_reason
-from ppdaemon.reports import VisitRow
+from ppdaemon.reports import VisitRow, VisitsRequest
 from ppdaemon.retries import QUARANTINED, WITHDRAWN
+from ppdaemon.sqlitereader import reading
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.visit import read_next_visit
@@ -297,6 +299,28 @@ def test_quarantined_outputs_are_a_failure_until_they_are_exported(journal):
     assert reasons == {"plain": "", "fallback": "fell back", "other": ""}
 
 
+@pytest.mark.parametrize("moved_first", [True, False])
+@pytest.mark.parametrize("reason", ["", "fell back"])
+def test_quarantined_outputs_are_not_made_again_here_while_another_node_has_the_visit_detector(
+    journal, reason, moved_first
+):
+    accept(journal, [an_entry()])
+    entry = ended(an_entry())
+    entry.reason = reason
+    update(journal, [entry])
+    writes = [MarkReported((), (entry.key,)), MarkQuarantined((entry.key,))]
+    for write in writes if moved_first else reversed(writes):
+        journal.write(write)
+    (moved,) = journal.last_attempts("g")
+    assert refusal_reason(moved, force=False)
+    assert not rows_of(journal, failed=True)
+    journal.write(MarkUnreported((entry.key,)))
+    (row,) = rows_of(journal, failed=True)
+    assert row.reason == "; ".join(filter(None, (QUARANTINED, reason)))
+    journal.write(MarkExported((entry.key,), 12.5))
+    assert [row.reason for row in rows_of(journal)] == [reason]
+
+
 def test_a_corrupt_file_is_moved_aside_and_a_new_one_created(path):
     path.write_bytes(b"this is no database" * 1000)
     journal = Journal(path)
@@ -386,6 +410,21 @@ def test_the_same_attempt_is_not_requeued_twice(journal):
             [an_entry(detector=1, attempt=2), an_entry(attempt=2)],
         )
     assert [entry.key.attempt for entry in journal.last_attempts("g")] == [2, 1]
+
+
+def test_what_failed_is_found_without_reading_the_successes_also_in_a_file_of_the_version_before(path):
+    Journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP INDEX quarantined; PRAGMA user_version = 4;")
+    Journal(path).close()
+    with reading(path) as db:
+        queries = []
+        db.set_trace_callback(queries.append)
+        journalfile.visit_detectors(db, VisitsRequest(limit=9, failed=True))
+        db.set_trace_callback(None)
+        plan = [text for *_, text in db.execute(f"EXPLAIN QUERY PLAN {queries[-1]}")]
+    searches = [text for text in plan if text.startswith("SEARCH attempt ")]
+    assert [text.split()[4] for text in searches][:3] == ["bad", "bad", "quarantined"]
 
 
 def test_a_file_of_a_version_that_is_not_read_any_more_is_left_alone(path):

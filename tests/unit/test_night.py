@@ -3,6 +3,7 @@
 
 import json
 import re
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -448,6 +449,14 @@ def test_a_night_without_visits_is_one_line(path, journal, capsys):
 def test_what_is_no_journal_is_named(tmp_path):
     with pytest.raises(Unavailable, match=r"none\.sqlite cannot be read"):
         read(tmp_path / "none.sqlite")
+
+
+def test_a_journal_of_another_version_is_named_with_what_can_be_done(path, journal):
+    journal.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DROP TABLE recycled")
+    with pytest.raises(Unavailable, match=r"no such table: recycled; another version may .*ppctl of that"):
+        read(path)
 
 
 def test_no_label_of_an_axis_is_cut_at_the_right():

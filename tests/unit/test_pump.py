@@ -24,10 +24,12 @@ from ppdaemon.node.visits import pump as pump_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.model import Accept, JournalEntry, Reserved, Update
+from ppdaemon.node.visits.model import Accept, JournalEntry, MarkQuarantined, Reserved, Update
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
-from ppdaemon.reports import LateRequest
+from ppdaemon.node.visits.reprocess import Reprocessor
+from ppdaemon.reports import CatchupRequest, LateRequest
+from ppdaemon.retries import WAITS_FOR_EXPORT
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 
@@ -81,6 +83,32 @@ def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_pat
                 assert [*answer.rows] == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("moved_back", "force", "text"), [(False, False, ""), (True, False, WAITS_FOR_EXPORT), (True, True, "")]
+)
+def test_the_catch_up_gets_a_quarantined_success_unless_its_spool_was_moved_back(
+    config, tmp_path, monkeypatch, moved_back, force, text
+):
+    assignment, folders, nothing = an_assignment(), NodeFolders.of(config), SimpleNamespace()
+    key = assignment.key
+    entry = JournalEntry(key, assignment.visit, received_tai=2e9, outcome=Outcome.SUCCEEDED, final=True)
+    if moved_back:
+        (folders.spool / folders.spooled(*key).name).mkdir(parents=True)
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            for write in (Accept(Reserved(None, {}), (entry,)), Update((entry,)), MarkQuarantined((key,))):
+                await node.writer.call(lambda journal, write=write: journal.write(write))
+            exporter = SimpleNamespace(has=lambda name: False)
+            reprocessor = Reprocessor(folders, node.writer, nothing, node.inbox, node.pump, exporter, nothing)
+            names = {"instrument": key.instrument, "group": key.group, "detectors": (key.detector,)}
+            request = CatchupRequest(**names, state="running", run="R", force=force)
+            return await reprocessor.mark_catchup(request)
+
+    (row,) = asyncio.run(run())
+    assert (row.text, row.attempt) == (text, None if text else key.attempt)
 
 
 def test_raws_are_searched_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):

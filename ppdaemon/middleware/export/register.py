@@ -124,7 +124,7 @@ class Registrar:
         runs = {each.run for file in files for each in file.datasets}
         if len(self._present) > MAX_PRESENT:
             self.forget()
-        records = [record for record in found.records if record not in self._present]
+        records = self._new_records(found.records)
         for dataset_type in sorted(found.types - self._present):
             butler.registry.registerDatasetType(dataset_type)
         # A run has two rows, which the Butler inserts one by one: with one of them only, which a kill would
@@ -149,6 +149,19 @@ class Registrar:
         """
         present, self._present = self._present, set()
         return bool(present)
+
+    def _new_records(self, records: Sequence[DimensionRecord]) -> list[DimensionRecord]:
+        """Return the records that the repo may lack. With a visit come its memberships in systems, because
+        of which `insert_records` makes it again from all its exposures.
+        """
+        new = [record for record in records if record not in self._present]
+        if all(record.definition.name != "visit" for record in new):
+            return new
+        return [
+            record
+            for record in records
+            if record not in self._present or record.definition.name == "visit_system_membership"
+        ]
 
     def _registered(
         self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]

@@ -113,10 +113,13 @@ class RequestHandler:
         try:
             await asyncio.to_thread(folders.set_drained, since)
         except OSError as error:
-            raise Refused(
-                f"not done, because it cannot be written to {folders.state}: {error}; to take this node"
-                " out of service all the same, drain it at the relay (ppctl --relay drain), or stop it"
-            ) from None
+            text = f"not done, because it cannot be written to {folders.state}: {error}"
+            if not accepting:
+                text += (
+                    "; to take this node out of service all the same, drain it at the relay (ppctl --relay"
+                    f" drain {self.status.config.node.name}), or stop it"
+                )
+            raise Refused(text) from None
         if self.status.state == "starting":
             self.status.drained_since = since  # the start reads the file when it is about to accept visits
         else:

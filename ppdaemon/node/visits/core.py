@@ -61,7 +61,7 @@ from ppdaemon.node.visits.requeue import (
 )
 from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.reports import FALLBACK, REQUEUED, RequeueRow
-from ppdaemon.retries import HANDED_BACK, WITHDRAWN
+from ppdaemon.retries import HANDED_BACK, WAITS_FOR_EXPORT, WITHDRAWN
 from ppdaemon.selection import PipelineChoice
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import NextVisit
@@ -640,7 +640,7 @@ class Visits:
         if entry.key in event.exporting:
             return "its outputs are being exported: try again in a moment"
         if entry.key in event.spools and entry.outcome == Outcome.SUCCEEDED:
-            return "its outputs wait for export: try again when they are in the central repo"
+            return WAITS_FOR_EXPORT
         return ""
 
     def _next(self, entry: model.JournalEntry) -> model.JournalEntry:

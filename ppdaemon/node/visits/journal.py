@@ -23,7 +23,7 @@ from ppdaemon.node.visits import model
 from ppdaemon.node.visits.requeue import is_returned
 from ppdaemon.reports import GIVEN_UP, REQUEUED
 from ppdaemon.retries import HANDED_BACK, QUARANTINED, WITHDRAWN
-from ppdaemon.sqlitefile import SqliteFile
+from ppdaemon.sqlitefile import SchemaStep, SqliteFile
 from ppdaemon.states import Outcome
 from ppdaemon.visit import NextVisit, parent_group
 from ppdaemon.wire import encode
@@ -68,8 +68,14 @@ CREATE TABLE recycled (
     PRIMARY KEY (day_obs, cause)
 );
 """
+_QUARANTINED = "CREATE INDEX quarantined ON attempt (final) WHERE outcome = 'succeeded' AND reason != ''"
+"""Without it a list of what failed reads all successes, some million rows of a month."""
+_STEPS: tuple[SchemaStep, ...] = (
+    lambda db: db.executescript(_SCHEMA),
+    lambda db: db.execute(_QUARANTINED),
+)
 _FIRST_VERSION = 4
-"""Of the schema; files of the versions before have other columns."""
+"""Of the schema, without its later steps; files of the versions before have other columns."""
 
 _WRITTEN = [
     field.name
@@ -100,9 +106,7 @@ class Journal(SqliteFile):
 
     def __init__(self, path: Path, clock: Clock = _CLOCK, *, shadow: bool = False):
         self._clock = clock
-        super().__init__(
-            path, "ppdaemon", [lambda db: db.executescript(_SCHEMA)], first=_FIRST_VERSION, busy_s=BUSY_S
-        )
+        super().__init__(path, "ppdaemon", _STEPS, first=_FIRST_VERSION, busy_s=BUSY_S)
         self._encoded: tuple[NextVisit | None, str] = None, ""
         """The visit that was inserted last, and its text."""
         with self.transaction():
@@ -185,10 +189,24 @@ class Journal(SqliteFile):
                         [(text, *key) for key, text in types.items()],
                     )
                 case model.MarkQuarantined(keys=keys):
+                    # Behind what says that another node may have it: by that it is not processed here, too.
+                    elsewhere, marked = f"{WITHDRAWN}; ", f"%{QUARANTINED}%"
                     self._db.executemany(
-                        "UPDATE attempt SET reason = ? || iif(reason = '', '', '; ' || reason)"
-                        f" WHERE {_IS_KEY} AND reason NOT LIKE ?",
-                        [(QUARANTINED, *key, f"{QUARANTINED}%") for key in keys],
+                        "UPDATE attempt SET reason = iif(reason LIKE ?, ?, '') || ?"
+                        " || rtrim('; ' || replace(reason, ?, ''), '; ')"
+                        f" WHERE {_IS_KEY} AND outcome IS NOT ? AND reason NOT LIKE ?",
+                        [
+                            (
+                                f"{elsewhere}%",
+                                elsewhere,
+                                QUARANTINED,
+                                elsewhere,
+                                *key,
+                                Outcome.CANCELLED,
+                                marked,
+                            )
+                            for key in keys
+                        ],
                     )
                 case model.MarkLost(keys=keys, reason=reason):
                     # No datasets: the row may be deleted some day, and is not listed at the next start.

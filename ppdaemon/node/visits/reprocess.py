@@ -152,11 +152,14 @@ class Reprocessor:
             entries = {
                 entry.key.detector: entry for entry in known if entry.key.instrument == request.instrument
             }
+            waiting = await self._waiting(entry.key for entry in entries.values())
             rows: list[RequeueRow] = []
             keys: list[Key] = []
             for detector in request.detectors:
                 entry = entries.get(detector)
-                text = "not in the journal" if entry is None else catchup_refusal(entry, request)
+                text = "not in the journal"
+                if entry is not None:
+                    text = catchup_refusal(entry, request, has_spool=entry.key in waiting)
                 if entry is not None and not text:
                     keys.append(entry.key)
                 attempt = None if entry is None or text else entry.key.attempt
@@ -178,15 +181,16 @@ class Reprocessor:
         ]
         if not keys:
             return frozenset()
-        existing = await asyncio.to_thread(self._existing_spools, keys)
-        gone = {
-            key
-            for key in keys
-            if key not in existing and not self.exporter.has(self.folders.spooled(*key).name)
-        }
+        gone = set(keys) - await self._waiting(keys)
         # Afterwards: the exporter may have ended with them since the entries were read.
         await self.pump.flush()
         return frozenset(gone.intersection(await self.journal.call(lambda journal: journal.not_exported())))
+
+    async def _waiting(self, keys: Iterable[Key]) -> set[Key]:
+        """Return the attempts whose outputs wait for export, or are being exported."""
+        keys = list(keys)
+        existing = await asyncio.to_thread(self._existing_spools, keys)
+        return {key for key in keys if key in existing or self.exporter.has(self.folders.spooled(*key).name)}
 
     async def _requeue(
         self, entries: Sequence[JournalEntry], lost: frozenset[Key], *, force: bool

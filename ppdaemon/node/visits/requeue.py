@@ -5,7 +5,7 @@ from ppdaemon import retries
 from ppdaemon.messages import ResultEntry
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.reports import CatchupRequest, RequeueRow
-from ppdaemon.retries import HANDED_BACK, WITHDRAWN
+from ppdaemon.retries import HANDED_BACK, WAITS_FOR_EXPORT, WITHDRAWN
 from ppdaemon.states import Outcome, Stage
 
 __all__ = ("catchup_refusal", "is_returned", "refusal_reason", "requeue_row", "requeue_warning")
@@ -23,13 +23,14 @@ def refusal_reason(entry: JournalEntry, *, force: bool, lost: bool = False) -> s
     return retries.refusal_reason(entry, entry.key.attempt, force=force, lost=lost)
 
 
-def catchup_refusal(entry: JournalEntry, request: CatchupRequest) -> str:
-    """Return why the catch-up cannot have a visit-detector, or a blank."""
+def catchup_refusal(entry: JournalEntry, request: CatchupRequest, *, has_spool: bool) -> str:
+    """Return why the catch-up cannot have a visit-detector, whose outputs may wait for export, or a blank."""
     if request.state == "released":
         return "" if retries.catchup_state(entry) == "running" else "the catch-up does not have it"
     # A catch-up that was killed is repeated, and what it has made is noted by the same or another one.
     force = request.force or request.state == "done" or retries.catchup_state(entry) == "running"
-    return refusal_reason(entry, force=force)
+    waits = has_spool and entry.outcome == Outcome.SUCCEEDED and request.state == "running"
+    return refusal_reason(entry, force=force) or (WAITS_FOR_EXPORT if waits and not request.force else "")
 
 
 def requeue_warning(before: JournalEntry) -> str:
