@@ -115,7 +115,7 @@ class Zygote:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -125,7 +125,14 @@ class Zygote:
             if pid not in self._children:
                 continue  # an orphan that was killed; its own children were killed just now
             self._children.discard(pid)
-            self._send(messages.Reaped(pid=pid, status=os.waitstatus_to_exitcode(status)))
+            self._send(
+                messages.Reaped(
+                    pid=pid,
+                    status=os.waitstatus_to_exitcode(status),
+                    max_rss_bytes=usage.ru_maxrss * 1024,
+                    cpu_s=usage.ru_utime + usage.ru_stime,
+                )
+            )
 
     def _send(self, message: messages.ForkFailed | messages.Reaped | messages.ZygoteReady) -> None:
         self._control.send(encode(message))
