@@ -14,9 +14,9 @@ import click
 from benching.cli import folder_options, progress, run
 from benching.results import Baseline, baseline_of
 from benching.suite import Measured, measured_by, rows, suite_table
-from rich.console import Console
 
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import show
 
 TOOLS = Path(__file__).parent
 BASELINE = TOOLS / "baseline.json"
@@ -94,7 +94,7 @@ def command(
     if as_json:
         click.echo(json.dumps({"results": [row.as_json() for row in results], "good": not bad}))
     else:
-        Console().print(suite_table(results))
+        show(suite_table(results))
         for row in bad:
             text = f"{row.name} {row.verdict}" if row.goal else row.verdict
             click.echo(f"{row.bench}: {text}", err=True)

@@ -74,8 +74,8 @@ class Reaped(Model):
     pid: int
     status: int
     """Exit code, or the negative number of the signal."""
-    max_rss_bytes: int
     cpu_s: float
+    """With its children that have ended; the benches read it."""
 
 
 type ForkFact = Annotated[Forked | ForkFailed | Reaped, BY_TYPE]

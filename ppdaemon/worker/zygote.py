@@ -129,7 +129,6 @@ class Zygote:
                 messages.Reaped(
                     pid=pid,
                     status=os.waitstatus_to_exitcode(status),
-                    max_rss_bytes=usage.ru_maxrss * 1024,
                     cpu_s=usage.ru_utime + usage.ru_stime,
                 )
             )

@@ -217,7 +217,7 @@ def test_the_status_of_a_dead_worker_is_awaited_while_the_zygote_gets_no_core(pl
                 await asyncio.sleep(0)
             assert died == ([] if known else [None])
             if known:
-                played.pool.reaped(Reaped(pid=child.pid, status=-9, max_rss_bytes=1, cpu_s=1.0))
+                played.pool.reaped(Reaped(pid=child.pid, status=-9, cpu_s=1.0))
                 assert died == [-9]
             played.pool._children.clear()
 

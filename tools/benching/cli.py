@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from benching import floors
 from benching.folders import FolderRoots
 from benching.results import Goal, Results, Scalar, as_json, explain, flatten, missed, table
 from ppdaemon.commandline import run_command
 from ppdaemon.states import ExitCode
+from ppdaemon.terminal import show
 
 __all__ = ("Bench", "folder_options", "options", "progress", "run")
 
@@ -67,7 +67,7 @@ class Bench:
         if self.as_json:
             click.echo(json.dumps(as_json({"host": host, **results}, goals)))
         else:
-            Console().print(table(flat, goals))
+            show(table(flat, goals))
         if self.check and (names := missed(flat, goals)):
             for name in names:
                 click.echo(f"missed: {explain(name, flat[name], goals[name].beside_floor(flat))}", err=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 __all__ = (
     "Baseline",
@@ -114,7 +115,8 @@ def table(results: Mapping[str, Scalar], goals: Mapping[str, Goal]) -> Table:
     shown.columns[1].justify = "right"
     for name, value in results.items():
         goal = goals.get(name)
-        comparison = "" if goal is None else "[red]missed" if name in missed_names else "[green]met"
+        is_met = name not in missed_names
+        comparison = Text() if goal is None else Text("met", "green") if is_met else Text("missed", "red")
         floor = "" if goal is None else goal.beside_floor(results).floor
         shown.add_row(name, _text(value), str(goal or ""), comparison, floor)
     return shown
