@@ -10,14 +10,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from debian import DebianPrograms, unpacked
+from debian import DebianPrograms, running_program, unpacked
 from ports import free_ports
 
 from ppdaemon.testing.waiting import wait_until
@@ -173,22 +173,22 @@ def ceph_gateway(folder: Path) -> Iterator[CephGateway]:
         (folder / name).mkdir()
     command("ceph-mon", "--mkfs", "-i", "a", "--monmap", "monmap", "--keyring", "keyring")
     with ExitStack() as running:
-        running.enter_context(_running(command, "ceph-mon", "-i", "a"))
+        running.enter_context(command.running("ceph-mon", "-i", "a"))
         device = str(uuid.uuid4())
         command.ask_monitor(f'{{"prefix": "osd new", "uuid": "{device}", "id": 0}}')
         command("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", device)
-        running.enter_context(_running(command, "ceph-osd", "-i", "0"))
+        running.enter_context(command.running("ceph-osd", "-i", "0"))
         gateway = CephGateway(folder, ports[1])
         running.callback(gateway.close)
         user = ("--uid=tests", "--display-name=tests", "--access-key=tests", f"--secret-key={gateway.secret}")
         command("radosgw-admin", "user", "create", *user)
-        running.enter_context(_running(command, "radosgw", "-n", "client.admin"))
+        running.enter_context(command.running("radosgw", "-n", "client.admin"))
         wait_until(gateway.answers, START_S, gateway.story)
         yield gateway
 
 
 class _Commands:
-    """Runs programs to their end."""
+    """Runs the programs of a cluster."""
 
     def __init__(self, folder: Path, programs: DebianPrograms, configuration: Path):
         self.folder = folder
@@ -202,6 +202,11 @@ class _Commands:
 
     def __call__(self, program: str, *arguments: object) -> None:
         self._run(self.of(program, *arguments))
+
+    def running(self, program: str, *arguments: str) -> AbstractContextManager[None]:
+        """Run a program in the foreground."""
+        log = self.folder / f"{program}.out.log"
+        return running_program(self.of(program, "-f", *arguments), log, self.environment)
 
     def ask_monitor(self, request: str) -> None:
         """Send the monitor a request in JSON."""
@@ -217,26 +222,3 @@ class _Commands:
             cwd=self.folder,
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
-
-
-@contextmanager
-def _running(command: _Commands, program: str, *arguments: str) -> Iterator[None]:
-    """Run a program in the foreground, and end it."""
-    with (command.folder / f"{program}.out.log").open("wb") as log:
-        process = subprocess.Popen(
-            command.of(program, "-f", *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=dict(command.environment),
-            cwd=command.folder,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(COMMAND_S)
-        finally:
-            process.kill()
-            process.wait()

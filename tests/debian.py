@@ -4,17 +4,19 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from once import locked
 
-__all__ = ("DebianPrograms", "unpacked")
+__all__ = ("DebianPrograms", "running_program", "unpacked")
 
 BUILD = Path(__file__).parents[1] / "build" / "debian"
 DOWNLOAD_S = 120.0
+END_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ def unpacked(*packages: str) -> DebianPrograms:
             (partial / "root").rename(root)
             shutil.rmtree(partial)
     return DebianPrograms(root)
+
+
+@contextmanager
+def running_program(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a program that stays in the foreground, in the folder of its log, and end it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environment),
+            cwd=log.parent,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_S)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _download(packages: Sequence[str], folder: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from debian import DebianPrograms, unpacked
+from debian import DebianPrograms, running_program, unpacked
 from ports import free_ports
 
 from ppdaemon.processes import process_tree, processes_with_variable
@@ -151,12 +151,12 @@ def slurm_cluster(folder: Path, tracking: Tracking = "linuxproc") -> Iterator[Sl
         if tracking == "cgroup":
             (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
             launchers = {host: running.enter_context(_control_groups(folder, host)) for host in HOSTS}
-        running.enter_context(
-            _running(cluster, programs.program("slurmctld-wlm"), "-c", "-i", name="slurmctld")
-        )
+        controller = (programs.program("slurmctld-wlm"), "-D", "-c", "-i")
+        running.enter_context(running_program(controller, folder / "slurmctld.log", cluster.environment))
         for host in HOSTS:
-            slurmd = (*launchers[host], programs.program("slurmd-wlm"), "-N", host, "-d", stepd)
-            running.enter_context(_running(cluster, *slurmd, name=f"slurmd-{host}"))
+            slurmd = (*launchers[host], programs.program("slurmd-wlm"), "-D", "-N", host, "-d", stepd)
+            log = folder / f"slurmd-{host}.log"
+            running.enter_context(running_program(slurmd, log, cluster.environment))
         running.callback(_end_jobs, configuration)
         wait_until(lambda: _answers(cluster), START_S, cluster.story)
         yield cluster
@@ -203,21 +203,3 @@ def _removed(group: Path) -> bool:
         for path, _, _ in group.walk(top_down=False):
             path.rmdir()
     return not group.exists()
-
-
-@contextmanager
-def _running(cluster: SlurmCluster, *command: str, name: str) -> Iterator[None]:
-    """Run a program in the foreground, and end it; its jobs have ended before."""
-    with (cluster.folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=cluster.environment
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(COMMAND_S)
-        finally:
-            process.kill()
-            process.wait()
