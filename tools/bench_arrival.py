@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure on this machine the latency of raws, and whether any is missed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 from arrivalbench.bursts import measure_old_tree, measure_races, measure_storm
 from arrivalbench.exposures import SOURCES, Workload, measure_exposures
 from arrivalbench.results import goals
-from benching.cli import Bench, options, progress, run
+from benching.cli import Bench, options, run
 from benching.folders import FolderRoots
 from benching.results import Scalar
 
@@ -17,15 +16,13 @@ SECTIONS = (*SOURCES, "races", "storm", "old")
 QUICK = {"exposures": 3, "within_s": 1.0, "races": 500, "storm": 4000, "old": 50_000}
 
 
-def measure(
-    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure(sections: frozenset[str], folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     """Measure section by section, each with its own daemon."""
     results: dict[str, Scalar] = {}
     counts = []
     for source in (each for each in SOURCES if each in sections):
         with folder_roots.temporary() as folders:
-            source_counts, found = measure_exposures(folders, source, workload, progress)
+            source_counts, found = measure_exposures(folders, source, workload)
         counts.append(source_counts)
         results |= found
     if counts:
@@ -38,7 +35,7 @@ def measure(
     for section, measured in bursts.items():
         if section in sections:
             with folder_roots.temporary() as folders:
-                results |= measured(folders, workload, progress)
+                results |= measured(folders, workload)
     return results
 
 
@@ -90,7 +87,7 @@ def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     Takes some minutes; other load on the machine changes the results. Goals
     are for two idle cores. All files are deleted.
     """
-    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload), progress)
+    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload))
     bench.report(results, goals(workload["poll_s"]))
 
 

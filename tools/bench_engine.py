@@ -3,7 +3,7 @@
 """Measure on this machine the overhead of the engines over the tasks' own work."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -32,7 +32,7 @@ def prepare_section(section: "Section", folders: "SectionFolders", channel: Conn
     from enginebench.sections import prepare
 
     visits = channel.recv()
-    channel.send(prepare(section, folders, visits, progress))
+    channel.send(prepare(section, folders, visits))
     channel.recv()
 
 
@@ -44,7 +44,7 @@ def node(setup: Any, channel: Connection) -> None:
 
 
 def measure(
-    section: "Section", folders: "SectionFolders", visits: int, progress: Callable[[str], None]
+    section: "Section", folders: "SectionFolders", visits: int
 ) -> dict[str, Mapping[str, float | int]]:
     """Measure the same visits with each engine, in turn."""
     from enginebench.sections import plan
@@ -76,7 +76,6 @@ def measure_all(
     chosen: Sequence[str],
     visits: int,
     folder_roots: FolderRoots,
-    progress: Callable[[str], None],
     *,
     small: bool,
 ) -> dict[str, Mapping[str, Scalar]]:
@@ -88,7 +87,7 @@ def measure_all(
         if name in chosen:
             with folder_roots.temporary() as folders:
                 places = SectionFolders(folders.scratch, folders.ramdisk, small)
-                found |= measure(section, places, visits, progress)
+                found |= measure(section, places, visits)
     return {**found, "ratios": ratios(found)}
 
 
@@ -144,7 +143,7 @@ def command(bench: Bench, only: tuple[str, ...], visits: int, small: bool) -> No
     os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
     CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
-    bench.report(measure_all(only or NAMES, visits, bench.folders, progress, small=small), GOALS)
+    bench.report(measure_all(only or NAMES, visits, bench.folders, small=small), GOALS)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure the way of a visit from the relay to the workers of many nodes, with the real programs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
@@ -40,18 +39,17 @@ def measure_latency(
     plain: Observatory,
     floor: Floor,
     bare: BareWorkers,
-    progress: Callable[[str], None],
 ) -> dict[str, Scalar]:
     """Measure visit by visit in turn without and with keys: the load of the machine is the same."""
     if not workload.curve:
-        (latencies,), paced = measure_latencies([plain], workload.rounds, floor, bare, progress)
+        (latencies,), paced = measure_latencies([plain], workload.rounds, floor, bare)
         return latencies.results(floor, bare) | _paced_results(paced)
     progress("starting the same with keys")
     with (
         folder_roots.temporary() as folders,
         running(folders, workload.nodes, workload.detectors, encrypted=True) as encrypted,
     ):
-        both, paced = measure_latencies([plain, encrypted], workload.rounds, floor, bare, progress)
+        both, paced = measure_latencies([plain, encrypted], workload.rounds, floor, bare)
     latencies, with_keys = both
     curve = {
         f"curve_{name}": value
@@ -66,9 +64,7 @@ def _paced_results(paced: Latencies) -> dict[str, Scalar]:
     return {f"paced_fanout_p{percent}_ms": percentile(paced.fanout_ms, percent) for percent in (50, 99)}
 
 
-def measure(
-    folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure(folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     """Measure with one relay and its nodes."""
     results: dict[str, Scalar] = {
         "detectors": workload.detectors,
@@ -83,14 +79,14 @@ def measure(
     ):
         results["slots"] = observatory.slots
         if workload.rounds:
-            results |= measure_latency(folder_roots, workload, observatory, floor, bare, progress)
+            results |= measure_latency(folder_roots, workload, observatory, floor, bare)
         if workload.visits:
-            results |= measure_flood(observatory, workload.visits, progress)
+            results |= measure_flood(observatory, workload.visits)
         if workload.complete:
             skipped_ms = float(results.get("relay_ms_per_visit") or 0.0)
-            results |= measure_complete_visits(observatory, workload.complete, skipped_ms, progress)
+            results |= measure_complete_visits(observatory, workload.complete, skipped_ms)
     if workload.doors:
-        results |= measure_doors(folder_roots, workload.doors, progress)
+        results |= measure_doors(folder_roots, workload.doors)
     return results
 
 
@@ -146,7 +142,7 @@ def command(bench: Bench, curve: bool, **workload: int) -> None:
     Takes some minutes; other load on the machine changes the results. Goals
     are for two idle cores. All files are deleted.
     """
-    bench.report(measure(bench.folders, Workload(**workload, curve=curve), progress), GOALS)
+    bench.report(measure(bench.folders, Workload(**workload, curve=curve)), GOALS)
 
 
 if __name__ == "__main__":

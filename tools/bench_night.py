@@ -52,7 +52,7 @@ def command(bench: Bench, rows: tuple[int, ...], **amounts: int) -> None:
     for count in rows:
         progress(f"a night with {count} rows in the journal")
         with bench.folders.temporary() as folders:
-            nights[f"rows_{count}"] = measure_night(folders, count, progress=progress, **amounts)
+            nights[f"rows_{count}"] = measure_night(folders, count, **amounts)
     bench.report({**nights, "long_journal": compare([*nights.values()])}, goals(nights))
 
 

@@ -76,7 +76,7 @@ def prepare(host: "Host", size: "Size", database: str, end: Connection) -> None:
     from preloadbench.repo import make_central
     from preloadbench.worker import build_template
 
-    make_central(host.central, size, progress, database)
+    make_central(host.central, size, database)
     build_template(host)
     end.send(True)
 

@@ -16,7 +16,7 @@ from sourcesbench.results import GOALS, Samples, beside, bursts
 from sourcesbench.site import Workload, groups, running
 from sourcesbench.zeromq import publishing
 
-type Measure = Callable[[BenchFolders, Workload, Callable[[str], None]], Mapping[str, Scalar]]
+type Measure = Callable[[BenchFolders, Workload], Mapping[str, Scalar]]
 
 OTHERS: Mapping[str, Measure] = {"ring": measure_ring, "redis": measure_redis}
 """Sections of a module of their own, with goals in `GOALS`: each runs what it needs, and sends messages over
@@ -25,21 +25,19 @@ SECTIONS = ("zeromq", "bridge", "burst", *OTHERS)
 QUICK = {"exposures": 2, "detectors": 40, "within_s": 0.5}
 
 
-def measure(
-    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Any]:
+def measure(sections: frozenset[str], folder_roots: FolderRoots, workload: Workload) -> dict[str, Any]:
     """Measure section by section; the sources of notices take turns, so that they have the same load."""
     results: dict[str, Any] = {}
     if sections & {"zeromq", "bridge", "burst"}:
-        results |= _measure_notices(sections, folder_roots, workload, progress)
+        results |= _measure_notices(sections, folder_roots, workload)
     for name in (each for each in OTHERS if each in sections):
         with folder_roots.temporary() as folders:
-            results[name] = OTHERS[name](folders, workload, progress)
+            results[name] = OTHERS[name](folders, workload)
     return results
 
 
 def _measure_notices(
-    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
+    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload
 ) -> dict[str, Any]:
     visits = Samples()
     samples = {name: Samples() for name in ("zeromq", "bridge", "burst", "kept_burst", "zeromq_burst")}
@@ -77,7 +75,7 @@ def _measure_notices(
         results["bridge"] = bridged.results("notice") | beside(bridged, zeromq)
     if "burst" in chosen:
         with folder_roots.temporary() as folders:
-            floor = measure_floor(folders, workload, progress)
+            floor = measure_floor(folders, workload)
         results["burst"] = bursts(samples["burst"], samples["kept_burst"], samples["zeromq_burst"], floor)
     return results
 
@@ -115,7 +113,7 @@ def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     Takes some minutes; other load on the machine changes the results. Goals are for two
     idle cores. All files are deleted.
     """
-    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload), progress)
+    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload))
     bench.report(results, GOALS)
 
 

@@ -47,11 +47,6 @@ def make_scene(folders: RunFolders, *, demo: bool) -> Scene:
     return DemoScene(folders)
 
 
-def print_progress(line: str) -> None:
-    """Print a line of progress to stderr."""
-    click.echo(line, err=True)
-
-
 def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
     """Run in empty folders."""
     scene = make_scene(folders, demo=demo)
@@ -68,7 +63,7 @@ def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: b
     node = ChaosNode(folders.scratch, scene.settings(workers), uuid.uuid4().hex)
     relay = ChaosRelay(folders.relay, draw)
     try:
-        return ChaosRun(plan, scene, node, relay, draw, print_progress).run()
+        return ChaosRun(plan, scene, node, relay, draw).run()
     finally:
         relay.close()
         scene.close()
@@ -206,7 +201,7 @@ def main(
         if nodes is None:
             report_values = summary(run(folders, seconds, seed, workers, demo=demo), seconds, seed)
         else:
-            report = run_storm(folders, seconds, seed, nodes, workers, print_progress, namespaces=namespaces)
+            report = run_storm(folders, seconds, seed, nodes, workers, namespaces=namespaces)
             report_values = storm_summary(report, seconds, seed, nodes)
     except PPDaemonError as error:
         click.echo(f"chaos: {error}", err=True)

@@ -83,7 +83,6 @@ def replay(
         follower = Follower(
             client,
             len(visits),
-            progress,
             observatory=observatory,
             raws=raw_root is not None,
             open_visits=0 if speed else options["open_visits"],

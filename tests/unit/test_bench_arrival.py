@@ -74,7 +74,7 @@ def measured(tool, monkeypatch):
     """Replace the measurement; return its arguments, and take the results from it."""
     seen = {}
 
-    def measure(sections, folder_roots, workload, progress):
+    def measure(sections, folder_roots, workload):
         seen["sections"], seen["workload"] = sections, workload
         return seen.get("results", {})
 

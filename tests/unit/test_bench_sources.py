@@ -75,7 +75,7 @@ def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
     """The measurement itself, with few notices: its figures depend on what it reads."""
     folders = part("benching.folders").FolderRoots(tmp_path, tmp_path)
     workload = tool.Workload(exposures=1, detectors=1, within_s=0.0, ring=50)
-    found = tool.measure(frozenset({"ring"}), folders, workload, lambda line: None)["ring"]
+    found = tool.measure(frozenset({"ring"}), folders, workload)["ring"]
     assert found["notices"] == 50
     assert 20 < found["memory_mb"] <= found["peak_mb"]
     assert found["disk_mb"] > 0.05
@@ -84,7 +84,7 @@ def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
 def test_the_floor_is_that_of_workers_without_a_node(tool, tmp_path, socket_dir):
     folders = part("benching.folders").BenchFolders(tmp_path, socket_dir)
     workload = tool.Workload(exposures=2, detectors=3, within_s=0.0, ring=1)
-    samples = part("sourcesbench.floor").measure_floor(folders, workload, lambda line: None)
+    samples = part("sourcesbench.floor").measure_floor(folders, workload)
     assert (samples.sent, samples.lost, samples.doubled) == (6, 0, 0)
     assert min(samples.latencies_ms) > 0
 

@@ -2,11 +2,11 @@
 """The time from complete raws of an exposure to the orders of a whole camera's workers."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.results import Scalar
 from poolbench.node import WORK, Node, node_config, running
@@ -41,7 +41,7 @@ class Workload:
 
 
 def measure_exposures(
-    folders: BenchFolders, source: str, workload: Workload, progress: Callable[[str], None]
+    folders: BenchFolders, source: str, workload: Workload
 ) -> tuple[FileCounts, dict[str, Scalar]]:
     """Write exposures for which all workers wait; return counts and results.
 

@@ -2,8 +2,9 @@
 """Many visits as fast as they go: what is lost or doubled, and what the relay needs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from benching.cli import progress
 from benching.results import Scalar
 
 from fanoutbench.observatory import Observatory
@@ -19,9 +20,7 @@ WARM_UP = 300
 grows afterwards grows for ever."""
 
 
-def measure_flood(
-    observatory: Observatory, visits: int, progress: Callable[[str], None], name: str = "flood"
-) -> dict[str, Scalar]:
+def measure_flood(observatory: Observatory, visits: int, name: str = "flood") -> dict[str, Scalar]:
     """Send visits whose workers do nothing; their groups begin with a name."""
     records, early_mb = observatory.prepared, None
     began, relay_s, nodes_s = time.monotonic(), observatory.relay_cpu_s(), observatory.nodes_cpu_s()

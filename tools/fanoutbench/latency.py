@@ -3,9 +3,9 @@
 the last free worker.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from benching.cli import progress
 from benching.results import Scalar, percentile
 
 from fanoutbench.bare import BareWorkers
@@ -67,7 +67,6 @@ def measure_latencies(
     rounds: int,
     floor: Floor,
     bare: BareWorkers,
-    progress: Callable[[str], None],
 ) -> tuple[list[Latencies], Latencies]:
     """Announce and cancel visits, at the observatories in turn: the load of the machine is the same.
 
