@@ -8,7 +8,7 @@ import click
 from arrivalbench.bursts import measure_old_tree, measure_races, measure_storm
 from arrivalbench.exposures import SOURCES, Workload, measure_exposures
 from arrivalbench.results import goals
-from benching.cli import Bench, options, run
+from benching.cli import SETTINGS, Bench, options, run
 from benching.folders import FolderRoots
 from benching.results import Scalar
 
@@ -39,45 +39,21 @@ def measure(sections: frozenset[str], folder_roots: FolderRoots, workload: Workl
     return results
 
 
-@click.command(name="bench_arrival", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_arrival", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
+@click.option("--exposures", default=10, type=click.IntRange(1, 9999), help="Exposures for each source.")
+@click.option("--detectors", default=205, type=click.IntRange(1, 205), help="Files in each exposure.")
 @click.option(
-    "--exposures",
-    default=10,
-    show_default=True,
-    type=click.IntRange(1, 9999),
-    help="Exposures for each source.",
+    "--within", "within_s", default=2.0, type=click.FloatRange(0), help="Seconds in which they are written."
 )
 @click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Files in each exposure."
+    "--poll", "poll_s", default=0.4, type=click.FloatRange(0.05), help="Period of polling in seconds."
 )
+@click.option("--races", default=3000, type=click.IntRange(1), help="New folders.")
 @click.option(
-    "--within",
-    "within_s",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds in which they are written.",
+    "--storm", default=20_000, type=click.IntRange(1), help="Files written while the daemon is stopped."
 )
-@click.option(
-    "--poll",
-    "poll_s",
-    default=0.4,
-    show_default=True,
-    type=click.FloatRange(0.05),
-    help="Period of polling in seconds.",
-)
-@click.option("--races", default=3000, show_default=True, type=click.IntRange(1), help="New folders.")
-@click.option(
-    "--storm",
-    default=20_000,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Files written while the daemon is stopped.",
-)
-@click.option(
-    "--old", default=1_000_000, show_default=True, type=click.IntRange(1), help="Files of past nights."
-)
+@click.option("--old", default=1_000_000, type=click.IntRange(1), help="Files of past nights.")
 @options(QUICK)
 def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     """Measure the time from complete raws to the orders to workers, by inotify,

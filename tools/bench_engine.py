@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
@@ -91,14 +91,10 @@ def measure_all(
     return {**found, "ratios": ratios(found)}
 
 
-@click.command(name="bench_engine", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_engine", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="This section; may be repeated.")
 @click.option(
-    "--visits",
-    default=10,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Measured visits of each engine, without first ones.",
+    "--visits", default=10, type=click.IntRange(1), help="Measured visits of each engine, without first ones."
 )
 @click.option("--small", is_flag=True, help="Small images, only to test the bench.")
 @options(QUICK)

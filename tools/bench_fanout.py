@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.results import Scalar, percentile
 from fanoutbench.bare import BareWorkers, bare_workers
@@ -90,47 +90,30 @@ def measure(folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     return results
 
 
-@click.command(name="bench_fanout", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_fanout", context_settings=SETTINGS)
 @click.option(
-    "--detectors",
-    default=205,
-    show_default=True,
-    type=click.IntRange(1, 205),
-    help="Detectors of a visit, of LSSTCam.",
+    "--detectors", default=205, type=click.IntRange(1, 205), help="Detectors of a visit, of LSSTCam."
 )
-@click.option("--nodes", default=4, show_default=True, type=click.IntRange(1), help="Nodes on this machine.")
+@click.option("--nodes", default=4, type=click.IntRange(1), help="Nodes on this machine.")
 @click.option(
     "--rounds",
     default=100,
-    show_default=True,
     type=click.IntRange(0),
     help="Visits whose announcement and cancellation are timed.",
 )
 @click.option(
-    "--visits",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Visits that are sent as fast as they go.",
+    "--visits", default=1000, type=click.IntRange(0), help="Visits that are sent as fast as they go."
 )
-@click.option(
-    "--complete",
-    default=10,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Visits with raws and permanent writes.",
-)
+@click.option("--complete", default=10, type=click.IntRange(0), help="Visits with raws and permanent writes.")
 @click.option(
     "--doors",
     default=10,
-    show_default=True,
     type=click.IntRange(0),
     help="Visits of few detectors whose wait before a permanent write is timed, with and without relay.",
 )
 @click.option(
     "--curve/--no-curve",
     default=True,
-    show_default=True,
     help="Time the same visits at a second relay with nodes that have keys.",
 )
 @options(QUICK)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.processes import private_mb
 from benching.results import Scalar
@@ -101,20 +101,15 @@ def _measure_busy(node: Node, folders: BenchFolders, group: str, workload: Workl
     }
 
 
-@click.command(name="bench_operator", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_operator", context_settings=SETTINGS)
 @click.option(
     "--detectors",
     default=205,
-    show_default=True,
     type=click.IntRange(1, 205),
     help="Workers that are processing, and detectors of a visit in the journal.",
 )
-@click.option(
-    "--rows", default=1_000_000, show_default=True, type=click.IntRange(1), help="Rows of the journal."
-)
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Times that each command is run."
-)
+@click.option("--rows", default=1_000_000, type=click.IntRange(1), help="Rows of the journal.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Times that each command is run.")
 @options(QUICK)
 def command(bench: Bench, **workload: int) -> None:
     """Measure how long an operator waits for ppctl, whose processes start anew each

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from benching.cli import Bench, options, run
+from benching.cli import SETTINGS, Bench, options, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from poolbench.dispatch import measure_dispatch
@@ -67,21 +67,15 @@ def measure(chosen: frozenset[str], folder_roots: FolderRoots, workload: Workloa
     return results
 
 
-@click.command(name="bench_pool", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_pool", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--forks", default=15, show_default=True, type=click.IntRange(10), help="Workers forked.")
-@click.option("--spawns", default=3, show_default=True, type=click.IntRange(3), help="Workers spawned.")
+@click.option("--forks", default=15, type=click.IntRange(10), help="Workers forked.")
+@click.option("--spawns", default=3, type=click.IntRange(3), help="Workers spawned.")
 @click.option(
-    "--observe",
-    default=20.0,
-    show_default=True,
-    type=click.FloatRange(1),
-    help="Seconds for which the idle daemon is observed.",
+    "--observe", default=20.0, type=click.FloatRange(1), help="Seconds for which the idle daemon is observed."
 )
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Visits of 205 detectors reserved."
-)
-@click.option("--kills", default=20, show_default=True, type=click.IntRange(1, 500), help="Workers killed.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Visits of 205 detectors reserved.")
+@click.option("--kills", default=20, type=click.IntRange(1, 500), help="Workers killed.")
 @click.option(
     "--busy",
     type=click.IntRange(0, DETECTORS),
@@ -90,7 +84,6 @@ def measure(chosen: frozenset[str], folder_roots: FolderRoots, workload: Workloa
 @click.option(
     "--visits",
     default=20_000,
-    show_default=True,
     type=click.IntRange(10 * BATCH),
     help=f"Visit-detectors for the slopes, in visits of {BATCH}.",
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting, posting_again
@@ -80,29 +80,23 @@ def _measure_notices(
     return results
 
 
-@click.command(name="bench_sources", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_sources", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
 @click.option(
     "--exposures",
     default=5,
-    show_default=True,
     type=click.IntRange(1, 9999),
     help="Exposures for each source, after one that warms up.",
 )
-@click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Of each exposure."
-)
+@click.option("--detectors", default=205, type=click.IntRange(1, 205), help="Of each exposure.")
 @click.option(
     "--within",
     "within_s",
     default=2.0,
-    show_default=True,
     type=click.FloatRange(0),
     help="Seconds in which the notices of an exposure are sent.",
 )
-@click.option(
-    "--ring", default=100_000, show_default=True, type=click.IntRange(1), help="Notices in a bridge's ring."
-)
+@click.option("--ring", default=100_000, type=click.IntRange(1), help="Notices in a bridge's ring.")
 @options(QUICK)
 def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     """Measure the time from a message to the order to a worker: a visit, from the relay's

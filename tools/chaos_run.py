@@ -114,7 +114,7 @@ class ChaosRun:
             self._fill_agenda()
             while self._agenda or self._orphans:
                 self._step()
-            self._end_faults()
+            progress("no more faults; waiting for all outcomes")
             self._drain()
             end = self.node.usage()
             self._check_growth(end)
@@ -348,9 +348,6 @@ class ChaosRun:
         self.node.launch()
 
     # --- the end ---------------------------------------------------------
-
-    def _end_faults(self) -> None:
-        progress("no more faults; waiting for all outcomes")
 
     def _drain(self) -> None:
         """Wait until all work is done and exported, or the time limit is reached."""
