@@ -27,9 +27,9 @@ def measure(sections: frozenset[str], folder_roots: FolderRoots, workload: Workl
         results |= found
     if counts:
         results |= {
-            "files": sum(each.files for each in counts),
-            "missed": sum(each.missed for each in counts),
-            "twice": sum(each.twice for each in counts),
+            "files": sum(each.sent for each in counts),
+            "missed": sum(each.lost for each in counts),
+            "twice": sum(each.doubled for each in counts),
         }
     bursts = {"races": measure_races, "storm": measure_storm, "old": measure_old_tree}
     for section, measured in bursts.items():

@@ -8,11 +8,12 @@ from typing import Any
 import click
 from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
+from benching.orders import Samples
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting, posting_again
 from sourcesbench.floor import measure_floor
 from sourcesbench.redis import measure_redis
-from sourcesbench.results import GOALS, Samples, beside, bursts
+from sourcesbench.results import GOALS, beside, bursts
 from sourcesbench.site import Workload, groups, running
 from sourcesbench.zeromq import publishing
 

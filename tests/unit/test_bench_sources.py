@@ -55,14 +55,16 @@ def test_a_burst_stands_beside_one_over_zeromq_and_keeps_its_own_goal(results):
 
 
 def test_orders_are_read_as_they_are_appended(tmp_path):
-    path = tmp_path / "ingested"
-    orders = part("sourcesbench.site").Orders(path)
+    paths = tmp_path / "n1", tmp_path / "n2"
+    orders = part("benching.orders").Orders(*paths)
     assert orders.of("a") == []
-    path.write_text("a 3 100 -1 1.5\nb 1 101 -1 2.5\na 4 100 -1 2.")
+    paths[0].write_text("a 3 100 -1 1.5\nb 1 101 -1 2.5\na 4 100 -1 2.")  # the last line is half written
     assert orders.of("a") == [(3, 1.5)]
-    path.write_text(path.read_text() + "75\n")
-    assert orders.of("a") == [(3, 1.5), (4, 2.75)]
+    paths[0].write_text(paths[0].read_text() + "75\n")
+    paths[1].write_text("a 3 7.0\n")
+    assert orders.of("a") == [(3, 1.5), (4, 2.75), (3, 7.0)]
     assert orders.of("b") == [(1, 2.5)]
+    assert (orders.count("a"), orders.count("c")) == ({3: 2, 4: 1}, {})
 
 
 def test_messages_are_sent_evenly():

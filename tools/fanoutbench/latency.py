@@ -91,7 +91,7 @@ def _measure_visit(observatory: Observatory, group: str, survey: str, latencies:
     before = observatory.cpu_s()
     announced = observatory.announce(group, survey)
     observatory.wait_for_all(observatory.prepared, group)
-    times = sorted(observatory.prepared.times[group])
+    times = sorted(at for _, at in observatory.prepared.of(group))
     for found, at in (
         (latencies.first_ms, times[0]),
         (latencies.half_ms, times[len(times) // 2]),

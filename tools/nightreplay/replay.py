@@ -221,9 +221,8 @@ class Follower:
         self.differing = (self.differing or 0) + sum(
             known.get(detector) != outcome for detector, outcome in outcomes.items()
         )
-        records, attempts = self._observatory.prepared, Counter(row.detector for row in rows)
-        records.read()
-        extra = sum(records.counts[group, detector] > count for detector, count in attempts.items())
+        orders, attempts = self._observatory.prepared.count(group), Counter(row.detector for row in rows)
+        extra = sum(orders[detector] > count for detector, count in attempts.items())
         self.totals.doubled = (self.totals.doubled or 0) + extra
 
 

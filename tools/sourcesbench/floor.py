@@ -11,6 +11,7 @@ from typing import Any
 
 from benching.cli import progress
 from benching.folders import BenchFolders
+from benching.orders import Orders, Samples
 from poolbench.forks import running_zygote
 from poolbench.node import BenchFailed
 
@@ -34,8 +35,7 @@ from ppdaemon.messages import (
 from ppdaemon.testing.node import node_config
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import Model, decode, encode
-from sourcesbench.results import Samples
-from sourcesbench.site import CAMERA, START_S, Orders, Workload, groups
+from sourcesbench.site import CAMERA, START_S, Workload, groups
 
 __all__ = ("measure_floor",)
 

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 from benching.cli import progress
 from benching.folders import BenchFolders
+from benching.orders import Samples
 from benching.results import Scalar
 from poolbench.node import BenchFailed
 
@@ -20,7 +21,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess, node_config
-from sourcesbench.results import Samples, beside
+from sourcesbench.results import beside
 from sourcesbench.site import CAMERA, START_S, Site, Workload, groups, running
 from sourcesbench.zeromq import pace
 
