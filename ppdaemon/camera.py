@@ -48,11 +48,6 @@ class DetectorGeometry(Model):
     yaw_deg: float = pydantic.Field(alias="yaw")
 
     @property
-    def raft(self) -> str:
-        """First part of the name, such as ``R22`` (`str`)."""
-        return self.name.partition("_")[0]
-
-    @property
     def slot(self) -> str:
         """Second part of the name, such as ``S11`` (`str`)."""
         return self.name.partition("_")[2]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from benching.cli import folder_options, progress, run
+from benching.cli import SETTINGS, folder_options, progress, run
 from benching.results import Baseline, baseline_of
 from benching.suite import Measured, measured_by, rows, suite_table
 
@@ -64,14 +64,15 @@ def run_all(names: list[str], folders: list[str]) -> dict[str, Measured | str]:
     return found
 
 
-@click.command(name="bench_all", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_all", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice([*SECONDS]), help="This bench; may be repeated.")
 @click.option(
     "--baseline",
     "path",
     default=BASELINE,
+    show_default="tools/baseline.json",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="File of ratios of an earlier run.  [default: tools/baseline.json]",
+    help="File of ratios of an earlier run.",
 )
 @click.option("--renew", is_flag=True, help="Write the ratios of this run to the baseline.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

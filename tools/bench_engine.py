@@ -3,14 +3,14 @@
 """Measure on this machine the overhead of the engines over the tasks' own work."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
@@ -32,7 +32,7 @@ def prepare_section(section: "Section", folders: "SectionFolders", channel: Conn
     from enginebench.sections import prepare
 
     visits = channel.recv()
-    channel.send(prepare(section, folders, visits, progress))
+    channel.send(prepare(section, folders, visits))
     channel.recv()
 
 
@@ -44,7 +44,7 @@ def node(setup: Any, channel: Connection) -> None:
 
 
 def measure(
-    section: "Section", folders: "SectionFolders", visits: int, progress: Callable[[str], None]
+    section: "Section", folders: "SectionFolders", visits: int
 ) -> dict[str, Mapping[str, float | int]]:
     """Measure the same visits with each engine, in turn."""
     from enginebench.sections import plan
@@ -76,7 +76,6 @@ def measure_all(
     chosen: Sequence[str],
     visits: int,
     folder_roots: FolderRoots,
-    progress: Callable[[str], None],
     *,
     small: bool,
 ) -> dict[str, Mapping[str, Scalar]]:
@@ -88,18 +87,14 @@ def measure_all(
         if name in chosen:
             with folder_roots.temporary() as folders:
                 places = SectionFolders(folders.scratch, folders.ramdisk, small)
-                found |= measure(section, places, visits, progress)
+                found |= measure(section, places, visits)
     return {**found, "ratios": ratios(found)}
 
 
-@click.command(name="bench_engine", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_engine", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="This section; may be repeated.")
 @click.option(
-    "--visits",
-    default=10,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Measured visits of each engine, without first ones.",
+    "--visits", default=10, type=click.IntRange(1), help="Measured visits of each engine, without first ones."
 )
 @click.option("--small", is_flag=True, help="Small images, only to test the bench.")
 @options(QUICK)
@@ -144,7 +139,7 @@ def command(bench: Bench, only: tuple[str, ...], visits: int, small: bool) -> No
     os.environ.update(CHILD_ENVIRONMENT)
     # Imported once in the fork server: each process would need seconds for it.
     CONTEXT.set_forkserver_preload(["enginebench.sections", "ppdaemon.demo.tasks.alerts"])
-    bench.report(measure_all(only or NAMES, visits, bench.folders, progress, small=small), GOALS)
+    bench.report(measure_all(only or NAMES, visits, bench.folders, small=small), GOALS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.results import Scalar
 from exportbench.results import DATABASES, goals, summarize_database, summarize_held
 
@@ -31,12 +31,12 @@ def new_databases(name: str, folder: Path) -> Iterator[Callable[[], str]]:
         yield lambda: new_database(programs, server)
 
 
-@click.command("bench_export.py")
-@click.option("--detectors", default=205, show_default=True, type=click.IntRange(2))
-@click.option("--images", default=3, show_default=True, help="Images of a detector.")
-@click.option("--others", default=9, show_default=True, help="Other datasets of a detector.")
-@click.option("--image-kb", default=500.0, show_default=True, help="Size of an image.")
-@click.option("--other-kb", default=20.0, show_default=True, help="Size of another dataset.")
+@click.command(name="bench_export", context_settings=SETTINGS)
+@click.option("--detectors", default=205, type=click.IntRange(2))
+@click.option("--images", default=3, help="Images of a detector.")
+@click.option("--others", default=9, help="Other datasets of a detector.")
+@click.option("--image-kb", default=500.0, help="Size of an image.")
+@click.option("--other-kb", default=20.0, help="Size of another dataset.")
 @click.option(
     "--database",
     "databases",

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measure the way of a visit from the relay to the workers of many nodes, with the real programs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import FolderRoots
 from benching.results import Scalar, percentile
 from fanoutbench.bare import BareWorkers, bare_workers
@@ -40,18 +39,17 @@ def measure_latency(
     plain: Observatory,
     floor: Floor,
     bare: BareWorkers,
-    progress: Callable[[str], None],
 ) -> dict[str, Scalar]:
     """Measure visit by visit in turn without and with keys: the load of the machine is the same."""
     if not workload.curve:
-        (latencies,), paced = measure_latencies([plain], workload.rounds, floor, bare, progress)
+        (latencies,), paced = measure_latencies([plain], workload.rounds, floor, bare)
         return latencies.results(floor, bare) | _paced_results(paced)
     progress("starting the same with keys")
     with (
         folder_roots.temporary() as folders,
         running(folders, workload.nodes, workload.detectors, encrypted=True) as encrypted,
     ):
-        both, paced = measure_latencies([plain, encrypted], workload.rounds, floor, bare, progress)
+        both, paced = measure_latencies([plain, encrypted], workload.rounds, floor, bare)
     latencies, with_keys = both
     curve = {
         f"curve_{name}": value
@@ -66,9 +64,7 @@ def _paced_results(paced: Latencies) -> dict[str, Scalar]:
     return {f"paced_fanout_p{percent}_ms": percentile(paced.fanout_ms, percent) for percent in (50, 99)}
 
 
-def measure(
-    folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure(folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     """Measure with one relay and its nodes."""
     results: dict[str, Scalar] = {
         "detectors": workload.detectors,
@@ -83,58 +79,41 @@ def measure(
     ):
         results["slots"] = observatory.slots
         if workload.rounds:
-            results |= measure_latency(folder_roots, workload, observatory, floor, bare, progress)
+            results |= measure_latency(folder_roots, workload, observatory, floor, bare)
         if workload.visits:
-            results |= measure_flood(observatory, workload.visits, progress)
+            results |= measure_flood(observatory, workload.visits)
         if workload.complete:
             skipped_ms = float(results.get("relay_ms_per_visit") or 0.0)
-            results |= measure_complete_visits(observatory, workload.complete, skipped_ms, progress)
+            results |= measure_complete_visits(observatory, workload.complete, skipped_ms)
     if workload.doors:
-        results |= measure_doors(folder_roots, workload.doors, progress)
+        results |= measure_doors(folder_roots, workload.doors)
     return results
 
 
-@click.command(name="bench_fanout", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_fanout", context_settings=SETTINGS)
 @click.option(
-    "--detectors",
-    default=205,
-    show_default=True,
-    type=click.IntRange(1, 205),
-    help="Detectors of a visit, of LSSTCam.",
+    "--detectors", default=205, type=click.IntRange(1, 205), help="Detectors of a visit, of LSSTCam."
 )
-@click.option("--nodes", default=4, show_default=True, type=click.IntRange(1), help="Nodes on this machine.")
+@click.option("--nodes", default=4, type=click.IntRange(1), help="Nodes on this machine.")
 @click.option(
     "--rounds",
     default=100,
-    show_default=True,
     type=click.IntRange(0),
     help="Visits whose announcement and cancellation are timed.",
 )
 @click.option(
-    "--visits",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Visits that are sent as fast as they go.",
+    "--visits", default=1000, type=click.IntRange(0), help="Visits that are sent as fast as they go."
 )
-@click.option(
-    "--complete",
-    default=10,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Visits with raws and permanent writes.",
-)
+@click.option("--complete", default=10, type=click.IntRange(0), help="Visits with raws and permanent writes.")
 @click.option(
     "--doors",
     default=10,
-    show_default=True,
     type=click.IntRange(0),
     help="Visits of few detectors whose wait before a permanent write is timed, with and without relay.",
 )
 @click.option(
     "--curve/--no-curve",
     default=True,
-    show_default=True,
     help="Time the same visits at a second relay with nodes that have keys.",
 )
 @options(QUICK)
@@ -146,7 +125,7 @@ def command(bench: Bench, curve: bool, **workload: int) -> None:
     Takes some minutes; other load on the machine changes the results. Goals
     are for two idle cores. All files are deleted.
     """
-    bench.report(measure(bench.folders, Workload(**workload, curve=curve), progress), GOALS)
+    bench.report(measure(bench.folders, Workload(**workload, curve=curve)), GOALS)
 
 
 if __name__ == "__main__":

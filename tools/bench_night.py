@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.results import Scalar
 from nightbench.exposures import measure_night
 from nightbench.results import compare, goals
@@ -13,23 +13,19 @@ from nightbench.results import compare, goals
 QUICK = {"exposures": 4, "flood": 0}
 
 
-@click.command(name="bench_night", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_night", context_settings=SETTINGS)
 @click.option(
     "--rows",
     multiple=True,
     default=(1000, 1_000_000),
-    show_default=True,
     type=click.IntRange(1),
     help="Rows of the node's journal before the night; may be repeated, in ascending order.",
 )
-@click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Of an exposure."
-)
-@click.option("--exposures", default=15, show_default=True, type=click.IntRange(1), help="Of each night.")
+@click.option("--detectors", default=205, type=click.IntRange(1, 205), help="Of an exposure.")
+@click.option("--exposures", default=15, type=click.IntRange(1), help="Of each night.")
 @click.option(
     "--flood",
     default=300,
-    show_default=True,
     type=click.IntRange(0),
     help="Visits without work after each night, for the growth of memory and files; 0 omits it.",
 )
@@ -52,7 +48,7 @@ def command(bench: Bench, rows: tuple[int, ...], **amounts: int) -> None:
     for count in rows:
         progress(f"a night with {count} rows in the journal")
         with bench.folders.temporary() as folders:
-            nights[f"rows_{count}"] = measure_night(folders, count, progress=progress, **amounts)
+            nights[f"rows_{count}"] = measure_night(folders, count, **amounts)
     bench.report({**nights, "long_journal": compare([*nights.values()])}, goals(nights))
 
 

@@ -3,11 +3,11 @@
 """Measure how long an operator waits for ``ppctl`` at a busy node with a long journal."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.processes import private_mb
 from benching.results import Scalar
@@ -36,9 +36,7 @@ class Workload:
     rounds: int
 
 
-def measure(
-    folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure(folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     """Measure at one node, all of whose slots are processing."""
     results: dict[str, Scalar] = {
         "detectors": workload.detectors,
@@ -60,13 +58,11 @@ def measure(
         began = time.monotonic()
         with running(config, folders) as node:
             results["start_s"] = time.monotonic() - began
-            results |= _measure_busy(node, folders, group, workload, progress)
+            results |= _measure_busy(node, folders, group, workload)
     return results
 
 
-def _measure_busy(
-    node: Node, folders: BenchFolders, group: str, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def _measure_busy(node: Node, folders: BenchFolders, group: str, workload: Workload) -> dict[str, Scalar]:
     """Make all workers busy; then run each command in turn, so that all have the same load beside them."""
     node.raws = RawWriter(node.raw_root, CAMERA, "MC")
     node.relay.reserve(BUSY, range(workload.detectors), instrument=CAMERA, survey="process:hang")
@@ -105,20 +101,15 @@ def _measure_busy(
     }
 
 
-@click.command(name="bench_operator", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_operator", context_settings=SETTINGS)
 @click.option(
     "--detectors",
     default=205,
-    show_default=True,
     type=click.IntRange(1, 205),
     help="Workers that are processing, and detectors of a visit in the journal.",
 )
-@click.option(
-    "--rows", default=1_000_000, show_default=True, type=click.IntRange(1), help="Rows of the journal."
-)
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Times that each command is run."
-)
+@click.option("--rows", default=1_000_000, type=click.IntRange(1), help="Rows of the journal.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Times that each command is run.")
 @options(QUICK)
 def command(bench: Bench, **workload: int) -> None:
     """Measure how long an operator waits for ppctl, whose processes start anew each
@@ -127,7 +118,7 @@ def command(bench: Bench, **workload: int) -> None:
     Takes some minutes and 1 GB on the disk; other load on the machine changes the
     results. Goals are for two idle cores. All files are deleted.
     """
-    bench.report(measure(bench.folders, Workload(**workload), progress), GOALS)
+    bench.report(measure(bench.folders, Workload(**workload)), GOALS)
 
 
 if __name__ == "__main__":

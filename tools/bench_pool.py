@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, run
 from benching.folders import BenchFolders, FolderRoots
 from benching.results import Scalar
 from poolbench.dispatch import measure_dispatch
@@ -40,35 +40,25 @@ class Workload:
     against: Path | None
 
 
-def measure(
-    chosen: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure(chosen: frozenset[str], folder_roots: FolderRoots, workload: Workload) -> dict[str, Scalar]:
     """Measure section by section, each in its own folders."""
 
     def full_camera(folders: BenchFolders) -> dict[str, Scalar]:
         observe_s = workload.observe if "idle" in chosen else 0.0
-        return measure_full_camera(
-            folders, observe_s, workload.rounds if "reserve" in chosen else 0, progress
-        )
+        return measure_full_camera(folders, observe_s, workload.rounds if "reserve" in chosen else 0)
 
     def two_workers(folders: BenchFolders) -> dict[str, Scalar]:
         return measure_two_workers(folders, int(results["supervisor_threads"] or 0))
 
     results: dict[str, Scalar] = {}
     sections: Mapping[str, Callable[[BenchFolders], dict[str, Scalar]]] = {
-        "fork": partial(
-            measure_forks,
-            forks=workload.forks,
-            spawns=workload.spawns,
-            other=workload.against,
-            progress=progress,
-        ),
+        "fork": partial(measure_forks, forks=workload.forks, spawns=workload.spawns, other=workload.against),
         "idle reserve": full_camera,
         "idle": two_workers,
         "event": measure_dispatch,
-        "leftovers": partial(measure_leftovers, progress=progress),
-        "replace": partial(measure_replacement, kills=workload.kills, busy=workload.busy, progress=progress),
-        "slope": partial(measure_endurance, visits=workload.visits, raws=workload.raws, progress=progress),
+        "leftovers": measure_leftovers,
+        "replace": partial(measure_replacement, kills=workload.kills, busy=workload.busy),
+        "slope": partial(measure_endurance, visits=workload.visits, raws=workload.raws),
     }
     for names, section in sections.items():
         if chosen & set(names.split()):
@@ -77,21 +67,15 @@ def measure(
     return results
 
 
-@click.command(name="bench_pool", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_pool", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
-@click.option("--forks", default=15, show_default=True, type=click.IntRange(10), help="Workers forked.")
-@click.option("--spawns", default=3, show_default=True, type=click.IntRange(3), help="Workers spawned.")
+@click.option("--forks", default=15, type=click.IntRange(10), help="Workers forked.")
+@click.option("--spawns", default=3, type=click.IntRange(3), help="Workers spawned.")
 @click.option(
-    "--observe",
-    default=20.0,
-    show_default=True,
-    type=click.FloatRange(1),
-    help="Seconds for which the idle daemon is observed.",
+    "--observe", default=20.0, type=click.FloatRange(1), help="Seconds for which the idle daemon is observed."
 )
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Visits of 205 detectors reserved."
-)
-@click.option("--kills", default=20, show_default=True, type=click.IntRange(1, 500), help="Workers killed.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Visits of 205 detectors reserved.")
+@click.option("--kills", default=20, type=click.IntRange(1, 500), help="Workers killed.")
 @click.option(
     "--busy",
     type=click.IntRange(0, DETECTORS),
@@ -100,7 +84,6 @@ def measure(
 @click.option(
     "--visits",
     default=20_000,
-    show_default=True,
     type=click.IntRange(10 * BATCH),
     help=f"Visit-detectors for the slopes, in visits of {BATCH}.",
 )
@@ -120,12 +103,7 @@ def command(bench: Bench, only: tuple[str, ...], busy: int | None, **workload: A
     are for two idle cores. All files are deleted.
     """
     busy_count = min(os.cpu_count() or 1, DETECTORS) if busy is None else busy
-    results = measure(
-        frozenset(only or SECTIONS),
-        bench.folders,
-        Workload(busy=busy_count, **workload),
-        progress,
-    )
+    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(busy=busy_count, **workload))
     bench.report(results, GOALS)
 
 

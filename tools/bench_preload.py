@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.processes import CONTEXT, BenchProcess
 from benching.results import Scalar
 from preloadbench.results import (
@@ -76,7 +76,7 @@ def prepare(host: "Host", size: "Size", database: str, end: Connection) -> None:
     from preloadbench.repo import make_central
     from preloadbench.worker import build_template
 
-    make_central(host.central, size, progress, database)
+    make_central(host.central, size, database)
     build_template(host)
     end.send(True)
 
@@ -176,21 +176,12 @@ def databases(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
             yield found | {"postgresql": new_database(programs, server)}
 
 
-@click.command(name="bench_preload", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--workers", default=5, show_default=True, type=click.IntRange(1), help="Workers measured one at a time."
-)
-@click.option(
-    "--visits",
-    default=6,
-    show_default=True,
-    type=click.IntRange(2),
-    help="Visits of each worker to one field.",
-)
+@click.command(name="bench_preload", context_settings=SETTINGS)
+@click.option("--workers", default=5, type=click.IntRange(1), help="Workers measured one at a time.")
+@click.option("--visits", default=6, type=click.IntRange(2), help="Visits of each worker to one field.")
 @click.option(
     "--crowd",
     default=(4, 20),
-    show_default=True,
     multiple=True,
     type=click.IntRange(1),
     help="Workers at once; may be repeated.",
@@ -198,7 +189,6 @@ def databases(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
 @click.option(
     "--database",
     default=("sqlite", "postgresql"),
-    show_default=True,
     multiple=True,
     type=click.Choice(("sqlite", "postgresql")),
     help="Of the central repo; may be repeated. Single workers are measured with the first one.",
@@ -208,33 +198,19 @@ def databases(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Checkout of another build, whose workers run in turn with these.",
 )
-@click.option(
-    "--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds of workers at once."
-)
-@click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(2), help="Detectors of the camera."
-)
-@click.option(
-    "--epochs", default=4, show_default=True, type=click.IntRange(1), help="Validity ranges of calibrations."
-)
-@click.option(
-    "--tracts",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Tracts along each side of the field.",
-)
+@click.option("--rounds", default=3, type=click.IntRange(1), help="Rounds of workers at once.")
+@click.option("--detectors", default=205, type=click.IntRange(2), help="Detectors of the camera.")
+@click.option("--epochs", default=4, type=click.IntRange(1), help="Validity ranges of calibrations.")
+@click.option("--tracts", default=3, type=click.IntRange(1), help="Tracts along each side of the field.")
 @click.option(
     "--image-mb",
     default=30.0,
-    show_default=True,
     type=click.FloatRange(0.001),
     help="Size of a calibration image or a template.",
 )
 @click.option(
     "--table-mb",
     default=0.5,
-    show_default=True,
     type=click.FloatRange(0.001),
     help="Size of a table or a shard of a reference catalog.",
 )

@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from benching.cli import Bench, options, progress, run
+from benching.cli import SETTINGS, Bench, options, progress, run
 from benching.folders import BenchFolders, FolderRoots
+from benching.orders import Samples
 from benching.results import Scalar
 from sourcesbench.bridge import bridging, measure_ring, posting, posting_again
 from sourcesbench.floor import measure_floor
 from sourcesbench.redis import measure_redis
-from sourcesbench.results import GOALS, Samples, beside, bursts
+from sourcesbench.results import GOALS, beside, bursts
 from sourcesbench.site import Workload, groups, running
 from sourcesbench.zeromq import publishing
 
-type Measure = Callable[[BenchFolders, Workload, Callable[[str], None]], Mapping[str, Scalar]]
+type Measure = Callable[[BenchFolders, Workload], Mapping[str, Scalar]]
 
 OTHERS: Mapping[str, Measure] = {"ring": measure_ring, "redis": measure_redis}
 """Sections of a module of their own, with goals in `GOALS`: each runs what it needs, and sends messages over
@@ -25,21 +26,19 @@ SECTIONS = ("zeromq", "bridge", "burst", *OTHERS)
 QUICK = {"exposures": 2, "detectors": 40, "within_s": 0.5}
 
 
-def measure(
-    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Any]:
+def measure(sections: frozenset[str], folder_roots: FolderRoots, workload: Workload) -> dict[str, Any]:
     """Measure section by section; the sources of notices take turns, so that they have the same load."""
     results: dict[str, Any] = {}
     if sections & {"zeromq", "bridge", "burst"}:
-        results |= _measure_notices(sections, folder_roots, workload, progress)
+        results |= _measure_notices(sections, folder_roots, workload)
     for name in (each for each in OTHERS if each in sections):
         with folder_roots.temporary() as folders:
-            results[name] = OTHERS[name](folders, workload, progress)
+            results[name] = OTHERS[name](folders, workload)
     return results
 
 
 def _measure_notices(
-    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload, progress: Callable[[str], None]
+    sections: frozenset[str], folder_roots: FolderRoots, workload: Workload
 ) -> dict[str, Any]:
     visits = Samples()
     samples = {name: Samples() for name in ("zeromq", "bridge", "burst", "kept_burst", "zeromq_burst")}
@@ -77,34 +76,28 @@ def _measure_notices(
         results["bridge"] = bridged.results("notice") | beside(bridged, zeromq)
     if "burst" in chosen:
         with folder_roots.temporary() as folders:
-            floor = measure_floor(folders, workload, progress)
+            floor = measure_floor(folders, workload)
         results["burst"] = bursts(samples["burst"], samples["kept_burst"], samples["zeromq_burst"], floor)
     return results
 
 
-@click.command(name="bench_sources", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="bench_sources", context_settings=SETTINGS)
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be repeated.")
 @click.option(
     "--exposures",
     default=5,
-    show_default=True,
     type=click.IntRange(1, 9999),
     help="Exposures for each source, after one that warms up.",
 )
-@click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1, 205), help="Of each exposure."
-)
+@click.option("--detectors", default=205, type=click.IntRange(1, 205), help="Of each exposure.")
 @click.option(
     "--within",
     "within_s",
     default=2.0,
-    show_default=True,
     type=click.FloatRange(0),
     help="Seconds in which the notices of an exposure are sent.",
 )
-@click.option(
-    "--ring", default=100_000, show_default=True, type=click.IntRange(1), help="Notices in a bridge's ring."
-)
+@click.option("--ring", default=100_000, type=click.IntRange(1), help="Notices in a bridge's ring.")
 @options(QUICK)
 def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     """Measure the time from a message to the order to a worker: a visit, from the relay's
@@ -115,7 +108,7 @@ def command(bench: Bench, only: tuple[str, ...], **workload: Any) -> None:
     Takes some minutes; other load on the machine changes the results. Goals are for two
     idle cores. All files are deleted.
     """
-    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload), progress)
+    results = measure(frozenset(only or SECTIONS), bench.folders, Workload(**workload))
     bench.report(results, GOALS)
 
 

@@ -11,14 +11,14 @@ import dataclasses
 import json
 import random
 import shutil
-import signal
-import sys
 import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
 import click
+from benching.cli import SETTINGS
+from benching.cli import run as run_program
 from chaos_node import ChaosNode
 from chaos_plan import make_plan
 from chaos_relay import ChaosRelay
@@ -28,7 +28,6 @@ from chaos_storm import StormReport, run_storm
 from rich.console import Console
 from rich.table import Table
 
-from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 from ppdaemon.testing.hosts import why_not
 
@@ -47,11 +46,6 @@ def make_scene(folders: RunFolders, *, demo: bool) -> Scene:
     return DemoScene(folders)
 
 
-def print_progress(line: str) -> None:
-    """Print a line of progress to stderr."""
-    click.echo(line, err=True)
-
-
 def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: bool) -> Report:
     """Run in empty folders."""
     scene = make_scene(folders, demo=demo)
@@ -68,7 +62,7 @@ def run(folders: RunFolders, seconds: float, seed: int, workers: int, *, demo: b
     node = ChaosNode(folders.scratch, scene.settings(workers), uuid.uuid4().hex)
     relay = ChaosRelay(folders.relay, draw)
     try:
-        return ChaosRun(plan, scene, node, relay, draw, print_progress).run()
+        return ChaosRun(plan, scene, node, relay, draw).run()
     finally:
         relay.close()
         scene.close()
@@ -162,16 +156,15 @@ def result_lines(report_values: dict[str, Any]) -> list[str]:
     return [*lines, f"seed {report_values['seed']}: {counts}{first}"]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="chaos", context_settings=SETTINGS)
 @click.option(
     "--seconds",
     default=40.0,
-    show_default=True,
     type=click.FloatRange(8),
     help="Seconds in which visits are announced and faults happen.",
 )
-@click.option("--seed", default=1, show_default=True, type=int, help="The same seed draws the same faults.")
-@click.option("--workers", default=6, show_default=True, type=click.IntRange(2), help="Slots at the most.")
+@click.option("--seed", default=1, type=int, help="The same seed draws the same faults.")
+@click.option("--workers", default=6, type=click.IntRange(2), help="Slots at the most.")
 @click.option(
     "--nodes", type=click.IntRange(1), help="Run the real relay with this number of daemons, not one alone."
 )
@@ -196,8 +189,6 @@ def main(
         raise click.UsageError(reason)
     if nodes is not None and demo:
         raise click.UsageError("--demo runs one daemon only")
-    # As after Ctrl-C: processes are killed, hosts and folders removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     shm = Path("/dev/shm")
     ramdisk = Path(tempfile.mkdtemp(prefix="chaos-", dir=shm if shm.is_dir() else None))
@@ -206,11 +197,8 @@ def main(
         if nodes is None:
             report_values = summary(run(folders, seconds, seed, workers, demo=demo), seconds, seed)
         else:
-            report = run_storm(folders, seconds, seed, nodes, workers, print_progress, namespaces=namespaces)
+            report = run_storm(folders, seconds, seed, nodes, workers, namespaces=namespaces)
             report_values = storm_summary(report, seconds, seed, nodes)
-    except PPDaemonError as error:
-        click.echo(f"chaos: {error}", err=True)
-        sys.exit(error.exit_code)
     finally:
         shutil.rmtree(ramdisk, ignore_errors=True)
         if keep:
@@ -222,8 +210,9 @@ def main(
         click.echo("\n".join(result_lines(report_values)), err=True)
     else:
         show(report_values, Console())
-    sys.exit(ExitCode.FAILED if any(report_values.get(kind) for kind in STORM_KINDS) else ExitCode.OK)
+    if any(report_values.get(kind) for kind in STORM_KINDS):
+        raise SystemExit(ExitCode.FAILED)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

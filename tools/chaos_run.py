@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from benching.cli import progress
 from chaos_check import ReceivedOutcome, RunRecords, Violation, find_violations, is_quiet, read_rows
 from chaos_node import ChaosNode
 from chaos_plan import Fault, Plan, ProcessFault, Visit
@@ -79,14 +80,13 @@ class Report:
 
 @dataclass(slots=True)
 class ChaosRun:
-    """One run. `draw` selects victims, `on_progress` gets a line of progress each second."""
+    """One run. `draw` selects victims."""
 
     plan: Plan
     scene: Scene
     node: ChaosNode
     relay: ChaosRelay
     draw: random.Random
-    on_progress: Callable[[str], None]
     faults: Counter[str] = field(default_factory=Counter)
     killed_while: Counter[str] = field(default_factory=Counter)
     _log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -114,7 +114,7 @@ class ChaosRun:
             self._fill_agenda()
             while self._agenda or self._orphans:
                 self._step()
-            self._end_faults()
+            progress("no more faults; waiting for all outcomes")
             self._drain()
             end = self.node.usage()
             self._check_growth(end)
@@ -329,7 +329,7 @@ class ChaosRun:
         if int(self._now_s) > self._last_line:
             self._last_line = int(self._now_s)
             busy = sum(1 for row in rows if row.state in BUSY_STATES)
-            self.on_progress(
+            progress(
                 f"{self._last_line:4d} s  accepted {len(self.relay.acked):4d}"
                 f"  ended {len(self.relay.results):4d}  workers {busy:2d} of {len(rows):2d} busy"
                 f"  faults {self.faults.total():4d}  incarnation {self.node.incarnations}"
@@ -348,9 +348,6 @@ class ChaosRun:
         self.node.launch()
 
     # --- the end ---------------------------------------------------------
-
-    def _end_faults(self) -> None:
-        self.on_progress("no more faults; waiting for all outcomes")
 
     def _drain(self) -> None:
         """Wait until all work is done and exported, or the time limit is reached."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
+from benching.cli import progress
 from chaos_check import Violation, is_quiet, read_exports, read_rows, read_writes
 from chaos_node import ChaosNode
 from chaos_plan import CUTS, NODE_FAULTS, NODE_WORKER_FAULTS, Fault, Plan, ProcessFault, Visit, make_plan
@@ -141,13 +142,12 @@ class StormClient:
 
 @dataclass(slots=True)
 class Storm:
-    """One storm. `draw` selects victims, `on_progress` gets a line of progress each second."""
+    """One storm. `draw` selects victims."""
 
     plan: Plan
     telescope: Telescope
     client: StormClient
     draw: random.Random
-    on_progress: Callable[[str], None]
     faults: Counter[str] = field(default_factory=Counter)
     _log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _violations: list[Violation] = field(default_factory=list)
@@ -390,7 +390,7 @@ class Storm:
             program.launch()
         if int(self._now_s) > self._last_line:
             self._last_line = int(self._now_s)
-            self.on_progress(
+            progress(
                 f"{self._last_line:4d} s  accepted {len(self.client.accepted):4d} visits"
                 f"  faults {self.faults.total():4d}  stopped {len(self._stopped)}  cut {len(self._cut)}"
             )
@@ -398,7 +398,7 @@ class Storm:
     def _calm(self) -> float:
         """Wait until nothing is open, or `CALM_S` have passed; return the time."""
         began, quiet_since = time.monotonic(), None
-        self.on_progress("calm; waiting for all outcomes")
+        progress("calm; waiting for all outcomes")
         while (passed_s := time.monotonic() - began) < CALM_S:
             self._step()
             if self._is_quiet():
@@ -491,7 +491,6 @@ def run_storm(
     seed: int,
     nodes: int,
     workers: int,
-    on_progress: Callable[[str], None],
     *,
     namespaces: bool,
 ) -> StormReport:
@@ -530,7 +529,6 @@ def run_storm(
                 telescope,
                 StormClient(sockets, telescope),
                 random.Random(f"victims of {seed}"),
-                on_progress,
             ).run()
         finally:
             telescope.kill()

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Replay a recorded or generated night at any speed, with own nodes or at a relay; count what was lost."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
-from benching.cli import progress, run
+from benching.cli import SETTINGS, folder_options, progress, run
 from benching.folders import BenchFolders, FolderRoots
 from fanoutbench.observatory import Observatory, running
 from nightreplay.nights import (
@@ -83,7 +82,6 @@ def replay(
         follower = Follower(
             client,
             len(visits),
-            progress,
             observatory=observatory,
             raws=raw_root is not None,
             open_visits=0 if speed else options["open_visits"],
@@ -117,7 +115,7 @@ def replay_with_own_nodes(
 ) -> ReplayReport:
     """Run a relay and nodes with scripted workers, and replay there."""
     script = folders.scratch / "night.yaml"
-    script.write_text(f"{{}}\n# script: {'' if options['raws'] else 'skip'} {options['script']}\n")
+    script.write_text(f"{{}}\n# script: {'' if options['raws'] else 'skip'} {options['script'] or ''}\n")
     progress(f"starting {options['nodes']} nodes for {options['detectors']} detectors")
     rules = {"main": [{"pipelines": [str(script)]}]}
     with running(folders, options["nodes"], options["detectors"], pipelines=rules) as observatory:
@@ -146,51 +144,42 @@ def show(report: ReplayReport) -> None:
     Console().print(table)
 
 
-@click.command(name="replay_night", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(name="replay_night", context_settings=SETTINGS)
 @click.option("--ledger", type=_PATH, help="Replay the visits of a relay's ledger, a file or its folder.")
 @click.option("--journal", type=_PATH, help="Replay the visits of a node's journal, a file or its folder.")
 @click.option(
     "--night", type=_PATH, help="Replay a file with an event, or a message of kcat -J, in each line."
 )
 @click.option("--scheduler", is_flag=True, help="Replay a night that rubin-scheduler simulates.")
+@click.option("--visits", default=1000, type=click.IntRange(1), help="Visits, at the most.")
 @click.option(
-    "--visits", default=1000, show_default=True, type=click.IntRange(1), help="Visits, at the most."
+    "--cadence", default=40.0, type=click.FloatRange(1), help="Seconds between visits of a generated night."
 )
-@click.option(
-    "--cadence",
-    default=40.0,
-    show_default=True,
-    type=click.FloatRange(1),
-    help="Seconds between visits of a generated night.",
-)
-@click.option("--seed", default=1, show_default=True, type=int, help="Another seed, another night.")
-@click.option("--instrument", default="LSSTCam", show_default=True, help="Visits of others are left out.")
-@click.option(
-    "--detectors", default=205, show_default=True, type=click.IntRange(1), help="Detectors of a visit."
-)
+@click.option("--seed", default=1, type=int, help="Another seed, another night.")
+@click.option("--instrument", default="LSSTCam", help="Visits of others are left out.")
+@click.option("--detectors", default=205, type=click.IntRange(1), help="Detectors of a visit.")
 @click.option(
     "--speed",
     default=0.0,
-    show_default=True,
     type=click.FloatRange(0),
     help="Factor by which it is faster than the night; 0 as fast as visits end.",
 )
 @click.option(
-    "--open-visits",
-    default=4,
-    show_default=True,
-    type=click.IntRange(1),
-    help="With --speed 0: visits that are open at once.",
+    "--open-visits", default=4, type=click.IntRange(1), help="With --speed 0: visits that are open at once."
 )
 @click.option(
     "--nodes",
     default=4,
-    show_default=True,
     type=click.IntRange(1),
     help="Own nodes with scripted workers, unless there is --relay.",
 )
 @click.option("--raws", is_flag=True, help="Own workers wait for raws, small files; else they end at once.")
-@click.option("--script", default="", help="What own workers do, in words of ppdaemon.testing.work: pace:40.")
+@click.option(
+    "--script",
+    default="",
+    show_default=False,
+    help="What own workers do, in words of ppdaemon.testing.work: pace:40.",
+)
 @click.option("--relay", help="Submit socket of a relay that runs, instead of own nodes.")
 @key_options
 @click.option(
@@ -206,14 +195,12 @@ def show(report: ReplayReport) -> None:
 @click.option(
     "--limit",
     default=300.0,
-    show_default=True,
     type=click.FloatRange(1),
     help="Seconds after its announcement when a visit without outcomes is given up.",
 )
 @click.option(
     "--report",
     default=Path("build/replay/report.json"),
-    show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of the report.",
 )
@@ -222,19 +209,7 @@ def show(report: ReplayReport) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the night to a file that --night reads, and replay nothing.",
 )
-@click.option(
-    "--scratch",
-    default=tempfile.gettempdir,
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Existing folder on a disk, for own nodes.  [default: the system's]",
-)
-@click.option(
-    "--ramdisk",
-    default="/dev/shm",
-    show_default=True,
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Existing folder on a tmpfs, for own nodes.",
-)
+@folder_options
 def command(keys: ClientKeys | None, **options: Any) -> None:
     """Replay a night: one of a ledger, of a file, simulated by rubin-scheduler,
     or generated.

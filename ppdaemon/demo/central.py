@@ -89,7 +89,6 @@ type Job = partial[list[MasterFile]]
 def make_central_repo(
     root: Path | str,
     *,
-    skies: Sequence[Sky] | None = None,
     bands: Sequence[str] = tuple(FILTER_BANDS.values()),
     detectors: Sequence[int] = tuple(range(DETECTOR_COUNT)),
     processes: int = 2,
@@ -99,7 +98,7 @@ def make_central_repo(
     """Make the demo's central repo in a folder that must not exist yet.
 
     The folder appears by a rename when everything is done. Raws must be
-    rendered with the same `skies`; only the first one has templates and is in
+    rendered with the same skies; only the first one has templates and is in
     the alert map. `processes` is the number of processes that make images; 1
     makes them in this process. `progress` gets one line per step, `done` the
     number of finished jobs and that of all jobs, before each line of a job.
@@ -108,7 +107,7 @@ def make_central_repo(
     root = Path(root).absolute()
     if root.exists():
         raise FileExistsError(f"{root} exists: name a folder that does not, or remove it first")
-    skies = skies or demo_skies()
+    skies = demo_skies()
     # The name has no dot: Butler.makeRepo treats a path with a dot as a file.
     partial_root = root.with_name(f"{root.name.replace('.', '-')}-partial")
     shutil.rmtree(partial_root, ignore_errors=True)

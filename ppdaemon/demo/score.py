@@ -13,14 +13,13 @@ An alert is false if neither a transient nor a variable star, however faint, is
 within the match radius.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fastavro
 import numpy as np
-from astropy.table import Table
 from lsst.images import MaskedImage
 from scipy.spatial import cKDTree
 
@@ -31,7 +30,12 @@ from ppdaemon.demo.tasks.photometry import point_fluxes
 from ppdaemon.demo.tasks.planes import projection_of, unusable
 from ppdaemon.demo.truth import TRANSIENT, truth_table
 
-__all__ = ("DetectorScore", "read_alerts", "score_alerts", "score_detector", "total_score")
+__all__ = ("DetectorScore", "read_alerts", "score_alerts", "total_score")
+
+SNR_MIN = 10.0
+"""Signal to noise above which a transient must be found."""
+RADIUS_ARCSEC = 1.0
+"""Largest distance of an alert from its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,6 @@ class DetectorScore:
         """Fraction of the injected transients that was recovered; 1 if there were none."""
         return self.recovered / self.injected if self.injected else 1.0
 
-    @property
-    def false_per_detector(self) -> float:
-        """Mean number of false alerts per detector."""
-        return self.false_positives / self.detectors if self.detectors else 0.0
-
 
 def total_score(scores: Iterable[DetectorScore]) -> DetectorScore:
     """Add up the scores of several detectors."""
@@ -81,41 +80,26 @@ def read_alerts(path: Path | str) -> list[dict[str, Any]]:
         return [dict(packet) for packet in fastavro.reader(stream) if isinstance(packet, dict)]
 
 
-def score_alerts(
-    path: Path | str, image: MaskedImage, sky: Sky, *, snr_min: float = 10.0, radius_arcsec: float = 1.0
-) -> DetectorScore:
+def score_alerts(path: Path | str, image: MaskedImage, sky: Sky) -> DetectorScore:
     """Score the alert file of one visit and detector.
 
-    `image` is the detector's ``difference_image``, or
-    ``preliminary_visit_image`` whose noise is a little lower. `snr_min` is the
-    signal to noise above which a transient must be found.
+    `image` is the detector's ``difference_image``, or ``preliminary_visit_image`` whose noise is a little
+    lower.
     """
     metadata: dict[str, Any] = dict(image.metadata)
     middle_mjd_tai = (float(metadata["mjd_begin_tai"]) + float(metadata["mjd_end_tai"])) / 2.0
     truth = truth_table(sky, middle_mjd_tai, str(metadata["band"]))
-    return score_detector(read_alerts(path), image, truth, snr_min=snr_min, radius_arcsec=radius_arcsec)
-
-
-def score_detector(
-    alerts: Sequence[dict[str, Any]],
-    image: MaskedImage,
-    truth: Table,
-    *,
-    snr_min: float = 10.0,
-    radius_arcsec: float = 1.0,
-) -> DetectorScore:
-    """Compare the alerts of one detector with a truth table of any part of the sky."""
-    wcs = projection_of(image)
+    alerts, wcs = read_alerts(path), projection_of(image)
     true_xy = np.column_stack(wcs.all_world2pix(truth["ra"].value, truth["dec"].value, 0))
     height, width = image.image.array.shape
     inside = (true_xy > -0.5).all(axis=1) & (true_xy[:, 0] < width - 0.5) & (true_xy[:, 1] < height - 0.5)
     ra_dec = np.array([(each["diaSource"]["ra"], each["diaSource"]["dec"]) for each in alerts]).reshape(-1, 2)
     alert_xy = np.column_stack(wcs.all_world2pix(ra_dec[:, 0], ra_dec[:, 1], 0)) if len(alerts) else ra_dec
-    radius_px = radius_arcsec / PIXEL_SCALE_ARCSEC
+    radius_px = RADIUS_ARCSEC / PIXEL_SCALE_ARCSEC
     expected = np.flatnonzero(inside & (truth["kind"] == TRANSIENT))
     # All sources count as real, but only bright enough transients as injected.
     snr = _signal_to_noise(image, true_xy[expected], truth["difference_njy"].value[expected])
-    expected = expected[snr > snr_min]
+    expected = expected[snr > SNR_MIN]
     found = _within(true_xy[expected], alert_xy, radius_px)
     real = _within(alert_xy, true_xy, radius_px)
     return DetectorScore(

@@ -7,12 +7,11 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table, vstack
 
-from ppdaemon.demo.geometry import DETECTOR_SIZE, FILTER_BANDS
+from ppdaemon.demo.geometry import FILTER_BANDS
 from ppdaemon.demo.plan import ExposurePlan
-from ppdaemon.demo.render import true_wcs
 from ppdaemon.demo.sky import Sky, magnitude_to_njy, njy_to_magnitude
 
-__all__ = ("TRANSIENT", "VARIABLE", "detector_truth", "truth_table", "write_truth")
+__all__ = ("TRANSIENT", "VARIABLE", "truth_table", "write_truth")
 
 TRANSIENT, VARIABLE = "transient", "variable"
 
@@ -48,19 +47,6 @@ def truth_table(sky: Sky, mjd_tai: float, band: str) -> Table:
             ),
         ]
     )
-
-
-def detector_truth(sky: Sky, plan: ExposurePlan, detector: int, edge_pixels: float = 0.0) -> Table:
-    """Return the truth of one detector, without sources in a margin at its edge.
-
-    As `truth_table`, with ``x`` and ``y``: 0-based pixels of the image without
-    overscan, with the pointing error applied.
-    """
-    truth = truth_table(sky, plan.mid_mjd_tai, FILTER_BANDS[plan.physical_filter])
-    x, y = true_wcs(plan, detector, sky.seed).all_world2pix(truth["ra"].value, truth["dec"].value, 0)
-    truth["x"], truth["y"] = x * u.pix, y * u.pix
-    low, high = edge_pixels - 0.5, DETECTOR_SIZE - 0.5 - edge_pixels
-    return truth[(x > low) & (x < high) & (y > low) & (y < high)]
 
 
 def write_truth(path: Path | str, sky: Sky, plan: ExposurePlan) -> Path:

@@ -12,16 +12,20 @@ import logging
 import os
 import select
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from ppdaemon import log, messages
 from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig
 from ppdaemon.durable import write_durably
+from ppdaemon.environment import THREAD_VARIABLES
 from ppdaemon.errors import Refused, Unavailable, VisitFailed
 from ppdaemon.folders import NodeFolders
 from ppdaemon.states import ExitCode, Outcome, Stage
@@ -30,7 +34,6 @@ from ppdaemon.work import Asker, Exporter, Work, WorkerContext, WorkModule
 from ppdaemon.worker.channel import Channel
 from ppdaemon.worker.imports import ImportCosts, observed_imports
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
-from ppdaemon.worker.threads import allow_threads
 
 __all__ = ("Inherited", "run_role")
 
@@ -80,7 +83,7 @@ def run_role(
     channel = Channel(end, messages.ORDERS)
     folders = NodeFolders.of(config)
     if order.role == "worker" and config.workers.threads > 1:
-        allow_threads(config.workers.threads)
+        _allow_threads(config.workers.threads)
     scratch = ScratchFolder(Path(order.repo) / SCRATCH)
     visit_loop = VisitLoop(channel, folders, scratch, inherited.leftovers, config)
     context = WorkerContext(
@@ -396,3 +399,15 @@ def _bind(order: messages.Prepare) -> None:
     visit = order.visit
     values = (visit.instrument, visit.group, order.detector, order.attempt, Stage.ASSIGNED, None)
     log.bind(**dict(zip(_VISIT_FIELDS, values, strict=True)))
+
+
+def _allow_threads(number: int) -> None:
+    """Let numerical libraries of this process use some threads, after the fork; also those that are
+    imported later, and in its children.
+    """
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(number)))
+    threadpool_limits(number)  # BLAS and OpenMP, as far as they are loaded
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].set_cpu_count(number)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(number)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from lsst.daf.butler import Butler, Config, DatasetRef, DimensionConfig, FileDataset
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
-from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
 from lsst.sphgeom import ConvexPolygon
 from postgres import PostgresServer
 from toycam import (
@@ -31,6 +30,10 @@ from toycam import (
     add_calibs,
     box,
     dataset_type,
+    finds,
+    makes,
+    reads,
+    write_pipeline,
 )
 
 from ppdaemon.messages import Done, Process
@@ -155,19 +158,13 @@ def _add_models(butler: Butler) -> None:
 
 # --- a pipeline with a model and with optional inputs ------------------------
 
-_DICT = "StructuredDataDict"
-
 
 class ClassifyConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
-    model = PrerequisiteInput(name="toy_model", doc="one for all", storageClass=_DICT, dimensions=())
-    optional = PrerequisiteInput(
-        name="toy_optional", doc="there is none", storageClass=_DICT, dimensions=(), minimum=0
-    )
-    unregistered = PrerequisiteInput(
-        name="toy_unregistered", doc="not even registered", storageClass=_DICT, dimensions=(), minimum=0
-    )
-    output = Output(name="toy_classes", doc="classified", storageClass=_DICT, dimensions=EXPOSURE)
+    image = reads("toy_isr")
+    model = finds("toy_model", (), doc="one for all")
+    optional = finds("toy_optional", (), doc="there is none", minimum=0)
+    unregistered = finds("toy_unregistered", (), doc="not even registered", minimum=0)
+    output = makes("toy_classes")
 
 
 class ClassifyConfig(PipelineTaskConfig, pipelineConnections=ClassifyConnections):
@@ -184,13 +181,8 @@ class ClassifyTask(PipelineTask):
 
 def write_everything(folder: Path) -> str:
     """Write a pipeline that reads every dataset type; return its path."""
-    tasks = {"isr": "Isr", "calibrate": "Calibrate", "subtract": "Subtract", "associate": "Associate"}
-    lines = ["description: everything", f"instrument: {ToyCam.__module__}.ToyCam", "tasks:"]
-    lines += [f"  {label}: {ToyCam.__module__}.{task}Task" for label, task in tasks.items()]
-    lines.append(f"  classify: {__name__}.ClassifyTask")
-    path = folder / "Everything.yaml"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
+    tasks = {each.lower(): f"toycam.{each}Task" for each in ("Isr", "Calibrate", "Subtract", "Associate")}
+    return write_pipeline(folder, "Everything", tasks | {"classify": f"{__name__}.ClassifyTask"})
 
 
 # --- outputs ---------------------------------------------------------------

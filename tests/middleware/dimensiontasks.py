@@ -6,29 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from directtasks import find_shards, write_pipeline
+import toycam
+from directtasks import find_shards
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pex.config import Field
 from lsst.pipe.base import NoWorkFound
-from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
 from objecttasks import task
-from toycam import DEC, EXPOSURE, GROUP_DETECTOR, NAME, RA, VISIT, Rig, box
+from toycam import DEC, EXPOSURE, GROUP_DETECTOR, NAME, PATCHES, RA, VISIT, Rig, box, makes
 
 SKYMAP = (*VISIT, "skymap")
 TRACT = (*SKYMAP, "tract")
 PATCH = (*TRACT, "patch")
-_DICT = partial(dict, doc="what was read", storageClass="StructuredDataDict")
-
-
-def reads(name: str, dimensions: tuple[str, ...], **more: Any) -> Input:
-    """Return an input of several datasets."""
-    return Input(**_DICT(name=name, dimensions=dimensions, multiple=True, minimum=0) | more)
-
-
-def finds(name: str, dimensions: tuple[str, ...], **more: Any) -> PrerequisiteInput:
-    """Return a prerequisite of several datasets."""
-    usual = _DICT(name=name, dimensions=dimensions, multiple=True, minimum=0)
-    return PrerequisiteInput(**usual | more)
+reads = partial(toycam.reads, multiple=True, minimum=0)
+finds = partial(toycam.finds, multiple=True, minimum=0)
+"""Inputs and prerequisites of several datasets."""
 
 
 def _fields() -> dict[str, Any]:
@@ -66,41 +57,34 @@ def _each(refs: Any) -> Any:
     return [refs] if isinstance(refs, DatasetRef) else refs
 
 
-_PATCHES = ("skymap", "tract", "patch", "band")
-
-
-def image() -> dict[str, Input]:
+def image() -> dict[str, Any]:
     """Return the calibrated image of a visit as an input."""
     return {"image": reads("toy_image", VISIT, minimum=1)}
 
 
-def isr() -> dict[str, Input]:
+def isr() -> dict[str, Any]:
     """Return the images of exposures as an input."""
     return {"isr": reads("toy_isr", EXPOSURE)}
 
 
-def templates() -> dict[str, Input]:
+def templates() -> dict[str, Any]:
     """Return the templates of all patches as an input, which need not be there."""
-    return {"templates": reads("toy_template", _PATCHES, deferGraphConstraint=True)}
+    return {"templates": reads("toy_template", PATCHES, deferGraphConstraint=True)}
 
 
-def shards(**more: Any) -> dict[str, Input]:
+def shards(**more: Any) -> dict[str, Any]:
     """Return the shards as an input, some of which must be there unless that is deferred."""
     return {"shards": reads("toy_refcat", ("htm7",), **more)}
 
 
-def found_shards() -> dict[str, PrerequisiteInput]:
+def found_shards() -> dict[str, Any]:
     """Return the shards as a prerequisite."""
     return {"shards": finds("toy_refcat", ("skypix",))}
 
 
 def _add(label: str, dimensions: tuple[str, ...], *output: str, **inputs: Any) -> None:
     """Add a task to this module; `output` are the dimensions of its output, by default those of the task."""
-    made = {
-        "output": Output(
-            **_DICT(name=f"made_{label}", dimensions=output or dimensions, multiple=bool(output))
-        )
-    }
+    made = {"output": makes(f"made_{label}", output or dimensions, multiple=bool(output))}
     name = f"{label[0].upper()}{label[1:]}"
     globals()[f"{name}Task"] = task(
         name, inputs | made, Listing, module=__name__, dimensions=dimensions, fields=_fields()
@@ -118,23 +102,23 @@ _add(
     "byPatch",
     PATCH,
     **image(),
-    template=reads("toy_template", _PATCHES, minimum=1, deferGraphConstraint=True),
+    template=reads("toy_template", PATCHES, minimum=1, deferGraphConstraint=True),
 )
-_add("tractFinds", TRACT, **image(), found=finds("toy_template", _PATCHES))
+_add("tractFinds", TRACT, **image(), found=finds("toy_template", PATCHES))
 _add("findsTwo", PATCH, **image(), **templates(), **found_shards())
 _add("noDetector", ("instrument", "visit", "skymap", "tract"), **image(), **templates())
 _add("noVisit", (*EXPOSURE, "skymap", "tract", "patch"), **isr(), **templates())
-_add("noRegion", EXPOSURE, **isr(), **found_shards(), templates=finds("toy_template", _PATCHES))
+_add("noRegion", EXPOSURE, **isr(), **found_shards(), templates=finds("toy_template", PATCHES))
 _add("byPixel", PIXEL, **image())
 _add("overPixels", VISIT, made=reads("made_byPixel", PIXEL))
 _add("alsoPixel", ("instrument", "visit", "healpix8"), made=reads("made_byPixel", PIXEL))
 _add("visitPixel", COARSE, made=reads("made_byPixel", PIXEL))
 _add("manyPixels", VISIT, *VISIT, "htm9", **image())
-_add("patchPixel", (*_PATCHES, "healpix8"), **templates())
+_add("patchPixel", (*PATCHES, "healpix8"), **templates())
 _add("pixelPatch", PIXEL, **image(), **templates())
 _add("byShard", (*VISIT, "htm7"), made=reads("made_toVisit", VISIT), **shards())
 _add("laterShard", (*VISIT, "htm7"), made=reads("made_toVisit", VISIT), **shards(deferGraphConstraint=True))
-_add("patchShard", (*_PATCHES, "htm7"), **templates(), **shards(deferGraphConstraint=True))
+_add("patchShard", (*PATCHES, "htm7"), **templates(), **shards(deferGraphConstraint=True))
 _add("shardPatch", (*PATCH, "htm7"), **image(), **templates())
 _add(
     "byDay",
@@ -197,7 +181,7 @@ def write_dimensions(rig: Rig) -> None:
         before = ["Isr"] if set(labels) & set(_TO_VISIT) else ["Isr", "Calibrate"]
         tasks = {each.lower(): f"toycam.{each}Task" for each in before}
         tasks |= {label: f"{__name__}.{label[0].upper()}{label[1:]}Task" for label in labels}
-        write_pipeline(rig, name, tasks)
+        rig.add_pipeline(name, tasks)
 
 
 def make_tracts(source: Path, root: Path) -> Path:

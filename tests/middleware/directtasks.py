@@ -2,7 +2,6 @@
 """Tasks that use components, conversions, deferred loads, shared objects and lookup functions."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,10 @@ from lsst.pipe.base import (
     PipelineTaskConnections,
     Struct,
 )
-from lsst.pipe.base.connectionTypes import InitInput, InitOutput, Input, Output, PrerequisiteInput
-from toycam import EXPOSURE, VISIT, Rig
+from lsst.pipe.base.connectionTypes import InitInput, InitOutput
+from toycam import CALIB, EXPOSURE, FLAT, PATCHES, VISIT, Rig, finds, makes, reads
 
 _DICT = "StructuredDataDict"
-_PATCH = ("skymap", "tract", "patch", "band")
-_FLAT = ("instrument", "detector", "physical_filter")
 
 
 def find_flat(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> Iterator[Any]:
@@ -35,22 +32,13 @@ def find_shards(dataset_type: Any, registry: Any, data_id: Any, collections: Any
 
 
 class MakeConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    bias = PrerequisiteInput(
-        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
-    )
-    flat = PrerequisiteInput(
-        name="flat",
-        doc="flat",
-        storageClass=_DICT,
-        dimensions=_FLAT,
-        isCalibration=True,
-        lookupFunction=find_flat,
-    )
+    raw = reads("raw")
+    bias = finds("bias", CALIB, isCalibration=True)
+    flat = finds("flat", FLAT, isCalibration=True, lookupFunction=find_flat)
     schema = InitOutput(name="many_schema", doc="made once", storageClass=_DICT)
-    table = Output(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
-    box = Output(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE)
-    twin = Output(name="many_twin", doc="the same object", storageClass=_DICT, dimensions=EXPOSURE)
+    table = makes("many_table", storage="ArrowAstropy")
+    box = makes("many_box")
+    twin = makes("many_twin", doc="the same object")
 
 
 class MakeConfig(PipelineTaskConfig, pipelineConnections=MakeConnections):
@@ -80,12 +68,10 @@ class MakeTask(PipelineTask):
 
 
 class SpoilConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    bias = PrerequisiteInput(
-        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
-    )
-    box = Input(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE)
-    table = Input(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
-    spoilt = Output(name="many_spoilt", doc="what was read, changed", storageClass=_DICT, dimensions=EXPOSURE)
+    bias = finds("bias", CALIB, isCalibration=True)
+    box = reads("many_box")
+    table = reads("many_table", storage="ArrowAstropy")
+    spoilt = makes("many_spoilt", doc="what was read, changed")
 
 
 class SpoilConfig(PipelineTaskConfig, pipelineConnections=SpoilConnections):
@@ -107,46 +93,16 @@ class SpoilTask(PipelineTask):
 
 class ReadAllConnections(PipelineTaskConnections, dimensions=VISIT):
     schema = InitInput(name="many_schema", doc="made once", storageClass=_DICT)
-    bias = PrerequisiteInput(
-        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
-    )
-    shards = PrerequisiteInput(
-        name="toy_refcat",
-        doc="shards",
-        storageClass=_DICT,
-        dimensions=("skypix",),
-        multiple=True,
-        deferLoad=True,
-    )
-    patches = PrerequisiteInput(
-        name="toy_template", doc="patches", storageClass=_DICT, dimensions=_PATCH, multiple=True
-    )
-    boxes = Input(name="many_box", doc="some content", storageClass=_DICT, dimensions=EXPOSURE, multiple=True)
-    twins = Input(
-        name="many_twin", doc="the same object", storageClass=_DICT, dimensions=EXPOSURE, multiple=True
-    )
-    frames = Input(
-        name="many_table", doc="converted", storageClass="ArrowNumpyDict", dimensions=EXPOSURE, multiple=True
-    )
-    columns = Input(
-        name="many_table.columns",
-        doc="a part",
-        storageClass="ArrowColumnList",
-        dimensions=EXPOSURE,
-        multiple=True,
-    )
-    missing = Input(
-        name="many_none",
-        doc="never produced",
-        storageClass=_DICT,
-        dimensions=VISIT,
-        minimum=0,
-        deferGraphConstraint=True,
-    )
-    result = Output(name="many_inputs", doc="all that was read", storageClass=_DICT, dimensions=VISIT)
-    never = Output(
-        name="many_never", doc="dropped by adjustQuantum", storageClass=_DICT, dimensions=VISIT, multiple=True
-    )
+    bias = finds("bias", CALIB, isCalibration=True)
+    shards = finds("toy_refcat", ("skypix",), multiple=True, deferLoad=True)
+    patches = finds("toy_template", PATCHES, multiple=True)
+    boxes = reads("many_box", multiple=True)
+    twins = reads("many_twin", doc="the same object", multiple=True)
+    frames = reads("many_table", storage="ArrowNumpyDict", multiple=True)
+    columns = reads("many_table.columns", storage="ArrowColumnList", multiple=True)
+    missing = reads("many_none", VISIT, minimum=0, deferGraphConstraint=True)
+    result = makes("many_inputs", VISIT, doc="all that was read")
+    never = makes("many_never", VISIT, doc="dropped by adjustQuantum", multiple=True)
 
     def adjustQuantum(  # noqa: N802
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], label: str, data_id: Any
@@ -199,10 +155,8 @@ class ReadAllTask(PipelineTask):
 
 
 class LateConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    table = Input(
-        name="many_table", doc="deferred", storageClass="ArrowAstropy", dimensions=EXPOSURE, deferLoad=True
-    )
-    late = Output(name="many_late", doc="what was read", storageClass=_DICT, dimensions=EXPOSURE)
+    table = reads("many_table", storage="ArrowAstropy", deferLoad=True)
+    late = makes("many_late", doc="what was read")
 
 
 class LateConfig(PipelineTaskConfig, pipelineConnections=LateConnections):
@@ -232,7 +186,7 @@ class LateTask(PipelineTask):
 
 
 class HookedConnections(LateConnections, dimensions=EXPOSURE):
-    table = Input(name="many_table", doc="stars", storageClass="ArrowAstropy", dimensions=EXPOSURE)
+    table = reads("many_table", storage="ArrowAstropy")
 
     def adjust_all_quanta(self, adjuster: Any) -> None:
         """Adjust all quanta together."""
@@ -253,15 +207,11 @@ class HookedTask(PipelineTask):
 
 
 class LaterConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    later = PrerequisiteInput(
-        name="toy_later",
-        doc="not known to the repo at first",
-        storageClass="ArrowAstropy",
-        dimensions=("instrument",),
-        minimum=0,
+    raw = reads("raw")
+    later = finds(
+        "toy_later", ("instrument",), storage="ArrowAstropy", doc="not known to the repo at first", minimum=0
     )
-    output = Output(name="many_later", doc="what it is", storageClass=_DICT, dimensions=EXPOSURE)
+    output = makes("many_later", doc="what it is")
 
 
 class LaterConfig(PipelineTaskConfig, pipelineConnections=LaterConnections):
@@ -294,11 +244,9 @@ class InVainTask(HookedTask):
 
 
 class AnyBiasConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    bias = PrerequisiteInput(
-        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
-    )
-    output = Output(name="many_any", doc="made", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    bias = finds("bias", CALIB, isCalibration=True)
+    output = makes("many_any")
 
 
 class AnyBiasConfig(PipelineTaskConfig, pipelineConnections=AnyBiasConnections):
@@ -316,17 +264,9 @@ class AnyBiasTask(PipelineTask):
 
 
 class ShardsConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    shards = PrerequisiteInput(
-        name="toy_refcat",
-        doc="shards",
-        storageClass=_DICT,
-        dimensions=("skypix",),
-        multiple=True,
-        deferLoad=True,
-        lookupFunction=find_shards,
-    )
-    output = Output(name="many_shards", doc="what is known of them", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    shards = finds("toy_refcat", ("skypix",), multiple=True, deferLoad=True, lookupFunction=find_shards)
+    output = makes("many_shards", doc="what is known of them")
 
 
 class ShardsConfig(PipelineTaskConfig, pipelineConnections=ShardsConnections):
@@ -344,8 +284,8 @@ class ShardsTask(PipelineTask):
 
 
 class RawFirstConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = PrerequisiteInput(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    output = Output(name="many_raw", doc="made", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = finds("raw")
+    output = makes("many_raw")
 
 
 class RawFirstConfig(PipelineTaskConfig, pipelineConnections=RawFirstConnections):
@@ -363,9 +303,9 @@ class RawFirstTask(PipelineTask):
 
 
 class AgainConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    box = Input(name="many_box", doc="read twice", storageClass=_DICT, dimensions=EXPOSURE)
-    early = Output(name="again_early", doc="changed after that", storageClass=_DICT, dimensions=EXPOSURE)
-    late = Output(name="again_late", doc="the same, changed", storageClass=_DICT, dimensions=EXPOSURE)
+    box = reads("many_box")
+    early = makes("again_early", doc="changed after that")
+    late = makes("again_late", doc="the same, changed")
 
 
 class AgainConfig(PipelineTaskConfig, pipelineConnections=AgainConnections):
@@ -387,8 +327,8 @@ class AgainTask(PipelineTask):
 
 
 class UnwritableConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    output = Output(name="many_unwritable", doc="not for YAML", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    output = makes("many_unwritable", doc="not for YAML")
 
 
 class UnwritableConfig(PipelineTaskConfig, pipelineConnections=UnwritableConnections):
@@ -421,15 +361,4 @@ PIPELINES = {
 def write_many(rig: Rig) -> None:
     """Add the pipelines of this module."""
     for name, tasks in PIPELINES.items():
-        write_pipeline(rig, name, tasks, __name__)
-
-
-def write_pipeline(rig: Rig, name: str, tasks: Mapping[str, str], module: str = "") -> None:
-    """Add a pipeline of a module's tasks, or of tasks with their full names."""
-    path = Path(next(iter(rig.paths.values()))).parent / f"{name}.yaml"
-    lines = [f"description: {name}", "instrument: toycam.ToyCam", "tasks:"]
-    prefix = f"{module}." if module else ""
-    path.write_text(
-        "\n".join([*lines, *(f"  {label}: {prefix}{task}" for label, task in tasks.items())]) + "\n"
-    )
-    rig.paths[name] = str(path)
+        rig.add_pipeline(name, tasks, __name__)

@@ -17,7 +17,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS
-from directtasks import find_flat, write_pipeline
+from directtasks import find_flat
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
 from lsst.images import Box, MaskedImage
 from lsst.pex.config import Field
@@ -530,7 +530,7 @@ PROMPT = (
 def write_field(rig: Rig) -> None:
     """Add the two pipelines of this module."""
     for name, labels in (("FieldPreload", PREPROCESSING), ("FieldPrompt", PROMPT)):
-        write_pipeline(rig, name, {each: f"{each[0].upper()}{each[1:]}Task" for each in labels}, __name__)
+        rig.add_pipeline(name, {each: f"{each[0].upper()}{each[1:]}Task" for each in labels}, __name__)
 
 
 def make_field(source: Path, root: Path) -> Path:

@@ -3,13 +3,10 @@
 
 from typing import Any, NoReturn
 
-from directtasks import write_pipeline
 from lsst.pex.config import Field
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
-from lsst.pipe.base.connectionTypes import Input, Output
-from toycam import EXPOSURE, Rig
+from toycam import EXPOSURE, Rig, makes, reads
 
-_DICT = "StructuredDataDict"
 HALF = "half \ud800"
 """Text with half of a surrogate pair."""
 
@@ -25,9 +22,9 @@ class Uncopyable:
 
 
 class BreakConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    broken = Output(name="toy_broken", doc="may be lost", storageClass="Fragile", dimensions=EXPOSURE)
-    whole = Output(name="toy_whole", doc="is written", storageClass="Fragile", dimensions=EXPOSURE)
+    raw = reads("raw")
+    broken = makes("toy_broken", storage="Fragile", doc="may be lost")
+    whole = makes("toy_whole", storage="Fragile")
 
 
 class BreakConfig(PipelineTaskConfig, pipelineConnections=BreakConnections):
@@ -61,8 +58,8 @@ class BreakTask(PipelineTask):
 
 
 class ReadConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    broken = Input(name="toy_broken", doc="may be lost", storageClass="Fragile", dimensions=EXPOSURE)
-    output = Output(name="toy_read", doc="made of it", storageClass=_DICT, dimensions=EXPOSURE)
+    broken = reads("toy_broken", storage="Fragile", doc="may be lost")
+    output = makes("toy_read", doc="made of it")
 
 
 class ReadConfig(PipelineTaskConfig, pipelineConnections=ReadConnections):
@@ -84,4 +81,4 @@ def write_fragile(rig: Rig) -> None:
         "breaks": f"{__name__}.BreakTask",
         "reads": f"{__name__}.ReadTask",
     }
-    write_pipeline(rig, "Fragile", tasks)
+    rig.add_pipeline("Fragile", tasks)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from directtasks import write_pipeline
 from lsst.pipe.base import (
     AlgorithmError,
     AnnotatedPartialOutputsError,
@@ -296,4 +295,4 @@ def write_object_tasks(rig: Rig) -> None:
     STASH.clear()  # of another engine
     for maker in MAKERS:
         tasks = {f"{each[0].lower()}{each[1:-4]}": each for each in (maker, *READERS)}
-        write_pipeline(rig, maker[:-4], tasks, __name__)
+        rig.add_pipeline(maker[:-4], tasks, __name__)

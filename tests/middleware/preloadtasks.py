@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections
-from lsst.pipe.base.connectionTypes import Input, Output, PrerequisiteInput
-from toycam import EXPOSURE, GROUP_DETECTOR
-
-_DICT = "StructuredDataDict"
+from toycam import CALIB, EXPOSURE, GROUP_DETECTOR, finds, makes, reads, write_pipeline
 
 
 def refuse(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> Any:
@@ -17,24 +14,10 @@ def refuse(dataset_type: Any, registry: Any, data_id: Any, collections: Any) -> 
 
 
 class OptionalConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    bias = PrerequisiteInput(
-        name="bias",
-        doc="found by a lookup function",
-        storageClass=_DICT,
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        lookupFunction=refuse,
-    )
-    defects = PrerequisiteInput(
-        name="toy_defects",
-        doc="can do without",
-        storageClass=_DICT,
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-        minimum=0,
-    )
-    output = Output(name="toy_optional", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    bias = finds("bias", CALIB, doc="found by a lookup function", isCalibration=True, lookupFunction=refuse)
+    defects = finds("toy_defects", CALIB, doc="can do without", isCalibration=True, minimum=0)
+    output = makes("toy_optional")
 
 
 class OptionalConfig(PipelineTaskConfig, pipelineConnections=OptionalConnections):
@@ -47,17 +30,12 @@ class OptionalTask(PipelineTask):
 
 
 class TableConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    columns = PrerequisiteInput(
-        name="toy_table.columns",
-        doc="a part of a dataset",
-        storageClass="ArrowColumnList",
-        dimensions=("instrument",),
+    raw = reads("raw")
+    columns = finds(
+        "toy_table.columns", ("instrument",), storage="ArrowColumnList", doc="a part of a dataset"
     )
-    frame = PrerequisiteInput(
-        name="toy_frame", doc="kept as another class", storageClass="ArrowTable", dimensions=("instrument",)
-    )
-    output = Output(name="toy_tabled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    frame = finds("toy_frame", ("instrument",), storage="ArrowTable", doc="kept as another class")
+    output = makes("toy_tabled")
 
 
 class TableConfig(PipelineTaskConfig, pipelineConnections=TableConnections):
@@ -70,8 +48,8 @@ class TableTask(PipelineTask):
 
 
 class EarlyConnections(PipelineTaskConnections, dimensions=GROUP_DETECTOR):
-    model = PrerequisiteInput(name="toy_model", doc="never written", storageClass=_DICT, dimensions=())
-    known = Output(name="toy_known", doc="known objects", storageClass=_DICT, dimensions=GROUP_DETECTOR)
+    model = finds("toy_model", ())
+    known = makes("toy_known", GROUP_DETECTOR)
 
 
 class EarlyConfig(PipelineTaskConfig, pipelineConnections=EarlyConnections):
@@ -83,8 +61,6 @@ class EarlyTask(PipelineTask):
     _DefaultName = "early"
 
 
-def write_pipeline(folder: Path, task: str) -> str:
+def write_one(folder: Path, task: str) -> str:
     """Write the pipeline of one task; return its path."""
-    path = folder / f"{task}.yaml"
-    path.write_text(f"description: {task}\ntasks:\n  {task.lower()}: {__name__}.{task}Task\n")
-    return str(path)
+    return write_pipeline(folder, task, {task.lower(): f"{task}Task"}, __name__)

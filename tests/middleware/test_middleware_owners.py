@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from centrals import CHAIN, FIRST, ON_SQLITE, Central, outputs, run_visit
-from directtasks import write_pipeline
 from lsst.daf.butler import Butler, DataCoordinate, DatasetType, DimensionUniverse
 from lsst.pipe.base import Struct
 from lsst.pipe.base.connectionTypes import Input, Output
@@ -123,7 +122,7 @@ def whole_visits(tmp_path_factory: pytest.TempPathFactory, toy_central: Path, to
             rig = Rig(where, where / "ram", toy_central, export={"types": ["toy_.*", "summary_.*"]})
             shutil.copytree(toy_template, rig.context.template)
             tasks = {"isr": "toycam.IsrTask", "calibrate": "toycam.CalibrateTask"}
-            write_pipeline(rig, "Frame", tasks | {"summary": f"{__name__}.SummaryTask"})
+            rig.add_pipeline("Frame", tasks | {"summary": f"{__name__}.SummaryTask"})
             assert rig.config.butler is not None
             worker = ButlerWork(rig.context, rig.config.butler, load_toy_camera)
             assert run_visit(rig, worker, detector).engine == "direct"

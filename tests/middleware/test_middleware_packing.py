@@ -18,7 +18,6 @@ import astropy.io.fits
 import numpy as np
 import pytest
 from centrals import FIRST
-from directtasks import write_pipeline
 from lsst.daf.butler import Butler, ButlerConfig, Config, DatasetProvenance, DatasetRef, DatasetType
 from lsst.images import Image, MaskedImage, MaskPlane, MaskSchema
 from lsst.images.serialization import open_archive
@@ -499,7 +498,7 @@ def spool_picture(rigs: MakeRig, *central: Path, **export: Any) -> tuple[Any, Pa
     """Let a worker process a visit with an image; return its rig, the spool and the file of the image."""
     rig, worker = rigs(*central, engine={"kind": "direct"}, export={"types": [".*"], **export})
     rig.context.spool.mkdir()  # as the daemon does: an image is decided about before its spool is begun
-    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    rig.add_pipeline("Picture", {"picture": "PictureTask"}, __name__)
     worker.prepare(rig.order(main="Picture", before=""))
     worker.ingest(rig.raw())
     spool = Path(worker.process(Process(exposures=(FIRST,))).spool or "")
@@ -539,7 +538,7 @@ def test_a_visit_without_a_spool_gives_its_room_back(rigs: MakeRig, monkeypatch:
         raise VisitFailed(Outcome.STATE_FULL, "", retriable=True)
 
     rig, worker = rigs(engine={"kind": "direct"}, export={"types": [".*"]})
-    write_pipeline(rig, "Picture", {"picture": "PictureTask"}, __name__)
+    rig.add_pipeline("Picture", {"picture": "PictureTask"}, __name__)
     (rig.context.spool / "partial").mkdir(parents=True)
     monkeypatch.setattr(butlerwork, "write_spool", refuse)
     worker.prepare(rig.order(main="Picture", before=""))

@@ -52,7 +52,7 @@ class PreloadSetup:
         usual = self.rig.order(**({"before": ""} if tasks else {}) | order)
         if not tasks:
             return usual
-        paths = tuple(preloadtasks.write_pipeline(self.rig.raws, task) for task in tasks)
+        paths = tuple(preloadtasks.write_one(self.rig.raws, task) for task in tasks)
         return usual.model_copy(update={"pipelines": usual.pipelines.model_copy(update={"main": paths})})
 
     def find(self, order: Prepare, **more: Any) -> PreloadPlan:
@@ -210,7 +210,7 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, 
 
 def test_what_preprocessing_cannot_produce_is_missing(context: PreloadSetup) -> None:
     order = context.order(main="Full,Short")
-    early = preloadtasks.write_pipeline(context.rig.raws, "Early")
+    early = preloadtasks.write_one(context.rig.raws, "Early")
     pipelines = order.pipelines.model_copy(update={"preprocessing": (early,)})
     plan = context.find(order.model_copy(update={"pipelines": pipelines}))
     assert plan.preprocessing == ()

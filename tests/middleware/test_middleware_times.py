@@ -13,7 +13,6 @@ from astro_metadata_translator import ObservationInfo
 from enginecompare import EACH_ENGINE
 from lsst.daf.butler import Butler, CollectionType, Timespan
 from test_middleware_visit import read_output
-from timedtasks import write_pipeline
 from toycam import BEGIN_TAI, DAY, EPOCH, NAME, MakeRig, Rig
 
 from ppdaemon.errors import VisitFailed
@@ -61,7 +60,7 @@ def test_calibrations_are_looked_up_again_at_the_time_of_the_image(
 @EACH_ENGINE
 def test_optional_calibrations_are_looked_up_too(rigs: MakeRig, kind: str, tmp_path: Path) -> None:
     rig, worker = rigs(engine={"kind": kind})
-    rig.paths["Forgiving"] = write_pipeline(tmp_path)
+    rig.add_pipeline("Forgiving", {"forgiving": "timedtasks.ForgivingTask"})
     done = run(rig, worker, raw_of(rig, EARLY), main="Forgiving")
     assert done.outcome == Outcome.SUCCEEDED, done.reason
     assert read_output(done.spool, "toy_forgiving").count("epoch: old") == 2
@@ -124,7 +123,7 @@ def test_a_run_without_calibrations_is_reported(
 ) -> None:
     """They were valid when the image was expected, and so the preload found them."""
     rig, worker = rigs(central_with_a_gap, engine={"kind": kind})
-    rig.paths["Forgiving"] = write_pipeline(tmp_path)
+    rig.add_pipeline("Forgiving", {"forgiving": "timedtasks.ForgivingTask"})
     done = run(rig, worker, raw_of(rig, BEGIN_TAI + 120 * u.s), main="Forgiving")
     assert read_output(done.spool, "toy_forgiving") == "bias: null\nflat: null\n"
     assert done.reason.startswith("processed without bias, flat: none is valid at [2026-11-23T03:27:16")
@@ -135,7 +134,7 @@ def test_calibrations_in_another_collection_are_found(
     rigs: MakeRig, central_with_a_gap: Path, tmp_path: Path, kind: str
 ) -> None:
     rig, worker = rigs(central_with_a_gap, engine={"kind": kind})
-    rig.paths["Forgiving"] = write_pipeline(tmp_path)
+    rig.add_pipeline("Forgiving", {"forgiving": "timedtasks.ForgivingTask"})
     done = run(rig, worker, raw_of(rig, OTHER.begin + 2 * u.day), main="Forgiving")
     assert "bias: null\nflat:\n  epoch: new" in read_output(done.spool, "toy_forgiving")
     assert "processed without bias: none" in done.reason

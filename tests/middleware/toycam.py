@@ -6,6 +6,7 @@ Everything stored is a dictionary, so that each output lists its inputs.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -212,21 +213,25 @@ def load_toy_camera(instrument: str) -> Camera:
 # --- tasks -----------------------------------------------------------------
 
 _DICT = "StructuredDataDict"
+CALIB, FLAT = ("instrument", "detector"), ("instrument", "detector", "physical_filter")
+PATCHES = ("skymap", "tract", "patch", "band")
+
+
+def _connection(
+    kind: type, name: str, dimensions: tuple[str, ...] = EXPOSURE, storage: str = _DICT, **more: Any
+) -> Any:
+    return kind(**{"name": name, "doc": name, "storageClass": storage, "dimensions": dimensions} | more)
+
+
+reads, finds, makes = (partial(_connection, kind) for kind in (Input, PrerequisiteInput, Output))
+"""Make a connection, by default of dictionaries of an exposure's detector."""
 
 
 class IsrConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    bias = PrerequisiteInput(
-        name="bias", doc="bias", storageClass=_DICT, dimensions=("instrument", "detector"), isCalibration=True
-    )
-    flat = PrerequisiteInput(
-        name="flat",
-        doc="flat",
-        storageClass=_DICT,
-        dimensions=("instrument", "detector", "physical_filter"),
-        isCalibration=True,
-    )
-    output = Output(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    bias = finds("bias", CALIB, isCalibration=True)
+    flat = finds("flat", FLAT, isCalibration=True)
+    output = makes("toy_isr")
 
 
 class IsrConfig(PipelineTaskConfig, pipelineConnections=IsrConnections):
@@ -242,12 +247,10 @@ class IsrTask(PipelineTask):
 
 
 class CalibrateConnections(PipelineTaskConnections, dimensions=VISIT):
-    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
-    refcat = PrerequisiteInput(
-        name="toy_refcat", doc="shards", storageClass=_DICT, dimensions=("skypix",), multiple=True
-    )
+    image = reads("toy_isr")
+    refcat = finds("toy_refcat", ("skypix",), multiple=True)
     schema = InitOutput(name="toy_schema", doc="made once", storageClass=_DICT)
-    output = Output(name="toy_image", doc="calibrated", storageClass=_DICT, dimensions=VISIT)
+    output = makes("toy_image", VISIT)
 
 
 class CalibrateConfig(PipelineTaskConfig, pipelineConnections=CalibrateConnections):
@@ -269,16 +272,9 @@ class CalibrateTask(PipelineTask):
 
 
 class SubtractConnections(PipelineTaskConnections, dimensions=VISIT):
-    image = Input(name="toy_image", doc="calibrated", storageClass=_DICT, dimensions=VISIT)
-    templates = Input(
-        name="toy_template",
-        doc="patches",
-        storageClass=_DICT,
-        dimensions=("skymap", "tract", "patch", "band"),
-        multiple=True,
-        deferGraphConstraint=True,
-    )
-    output = Output(name="toy_difference", doc="subtracted", storageClass=_DICT, dimensions=VISIT)
+    image = reads("toy_image", VISIT)
+    templates = reads("toy_template", PATCHES, multiple=True, deferGraphConstraint=True)
+    output = makes("toy_difference", VISIT)
 
 
 class SubtractConfig(PipelineTaskConfig, pipelineConnections=SubtractConnections):
@@ -294,9 +290,9 @@ class SubtractTask(PipelineTask):
 
 
 class AssociateConnections(PipelineTaskConnections, dimensions=VISIT):
-    difference = Input(name="toy_difference", doc="subtracted", storageClass=_DICT, dimensions=VISIT)
-    known = Input(name="toy_known", doc="known objects", storageClass=_DICT, dimensions=GROUP_DETECTOR)
-    output = Output(name="toy_association", doc="associated", storageClass=_DICT, dimensions=VISIT)
+    difference = reads("toy_difference", VISIT)
+    known = reads("toy_known", GROUP_DETECTOR)
+    output = makes("toy_association", VISIT)
 
 
 class AssociateConfig(PipelineTaskConfig, pipelineConnections=AssociateConnections):
@@ -314,10 +310,8 @@ class AssociateTask(PipelineTask):
 
 
 class KnownConnections(PipelineTaskConnections, dimensions=GROUP_DETECTOR):
-    footprint = Input(
-        name="regionTimeInfo", doc="where and when", storageClass="RegionTimeInfo", dimensions=GROUP_DETECTOR
-    )
-    known = Output(name="toy_known", doc="known objects", storageClass=_DICT, dimensions=GROUP_DETECTOR)
+    footprint = reads("regionTimeInfo", GROUP_DETECTOR, storage="RegionTimeInfo", doc="where and when")
+    known = makes("toy_known", GROUP_DETECTOR)
 
 
 class KnownConfig(PipelineTaskConfig, pipelineConnections=KnownConnections):
@@ -336,9 +330,9 @@ class KnownTask(PipelineTask):
 
 
 class NeedsModelConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    model = PrerequisiteInput(name="toy_model", doc="never written", storageClass=_DICT, dimensions=())
-    output = Output(name="toy_modeled", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    model = finds("toy_model", ())
+    output = makes("toy_modeled")
 
 
 class NeedsModelConfig(PipelineTaskConfig, pipelineConnections=NeedsModelConnections):
@@ -351,8 +345,8 @@ class NeedsModelTask(PipelineTask):
 
 
 class UnbuildableConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    raw = Input(name="raw", doc="raw", storageClass=_DICT, dimensions=EXPOSURE)
-    output = Output(name="toy_unbuildable", doc="never made", storageClass=_DICT, dimensions=EXPOSURE)
+    raw = reads("raw")
+    output = makes("toy_unbuildable")
 
     def adjustQuantum(self, inputs: Any, outputs: Any, label: str, data_id: Any) -> Any:  # noqa: N802
         raise FileNotFoundError("this exposure is not for this pipeline")
@@ -368,25 +362,32 @@ class UnbuildableTask(PipelineTask):
 
 
 _PIPELINES = {
-    "Full": {"isr": "Isr", "calibrate": "Calibrate", "subtract": "Subtract", "associate": "Associate"},
-    "Short": {"isr": "Isr"},
-    "Frame": {"isr": "Isr", "calibrate": "Calibrate"},
-    "Known": {"known": "Known"},
-    "NeedsModel": {"needsModel": "NeedsModel"},
-    "Unbuildable": {"unbuildable": "Unbuildable"},
+    "Full": {
+        "isr": "IsrTask",
+        "calibrate": "CalibrateTask",
+        "subtract": "SubtractTask",
+        "associate": "AssociateTask",
+    },
+    "Short": {"isr": "IsrTask"},
+    "Frame": {"isr": "IsrTask", "calibrate": "CalibrateTask"},
+    "Known": {"known": "KnownTask"},
+    "NeedsModel": {"needsModel": "NeedsModelTask"},
+    "Unbuildable": {"unbuildable": "UnbuildableTask"},
 }
+
+
+def write_pipeline(folder: Path, name: str, tasks: Mapping[str, str], module: str = "") -> str:
+    """Write the pipeline of a module's tasks, or of tasks with their full names; return its path."""
+    path, prefix = folder / f"{name}.yaml", f"{module}." if module else ""
+    lines = [f"description: {name}", f"instrument: {__name__}.ToyCam", "tasks:"]
+    lines += [f"  {label}: {prefix}{task}" for label, task in tasks.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
 def write_pipelines(folder: Path) -> dict[str, str]:
     """Write all pipeline files; return their paths by name."""
-    paths = {}
-    for name, tasks in _PIPELINES.items():
-        lines = [f"description: {name}", f"instrument: {__name__}.ToyCam", "tasks:"]
-        lines += [f"  {label}: {__name__}.{task}Task" for label, task in tasks.items()]
-        path = folder / f"{name}.yaml"
-        path.write_text("\n".join(lines) + "\n")
-        paths[name] = str(path)
-    return paths
+    return {name: write_pipeline(folder, name, tasks, __name__) for name, tasks in _PIPELINES.items()}
 
 
 # --- central repo ----------------------------------------------------------
@@ -546,10 +547,10 @@ class Rig:
     def __init__(self, root: Path, ramdisk: Path, central: Path, **changes: Any):
         self.central = central
         self.raws = root / "raws"
-        pipelines = root / "pipelines"
-        for folder in (self.raws, pipelines, ramdisk / "slot"):
+        self._pipelines = root / "pipelines"
+        for folder in (self.raws, self._pipelines, ramdisk / "slot"):
             folder.mkdir(parents=True)
-        self.paths = write_pipelines(pipelines)
+        self.paths = write_pipelines(self._pipelines)
         self.reports: list[StageReached | MayCross | Connecting] = []
         self.config = self._configure(root, ramdisk, changes)
         NodeFolders.of(self.config).uncompressed.mkdir(parents=True)
@@ -568,6 +569,10 @@ class Rig:
             report=self.reports.append,
             cross=self._cross,
         )
+
+    def add_pipeline(self, name: str, tasks: Mapping[str, str], module: str = "") -> None:
+        """Write a pipeline that orders can name; it is not in the configuration."""
+        self.paths[name] = write_pipeline(self._pipelines, name, tasks, module)
 
     def _cross(self, what: str) -> None:
         """Allow all steps at once, and record the tasks among them."""

@@ -3,7 +3,6 @@
 
 import errno
 import os
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lsst.pex.config import Field
@@ -17,8 +16,8 @@ from lsst.pipe.base import (
     Struct,
     UpstreamFailureNoWorkFound,
 )
-from lsst.pipe.base.connectionTypes import InitInput, InitOutput, Input, Output, PrerequisiteInput
-from toycam import EXPOSURE, Rig
+from lsst.pipe.base.connectionTypes import InitInput, InitOutput
+from toycam import EXPOSURE, Rig, finds, makes, reads
 
 _DICT = "StructuredDataDict"
 
@@ -74,13 +73,11 @@ ACTIONS = {
 
 
 class ScriptedConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
-    hint = PrerequisiteInput(
-        name="toy_hint", doc="does not exist", storageClass=_DICT, dimensions=("instrument",), minimum=0
-    )
+    image = reads("toy_isr")
+    hint = finds("toy_hint", ("instrument",), doc="does not exist", minimum=0)
     schema = InitOutput(name="toy_scripted_schema", doc="made once", storageClass=_DICT)
-    output = Output(name="toy_scripted", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
-    other = Output(name="toy_other", doc="not made in part", storageClass=_DICT, dimensions=EXPOSURE)
+    output = makes("toy_scripted")
+    other = makes("toy_other", doc="not made in part")
 
 
 class ScriptedConfig(PipelineTaskConfig, pipelineConnections=ScriptedConnections):
@@ -113,9 +110,9 @@ class ScriptedTask(PipelineTask):
 
 class AfterConnections(PipelineTaskConnections, dimensions=EXPOSURE):
     schema = InitInput(name="toy_scripted_schema", doc="made once", storageClass=_DICT)
-    scripted = Input(name="toy_scripted", doc="done", storageClass=_DICT, dimensions=EXPOSURE)
-    other = Input(name="toy_other", doc="may be missing", storageClass=_DICT, dimensions=EXPOSURE, minimum=0)
-    output = Output(name="toy_after", doc="after", storageClass=_DICT, dimensions=EXPOSURE)
+    scripted = reads("toy_scripted")
+    other = reads("toy_other", doc="may be missing", minimum=0)
+    output = makes("toy_after")
 
 
 class AfterConfig(PipelineTaskConfig, pipelineConnections=AfterConnections):
@@ -137,8 +134,8 @@ class AfterTask(PipelineTask):
 
 
 class AsideConnections(PipelineTaskConnections, dimensions=EXPOSURE):
-    image = Input(name="toy_isr", doc="cleaned", storageClass=_DICT, dimensions=EXPOSURE)
-    output = Output(name="toy_aside", doc="independent", storageClass=_DICT, dimensions=EXPOSURE)
+    image = reads("toy_isr")
+    output = makes("toy_aside")
 
 
 class AsideConfig(PipelineTaskConfig, pipelineConnections=AsideConnections):
@@ -155,15 +152,10 @@ class AsideTask(PipelineTask):
 
 def write_scripted(rig: Rig) -> None:
     """Add the pipeline ``Scripted``: a task with an action, one that depends on it, one that does not."""
-    folder = Path(next(iter(rig.paths.values()))).parent
     tasks = {
         "isr": "toycam.IsrTask",
         "scripted": f"{__name__}.ScriptedTask",
         "after": f"{__name__}.AfterTask",
         "zAside": f"{__name__}.AsideTask",
     }
-    path = folder / "Scripted.yaml"
-    lines = ["description: Scripted", "instrument: toycam.ToyCam", "tasks:"]
-    lines += [f"  {label}: {task}" for label, task in tasks.items()]
-    path.write_text("\n".join(lines) + "\n")
-    rig.paths["Scripted"] = str(path)
+    rig.add_pipeline("Scripted", tasks)

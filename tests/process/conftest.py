@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A daemon that the tests of a module share; each test has its own visit.
+"""A daemon that the tests of a module share, each with its own visit; the client of a relay.
 
-For tests that neither kill nor reconfigure it. Its workers, its counters and the messages of
+The daemon is for tests that neither kill nor reconfigure it. Its workers, its counters and the messages of
 its relay depend on earlier tests: a test compares with the state at its start.
 """
 
@@ -13,6 +13,8 @@ import pytest
 from node import running_for_module
 
 from ppdaemon.testing.node import NodeProcess
+from ppdaemon.testing.played import ClientSockets
+from ppdaemon.testing.relay import RelayProcess, SubmitClient
 
 GROUPS = itertools.count(1)
 
@@ -44,6 +46,19 @@ def node(shared_node: NodeProcess) -> Iterator[NodeProcess]:
         relay.cancel(group)
     shared_node.wait(lambda: not shared_node.status().open_visits)
     relay.open.clear()
+
+
+@pytest.fixture
+def wires() -> Iterator[ClientSockets]:
+    """Return the sockets of clients and nodes that a test plays."""
+    with ClientSockets() as sockets:
+        yield sockets
+
+
+@pytest.fixture
+def client(relay: RelayProcess, wires: ClientSockets) -> SubmitClient:
+    """Return a client of the module's relay."""
+    return SubmitClient(wires, relay.submit)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from ppdaemon.node.arrivals.notices import Subscription
 from ppdaemon.node.visits.relayclient import RelayClient
 from ppdaemon.reports import ReloadRequest
 from ppdaemon.testing.node import NodeProcess, node_config
-from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -64,12 +64,6 @@ def running(folder):
     if made.process.poll() is None:
         made.process.kill()
     made.process.wait(TIMEOUT_S)
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
 
 
 @pytest.fixture

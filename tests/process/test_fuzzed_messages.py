@@ -24,7 +24,7 @@ from ppdaemon.messages import (
     VisitRefused,
 )
 from ppdaemon.states import Outcome
-from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -77,12 +77,6 @@ def relay(request, socket_dir):
     if made.process.poll() is None:
         made.process.kill()
     made.process.wait(TIMEOUT_S)
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
 
 
 def keys_of(relay, name):

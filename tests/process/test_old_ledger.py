@@ -6,15 +6,9 @@ import pytest
 from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.ledgerfile import LEDGER_NAME
 from ppdaemon.messages import EndedDetectors, Hello
-from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.messages import Heartbeat
 from ppdaemon.node.arrivals.notices import Subscription, listen
 from ppdaemon.ratelimit import RateLimit
-from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -34,12 +34,6 @@ def relay(socket_dir):
     made.start()
     yield made
     assert made.stop() == 0
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
 
 
 def counters(relay):

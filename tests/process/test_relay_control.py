@@ -9,8 +9,8 @@ import pytest
 
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import RelayDaemon
-from ppdaemon.testing.played import ClientSockets, PlayedNode
-from ppdaemon.testing.relay import RelayProcess, SubmitClient
+from ppdaemon.testing.played import PlayedNode
+from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 
@@ -21,17 +21,6 @@ def relay(socket_dir):
     yield made
     if made.process.poll() is None:
         made.stop()
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
-
-
-@pytest.fixture
-def client(relay, wires):
-    return SubmitClient(wires, relay.submit)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import zmq
 
 from ppdaemon.ctl.client import RelayDaemon
 from ppdaemon.states import ExitCode, Outcome
-from ppdaemon.testing.played import ClientSockets, PlayedNode
+from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import SILENCE_S, RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
@@ -27,17 +27,6 @@ def relay(socket_dir):
     if made.process.poll() is None:
         made.process.kill()
     made.process.wait(TIMEOUT_S)
-
-
-@pytest.fixture
-def wires():
-    with ClientSockets() as made:
-        yield made
-
-
-@pytest.fixture
-def client(relay, wires):
-    return SubmitClient(wires, relay.submit)
 
 
 @pytest.fixture

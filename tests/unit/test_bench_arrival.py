@@ -20,20 +20,8 @@ def tool():
         yield module
 
 
-def test_latencies_are_from_the_complete_file_to_the_first_order(results):
-    counts = results.FileCounts()
-    counts.add({0: 10.0, 1: 10.5, 2: 11.0}, [(1, 10.6), (0, 10.02), (1, 12.0)])
-    assert (counts.files, counts.missed, counts.twice) == (3, 1, 1)
-    assert counts.latencies_ms == pytest.approx([20.0, 100.0])
-    counts.add({0: 20.0}, [(0, 20.5)])
-    assert (counts.files, counts.missed, counts.twice) == (4, 1, 1)
-    assert results.source_results("inotify", counts) == pytest.approx(
-        {"notice_p50_ms": 100.0, "notice_p99_ms": 500.0, "notice_worst_ms": 500.0}
-    )
-
-
 def test_a_source_that_found_nothing_has_no_percentiles(results):
-    counts = results.FileCounts()
+    counts = results.Samples()
     counts.add({0: 1.0}, [])
     assert set(results.source_results("zmq", counts).values()) == {None}
     assert set(results.source_results("zmq", counts)) == {
@@ -43,15 +31,10 @@ def test_a_source_that_found_nothing_has_no_percentiles(results):
     }
 
 
-def test_notes_of_other_exposures_and_incomplete_lines_do_not_count(results):
-    lines = ["g 0 7 5760 1.5\n", "g 0 8 5760 2.5\n", "g 3 7 5760 2.0\n", "g 4 7 5760 2."]
-    assert results.read_notes(lines, 7) == [(0, 1.5), (3, 2.0)]
-
-
 def test_bursts_are_measured_by_default_and_their_worst_raw_has_a_goal(results, tool):
     assert "burst" in tool.SECTIONS
     goals = results.goals(0.4)
-    found = results.source_results("burst", results.FileCounts(1, latencies_ms=[600.0]))
+    found = results.source_results("burst", results.Samples(1, latencies_ms=[600.0]))
     assert [name for name, value in found.items() if name in goals and not goals[name].met(value)] == [
         "burst_notice_p99_ms",
         "burst_notice_worst_ms",
@@ -74,7 +57,7 @@ def measured(tool, monkeypatch):
     """Replace the measurement; return its arguments, and take the results from it."""
     seen = {}
 
-    def measure(sections, folder_roots, workload, progress):
+    def measure(sections, folder_roots, workload):
         seen["sections"], seen["workload"] = sections, workload
         return seen.get("results", {})
 

@@ -23,16 +23,6 @@ def test_a_slope_is_per_thousand_and_ignores_the_start(results):
     assert results.per_thousand(counts, [7.0] * 20) == 0
 
 
-def test_a_slope_is_the_least_squares_one(results):
-    assert results.per_thousand([0, 1, 2, 3], [0, 2, 1, 3]) == pytest.approx(800)
-
-
-@pytest.mark.parametrize(("counts", "values"), [([], []), ([5], [1]), ([5, 5], [1, 2]), ([1, 2], [1])])
-def test_a_slope_through_too_little_is_refused(results, counts, values):
-    with pytest.raises(ValueError, match="no slope"):
-        results.per_thousand(counts, values)
-
-
 def test_help_names_every_section(tool):
     result = CliRunner().invoke(tool.command, ["--help"])
     assert result.exit_code == 0

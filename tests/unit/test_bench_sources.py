@@ -55,14 +55,16 @@ def test_a_burst_stands_beside_one_over_zeromq_and_keeps_its_own_goal(results):
 
 
 def test_orders_are_read_as_they_are_appended(tmp_path):
-    path = tmp_path / "ingested"
-    orders = part("sourcesbench.site").Orders(path)
+    paths = tmp_path / "n1", tmp_path / "n2"
+    orders = part("benching.orders").Orders(*paths)
     assert orders.of("a") == []
-    path.write_text("a 3 100 -1 1.5\nb 1 101 -1 2.5\na 4 100 -1 2.")
+    paths[0].write_text("a 3 100 -1 1.5\nb 1 101 -1 2.5\na 4 100 -1 2.")  # the last line is half written
     assert orders.of("a") == [(3, 1.5)]
-    path.write_text(path.read_text() + "75\n")
-    assert orders.of("a") == [(3, 1.5), (4, 2.75)]
+    paths[0].write_text(paths[0].read_text() + "75\n")
+    paths[1].write_text("a 3 7.0\n")
+    assert orders.of("a") == [(3, 1.5), (4, 2.75), (3, 7.0)]
     assert orders.of("b") == [(1, 2.5)]
+    assert (orders.count("a"), orders.count("c")) == ({3: 2, 4: 1}, {})
 
 
 def test_messages_are_sent_evenly():
@@ -75,7 +77,7 @@ def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
     """The measurement itself, with few notices: its figures depend on what it reads."""
     folders = part("benching.folders").FolderRoots(tmp_path, tmp_path)
     workload = tool.Workload(exposures=1, detectors=1, within_s=0.0, ring=50)
-    found = tool.measure(frozenset({"ring"}), folders, workload, lambda line: None)["ring"]
+    found = tool.measure(frozenset({"ring"}), folders, workload)["ring"]
     assert found["notices"] == 50
     assert 20 < found["memory_mb"] <= found["peak_mb"]
     assert found["disk_mb"] > 0.05
@@ -84,7 +86,7 @@ def test_a_ring_is_filled_and_replayed_completely(tool, tmp_path):
 def test_the_floor_is_that_of_workers_without_a_node(tool, tmp_path, socket_dir):
     folders = part("benching.folders").BenchFolders(tmp_path, socket_dir)
     workload = tool.Workload(exposures=2, detectors=3, within_s=0.0, ring=1)
-    samples = part("sourcesbench.floor").measure_floor(folders, workload, lambda line: None)
+    samples = part("sourcesbench.floor").measure_floor(folders, workload)
     assert (samples.sent, samples.lost, samples.doubled) == (6, 0, 0)
     assert min(samples.latencies_ms) > 0
 

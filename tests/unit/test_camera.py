@@ -237,7 +237,7 @@ def test_the_tables_have_all_detectors():
         "LSSTComCamSim": 9,
     }
     geometry = load_camera("LSSTCam").by_name("R22_S11")
-    assert (geometry.id, geometry.raft, geometry.slot, geometry.purpose) == (94, "R22", "S11", "SCIENCE")
+    assert (geometry.id, geometry.slot, geometry.purpose) == (94, "S11", "SCIENCE")
     assert load_camera("LSSTCam").by_name("R04_SW1").purpose == "WAVEFRONT"
 
 

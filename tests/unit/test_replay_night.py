@@ -287,7 +287,7 @@ def announcement(group):
 
 def followed(replay, relay, visits, **options):
     """Announce visits and follow them to their end."""
-    follower = replay.Follower(relay, visits, lambda line: None, **options)
+    follower = replay.Follower(relay, visits, **options)
     for number in range(visits):
         follower.ask(announcement(f"g{number}"))
     follower.finish()
@@ -305,7 +305,7 @@ def test_a_visit_without_outcomes_is_lost_and_no_other(replay):
 
 def test_no_more_visits_are_open_than_asked_for(replay):
     relay = Relay(*[(Outcome.SUCCEEDED,) * 2] * 5)
-    follower = replay.Follower(relay, 5, lambda line: None, open_visits=2)
+    follower = replay.Follower(relay, 5, open_visits=2)
     for number in range(5):
         follower.ask(announcement(f"g{number}"))
         assert len(follower._open) <= 2
@@ -320,7 +320,7 @@ def test_a_cancellation_is_counted_unless_it_comes_too_late(replay):
                 return super().ask(event)
             return Accepted(status="ignored" if event["groupId"] == "g0" else "accepted", group="")
 
-    follower = replay.Follower(Canceling(*[(Outcome.CANCELLED,) * 2] * 2), 2, lambda line: None)
+    follower = replay.Follower(Canceling(*[(Outcome.CANCELLED,) * 2] * 2), 2)
     for group in ("g0", "g1"):
         follower.ask(announcement(group))
         assert follower.ask({"groupId": group}).status in ("accepted", "duplicate")

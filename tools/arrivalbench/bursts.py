@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.results import Scalar
 from poolbench.node import WORK, Node, node_config, running
@@ -26,9 +27,7 @@ STILL_S = 10.0
 LIMIT_S = 600.0
 
 
-def measure_races(
-    folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_races(folders: BenchFolders, workload: Workload) -> dict[str, Scalar]:
     """Make folders and put a file into each at once, by writing or by renaming.
 
     Only the watch can find the files: counts missed files and files found
@@ -46,9 +45,7 @@ def measure_races(
     }
 
 
-def measure_storm(
-    folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_storm(folders: BenchFolders, workload: Workload) -> dict[str, Scalar]:
     """Write files into watched folders while the supervisor is stopped.
 
     Measures the time from its continuation until all files were seen, the CPU
@@ -86,9 +83,7 @@ def measure_storm(
     }
 
 
-def measure_old_tree(
-    folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_old_tree(folders: BenchFolders, workload: Workload) -> dict[str, Scalar]:
     """Start on a tree of old files on the RAM disk, and on an empty one.
 
     Measures the time until all sources are live, and the supervisor's memory.

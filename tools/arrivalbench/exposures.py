@@ -2,16 +2,17 @@
 """The time from complete raws of an exposure to the orders of a whole camera's workers."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from benching.cli import progress
 from benching.folders import BenchFolders
+from benching.orders import Orders, Samples
 from benching.results import Scalar
 from poolbench.node import WORK, Node, node_config, running
 
-from arrivalbench.results import FileCounts, read_notes, source_results
+from arrivalbench.results import source_results
 from arrivalbench.writer import CAMERA, Expose, Writer, Written
 from ppdaemon.states import SlotState
 
@@ -41,8 +42,8 @@ class Workload:
 
 
 def measure_exposures(
-    folders: BenchFolders, source: str, workload: Workload, progress: Callable[[str], None]
-) -> tuple[FileCounts, dict[str, Scalar]]:
+    folders: BenchFolders, source: str, workload: Workload
+) -> tuple[Samples, dict[str, Scalar]]:
     """Write exposures for which all workers wait; return counts and results.
 
     `source` is one of `SOURCES`, the only one with which the daemon can find
@@ -55,12 +56,13 @@ def measure_exposures(
     config = node_config(
         folders, instruments, workers, arrivals={"roots": [root]} | _source(source, workload, notices)
     )
-    renamed, in_place, used_s = FileCounts(), FileCounts(), 0.0
+    renamed, in_place, used_s = Samples(), Samples(), 0.0
     progress(f"{source}: starting {workload.detectors} workers")
     with (
         running(config, folders) as node,
         Writer(node.raw_root, range(workload.detectors), notices) as writer,
     ):
+        orders = Orders(node.state / "ingested")
         for number in range(1, workload.exposures + 1):
             progress(f"{source}: exposure {number} of {workload.exposures}")
             _reserve(node, f"{source}{number}", workload.detectors)
@@ -68,12 +70,17 @@ def measure_exposures(
             is_burst = source == "burst"
             within_s = 0.0 if is_burst else workload.within_s
             order = Expose(number, f"{source}{number}", within_s, renamed=is_burst or bool(number % 2))
-            _expose(node, writer, order, renamed if order.renamed else in_place)
+            _expose(node, writer, order, orders, renamed if order.renamed else in_place)
             used_s += node.usage().cpu_s - before_s
             node.relay.cancel(order.group, instrument=CAMERA)
             node.wait_until_idle()
-    both = renamed.plus(in_place)
-    cpu = {f"{source}_supervisor_cpu_ms_per_file": 1e3 * used_s / max(both.files, 1)}
+    both = Samples(
+        renamed.sent + in_place.sent,
+        renamed.lost + in_place.lost,
+        renamed.doubled + in_place.doubled,
+        renamed.latencies_ms + in_place.latencies_ms,
+    )
+    cpu = {f"{source}_supervisor_cpu_ms_per_file": 1e3 * used_s / max(both.sent, 1)}
     if source == "poll":
         # Without events a file written in place is taken as complete only after some time without change.
         return both, source_results("poll", renamed) | source_results("poll_in_place", in_place) | cpu
@@ -99,16 +106,11 @@ def _reserve(node: Node, group: str, detectors: int) -> None:
     node.wait(lambda: node.daemon.status().slots == waiting, pause_s=POLL_S)
 
 
-def _expose(node: Node, writer: Writer, order: Expose, counts: FileCounts) -> None:
+def _expose(node: Node, writer: Writer, order: Expose, orders: Orders, samples: Samples) -> None:
     written: Written = writer.execute(order, partial(node.wait, pause_s=POLL_S))
     until = time.monotonic() + LATE_S
     node.wait(
-        lambda: len(_notes(node, written.exposure)) >= len(written.complete) or time.monotonic() > until,
+        lambda: len(orders.of(order.group)) >= len(written.complete) or time.monotonic() > until,
         pause_s=POLL_S,
     )
-    counts.add(written.complete, _notes(node, written.exposure))
-
-
-def _notes(node: Node, exposure: int) -> list[tuple[int, float]]:
-    path = node.state / "ingested"
-    return list(read_notes(path.open(), exposure)) if path.exists() else []
+    samples.add(written.complete, orders.of(order.group))

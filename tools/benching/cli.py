@@ -20,18 +20,19 @@ from ppdaemon.commandline import run_command
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import show
 
-__all__ = ("Bench", "folder_options", "options", "progress", "run")
+__all__ = ("SETTINGS", "Bench", "folder_options", "options", "progress", "run")
 
+SETTINGS: Mapping[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+"""Of the command of each program."""
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)
 _FOLDERS = (
-    click.option(
-        "--ramdisk", default="/dev/shm", show_default=True, type=_FOLDER, help="Existing folder on a tmpfs."
-    ),
+    click.option("--ramdisk", default="/dev/shm", type=_FOLDER, help="Existing folder on a tmpfs."),
     click.option(
         "--scratch",
         default=tempfile.gettempdir,
+        show_default="the system's",
         type=_FOLDER,
-        help="Existing folder on a disk.  [default: the system's]",
+        help="Existing folder on a disk.",
     ),
 )
 _COMMON = (

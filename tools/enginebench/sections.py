@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benching.cli import progress
+
 from enginebench import fieldsize, fullsize
 from enginebench.camera import make_central, write_pipeline
 from enginebench.worker import DETECTOR, Setup
@@ -126,9 +128,7 @@ def plan(count: int, snaps: int) -> list[VisitPlan]:
     return plan_visits(count, _BEGIN_TAI_S, Cadence(every_s=35.0 * snaps), snaps=snaps)
 
 
-def prepare(
-    section: Section, folders: SectionFolders, visits: Sequence[VisitPlan], progress: Callable[[str], None]
-) -> dict[str, Setup]:
+def prepare(section: Section, folders: SectionFolders, visits: Sequence[VisitPlan]) -> dict[str, Setup]:
     """Make central repos and raws; return the setup of each worker by name.
 
     Each worker has its own central repo and alert database, so that none finds

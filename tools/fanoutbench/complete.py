@@ -2,8 +2,8 @@
 """Visits with raws and permanent writes: what permission to write costs relay and worker."""
 
 import time
-from collections.abc import Callable
 
+from benching.cli import progress
 from benching.results import Scalar, percentile
 
 from fanoutbench.observatory import BenchFailed, Observatory
@@ -16,9 +16,7 @@ PACE_MS = 300
 """Work before and after the permanent write: a permission arrives meanwhile."""
 
 
-def measure_complete_visits(
-    observatory: Observatory, visits: int, skipped_ms: float, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_complete_visits(observatory: Observatory, visits: int, skipped_ms: float) -> dict[str, Scalar]:
     """Send visits one by one; `skipped_ms` is the relay's CPU time for one without a permanent write.
 
     The difference is an upper limit of what permits cost: more messages have less in common.

@@ -6,10 +6,10 @@ its duration differs by more than a permit takes. Few workers at once: with more
 each also waits for the others.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benching.cli import progress
 from benching.folders import FolderRoots
 from benching.results import Scalar, percentile
 
@@ -27,9 +27,7 @@ LINK = {"heartbeat_s": 0.2, "silence_s": 1.0}
 """The nodes find soon that the relay has ended."""
 
 
-def measure_doors(
-    folder_roots: FolderRoots, visits: int, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_doors(folder_roots: FolderRoots, visits: int) -> dict[str, Scalar]:
     """Measure with a node that writes without a permit while it has no relay."""
     progress("permits: starting a node for few detectors")
     with (

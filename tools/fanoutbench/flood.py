@@ -2,12 +2,13 @@
 """Many visits as fast as they go: what is lost or doubled, and what the relay needs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from benching.cli import progress
+from benching.orders import Orders
 from benching.results import Scalar
 
 from fanoutbench.observatory import Observatory
-from fanoutbench.results import Records
 from ppdaemon.states import Outcome
 
 __all__ = ("measure_flood",)
@@ -19,23 +20,21 @@ WARM_UP = 300
 grows afterwards grows for ever."""
 
 
-def measure_flood(
-    observatory: Observatory, visits: int, progress: Callable[[str], None], name: str = "flood"
-) -> dict[str, Scalar]:
+def measure_flood(observatory: Observatory, visits: int, name: str = "flood") -> dict[str, Scalar]:
     """Send visits whose workers do nothing; their groups begin with a name."""
-    records, early_mb = observatory.prepared, None
+    orders, early_mb = observatory.prepared, None
     began, relay_s, nodes_s = time.monotonic(), observatory.relay_cpu_s(), observatory.nodes_cpu_s()
     for number in range(visits):
         observatory.announce(f"{name}{number}", "skip")
         oldest = f"{name}{number - OPEN + 1}"
         if number >= OPEN - 1:
-            observatory.wait_for_all(records, oldest)
+            observatory.wait_for_all(orders, oldest)
         if number + 1 == WARM_UP:
             early_mb = observatory.relay_mb()
         if number % 50 == 0:
             progress(f"{name}: visit {number} of {visits}, relay {observatory.relay_mb():.1f} MB")
     for number in range(max(0, visits - OPEN), visits):
-        observatory.wait_for_all(records, f"{name}{number}")
+        observatory.wait_for_all(orders, f"{name}{number}")
     observatory.wait_until_idle()
     took_s = time.monotonic() - began
     relay_s, nodes_s = observatory.relay_cpu_s() - relay_s, observatory.nodes_cpu_s() - nodes_s
@@ -43,7 +42,7 @@ def measure_flood(
     return {
         "visits": visits,
         "visits_per_s": visits / took_s,
-        **_count(observatory, [f"{name}{number}" for number in range(visits)], records),
+        **_count(observatory, [f"{name}{number}" for number in range(visits)], orders),
         "relay_warm_pss_mb": early_mb,
         "relay_late_pss_mb": late_mb,
         "relay_growth_percent": early_mb and 100 * (late_mb - early_mb) / early_mb,
@@ -53,13 +52,12 @@ def measure_flood(
     }
 
 
-def _count(observatory: Observatory, groups: Sequence[str], records: Records) -> dict[str, Scalar]:
+def _count(observatory: Observatory, groups: Sequence[str], orders: Orders) -> dict[str, Scalar]:
     """Compare the relay's outcomes with what the workers recorded."""
-    records.read()
     succeeded = doubled = 0
     for group in groups:
         observatory.wait(lambda group=group: all(observatory.client.outcomes(group).values()))  # type: ignore[misc]
         outcomes = observatory.client.outcomes(group)
         succeeded += sum(outcome == Outcome.SUCCEEDED for outcome in outcomes.values())
-        doubled += sum(records.counts[group, detector] > 1 for detector in outcomes)
+        doubled += sum(count > 1 for count in orders.count(group).values())
     return {"lost": len(groups) * observatory.detectors - succeeded, "doubled": doubled}

@@ -3,9 +3,9 @@
 the last free worker.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from benching.cli import progress
 from benching.results import Scalar, percentile
 
 from fanoutbench.bare import BareWorkers
@@ -67,7 +67,6 @@ def measure_latencies(
     rounds: int,
     floor: Floor,
     bare: BareWorkers,
-    progress: Callable[[str], None],
 ) -> tuple[list[Latencies], Latencies]:
     """Announce and cancel visits, at the observatories in turn: the load of the machine is the same.
 
@@ -92,7 +91,7 @@ def _measure_visit(observatory: Observatory, group: str, survey: str, latencies:
     before = observatory.cpu_s()
     announced = observatory.announce(group, survey)
     observatory.wait_for_all(observatory.prepared, group)
-    times = sorted(observatory.prepared.times[group])
+    times = sorted(at for _, at in observatory.prepared.of(group))
     for found, at in (
         (latencies.first_ms, times[0]),
         (latencies.half_ms, times[len(times) // 2]),

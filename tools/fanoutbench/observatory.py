@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from benching.folders import BenchFolders
+from benching.orders import Orders
 from benching.processes import cpu_s, pss_mb
 
-from fanoutbench.results import Records
 from ppdaemon.config import WorkersConfig
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import SlotState
@@ -45,8 +45,8 @@ class Observatory:
         self.detectors = detectors
         self._workers: list[int] = []
         states = [node.state for node in telescope.nodes.values()]
-        self.prepared = Records(state / "prepared" for state in states)
-        self.released = Records(state / "released" for state in states)
+        self.prepared = Orders(*(state / "prepared" for state in states))
+        self.released = Orders(*(state / "released" for state in states))
 
     def announce(self, group: str, survey: str) -> float:
         """Announce a visit; return the monotonic time before."""
@@ -72,15 +72,10 @@ class Observatory:
                 raise BenchFailed(f"not within {limit_s:g} s{self.telescope.story()}")
             time.sleep(pause_s)
 
-    def wait_for_all(self, records: Records, group: str) -> float:
+    def wait_for_all(self, orders: Orders, group: str) -> float:
         """Wait until each detector has its line; return the time of the last one."""
-
-        def complete() -> bool:
-            records.read()
-            return records.number(group) >= self.detectors
-
-        self.wait(complete)
-        return max(records.times[group])
+        self.wait(lambda: len(orders.of(group)) >= self.detectors)
+        return max(at for _, at in orders.of(group))
 
     def slots_in(self, state: SlotState) -> int:
         """Return the number of slots in a state, of all nodes."""

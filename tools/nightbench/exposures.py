@@ -4,12 +4,13 @@
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from arrivalbench.writer import Expose, Writer, Written
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.processes import cpu_s, pss_mb
 from benching.results import Scalar
@@ -39,7 +40,6 @@ def measure_night(
     detectors: int,
     exposures: int,
     flood: int,
-    progress: Callable[[str], None],
 ) -> dict[str, Scalar]:
     """Take exposures at a relay and a node that has a journal of so many rows; then send `flood` visits
     without work for the growth of memory and files.
@@ -64,7 +64,7 @@ def measure_night(
         found = night.samples.results(detectors)
         exported = observatory.telescope.exports()
         found["doubled"] = sum(count > 1 for count in exported.values())
-        return found | _growth(observatory, flood, progress)
+        return found | _growth(observatory, flood)
 
 
 class _Night:
@@ -135,7 +135,7 @@ def _tai_offset() -> float:
     return Clock().tai() - time.monotonic()
 
 
-def _growth(observatory: Observatory, visits: int, progress: Callable[[str], None]) -> dict[str, Scalar]:
+def _growth(observatory: Observatory, visits: int) -> dict[str, Scalar]:
     """Return what visits without work add to memory and journal, for 1,000 visits; as many before them
     fill the caches.
     """
@@ -150,9 +150,9 @@ def _growth(observatory: Observatory, visits: int, progress: Callable[[str], Non
             (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
         return rows, pages * page_bytes / 1e6, pss_mb(node.pid), observatory.relay_mb()
 
-    measure_flood(observatory, visits, progress, "warm")
+    measure_flood(observatory, visits, "warm")
     before = sizes()
-    flood = measure_flood(observatory, visits, progress)
+    flood = measure_flood(observatory, visits)
     grown = [1e3 * (late - early) / visits for early, late in zip(before, sizes(), strict=True)]
     names = ("journal_rows", "journal_mb", "supervisor_mb", "relay_mb")
     found: dict[str, Scalar] = {

@@ -3,10 +3,11 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benching.cli import progress
 from benching.processes import pss_mb
 from fanoutbench.observatory import Observatory
 
@@ -105,7 +106,6 @@ class Follower:
         self,
         client: VisitSubmitter,
         visits: int,
-        progress: Callable[[str], None],
         *,
         observatory: Observatory | None = None,
         raws: bool = False,
@@ -121,7 +121,6 @@ class Follower:
             self.differing = 0
         self._client = client
         self._expected = visits
-        self._progress = progress
         self._observatory = observatory
         self._raws = raws
         self._open_visits = open_visits
@@ -151,7 +150,7 @@ class Follower:
             self._early = self._memory_mb()
         if self.visits % PROGRESS == 0:
             text = "" if self._observatory is None else f", relay {self._memory_mb()[0]:.1f} MB"
-            self._progress(f"visit {self.visits} of {self._expected}, {len(self._open)} open{text}")
+            progress(f"visit {self.visits} of {self._expected}, {len(self._open)} open{text}")
         return answer
 
     def _answer(self, event: dict[str, Any]) -> Accepted:
@@ -222,9 +221,8 @@ class Follower:
         self.differing = (self.differing or 0) + sum(
             known.get(detector) != outcome for detector, outcome in outcomes.items()
         )
-        records, attempts = self._observatory.prepared, Counter(row.detector for row in rows)
-        records.read()
-        extra = sum(records.counts[group, detector] > count for detector, count in attempts.items())
+        orders, attempts = self._observatory.prepared.count(group), Counter(row.detector for row in rows)
+        extra = sum(orders[detector] > count for detector, count in attempts.items())
         self.totals.doubled = (self.totals.doubled or 0) + extra
 
 

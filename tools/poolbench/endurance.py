@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.results import Scalar
 
@@ -37,9 +38,7 @@ class _Sample:
     usage: ResourceUsage
 
 
-def measure_endurance(
-    folders: BenchFolders, visits: int, progress: Callable[[str], None], *, raws: bool
-) -> dict[str, Scalar]:
+def measure_endurance(folders: BenchFolders, visits: int, *, raws: bool) -> dict[str, Scalar]:
     """Send visit-detectors through a daemon whose workers do nothing.
 
     With `raws` each of them waits for a raw, which is written. Results are
@@ -50,14 +49,14 @@ def measure_endurance(
     parts = {"arrivals": {"roots": [str(folders.scratch / "raw")], "remember_s": REMEMBER_S}}
     config = node_config(folders, {CAMERA: f"0-{BATCH - 1}"}, workers, **parts)
     with running(config, folders) as node:
-        samples = _serve(node, visits // BATCH, progress, raws=raws)
+        samples = _serve(node, visits // BATCH, raws=raws)
         outcomes = {entry.outcome for entries in node.relay.results.values() for entry in entries}
         if outcomes != {Outcome.SUCCEEDED}:
             raise BenchFailed(f"not all visit-detectors succeeded, outcomes: {sorted(outcomes)}")
     return _compare(samples)
 
 
-def _serve(node: Node, batches: int, progress: Callable[[str], None], *, raws: bool) -> list[_Sample]:
+def _serve(node: Node, batches: int, *, raws: bool) -> list[_Sample]:
     """Send visits with two open at any time; take a sample after each one."""
     relay, samples = node.relay, [_sample(node)]
     camera = RawWriter(node.raw_root, CAMERA, "MC")

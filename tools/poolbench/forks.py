@@ -13,13 +13,14 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.processes import BenchProcess, cpu_s, private_mb
 from benching.results import Scalar
@@ -212,9 +213,7 @@ async def _spawn(config: NodeConfig, runs: int) -> list[WorkerStart]:
         return [await zygote.start_worker(number) for number in range(runs)]
 
 
-def measure_forks(
-    folders: BenchFolders, forks: int, spawns: int, other: Path | None, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_forks(folders: BenchFolders, forks: int, spawns: int, other: Path | None) -> dict[str, Scalar]:
     """Measure both ways of starting a worker: medians in milliseconds and 10^6 bytes."""
     progress("fork: making a central repo")
     make_central(folders.scratch / "central")

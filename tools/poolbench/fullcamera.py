@@ -2,9 +2,9 @@
 """The cost of a supervisor with a full camera of idle workers, and the latency of a visit."""
 
 import time
-from collections.abc import Callable
 from statistics import median
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.processes import cpu_s, private_mb
 from benching.results import Scalar
@@ -21,9 +21,7 @@ FEW = 2
 """Workers of the daemon whose threads are compared with those of the full camera."""
 
 
-def measure_full_camera(
-    folders: BenchFolders, observe_s: float, rounds: int, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_full_camera(folders: BenchFolders, observe_s: float, rounds: int) -> dict[str, Scalar]:
     """Measure a daemon with 205 workers; the results are those of the supervisor alone.
 
     `observe_s` is the time for which the idle daemon is observed, `rounds` the
@@ -37,9 +35,9 @@ def measure_full_camera(
         results: dict[str, Scalar] = {"start_205_s": time.monotonic() - started}
         node.relay.listen_for(PAUSE_S)
         if observe_s:
-            results |= _idle(node, observe_s, progress)
+            results |= _idle(node, observe_s)
         if rounds:
-            results |= _reserve(node, rounds, progress)
+            results |= _reserve(node, rounds)
     return results
 
 
@@ -55,7 +53,7 @@ def measure_two_workers(folders: BenchFolders, threads: int) -> dict[str, Scalar
     }
 
 
-def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict[str, Scalar]:
+def _idle(node: Node, observe_s: float) -> dict[str, Scalar]:
     progress(f"idle: observing the supervisor for {observe_s:g} s")
     before_s, since = cpu_s(node.pid), time.monotonic()
     node.relay.listen_for(observe_s)
@@ -70,7 +68,7 @@ def _idle(node: Node, observe_s: float, progress: Callable[[str], None]) -> dict
     }
 
 
-def _reserve(node: Node, rounds: int, progress: Callable[[str], None]) -> dict[str, Scalar]:
+def _reserve(node: Node, rounds: int) -> dict[str, Scalar]:
     """Reserve all detectors in one message, several times."""
     latencies_ms = []
     for number in range(rounds):

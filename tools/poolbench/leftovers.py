@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.results import Scalar
 
@@ -19,7 +20,7 @@ __all__ = ("measure_leftovers",)
 ROUNDS = 200
 
 
-def measure_leftovers(folders: BenchFolders, progress: Callable[[str], None]) -> dict[str, Scalar]:
+def measure_leftovers(folders: BenchFolders) -> dict[str, Scalar]:
     """Measure in this process, with all modules of a real worker.
 
     Returns medians in milliseconds: of a check that finds nothing, with its CPU time, which other load

@@ -4,9 +4,9 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from statistics import median
 
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.results import Scalar, percentile
 
@@ -23,9 +23,7 @@ DETECTORS = 9
 POLL_S = 0.005
 
 
-def measure_replacement(
-    folders: BenchFolders, kills: int, busy: int, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_replacement(folders: BenchFolders, kills: int, busy: int) -> dict[str, Scalar]:
     """Kill idle workers, one per slot, while `busy` others loop.
 
     Measures the time from the signal until the supervisor has received READY.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Goals of the pool, slopes, and memory maps. Pure."""
+"""Goals of the pool, and slopes. Pure."""
 
 from collections.abc import Mapping, Sequence
+from statistics import linear_regression
 
 from benching.floors import PYTHON_CPU, PYTHON_START
 from benching.results import Goal
@@ -25,15 +26,5 @@ GOALS: Mapping[str, Goal] = {
 
 
 def per_thousand(counts: Sequence[float], values: Sequence[float]) -> float:
-    """Return the least-squares slope of a value per 1000 counts.
-
-    Raises `ValueError` if counts and values differ in number or all counts are
-    equal.
-    """
-    n = len(counts)
-    mean_count, mean_value = (sum(each) / max(n, 1) for each in (counts, values))
-    spread = sum((count - mean_count) ** 2 for count in counts)
-    if n != len(values) or spread == 0:
-        raise ValueError(f"no slope through {n} counts and {len(values)} values")
-    pairs = zip(counts, values, strict=True)
-    return 1000 * sum((count - mean_count) * (value - mean_value) for count, value in pairs) / spread
+    """Return the least-squares slope of a value per 1000 counts."""
+    return 1000 * linear_regression(counts, values).slope

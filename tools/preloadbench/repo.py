@@ -4,13 +4,14 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import astropy.time
 import astropy.units as u
+from benching.cli import progress
 
 # CollectionType is public, though its package does not list it.
 from lsst.daf.butler import (  # type: ignore[attr-defined]
@@ -66,7 +67,7 @@ _PATCH_DEG = 0.17
 _TRACT_DEG = _PATCHES * _PATCH_DEG
 
 
-def make_central(root: Path, size: Size, progress: Callable[[str], None], database: str = "") -> Path:
+def make_central(root: Path, size: Size, database: str = "") -> Path:
     """Make the repo in a folder that must not exist yet, with its database at a URL; a file without."""
     settings = Config({"registry": {"db": database}}) if database else None
     with Butler.from_config(Butler.makeRepo(str(root), config=settings), writeable=True) as butler:

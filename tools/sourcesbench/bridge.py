@@ -3,12 +3,13 @@
 
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import zmq
+from benching.cli import progress
 from benching.folders import BenchFolders
 from benching.processes import cpu_s, pss_mb
 from benching.results import Scalar
@@ -88,9 +89,7 @@ def _post(connections: _Connections, notices: Mapping[int, bytes], within_s: flo
     return sent
 
 
-def measure_ring(
-    folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_ring(folders: BenchFolders, workload: Workload) -> dict[str, Scalar]:
     """Fill a ring, start its bridge, add some notices, and replay all to a node; return its memory."""
     progress(f"ring: {workload.ring} notices")
     folder, state = folders.ramdisk / "b", folders.scratch / "bridge"

@@ -5,11 +5,13 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
+from benching.cli import progress
 from benching.folders import BenchFolders
+from benching.orders import Orders, Samples
 from poolbench.forks import running_zygote
 from poolbench.node import BenchFailed
 
@@ -33,8 +35,7 @@ from ppdaemon.messages import (
 from ppdaemon.testing.node import node_config
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import Model, decode, encode
-from sourcesbench.results import Samples
-from sourcesbench.site import CAMERA, START_S, Orders, Workload, groups
+from sourcesbench.site import CAMERA, START_S, Workload, groups
 
 __all__ = ("measure_floor",)
 
@@ -42,7 +43,7 @@ type _Channels = Mapping[int, socket.socket]
 """By detector."""
 
 
-def measure_floor(folders: BenchFolders, workload: Workload, progress: Callable[[str], None]) -> Samples:
+def measure_floor(folders: BenchFolders, workload: Workload) -> Samples:
     """Send each of many workers an order to ingest, all at once; return the times until they have read it."""
     progress(f"floor: starting {workload.detectors} workers without a supervisor")
     scratch, sockets = folders.scratch / "floor", folders.ramdisk / "f"

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import redis
+from benching.cli import progress
 from benching.folders import BenchFolders
+from benching.orders import Samples
 from benching.results import Scalar
 from poolbench.node import BenchFailed
 
@@ -19,7 +21,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import WorkersConfig
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess, node_config
-from sourcesbench.results import Samples, beside
+from sourcesbench.results import beside
 from sourcesbench.site import CAMERA, START_S, Site, Workload, groups, running
 from sourcesbench.zeromq import pace
 
@@ -66,9 +68,7 @@ class _StreamSite(Site):
         time.sleep(SETTLED_S)
 
 
-def measure_redis(
-    folders: BenchFolders, workload: Workload, progress: Callable[[str], None]
-) -> dict[str, Scalar]:
+def measure_redis(folders: BenchFolders, workload: Workload) -> dict[str, Scalar]:
     """Send visits in turn: over the submit socket; as entries at once; as entries one after another."""
     unpacked = UNPACKED / "bin" / "redis-server"
     program = shutil.which("redis-server") or (str(unpacked) if unpacked.exists() else None)

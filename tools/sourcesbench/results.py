@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Latencies of messages, and their goals. Pure."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 from benching.floors import PYTHON_START
+from benching.orders import Samples
 from benching.results import Goal, Scalar, percentile
 
-__all__ = ("GOALS", "Samples", "beside", "bursts")
+__all__ = ("GOALS", "beside", "bursts")
 
 ABOVE_MS = 25
 """What another source may add to the path over ZeroMQ."""
@@ -26,40 +26,6 @@ GOALS: Mapping[str, Goal] = {
     "ring.memory_mb": Goal(60, "below", kind="count"),
 }
 """By name of the result, for two idle cores; the memory is the same on a busy machine."""
-
-
-@dataclass(slots=True)
-class Samples:
-    """The messages of one source, each for one detector."""
-
-    sent: int = 0
-    lost: int = 0
-    """Messages without an order to a worker."""
-    doubled: int = 0
-    """Repeated orders."""
-    latencies_ms: list[float] = field(default_factory=list)
-    """From the message to the order."""
-
-    def add(self, sent: Mapping[int, float], ordered: Iterable[tuple[int, float]]) -> None:
-        """Add messages by detector, and the orders that followed; all times are monotonic seconds."""
-        times: dict[int, list[float]] = {}
-        for detector, at in ordered:
-            times.setdefault(detector, []).append(at)
-        self.sent += len(sent)
-        self.lost += len(sent.keys() - times.keys())
-        self.doubled += sum(len(each) - 1 for each in times.values())
-        self.latencies_ms += [
-            (min(times[detector]) - at) * 1e3 for detector, at in sent.items() if detector in times
-        ]
-
-    def results(self, what: str = "") -> dict[str, Scalar]:
-        """Return percentiles, with a prefix; `None` if there is no message."""
-        prefix, found = f"{what}_" if what else "", self.latencies_ms
-        return {
-            f"{prefix}p50_ms": percentile(found, 50) if found else None,
-            f"{prefix}p99_ms": percentile(found, 99) if found else None,
-            f"{prefix}worst_ms": max(found, default=None),
-        }
 
 
 def beside(samples: Samples, zeromq: Samples) -> dict[str, Scalar]:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from benching.folders import BenchFolders
+from benching.orders import Orders, Samples
 from poolbench.node import BenchFailed
 
 from ppdaemon.config import WorkersConfig
@@ -22,9 +23,8 @@ from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.raws import RawWriter
 from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import running_telescope
-from sourcesbench.results import Samples
 
-__all__ = ("CAMERA", "Orders", "Send", "Site", "Workload", "groups", "running")
+__all__ = ("CAMERA", "Send", "Site", "Workload", "groups", "running")
 
 CAMERA = "LSSTCam"
 START_S = 300.0
@@ -49,30 +49,6 @@ class Workload:
     within_s: float
     """Time in which the notices of an exposure are sent."""
     ring: int
-
-
-class Orders:
-    """The orders that workers have recorded in a file.
-
-    Only what was appended is read: while orders are awaited, this runs beside what is measured.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._read = 0
-        self._rows: dict[str, list[tuple[int, float]]] = {}
-
-    def of(self, group: str) -> list[tuple[int, float]]:
-        """Return detector and time of those of a group."""
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                lines = file.read()
-            lines = lines[: lines.rfind(b"\n") + 1]
-            self._read += len(lines)
-            for name, detector, *_, at in map(str.split, lines.decode().splitlines()):
-                self._rows.setdefault(name, []).append((int(detector), float(at)))
-        return self._rows.get(group, [])
 
 
 class Site:

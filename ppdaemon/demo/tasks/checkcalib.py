@@ -12,44 +12,15 @@ from scipy import ndimage
 
 from ppdaemon.demo.geometry import AMPLIFIERS, RAW_SHAPE
 from ppdaemon.demo.tasks.errors import BadRawError
-from ppdaemon.demo.tasks.isr import subtract_overscan
+from ppdaemon.demo.tasks.isr import CalibratedRawConnections, subtract_overscan
 from ppdaemon.demo.tasks.planes import plane
 
 __all__ = ("CheckCalibConfig", "CheckCalibConnections", "CheckCalibTask")
 
 
-class CheckCalibConnections(
-    pipeBase.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")
-):
-    """A raw calibration frame and the masters as inputs, residual statistics as output."""
+class CheckCalibConnections(CalibratedRawConnections, dimensions=("instrument", "exposure", "detector")):
+    """Residual statistics as output."""
 
-    raw = cT.Input(
-        name="raw",
-        doc="Raw bias, dark or flat.",
-        storageClass="ImageV2",
-        dimensions=("instrument", "exposure", "detector"),
-    )
-    bias = cT.PrerequisiteInput(
-        name="bias",
-        doc="Master bias, ADU above the overscan.",
-        storageClass="MaskedImageV2",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-    )
-    dark = cT.PrerequisiteInput(
-        name="dark",
-        doc="Master dark, electrons per second.",
-        storageClass="MaskedImageV2",
-        dimensions=("instrument", "detector"),
-        isCalibration=True,
-    )
-    flat = cT.PrerequisiteInput(
-        name="flat",
-        doc="Master flat with a mean of 1.",
-        storageClass="MaskedImageV2",
-        dimensions=("instrument", "detector", "physical_filter"),
-        isCalibration=True,
-    )
     calibration_residuals = cT.Output(
         name="calibration_residuals",
         doc="Statistics of the frame minus the prediction from the masters.",

@@ -18,7 +18,14 @@ from ppdaemon.demo.tasks.cosmics import find_cosmic_rays
 from ppdaemon.demo.tasks.errors import BadRawError
 from ppdaemon.demo.tasks.planes import make_image, plane
 
-__all__ = ("IsrConfig", "IsrConnections", "IsrTask", "fill_from_sides", "subtract_overscan")
+__all__ = (
+    "CalibratedRawConnections",
+    "IsrConfig",
+    "IsrConnections",
+    "IsrTask",
+    "fill_from_sides",
+    "subtract_overscan",
+)
 
 _HEADER_KEYS = {
     "OBSID": "obs_id",
@@ -85,8 +92,10 @@ def fill_from_sides(pixels: np.ndarray, bad: np.ndarray) -> None:
             )
 
 
-class IsrConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")):
-    """A raw and its calibrations as inputs, an image in electrons as output."""
+class CalibratedRawConnections(
+    pipeBase.PipelineTaskConnections, dimensions=("instrument", "exposure", "detector")
+):
+    """A raw and its calibrations as inputs."""
 
     raw = cT.Input(
         name="raw",
@@ -115,6 +124,11 @@ class IsrConnections(pipeBase.PipelineTaskConnections, dimensions=("instrument",
         dimensions=("instrument", "detector", "physical_filter"),
         isCalibration=True,
     )
+
+
+class IsrConnections(CalibratedRawConnections, dimensions=("instrument", "exposure", "detector")):
+    """An image in electrons as output."""
+
     post_isr_image = cT.Output(
         name="post_isr_image",
         doc="Image in electrons with variance and mask.",
