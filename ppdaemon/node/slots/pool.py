@@ -137,6 +137,11 @@ class Pool:
         """Return the memory and RAM-disk repos of all workers, as last sampled."""
         return sum(self.slots[number].usage.used_bytes for number in self._children)
 
+    @property
+    def holds(self) -> bool:
+        """Whether messages of workers wait for the orders of a burst of raws."""
+        return self._resuming is not None
+
     def handle(self, number: int, event: object) -> None:
         """Give a slot an event and perform its actions. An event that is impossible in its state
         is logged and counted: it must not stop the daemon.
