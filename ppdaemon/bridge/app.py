@@ -2,7 +2,6 @@
 """The program ``ppbridge``: command line, exit codes, construction of the parts."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -25,6 +24,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.commandline import reporting_end, run_server
 from ppdaemon.curve import admitting
 from ppdaemon.errors import ConfigError, Unavailable
+from ppdaemon.garbage import collect_seldom
 from ppdaemon.notify import Notifier, passed_sockets
 from ppdaemon.routers import bind
 from ppdaemon.statelock import lock_state
@@ -129,7 +129,7 @@ async def _serve(
         ring = Ring(config.state_dir, config.ring)
         bridge = Bridge(config, ring, nodes, gatekeeper, clock, notifier, read_config)
         http = None if listener is None else _http(config, bridge)
-        gc.freeze()  # modules stay until the end: a collection that visits them takes 40 ms
+        collect_seldom()
         await bridge.run(listener, http)
     _LOG.info("stopped")
 

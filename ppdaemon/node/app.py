@@ -3,7 +3,6 @@
 
 import asyncio
 import datetime
-import gc
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ from ppdaemon.config import load_node
 from ppdaemon.configfile import ConfigFile
 from ppdaemon.environment import CHILD_ENVIRONMENT
 from ppdaemon.errors import ConfigError
+from ppdaemon.garbage import collect_seldom
 from ppdaemon.node.processes.child import Lifeline
 from ppdaemon.node.processes.names import Resolution, resolve
 from ppdaemon.node.supervisor import Supervisor
@@ -139,7 +139,7 @@ def run(config: Path, ends_at: float) -> None:
         log.set_up(settings.log.level, settings.log.format, settings.log.levels, node=settings.node.name)
         for remark in file.remarks():
             _LOG.warning("%s", remark)
-        gc.freeze()  # modules stay until the end: no collection visits them, the last one neither
+        collect_seldom()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         set_title(f"ppdaemon supervisor {settings.node.name}")
         asyncio.run(_run(file, os.environ, notifier, ends_at))

@@ -196,7 +196,7 @@ class NodeParts:
         self.reprocessor = Reprocessor(
             folders, self.journal, self.chooser, inbox, self.pump, self.exporter, self.arrivals
         )
-        meters = Meters(config.workers, folders, urgent=self.arrivals.checking)
+        meters = Meters(config.workers, folders, urgent=self._ordering_raws)
         self.metrics = MetricsServer(config.metrics.listen, NODE_METRICS, self._metrics_source)
         self.status = Status(
             config,
@@ -248,6 +248,7 @@ class NodeParts:
             self.offer,
             folders,
             watchdog_s,
+            self._ordering_raws,
         )
         self._meters = meters
         self._pruner = JournalPruner(
@@ -284,6 +285,10 @@ class NodeParts:
         self._lifeline.close()
         await end_children(self.clock.mono, CHILDREN_S)
         self._context.term()
+
+    def _ordering_raws(self) -> bool:
+        """Return whether raws are being checked, or workers are reading the orders that follow."""
+        return self.arrivals.checking() or self.pool.holds
 
     def _attempt_ended(self, entry: JournalEntry) -> None:
         config = self.status.config

@@ -90,7 +90,7 @@ def measured(folders, *pids):
     """Return what the workers use beyond the interpreter and their repos, in units of `SIZE_BYTES`."""
     # The limit is so low that exact shares are read.
     with closing(Meters(WorkersConfig(memory=MemoryConfig(soft=1_000_000)), folders)) as meters:
-        samples = meters.read(dict(enumerate(pids)))
+        samples = meters.read(dict(enumerate(pids)), {})
     return [round((sample.used_bytes - sample.repo_bytes) / SIZE_BYTES) for sample in samples.values()]
 
 

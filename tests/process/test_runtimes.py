@@ -82,7 +82,7 @@ def meters(folders):
 def read_until_quiet(meters, pids):
     """Measure until nothing has run since the last time; return the last sample of each."""
     samples = {}
-    while new := meters.read(pids):
+    while new := meters.read(pids, {}):
         samples |= new
     return samples
 
@@ -99,18 +99,18 @@ def test_a_worker_that_waits_is_measured_again_when_it_has_run(meters):
 def test_a_worker_with_a_thread_or_a_child_is_measured_each_time(meters, script):
     with worker(script) as process:
         assert not is_alone(process.pid)
-        before = [meters.read({0: process.pid})[0] for _ in range(3)][-1]
+        before = [meters.read({0: process.pid}, {})[0] for _ in range(3)][-1]
         let_grow(process)
-        assert meters.read({0: process.pid})[0].used_bytes - before.used_bytes > 0.9 * GROWN_BYTES
+        assert meters.read({0: process.pid}, {})[0].used_bytes - before.used_bytes > 0.9 * GROWN_BYTES
 
 
 def test_a_repo_that_was_written_between_two_searches_counts(meters, folders):
     with worker(ALONE) as process:
         while meters._samples % REPO_EVERY != 1:
-            meters.read({0: process.pid})
+            meters.read({0: process.pid}, {})
         (folders.repo(0) / "own").write_bytes(bytes(8192))
         let_grow(process)
-        found = [meters.read({0: process.pid}) for _ in range(REPO_EVERY)]
+        found = [meters.read({0: process.pid}, {}) for _ in range(REPO_EVERY)]
         assert found[-1][0].repo_bytes == 8192
 
 
@@ -121,16 +121,38 @@ def test_a_worker_that_waits_is_measured_anew_now_and_then(meters, folders):
         found = [
             sample
             for _ in range(FULL_EVERY + REPO_EVERY)
-            for sample in meters.read({0: process.pid}).values()
+            for sample in meters.read({0: process.pid}, {}).values()
         ]
         assert found[-1].repo_bytes == 8192
+
+
+@pytest.mark.parametrize(
+    ("later", "samples"),
+    [({0: 7}, REPO_EVERY), ({0: 8}, 1), ({}, 1)],
+    ids=["no visit", "had a visit", "has a visit"],
+)
+def test_a_worker_without_a_visit_that_rests_is_looked_at_less_often(meters, later, samples):
+    with worker(ALONE) as process:
+        pids, looks = {0: process.pid}, []
+        for _ in range(2 * REPO_EVERY):
+            meters.read(pids, {0: 7})
+        read = meters._run_times.read
+        meters._run_times.read = lambda pid: looks.append(pid) or read(pid)
+        for _ in range(2 * REPO_EVERY):
+            assert meters.read(pids, {0: 7}) == {}
+        assert len(looks) == 2
+        meters.read(pids, {0: 7})  # the sample with all workers
+        let_grow(process)
+        found = [meters.read(pids, later) for _ in range(samples)]
+        assert not any(found[:-1])
+        assert found[-1][0].used_bytes > 0.9 * GROWN_BYTES
 
 
 def test_changed_limits_are_applied_to_workers_that_wait(meters):
     with worker(ALONE) as process:
         samples = read_until_quiet(meters, {0: process.pid})
         meters.config = WorkersConfig()
-        assert meters.read({0: process.pid}) == samples
+        assert meters.read({0: process.pid}, {}) == samples
 
 
 @pytest.fixture

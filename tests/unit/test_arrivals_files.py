@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from ppdaemon.node.arrivals.files import (
 from ppdaemon.node.arrivals.pending import FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import files as raws_files
+from ppdaemon.raws.files import OpenFolders
 from ppdaemon.testing.raws import small_fits
 
 CASES = Path(__file__).parents[1] / "data" / "raws"
@@ -45,7 +46,12 @@ def put(path: Path, content: bytes = b"") -> RawPath:
 
 
 def state_of(*paths: RawPath) -> FileState:
-    return read_state(paths, structure=True)
+    return checked(paths, structure=True)
+
+
+def checked(paths: Sequence[RawPath], **order: bool) -> FileState:
+    with OpenFolders() as folders:
+        return read_state(paths, folders=folders, **order)
 
 
 def test_an_intact_file_is_intact_with_any_ending(tmp_path):
@@ -94,9 +100,11 @@ def test_a_small_file_is_read_whole_also_in_parts_and_a_large_one_to_a_byte_abov
     read = os.read
     monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 4)))
     for limit, content in ((10, b"0123456789"), (11, b"0123456789"), (9, b"0123456789"), (6, b"0123456")):
-        assert raws_files.read_raw(place.path, place.root, limit) == content
+        with OpenFolders() as folders:
+            assert raws_files.read_raw(place.path, place.root, limit, folders) == content
     place = put(tmp_path / "raw/empty.json")
-    assert raws_files.read_raw(place.path, place.root, 10) == b""
+    with OpenFolders() as folders:
+        assert raws_files.read_raw(place.path, place.root, 10, folders) == b""
 
 
 def test_a_raw_is_read_from_any_position(tmp_path):
@@ -244,7 +252,7 @@ def test_the_structure_is_read_only_where_that_is_ordered(tmp_path, monkeypatch)
     raw_of_marker = RawPath(place.root, place.path, f"{place.path}.done")
     monkeypatch.setattr(files.fitsblocks, "structure", pytest.fail)
     for path, structure in ((place, False), (raw_of_marker, False), (raw_of_marker, True)):
-        found = read_state([path], structure=structure)
+        found = checked([path], structure=structure)
         assert (found.read, found.size) == (False, 5760)
 
 
@@ -265,12 +273,12 @@ def test_a_sidecar_that_is_too_large_is_there_and_not_read(tmp_path):
 
 def test_the_structure_is_read_at_once_where_nobody_has_the_file_open_for_writing(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
-    found = read_state([place], structure=False, writers=True)
+    found = checked([place], structure=False, writers=True)
     assert (found.written, found.intact) == (False, True)
     with open(place.path, "rb"):
-        assert read_state([place], structure=False, writers=True).written is False
+        assert checked([place], structure=False, writers=True).written is False
     with open(place.path, "r+b"):
-        found = read_state([place], structure=False, writers=True)
+        found = checked([place], structure=False, writers=True)
         assert (found.written, found.read) == (True, False)
 
 
@@ -278,9 +286,9 @@ def test_a_mapping_for_writing_counts_after_its_file_was_closed(tmp_path):
     place = put(tmp_path / "raw/x.fits", fits())
     with open(place.path, "r+b") as file:
         mapping = mmap.mmap(file.fileno(), 0)
-    assert read_state([place], structure=False, writers=True).written is True
+    assert checked([place], structure=False, writers=True).written is True
     mapping.close()
-    assert read_state([place], structure=False, writers=True).written is False
+    assert checked([place], structure=False, writers=True).written is False
 
 
 def test_a_writer_that_opens_the_file_during_the_check_does_not_end_this_process(tmp_path, monkeypatch):
@@ -294,7 +302,7 @@ def test_a_writer_that_opens_the_file_during_the_check_does_not_end_this_process
         return real(descriptor, command, value)
 
     monkeypatch.setattr(fcntl, "fcntl", open_before_the_lease_is_given_back)
-    assert read_state([place], structure=False, writers=True).written is False
+    assert checked([place], structure=False, writers=True).written is False
     assert refused
     os.close(os.open(place.path, os.O_WRONLY | os.O_NONBLOCK))
 
@@ -306,7 +314,7 @@ def test_where_the_kernel_does_not_tell_nothing_is_known(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     place = put(tmp_path / "raw/x.fits", fits())
-    found = read_state([place], structure=False, writers=True)
+    found = checked([place], structure=False, writers=True)
     assert (found.written, found.read) == (None, False)
 
 
@@ -319,6 +327,66 @@ def test_one_that_is_not_to_be_opened_does_not_hinder_the_others(tmp_path):
     assert refused.kind == "not_a_file"
     assert isinstance(found, FileState)
     assert found.intact
+
+
+@pytest.mark.parametrize(
+    ("replace", "kind"),
+    [
+        (lambda path, secret: path.symlink_to(secret), "symlink"),
+        (lambda path, _: os.mkfifo(path), "not_a_file"),
+    ],
+    ids=["link", "fifo"],
+)
+def test_a_file_that_is_replaced_before_it_is_opened_is_refused(tmp_path, monkeypatch, replace, kind):
+    place = put(tmp_path / "raw/a/x.fits", fits())
+    secret, is_regular = outside(tmp_path / "raw"), raws_files._is_regular_in
+
+    def replaced(folder: int, path: str) -> bool:
+        found = is_regular(folder, path)
+        Path(path).unlink()
+        replace(Path(path), secret)
+        return found
+
+    monkeypatch.setattr(raws_files, "_is_regular_in", replaced)
+    with pytest.raises(BadMessage) as refused:
+        state_of(place)
+    assert refused.value.kind == kind
+
+
+def test_a_folder_is_checked_once_for_a_batch_and_closed(tmp_path, monkeypatch):
+    places = [put(tmp_path / f"raw/{name}", fits()) for name in ("a/x.fits", "a/y.fits", "b/x.fits")]
+    (tmp_path / "raw/link").symlink_to("a")
+    places.append(RawPath(places[0].root, f"{places[0].root}/link/x.fits"))
+    checks, check = [], raws_files._folder_descriptor
+    monkeypatch.setattr(
+        raws_files, "_folder_descriptor", lambda folder: checks.append(Path(folder).name) or check(folder)
+    )
+    before = os.listdir("/proc/self/fd")
+    for _ in range(2):  # a folder may be replaced between two batches
+        states = read_states([((place,), True, False) for place in places])
+        assert all(isinstance(state, FileState) and state.intact for state in states)
+        assert len({state.inode for state in states}) == 3
+        (tmp_path / "raw/a").rename(tmp_path / "raw/old")
+        shutil.copytree(tmp_path / "raw/old", tmp_path / "raw/a")
+        shutil.rmtree(tmp_path / "raw/old")
+    assert checks == ["a", "b", "link"] * 2
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_sidecar_is_found_beside_its_image_but_not_through_a_link_out_of_the_root(tmp_path, needed):
+    image = put(tmp_path / "raw/a/x.fits", fits())
+    assert read_sidecars([(image, needed)]) == [(False, None)]
+    fields = json.dumps({"GROUPID": GROUP}).encode()
+    outside(tmp_path / "raw").with_name("x.json").write_bytes(fields)
+    (tmp_path / "raw/a/x.json").symlink_to(tmp_path / "secret/x.json")
+    (tmp_path / "raw/out").symlink_to(tmp_path / "secret")
+    put(tmp_path / "raw/b/x.json", fields)
+    (tmp_path / "raw/b/y.json").symlink_to("x.json")
+    places = [RawPath(image.root, f"{image.root}/{name}.fits") for name in ("a/x", "out/x", "b/x", "b/y")]
+    found = read_sidecars([(place, needed) for place in places])
+    assert [has_sidecar for has_sidecar, _ in found] == [False, False, True, True]
+    assert [facts is not None for _, facts in found] == [False, False, needed, needed]
 
 
 def test_a_header_contains_group_and_snap(tmp_path):

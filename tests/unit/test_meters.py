@@ -72,7 +72,7 @@ def test_cpu_time_is_read_also_of_a_process_with_an_odd_name(monkeypatch):
 
 def test_a_sample_has_memory_repo_and_cpu_time(meters, folders):
     (folders.repo(0) / "own").write_bytes(bytes(8192))
-    samples = meters().read({0: os.getpid(), 1: GONE})
+    samples = meters().read({0: os.getpid(), 1: GONE}, {})
     assert samples[0].repo_bytes == 8192
     assert samples[0].used_bytes > 1_000_000
     assert samples[0].cpu_s > 0
@@ -88,27 +88,27 @@ def test_a_sample_waits_while_raws_are_checked_for_a_bounded_time(
     monkeypatch.setattr("ppdaemon.node.slots.meters.time", paused)
     measured = meters()
     measured.urgent = lambda: clock.mono() - began < urgent_s
-    assert measured.read({0: os.getpid(), 1: os.getpid()}).keys() == {0, 1}
+    assert measured.read({0: os.getpid(), 1: os.getpid()}, {}).keys() == {0, 1}
     assert clock.mono() - began == pytest.approx(waited_s, abs=LOOK_AGAIN_S)
 
 
 def test_repos_are_measured_periodically_but_the_previous_workers_never(meters, folders):
     measured = meters()
-    assert measured.read({0: GONE})[0].repo_bytes == 0
+    assert measured.read({0: GONE}, {})[0].repo_bytes == 0
     (folders.repo(0) / "own").write_bytes(bytes(8192))
-    later = [measured.read({0: GONE})[0].repo_bytes for _ in range(REPO_EVERY)]
+    later = [measured.read({0: GONE}, {})[0].repo_bytes for _ in range(REPO_EVERY)]
     assert later == [0] * (REPO_EVERY - 1) + [8192]
     (folders.repo(0) / "own").unlink()
-    assert measured.read({0: GONE + 1})[0].repo_bytes == 0
+    assert measured.read({0: GONE + 1}, {})[0].repo_bytes == 0
 
 
 def test_repos_are_measured_at_once_when_the_ram_disk_fills(meters, folders):
     free = [900]
     measured = meters(lambda _: a_disk(free=free[0]), ramdisk=400 * 4096)
-    measured.read({0: GONE})
+    measured.read({0: GONE}, {})
     (folders.repo(0) / "own").write_bytes(bytes(8192))
     free[0] -= 101
-    assert measured.read({0: GONE})[0].repo_bytes == 8192
+    assert measured.read({0: GONE}, {})[0].repo_bytes == 8192
     assert measured.ramdisk_bytes == 201 * 4096
 
 
@@ -134,7 +134,7 @@ def test_both_disks_are_watched_and_an_unreadable_one_is_reported(meters, folder
         return a_disk(free=1)
 
     measured = meters(disk)
-    measured.read({})
+    measured.read({}, {})
     assert measured.problems == (
         f"{folders.ramdisk} has only 0.1 % of its space free",
         f"{folders.state}: Input/output error",
@@ -160,7 +160,7 @@ def test_logs_of_all_processes_are_kept_short_and_counted(meters, folders):
         (folders.logs / name).write_bytes(bytes(5000))
     (folders.logs / "other.txt").write_bytes(bytes(5000))
     measured = meters()
-    measured.read({})
-    measured.read({})
+    measured.read({}, {})
+    measured.read({}, {})
     assert measured.logs_cut == 2
     assert (folders.logs / "other.txt").stat().st_size == 5000

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 from test_scheduler import an_assignment
@@ -19,7 +20,7 @@ from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.model import CountRecycled, JournalEntry, Now
 from ppdaemon.node.visits.openvisits import OpenVisits, Phase, VisitDetector
 from ppdaemon.raws.path import ExpectedRaws
-from ppdaemon.states import Stage
+from ppdaemon.states import SlotState, Stage
 
 
 def test_deadlines_come_in_order_and_replaced_ones_never():
@@ -156,6 +157,22 @@ def test_a_replaced_worker_is_counted_here_and_in_the_journal(config, clock):
     event, now = posted[0], Now(clock.mono(), clock.tai())
     effects = Visits(config, Counter()).handle(event, now)
     assert effects.writes == [CountRecycled("age", now.tai)]
+
+
+def test_workers_without_a_visit_are_told_from_others(config, clock):
+    async def perform():
+        pool = Pool(config, clock, lambda order: True, lambda action: None, Counter())
+        for number, state in enumerate((SlotState.IDLE, SlotState.WAITING, SlotState.STOPPED)):
+            slot = pool.slots[number] = Slot(number, config.workers, lambda: 0.5)
+            slot.state, slot.visit_number = state, 7 + number
+            pool._children[number] = Mock()
+        del pool._children[2]
+        idle = pool.idle_visits()
+        pool._children.clear()
+        pool.close()
+        return idle
+
+    assert asyncio.run(perform()) == {0: 7}
 
 
 def test_a_stage_has_the_time_at_which_it_was_reached_not_handled(config, clock):

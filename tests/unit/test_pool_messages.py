@@ -104,8 +104,10 @@ def test_messages_wait_while_raws_are_checked(play, monkeypatch):
             for _ in range(20):
                 await asyncio.sleep(0)
             assert played.handled == []
+            assert played.pool.holds
             checking = False
             await played.until(lambda: played.handled)
+            assert not played.pool.holds
 
     asyncio.run(check())
 

@@ -35,7 +35,7 @@ from ppdaemon.messages import (
 from ppdaemon.testing.node import node_config
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import Model, decode, encode
-from sourcesbench.site import CAMERA, START_S, Workload, groups
+from sourcesbench.site import CAMERA, START_S, Workload, groups, record_in_memory
 
 __all__ = ("measure_floor",)
 
@@ -51,6 +51,8 @@ def measure_floor(folders: BenchFolders, workload: Workload) -> Samples:
     sockets.mkdir()
     workers = {"max": workload.detectors, "nice": WorkersConfig().nice}
     config = NodeConfig.model_validate(node_config(scratch, sockets, workers=workers))
+    config.node.state_dir.mkdir()
+    record_in_memory(config.node.state_dir, sockets)
     return asyncio.run(_measure(config, workload))
 
 

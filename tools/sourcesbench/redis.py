@@ -22,7 +22,7 @@ from ppdaemon.config import WorkersConfig
 from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess, node_config
 from sourcesbench.results import beside
-from sourcesbench.site import CAMERA, START_S, Site, Workload, groups, running
+from sourcesbench.site import CAMERA, START_S, Site, Workload, groups, record_in_memory, running
 from sourcesbench.zeromq import pace
 
 __all__ = ("measure_redis",)
@@ -171,6 +171,7 @@ def _running_node(folders: BenchFolders, workload: Workload, server: redis.Redis
     try:
         node.wait(lambda: node.status().slots == {SlotState.IDLE: slots}, START_S)
         node.wait(lambda: node.status().redis.connected)
+        record_in_memory(node.state, sockets)
         yield _StreamSite(node, server, workload)
     except AssertionError as error:
         raise BenchFailed(str(error)) from None

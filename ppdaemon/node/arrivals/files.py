@@ -15,7 +15,14 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.pending import ExposureFacts, FileState
 from ppdaemon.node.arrivals.roots import RawPath
 from ppdaemon.raws import fitsblocks
-from ppdaemon.raws.files import is_open_for_writing, open_raw, open_with_status, raw_descriptor, read_raw
+from ppdaemon.raws.files import (
+    OpenFolders,
+    is_open_for_writing,
+    is_regular,
+    open_raw,
+    open_with_status,
+    read_raw,
+)
 from ppdaemon.raws.path import EXPECTED_SENSORS, sidecar_path
 from ppdaemon.wire import parse_json
 
@@ -48,15 +55,18 @@ def read_states(orders: Sequence[tuple[Sequence[RawPath], bool, bool]]) -> list[
     or raises.
     """
     states: list[FileState | BadMessage] = []
-    for files, structure, writers in orders:
-        try:
-            states.append(read_state(files, structure=structure, writers=writers))
-        except BadMessage as error:
-            states.append(error)
+    with OpenFolders() as folders:
+        for files, structure, writers in orders:
+            try:
+                states.append(read_state(files, folders=folders, structure=structure, writers=writers))
+            except BadMessage as error:
+                states.append(error)
     return states
 
 
-def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = False) -> FileState:
+def read_state(
+    files: Sequence[RawPath], *, folders: OpenFolders, structure: bool, writers: bool = False
+) -> FileState:
     """Check the first existing one of several paths of one raw.
 
     The FITS structure and the existence of the sidecar are read only if requested, or if `writers` are
@@ -65,7 +75,7 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
     """
     for path in files:
         try:
-            file, status = open_with_status(path.path, path.root)
+            file, status = open_with_status(path.path, path.root, folders)
             with file:
                 # The time stamps were read first: a write during the read is then detected later.
                 state = _stamped(path, status)
@@ -73,7 +83,7 @@ def read_state(files: Sequence[RawPath], *, structure: bool, writers: bool = Fal
                     return state(marked=False, read=False)
                 written = is_open_for_writing(file.fileno()) if writers else None
                 if structure or written is False:
-                    return state(written=written, **_structure_of(path, file))
+                    return state(written=written, **_structure_of(path, file, folders))
                 return state(written=written, read=False)
         except FileNotFoundError:
             continue
@@ -88,12 +98,12 @@ def _stamped(path: RawPath, status: os.stat_result) -> Callable[..., FileState]:
     return partial(FileState, path, *stamps, device=status.st_dev)
 
 
-def _structure_of(path: RawPath, file: BinaryIO) -> dict[str, Any]:
+def _structure_of(path: RawPath, file: BinaryIO, folders: OpenFolders) -> dict[str, Any]:
     """Return the fields that follow from the content of a file and from its sidecar."""
     found = fitsblocks.structure(file, _SHARED)
     intact = found.whole and found.data_bytes > 0
     facts = _optional_facts(found.header)
-    has_sidecar, of_sidecar = _read_sidecar(sidecar_of(path), needed=facts is None)
+    has_sidecar, of_sidecar = _read_sidecar(sidecar_of(path), folders, needed=facts is None)
     return {
         "intact": intact,
         "problem": "" if intact else found.problem or "no data",
@@ -114,12 +124,14 @@ def facts_of_sidecar(sidecar: RawPath) -> ExposureFacts:
     This and the functions below raise FileNotFoundError if the file does not exist, another OSError
     if it cannot be read, and BadMessage if its content is invalid or it must not be opened.
     """
-    return facts_in(_json_object(sidecar))
+    with OpenFolders() as folders:
+        return facts_in(_json_object(sidecar, folders))
 
 
 def expected_sensors(path: RawPath) -> frozenset[str]:
     """Read the names of the detectors of an exposure from ``<obsid>_expectedSensors.json``."""
-    return sensors_in(_json_object(path))
+    with OpenFolders() as folders:
+        return sensors_in(_json_object(path, folders))
 
 
 def sensors_in(content: Mapping[str, Any]) -> frozenset[str]:
@@ -158,26 +170,21 @@ def read_sidecars(orders: Sequence[tuple[RawPath, bool]]) -> list[tuple[bool, Ex
     """Return for each image whether it has a sidecar that may be opened, and the facts in that if they are
     requested; `None` if it cannot be read or has no group.
     """
-    return [_read_sidecar(sidecar_of(image), needed=needed) for image, needed in orders]
+    with OpenFolders() as folders:
+        return [_read_sidecar(sidecar_of(image), folders, needed=needed) for image, needed in orders]
 
 
-def _read_sidecar(sidecar: RawPath, *, needed: bool) -> tuple[bool, ExposureFacts | None]:
+def _read_sidecar(
+    sidecar: RawPath, folders: OpenFolders, *, needed: bool
+) -> tuple[bool, ExposureFacts | None]:
     if needed:
         with contextlib.suppress(OSError, BadMessage):
-            return True, facts_of_sidecar(sidecar)
-    return _is_regular(sidecar), None
+            return True, facts_in(_json_object(sidecar, folders))
+    return is_regular(sidecar.path, sidecar.root, folders), None
 
 
-def _is_regular(path: RawPath) -> bool:
-    try:
-        os.close(raw_descriptor(path.path, path.root))
-    except (OSError, BadMessage):
-        return False
-    return True
-
-
-def _json_object(path: RawPath) -> dict[str, Any]:
-    content = parse_json(read_raw(path.path, path.root, MAX_SIDECAR), limit=MAX_SIDECAR)
+def _json_object(path: RawPath, folders: OpenFolders) -> dict[str, Any]:
+    content = parse_json(read_raw(path.path, path.root, MAX_SIDECAR, folders), limit=MAX_SIDECAR)
     if not isinstance(content, dict):
         raise BadMessage("no JSON object", "sidecar")
     return content

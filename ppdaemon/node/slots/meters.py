@@ -35,7 +35,8 @@ __all__ = (
 )
 
 REPO_EVERY = 5
-"""Repos and logs are measured in every fifth sample, repos also when the RAM disk fills up."""
+"""Repos and logs are measured in every fifth sample, repos also when the RAM disk fills up; so are workers
+that have no visit and have not run since the last sample."""
 
 FULL_EVERY = 60
 """Workers that have not run are measured in every sixtieth sample: what they share with others that
@@ -155,6 +156,8 @@ class _Worker:
     zygote: int = 0
     sample: MemorySampled | None = None
     """As it was returned last; `None` if it has run since."""
+    rested: int | None = None
+    """After how many visits it has not run between two samples; `None` if it has a visit, or has run."""
 
 
 @dataclass(eq=False)
@@ -194,11 +197,11 @@ class Meters:
         with contextlib.closing(self), ThreadPoolExecutor(1, "meters") as thread:
             while True:
                 await asyncio.sleep(self.config.memory.sample_s)
-                pids = pool.pids()
+                pids, idle = pool.pids(), pool.idle_visits()
                 other_pids = [other.pid for other in others]
                 try:
                     # At once: each turn of a thread wakes this one.
-                    samples, used = await loop.run_in_executor(thread, self._read_all, pids, other_pids)
+                    samples, used = await loop.run_in_executor(thread, self._read_all, pids, idle, other_pids)
                 except OSError as error:  # such as too many open files
                     self.problems = (
                         f"the use of the workers cannot be measured, limits are not enforced: {error}",
@@ -220,9 +223,10 @@ class Meters:
         """Close the files of all workers."""
         self._run_times.close()
 
-    def read(self, pids: Mapping[int, int]) -> dict[int, MemorySampled]:
+    def read(self, pids: Mapping[int, int], idle: Mapping[int, int]) -> dict[int, MemorySampled]:
         """Measure the processes, given by slot; return the samples of those that have run, or whose
-        sample has changed. Blocks for some milliseconds, and for `WAIT_S` more at most.
+        sample has changed. `idle` has how many visits those workers have had that have none now. Blocks for
+        some milliseconds, and for `WAIT_S` more at most.
         """
         number, self._samples = self._samples, self._samples + 1
         # First: `_is_filling` compares the RAM disk with its last measurement.
@@ -241,9 +245,12 @@ class Meters:
             search = MemoryFiles.outside(self.folders.ramdisk)
         until = time.monotonic() + WAIT_S
         for slot, worker in self._workers.items():
+            again, visits = slot % FULL_EVERY == number % FULL_EVERY, idle.get(slot)
+            if search is None and not again and worker.rested is not None and worker.rested == visits:
+                continue
             while self.urgent() and time.monotonic() < until:
                 time.sleep(LOOK_AGAIN_S)
-            self._measure(slot, worker, search, again=slot % FULL_EVERY == number % FULL_EVERY)
+            worker.rested = visits if self._measure(slot, worker, search, again=again) else None
         if search is not None:
             self._shared = self._exclusive_bytes(search)
         samples = {}
@@ -259,10 +266,13 @@ class Meters:
         worker = self._workers.get(slot)
         return worker if worker is not None and worker.pid == pid else _Worker(pid)
 
-    def _measure(self, slot: int, worker: _Worker, search: MemoryFiles | None, *, again: bool) -> None:
-        """Measure a worker as far as it has run since that was measured last, or all of it `again`."""
+    def _measure(self, slot: int, worker: _Worker, search: MemoryFiles | None, *, again: bool) -> bool:
+        """Measure a worker as far as it has run since that was measured last, or all of it `again`; return
+        whether it has not run.
+        """
         # Before everything else: what the worker does from here on is found by the next sample.
         ran = self._run_times.read(worker.pid)
+        rests = bool(ran) and ran == worker.sampled
         if again:
             worker.sampled = worker.searched = b""
         members: Collection[int] = (worker.pid,)
@@ -279,6 +289,7 @@ class Meters:
             worker.searched = worker.sampled
         elif worker.repo_bytes is None:
             worker.repo_bytes = folder_bytes(self.folders.repo(slot))
+        return rests
 
     def _anonymous(self, members: Collection[int]) -> int:
         """Return the anonymous memory of processes that share it; exact if it may be near a limit."""
@@ -286,12 +297,12 @@ class Meters:
         return used if used <= self.config.memory.soft // 2 else sum(map(anonymous_share, members))
 
     def _read_all(
-        self, pids: Mapping[int, int], others: Iterable[int | None]
+        self, pids: Mapping[int, int], idle: Mapping[int, int], others: Iterable[int | None]
     ) -> tuple[dict[int, MemorySampled], list[int]]:
         """Return the samples of `read`, and the memory of each other process, without its descendants:
         packers have a time limit, and when memory is short the kernel kills them first.
         """
-        return self.read(pids), [0 if pid is None else self._anonymous([pid]) for pid in others]
+        return self.read(pids, idle), [0 if pid is None else self._anonymous([pid]) for pid in others]
 
     def _exclusive_bytes(self, search: MemoryFiles) -> dict[int, int]:
         files = {worker.pid: worker.files for worker in self._workers.values()}

@@ -133,9 +133,19 @@ class Pool:
         """Return the process ids of the workers by slot."""
         return {number: child.pid for number, child in self._children.items()}
 
+    def idle_visits(self) -> dict[int, int]:
+        """Return how many visits workers have had that have none now, by slot."""
+        slots = map(self.slots.__getitem__, self._children)
+        return {slot.number: slot.visit_number for slot in slots if slot.state == SlotState.IDLE}
+
     def used_bytes(self) -> int:
         """Return the memory and RAM-disk repos of all workers, as last sampled."""
         return sum(self.slots[number].usage.used_bytes for number in self._children)
+
+    @property
+    def holds(self) -> bool:
+        """Whether messages of workers wait for the orders of a burst of raws."""
+        return self._resuming is not None
 
     def handle(self, number: int, event: object) -> None:
         """Give a slot an event and perform its actions. An event that is impossible in its state
