@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import pydantic
-from rich.console import RenderableType
 
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon, is_there
-from ppdaemon.ctl.controlclient import ControlClient
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.terminal import show
-from ppdaemon.wire import Model
 
-if TYPE_CHECKING:  # imported by the commands that need it: the others must start at once
+if TYPE_CHECKING:  # imported by what needs it: a list of the commands, and their completion, come at once
+    from rich.console import RenderableType
+
     from ppdaemon.config import NodeConfig
+    from ppdaemon.ctl.client import Daemon
+    from ppdaemon.wire import Model
 
 __all__ = (
     "any_command",
@@ -43,30 +42,30 @@ DEFAULT_CONFIG = Path("/etc/ppdaemon/ppdaemon.yaml")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the daemon or the relay as an argument to a command that one of them, or both, can do."""
+def _for(*programs: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the client of a program as an argument to a command that one of these can do."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.pass_context
         @functools.wraps(command)
         def run(context: click.Context, *args: Any, **options: Any) -> Any:
-            if not isinstance(context.obj, kinds):
-                used = "--bridge" if isinstance(context.obj, BridgeDaemon) else "--relay"
+            client = context.obj()
+            if client.program not in programs:
+                used = "--bridge" if client.program == "ppbridge" else "--relay"
                 raise click.UsageError(f"ppctl {context.info_name} is for a node, not for {used}")
-            return command(context.obj, *args, **options)
+            return command(client, *args, **options)
 
         return run
 
     return decorate
 
 
-for_daemon = _for(Daemon)
-_either = _for(Daemon, RelayDaemon)
+for_daemon = _for("ppdaemon")
 
 
 def any_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the daemon, the relay or the bridge as an argument and ``--json`` as an option to a command."""
-    return as_json_option(_for(Daemon, RelayDaemon, BridgeDaemon)(command))
+    return as_json_option(_for("ppdaemon", "pprelay", "ppbridge")(command))
 
 
 def daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,27 +75,29 @@ def daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def common_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the daemon or the relay as an argument and ``--json`` as an option to a command."""
-    return as_json_option(_either(command))
+    return as_json_option(_for("ppdaemon", "pprelay")(command))
 
 
-def show_data[T: Sequence[Model] | Model](
-    data: T, view: Callable[[T], RenderableType], as_json: bool
+def show_data[T: "Sequence[Model] | Model"](
+    data: T, view: "Callable[[T], RenderableType]", as_json: bool
 ) -> None:
     """Print models, as JSON or as text."""
     if as_json:
+        import pydantic
+
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
         show(view(data))
 
 
-def note_journal(daemon: Daemon) -> None:
+def note_journal(daemon: "Daemon") -> None:
     """Print that an answer is not that of a daemon."""
     if daemon.from_journal:
         click.echo("ppctl: the daemon does not run; this is read from its journal", err=True)
 
 
-def show_rows[T: Model](
-    daemon: Daemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+def show_rows[T: "Model"](
+    daemon: "Daemon", rows: Sequence[T], view: "Callable[[Sequence[T]], RenderableType]", as_json: bool
 ) -> None:
     """Print what a daemon has answered, or its journal."""
     note_journal(daemon)
@@ -113,6 +114,8 @@ config_option = click.option(
 
 def given_config(path: Path | None) -> Path | None:
     """Return the configuration file of a command, or of ``ppctl``, or the default one if it exists."""
+    from ppdaemon.ctl.client import is_there
+
     given: Path | None = path or click.get_current_context().find_root().params["config"]
     return given or (DEFAULT_CONFIG if is_there(DEFAULT_CONFIG) else None)
 
