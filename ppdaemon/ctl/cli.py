@@ -5,6 +5,7 @@ Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
 follows LSB. No answer of a daemon makes it print a traceback.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -163,4 +164,7 @@ def _unexpected(error: Exception) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``ppctl`` and exit; without arguments, those of the process."""
+    # Otherwise pydantic searches the metadata of all installed packages for plugins before its first model: a
+    # tenth of the time of a command, and more where more is installed. A site's own value counts.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.exit(_run(arguments))
