@@ -28,7 +28,7 @@ class FittingTable(Table):
         """Draw the table."""
         columns = [[column.header, *column.cells] for column in self.columns]
         widths = [max(map(_width, cells)) for cells in columns]
-        if sum(widths) + len(widths) > options.max_width:
+        if not self.show_header or sum(widths) + len(widths) > options.max_width:
             yield from super().__rich_console__(console, options)
             return
         styles = [console.get_style(style or "") for style in ("bold", *(row.style for row in self.rows))]

@@ -48,9 +48,11 @@ def drawn(table: FittingTable, width: int, kind: type[Table]) -> list[tuple[str,
     ),
     st.lists(st.tuples(st.lists(CELLS, max_size=6), STYLES), max_size=5),
     st.sampled_from([20, 40, 80, 1000]),
+    st.booleans(),
 )
-def test_a_table_is_that_of_rich(names, rows, width):
+def test_a_table_is_that_of_rich(names, rows, width, header):
     table = new_table(*names)
+    table.show_header = header
     for cells, style in rows:
         table.add_row(*cells[: len(names)], style=style)
     assert drawn(table, width, FittingTable) == drawn(table, width, Table)
