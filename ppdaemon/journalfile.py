@@ -7,6 +7,7 @@
 import heapq
 import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -318,23 +319,30 @@ def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> l
     they were accepted, whatever was tried again since then.
     """
     conditions, values = _selected(db, request)
+    query = (
+        f"SELECT grp, instrument, rowid FROM attempt {_where([*conditions, 'rowid < ?'])} ORDER BY rowid DESC"
+    )
     first_rows: dict[tuple[str, str], int] = {}
     newest: list[int] = []  # a heap of the first rows of those that are returned
-    # Row by row: a visit has some 200 rows that follow each other, and no index has only the visits.
-    for group, instrument, row in db.execute(
-        f"SELECT grp, instrument, rowid FROM attempt {_where(conditions)} ORDER BY rowid DESC", values
-    ):
+    # Row by row: no index has only the visits.
+    rows = db.execute(query, (*values, sys.maxsize))
+    while (found := next(rows, None)) is not None:
+        group, instrument, row = found
         if (group, instrument) in first_rows:
             continue
         if len(newest) == request.limit and row < newest[0]:
             break  # what comes now was accepted before all of these
-        (first,) = db.execute(
-            f"SELECT min(rowid) FROM attempt WHERE {_IS_VISIT}", (group, instrument)
+        first, number = db.execute(
+            f"SELECT min(rowid), count(*) FROM attempt WHERE {_IS_VISIT} AND rowid <= ?",
+            (group, instrument, row),
         ).fetchone()
         first_rows[group, instrument] = first
         heapq.heappush(newest, first)
         if len(newest) > request.limit:
             heapq.heappop(newest)
+        if not conditions and number == row - first + 1:
+            # Some 200 rows that follow each other. With conditions each query could sort all that it finds.
+            rows = db.execute(query, (first,))
     visits = heapq.nlargest(request.limit, first_rows, key=first_rows.__getitem__)
     return [_summary(db, instrument, group) for group, instrument in visits]
 
