@@ -39,8 +39,8 @@ class _Commands(click.Group):
     """Commands, of which some are imported when they are named: the others must start at once."""
 
     elsewhere: Mapping[str, str] = {
-        "compare": "ppdaemon.ctl.compare:command",
-        "import-config": "ppdaemon.ctl.importconfig:import_config",
+        "compare": "ppdaemon.ctl.offline:compare",
+        "import-config": "ppdaemon.ctl.offline:import_config",
         "install-files": "ppdaemon.ctl.installfiles:install_files",
         "send": "ppdaemon.ctl.send:command",
         "web": "ppdaemon.ctl.webpage:web",

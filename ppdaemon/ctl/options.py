@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -28,6 +28,7 @@ __all__ = (
     "daemon_command",
     "for_daemon",
     "given_config",
+    "key_options",
     "limit_option",
     "node_config",
     "note_journal",
@@ -129,6 +130,37 @@ def node_config(path: Path | None) -> "NodeConfig":
     if config.butler is None:
         raise ConfigError([f"{given}: butler: missing key, it names the central repo"])
     return config
+
+
+def key_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the option ``keys`` to a command: those of an encrypted connection, or `None`."""
+
+    @click.option(
+        "--key",
+        envvar="PPDAEMON_KEY",
+        type=click.Path(path_type=Path),
+        help="File with the secret key of this client (ppctl keygen).  [env: PPDAEMON_KEY]",
+    )
+    @click.option(
+        "--server",
+        envvar="PPDAEMON_SERVER",
+        type=click.Path(path_type=Path),
+        help="File with the public key of the relay.  [env: PPDAEMON_SERVER]",
+    )
+    @functools.wraps(command)
+    def with_keys(*args: Any, key: Path | None, server: Path | None, **options: Any) -> Any:
+        if (key is None) != (server is None):
+            raise click.UsageError("--key and --server belong together")
+        from ppdaemon.curve import ClientKeys
+        from ppdaemon.keyfiles import UnusableKey
+
+        try:
+            keys = ClientKeys.read(key, server)
+        except UnusableKey as error:
+            raise click.UsageError(str(error)) from None
+        return command(*args, keys=keys, **options)
+
+    return cast("F", with_keys)
 
 
 limit_option = click.option(
