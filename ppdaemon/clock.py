@@ -3,7 +3,6 @@
 
 import datetime
 import functools
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # hidden by a sandbox: then no other process has the same boot
+        import secrets  # with OpenSSL
+
         return secrets.token_hex(16)
 
 

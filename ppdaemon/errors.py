@@ -77,6 +77,22 @@ class Unavailable(PPDaemonError):
     exit_code = ExitCode.UNAVAILABLE
 
 
+class NotRunning(Unavailable):
+    """No process listens on the socket: start the daemon."""
+
+
+class Denied(PPDaemonError):
+    """This user may not do this: an operator may, or allow it in ``security`` of the configuration."""
+
+    exit_code = ExitCode.PERMISSION
+
+
+class NotFound(PPDaemonError):
+    """The daemon has no such slot or visit: check the number or the group."""
+
+    exit_code = ExitCode.DATA
+
+
 class Refused(PPDaemonError):
     """A valid request cannot be done in the present state: try again later."""
 

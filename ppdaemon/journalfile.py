@@ -4,8 +4,10 @@
 `ppdaemon.node.visits.journal` writes the file.
 """
 
+import heapq
 import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,12 +79,17 @@ _UNUSED = (
 _IS_VISIT = "grp = ? AND instrument = ?"
 _SUMMARY = (
     "SELECT json_group_object(detector, CASE WHEN outcome = ? AND partial THEN ? ELSE outcome END),"
-    " json_group_object(detector, json_type(figures, ?)), max(survey), min(received_tai),"
+    " max(json_type(figures, ?)), max(survey), min(received_tai),"
     " max(CASE outcome WHEN ? THEN json_extract(stages, '$.processed') - shutter_close_tai END)"
     " FROM (SELECT detector, outcome, partial, survey, received_tai, stages, figures, shutter_close_tai"
     f" FROM attempt WHERE {_IS_VISIT} ORDER BY detector, attempt)"
 )
-"""By detector, its state if it is not open, and whether a fallback ran; survey, time, and latency."""
+"""By detector, its state if it is not open; whether a fallback ran, survey, time, and latency."""
+_FALLBACKS = (
+    "SELECT json_group_object(detector, json_type(figures, ?))"
+    f" FROM (SELECT detector, figures FROM attempt WHERE {_IS_VISIT} ORDER BY detector, attempt)"
+)
+"""By detector, whether a fallback ran."""
 _SAME = "{0}.instrument = {1}.instrument AND {0}.grp = {1}.grp AND {0}.detector = {1}.detector"
 _IS_LAST = (
     # A canceled one stays final when the relay requests the visit-detector once more.
@@ -308,17 +315,36 @@ def recycled(db: sqlite3.Connection, day_obs: int) -> dict[str, int]:
 
 
 def visit_summaries(db: sqlite3.Connection, request: VisitSummariesRequest) -> list[VisitSummary]:
-    """Return the visits of which at least one attempt is selected, the newest first."""
+    """Return the visits of which at least one attempt is selected, the newest first: in the order in which
+    they were accepted, whatever was tried again since then.
+    """
     conditions, values = _selected(db, request)
-    found: dict[tuple[str, str], None] = {}
-    # Row by row: a visit has some 200 rows that follow each other, and no index has only the visits.
-    for key in db.execute(
-        f"SELECT instrument, grp FROM attempt {_where(conditions)} ORDER BY rowid DESC", values
-    ):
-        if key not in found and len(found) == request.limit:
-            break
-        found[key] = None
-    return [_summary(db, instrument, group) for instrument, group in found]
+    query = (
+        f"SELECT grp, instrument, rowid FROM attempt {_where([*conditions, 'rowid < ?'])} ORDER BY rowid DESC"
+    )
+    first_rows: dict[tuple[str, str], int] = {}
+    newest: list[int] = []  # a heap of the first rows of those that are returned
+    # Row by row: no index has only the visits.
+    rows = db.execute(query, (*values, sys.maxsize))
+    while (found := next(rows, None)) is not None:
+        group, instrument, row = found
+        if (group, instrument) in first_rows:
+            continue
+        if len(newest) == request.limit and row < newest[0]:
+            break  # what comes now was accepted before all of these
+        first, number = db.execute(
+            f"SELECT min(rowid), count(*) FROM attempt WHERE {_IS_VISIT} AND rowid <= ?",
+            (group, instrument, row),
+        ).fetchone()
+        first_rows[group, instrument] = first
+        heapq.heappush(newest, first)
+        if len(newest) > request.limit:
+            heapq.heappop(newest)
+        if not conditions and number == row - first + 1:
+            # Some 200 rows that follow each other. With conditions each query could sort all that it finds.
+            rows = db.execute(query, (first,))
+    visits = heapq.nlargest(request.limit, first_rows, key=first_rows.__getitem__)
+    return [_summary(db, instrument, group) for group, instrument in visits]
 
 
 def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummary:
@@ -327,21 +353,25 @@ def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummar
     row = db.execute(
         _SUMMARY, (Outcome.SUCCEEDED, PARTIAL, f"$.{FALLBACK}", Outcome.SUCCEEDED, *key)
     ).fetchone()
-    text, fallbacks, survey, received_tai, slowest_s = row
+    text, fallback, survey, received_tai, slowest_s = row
     detectors: dict[int, str] = {int(detector): state for detector, state in json.loads(text).items()}
     if None in detectors.values():
         for detector, stages in db.execute(
             f"SELECT detector, stages FROM attempt WHERE {_IS_VISIT} AND outcome IS NULL", key
         ):
             detectors[detector] = state_of(None, map(Stage, json.loads(stages)), partial=False)
-    first = min((detector for detector, state in detectors.items() if state in BAD_OUTCOMES), default=None)
-    reason = ""
-    if first is not None:
+    first, reason = None, ""
+    if not BAD_OUTCOMES.isdisjoint(detectors.values()):
+        first = min(detector for detector, state in detectors.items() if state in BAD_OUTCOMES)
         (reason,) = db.execute(
             f"SELECT reason FROM attempt WHERE {_IS_VISIT} AND detector = ? ORDER BY attempt DESC LIMIT 1",
             (*key, first),
         ).fetchone()
         reason = reason or detectors[first]
+    number = 0
+    if fallback is not None:
+        (text,) = db.execute(_FALLBACKS, (f"$.{FALLBACK}", *key)).fetchone()
+        number = sum(kind is not None for kind in json.loads(text).values())
     return VisitSummary(
         instrument=instrument,
         group=group,
@@ -351,7 +381,7 @@ def _summary(db: sqlite3.Connection, instrument: str, group: str) -> VisitSummar
         slowest_s=slowest_s,
         failed_detector=first,
         reason=reason,
-        fallbacks=sum(kind is not None for kind in json.loads(fallbacks).values()),
+        fallbacks=number,
     )
 
 

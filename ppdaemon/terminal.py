@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+
+    from ppdaemon.fittingtable import FittingTable
 
 __all__ = ("PIPE_WIDTH", "duration", "new_table", "plain", "show", "size", "terminal_console")
 
@@ -88,15 +89,15 @@ def number_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def new_table(*names: str) -> "Table":
+def new_table(*names: str) -> "FittingTable":
     """Return a table without lines that fits 80 columns.
 
     A column whose name ends in ``>`` is aligned right; one that ends in ``~`` is
     narrowed first, and its text wraps.
     """
-    from rich.table import Table
+    from ppdaemon.fittingtable import FittingTable
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table = FittingTable()
     for name in names:
         wrapping = name.endswith("~")
         table.add_column(

@@ -7,7 +7,8 @@ parser accepts: too large, nested too deeply, with ``NaN``, with duplicate keys.
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import pydantic
@@ -50,12 +51,11 @@ def _finite_or_null(text: str) -> float | None:
     return None if math.isinf(value) else value
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise BadMessage(f"key {key[:80]!r} occurs twice", "json")
-        result[key] = value
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise BadMessage(f"key {key[:80]!r} occurs twice", "json")
     return result
 
 

@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ppdaemon.clock import Clock
-from ppdaemon.ctl.submit import VisitSubmitter, key_options
+from ppdaemon.ctl.options import key_options
+from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.curve import ClientKeys
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS

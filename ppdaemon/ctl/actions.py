@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-import pydantic
 
-from ppdaemon.ctl import tables
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
-from ppdaemon.ctl.controlclient import ControlClient
 from ppdaemon.ctl.options import (
     any_command,
     common_command,
@@ -29,23 +25,15 @@ from ppdaemon.ctl.options import (
 from ppdaemon.ctl.selection import find_visit, selecting
 from ppdaemon.ctl.target import node_of
 from ppdaemon.errors import StateUnusable
-from ppdaemon.reports import (
-    DrainNodeRequest,
-    DrainRequest,
-    ExportRequest,
-    KillRequest,
-    ReloadRequest,
-    RestartRequest,
-    ResumeNodeRequest,
-    ResumeRequest,
-)
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
-from ppdaemon.wire import Model
 
-if TYPE_CHECKING:  # imported by the commands that need them: the others must start at once
+if TYPE_CHECKING:  # imported by the commands that need it: the help and the completion must come at once
     from ppdaemon.catchup import CatchupItem, CatchupRow
     from ppdaemon.ctl.catchup import Catchup
+    from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
+    from ppdaemon.ctl.controlclient import ControlClient
+    from ppdaemon.wire import Model
 
 __all__ = (
     "catchup_group",
@@ -83,8 +71,10 @@ After a change in these folders: systemctl reload pprelay"""
 
 
 def _send_request(
-    daemon: ControlClient, request: Model, done: str, as_json: bool, *, timeout_s: float | None = None
+    daemon: "ControlClient", request: "Model", done: str, as_json: bool, *, timeout_s: float | None = None
 ) -> None:
+    import pydantic
+
     data = daemon.ask(request, timeout_s=timeout_s)
     if as_json:
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
@@ -94,8 +84,10 @@ def _send_request(
         click.echo("\n".join(lines))
 
 
-def _node_of_relay(daemon: Daemon | RelayDaemon, node: str | None) -> str | None:
+def _node_of_relay(daemon: "Daemon | RelayDaemon", node: str | None) -> str | None:
     """Check that a node is named for a relay, and only for a relay."""
+    from ppdaemon.ctl.client import Daemon, RelayDaemon
+
     if isinstance(daemon, RelayDaemon) and node is None:
         raise click.UsageError("name the node: ppctl --relay drain NODE, or resume NODE")
     if isinstance(daemon, Daemon) and node is not None:
@@ -106,13 +98,15 @@ def _node_of_relay(daemon: Daemon | RelayDaemon, node: str | None) -> str | None
 @click.command()
 @click.argument("node", required=False)
 @common_command
-def drain(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
+def drain(daemon: "Daemon | RelayDaemon", node: str | None, as_json: bool) -> None:
     """Accept no more visits; the running ones are finished.
 
     Also after a restart of the daemon, until "ppctl resume".
     With --relay: NODE gets nothing new from the relay until it is resumed, also
     after a restart of the relay or of the node.
     """
+    from ppdaemon.reports import DrainNodeRequest, DrainRequest
+
     if (name := _node_of_relay(daemon, node)) is not None:
         _send_request(daemon, DrainNodeRequest(node=name), f"{name} gets nothing new", as_json)
     else:
@@ -122,11 +116,13 @@ def drain(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None
 @click.command()
 @click.argument("node", required=False)
 @common_command
-def resume(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> None:
+def resume(daemon: "Daemon | RelayDaemon", node: str | None, as_json: bool) -> None:
     """Accept visits again, after drain.
 
     With --relay: NODE gets visits again.
     """
+    from ppdaemon.reports import ResumeNodeRequest, ResumeRequest
+
     if (name := _node_of_relay(daemon, node)) is not None:
         _send_request(daemon, ResumeNodeRequest(node=name), f"{name} gets visits", as_json)
     else:
@@ -135,7 +131,7 @@ def resume(daemon: Daemon | RelayDaemon, node: str | None, as_json: bool) -> Non
 
 @click.command()
 @any_command
-def reload(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool) -> None:
+def reload(daemon: "Daemon | RelayDaemon | BridgeDaemon", as_json: bool) -> None:
     """Read the configuration file again and use it for new workers.
 
     Returns when new workers can start. Running visits are finished with the old
@@ -143,6 +139,8 @@ def reload(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool) -> None:
     With --relay: it counts for visits that are accepted or sent from then on.
     With --bridge: also tokens, certificates and keys are read again.
     """
+    from ppdaemon.reports import ReloadRequest
+
     daemon.status()  # fails within 5 s if the daemon hangs; a reload may take longer
     _send_request(daemon, ReloadRequest(), "reloaded", as_json, timeout_s=RELOAD_S)
 
@@ -150,7 +148,7 @@ def reload(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool) -> None:
 @click.command()
 @click.argument("action", type=click.Choice(["now", "init"]))
 @daemon_command
-def export(daemon: Daemon, action: Literal["now", "init"], as_json: bool) -> None:
+def export(daemon: "Daemon", action: Literal["now", "init"], as_json: bool) -> None:
     """Export the pending outputs now, or allow exports to a datastore.
 
     "now": try again without the pause after a failure, for example when the
@@ -161,6 +159,8 @@ def export(daemon: Daemon, action: Literal["now", "init"], as_json: bool) -> Non
     is mounted: where the mark is, outputs are written. Refused if none of the
     repo's files is there.
     """
+    from ppdaemon.reports import ExportRequest
+
     daemon.status()  # fails within 5 s if the daemon hangs; the database may take longer
     request = ExportRequest(action=action)
     timeout_s = EXPORT_INIT_S if action == "init" else None
@@ -171,20 +171,24 @@ def export(daemon: Daemon, action: Literal["now", "init"], as_json: bool) -> Non
 @click.argument("slot", type=click.IntRange(min=0))
 @click.option("--now", is_flag=True, help="Interrupt the visit-detector that the slot has.")
 @daemon_command
-def restart(daemon: Daemon, slot: int, now: bool, as_json: bool) -> None:
+def restart(daemon: "Daemon", slot: int, now: bool, as_json: bool) -> None:
     """Replace the worker of a slot; also ends a quarantine.
 
     If the slot has a visit-detector, its worker is replaced after it. With --now
     it is interrupted, and tried again once if nothing permanent was written.
     """
+    from ppdaemon.reports import RestartRequest
+
     _send_request(daemon, RestartRequest(slot=slot, now=now), f"slot {slot} restarts", as_json)
 
 
 @click.command()
 @click.argument("slot", type=click.IntRange(min=0))
 @daemon_command
-def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
+def kill(daemon: "Daemon", slot: int, as_json: bool) -> None:
     """Kill the worker of a slot at once, without waiting."""
+    from ppdaemon.reports import KillRequest
+
     _send_request(daemon, KillRequest(slot=slot), f"slot {slot} is killed", as_json)
 
 
@@ -198,7 +202,7 @@ def kill(daemon: Daemon, slot: int, as_json: bool) -> None:
 )
 @daemon_command
 def requeue(
-    daemon: Daemon, group: str, detectors: tuple[int, ...] | None, force: bool, as_json: bool
+    daemon: "Daemon", group: str, detectors: tuple[int, ...] | None, force: bool, as_json: bool
 ) -> None:
     """Process detectors of a visit again that have ended.
 
@@ -211,6 +215,8 @@ def requeue(
     permanent may have been written. Exit code 1: one of DETECTORS was refused,
     or there is no detector to process.
     """
+    from ppdaemon.ctl import tables
+
     daemon.status()  # fails within 5 s if the daemon hangs; a requeue may take longer
     rows = daemon.requeue(find_visit(daemon, group)[0].group, detectors, force=force)
     show_data(rows, tables.requeue_table, as_json)
@@ -250,7 +256,7 @@ def _catchup_command(command: Callable[..., Any]) -> Callable[..., Any]:
     @daemon_command
     @functools.wraps(command)
     def run(
-        daemon: Daemon,
+        daemon: "Daemon",
         limit: int,
         selected: dict[str, Any],
         path: Path | None,

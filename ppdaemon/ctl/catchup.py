@@ -28,9 +28,8 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.ctl.catchupfiles import CatchupUnit, units_of
 from ppdaemon.ctl.catchuprun import Runner, run_program
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.environment import CHILD_ENVIRONMENT
-from ppdaemon.errors import ConfigError, PPDaemonError, Refused, Unavailable
+from ppdaemon.errors import ConfigError, NotRunning, PPDaemonError, Refused, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.journalfile import FailedVisit
 from ppdaemon.pipelinenames import output_chain, override_target, pipeline_name

@@ -5,14 +5,15 @@ Exit codes are those of `ppdaemon.states.ExitCode`, except that ``ppctl status``
 follows LSB. No answer of a daemon makes it print a traceback.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import cast
 
 import click
-import pydantic
 
 from ppdaemon import __version__
 from ppdaemon.commandline import ended_by_reader
@@ -30,7 +31,6 @@ from ppdaemon.ctl.target import (
 from ppdaemon.errors import PPDaemonError
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
-from ppdaemon.wire import explain
 
 __all__ = ("main",)
 
@@ -39,8 +39,8 @@ class _Commands(click.Group):
     """Commands, of which some are imported when they are named: the others must start at once."""
 
     elsewhere: Mapping[str, str] = {
-        "compare": "ppdaemon.ctl.compare:command",
-        "import-config": "ppdaemon.ctl.importconfig:import_config",
+        "compare": "ppdaemon.ctl.offline:compare",
+        "import-config": "ppdaemon.ctl.offline:import_config",
         "install-files": "ppdaemon.ctl.installfiles:install_files",
         "send": "ppdaemon.ctl.send:command",
         "web": "ppdaemon.ctl.webpage:web",
@@ -119,13 +119,8 @@ def _ppctl(
         raise click.UsageError("give --socket or --config, not both")
     if relay and bridge:
         raise click.UsageError("give --relay or --bridge, not both")
-    if bridge:
-        context.obj = bridge_of(socket_path, config)
-        return
-    if relay:
-        context.obj = relay_of(socket_path, config)
-        return
-    context.obj = node_of(socket_path, config)
+    # Called by a command when its own options are read: its help needs no client.
+    context.obj = partial(bridge_of if bridge else relay_of if relay else node_of, socket_path, config)
 
 
 _ppctl.add_command(actions.requeue, "retry")
@@ -143,9 +138,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         return 130  # a shell's exit code for SIGINT
-    except pydantic.ValidationError as error:  # an argument that no request may have
-        click.echo(f"ppctl: {plain(explain(error))}", err=True)
-        return ExitCode.USAGE
     except PPDaemonError as error:
         click.echo("\n".join(f"ppctl: {plain(line)}" for line in str(error).splitlines()), err=True)
         return error.exit_code
@@ -153,11 +145,26 @@ def _run(arguments: Sequence[str] | None) -> int:
         click.echo(f"ppctl: {plain(error)}", err=True)
         return ExitCode.OS
     except Exception as error:  # operators get one line, not a traceback
-        click.echo(f"ppctl: internal error: {type(error).__name__}: {plain(error)}", err=True)
-        return ExitCode.SOFTWARE
+        return _unexpected(error)
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _unexpected(error: Exception) -> int:
+    """Print an error in one line; return its exit code."""
+    import pydantic  # which the help and the completion do not need
+
+    from ppdaemon.wire import explain
+
+    if isinstance(error, pydantic.ValidationError):  # an argument that no request may have
+        click.echo(f"ppctl: {plain(explain(error))}", err=True)
+        return ExitCode.USAGE
+    click.echo(f"ppctl: internal error: {type(error).__name__}: {plain(error)}", err=True)
+    return ExitCode.SOFTWARE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``ppctl`` and exit; without arguments, those of the process."""
+    # Otherwise pydantic searches the metadata of all installed packages for plugins before its first model: a
+    # tenth of the time of a command, and more where more is installed. A site's own value counts.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.exit(_run(arguments))

@@ -12,8 +12,8 @@ from typing import Any
 import pydantic
 
 from ppdaemon import journalfile, reports
-from ppdaemon.ctl.controlclient import ControlClient, NotFound, NotRunning
-from ppdaemon.errors import Unavailable
+from ppdaemon.ctl.controlclient import ControlClient
+from ppdaemon.errors import NotFound, NotRunning, Unavailable
 from ppdaemon.ledgerfile import LEDGER_NAME, read_visit, read_visits
 from ppdaemon.reports.common import DEFERRED
 from ppdaemon.sqlitereader import reading
@@ -78,7 +78,7 @@ class Daemon(ControlClient):
     def visit(self, group: str) -> tuple[reports.VisitRow, ...]:
         """Return the visit-detectors of one group.
 
-        Raises as `ask` does, and `~ppdaemon.ctl.controlclient.NotFound` if the journal has none.
+        Raises as `ask` does, and `~ppdaemon.errors.NotFound` if the journal has none.
         """
         request = reports.VisitRequest(group=group)
         rows = self._or_journal(request, _VISITS, lambda db: journalfile.visit(db, group))
@@ -220,7 +220,7 @@ class RelayDaemon(ControlClient):
     def visit(self, group: str) -> tuple[reports.RelayDetectorRow, ...]:
         """Return the detectors of the visits of one group.
 
-        Raises as `ask` does, and `~ppdaemon.ctl.controlclient.NotFound` if the ledger has none.
+        Raises as `ask` does, and `~ppdaemon.errors.NotFound` if the ledger has none.
         """
         request = reports.VisitRequest(group=group)
         rows = self._or_ledger(request, _RELAY_DETECTORS, lambda path: read_visit(path, group))

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``ppctl compare``: what differs between two runs of a night."""
+"""What differs between two runs of a night, for ``ppctl compare``."""
 
 import csv
 import io
-import itertools
 import json
 import subprocess
 import sys
@@ -13,24 +12,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ppdaemon.clock import Clock
-from ppdaemon.ctl.options import as_json_option
-from ppdaemon.ctl.selection import parse_night
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.night.compare import CompareCell, CompareReport, CompareRow, Run, compare, compare_rows
-from ppdaemon.night.reading import is_journal, journals_at, last_rows, newest_night
+from ppdaemon.night.compare import CompareCell, CompareReport, CompareRow, Run
+from ppdaemon.night.reading import is_journal, journals_at, last_rows
 from ppdaemon.pipelinenames import output_chain
 from ppdaemon.states import BAD_OUTCOMES, ExitCode
-from ppdaemon.terminal import new_table, number_of, plain, show
+from ppdaemon.terminal import new_table, number_of, plain
 
-__all__ = ("command", "compare_csv", "compare_json", "compare_view")
-
-SHOWN = 20
-"""Visit-detectors in a terminal; JSON and CSV have all."""
+__all__ = ("compare_csv", "compare_json", "compare_view", "run_of")
 
 
 def _read_repo(run: Run, repo: str, pattern: str, timing: str) -> None:
@@ -66,7 +58,8 @@ def _read_journals(run: Run, sources: Iterable[str], day_obs: int) -> None:
             run.add(row)
 
 
-def _run_of(sources: Iterable[str], day_obs: int, collection: str | None, timing: str) -> Run:
+def run_of(sources: Iterable[str], day_obs: int, collection: str | None, timing: str) -> Run:
+    """Return what journals and central repos have of a night."""
     run, sources = Run(), list(sources)
     journals = [source for source in sources if is_journal(Path(source))]
     _read_journals(run, journals, day_obs)
@@ -74,94 +67,6 @@ def _run_of(sources: Iterable[str], day_obs: int, collection: str | None, timing
         if source not in journals:
             _read_repo(run, source, collection or output_chain("*", day_obs), timing)
     return run
-
-
-@click.command("compare")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
-@click.option("--also-a", multiple=True, metavar="SOURCE", help="Another source of A; can be repeated.")
-@click.option("--also-b", multiple=True, metavar="SOURCE", help="Another source of B; can be repeated.")
-@click.option(
-    "--night",
-    metavar="DAY_OBS",
-    help="The night, such as 20261122. Default: the newest of a journal; of those of A and B, the earlier.",
-)
-@click.option("--collection-a", metavar="PATTERN", help="Outputs of A.  [default: */prompt/output-NIGHT]")
-@click.option("--collection-b", metavar="PATTERN", help="Outputs of B.  [default: */prompt/output-NIGHT]")
-@click.option(
-    "--timing",
-    default="",
-    metavar="TYPE",
-    help="Type of metadata, such as associateApdb_metadata, whose end counts for the latency where there is"
-    " no journal. Reads one file of each visit-detector.",
-)
-@click.option("--all", "all_rows", is_flag=True, help="List visit-detectors without a difference, too.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(("table", "json", "csv")),
-    default="table",
-    show_default=True,
-    help="json and csv for programs.",
-)
-@as_json_option
-def command(
-    a: str,
-    b: str,
-    also_a: tuple[str, ...],
-    also_b: tuple[str, ...],
-    night: str | None,
-    collection_a: str | None,
-    collection_b: str | None,
-    timing: str,
-    all_rows: bool,
-    form: str,
-    as_json: bool,
-) -> None:
-    """Compare two runs of a night: outcome, latency and outputs of each visit-detector.
-
-    A and B are journals (a file, a state folder, or a folder of copies, as for
-    "ppctl night --journal") or central repos (root, configuration file or alias), of
-    which the outputs of the night are counted by type. A run may have both: name the
-    other one with --also-a or --also-b. Rubin's service for prompt processing leaves a
-    central repo only: outcomes are then not compared.
-
-    Exit code: 0 if nothing differs but latencies; 1 if something does; 65 if a repo has
-    no such collection, or no source anything of the night; 69 if a source cannot be
-    read.
-    """
-    sources_a, sources_b = (a, *also_a), (b, *also_b)
-    try:
-        day_obs = None if night is None else parse_night(night)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--night") from None
-    if day_obs is None:
-        sides = [[path for path in map(Path, each) if is_journal(path)] for each in (sources_a, sources_b)]
-        if not any(sides):
-            raise click.UsageError("none of the sources is a journal: name the night with --night")
-        # One of them may have been running since the night that both have.
-        day_obs = min(newest_night(journals_at(journals), Clock()) for journals in sides if journals)
-    run_a = _run_of(sources_a, day_obs, collection_a, timing)
-    run_b = _run_of(sources_b, day_obs, collection_b, timing)
-    report = compare(day_obs, run_a, run_b)
-    if not (report.a.visit_detectors or report.b.visit_detectors):
-        raise BadMessage(f"no source has a visit-detector of the night {day_obs}: see --night")
-    rows = compare_rows(run_a, run_b, all_rows=all_rows)
-    if as_json or form == "json":
-        _write(compare_json(report, rows))
-    elif form == "csv":
-        _write(compare_csv(rows))
-    else:
-        few = tuple(itertools.islice(rows, SHOWN))
-        show(compare_view(report.model_copy(update={"rows": few}), sum(1 for _ in rows)))
-    if report.differ:
-        raise click.exceptions.Exit(ExitCode.FAILED)
-
-
-def _write(parts: Iterator[str]) -> None:
-    """Print parts of a text, many at once."""
-    while text := "".join(itertools.islice(parts, 1000)):
-        click.echo(text, nl=False)
 
 
 def compare_json(report: CompareReport, rows: Iterable[CompareRow]) -> Iterator[str]:

@@ -13,11 +13,19 @@ from typing import Any
 import pydantic
 
 from ppdaemon import reports
-from ppdaemon.errors import BadMessage, ConfigError, PPDaemonError, Refused, Unavailable
-from ppdaemon.states import ExitCode
+from ppdaemon.errors import (
+    BadMessage,
+    ConfigError,
+    Denied,
+    NotFound,
+    NotRunning,
+    PPDaemonError,
+    Refused,
+    Unavailable,
+)
 from ppdaemon.wire import decode, encode, explain
 
-__all__ = ("ControlClient", "Denied", "NotFound", "NotRunning")
+__all__ = ("ControlClient",)
 
 REPLY_LIMIT = 67_108_864
 """Largest reply in bytes: 10,000 visits with long reasons fit."""
@@ -28,22 +36,6 @@ BACKLOG_PAUSE_S = 0.05
 
 CHECK_FIRST = "look at its effect before you repeat it; drain, resume and reload may be repeated"
 """What to do about a command without an answer."""
-
-
-class NotRunning(Unavailable):
-    """No process listens on the socket: start the daemon."""
-
-
-class Denied(PPDaemonError):
-    """This user may not do this: an operator may, or allow it in ``security`` of the configuration."""
-
-    exit_code = ExitCode.PERMISSION
-
-
-class NotFound(PPDaemonError):
-    """The daemon has no such slot or visit: check the number or the group."""
-
-    exit_code = ExitCode.DATA
 
 
 class _Connection:
@@ -137,9 +129,9 @@ class ControlClient:
 
         Raises
         ------
-        NotRunning
+        ppdaemon.errors.NotRunning
             Raised if the socket does not exist, or no process listens on it.
-        Denied
+        ppdaemon.errors.Denied
             Raised if this user may not connect, or not use this command.
         ppdaemon.errors.Unavailable
             Raised if no valid answer arrives within the time limit.
@@ -147,7 +139,7 @@ class ControlClient:
             Raised if the daemon cannot do this in its present state.
         ppdaemon.errors.ConfigError
             Raised if the daemon's configuration file has errors (reload).
-        NotFound
+        ppdaemon.errors.NotFound
             Raised if there is no such slot or visit.
         ppdaemon.errors.PPDaemonError
             Raised if the request caused an internal error in the daemon.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``ppctl import-config``: from the configuration of Rubin Observatory's service for prompt
+"""For ``ppctl import-config``: from the configuration of Rubin Observatory's service for prompt
 processing (lsst-dm/prompt_processing and next_visit_fan_out) to ``ppdaemon.yaml``, ``pprelay.yaml``, and, if
 raws are in a bucket, ``ppbridge.yaml``.
 
@@ -9,12 +9,11 @@ service of March 2026. Passwords and tokens are not copied: the files name the v
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import yaml
 
 from ppdaemon.camera import load_camera
@@ -22,7 +21,7 @@ from ppdaemon.ctl.environmentfile import read_environment
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError, StateUnusable
 
-__all__ = ("CARRIED", "NOT_CARRIED", "Import", "import_config", "imported")
+__all__ = ("CARRIED", "NOT_CARRIED", "Import", "import_files", "imported")
 
 INSTRUMENT_CLASSES = {
     "LATISS": "lsst.obs.lsst.Latiss",
@@ -406,32 +405,10 @@ def _text(program: str, values: Mapping[str, Any], notes: Mapping[str, str], unk
     return "\n".join([*lines, yaml.safe_dump(values, sort_keys=False, width=100, allow_unicode=True)])
 
 
-@click.command("import-config")
-@click.argument("environment", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--fan-out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The fan-out's file of detectors by instrument (its INSTRUMENT_CONFIG_FILE).",
-)
-@click.option(
-    "--fan-out-env",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The environment of the fan-out, for the topics of the observatory's events.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
-    help="Folder of the files.  [default: this one]",
-)
-def import_config(environment: Path, fan_out: Path | None, fan_out_env: Path | None, output: Path) -> None:
-    """Write ppdaemon.yaml and pprelay.yaml from the configuration of Rubin's prompt processing service.
-
-    With raws in a bucket, ppbridge.yaml is written, too.
-    ENVIRONMENT has the environment variables of the service: the output of env or
-    env -0 in one of its containers, or YAML of Kubernetes. What cannot be carried
-    over is written as comments. Existing files are not overwritten.
-    """
+def import_files(
+    environment: Path, fan_out: Path | None, fan_out_env: Path | None, output: Path
+) -> Iterator[Path]:
+    """Write the files into a folder, and yield the path of each that is written."""
     variables = _named(environment, lambda: read_environment(environment.read_text(encoding="utf-8-sig")))
     document = (
         _named(fan_out, lambda: yaml.safe_load(fan_out.read_text(encoding="utf-8")) or {})
@@ -458,7 +435,7 @@ def import_config(environment: Path, fan_out: Path | None, fan_out_env: Path | N
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise StateUnusable(f"{path} cannot be written: {error.strerror}") from error
-        click.echo(f"{path} written: read its comments, then check it")
+        yield path
 
 
 def _named[T](path: Path, read: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import Denied
+from ppdaemon.errors import Denied
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Stage
 from ppdaemon.terminal import plain
@@ -79,7 +79,7 @@ def worker_log(folder: Path, slot: int) -> Path:
 def worker_lines(folder: Path, rows: Sequence[VisitRow]) -> list[LogLine]:
     """Return the lines of a visit in the logs of the workers that had its detectors, by time.
 
-    Raises `~ppdaemon.ctl.controlclient.Denied` if this user may not read them.
+    Raises `~ppdaemon.errors.Denied` if this user may not read them.
     """
     detectors: dict[int, set[int]] = {}
     for row in rows:

@@ -20,11 +20,10 @@ from ppdaemon.clock import Clock
 from ppdaemon.config import NodeConfig, RedisConfig
 from ppdaemon.config.shadow import NO_CENTRAL
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.ctl.hostchecks import CheckFinding, Level
 from ppdaemon.curve import ClientKeys
 from ppdaemon.detectorlist import ranges
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import NotRunning, PPDaemonError
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import PUBLIC_SUFFIX, UnusableKey, read_key_pair, read_public_key
 from ppdaemon.privatefiles import user_name

@@ -5,21 +5,20 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
-import pydantic
-from rich.console import RenderableType
 
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon, is_there
-from ppdaemon.ctl.controlclient import ControlClient
 from ppdaemon.detectorlist import parse_detector_list
 from ppdaemon.errors import ConfigError
 from ppdaemon.terminal import show
-from ppdaemon.wire import Model
 
-if TYPE_CHECKING:  # imported by the commands that need it: the others must start at once
+if TYPE_CHECKING:  # imported by what needs it: a list of the commands, and their completion, come at once
+    from rich.console import RenderableType
+
     from ppdaemon.config import NodeConfig
+    from ppdaemon.ctl.client import Daemon
+    from ppdaemon.wire import Model
 
 __all__ = (
     "any_command",
@@ -29,6 +28,7 @@ __all__ = (
     "daemon_command",
     "for_daemon",
     "given_config",
+    "key_options",
     "limit_option",
     "node_config",
     "note_journal",
@@ -43,30 +43,30 @@ DEFAULT_CONFIG = Path("/etc/ppdaemon/ppdaemon.yaml")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-def _for(*kinds: type[ControlClient]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the daemon or the relay as an argument to a command that one of them, or both, can do."""
+def _for(*programs: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the client of a program as an argument to a command that one of these can do."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @click.pass_context
         @functools.wraps(command)
         def run(context: click.Context, *args: Any, **options: Any) -> Any:
-            if not isinstance(context.obj, kinds):
-                used = "--bridge" if isinstance(context.obj, BridgeDaemon) else "--relay"
+            client = context.obj()
+            if client.program not in programs:
+                used = "--bridge" if client.program == "ppbridge" else "--relay"
                 raise click.UsageError(f"ppctl {context.info_name} is for a node, not for {used}")
-            return command(context.obj, *args, **options)
+            return command(client, *args, **options)
 
         return run
 
     return decorate
 
 
-for_daemon = _for(Daemon)
-_either = _for(Daemon, RelayDaemon)
+for_daemon = _for("ppdaemon")
 
 
 def any_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the daemon, the relay or the bridge as an argument and ``--json`` as an option to a command."""
-    return as_json_option(_for(Daemon, RelayDaemon, BridgeDaemon)(command))
+    return as_json_option(_for("ppdaemon", "pprelay", "ppbridge")(command))
 
 
 def daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,27 +76,29 @@ def daemon_command(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def common_command(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the daemon or the relay as an argument and ``--json`` as an option to a command."""
-    return as_json_option(_either(command))
+    return as_json_option(_for("ppdaemon", "pprelay")(command))
 
 
-def show_data[T: Sequence[Model] | Model](
-    data: T, view: Callable[[T], RenderableType], as_json: bool
+def show_data[T: "Sequence[Model] | Model"](
+    data: T, view: "Callable[[T], RenderableType]", as_json: bool
 ) -> None:
     """Print models, as JSON or as text."""
     if as_json:
+        import pydantic
+
         click.echo(pydantic.TypeAdapter[Any](Any).dump_json(data, indent=2).decode())
     else:
         show(view(data))
 
 
-def note_journal(daemon: Daemon) -> None:
+def note_journal(daemon: "Daemon") -> None:
     """Print that an answer is not that of a daemon."""
     if daemon.from_journal:
         click.echo("ppctl: the daemon does not run; this is read from its journal", err=True)
 
 
-def show_rows[T: Model](
-    daemon: Daemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+def show_rows[T: "Model"](
+    daemon: "Daemon", rows: Sequence[T], view: "Callable[[Sequence[T]], RenderableType]", as_json: bool
 ) -> None:
     """Print what a daemon has answered, or its journal."""
     note_journal(daemon)
@@ -113,6 +115,8 @@ config_option = click.option(
 
 def given_config(path: Path | None) -> Path | None:
     """Return the configuration file of a command, or of ``ppctl``, or the default one if it exists."""
+    from ppdaemon.ctl.client import is_there
+
     given: Path | None = path or click.get_current_context().find_root().params["config"]
     return given or (DEFAULT_CONFIG if is_there(DEFAULT_CONFIG) else None)
 
@@ -126,6 +130,37 @@ def node_config(path: Path | None) -> "NodeConfig":
     if config.butler is None:
         raise ConfigError([f"{given}: butler: missing key, it names the central repo"])
     return config
+
+
+def key_options[F: Callable[..., Any]](command: F) -> F:
+    """Add the option ``keys`` to a command: those of an encrypted connection, or `None`."""
+
+    @click.option(
+        "--key",
+        envvar="PPDAEMON_KEY",
+        type=click.Path(path_type=Path),
+        help="File with the secret key of this client (ppctl keygen).  [env: PPDAEMON_KEY]",
+    )
+    @click.option(
+        "--server",
+        envvar="PPDAEMON_SERVER",
+        type=click.Path(path_type=Path),
+        help="File with the public key of the relay.  [env: PPDAEMON_SERVER]",
+    )
+    @functools.wraps(command)
+    def with_keys(*args: Any, key: Path | None, server: Path | None, **options: Any) -> Any:
+        if (key is None) != (server is None):
+            raise click.UsageError("--key and --server belong together")
+        from ppdaemon.curve import ClientKeys
+        from ppdaemon.keyfiles import UnusableKey
+
+        try:
+            keys = ClientKeys.read(key, server)
+        except UnusableKey as error:
+            raise click.UsageError(str(error)) from None
+        return command(*args, keys=keys, **options)
+
+    return cast("F", with_keys)
 
 
 limit_option = click.option(

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Group, RenderableType
 
 from ppdaemon import __version__
-from ppdaemon.clock import Clock
-from ppdaemon.ctl import relaytables, tables
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
-from ppdaemon.ctl.controlclient import NotFound, NotRunning
 from ppdaemon.ctl.options import (
     DEFAULT_CONFIG,
     any_command,
@@ -37,16 +32,18 @@ from ppdaemon.ctl.options import (
 )
 from ppdaemon.ctl.selection import find_visit, parse_night, selecting
 from ppdaemon.ctl.target import node_of, relay_of
-from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.detectorlist import ranges
-from ppdaemon.errors import ConfigError, PPDaemonError
-from ppdaemon.reports import RelayStatusReport, StatusReport, VisitRow
+from ppdaemon.errors import ConfigError, NotFound, NotRunning, PPDaemonError
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
-from ppdaemon.wire import Model
 
-if TYPE_CHECKING:  # imported by the commands that need it: the others must start at once
+if TYPE_CHECKING:  # imported by the commands that need it: the help and the completion must come at once
+    from rich.console import RenderableType
+
     from ppdaemon.config import NodeConfig
+    from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
+    from ppdaemon.reports import VisitRow
+    from ppdaemon.wire import Model
 
 __all__ = (
     "check",
@@ -69,7 +66,7 @@ __all__ = (
 @any_command
 @click.option("-v", "--verbose", is_flag=True, help="Show messages that were not understood, too.")
 @click.option("--check", is_flag=True, help="Exit with 1 if it is not healthy: for monitoring.")
-def status(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool, verbose: bool, check: bool) -> None:
+def status(daemon: "Daemon | RelayDaemon | BridgeDaemon", as_json: bool, verbose: bool, check: bool) -> None:
     """Show the state of the daemon.
 
     Slots, visits, export, sources of raws, limits, and problems to check. With
@@ -86,6 +83,9 @@ def status(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool, verbose: 
         not_running = isinstance(error, NotRunning)
         code = ExitCode.LSB_NOT_RUNNING if not_running else ExitCode.LSB_UNKNOWN
         raise click.exceptions.Exit(code) from None
+    from ppdaemon.ctl import relaytables, tables
+    from ppdaemon.reports import RelayStatusReport, StatusReport
+
     if isinstance(report, StatusReport):
         show_data(report, partial(tables.status_view, verbose=verbose), as_json)
     elif isinstance(report, RelayStatusReport):
@@ -99,7 +99,7 @@ def status(daemon: Daemon | RelayDaemon | BridgeDaemon, as_json: bool, verbose: 
 @click.command()
 @config_option
 @daemon_command
-def check(daemon: Daemon, path: Path | None, as_json: bool) -> None:
+def check(daemon: "Daemon", path: Path | None, as_json: bool) -> None:
     """Check this host and a node's configuration before the night.
 
     Versions, clock, configuration, pipelines, central repo, disks, raw roots,
@@ -136,7 +136,9 @@ _positive = click.FloatRange(min=0, min_open=True)
 @click.option("--cores", type=click.IntRange(min=1), help="Cores of the host.")
 @click.option("--host-gb", type=_positive, help="Memory of the host, 10^9 bytes.")
 @daemon_command
-def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, **given: float | None) -> None:
+def size(
+    daemon: "Daemon", path: Path | None, camera: str | None, as_json: bool, **given: float | None
+) -> None:
     """Calculate how many workers, cores, and how much memory a node needs.
 
     From the times in the node's journal, the limits in its configuration, and the
@@ -166,8 +168,8 @@ def size(daemon: Daemon, path: Path | None, camera: str | None, as_json: bool, *
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
-def _show_relay[T: Model](
-    relay: RelayDaemon, rows: Sequence[T], view: Callable[[Sequence[T]], RenderableType], as_json: bool
+def _show_relay[T: "Model"](
+    relay: "RelayDaemon", rows: Sequence[T], view: "Callable[[Sequence[T]], RenderableType]", as_json: bool
 ) -> None:
     """Print what a relay has answered, or its ledger."""
     if relay.from_ledger:
@@ -181,13 +183,16 @@ def _show_relay[T: Model](
 )
 @selecting
 @common_command
-def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
+def visits(daemon: "Daemon | RelayDaemon", limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List visits, the newest first.
 
     One line each, with a letter for each detector of this node: "ppctl visit" shows
     one of them. Also while the daemon does not run, from its journal. With --relay:
     at most 1000.
     """
+    from ppdaemon.ctl import relaytables, tables
+    from ppdaemon.ctl.client import RelayDaemon
+
     if isinstance(daemon, RelayDaemon):
         if selected:
             raise click.UsageError("with --relay, only --limit selects visits")
@@ -199,7 +204,7 @@ def visits(daemon: Daemon | RelayDaemon, limit: int, selected: dict[str, Any], a
 @click.command()
 @click.option("--needed", is_flag=True, help="Show how many nodes the cadence needs, instead.")
 @common_command
-def hosts(daemon: Daemon | RelayDaemon, as_json: bool, needed: bool) -> None:
+def hosts(daemon: "Daemon | RelayDaemon", as_json: bool, needed: bool) -> None:
     """List all nodes of the relay on this host, with their worst problems.
 
     What each of them has and offers to have, when it sent its last message, whether
@@ -212,6 +217,9 @@ def hosts(daemon: Daemon | RelayDaemon, as_json: bool, needed: bool) -> None:
 
     Exit code with --needed: 0 if there are enough, 1 if not, 75 if it is not known.
     """
+    from ppdaemon.ctl import relaytables
+    from ppdaemon.ctl.client import Daemon
+
     options = click.get_current_context().find_root().params
     if isinstance(daemon, Daemon):
         if options["socket_path"] or options["config"]:
@@ -248,7 +256,7 @@ _FORMATS = ("table", "json", "csv", "pipetask", "bps")
 )
 @daemon_command
 def failed(
-    daemon: Daemon,
+    daemon: "Daemon",
     limit: int,
     selected: dict[str, Any],
     form: str,
@@ -309,7 +317,11 @@ def _print_catchup(
         click.echo(file)
 
 
-def _failed_view(daemon: Daemon, rows: Sequence[VisitRow]) -> RenderableType:
+def _failed_view(daemon: "Daemon", rows: "Sequence[VisitRow]") -> "RenderableType":
+    from rich.console import Group
+
+    from ppdaemon.ctl import tables
+
     refused = () if daemon.from_journal else daemon.status().refused_raws
     return Group(tables.failures_table(rows), tables.refused_table(refused))
 
@@ -339,7 +351,7 @@ def _read_night(context: click.Context, _: click.Parameter, value: str | None) -
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with charts to this file.")
 @daemon_command
 def night(
-    daemon: Daemon,
+    daemon: "Daemon",
     day_obs: int | None,
     journals: tuple[Path, ...],
     copy: Path | None,
@@ -352,6 +364,7 @@ def night(
     The last attempt at each visit-detector counts. Reads the journal itself, beside
     the daemon or without it. The page of --html needs no other file and no network.
     """
+    from ppdaemon.clock import Clock
     from ppdaemon.night.page import write_page  # numpy, which the other commands do not need
     from ppdaemon.night.reading import copy_night, journals_at, names_of, read_night
     from ppdaemon.night.tables import night_view
@@ -374,25 +387,30 @@ def night(
 @limit_option
 @selecting
 @daemon_command
-def late(daemon: Daemon, limit: int, selected: dict[str, Any], as_json: bool) -> None:
+def late(daemon: "Daemon", limit: int, selected: dict[str, Any], as_json: bool) -> None:
     """List raws that arrived after the end of their visit.
 
     A raw that another attempt has used is no longer listed. Use "ppctl requeue"
     to process such visits again.
     """
+    from ppdaemon.ctl import tables
+
     show_rows(daemon, daemon.late(limit, **selected), tables.late_table, as_json)
 
 
 @click.command()
 @click.argument("group")
 @common_command
-def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
+def visit(daemon: "Daemon | RelayDaemon", group: str, as_json: bool) -> None:
     """Show the details of one visit: stages, slots, reasons.
 
     GROUP is the group of the visit, the beginning of only one, or "latest".
     With --relay: the node and the outcome of each detector, also while the relay
     does not run.
     """
+    from ppdaemon.ctl import relaytables, tables
+    from ppdaemon.ctl.client import RelayDaemon
+
     if isinstance(daemon, RelayDaemon):
         _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
     else:
@@ -410,7 +428,7 @@ def visit(daemon: Daemon | RelayDaemon, group: str, as_json: bool) -> None:
 @click.argument("detectors", required=False, callback=read_detectors)
 @as_json_option
 @for_daemon
-def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, as_json: bool) -> None:
+def log_command(daemon: "Daemon", group: str, detectors: tuple[int, ...] | None, as_json: bool) -> None:
     """Show what was logged for one visit, or for some of its detectors.
 
     GROUP may be the beginning of only one group, or "latest"; DETECTORS is a list
@@ -436,14 +454,16 @@ def log_command(daemon: Daemon, group: str, detectors: tuple[int, ...] | None, a
 
 @click.command()
 @daemon_command
-def workers(daemon: Daemon, as_json: bool) -> None:
+def workers(daemon: "Daemon", as_json: bool) -> None:
     """List the slots and their workers."""
+    from ppdaemon.ctl import tables
+
     show_data(daemon.workers(), tables.workers_table, as_json)
 
 
 @click.command()
 @for_daemon
-def top(daemon: Daemon) -> None:
+def top(daemon: "Daemon") -> None:
     """Show the state of the daemon continuously, until Ctrl-C."""
     from ppdaemon.ctl.top import follow
 
@@ -460,7 +480,7 @@ def top(daemon: Daemon) -> None:
 @click.option("--png", type=click.Path(path_type=Path), help="Write the chart to this PNG file.")
 @daemon_command
 def timeline(
-    daemon: Daemon,
+    daemon: "Daemon",
     groups: tuple[str, ...],
     limit: int,
     selected: dict[str, Any],
@@ -472,6 +492,9 @@ def timeline(
     Of each GROUP, which may be "latest" or the beginning of only one; or of the
     visits that the options select.
     """
+    from ppdaemon.ctl import tables
+    from ppdaemon.ctl.timeline import build_timelines
+
     rows = _rows_of_visits(daemon, groups, limit, selected)
     note_journal(daemon)
     if png:
@@ -488,8 +511,8 @@ def timeline(
 
 
 def _rows_of_visits(
-    daemon: Daemon, groups: Sequence[str], limit: int, selected: dict[str, Any]
-) -> list[VisitRow]:
+    daemon: "Daemon", groups: Sequence[str], limit: int, selected: dict[str, Any]
+) -> "list[VisitRow]":
     """Return the visits that arguments name or options select, each once."""
     if groups and selected:
         raise click.UsageError("use either GROUP or options that select visits")

@@ -5,16 +5,18 @@ import datetime
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, night_limits
-from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.detectorlist import parse_detector_list
-from ppdaemon.reports import VisitRow
+from ppdaemon.errors import NotFound
 from ppdaemon.states import BAD_OUTCOMES, Outcome
+
+if TYPE_CHECKING:  # imported when a command runs: the help and the completion must come at once
+    from ppdaemon.ctl.client import Daemon
+    from ppdaemon.reports import VisitRow
 
 __all__ = ("LATEST", "find_visit", "parse_data_id", "parse_night", "parse_time", "select", "selecting")
 
@@ -179,10 +181,10 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def find_visit(daemon: Daemon, text: str) -> tuple[VisitRow, ...]:
+def find_visit(daemon: "Daemon", text: str) -> "tuple[VisitRow, ...]":
     """Return the visit whose group a text is, or begins if it is the only one; ``latest`` is the newest.
 
-    Raises `~ppdaemon.ctl.controlclient.NotFound` if there is none, or more than one.
+    Raises `~ppdaemon.errors.NotFound` if there is none, or more than one.
     """
     if text == LATEST:
         newest = daemon.summaries(1)

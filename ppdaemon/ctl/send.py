@@ -5,18 +5,17 @@ would.
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from ppdaemon.clock import Clock
 from ppdaemon.commandline import run_command
-from ppdaemon.ctl import submit
-from ppdaemon.curve import ClientKeys
-from ppdaemon.messages import Accepted
-from ppdaemon.visitfile import read_event
-from ppdaemon.wire import encode
+from ppdaemon.ctl.options import key_options
+
+if TYPE_CHECKING:  # imported by the command: its help is part of that of ppctl
+    from ppdaemon.ctl.submit import VisitSubmitter
+    from ppdaemon.curve import ClientKeys
+    from ppdaemon.messages import Accepted
 
 __all__ = ("command", "main")
 
@@ -38,7 +37,7 @@ OUTCOMES_S = 600.0
 @click.option(
     "--relay", default="tcp://127.0.0.1:5570", show_default=True, help="Submit socket of the relay."
 )
-@submit.key_options
+@key_options
 @click.option("--cancel", metavar="GROUP", help="Cancel this visit instead of sending one.")
 @click.option("--wait", is_flag=True, help="Wait until each detector has its outcome.")
 @click.option(
@@ -52,7 +51,7 @@ def command(
     wait: bool,
     timeout: float | None,
     as_json: bool,
-    keys: ClientKeys | None,
+    keys: "ClientKeys | None",
     **visit_options: Any,
 ) -> None:
     """Send one visit, described by options or by FILE, JSON with SAL names.
@@ -62,6 +61,11 @@ def command(
     FILE is invalid, 69 if the relay does not answer, 75 if the time limit was
     reached.
     """
+    from ppdaemon.clock import Clock
+    from ppdaemon.ctl import submit
+    from ppdaemon.visitfile import read_event
+    from ppdaemon.wire import encode
+
     has_options = any(value is not None for value in visit_options.values())
     if sum((file is not None, cancel is not None, has_options)) != 1:
         raise click.UsageError("use either options that describe the visit, or FILE, or --cancel GROUP")
@@ -86,7 +90,11 @@ def command(
     sys.exit(submit.exit_code(answer, followed=wait, cancelling=cancel is not None))
 
 
-def _follow(client: submit.VisitSubmitter, answer: Accepted, timeout_s: float, *, quiet: bool) -> Accepted:
+def _follow(client: "VisitSubmitter", answer: "Accepted", timeout_s: float, *, quiet: bool) -> "Accepted":
+    from rich.console import Console
+
+    from ppdaemon.ctl import submit
+
     console = Console(quiet=quiet)
     with submit.watching(console) as show:
         answer = submit.follow(client, answer.group, timeout_s=timeout_s, show=show)

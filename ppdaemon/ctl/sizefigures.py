@@ -8,8 +8,8 @@ import click
 
 from ppdaemon.config import load_node
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotRunning
 from ppdaemon.ctl.size import Figures, measured
+from ppdaemon.errors import NotRunning
 from ppdaemon.states import BUSY_STATES
 from ppdaemon.thishost import filesystem_size, host_memory, nearest_existing
 

@@ -5,14 +5,12 @@ Covers making a next_visit, sending it, and waiting until each detector has an
 outcome. Does not check the fields of an event: the relay does.
 """
 
-import functools
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import click
 import pydantic
@@ -26,7 +24,6 @@ from ppdaemon.clock import tai_iso
 from ppdaemon.curve import ClientKeys
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import BadMessage, Unavailable
-from ppdaemon.keyfiles import UnusableKey
 from ppdaemon.messages import BUSY, NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
 from ppdaemon.terminal import number_of
@@ -36,7 +33,6 @@ from ppdaemon.wire import decode
 __all__ = (
     "ANSWER_S",
     "VisitSubmitter",
-    "key_options",
     "exit_code",
     "follow",
     "make_event",
@@ -55,34 +51,6 @@ LEAD_S = 30.0
 """Default time from the announcement to the expected start."""
 
 ACCEPTED = pydantic.TypeAdapter(Accepted)
-
-
-def key_options[F: Callable[..., Any]](command: F) -> F:
-    """Add the option ``keys`` to a command: those of an encrypted connection, or `None`."""
-
-    @click.option(
-        "--key",
-        envvar="PPDAEMON_KEY",
-        type=click.Path(path_type=Path),
-        help="File with the secret key of this client (ppctl keygen).  [env: PPDAEMON_KEY]",
-    )
-    @click.option(
-        "--server",
-        envvar="PPDAEMON_SERVER",
-        type=click.Path(path_type=Path),
-        help="File with the public key of the relay.  [env: PPDAEMON_SERVER]",
-    )
-    @functools.wraps(command)
-    def with_keys(*args: Any, key: Path | None, server: Path | None, **options: Any) -> Any:
-        if (key is None) != (server is None):
-            raise click.UsageError("--key and --server belong together")
-        try:
-            keys = ClientKeys.read(key, server)
-        except UnusableKey as error:
-            raise click.UsageError(str(error)) from None
-        return command(*args, keys=keys, **options)
-
-    return cast("F", with_keys)
 
 
 def make_event(options: Mapping[str, Any], now_tai: float) -> dict[str, Any]:

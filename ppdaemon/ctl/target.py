@@ -4,14 +4,15 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon, is_there
 from ppdaemon.errors import ConfigError
-from ppdaemon.ledgerfile import LEDGER_NAME
-from ppdaemon.reports import BRIDGE_SOCKET, JOURNAL_NAME, RELAY_SOCKET
 from ppdaemon.terminal import plain
+
+if TYPE_CHECKING:  # imported when a command runs: the help and the completion must come at once
+    from ppdaemon.ctl.client import BridgeDaemon, Daemon, RelayDaemon
 
 __all__ = ("bridge_of", "node_of", "relay_of")
 
@@ -24,8 +25,11 @@ SOCKET_VARIABLE = "PPDAEMON_SOCKET"
 RELAY_SOCKET_VARIABLE = "PPRELAY_SOCKET"
 
 
-def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
+def node_of(socket_path: Path | None, config: Path | None) -> "Daemon":
     """Return the daemon of a socket, of a configuration, or of the default paths."""
+    from ppdaemon.ctl.client import Daemon
+    from ppdaemon.reports import JOURNAL_NAME
+
     if config is None:
         daemon = Daemon(socket_path or _default_socket())
         if socket_path is None and SOCKET_VARIABLE not in os.environ:
@@ -37,8 +41,10 @@ def node_of(socket_path: Path | None, config: Path | None) -> Daemon:
     return daemon
 
 
-def _daemon_of(config: Path) -> Daemon:
+def _daemon_of(config: Path) -> "Daemon":
     """Return the daemon of a node's configuration."""
+    from ppdaemon.ctl.client import Daemon, is_there
+
     # Only this key: the variables of others may be set for the daemon alone.
     try:
         return Daemon(_path_in(config, "node", "control"))
@@ -65,8 +71,12 @@ def _default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
-def relay_of(socket_path: Path | None, config: Path | None) -> RelayDaemon:
+def relay_of(socket_path: Path | None, config: Path | None) -> "RelayDaemon":
     """Return the relay of a socket, of a configuration, or of the default folders."""
+    from ppdaemon.ctl.client import RelayDaemon, is_there
+    from ppdaemon.ledgerfile import LEDGER_NAME
+    from ppdaemon.reports import RELAY_SOCKET
+
     folder = RELAY_STATE
     if config is None and socket_path is None and RELAY_SOCKET_VARIABLE in os.environ:
         socket_path = Path(os.environ[RELAY_SOCKET_VARIABLE])
@@ -83,8 +93,11 @@ def relay_of(socket_path: Path | None, config: Path | None) -> RelayDaemon:
     return relay
 
 
-def bridge_of(socket_path: Path | None, config: Path | None) -> BridgeDaemon:
+def bridge_of(socket_path: Path | None, config: Path | None) -> "BridgeDaemon":
     """Return the bridge of a socket, of a configuration, or of the default path."""
+    from ppdaemon.ctl.client import BridgeDaemon
+    from ppdaemon.reports import BRIDGE_SOCKET
+
     if config is not None:
         folder = _path_in(config, "state_dir")
         socket_path = _path_in(config, "control", default=str(folder / BRIDGE_SOCKET))

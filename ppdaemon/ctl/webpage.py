@@ -11,7 +11,6 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 import click
-import psutil
 
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain
@@ -50,6 +49,8 @@ def pages(processes: Iterable[tuple[int, Sequence[str]]], host: str) -> Iterator
 
 
 def _processes() -> Iterator[tuple[int, Sequence[str]]]:
+    import psutil
+
     for process in psutil.process_iter(["cmdline"]):
         yield process.pid, process.info["cmdline"] or ()
 

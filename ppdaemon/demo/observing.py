@@ -12,7 +12,6 @@ from rich.console import Console
 
 from ppdaemon.clock import Clock
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender
 from ppdaemon.demo.geometry import DETECTOR_COUNT
@@ -29,7 +28,7 @@ from ppdaemon.demo.telescope import (
     timeline,
 )
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import NotFound, PPDaemonError
 from ppdaemon.reports import StatusReport, VisitRow
 
 __all__ = ("DemoFailed", "Observing", "TelescopeThread", "interruptible_sleep", "observing")

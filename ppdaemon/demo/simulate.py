@@ -15,7 +15,8 @@ import pydantic
 
 from ppdaemon.clock import Clock, tai_iso
 from ppdaemon.commandline import run_command
-from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter, key_options
+from ppdaemon.ctl.options import key_options
+from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
 from ppdaemon.demo.geometry import CAMERA_NAME

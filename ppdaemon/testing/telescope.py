@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.curve import ClientKeys, new_key_pair
+from ppdaemon.errors import NotFound
 from ppdaemon.folders import NodeFolders
 from ppdaemon.keyfiles import PUBLIC_SUFFIX, SECRET_SUFFIX, write_key_pair
 from ppdaemon.reports import VisitRow

@@ -13,10 +13,9 @@ from aiohttp import web
 from ppdaemon.camera import load_camera
 from ppdaemon.clock import TAI_MINUS_UTC_S, Clock, day_obs
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import Denied, NotFound
 from ppdaemon.ctl.log import LogLine, visit_lines
 from ppdaemon.ctl.selection import parse_night
-from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable
+from ppdaemon.errors import ConfigError, Denied, NotFound, PPDaemonError, Unavailable
 from ppdaemon.markup import Html
 from ppdaemon.night.page import CHARTS_CSS
 from ppdaemon.night.reading import read_night

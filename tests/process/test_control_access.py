@@ -20,8 +20,7 @@ from ppdaemon import controlserver, reports
 from ppdaemon.config import SecurityConfig
 from ppdaemon.controlserver import MAX_CLIENTS, RESERVED_CLIENTS, ControlServer
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import Denied
-from ppdaemon.errors import StateUnusable
+from ppdaemon.errors import Denied, StateUnusable
 from ppdaemon.peers import MAX_GROUPS, Connections, PeerCredentials, Role, access_error, role_of
 from ppdaemon.reports import OPERATING, READING, DrainRequest, Ok, StatusReport, StatusRequest
 from ppdaemon.testing.waiting import TIMEOUT_S

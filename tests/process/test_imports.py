@@ -2,6 +2,7 @@
 """What is observed of imports, in interpreters of their own."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -103,3 +104,52 @@ except ConfigError as error:
     assert missing.startswith("workers.preload.1: contents cannot be imported: No module named 'contents'")
     assert missing.endswith("; did you mean 'content'?")
     assert threads.startswith("workers.preload.2: outer: later starts a thread when it is imported")
+
+
+def ppctl(arguments, **environment):
+    script = """
+import sys
+from ppdaemon.ctl.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*sys.modules)
+"""
+    command = [sys.executable, "-c", script, *arguments]
+    known = {name: value for name, value in os.environ.items() if name != "PYDANTIC_DISABLE_PLUGINS"}
+    return subprocess.run(
+        command, env=known | environment, capture_output=True, text=True, check=False
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--version"], {}),
+        (["--help"], {}),
+        (["status", "--help"], {}),
+        (["catchup", "run", "--help"], {}),
+        ([], {"_PPCTL_COMPLETE": "bash_complete", "COMP_WORDS": "ppctl vis", "COMP_CWORD": "1"}),
+    ],
+)
+def test_help_and_completion_import_neither_models_nor_tables(arguments, environment):
+    output = ppctl(arguments, **environment)
+    assert not {"pydantic", "rich", "asyncio", "ppdaemon.reports", "numpy", "zmq", "yaml"} & {
+        *output.split()
+    }, output
+    assert environment.get("COMP_WORDS") is None or "plain,visit\nplain,visits\n" in output
+
+
+@pytest.mark.parametrize(("environment", "loaded"), [({}, False), ({"PYDANTIC_DISABLE_PLUGINS": ""}, True)])
+def test_ppctl_loads_no_plugins_of_other_packages_unless_a_site_wants_it(tmp_path, environment, loaded):
+    package = tmp_path / "other-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[pydantic]\nother = other:plugin\n")
+    (tmp_path / "other.py").write_text(
+        "class plugin:\n    new_schema_validator = staticmethod(lambda *_: (None, None, None))\n"
+    )
+    arguments = ["--socket", str(tmp_path / "none"), "status"]
+    modules = ppctl(arguments, PYTHONPATH=str(tmp_path), **environment).split()
+    assert "pydantic" in modules
+    assert ("other" in modules) == loaded

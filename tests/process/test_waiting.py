@@ -7,8 +7,7 @@ import pytest
 from node import make_node, running
 from test_relay_and_node import observatory
 
-from ppdaemon.ctl.controlclient import NotFound
-from ppdaemon.errors import Refused
+from ppdaemon.errors import NotFound, Refused
 from ppdaemon.reports import DrainRequest, ResumeRequest
 from ppdaemon.states import BAD_OUTCOMES, Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay

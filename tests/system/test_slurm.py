@@ -11,8 +11,7 @@ import pytest
 import yaml
 from slurmcluster import HOSTS, KILL_WAIT_S, SlurmCluster, slurm_cluster
 
-from ppdaemon.ctl.controlclient import NotFound
-from ppdaemon.errors import Unavailable
+from ppdaemon.errors import NotFound, Unavailable
 from ppdaemon.node.lock import OWNER_VARIABLE
 from ppdaemon.processes import processes_with_variable
 from ppdaemon.states import SlotState

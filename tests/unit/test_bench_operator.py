@@ -43,6 +43,12 @@ def test_times_of_a_command_are_those_of_its_process() -> None:
         commands.run((sys.executable, "-c", "raise SystemExit(3)"), times)
 
 
+def test_commands_do_not_compile_the_package_each_time(monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    commands = part("operatorbench.commands")
+    commands.run((sys.executable, "-c", "import sys; assert not sys.dont_write_bytecode"), commands.Times())
+
+
 def test_the_first_frame_ends_when_a_text_is_shown() -> None:
     commands = part("operatorbench.commands")
     times, listened = commands.Times(), []

@@ -16,8 +16,7 @@ from ppdaemon.config import NodeConfig, ShadowConfig
 from ppdaemon.ctl import catchup, catchupfiles, cli, queries
 from ppdaemon.ctl.catchuprun import reason_in
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.ctl.controlclient import NotRunning
-from ppdaemon.errors import ConfigError, Refused
+from ppdaemon.errors import ConfigError, NotRunning, Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ppdaemon.clock import night_limits
 from ppdaemon.ctl import cli
-from ppdaemon.ctl.compare import SHOWN, compare_csv, compare_json, compare_view
+from ppdaemon.ctl.compare import compare_csv, compare_json, compare_view
+from ppdaemon.ctl.offline import SHOWN
 from ppdaemon.journalfile import NightRow
 from ppdaemon.night.compare import CompareOutcomes, CompareOutputs, CompareReport, Run, compare, compare_rows
 from ppdaemon.node.slots.assignment import Key

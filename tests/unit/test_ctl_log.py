@@ -9,8 +9,8 @@ import pytest
 from controlserver import visit
 
 from ppdaemon import log as program_log
-from ppdaemon.ctl.controlclient import Denied
 from ppdaemon.ctl.log import line_text, supervisor_lines, visit_lines, worker_lines, worker_log
+from ppdaemon.errors import Denied
 from ppdaemon.reports import VisitRow
 
 GROUP = "2025-11-22T03:25:16.951"

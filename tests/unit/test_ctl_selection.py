@@ -4,8 +4,8 @@
 import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, day_obs
-from ppdaemon.ctl.controlclient import NotFound
 from ppdaemon.ctl.selection import find_visit, parse_data_id, parse_time, select
+from ppdaemon.errors import NotFound
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 
 NOW = 1_795_324_800.0

@@ -235,6 +235,27 @@ def test_one_detector_selects_its_visit_with_all_detectors(path, write):
     assert [row.group for row in summaries(path, outcomes=(Outcome.FAILED,))] == ["d"]
 
 
+def test_visits_are_in_the_order_of_their_acceptance_whatever_is_tried_again(path, write):
+    write(*(entry(group, detector, tai=1.0) for group in "abcd" for detector in range(2)))
+    for group in "ab":
+        crashed = entry(group, 0, tai=1.0, outcome=Outcome.CRASHED)
+        crashed.final = False
+        write.journal.write(Update((crashed,)))
+        write.journal.write(Retry(crashed, entry(group, 0, tai=2.0, attempt=2)))
+    assert [row.group for row in summaries(path)] == ["d", "c", "b", "a"]
+    assert [row.group for row in summaries(path, limit=1)] == ["d"]
+    assert [row.group for row in summaries(path, limit=3)] == ["d", "c", "b"]
+    assert [row.group for row in summaries(path, since_tai=2.0)] == ["b", "a"]
+
+
+def test_visits_whose_rows_are_mixed_are_all_found(path, write):
+    write(*(entry(group, detector) for detector in range(3) for group in "ab"))
+    write(*(entry("c", detector) for detector in range(3)))
+    write(entry("a", 3), entry("c", 3))
+    assert [row.group for row in summaries(path)] == ["c", "b", "a"]
+    assert [row.group for row in summaries(path, limit=2)] == ["c", "b"]
+
+
 def test_a_journal_is_read_without_a_daemon(path, write, tmp_path, capsys):
     write(entry("g1", 4, tai=1.0, outcome=Outcome.FAILED, reason="no calibration"))
     write.journal.close()

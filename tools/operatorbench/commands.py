@@ -17,6 +17,8 @@ __all__ = ("PPCTL", "PYTHON", "Times", "first_frame", "run")
 PYTHON = (sys.executable, "-c")
 PPCTL = (*PYTHON, "from ppdaemon.ctl.cli import main; main()")
 LIMIT_S = 60.0
+BYTECODE = "PYTHONDONTWRITEBYTECODE"
+"""Where it is set, each command would compile the whole package, which an installation has compiled."""
 TERMINAL = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
 
 
@@ -36,7 +38,7 @@ class Times:
 def run(command: Sequence[str], times: Times) -> None:
     """Run a command once, with its output in a pipe. Raises `BenchFailed` if it fails."""
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=_environment())
     assert process.stdout is not None
     with process.stdout as output:
         while output.read(1 << 20):
@@ -54,7 +56,7 @@ def first_frame(command: Sequence[str], shown: bytes, times: Times, listen: Call
         command,
         stdin=terminal,
         stdout=terminal,
-        env={**os.environ, **TERMINAL},
+        env=_environment() | TERMINAL,
         start_new_session=True,
     )
     os.close(terminal)
@@ -76,6 +78,10 @@ def first_frame(command: Sequence[str], shown: bytes, times: Times, listen: Call
             pass
     _ended(process, times, began)
     times.wall_ms[-1] = wall_ms
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != BYTECODE}
 
 
 def _ended(process: subprocess.Popen[bytes], times: Times, began: float) -> None:
