@@ -325,7 +325,8 @@ class NodeParts:
             case ForkFailed(reason=reason):
                 self.exporter.not_forked(reason)
             case Reaped():
-                self.pool.reaped(fact)
+                for part in (self.pool, self.exporter, self.asker):
+                    part.reaped(fact)
 
     def _stop_accepting(self) -> None:
         with contextlib.suppress(Refused):  # the daemon stops, and accepts nothing

@@ -210,7 +210,7 @@ def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_
         reader.lifecycle.started(0.0)
         reader._ready()
         assert reader._serving.is_set()
-        reader._give_up("was killed by SIGKILL", [])
+        reader._give_up("ended by signal 9 (SIGKILL)", [])
         with pytest.raises(TimeoutError):
             await asking
 
