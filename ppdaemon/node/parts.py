@@ -173,6 +173,7 @@ class NodeParts:
             self.reader,
             config.security.key,
             BridgeUse(config.node.name, folders.bridges, self.visits.open.oldest_tai),
+            lambda after_s: self.visits.open.late(clock.tai(), after_s),
         )
         self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(
