@@ -77,6 +77,12 @@ class Unavailable(PPDaemonError):
     exit_code = ExitCode.UNAVAILABLE
 
 
+class Unreadable(Unavailable):
+    """This user may not read a file or a folder."""
+
+    exit_code = ExitCode.PERMISSION
+
+
 class Refused(PPDaemonError):
     """A valid request cannot be done in the present state: try again later."""
 
