@@ -81,6 +81,12 @@ class NotRunning(Unavailable):
     """No process listens on the socket: start the daemon."""
 
 
+class Unreadable(Unavailable):
+    """This user may not read a file or a folder."""
+
+    exit_code = ExitCode.PERMISSION
+
+
 class Denied(PPDaemonError):
     """This user may not do this: an operator may, or allow it in ``security`` of the configuration."""
 

@@ -18,6 +18,7 @@ __all__ = (
     "become_subreaper",
     "processes_with_variable",
     "children",
+    "describe_end",
     "die_with_parent",
     "disregard_group_signals",
     "has_children",
@@ -134,6 +135,18 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def describe_end(status: int | None) -> str:
+    """Return how a process ended, given its exit status or minus its signal, for a text that begins with
+    its name.
+    """
+    if status is None:
+        return "ended with unknown status"
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal_name(-status)
+    return f"ended by {name}" if name.startswith("signal") else f"ended by signal {-status} ({name})"
 
 
 def processes_with_variable(variable: str, value: str) -> set[int]:

@@ -72,6 +72,9 @@ class ArrivalsConfig(ConfigPart):
     quiet_s: Seconds = 10.0
     """A visit with an unknown number of images is complete when no image has arrived
     for this long after the last one."""
+    list_s: Seconds | None = 60.0
+    """How long after its announcement and its duration a visit waits for raws in object stores until they
+    are looked for by listing; null: they never are."""
     image_timeout_s: Seconds = 120.0
     """A visit without an image ends 2 x its duration + this after its announcement."""
 

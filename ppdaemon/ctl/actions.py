@@ -120,13 +120,28 @@ def resume(daemon: "Daemon | RelayDaemon", node: str | None, as_json: bool) -> N
     """Accept visits again, after drain.
 
     With --relay: NODE gets visits again.
-    """
-    from ppdaemon.reports import ResumeNodeRequest, ResumeRequest
 
-    if (name := _node_of_relay(daemon, node)) is not None:
-        _send_request(daemon, ResumeNodeRequest(node=name), f"{name} gets visits", as_json)
+    Exit code 1: the drain has ended, but something else keeps visits away, such
+    as a full state disk. It is printed.
+    """
+    import pydantic
+
+    from ppdaemon.reports import Resumed, ResumeNodeRequest, ResumeRequest
+
+    name = _node_of_relay(daemon, node)
+    data = daemon.ask(ResumeRequest() if name is None else ResumeNodeRequest(node=name))
+    resumed = Resumed.model_validate(data)
+    if as_json:
+        click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
+    elif resumed.closed:
+        done = "the drain has ended; no visits are taken yet"
+        click.echo("\n".join(f"{done}: {plain(text)}" for text in resumed.closed))
     else:
-        _send_request(daemon, ResumeRequest(), "taking visits", as_json)
+        click.echo("taking visits" if name is None else f"{name} gets visits")
+        for text in resumed.problems:
+            click.echo(f"not healthy: {plain(text)}")
+    if resumed.closed:
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 @click.command()

@@ -104,9 +104,11 @@ class Daemon(ControlClient):
         self.from_journal = False
         try:
             return self._request(request, adapter)
-        except NotRunning:
-            if self.journal is None or not is_there(self.journal):
+        except NotRunning as error:
+            if self.journal is None:
                 raise
+            if not is_there(self.journal):
+                raise NotRunning(f"{error} There is no journal {self.journal} either.") from None
         try:
             with reading(self.journal) as db:
                 rows = tuple(query(db))

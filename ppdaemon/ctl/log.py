@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.ctl.client import Daemon
-from ppdaemon.errors import Denied
+from ppdaemon.errors import Unreadable
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Stage
 from ppdaemon.terminal import plain
@@ -79,7 +79,7 @@ def worker_log(folder: Path, slot: int) -> Path:
 def worker_lines(folder: Path, rows: Sequence[VisitRow]) -> list[LogLine]:
     """Return the lines of a visit in the logs of the workers that had its detectors, by time.
 
-    Raises `~ppdaemon.errors.Denied` if this user may not read them.
+    Raises `~ppdaemon.errors.Unreadable` if this user may not read them.
     """
     detectors: dict[int, set[int]] = {}
     for row in rows:
@@ -94,7 +94,7 @@ def worker_lines(folder: Path, rows: Sequence[VisitRow]) -> list[LogLine]:
         except FileNotFoundError:
             continue
         except PermissionError:
-            raise Denied(f"{path}: permission denied; run ppctl as the user of the daemon") from None
+            raise Unreadable(f"{path}: permission denied; run ppctl as the user of the daemon") from None
     return sorted(found, key=lambda line: line.timestamp)
 
 

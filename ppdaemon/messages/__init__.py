@@ -25,6 +25,7 @@ from ppdaemon.messages.reader import (
     ObjectUnread,
     ReaderFact,
     ReaderReady,
+    ReadKind,
     ReadObject,
 )
 from ppdaemon.messages.relay import (
@@ -192,6 +193,7 @@ __all__ = (
     "ZygoteFact",
     "ZYGOTE_FACTS",
     "FACT_KEYS",
+    "ReadKind",
     "ReadObject",
     "READER_ORDERS",
     "ReaderReady",

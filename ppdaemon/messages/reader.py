@@ -7,8 +7,11 @@ import pydantic
 
 from ppdaemon.wire import BY_TYPE, Model
 
-FACT_KEYS = ("GROUPID", "OBSID", "CURINDEX", "MAXINDEX", "expectedSensors")
-"""The keys that the reader returns of a sidecar, a header, or a list of detectors."""
+FACT_KEYS = ("GROUPID", "OBSID", "CURINDEX", "MAXINDEX", "expectedSensors", "folders", "files")
+"""The keys that the reader returns of a sidecar, a header, a list of detectors, or a folder."""
+type ReadKind = Literal["json", "header", "list"]
+"""``json``: the whole object. ``header``: the primary header of a FITS file. ``list``: the names of what is
+in a folder, which ends in a slash."""
 
 
 class ReadObject(Model):
@@ -17,8 +20,7 @@ class ReadObject(Model):
     type: Literal["read_object"] = "read_object"
     number: int
     """Number of the request, repeated in the answer."""
-    what: Literal["json", "header"]
-    """``json``: the whole object. ``header``: the primary header of a FITS file."""
+    what: ReadKind
     uri: str
     """Percent-encoded."""
 

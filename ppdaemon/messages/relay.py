@@ -172,6 +172,8 @@ class Heartbeat(_Envelope):
     """State of a node, as in `~ppdaemon.reports.StatusReport`; blank from a relay."""
     problem: str = ""
     """The worst problem of a node, or blank."""
+    drained: bool = False
+    """From a relay: whether an operator has drained the node there."""
 
 
 class Welcome(_Envelope):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ppdaemon import journalfile
 from ppdaemon.clock import Clock, day_obs, night_limits
-from ppdaemon.errors import StateUnusable, Unavailable
+from ppdaemon.errors import StateUnusable, Unavailable, Unreadable
 from ppdaemon.night.report import NightReport
 from ppdaemon.night.totals import NightTotals
 from ppdaemon.reports import JOURNAL_NAME, LateRequest
@@ -34,7 +34,7 @@ def journals_at(paths: Iterable[Path]) -> list[Path]:
         inside = path / JOURNAL_NAME
         if not path.is_dir():
             found.append(path)
-        elif inside.exists():  # alone: beside it may be one that was corrupt
+        elif _exists(inside):  # alone: beside it may be one that was corrupt
             found.append(inside)
         elif copies := sorted(path.glob("*.sqlite")):
             found += copies
@@ -45,8 +45,16 @@ def journals_at(paths: Iterable[Path]) -> list[Path]:
 
 def is_journal(path: Path) -> bool:
     """Return whether a path is that of a journal, or of a folder with some."""
-    inside = path.is_dir() and ((path / JOURNAL_NAME).exists() or any(path.glob("*.sqlite")))
+    inside = path.is_dir() and (_exists(path / JOURNAL_NAME) or any(path.glob("*.sqlite")))
     return path.suffix == ".sqlite" or inside
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is a file; raises `~ppdaemon.errors.Unreadable` if that is not to be seen."""
+    try:
+        return path.exists()
+    except PermissionError:
+        raise Unreadable(f"{path.parent}: permission denied; its group may read it") from None
 
 
 def newest_night(paths: Sequence[Path], clock: Clock) -> int:

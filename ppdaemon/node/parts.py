@@ -173,6 +173,7 @@ class NodeParts:
             self.reader,
             config.security.key,
             BridgeUse(config.node.name, folders.bridges, self.visits.open.oldest_tai),
+            lambda after_s: self.visits.open.late(clock.tai(), after_s),
         )
         self.pool.urgent = self.arrivals.checking
         self.offer = CapacityOffer(
@@ -330,7 +331,8 @@ class NodeParts:
             case ForkFailed(reason=reason):
                 self.exporter.not_forked(reason)
             case Reaped():
-                self.pool.reaped(fact)
+                for part in (self.pool, self.exporter, self.asker):
+                    part.reaped(fact)
 
     def _stop_accepting(self) -> None:
         with contextlib.suppress(Refused):  # the daemon stops, and accepts nothing

@@ -133,7 +133,19 @@ class RelayControl:
             )
         )
         self.dispatcher.set_drained(await asyncio.shield(written), self.clock.mono())
-        return reports.Ok()
+        if drained:
+            return reports.Ok()
+        return reports.Ok(data=reports.Resumed(closed=self._closed(node)).model_dump(mode="json"))
+
+    def _closed(self, name: str) -> tuple[str, ...]:
+        """Return why a node that is not drained here gets no visits."""
+        row = next(row for row in self.nodes() if row.node == name)
+        if not row.connected:
+            return (f"{name} is not connected: start it, or see ppctl status on its host",)
+        if row.state == "closed":
+            own = ": ".join(filter(None, (row.own_state, row.problem)))
+            return (f"{name} takes none ({own or 'no reason known'}): see ppctl status on its host",)
+        return ()
 
     def count_permits(self, order: Permit | RefusePermit) -> None:
         """Count an answer to a node that asked for permits."""

@@ -142,8 +142,8 @@ class NodeLink:
             "sequence": self._number(order),
         }
         match order:
-            case SendHeartbeat():
-                return Heartbeat(**common)
+            case SendHeartbeat(drained=drained):
+                return Heartbeat(**common, drained=drained)
             case SendWelcome():
                 return Welcome(**common, incarnation=self.incarnation, epoch=self.epoch)
             case RefuseHello(_, code, reason):

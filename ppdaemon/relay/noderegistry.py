@@ -81,6 +81,10 @@ class NodeRegistry:
         """Connections of all nodes."""
         return tuple(self._names)
 
+    def is_drained(self, peer: bytes) -> bool:
+        """Return whether an operator has drained the node of a connection."""
+        return self._names.get(peer) in self.drained
+
     def peer_of(self, name: str) -> bytes:
         """Return the connection of a registered node."""
         return self._nodes[name].peer

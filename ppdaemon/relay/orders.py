@@ -25,6 +25,8 @@ class SendHeartbeat:
     """Send a heartbeat to a node; this also detects a closed connection."""
 
     peer: bytes
+    drained: bool = False
+    """Whether an operator has drained the node."""
 
 
 @dataclass(frozen=True, slots=True)

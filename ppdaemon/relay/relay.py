@@ -175,6 +175,8 @@ class Relay:
             self._kafka = self._kafka_source(config)
         self._tick_effects_done = True
         self._beat_at = now
+        self._drained = self._dispatcher.registry.drained
+        """As the nodes were told."""
         self._prune_at = now
         self._stop_requested = False
         drained = ledger.drained_nodes()
@@ -357,9 +359,11 @@ class Relay:
             effects = self._dispatcher.tick(now)
             self._tick_effects_done = not effects.writes and not effects.sends
             self._apply(effects, self._tick_done)
-        if now - self._beat_at >= self._config.heartbeat_s:
-            self._beat_at = now
-            self._send([SendHeartbeat(peer) for peer in self._dispatcher.registry.peers])
+        registry = self._dispatcher.registry
+        # At once after a drain: the node says then why it gets no visits.
+        if now - self._beat_at >= self._config.heartbeat_s or registry.drained != self._drained:
+            self._beat_at, self._drained = now, registry.drained
+            self._send([SendHeartbeat(peer, registry.is_drained(peer)) for peer in registry.peers])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
             self._notifier.notify(WATCHDOG=1)
             self._notifier.notify(STATUS=status_line(self._control.report()))

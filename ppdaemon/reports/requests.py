@@ -121,6 +121,15 @@ class ResumeRequest(ControlModel):
     type: Literal["resume"] = "resume"
 
 
+class Resumed(ControlModel):
+    """What keeps visits away after a `ResumeRequest` or a `ResumeNodeRequest`."""
+
+    closed: tuple[str, ...] = ()
+    """Why the node takes no visits all the same; empty if it does."""
+    problems: tuple[str, ...] = ()
+    """What else is wrong with it, such as why nothing can be exported."""
+
+
 class ReloadRequest(ControlModel):
     """Read the configuration again; answered when it is in use, or when it was
     rejected.

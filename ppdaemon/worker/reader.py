@@ -24,7 +24,7 @@ __all__ = ("main",)
 AT_ONCE = 8
 """Objects read at the same time; the supervisor asks for no more."""
 
-type _Readers = Mapping[Literal["json", "header"], Callable[[str], dict[str, Any]]]
+type _Readers = Mapping[messages.ReadKind, Callable[[str], dict[str, Any]]]
 
 
 def _read(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead | messages.ObjectUnread:
@@ -48,9 +48,9 @@ def _read(order: messages.ReadObject, readers: _Readers) -> messages.ObjectRead 
 
 def _serve(channel: socket.socket) -> None:
     """Answer orders until the supervisor closes its end."""
-    from ppdaemon.middleware.raws.remote import read_header, read_json
+    from ppdaemon.middleware.raws.remote import list_folder, read_header, read_json
 
-    readers: _Readers = {"json": read_json, "header": read_header}
+    readers: _Readers = {"json": read_json, "header": read_header, "list": list_folder}
     send_lock = threading.Lock()  # one channel, several threads
 
     def send(fact: messages.ReaderFact) -> None:

@@ -95,7 +95,7 @@ def test_a_child_that_exits_without_a_result_is_a_crash(
 ) -> None:
     start = ForkedCall.start
     monkeypatch.setattr(ForkedCall, "start", lambda call, fallback: start(lambda: os._exit(3), fallback))
-    with pytest.raises(VisitFailed, match=r"task \w+: its process ended with exit status 3") as caught:
+    with pytest.raises(VisitFailed, match=r"task \w+: its process ended with status 3") as caught:
         process_visit(rigs, "direct", snaps=(1, 2), settings=TWO)
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
 
@@ -164,7 +164,7 @@ def test_outputs_that_a_child_cannot_write_are_written_by_the_worker(
     outputs, places = some({"big": 9_000_000, "huge": 90_000_000}), (tmp_path, tmp_path / "link")
     files, _ = write_outputs(outputs, *places, PidWriter("big", spared=os.getpid()), 2)  # type: ignore[arg-type]
     assert set(written_by(files).values()) == {os.getpid()}
-    assert "a process that wrote outputs ended with exit status 1" in caplog.text
+    assert "a process that wrote outputs ended with status 1" in caplog.text
     with pytest.raises(OSError, match="No space left"):
         write_outputs(outputs, *places, PidWriter("big"), 2)  # type: ignore[arg-type]
 
@@ -346,10 +346,10 @@ def test_an_image_is_returned_with_its_sky_projection() -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: os._exit(0), "exit status 0"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6), "signal 40"),
-        (lambda: 1 / 0, "exit status 1"),
+        (lambda: os._exit(0), "ended with status 0"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"ended by signal 9 \(SIGKILL\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6), "ended by signal 40"),
+        (lambda: 1 / 0, "ended with status 1"),
     ],
 )
 def test_the_exit_of_a_child_is_reported(call: Callable[[], Any], text: str) -> None:

@@ -189,7 +189,7 @@ def test_a_pipeline_that_cannot_be_built_is_replaced_by_the_next(rigs: MakeRig, 
 
 def test_a_command_that_exits_without_a_message_is_a_crash(rigs: MakeRig) -> None:
     with pytest.raises(
-        VisitFailed, match="pipetask ended with exit status 0 without reporting a result"
+        VisitFailed, match="pipetask ended with status 0 without reporting a result"
     ) as caught:
         process_visit(rigs, "pipetask", action="die")
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.CRASHED, True)
@@ -214,7 +214,7 @@ class FullDisk:
         pass
 
     def wait(self) -> str:
-        return "exit status 1"
+        return "ended with status 1"
 
 
 @pytest.mark.parametrize("messages", [[], [GraphBuilt(labels=("known",))]], ids=["building", "built"])

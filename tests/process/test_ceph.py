@@ -119,6 +119,25 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed(tmp_path, soc
             node.stop()
 
 
+def test_visits_of_a_bucket_whose_topic_tells_nothing_are_found_by_listing(tmp_path, socket_dir, gateway):
+    bucket = f"bucket-{next(NUMBERS)}"
+    gateway.make_bucket(bucket)
+    arrivals = {"remote": [{"uri": f"s3://{bucket}/raw"}], "list_s": 0.5}
+    with PlayedRelay() as relay:
+        node = make_node(tmp_path, socket_dir, relay, variables=gateway.environment, arrivals=arrivals)
+        try:
+            node.start()
+            for number in (1, 2):
+                group = f"g{number}"
+                relay.reserve(group)
+                node.wait(lambda group=group: (group, 0) in relay.acked)
+                key = f"raw/{node.raws.path(number).relative_to(node.raw_root)}"
+                gateway.put(bucket, key, fits_file(group))
+                assert relay.outcome(group).outcome == Outcome.SUCCEEDED, node.story()
+        finally:
+            node.stop()
+
+
 def test_a_persistent_topic_lets_uploads_go_on_while_the_bridge_is_stopped(notified):
     topic = notified.topic("kept")
     notified.gateway.notify(notified.name, topic)

@@ -105,7 +105,7 @@ def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         node.wait(lambda: "central repo is down" in node.status().exporter)
         os.kill(exporter_of(node), signal.SIGKILL)
-        node.wait(lambda: "the process ended" in node.status().exporter)
+        node.wait(lambda: "the process ended by signal 9 (SIGKILL)" in node.status().exporter)
         (node.state / "central-down").unlink()
         assert node.stop() == 0
         assert node.exported() == ["DemoCam~g1~0~1"]

@@ -2,6 +2,8 @@
 """What an operator sees of a node that cannot work, or should not: health, drains, restarts of slots."""
 
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from node import make_node, running
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.night.reading import read_night
-from ppdaemon.reports import DrainRequest, RestartRequest, ResumeRequest
+from ppdaemon.reports import DrainRequest, RestartRequest, Resumed, ResumeRequest
 from ppdaemon.states import Outcome
 from ppdaemon.testing.waiting import TIMEOUT_S
 
@@ -121,6 +123,20 @@ def test_a_drain_that_cannot_be_written_names_the_folder_and_what_else_helps(tmp
         assert "out of service" not in str(refused.value)
         (node.state / "drained").rmdir()
         node.daemon.ask(DrainRequest())
+
+
+def test_a_resume_names_what_still_keeps_visits_away(tmp_path, socket_dir):
+    def resumed():
+        return Resumed.model_validate(node.daemon.ask(ResumeRequest(), timeout_s=TIMEOUT_S))
+
+    with running(tmp_path, socket_dir) as node:
+        node.daemon.ask(DrainRequest())
+        assert resumed() == Resumed()
+        node.daemon.ask(DrainRequest())
+        with closing(sqlite3.connect(node.state / "journal.sqlite", isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            assert ["the journal" in text for text in resumed().closed] == [True]
+        node.wait(lambda: resumed() == Resumed())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ ENDS = {
     "refused": ("process:refuse", True, Outcome.BAD_RAW, ("refused by order of the test",) * 2),
     "bad": ("ingest:refuse", True, Outcome.BAD_RAW, ("refused by order of the test",) * 2),
     "broken": ("process:raise", True, Outcome.FAILED, ("division by zero",) * 2),
-    "dead": ("process:die@", True, Outcome.CRASHED, ("killed by SIGKILL",)),
+    "dead": ("process:die@", True, Outcome.CRASHED, ("ended by signal 9 (SIGKILL)",)),
     "empty": ("", False, Outcome.NO_IMAGE, ("no raw arrived in time",)),
     "early": ("prepare:refuse", False, Outcome.BAD_RAW, ("refused by order of the test",) * 2),
 }

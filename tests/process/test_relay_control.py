@@ -9,6 +9,7 @@ import pytest
 
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.client import RelayDaemon
+from ppdaemon.messages import Heartbeat
 from ppdaemon.testing.played import PlayedNode
 from ppdaemon.testing.relay import RelayProcess
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -39,6 +40,12 @@ def a_node(wires, relay, name="n1", **fields):
     node = PlayedNode(wires, relay.nodes, name, **fields)
     node.wait_for("welcome")
     return node
+
+
+def knows_its_drain(node):
+    node.listen()
+    beats = [message for message in node.received if message.type == "heartbeat"]
+    return bool(beats) and beats[-1].drained
 
 
 def states(relay):
@@ -97,8 +104,22 @@ def test_a_drained_node_gets_nothing_new_also_after_a_restart_of_the_relay(relay
     node.wait_for("welcome", 2)
     wait_until(lambda: states(relay) == {"n1": "draining"}, TIMEOUT_S)
     assert not [message for message in node.received if message.type == "visit"]
-    assert ppctl("resume", "n1")[0] == 0
+    wait_until(lambda: knows_its_drain(node), TIMEOUT_S)
+    assert ppctl("resume", "n1") == (0, "n1 gets visits\n", "")
     assert node.wait_for("visit")[0].detectors == tuple(range(9))
+    wait_until(lambda: not knows_its_drain(node), TIMEOUT_S)
+
+
+def test_a_node_that_takes_no_visits_all_the_same_is_no_success_of_a_resume(relay, wires, ppctl):
+    node = a_node(wires, relay, capacity=0)
+    node.send(Heartbeat, state="degraded", problem="the journal cannot be written")
+    done = "the drain has ended; no visits are taken yet"
+    why = "n1 takes none (degraded: the journal cannot be written): see ppctl status on its host"
+    wait_until(lambda: ppctl("resume", "n1") == (1, f"{done}: {why}\n", ""), TIMEOUT_S, lambda: states(relay))
+    node.disconnect()
+    wait_until(lambda: states(relay) == {"n1": "disconnected"}, TIMEOUT_S)
+    code, out, _ = ppctl("resume", "n1", "--json")
+    assert (code, json.loads(out)["data"]["closed"][0][:23]) == (1, "n1 is not connected: st")
 
 
 def test_detectors_surveys_and_nodes_are_switched_without_a_restart(relay, client, wires, ppctl):

@@ -232,6 +232,24 @@ def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
     asyncio.run(body())
 
 
+def test_a_node_knows_that_it_is_drained_at_the_relay():
+    def beat(drained):
+        relay.send(Heartbeat, drained=drained)
+
+    async def body():
+        async with connecting(relay, [], silence_s=3600.0) as client:
+            await until(relay, lambda: client.connected)
+            assert not client.drained
+            relay.listen()  # sends the only heartbeat that it sends by itself
+            beat(True)
+            await until(relay, lambda: client.drained)
+            beat(False)
+            await until(relay, lambda: not client.drained)
+
+    with PlayedRelay(heartbeat_s=3600.0) as relay:
+        asyncio.run(body())
+
+
 def test_a_relay_of_another_version_is_named_with_what_to_do(relay, caplog):
     async def body():
         async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:

@@ -186,7 +186,7 @@ def test_a_zygote_that_dies_repeatedly_is_restarted_after_longer_pauses(tmp_path
         node.wait(lambda: node.workers()[0].state == SlotState.WAITING)
         mood.touch()
         os.kill(node.zygotes()[0], signal.SIGKILL)
-        node.wait(lambda: any("was killed by SIGKILL" in text for text in node.status().problem_texts))
+        node.wait(lambda: any("ended by signal 9 (SIGKILL)" in text for text in node.status().problem_texts))
         again = re.compile(r"ended with status 78, \d+ deaths in a row")
         node.wait(lambda: any(map(again.search, node.status().problem_texts)))
         node.land("g1")

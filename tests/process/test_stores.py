@@ -340,7 +340,7 @@ def test_a_reader_that_is_killed_is_started_again_and_nothing_is_lost(tmp_path, 
             os.kill(first, signal.SIGKILL)
             await catcher.until(lambda: not catcher.reader.live)
             *_, report = catcher.arrivals.report()
-            assert (report.live, "killed by SIGKILL" in report.note) == (False, True)
+            assert (report.live, "ended by signal 9 (SIGKILL)" in report.note) == (False, True)
             store.holding = False
             raw = await catcher.one()
             assert raw.group == GROUP

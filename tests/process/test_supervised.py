@@ -32,10 +32,11 @@ from ppdaemon.messages import (
     MarkDatastore,
     Quit,
     Ready,
+    Reaped,
     SpoolRefused,
 )
 from ppdaemon.node.processes import exporter as exporter_module
-from ppdaemon.node.processes import generation
+from ppdaemon.node.processes import generation, supervised
 from ppdaemon.node.processes import publisher as publisher_module
 from ppdaemon.node.processes.child import Lifeline, launch
 from ppdaemon.node.processes.exporter import BATCH, ExporterProcess
@@ -131,9 +132,9 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_pa
     async def body(child):
         await child.until_event("serving")
         os.kill(child.pid, signal.SIGKILL)
-        await child.until_event("was killed by SIGKILL, unanswered ['order']")
+        await child.until_event("ended by signal 9 (SIGKILL), unanswered ['order']")
         end = f"; the next one starts in 0 s; see {tmp_path}/log"
-        assert (child.pid, child.problem) == (None, f"the child was killed by SIGKILL{end}")
+        assert (child.pid, child.problem) == (None, f"the child ended by signal 9 (SIGKILL){end}")
         await child.until_event("serving", 2)
         assert len(set(child.pids)) == 2
         assert not alive(child.pids[0])
@@ -238,8 +239,20 @@ class PlayedExporter:
 
     def die(self) -> None:
         """End as a process that its zygote reaps: messages stay in the channel."""
+        self.kill(reaped_by_zygote=True)
+        self.tell_status()
+
+    def kill(self, *, reaped_by_zygote: bool) -> None:
+        """End without a word of the zygote."""
         self._processes[-1].kill()
+        if reaped_by_zygote:
+            self._processes[-1].wait()
         self.channel.close()
+
+    def tell_status(self) -> None:
+        """Report the end, as the zygote does."""
+        process = self._processes[-1]
+        self.exporter.reaped(Reaped(pid=process.pid, status=process.returncode, cpu_s=0.0))
 
     def end(self) -> None:
         self.exporter.close()
@@ -381,7 +394,7 @@ def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
         played.die()
         await until(lambda: len(played.orders) == 2)
         assert [message.spools for message in played.done] == [("a", "b")]
-        assert played.exporter.problem == "the process ended"
+        assert played.exporter.problem == "the process ended by signal 9 (SIGKILL)"
         played.serve()
         assert await played.next_order() == order_of("c")
 
@@ -518,13 +531,66 @@ def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         played.die()
-        await until(lambda: played.exporter.problem == "the process ended")
+        await until(lambda: played.exporter.problem == "the process ended by signal 9 (SIGKILL)")
         await until(lambda: len(played.orders) == 2)
         played.serve()
         await until(lambda: not played.exporter.problem)
         assert played.exporter.text == "idle"
 
     play(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("late_s", "problem"),
+    [(0.9, "the process ended by signal 9 (SIGKILL)"), (1.1, "the process ended with unknown status")],
+)
+def test_the_status_of_a_dead_exporter_is_awaited_while_the_zygote_gets_no_core(tmp_path, late_s, problem):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        now = time.monotonic()
+        asyncio.get_running_loop().time = lambda: now  # however slow this machine is
+        played.kill(reaped_by_zygote=True)
+        while played.exporter._awaits_status is None:
+            await asyncio.to_thread(int)
+        now += late_s
+        for _ in range(5):
+            await asyncio.sleep(0)
+        played.tell_status()
+        assert played.exporter.problem == problem
+        assert played.exporter.pid is None
+
+    play(tmp_path, body)
+
+
+def test_the_status_of_an_exporter_without_a_zygote_is_known(tmp_path):
+    async def body(played):
+        played.serve()
+        await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
+        played.kill(reaped_by_zygote=False)  # it has become a child of this process
+        await until(lambda: played.exporter.problem == "the process ended by signal 9 (SIGKILL)")
+
+    play(tmp_path, body)
+
+
+@pytest.mark.parametrize(("fault", "end"), [("wait", "by signal 9 (SIGKILL)"), ("exit", "with status 3")])
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_process_that_the_kernel_may_have_killed_for_its_memory_is_reported_so(
+    tmp_path, monkeypatch, fault, end, kills
+):
+    group_kills = iter([7, *[7 + kills] * 9])
+    monkeypatch.setattr(supervised, "own_memory_kills", lambda: next(group_kills))
+
+    async def body(child):
+        await child.until_event("serving")
+        if fault == "wait":
+            os.kill(child.pid, signal.SIGKILL)
+        await until(lambda: child.lifecycle.cause)
+        cause = "the kernel has killed it, or another process of the service meanwhile"
+        may_be = fault == "wait" and kills
+        assert child.lifecycle.cause == f"ended {end}" + (f", out of memory: {cause}" if may_be else "")
+
+    run_child(tmp_path, body, "answer and exit" if fault == "exit" else fault)
 
 
 def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):

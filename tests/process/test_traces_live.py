@@ -112,7 +112,7 @@ def test_each_visit_detector_has_one_trace_from_the_relay_to_its_task(tmp_path, 
         assert root.problem is whole[0].problem is None
         assert len(attempts) == (2 if keys[trace] == ("retried", 0) else 1)
     (failed,) = [span for span in collector.spans if span.name == "attempt" and span.problem]
-    assert failed.problem == "crashed: worker killed by SIGKILL while processing"
+    assert failed.problem == "crashed: worker ended by signal 9 (SIGKILL) while processing"
     where = [span.name for span in collector.spans if span.problem == failed.problem]
     assert sorted(where) == ["attempt", "run", "worker"]
 

@@ -16,8 +16,11 @@ from ppdaemon.messages import ReaderReady
 from ppdaemon.node.arrivals import stores
 from ppdaemon.node.arrivals.notices import StoredObject, read_notice
 from ppdaemon.node.arrivals.roots import RawRoots
+from ppdaemon.node.arrivals.storelisting import prefixes_of
 from ppdaemon.node.arrivals.stores import StoreArrivals
 from ppdaemon.node.processes.reader import ReaderProcess
+from ppdaemon.raws.layout import CustomLayout, make_layout
+from ppdaemon.raws.path import ExpectedRaws
 from ppdaemon.raws.roots import escaped
 from ppdaemon.testing.waiting import TIMEOUT_S
 
@@ -210,7 +213,7 @@ def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_
         reader.lifecycle.started(0.0)
         reader._ready()
         assert reader._serving.is_set()
-        reader._give_up("was killed by SIGKILL", [])
+        reader._give_up("ended by signal 9 (SIGKILL)", [])
         with pytest.raises(TimeoutError):
             await asking
 
@@ -227,3 +230,20 @@ def test_a_reader_that_was_killed_before_it_said_that_it_is_ready_serves_nobody(
         assert not reader._serving.is_set(), "callers wait for the next one"
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("layout", "folders"),
+    [
+        ("lsst", {("LSSTCam/20251121", 1)}),
+        ("imsim", {("LSSTCam/20251121", 1)}),
+        ("generic", set()),  # a folder for each detector
+        (CustomLayout(path="{day_obs}/{exposure}_{detector}"), set()),  # all exposures of a day in one folder
+        (CustomLayout(path="{day_obs}/{raft}/{exposure}/{slot}"), set()),
+        (CustomLayout(path="{exposure}/{exposure}_{detector}"), set()),  # all exposures ever in one folder
+    ],
+)
+def test_a_store_is_listed_only_where_few_folders_have_the_exposures_of_a_visit(layout, folders):
+    expected = ExpectedRaws("LSSTCam", frozenset(range(189)), "g", frozenset({20251121}))
+    found = prefixes_of(make_layout(layout, ["LSSTCam"]), expected)
+    assert {(each.path, each.below) for each in found} == folders

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ppdaemon.config import MemoryConfig, WorkersConfig
-from ppdaemon.node.slots.cgroups import Cgroups, NotDelegated, delegated_group
+from ppdaemon.controlgroup import NoControlGroup, own_memory_kills
+from ppdaemon.node.slots.cgroups import Cgroups, delegated_group
 
 CONFIG = WorkersConfig(tasks_max=99, memory=MemoryConfig(soft=100, hard=1000, ramdisk=500))
 SLOT = 3
@@ -154,13 +155,13 @@ def test_an_old_kernel_does_not_kill_groups(host):
 
 def test_a_group_with_other_processes_is_not_delegated(host):
     (host.base / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
-    with pytest.raises(NotDelegated, match="unit is not delegated: other processes are in it"):
+    with pytest.raises(NoControlGroup, match="unit is not delegated: other processes are in it"):
         delegated_group(host.proc)
 
 
 def test_the_root_group_is_not_delegated(host):
     (host.proc / "cgroup").write_text("0::/\n")
-    with pytest.raises(NotDelegated, match="the root control group"):
+    with pytest.raises(NoControlGroup, match="the root control group"):
         delegated_group(host.proc)
 
 
@@ -184,3 +185,24 @@ def test_without_a_group_nothing_is_enforced_and_the_reason_reported(host, name,
     cgroups.close()
     assert not cgroups.out_of_memory(SLOT)
     assert (host.leaf / "cgroup.procs").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({"memory_events": "low 0\noom 3\noom_kill 2\noom_group_kill 1\n"}, 2),
+        ({}, 0),  # the root group, or no memory controller
+    ],
+)
+def test_the_kills_of_the_own_group_are_counted(host, files, kills):
+    host.files(host.base, **files)
+    assert own_memory_kills(host.proc) == kills
+
+
+@pytest.mark.parametrize("text", ["4:memory:/unit\n", "0::/gone\n", None])
+def test_without_a_group_no_kills_are_counted(host, text):
+    if text is None:
+        (host.proc / "cgroup").unlink()
+    else:
+        (host.proc / "cgroup").write_text(text)
+    assert own_memory_kills(host.proc) == 0

@@ -280,6 +280,34 @@ def test_every_command_prints_text(
 
 
 @pytest.mark.parametrize(
+    ("data", "code", "lines"),
+    [
+        ({"closed": [], "problems": []}, 0, ["taking visits"]),
+        (None, 0, ["taking visits"]),  # an older daemon
+        (
+            {"closed": [], "problems": ["export: failing: the mark is missing"]},
+            0,
+            ["taking visits", "not healthy: export: failing: the mark is missing"],
+        ),
+        (
+            {"closed": ["the disk is full", "drained at the relay"], "problems": ["slot 3"]},
+            1,
+            [
+                "the drain has ended; no visits are taken yet: the disk is full",
+                "the drain has ended; no visits are taken yet: drained at the relay",
+            ],
+        ),
+    ],
+)
+def test_a_resume_says_what_keeps_visits_away(
+    serve: Callable[..., ControlServer], ppctl: Ppctl, data: Any, code: int, lines: list[str]
+) -> None:
+    serve(lambda request: ok(data))
+    assert ppctl("resume") == (code, "".join(f"{line}\n" for line in lines), "")
+    assert ppctl("resume", "--json")[0] == code
+
+
+@pytest.mark.parametrize(
     ("command", "kind"),
     [
         (("visits",), list),

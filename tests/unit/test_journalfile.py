@@ -2,19 +2,24 @@
 """Reading a journal as an operator: selections, one row for each visit, without a daemon."""
 
 import json
+import os
+import sqlite3
+from contextlib import closing
+from unittest.mock import Mock
 
 import pytest
 
 from ppdaemon import journalfile
 from ppdaemon.ctl import cli
 from ppdaemon.ctl.manpages import commands_of
-from ppdaemon.errors import Unavailable
+from ppdaemon.errors import Unavailable, Unreadable
+from ppdaemon.night.reading import is_journal, journals_at
 from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import Accept, JournalEntry, Requeue, Reserved, Retry, Update
 from ppdaemon.reports import FALLBACK, LateRequest, VisitsRequest, VisitSummariesRequest
 from ppdaemon.sqlitereader import reading
-from ppdaemon.states import Outcome, Stage
+from ppdaemon.states import ExitCode, Outcome, Stage
 from ppdaemon.visit import read_next_visit
 
 READING = {
@@ -223,8 +228,44 @@ def test_a_journal_that_this_user_may_not_read_is_an_error_that_names_it(path, w
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.exists", refuse)
-    with pytest.raises(Unavailable, match=r"journal\.sqlite: permission denied"), reading(path):
+    with pytest.raises(Unreadable, match=r"journal\.sqlite: permission denied") as caught, reading(path):
         pass
+    assert caught.value.exit_code == ExitCode.PERMISSION
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, r"journal\.sqlite does not exist: has the program whose file it is ever run\?"),
+        (b"", r"journal\.sqlite is empty: the program whose file it is has never written to it"),
+        (b"no database" * 1000, r"journal\.sqlite cannot be read: file is not a database"),
+        (99, r"journal\.sqlite cannot be read: no such table: \w+; its schema version is 99, of another"),
+    ],
+)
+def test_a_journal_that_cannot_be_read_is_an_error_with_the_reason(tmp_path, content, text):
+    path = tmp_path / "journal.sqlite"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE visits (x)")
+            db.execute(f"PRAGMA user_version = {content}")
+    with pytest.raises(Unavailable, match=text), reading(path) as db:
+        journalfile.visit(db, "g")
+
+
+def test_a_file_that_this_user_may_not_read_is_an_error_that_names_it(path, write, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(sqlite3, "connect", Mock(side_effect=sqlite3.OperationalError("unable to open")))
+    with pytest.raises(Unreadable, match=r"journal\.sqlite: permission denied"), reading(path):
+        pass
+
+
+@pytest.mark.parametrize("find", [is_journal, lambda folder: journals_at([folder])])
+def test_a_folder_that_this_user_may_not_enter_is_an_error_that_names_it(tmp_path, monkeypatch, find):
+    monkeypatch.setattr("pathlib.Path.exists", Mock(side_effect=PermissionError))
+    with pytest.raises(Unreadable, match=f"{tmp_path}: permission denied"):
+        find(tmp_path)
 
 
 def test_one_detector_selects_its_visit_with_all_detectors(path, write):
@@ -278,5 +319,9 @@ def test_a_journal_is_read_without_a_daemon(path, write, tmp_path, capsys):
         code, out, err = run(command)
         assert (code, out) == (3 if command == "status" else 69, "")
         assert "is ppdaemon running?" in err
+    path.unlink()
+    code, out, err = run("failed")
+    assert (code, out) == (69, "")
+    assert f"is ppdaemon running? There is no journal {path} either" in err
     groups = (READING, OF_PROCESSES, CONTROLLING, WITHOUT)
     assert sorted(name for group in groups for name in group) == list(commands_of(cli._ppctl))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
 
 BOOT_S, ANSWER_S = 60.0, 30.0
-ENDED = "was killed by SIGKILL"
+ENDED = "ended by signal 9 (SIGKILL)"
 
 
 def a_lifecycle(**changes):
@@ -114,7 +114,7 @@ def test_deaths_in_a_row_are_reported_until_the_process_is_steady():
     lifecycle = serving(steady_s=60.0)
     lifecycle.ended(ENDED, 1.0)
     lifecycle.started(2.0)
-    assert lifecycle.problem(2.0) == "was killed by SIGKILL; the next one is starting"
+    assert lifecycle.problem(2.0) == "ended by signal 9 (SIGKILL); the next one is starting"
     lifecycle.ready()
     assert lifecycle.problem(3.0) == ""
     lifecycle.ended("ended with status 1", 3.0)
@@ -221,3 +221,38 @@ def test_after_random_events_an_expected_process_has_a_deadline(events):
         if lifecycle.state not in (ProcessState.KILLED, ProcessState.CLOSED) and not idle:
             assert lifecycle.deadline is not None
             assert lifecycle.deadline < math.inf
+
+
+def late_start(lifecycle, now):
+    """Let a start be late; return its limit."""
+    lifecycle.started(now)
+    limit_s = lifecycle.deadline - now
+    kill = lifecycle.due(now + limit_s)
+    lifecycle.killed(kill.reason)
+    lifecycle.ended(ENDED, now + limit_s)
+    return limit_s
+
+
+@pytest.mark.parametrize("end", ["ready", "reopened", "closed and reopened"])
+def test_a_start_has_the_configured_limit_again_after_a_success_or_a_reopening(end):
+    lifecycle = serving()
+    configured = late_start(lifecycle, 0.0)
+    assert [late_start(lifecycle, 0.0) for _ in range(3)] == [2 * configured, 4 * configured, 4 * configured]
+    if end == "ready":
+        lifecycle.started(0.0)
+        lifecycle.ready()
+    else:
+        if end != "reopened":
+            lifecycle.close()
+        lifecycle.reopen()
+    assert late_start(lifecycle, 0.0) == configured
+
+
+def test_a_start_that_is_killed_for_another_reason_leaves_the_limit_of_the_next_one():
+    lifecycle = serving()
+    configured = late_start(lifecycle, 0.0)
+    for reason in ("sent an invalid message", "uses 5 GB"):
+        lifecycle.started(0.0)
+        lifecycle.killed(reason)
+        lifecycle.ended(ENDED, 1.0)
+    assert late_start(lifecycle, 0.0) == 2 * configured

@@ -98,6 +98,10 @@ def test_expected_raws_are_those_that_are_not_ingested():
         visits.add(visit)
     open_visits[1].entry.stages[Stage.INGESTED] = 2.0
     assert visits.expected() == [ExpectedRaws("DemoCam", frozenset({0, 2}), "g")]
+    first = next(iter(visits))
+    ends_tai = first.entry.received_tai + first.assignment.visit.duration_s
+    assert visits.late(ends_tai + 59.0, 60.0) == []
+    assert visits.late(ends_tai + 61.0, 60.0) == visits.expected()
     visits.remove(open_visits[0])
     open_visits[2].entry.stages[Stage.INGESTED] = 3.0
     assert visits.expected() == []

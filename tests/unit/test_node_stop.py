@@ -5,7 +5,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock, Mock
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
@@ -18,7 +18,7 @@ from ppdaemon.node.parts import NodeParts
 from ppdaemon.node.supervisor import Supervisor
 from ppdaemon.node.visits.journal import Journal
 from ppdaemon.node.visits.model import AcceptanceChanged
-from ppdaemon.reports import DrainRequest, ResumeRequest
+from ppdaemon.reports import DrainRequest, Resumed, ResumeRequest
 from ppdaemon.sqlitefile import BatchWriter
 
 
@@ -79,6 +79,7 @@ def test_a_drain_while_the_node_starts_counts_when_it_would_accept_visits(config
     folders = NodeFolders.of(config)
     folders.state.mkdir(parents=True, exist_ok=True)
     status = SimpleNamespace(state="starting", folders=folders, clock=Clock(), drained_since=None)
+    status.offer, status.resumed = SimpleNamespace(try_journal=AsyncMock()), lambda _: Resumed()
     reprocessor, relay = Mock(), Mock()
     handler = RequestHandler(status, Mock(), reprocessor, relay, Mock())
     asyncio.run(handler.handle(DrainRequest()))

@@ -34,7 +34,7 @@ class World:
         key = Key("DemoCam", group or f"g{self.visits}", detector)
         assignment = replace(an_assignment(), key=key, pipelines=Pipelines(main=chosen))
         if chosen[0] in dies:
-            self.health.died(assignment, slot, "worker killed by SIGSEGV", self.now, RETRY_S)
+            self.health.died(assignment, slot, "worker ended by signal 11 (SIGSEGV)", self.now, RETRY_S)
         else:
             self.health.lived(assignment, self.now)
         return chosen[0]
@@ -55,8 +55,8 @@ def test_a_pipeline_whose_workers_die_in_three_visits_is_set_aside_while_others_
     (problem,) = world.health.problems
     assert problem == (
         "pipeline A is set aside, its rule's next one is used: workers ended by themselves in"
-        " 3 visit-detectors of 3 visits, last: worker killed by SIGSEGV; one visit-detector every 60 s"
-        " tries it"
+        " 3 visit-detectors of 3 visits, last: worker ended by signal 11 (SIGSEGV); one"
+        " visit-detector every 60 s tries it"
     )
     assert world.choose(A, B) == (B,)
     assert world.choose(C) == (C,)

@@ -211,7 +211,8 @@ def test_the_status_of_a_dead_worker_is_awaited_while_the_zygote_gets_no_core(pl
         with play() as played:
             died: list[int | None] = []
             played.pool.handle = lambda number, event: died.append(event.status)
-            child = replace(next(iter(played.pool._by_channel.values())), pid=1)
+            own = os.pidfd_open(os.getpid())  # of no child of this process
+            child = replace(next(iter(played.pool._by_channel.values())), pid=1, pidfd=own)
             played.pool._children[child.slot] = child
             played.pool._on_exit(child)
             now += late_s
@@ -222,5 +223,6 @@ def test_the_status_of_a_dead_worker_is_awaited_while_the_zygote_gets_no_core(pl
                 played.pool.reaped(Reaped(pid=child.pid, status=-9, cpu_s=1.0))
                 assert died == [-9]
             played.pool._children.clear()
+            os.close(own)
 
     asyncio.run(check())

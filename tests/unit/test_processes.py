@@ -8,12 +8,26 @@ import sys
 
 import pytest
 
-from ppdaemon.processes import signal_name
+from ppdaemon.processes import describe_end, signal_name
 
 
 def test_signals_have_names_where_python_knows_one():
     assert signal_name(signal.SIGKILL) == "SIGKILL"
     assert signal_name(signal.SIGRTMIN + 3) == f"signal {signal.SIGRTMIN + 3}"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "ended with status 0"),
+        (70, "ended with status 70"),
+        (-signal.SIGKILL, "ended by signal 9 (SIGKILL)"),
+        (-signal.SIGRTMIN - 3, f"ended by signal {signal.SIGRTMIN + 3}"),
+        (None, "ended with unknown status"),
+    ],
+)
+def test_the_end_of_a_process_has_its_status_or_signal(status, text):
+    assert describe_end(status) == text
 
 
 def test_a_signal_to_the_group_ends_programs_that_a_task_has_started_and_not_the_worker():

@@ -87,7 +87,7 @@ def test_a_worker_that_the_kernel_killed_because_of_its_memory_has_that_outcome(
     assert finished(slot(WorkerDied(-9, out_of_memory=True))) == [(Outcome.OUT_OF_MEMORY, False)]
     assert (
         slot.slot.note
-        == f"worker killed by SIGKILL while {state}: the kernel killed it because of its memory"
+        == f"worker ended by signal 9 (SIGKILL) while {state}: the kernel killed it because of its memory"
     )
     assert slot.slot.state == S.BACKOFF
 

@@ -4,9 +4,15 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from ppdaemon.folders import NodeFolders
 from ppdaemon.node.control.status import Status, dead_sources
+from ppdaemon.problemlog import Finding
 from ppdaemon.reports import ArrivalSource
+
+UNTIL = "no visits until ppctl --relay resume n1"
+UNTIL_HOST = "this host is given back before they could end (--until)"
 
 
 def source(name, note="", *, live=False):
@@ -29,6 +35,46 @@ def test_a_folder_that_is_away_is_one_problem():
         ("scan /b b", gone),
         ("reader", "restarts"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "closed", "problems"),
+    [
+        ("running", {}, [], []),
+        ("running", {"export": "no mark"}, [], ["no mark"]),
+        ("running", {"relay": "no relay answers", "export": "no mark"}, ["no relay answers"], ["no mark"]),
+        ("running", {"journal": "disk full"}, ["disk full"], []),
+        ("running", {"slots": "no fork"}, ["no visits are accepted: no fork"], []),
+        ("running", {"drained": True}, [f"drained at the relay by an operator: {UNTIL}"], []),
+        ("running", {"until": -1.0}, [f"no more visits are taken: {UNTIL_HOST}"], []),
+        (
+            "starting",
+            {"export": "no central repo"},
+            ["the daemon is starting: imports", "no central repo"],
+            [],
+        ),
+    ],
+)
+def test_what_keeps_visits_away_after_a_resume(config, state, changes, closed, problems):
+    source = SimpleNamespace(
+        drained=changes.get("drained", False), problem=changes.get("relay", ""), kind="relay", away_s=1.0
+    )
+    status = SimpleNamespace(
+        config=config,
+        state=state,
+        stage="imports",
+        generations=SimpleNamespace(stage=""),
+        drained_since=None,
+        source=source,
+        clock=SimpleNamespace(mono=lambda: 0.0),
+        visits=SimpleNamespace(takes_until=changes.get("until", 1.0)),
+        offer=SimpleNamespace(journal_problem=changes.get("journal", ""), problem=changes.get("slots", "")),
+    )
+    status._closed = lambda: Status._closed(status)
+    others = [Finding("export", changes["export"])] if "export" in changes else []
+    status._problems = lambda: [*(status._closed() if state == "running" else []), *others]
+    resumed = Status.resumed(status, changes.get("journal", ""))
+    assert (list(resumed.closed), list(resumed.problems)) == (closed, problems)
 
 
 def test_the_status_waits_for_no_disk(config, monkeypatch):

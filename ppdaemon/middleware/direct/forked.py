@@ -20,7 +20,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import Pool
 
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.processes import die_with_parent, signal_name
+from ppdaemon.processes import describe_end, die_with_parent
 
 __all__ = ("DiedWithoutResult", "ForkedCall")
 
@@ -84,13 +84,13 @@ class ForkedCall:
 
         Its large arrays stay in the pages that the child has written; no other
         process shares them, nor does one that is forked later.
-        `DiedWithoutResult` is raised with the exit status or signal if there
+        `DiedWithoutResult` is raised, which says how it ended, if there
         is no result.
         """
         try:
             _, status = os.waitpid(self._pid, 0)
             if (code := os.waitstatus_to_exitcode(status)) != 0:
-                raise DiedWithoutResult(signal_name(-code) if code < 0 else f"exit status {code}")
+                raise DiedWithoutResult(describe_end(code))
             return _read_result(self._result)
         finally:
             self._close()
@@ -201,7 +201,7 @@ def _write_result(content: object, target: int) -> None:
 
 def _read_result(source: int) -> Any:
     if not os.fstat(source).st_size:
-        raise DiedWithoutResult("exit status 0")
+        raise DiedWithoutResult(describe_end(0))
     # Private: neither this process nor children forked later see changes of the other.
     content = memoryview(mmap.mmap(source, 0, flags=mmap.MAP_PRIVATE))
     (start,) = _OFFSET.unpack(content[-_OFFSET.size :])

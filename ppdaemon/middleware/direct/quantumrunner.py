@@ -196,7 +196,7 @@ class QuantumRunner:
         try:
             end: _QuantumResult = child.result()
         except DiedWithoutResult as error:
-            reason = f"task {step.task.label}: its process ended with {error}"
+            reason = f"task {step.task.label}: its process {error}"
             raise VisitFailed(Outcome.CRASHED, reason, retriable=True) from None
         return self._with_space(step, end, partial(self._memory.adopt, step, end.outputs))
 

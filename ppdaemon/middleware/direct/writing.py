@@ -140,7 +140,7 @@ def write_outputs(
                 try:
                     written |= child.result()
                 except DiedWithoutResult as error:  # what was raised there is raised here again
-                    _LOG.warning("a process that wrote outputs ended with %s, the worker writes them", error)
+                    _LOG.warning("a process that wrote outputs %s, the worker writes them", error)
                     _remove_unfinished(share, folder)
                     written |= write(share)
         finally:

@@ -124,7 +124,7 @@ class Packer:
             try:
                 call.result()
             except DiedWithoutResult as error:
-                _LOG.error("a process that packed images ended with %s; they stay uncompressed", error)
+                _LOG.error("a process that packed images %s; they stay uncompressed", error)
         now = time.monotonic()
         for call, share in [each for each in self._running.items() if now > each[1].end_s]:
             call.send_kill()

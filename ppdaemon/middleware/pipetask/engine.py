@@ -24,7 +24,7 @@ from ppdaemon.middleware.pipelines.graph import UnusablePipeline
 from ppdaemon.middleware.pipetask import protocol
 from ppdaemon.middleware.raws.ingest import VisitRaws
 from ppdaemon.middleware.run.engine import DataQuery, Engine, Job, PipelineRun, RunResult, TaskFailure
-from ppdaemon.processes import signal_name
+from ppdaemon.processes import describe_end
 from ppdaemon.states import Outcome
 
 __all__ = ("PipetaskEngine",)
@@ -139,18 +139,18 @@ class _Command:
         self._channel.send(protocol.GO)
 
     def wait(self) -> str:
-        """Wait for its end; return its exit status or signal as text."""
+        """Wait for its end; return how it ended."""
         # Before the wait: a command that has not got `GO` ends when the channel is closed.
         self._channel.close()
         status = self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-        return f"exit status {status}" if status >= 0 else signal_name(-status)
+        return describe_end(status)
 
     def crashed(self) -> VisitFailed:
         """Return the failure of a visit whose command has ended without a message."""
         return VisitFailed(
             Outcome.CRASHED,
-            f"pipetask ended with {self.wait()} without reporting a result",
+            f"pipetask {self.wait()} without reporting a result",
             retriable=True,
         )
 
@@ -182,7 +182,7 @@ class _PipetaskRun(PipelineRun):
                 self._command.wait()
                 return TaskFailure(label, text, outcome)
             case protocol.CommandFailed(text=text, outcome=outcome):
-                reason = f"pipetask failed outside of tasks ({self._command.wait()}): {text}"
+                reason = f"pipetask failed outside of tasks (it {self._command.wait()}): {text}"
                 raise VisitFailed(outcome, reason, retriable=outcome != Outcome.FAILED)
             case None:
                 raise self._command.crashed()

@@ -14,7 +14,7 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.raws.fitsblocks import read_header as read_fits_header
 from ppdaemon.wire import parse_json
 
-__all__ = ("StoreError", "fetch", "read_header", "read_json")
+__all__ = ("StoreError", "fetch", "list_folder", "read_header", "read_json")
 
 JSON_LIMIT = 1_000_000
 """Bytes; sidecars have 3 to 4 kB."""
@@ -23,6 +23,9 @@ HEADER_CHUNK = 64 * 1024
 GROUP_KEYWORD = "GROUPID"
 HEADER_LIMIT = 4_000_000
 """Bytes that are read at most to find the end of a header, or the group."""
+MAX_LISTED = 3000
+"""Names of folders, and of objects, that are returned of one folder, the last ones: a day has some 1000
+exposures, an exposure some 400 objects."""
 
 
 class StoreError(OSError):
@@ -51,6 +54,20 @@ def read_json(uri: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadMessage("no JSON object", "json")
     return content
+
+
+def list_folder(uri: str) -> dict[str, Any]:
+    """Return the names of the ``folders`` and ``files`` in a folder, whose URI ends in a slash, the last
+    `MAX_LISTED` of each; nothing below its subfolders.
+
+    Raises `OSError` as `fetch`.
+    """
+    with _store_errors(uri):
+        _, folders, files = next(iter(ResourcePath(uri).walk()), (None, [], []))
+    return {
+        "folders": sorted(name.strip("/") for name in folders)[-MAX_LISTED:],
+        "files": sorted(files)[-MAX_LISTED:],
+    }
 
 
 def read_header(uri: str) -> dict[str, Any]:

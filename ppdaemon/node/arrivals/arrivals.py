@@ -31,6 +31,7 @@ from ppdaemon.node.arrivals.notices import Elsewhere, StoredObject, Subscription
 from ppdaemon.node.arrivals.nottaken import FileNotTaken
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.arrivals.rootsource import RootSource, SourceContext
+from ppdaemon.node.arrivals.storelisting import StoreListing
 from ppdaemon.node.arrivals.stores import StoreArrivals, StoreReader
 from ppdaemon.node.arrivals.threads import FileThreads
 from ppdaemon.node.arrivals.unrecognized import UnrecognizedFiles
@@ -59,7 +60,8 @@ class Arrivals:
     need; they are polled for where inotify does not report them. `canaries` is a
     folder outside all raw roots for files that test inotify; without it inotify
     is not tested. `reader` reads object stores; it is started and closed here.
-    `bridges` is needed for ``arrivals.bridges``.
+    `bridges` is needed for ``arrivals.bridges``. `late` returns the raws that visits need whose duration has
+    passed so many seconds ago; object stores are then listed.
     Raises ConfigError if an instrument has no focal-plane table.
     """
 
@@ -75,6 +77,7 @@ class Arrivals:
         reader: ReaderProcess | None = None,
         key: Path | None = None,
         bridges: BridgeUse | None = None,
+        late: Callable[[float], Sequence[ExpectedRaws]] = lambda after_s: (),
     ):
         self._config = config
         self._key = key
@@ -115,6 +118,8 @@ class Arrivals:
             for number, root in enumerate(self._raw_roots.roots)
         }
         self._reader = reader
+        self._late = late
+        self._listing: StoreListing | None = None
         self._stores = None if reader is None else self._new_stores(reader, instruments)
         self._source_tasks: dict[str, asyncio.Task[None]] = {}
         self._listener_tasks: dict[str, asyncio.Task[None]] = {}
@@ -135,6 +140,8 @@ class Arrivals:
         self._completion.start()
         if self._reader is not None:
             self._reader.start()
+        if self._listing is not None:
+            self._spawn(self._listing.run())
         self._source_tasks = {path: self._spawn(source.run()) for path, source in self._sources.items()}
 
     async def stop(self) -> None:
@@ -182,6 +189,8 @@ class Arrivals:
             live = link.live and not self._listener_tasks[name].done()
             elsewhere = "; ".join(filter(None, (link.note, self._elsewhere[name].note)))
             sources.append(report(name, live=live, note=elsewhere, last_notice_s=link.last_notice_s))
+        if self._listing is not None:
+            sources += [report(name, live=live, note=note) for name, live, note in self._listing.states()]
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
@@ -358,9 +367,10 @@ class Arrivals:
 
     def _new_stores(self, reader: ReaderProcess, instruments: Mapping[str, Collection[int]]) -> StoreArrivals:
         roots = RawRoots(self._config, instruments, stores=True)
-        return StoreArrivals(
+        exposures = self._new_exposures(StoreReader(reader), roots)
+        stores = StoreArrivals(
             roots,
-            self._new_exposures(StoreReader(reader), roots),
+            exposures,
             self._completion,
             self._counts,
             self._clock.mono,
@@ -368,6 +378,19 @@ class Arrivals:
             self._spawn,
             self._expect,
         )
+        if (after_s := self._config.list_s) is not None:
+            self._listing = StoreListing(
+                roots,
+                reader,
+                exposures,
+                partial(self._late, after_s),
+                self._completion.delivered,
+                stores.on_sighting,
+                self._clock,
+                self._counts,
+                self._config.remember_s,
+            )
+        return stores
 
     def _relist_all(self) -> None:
         for source in self._sources.values():

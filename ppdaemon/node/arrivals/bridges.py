@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Receives the notices of object stores from bridges, also those of the time when this node was away.
 
-Stores are not listed, so a notice must not be lost. Which notice was taken last is kept on disk. Raws are
-kept in memory only: a new run also takes the notices again from `remember_s` before the oldest open visit was
-announced, and before the last run took one. What they name twice is delivered once, as after a survey of a
-folder.
+Stores are listed only for late raws, so a notice must not be lost. Which notice was taken last is kept on
+disk. Raws are kept in memory only: a new run also takes the notices again from `remember_s` before the
+oldest open visit was announced, and before the last run took one. What they name twice is delivered once,
+as after a survey of a folder.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Delivers raws in object stores, which only notices report.
+"""Delivers raws in object stores, which notices report, and in need a listing.
 
 Only objects below ``arrivals.remote`` are read. An object is never visible
 before it is complete, so only its group is missing: the reader process reads
@@ -74,10 +74,13 @@ class StoreArrivals:
         located = self.roots.locate(self._uri(object_))
         if located is None:
             return
-        sighting = Sighting(source, *located, confirmed=True)
+        self.on_sighting(Sighting(source, *located, confirmed=True), object_.version)
+
+    def on_sighting(self, sighting: Sighting, version: str = "") -> None:
+        """Handle an object that was reported or found."""
         match sighting.name.kind:
             case RawFileKind.IMAGE:
-                self._take(_StoredRaw(sighting, object_.version))
+                self._take(_StoredRaw(sighting, version))
             case RawFileKind.SIDECAR:
                 self._on_sidecar(sighting)
             case RawFileKind.EXPECTED:
@@ -232,7 +235,7 @@ class StoreReader(ExposureReader):
         return sensors_in(await self._reader.ask("json", escaped(path.path)))
 
     async def neighbors(self, image: RawPath) -> tuple[RawPath, ...]:
-        """Return none: stores are not listed."""
+        """Return none: a store is listed only for late raws."""
         return ()
 
 

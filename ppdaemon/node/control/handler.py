@@ -59,9 +59,13 @@ class RequestHandler:
                 return await self._requeue(request)
             case reports.CatchupRequest():
                 return Rows(await self.reprocessor.mark_catchup(request))
-            case reports.DrainRequest() | reports.ResumeRequest():
-                await self._drain_or_resume(isinstance(request, reports.ResumeRequest))
+            case reports.DrainRequest():
+                await self._drain_or_resume(accepting=False)
                 return reports.Ok()
+            case reports.ResumeRequest():
+                await self._drain_or_resume(accepting=True)
+                resumed = self.status.resumed(await self.status.offer.try_journal())
+                return reports.Ok(data=resumed.model_dump(mode="json"))
             case reports.ReloadRequest():
                 return await self.reloader.reload()
             case reports.ExportRequest(action="init"):
@@ -103,7 +107,7 @@ class RequestHandler:
         self.status.state = "running" if accepting else "draining"
         self.status.drained_since = drained_since
 
-    async def _drain_or_resume(self, accepting: bool) -> None:
+    async def _drain_or_resume(self, *, accepting: bool) -> None:
         """Accept new visits or none, also after a restart, until the next such request."""
         if self.status.state == "stopping":
             raise Refused("the daemon is stopping")

@@ -30,7 +30,7 @@ from ppdaemon.node.visits.offer import CapacityOffer
 from ppdaemon.node.visits.pump import VisitPump
 from ppdaemon.node.visits.source import VisitSource
 from ppdaemon.problemlog import Finding, ProblemLog
-from ppdaemon.reports import ArrivalSource, SpoolReport, StatusReport, WorkerRow
+from ppdaemon.reports import ArrivalSource, Resumed, SpoolReport, StatusReport, WorkerRow
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.terminal import size
@@ -242,14 +242,29 @@ class Status:
             limits["all workers"] = f"{size(memory.budget)}, supervisor before each fork"
         return limits
 
-    def _problems(self) -> Iterator[Finding]:
-        yield from self.generations.findings()
+    def resumed(self, journal_problem: str) -> Resumed:
+        """Return the problems that keep visits away from this node, given that of the journal or a blank, and
+        the others that degrade it.
+        """
+        closed = [] if self.state == "starting" else [finding.text for finding in self._closed()]
+        problems = [finding.text for finding in self._problems() if finding.degrades]
         if self.state == "starting":
-            return  # other parts are not started yet
+            stage = self.generations.stage or self.stage
+            closed = [f"the daemon is starting: {stage}" if stage else "the daemon is starting", *problems]
+        if journal_problem:
+            closed = [*(text for text in closed if text != journal_problem), journal_problem]
+        return Resumed(closed=tuple(closed), problems=tuple(each for each in problems if each not in closed))
+
+    def _closed(self) -> Iterator[Finding]:
+        """Yield what keeps visits away from this node."""
         if self.drained_since is not None:
             text = "drained by an operator: no visits until ppctl resume, also after a restart"
             age_s = self.clock.tai() - self.drained_since
             yield Finding("capacity", text, "drained", age_s, degrades=False)
+        if self.source.drained:
+            name = self.config.node.name
+            text = f"drained at the relay by an operator: no visits until ppctl --relay resume {name}"
+            yield Finding("capacity", text, "drained at the relay", degrades=False)
         if (since_s := self.clock.mono() - self.visits.takes_until) > 0:
             text = "no more visits are taken: this host is given back before they could end (--until)"
             yield Finding("capacity", text, "ends", since_s, degrades=False)
@@ -259,6 +274,12 @@ class Status:
             yield Finding("journal", problem)
         if self.offer.problem:
             yield Finding("capacity", f"no visits are accepted: {self.offer.problem}")
+
+    def _problems(self) -> Iterator[Finding]:
+        yield from self.generations.findings()
+        if self.state == "starting":
+            return  # other parts are not started yet
+        yield from self._closed()
         yield from (Finding("pipelines", problem) for problem in self.visits.health.problems)
         for first, problem, age_s in self.visits.fallbacks.problems(self.clock.mono()):
             yield Finding("pipelines", problem, first, age_s, degrades=False)

@@ -22,10 +22,14 @@ from ppdaemon.messages import Forked
 from ppdaemon.privatefiles import open_private
 from ppdaemon.processes import children, kill_orphans
 
-__all__ = ("ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
+__all__ = ("REAPED_WAIT_S", "ChildProcess", "Lifeline", "adopt", "end_children", "launch", "reap", "wipe")
 
 PAUSE_S = 0.01
 """Between two rounds of killing: dying children leave orphans to this process."""
+REAPED_WAIT_S = 1.0
+"""How long a dead process waits for the zygote's `~ppdaemon.messages.Reaped`, which has the exit status. On
+a busy host the zygote may get no core for tenths of a second; without the status nobody knows why it has
+died."""
 
 
 class Lifeline:
@@ -50,7 +54,7 @@ class ChildProcess:
     slot: int = -1
     """Slot of a worker; below 0 for other processes."""
     is_direct_child: bool = False
-    """Whether this process is its parent and has to reap it."""
+    """Whether this process has started it, and has to reap it."""
 
     def send(self, message: bytes) -> bool:
         """Send a packet without waiting; return `False` if the process has ended, or does not read."""
@@ -76,13 +80,13 @@ class ChildProcess:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def reap(self) -> int | None:
-        """Return the dead process's exit status, or minus its signal; `None` if another process
-        is its parent, or the cleanup of orphans has reaped it.
+        """Return the dead process's exit status, or minus its signal; `None` if its zygote
+        reaps it, or the cleanup of orphans has reaped it.
         """
-        if self.is_direct_child:
-            with contextlib.suppress(ChildProcessError):
-                # Returns at once: the pidfd was readable, so the process has ended.
-                return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with contextlib.suppress(ChildProcessError):
+            # This process is also the parent of those whose zygote has ended.
+            if (end := os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)) is not None:
+                return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         return None
 
     def close(self) -> None:

@@ -300,6 +300,8 @@ class Generation(SupervisedProcess[messages.ZygoteFact]):
                 return
             case messages.Reaped(pid=pid):
                 self.running_pids.discard(pid)
+                if self._template is not None:
+                    self._template.reaped(message)
             case messages.Forked() if len(descriptors) != 2:
                 message, descriptors = _refuse_forked(message, descriptors), []
             case messages.Forked(pid=pid):

@@ -61,7 +61,7 @@ type DueAction = Start | Serve | Kill
 
 class Lifecycle:
     """The state, deadlines and pauses of one child process. `boot_s` limits a start, and the end
-    of a process that is replaced; after a start that was killed, the next one has twice the time, up to
+    of a process that is replaced; after a start that was late, the next one has twice the time, up to
     `LONGEST_BOOT` times. `answer_s` limits the answer to an order. The pauses are
     those of `~ppdaemon.backoff.Backoff`; after an order that failed it is always the first one.
     """
@@ -79,7 +79,7 @@ class Lifecycle:
         self.unanswered: dict[Any, float] = {}
         """Monotonic deadline of the answer to each order, the oldest first."""
         self.cause = ""
-        """How the last process ended, such as ``was killed by SIGKILL``."""
+        """How the last process ended, such as ``ended by signal 9 (SIGKILL)``."""
         self._boot_s = boot_s
         self._start_s = boot_s
         """Limit of the next start."""
@@ -120,7 +120,9 @@ class Lifecycle:
                 self.state = ProcessState.SERVING
                 return Serve()
             case ProcessState.STARTING:
-                return Kill(f"was not ready in {self._start_s:g} s")
+                late = Kill(f"was not ready in {self._start_s:g} s")
+                self._start_s = min(2 * self._start_s, LONGEST_BOOT * self._boot_s)
+                return late
         if self.unanswered:
             return Kill(f"has not answered for {self._answer_s:g} s")
         return Kill(f"has not ended in {self._boot_s:g} s")
@@ -178,8 +180,6 @@ class Lifecycle:
         its last messages may answer them.
         """
         self.cause = reason
-        if self.state is ProcessState.STARTING:
-            self._start_s = min(2 * self._start_s, LONGEST_BOOT * self._boot_s)
         self.state = ProcessState.CLOSED if self.state is ProcessState.RETIRED else ProcessState.KILLED
 
     def ended(self, cause: str, now: float) -> None:
@@ -205,6 +205,7 @@ class Lifecycle:
     def reopen(self) -> None:
         """Start processes again, as the first one."""
         self.state, self.cause = ProcessState.PAUSING, ""
+        self._start_s = self._boot_s
         self.unanswered.clear()
         self._backoff.succeeded()
 

@@ -8,10 +8,18 @@ an answer takes too long: callers then ask the next one again.
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import READER_FACTS, ObjectRead, ObjectUnread, ReaderFact, ReaderReady, ReadObject
+from ppdaemon.messages import (
+    READER_FACTS,
+    ObjectRead,
+    ObjectUnread,
+    ReaderFact,
+    ReaderReady,
+    ReadKind,
+    ReadObject,
+)
 from ppdaemon.node.processes.child import ChildProcess, Lifeline, launch
 from ppdaemon.node.processes.lifecycle import Lifecycle, ProcessState
 from ppdaemon.node.processes.supervised import SupervisedProcess
@@ -67,12 +75,12 @@ class ReaderProcess(SupervisedProcess[ReaderFact]):
         figures = f"{self.read} objects read, {self.failed} failed" if self.live else "starting"
         return self.problem or figures
 
-    async def ask(self, what: Literal["json", "header"], uri: str) -> dict[str, Any]:
+    async def ask(self, what: ReadKind, uri: str) -> dict[str, Any]:
         """Read an object, given by its escaped URI: all of it (``json``), or the primary header
-        of a FITS file (``header``). Return those of `~ppdaemon.messages.FACT_KEYS` that it
-        has. Raise `FileNotFoundError` if there is no such object, `TimeoutError` if the store
-        or the reader does not serve now, and `~ppdaemon.errors.BadMessage` if the content is
-        invalid.
+        of a FITS file (``header``); or list a folder (``list``). Return those of
+        `~ppdaemon.messages.FACT_KEYS` that it has. Raise `FileNotFoundError` if there is no such object,
+        `TimeoutError` if the store or the reader does not serve now, and
+        `~ppdaemon.errors.BadMessage` if the content is invalid.
         """
         async with self._room:
             async with asyncio.timeout(BOOT_S):

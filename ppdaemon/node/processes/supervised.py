@@ -20,11 +20,12 @@ from typing import Any
 import pydantic
 
 from ppdaemon.config import WorkersConfig
+from ppdaemon.controlgroup import own_memory_kills
 from ppdaemon.errors import BadMessage
-from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Role
-from ppdaemon.node.processes.child import ChildProcess, adopt
+from ppdaemon.messages import PACKET_LIMIT, Forked, ForkWorker, Reaped, Role
+from ppdaemon.node.processes.child import REAPED_WAIT_S, ChildProcess, adopt
 from ppdaemon.node.processes.lifecycle import Kill, Lifecycle, ProcessState, Serve, Start
-from ppdaemon.processes import signal_name
+from ppdaemon.processes import describe_end
 from ppdaemon.terminal import size
 from ppdaemon.wire import decode, encode
 
@@ -49,6 +50,8 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         self._name = name
         self._log = log
         self._log_size = 0
+        self._memory_kills = 0
+        """Of this process's control group, when the process was started."""
         self._messages = messages
         self._child: ChildProcess | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -70,6 +73,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         if self._child is not None or self.lifecycle.state is ProcessState.CLOSED:
             return
         self.lifecycle.started(self._loop.time())
+        self._memory_kills = own_memory_kills()
         self._log_size = self._log.stat().st_size if self._log.exists() else 0
         try:
             child = self._launch()
@@ -135,7 +139,7 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         if self.lifecycle.state is not ProcessState.SERVING or self._child is None:
             return False
         if not self._child.send(encode(message)):
-            _LOG.warning("the %s does not read its channel: an order was not sent", self._name)
+            _LOG.warning("the %s has ended, or does not read its channel: an order was not sent", self._name)
             return False
         self.lifecycle.ordered(key, self._loop.time())
         self._set_timer()
@@ -185,8 +189,17 @@ class SupervisedProcess[Message: pydantic.BaseModel](ABC):
         while self._child is not None and self._receive():
             pass
         if self._child is not None:  # it is `None` if a message closed the process
-            self._end(_describe_end(self._child.reap()))
+            self._end(self._describe_end(self._exit_status(self._child)))
             self._set_timer()
+
+    def _exit_status(self, child: ChildProcess) -> int | None:
+        return child.reap()
+
+    def _describe_end(self, status: int | None) -> str:
+        how = describe_end(status)
+        if status == -signal.SIGKILL and own_memory_kills() > self._memory_kills:
+            how += ", out of memory: the kernel has killed it, or another process of the service meanwhile"
+        return how
 
     def _end(self, cause: str) -> None:
         before, unanswered = self.lifecycle.state, list(self.lifecycle.unanswered)  # `ended` clears them
@@ -257,6 +270,9 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
         self._repo = repo
         self._ask_fork = request_fork
         self._epoch = 0
+        self._status: int | None = None
+        """Of the process, once its zygote has reaped it."""
+        self._awaits_status: asyncio.TimerHandle | None = None
 
     def _launch(self) -> None:
         self._epoch += 1
@@ -286,9 +302,30 @@ class ForkedProcess[Message: pydantic.BaseModel](SupervisedProcess[Message]):
             self._end(f"was not forked: {reason}")
             self._set_timer()
 
+    def reaped(self, message: Reaped) -> None:
+        """Store the exit status if the process is this one. Usually the pidfd was read before, since the
+        kernel reports both at once.
+        """
+        if message.pid == self.pid:
+            self._status = message.status
+            if self._awaits_status is not None:
+                self._on_end()
 
-def _describe_end(status: int | None) -> str:
-    """Return how a process ended."""
-    if status is None:
-        return "ended"
-    return f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
+    def _on_end(self) -> None:
+        """Wait for the exit status if it is unknown: the process is dead."""
+        if self._child is not None and self._status is None:
+            self._status = self._child.reap()
+        if self._child is None or self._status is not None or self._awaits_status is not None:
+            super()._on_end()
+        else:
+            self._loop.remove_reader(self._child.pidfd)  # it stays readable
+            self._awaits_status = self._loop.call_later(REAPED_WAIT_S, self._on_end)
+
+    def _exit_status(self, child: ChildProcess) -> int | None:
+        return self._status
+
+    def _release(self) -> None:
+        super()._release()
+        if self._awaits_status is not None:
+            self._awaits_status.cancel()
+        self._status = self._awaits_status = None

@@ -16,12 +16,12 @@ import os
 import select
 import time
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ppdaemon.config import WorkersConfig
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.controlgroup import PROC, NoControlGroup, memory_kills, own_group
 
-__all__ = ("Cgroups", "NotDelegated", "delegated_group")
+__all__ = ("Cgroups", "delegated_group")
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,45 +29,23 @@ SUPERVISOR = "supervisor"
 EMPTY_WAIT_S = 1.0
 """Time limit for the end of killed descendants before the repo is wiped."""
 
-PROC = Path("/proc/self")
-
-
-class NotDelegated(PPDaemonError):
-    """This process has no control group that it may divide."""
-
 
 def delegated_group(proc: Path = PROC) -> Path:
     """Return the control group that is delegated to this process: below the root of a version 2
     hierarchy, writable, and without other processes. `proc` is the folder of ``cgroup`` and
-    ``mountinfo``. Raise `NotDelegated` with the reason if there is none.
+    ``mountinfo``. Raise `NoControlGroup` with the reason if there is none.
     """
-    folder = _own_folder(proc)
+    folder = own_group(proc)
     if folder.name == SUPERVISOR:  # systemd's DelegateSubgroup=
         folder = folder.parent
     if not (folder / "cgroup.events").exists():
-        raise NotDelegated("the daemon runs in the root control group")
+        raise NoControlGroup("the daemon runs in the root control group")
     if not all(os.access(path, os.W_OK) for path in (folder, folder / "cgroup.procs")):
-        raise NotDelegated(f"control group {folder.name} is not delegated: it cannot be written")
+        raise NoControlGroup(f"control group {folder.name} is not delegated: it cannot be written")
     others = set(_read(folder / "cgroup.procs").split()) - {str(os.getpid())}
     if others:
-        raise NotDelegated(f"control group {folder.name} is not delegated: other processes are in it")
+        raise NoControlGroup(f"control group {folder.name} is not delegated: other processes are in it")
     return folder
-
-
-def _own_folder(proc: Path) -> Path:
-    groups = (line.split(":", 2) for line in _read(proc / "cgroup").splitlines())
-    group = next((PurePosixPath(path) for number, _, path in groups if number == "0"), None)
-    if group is None:
-        raise NotDelegated("this host has no control groups of version 2")
-    for line in _read(proc / "mountinfo").splitlines():
-        # proc(5): id, parent, device, root, mount point, options, optional
-        # fields, "-", type, ...
-        before, _, after = line.partition(" - ")
-        if after.split(" ", 1)[0] == "cgroup2":
-            root, mount = before.split(" ")[3:5]
-            if group.is_relative_to(root) and ".." not in group.parts:  # outside of the namespace
-                return Path(mount) / group.relative_to(root)
-    raise NotDelegated("no control groups of version 2 are mounted")
 
 
 @dataclass(slots=True)
@@ -92,7 +70,7 @@ class Cgroups:
         try:
             groups = cls(config, delegated_group(proc))
             groups._divide()
-        except (NotDelegated, OSError) as error:
+        except (NoControlGroup, OSError) as error:
             groups = cls(config, None, str(error))
         refused = ", ".join(sorted(groups._refused.values()))
         _LOG.info("control groups: %s", groups.reason or f"{groups.base} divided; {refused or 'all limits'}")
@@ -135,7 +113,7 @@ class Cgroups:
             _remove(leaf)
             leaf.mkdir(exist_ok=True)
             self._limit(leaf)
-            self._earlier_kills[slot] = self._oom_kills(leaf)
+            self._earlier_kills[slot] = memory_kills(leaf)
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 _write(leaf / "cgroup.procs", str(pid))
         except OSError as error:
@@ -161,7 +139,7 @@ class Cgroups:
         """Return whether the kernel killed a slot's dead worker because of its memory; `False`
         also where the kernel does not count. Valid until the next worker enters the leaf.
         """
-        return self.base is not None and self._oom_kills(self._leaf(slot)) > self._earlier_kills.get(slot, 0)
+        return self.base is not None and memory_kills(self._leaf(slot)) > self._earlier_kills.get(slot, 0)
 
     def kill(self, slot: int) -> None:
         """Kill all processes that a dead worker left in its leaf."""
@@ -198,13 +176,6 @@ class Cgroups:
         if "kill" not in self._refused:
             with contextlib.suppress(FileNotFoundError):
                 _write(leaf / "cgroup.kill", "1")
-
-    def _oom_kills(self, leaf: Path) -> int:
-        try:
-            events = _read(leaf / "memory.events")
-        except FileNotFoundError:
-            return 0
-        return sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
 
 
 def _read(path: Path) -> str:

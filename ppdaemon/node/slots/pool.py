@@ -23,7 +23,7 @@ from ppdaemon.config import NodeConfig
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import FACTS, PACKET_LIMIT, Forked, ForkFailed, ForkWorker, Reaped
-from ppdaemon.node.processes.child import ChildProcess, adopt, wipe
+from ppdaemon.node.processes.child import REAPED_WAIT_S, ChildProcess, adopt, wipe
 from ppdaemon.node.slots import events
 from ppdaemon.node.slots.cgroups import Cgroups
 from ppdaemon.node.slots.deadlines import Deadlines
@@ -47,9 +47,6 @@ SETTLE_S = 0.03
 a burst get the cores before those whose next order would follow."""
 LOOK_AGAIN_S = 0.002
 """Pause before the next look whether messages are still held."""
-REAPED_WAIT_S = 1.0
-"""How long a readable pidfd waits for the zygote's `Reaped`, which has the exit status. On a busy host the
-zygote may get no core for tenths of a second; without the status nobody knows why a worker has died."""
 AVOIDABLE = frozenset({"leftovers", "memory"})
 """Causes of a new worker that depend on tasks and configuration."""
 
@@ -283,6 +280,8 @@ class Pool:
     def _on_exit(self, child: ChildProcess) -> None:
         """Wait for the exit status if it is unknown: the pidfd is readable, the process is dead."""
         self._loop.remove_reader(child.pidfd)  # it stays readable
+        if child.pid not in self._statuses and (status := child.reap()) is not None:
+            self._statuses[child.pid] = status
         if child.pid in self._statuses:
             self._report_death(child)
         else:

@@ -18,7 +18,7 @@ from ppdaemon.node.slots import events
 from ppdaemon.node.slots.assignment import Assignment, Key
 from ppdaemon.node.slots.budget import RestartBudget
 from ppdaemon.node.slots.usage import Usage
-from ppdaemon.processes import STOP_SIGNAL, signal_name
+from ppdaemon.processes import STOP_SIGNAL, describe_end
 from ppdaemon.states import BUSY_STATES, ExitCode, Outcome, SlotState, Stage
 
 __all__ = ("InvalidTransition", "Slot", "TABLE")
@@ -429,7 +429,7 @@ class Slot:
     def _handle_crash(self, event: events.WorkerDied, now: float) -> Actions:
         """End the visit and replace the worker, which ended without an order."""
         state, self.pid = self.state, None
-        self.note = f"worker {describe_exit(event.status)} while {state}"
+        self.note = f"worker {describe_end(event.status)} while {state}"
         outcome = Outcome.CRASHED
         if event.out_of_memory:
             outcome = Outcome.OUT_OF_MEMORY
@@ -634,15 +634,6 @@ class Slot:
             self.note = f"quarantined after repeated failures, last: {self.note}; {advice}"
             return self._enter(S.QUARANTINED, now, now + probe_s)
         return self._enter(S.BACKOFF, now, now + pause)
-
-
-def describe_exit(status: int | None) -> str:
-    """Return how a process ended, for operators."""
-    if status is None:
-        return "died"
-    if status < 0:
-        return f"killed by {signal_name(-status)}"
-    return f"exited with status {status}"
 
 
 def _measurements(key: Key, detail: Mapping[str, Any]) -> Actions:

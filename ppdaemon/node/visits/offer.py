@@ -30,6 +30,8 @@ FAULTY_SHARE = 4
 """A host that may be faulty offers a quarter."""
 HANGS_S = 10.0
 """A write takes milliseconds, and seconds on a busy disk."""
+TRY_S = 2.0
+"""How long an operator waits for a write."""
 
 
 class CapacityOffer:
@@ -97,6 +99,21 @@ class CapacityOffer:
         if not self._probing and self._loop.time() - self._probed_at >= pause_s:
             self._probing, self._probed_at = True, self._loop.time()
             self._journal.put(Commit(Journal.probe, self._probed, self._probed))
+
+    async def try_journal(self) -> str:
+        """Write to the journal now; return why that is not possible, or not done after `TRY_S`; or blank."""
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def end(result: object) -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        self._journal.put(Commit(Journal.probe, end, end))
+        try:
+            await asyncio.wait_for(ended, TRY_S)
+        except TimeoutError:
+            return self.journal_problem or f"the journal has not been written for {TRY_S:g} s"
+        return self.journal_problem
 
     def _probed(self, result: object) -> None:
         self._probing, self._probed_at = False, self._loop.time()

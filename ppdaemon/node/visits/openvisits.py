@@ -161,14 +161,23 @@ class OpenVisits:
         """Return when the oldest visit was announced; `None` if there is none."""
         return min((visit.entry.received_tai for visit in self._open.values()), default=None)
 
-    def expected(self) -> list[ExpectedRaws]:
-        """Return one item for each visit with detectors that wait for raws."""
+    def late(self, tai: float, after_s: float) -> list[ExpectedRaws]:
+        """Return one item for each visit with detectors that wait for raws, and were announced so long before
+        `tai` that its duration has passed more than `after_s` seconds ago.
+        """
+        return self.expected(
+            lambda each: each.entry.received_tai + each.assignment.visit.duration_s + after_s < tai
+        )
+
+    def expected(self, wanted: Callable[[VisitDetector], bool] = lambda each: True) -> list[ExpectedRaws]:
+        """Return one item for each visit with detectors that wait for raws, of those wanted."""
         found = []
         for (instrument, group), detectors in self._groups.items():
             missing = frozenset(
                 detector
                 for detector in detectors
-                if Stage.INGESTED not in self._open[instrument, group, detector].entry.stages
+                if Stage.INGESTED not in (visit := self._open[instrument, group, detector]).entry.stages
+                and wanted(visit)
             )
             if missing:
                 found.append(ExpectedRaws(instrument, missing, group))

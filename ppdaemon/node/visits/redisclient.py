@@ -161,6 +161,11 @@ class RedisClient:
         return f"redis: no visits are received: {reason}; connecting again all the time"
 
     @property
+    def drained(self) -> bool:
+        """Return `False`: there is no relay at which an operator could have drained this node."""
+        return False
+
+    @property
     def away_s(self) -> float:
         """Seconds without a connection."""
         return 0.0 if self._connected else self._clock.mono() - self._away_since

@@ -96,6 +96,7 @@ class RelayClient:
         """When the relay was lost, or first tried: the start of a node may take minutes before that."""
         self._throttle = Throttle(LOG_EVERY_S, self.clock.mono)
         self._accepting = True
+        self._drained = False
         self._renew = False
 
     @property
@@ -126,6 +127,11 @@ class RelayClient:
             return ""
         reason = self._problem or f"no relay answers at {self.link.address}"
         return f"relay: no visits are received: {reason}; connecting again all the time"
+
+    @property
+    def drained(self) -> bool:
+        """Whether an operator has drained this node at the relay, by its last heartbeat."""
+        return self.connected and self._drained
 
     @property
     def connected(self) -> bool:
@@ -295,8 +301,8 @@ class RelayClient:
         if self.connected and not isinstance(message, messages.Welcome):
             self._check_sequence(message.sequence)
         match message:
-            case messages.Heartbeat():
-                return
+            case messages.Heartbeat(drained=drained):
+                self._drained = drained
             case messages.SendHello():
                 self._hello()
             case messages.Welcome(origin=origin, incarnation=incarnation, epoch=epoch):

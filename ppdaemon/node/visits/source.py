@@ -41,6 +41,10 @@ class VisitSource(Protocol):
         """Whether it answers."""
 
     @property
+    def drained(self) -> bool:
+        """Whether an operator has drained this node where the visits come from."""
+
+    @property
     def samples(self) -> Mapping[str, str]:
         """By kind of invalid message: the beginning of the first one."""
 
