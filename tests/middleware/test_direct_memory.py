@@ -477,6 +477,21 @@ def test_calibrations_are_read_once_and_copied_for_each_reader() -> None:
     assert read == [one]
 
 
+def test_a_calibration_that_cannot_be_copied_is_read_for_each_reader() -> None:
+    one, read = ref_of("one"), list[DatasetRef]()
+
+    def get(ref: DatasetRef) -> Any:
+        read.append(ref)
+        return {"epoch": (each for each in "abc")}
+
+    prefetcher = Prefetcher(1000)
+    for _ in range(2):
+        prefetcher.read({one: 2}, get)
+        contents = [prefetcher.pop(one)[0]["epoch"] for _ in range(2)]
+        assert [*map(next, contents)] == ["a", "a"]
+    assert read == [one] * 4
+
+
 def patch_ref(patch: int) -> DatasetRef:
     dimensions = UNIVERSE.conform(("patch",))
     data_id = DataCoordinate.standardize(skymap="sky", tract=1, patch=patch, dimensions=dimensions)

@@ -42,7 +42,13 @@ sum(memory[place] for place in range(0, {SIZE_BYTES}, 4096))
 print("ready", flush=True)
 """
 
-
+MAP_HELD = f"""
+descriptor = os.memfd_create("inputs")
+os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
+memory = mmap.mmap(descriptor, {SIZE_BYTES}, mmap.MAP_PRIVATE)
+sum(memory[place] for place in range(0, {SIZE_BYTES}, 4096))
+print("ready", flush=True)
+"""
 MAP_TWICE = f"""
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
@@ -122,6 +128,18 @@ def test_a_mapped_file_in_memory_counts_once(folders, file, deleted):
         if deleted:
             file.unlink()
         assert measured(folders, first) == [1]
+
+
+def test_pages_of_open_files_are_not_searched(folders, monkeypatch):
+    """A search takes some 20 ms of a worker that has its inputs in such files."""
+
+    def refuse(self, pid):
+        raise AssertionError
+
+    monkeypatch.setattr(MemoryFiles, "mapped", refuse)
+    with worker(MAP_HELD) as pid:
+        assert memory_bound(pid).shared > SIZE_BYTES * 0.9
+        assert measured(folders, pid) == [1]
 
 
 def test_a_part_that_a_worker_maps_several_times_counts_once(folders, file):

@@ -10,7 +10,7 @@ from controlserver import visit
 
 from ppdaemon import log as program_log
 from ppdaemon.ctl.log import line_text, supervisor_lines, visit_lines, worker_lines, worker_log
-from ppdaemon.errors import Denied
+from ppdaemon.errors import Unreadable
 from ppdaemon.reports import VisitRow
 
 GROUP = "2025-11-22T03:25:16.951"
@@ -110,7 +110,7 @@ def test_a_log_that_may_not_be_read_is_an_error_that_names_it(tmp_path, monkeypa
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
-    with pytest.raises(Denied, match=r"worker-0003\.log: permission denied"):
+    with pytest.raises(Unreadable, match=r"worker-0003\.log: permission denied"):
         worker_lines(tmp_path, [row(4, 3)])
 
 

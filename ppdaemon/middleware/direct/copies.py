@@ -6,12 +6,13 @@ import pickle
 import sys
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from lsst.daf.butler import StorageClass, StorageClassDelegate
 
-__all__ = ("deep_copy", "measure", "size_bytes", "unshared")
+__all__ = ("contains", "deep_copy", "measure", "size_bytes", "unshared")
 
 _MAX_OBJECTS = 500
 """Objects that are visited to measure a dataset. Images and tables consist of
@@ -23,10 +24,11 @@ _LARGE_BYTES = 100_000
 _CONTAINERS = frozenset((dict, list, tuple, set, frozenset))
 
 
-def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) -> Any:
-    """Return a deep copy of a dataset that shares only the arrays in `moved` with the original.
+def deep_copy(content: Any, storage: StorageClass, instead: Mapping[int, Any] = MappingProxyType({})) -> Any:
+    """Return a deep copy of a dataset that has the objects in `instead` in place of those with these ids.
 
-    `NotImplementedError` is raised if its class cannot be copied.
+    A class that has its own way of copying may ignore `instead`. `NotImplementedError` is raised if it cannot
+    be copied.
     """
     try:
         delegate = storage.delegate()
@@ -38,9 +40,15 @@ def deep_copy(content: Any, storage: StorageClass, moved: Iterable[Any] = ()) ->
         # Deep copies of pandas share the objects in cells; pickling does not.
         if type(content).__module__.partition(".")[0] == "pandas":
             return pickle.loads(pickle.dumps(content))
-        return copy.deepcopy(content, {id(each): each for each in moved})
+        return copy.deepcopy(content, dict(instead))
     except Exception as error:  # __deepcopy__ is foreign code and may raise anything
         raise NotImplementedError(f"{type(content)} cannot be copied: {error}") from error
+
+
+def contains(content: Any, parts: Iterable[Any]) -> bool:
+    """Return whether all these objects are in a dataset."""
+    found = {id(each) for each, _ in _walk(content)}
+    return all(id(part) in found for part in parts)
 
 
 def measure(content: Any) -> tuple[int, list[Any]]:

@@ -379,10 +379,10 @@ class MemoryButler(LimitedButler):
         try:
             # After the copy, an array that was moved is referenced by the copy
             # alone, unless the task or another object still refers to it.
-            dataset.content = deep_copy(dataset.content, storage, moved=arrays)
+            dataset.content = deep_copy(dataset.content, storage, {id(each): each for each in arrays})
             private = unshared(arrays)
             if len(private) < len(arrays):
-                dataset.content = deep_copy(dataset.content, storage, moved=private)
+                dataset.content = deep_copy(dataset.content, storage, {id(each): each for each in private})
         except NotImplementedError:
             self._move_to_file(dataset)
 

@@ -2,7 +2,7 @@
 """Inputs that are read before the image: one private object for each read that is expected.
 
 Inputs without a region, above all calibrations, are cached for later visits,
-too: as one object that no task ever gets. So are inputs with a region, such as
+too: as an original that no task ever gets. So are inputs with a region, such as
 templates, if two visits in succession read them: a survey that stays in a field
 will read them again, and any other one will not.
 """
@@ -17,6 +17,7 @@ from lsst.daf.butler import DatasetRef
 
 from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.direct.copies import deep_copy, size_bytes
+from ppdaemon.middleware.direct.originals import Original
 from ppdaemon.middleware.direct.quanta import QuantumStep
 
 __all__ = ("Prefetcher", "count_reads")
@@ -32,7 +33,7 @@ type _Key = tuple[object, str, str]
 
 @dataclass(frozen=True, slots=True)
 class _CachedInput:
-    content: Any
+    original: Original
     size_bytes: int
     is_spatial: bool
 
@@ -102,42 +103,44 @@ class Prefetcher:
         return (prefetched.pop(), True) if prefetched else (None, False)
 
     def _read(self, ref: DatasetRef, count: int, get: Callable[[DatasetRef], Any], room_bytes: int) -> int:
-        key = _key(ref)
+        key, storage = _key(ref), ref.datasetType.storageClass
         cached = self._cache.get(key)
         if cached is not None:
             self._cache.move_to_end(key)
-            content, size = cached.content, cached.size_bytes
-        elif room_bytes <= 0:
+            if cached.size_bytes * count > room_bytes:
+                return 0
+            self._prefetched[key] = [cached.original.copy() for _ in range(count)]
+            return cached.size_bytes * count
+        if room_bytes <= 0:
             return 0
-        else:
-            content = get(ref)
-            size = size_bytes(content)
+        content = get(ref)
+        size = size_bytes(content)
         if size * count > room_bytes:
             return 0
-        prefetched = self._prefetched[key]
-        new = _CachedInput(content, size, bool(ref.dataId.dimensions.spatial))
-        if cached is None and not self._add_to_cache(ref, key, new):
-            prefetched.append(content)
-        while len(prefetched) < count:
-            try:
-                prefetched.append(deep_copy(content, ref.datasetType.storageClass))
-            except NotImplementedError:
-                prefetched.append(get(ref))
+        prefetched = self._prefetched[key] = [content]
+        try:
+            self._add_to_cache(ref, content, size)
+            prefetched += [deep_copy(content, storage) for _ in range(count - 1)]
+        except NotImplementedError:
+            prefetched += [get(ref) for _ in range(count - 1)]
         return size * count
 
-    def _add_to_cache(self, ref: DatasetRef, key: _Key, cached: _CachedInput) -> bool:
-        """Cache an object if later visits can use it and there is room; return whether it is cached."""
+    def _add_to_cache(self, ref: DatasetRef, content: Any, size: int) -> None:
+        """Cache an object if later visits can use it and there is room.
+
+        `NotImplementedError` is raised if it cannot be copied.
+        """
+        key, is_spatial = _key(ref), bool(ref.dataId.dimensions.spatial)
         if not _VISIT_DIMENSIONS.isdisjoint(ref.dataId.dimensions.names):
-            return False
-        if cached.size_bytes > self._limit_bytes or (cached.is_spatial and key not in self._previous):
-            return False
-        self._cache[key] = cached
+            return
+        if size > self._limit_bytes or (is_spatial and key not in self._previous):
+            return
+        self._cache[key] = _CachedInput(Original(content, ref.datasetType.storageClass), size, is_spatial)
         # Calibrations stay: each visit of the detector reads them. The least recently used goes first.
         oldest = [each for each in self._cache if self._cache[each].is_spatial]
         oldest += [each for each in self._cache if not self._cache[each].is_spatial]
         while self.cached_bytes > self._limit_bytes:
             del self._cache[oldest.pop(0)]
-        return key in self._cache
 
 
 def _key(ref: DatasetRef) -> _Key:

@@ -22,7 +22,7 @@ type FileKey = tuple[int, int]
 """Device and inode."""
 
 MANY_BYTES = 16_000_000
-"""Mapped shared memory below this is not searched for files."""
+"""Mapped shared memory is searched for files if it exceeds by this what the open ones have."""
 KERNEL_DEVICE = os.makedev(0, 1)
 """Device of memfd files, System V segments and shared anonymous memory."""
 KERNEL_FILES = ("/memfd:", "/SYSV", "/dev/zero")
@@ -104,8 +104,9 @@ class MemoryFiles:
         """
         found: dict[FileKey, int] = {}
         for pid in pids:
-            found |= self.held(pid)
-            if memory_bound(pid).shared > MANY_BYTES:
+            found |= (held := self.held(pid))
+            # Those that are open need no search, which takes some 20 ms: a worker has its inputs in them.
+            if memory_bound(pid).shared > MANY_BYTES + sum(held.values()):
                 found = self.mapped(pid) | found  # the size of an open file is exact
         return found
 
