@@ -68,7 +68,7 @@ def copy_checked(
 
     Raises `~ppdaemon.errors.BadMessage` if the source cannot be read or has another
     content. `OSError` is about the target, of which nothing is left then. A blank
-    checksum, of a spool of an earlier version, is not compared.
+    checksum, which a person has removed, is not compared.
     """
     try:
         stream = io.FileIO(source)
