@@ -390,6 +390,31 @@ def test_a_repaired_spool_that_was_moved_back_is_exported(
 
 
 @ON_SQLITE
+def test_a_spool_whose_image_was_cut_is_exported_once_after_its_repair(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    """What is no image is registered before images are read."""
+    bad, _, good = spools
+    refused = tmp_path / "refused"
+    (image,) = (file.name for file in read_manifest(bad).files if type_of(file) == "toy_image")
+    content = (bad / image).read_bytes()
+    (bad / image).write_bytes(content[:-1])
+    config = ExportConfig(images=("toy_image",))
+    with closing(CentralExporter(str(central.root), Clock(), "node1", refused, config=config)) as exporter:
+        exported = exporter.export([bad, good])
+        assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
+        note = (refused / bad.name / REFUSAL).read_text()
+        assert f"{image} has {len(content) - 1} bytes, not {len(content)}" in note
+        assert [detector for detector, _ in outputs(central, "toy_image")] == [2]
+        (refused / bad.name / image).write_bytes(content)
+        shutil.move(refused / bad.name, bad)
+        exported = exporter.export([bad])
+    assert (exported.spools, exported.skipped) == ((str(bad),), {})
+    for name in ("toy_image", "toy_isr"):
+        assert [detector for detector, _ in outputs(central, name)] == [1, 2]
+
+
+@ON_SQLITE
 def test_no_garbage_is_collected_during_an_export(
     exporter: CentralExporter,
     spools: list[Path],

@@ -298,7 +298,8 @@ class Registrar:
                 if file.spool in faults:
                     continue
                 try:
-                    if copy_checked(file.path, target, spooled.checksum, linkable, spooled.changed_ns):
+                    size_bytes, checksum = spooled.size_bytes, spooled.checksum
+                    if copy_checked(file.path, target, size_bytes, checksum, linkable, spooled.changed_ns):
                         dirty.append(copies[file.path])
                 except BadMessage as error:
                     faults[file.spool] = error

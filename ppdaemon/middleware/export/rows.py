@@ -197,9 +197,10 @@ class RowIngest:
                 paths.append(name)
                 sizes.append(size_bytes)
                 records.append(record)
+        ingest_date = self._now(connection.dialect)
         # Sorted: two transactions that insert the same datasets in different orders would deadlock.
         for run, dimensions in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
-            self._insert_datasets(connection, run, dimensions, groups[run, dimensions])
+            self._insert_datasets(connection, run, dimensions, groups[run, dimensions], ingest_date)
         bridge = self._store.bridge
         insert_rows(
             connection,
@@ -217,18 +218,12 @@ class RowIngest:
         run: str,
         dimensions: DimensionGroup,
         new: "_Group",
+        ingest_date: Value,
     ) -> None:
         """Insert the registry's rows of datasets of a run that have the same dimensions."""
         datasets, collection = self._managers.datasets, self._managers.collections.find(run)
         known = {"dataset_type_id": new.type_ids}
         table = datasets._static.dataset
-        # One value for all: to convert an `astropy.time.Time` takes longer than the rest of a row.
-        now = (
-            astropy.time.Time.now()
-            if datasets._use_astropy_ingest_date
-            else datetime.datetime.now(datetime.UTC)
-        )
-        ingest_date = converter(table.columns.ingest_date, connection.dialect)(now)
         constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
         insert_rows(connection, table, {"id": new.ids, **known}, constants)
         values = zip(*new.values, strict=True)
@@ -244,6 +239,16 @@ class RowIngest:
             {"dataset_id": new.ids, **known, **by_dimension},
             {self._managers.collections.getCollectionForeignKeyName(): collection.key},
         )
+
+    def _now(self, dialect: sqlalchemy.Dialect) -> Value:
+        """Return the date of ingest: once for all, as to make and convert one takes longer than some rows."""
+        datasets = self._managers.datasets
+        now = (
+            astropy.time.Time.now()
+            if datasets._use_astropy_ingest_date
+            else datetime.datetime.now(datetime.UTC)
+        )
+        return converter(datasets._static.dataset.columns.ingest_date, dialect)(now)
 
     def _record(self, formatter_name: str, extension: str, dataset_type: DatasetType) -> dict[str, Any]:
         """Return what the rows of files with the same formatter, extension and storage class have in common.

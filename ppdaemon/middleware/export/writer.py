@@ -210,7 +210,7 @@ class WriterExporter:
             free = [each for each in files if each.place not in taken or each.name in ours]
             write_durably(spool / _OURS, "\n".join(each.name for each in free))
             for each in free:
-                copy_checked(f"{spool}/{each.file.name}", None, each.file.checksum)
+                copy_checked(f"{spool}/{each.file.name}", None, each.file.size_bytes, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
             if copies:
                 datastore.ingest(*copies, transfer="copy", record_validation_info=False)
