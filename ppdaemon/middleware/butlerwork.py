@@ -22,8 +22,9 @@ from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.direct.engine import DirectEngine
 from ppdaemon.middleware.export.bundles import hand_to_publisher
+from ppdaemon.middleware.export.manifest import SpoolKey
 from ppdaemon.middleware.export.outputs import Outputs
-from ppdaemon.middleware.export.spool import SpoolKey, choose_folder, write_spool
+from ppdaemon.middleware.export.spool import choose_folder, write_spool
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary
 from ppdaemon.middleware.pipelines.provenance import (
     NO_PIPELINE_RUN,

@@ -19,7 +19,7 @@ from toyscripted import write_scripted
 
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware.butlerwork import ButlerWork
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.states import Outcome
 
 EXPOSURE = DAY * 100000 + 1

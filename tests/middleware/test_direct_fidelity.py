@@ -20,7 +20,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
 from ppdaemon.middleware import butlerwork
 from ppdaemon.middleware.direct import exposures, memory
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)

@@ -15,7 +15,7 @@ from toycam import DAY, MakeRig
 from ppdaemon.demo.tasks.associate import AssociateTask
 from ppdaemon.messages import Process
 from ppdaemon.middleware.direct.tasks import reads_once_puts_last
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "columnsclass")

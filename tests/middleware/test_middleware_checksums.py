@@ -32,7 +32,9 @@ def file(tmp_path: Path) -> Path:
 
 def bring(file: Path, target: Path) -> bool:
     """Copy or link a file; return whether it was copied."""
-    return copy_checked(str(file), str(target), checksum_of(file), facts_of_new(target.parent))
+    return copy_checked(
+        str(file), str(target), file.stat().st_size, checksum_of(file), facts_of_new(target.parent)
+    )
 
 
 def test_a_file_that_nothing_else_can_change_is_linked(file: Path, tmp_path: Path) -> None:
@@ -55,8 +57,9 @@ def test_a_linked_file_is_synced_unless_it_is_as_it_was_then(
         synced.clear()
         time.sleep(0.02)  # a tick of the clock, before Linux 6.13
         (tmp_path / "target").unlink(missing_ok=True)
-        facts = facts_of_new(tmp_path)
-        assert not copy_checked(str(tmp_path / name), str(tmp_path / "target"), "", facts, written_ns)
+        source, facts = tmp_path / name, facts_of_new(tmp_path)
+        size_bytes = source.stat().st_size
+        assert not copy_checked(str(source), str(tmp_path / "target"), size_bytes, "", facts, written_ns)
         return len(synced)
 
     assert bring_again("spooled") == 0
@@ -124,7 +127,21 @@ def test_a_changed_file_gets_no_other_name(file: Path, tmp_path: Path) -> None:
         stream.write(b"ten bytes.")
     for linkable in (None, facts_of_new(tmp_path)):
         with pytest.raises(BadMessage, match="was changed in the spool: its checksum is crc32:"):
-            copy_checked(str(file), str(tmp_path / "target"), checksum, linkable)
+            copy_checked(str(file), str(tmp_path / "target"), file.stat().st_size, checksum, linkable)
+    assert [path.name for path in tmp_path.iterdir()] == ["spooled"]
+
+
+@pytest.mark.parametrize("how", ["compared", "copied", "linked"])
+@pytest.mark.parametrize("content", [b"", b"cut", bytes(range(256)) * 1001])
+def test_a_file_of_another_size_gets_no_other_name_even_if_its_checksum_was_removed(
+    file: Path, tmp_path: Path, content: bytes, how: str
+) -> None:
+    size_bytes = file.stat().st_size
+    file.write_bytes(content)
+    target = None if how == "compared" else str(tmp_path / "target")
+    linkable = facts_of_new(tmp_path) if how == "linked" else None
+    with pytest.raises(BadMessage, match=f"has {len(content)} bytes, not {size_bytes}"):
+        copy_checked(str(file), target, size_bytes, "", linkable)
     assert [path.name for path in tmp_path.iterdir()] == ["spooled"]
 
 

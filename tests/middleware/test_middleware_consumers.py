@@ -18,7 +18,7 @@ from toycam import GROUP, NAME, MakeRig
 from ppdaemon.clock import Clock
 from ppdaemon.messages import Process
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import Manifest, read_manifest
+from ppdaemon.middleware.export.manifest import Manifest, read_manifest
 from ppdaemon.publish.messages import BUNDLES
 from ppdaemon.states import Outcome
 

@@ -17,7 +17,7 @@ from toyscripted import ScriptedTask, write_scripted
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, StageReached
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.pipetask import child
 from ppdaemon.middleware.pipetask import engine as pipetask
 from ppdaemon.middleware.pipetask.protocol import (

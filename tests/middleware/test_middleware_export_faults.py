@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from ppdaemon.clock import Clock
 from ppdaemon.errors import Unavailable
 from ppdaemon.middleware.export.checksums import checksum_of
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest, replace_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -64,17 +63,17 @@ class Night:
             checksum = checksum_of(path)
             refs = []
             for ref in file.refs:
-                refs.append(replace(ref, id=uuid.uuid4(), run=f"{ref.run}-{number}"))
+                refs.append(ref._replace(id=uuid.uuid4(), run=f"{ref.run}-{number}"))
                 assert ref.datasetType is not None
                 assert ref.dataId is not None
                 place = json.dumps(ref.dataId.dataId, sort_keys=True)
                 self._places.add((ref.datasetType.name, str(refs[-1].run), place))
                 self.checksums[refs[-1].id] = checksum
-            update = {"checksum": checksum, "size_bytes": path.stat().st_size, "refs": tuple(refs)}
-            files.append(file.model_copy(update=update))
+            size_bytes = path.stat().st_size
+            files.append(file._replace(checksum=checksum, size_bytes=size_bytes, refs=tuple(refs)))
         chains = {chain: tuple(f"{run}-{number}" for run in runs) for chain, runs in manifest.chains.items()}
         changed = manifest.model_copy(update={"key": key, "files": tuple(files), "chains": chains})
-        (spool / MANIFEST).write_text(changed.model_dump_json(exclude_none=True))
+        replace_manifest(spool, changed)
         return spool
 
     def check(self, central: Central) -> None:

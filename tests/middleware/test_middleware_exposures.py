@@ -26,7 +26,7 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectEngine, DirectRun
 from ppdaemon.middleware.direct.exposures import MAX_EXPECTED
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.raws.header import check_expected, contradictions, separation_deg, translate
 from ppdaemon.middleware.raws.records import exposure_records, make_record
 from ppdaemon.middleware.raws.regions import footprint_of

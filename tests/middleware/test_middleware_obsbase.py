@@ -22,7 +22,7 @@ from toycam import DAY, GROUP, NAME, MakeRig
 from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.messages import Process, Raw
 from ppdaemon.middleware import work
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.raws import obsbase
 from ppdaemon.middleware.raws.header import check_expected, translate
 from ppdaemon.middleware.raws.records import exposure_records, make_record

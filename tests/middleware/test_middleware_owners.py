@@ -5,7 +5,6 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from toycam import NAME, VISIT, Rig, load_toy_camera
 from ppdaemon.clock import Clock
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.manifest import SpoolKey, read_manifest, replace_manifest
 from ppdaemon.middleware.export.newcontent import NewDataset
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import SpoolKey, read_manifest, replace_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -170,7 +169,7 @@ def test_another_attempt_in_the_same_export_has_a_note_with_all_its_datasets(
 ) -> None:
     manifest = read_manifest(two[0])
     files = [
-        file.model_copy(update={"refs": tuple(replace(each, id=uuid.uuid4()) for each in file.refs)})
+        file._replace(refs=tuple(each._replace(id=uuid.uuid4()) for each in file.refs))
         for file in manifest.files
     ]
     key = manifest.key.model_copy(update={"attempt": 2})

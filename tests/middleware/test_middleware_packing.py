@@ -38,19 +38,13 @@ from ppdaemon.middleware.butler.repo import template_dimensions, template_repo, 
 from ppdaemon.middleware.direct.files import DatasetWriter, MemoryDataset
 from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.middleware.export import exporter as exporting
+from ppdaemon.middleware.export import manifest as manifests
 from ppdaemon.middleware.export import packing
-from ppdaemon.middleware.export import spool as spooled
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.manifest import MANIFEST, SpooledFile, SpoolKey, read_manifest
 from ppdaemon.middleware.export.outputs import SelectedOutputs
 from ppdaemon.middleware.export.packing import Packer, pack
-from ppdaemon.middleware.export.spool import (
-    MANIFEST,
-    SpooledFile,
-    SpoolKey,
-    check_files,
-    read_manifest,
-    write_spool,
-)
+from ppdaemon.middleware.export.spool import check_files, write_spool
 from ppdaemon.middleware.run.engine import PipelineRun
 from ppdaemon.states import Outcome
 from ppdaemon.uncompressed import Uncompressed, UncompressedRoom
@@ -291,7 +285,7 @@ def test_images_that_a_full_disk_has_no_room_for_leave_nothing(
     image = next(file.name for file in read_manifest(old).files if file.plain)
     before = [{path.name for path in each.iterdir()} for each in (old, spool)]
     with monkeypatch.context() as full:
-        full.setattr(spooled, "sync", refuse)
+        full.setattr(manifests, "sync", refuse)
         pack(spool, site.writer)
         with closing(site.exporter()) as exporter:
             assert exporter.give_up_images([site.spool], 1).spools == {str(old): "image"}
@@ -305,7 +299,7 @@ def test_images_that_a_full_disk_has_no_room_for_leave_nothing(
 def test_a_file_without_datasets_does_not_end_the_exporter_that_gives_up_images(site: Site) -> None:
     bad, good = site.write(0), site.write(1)
     manifest = json.loads((bad / MANIFEST).read_text())
-    manifest["files"][0]["refs"] = []
+    manifest["files"]["datasets"][0] = 0
     del manifest["checksum"]
     (bad / MANIFEST).write_text(json.dumps(manifest))
     with closing(site.exporter()) as exporter:

@@ -20,7 +20,7 @@ from toycam import NAME
 from ppdaemon.clock import Clock
 from ppdaemon.messages import Exported
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST
+from ppdaemon.middleware.export.manifest import MANIFEST
 from ppdaemon.testing.waiting import wait_until
 
 pytest_plugins = ("toyfixtures", "dbfixtures")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-import uuid
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ppdaemon.folders import REFUSAL
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.export import rows
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, SimpleRefs, read_manifest, replace_manifest
+from ppdaemon.middleware.export.manifest import MANIFEST, SimpleRefs, read_manifest, replace_manifest
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
 
@@ -106,11 +106,9 @@ def test_both_ways_give_the_same_rows_and_files(
     manifest = read_manifest(spools[0])
     one, other = manifest.files[-2:]
     assert (one.formatter, one.refs[0].run) == (other.formatter, other.refs[0].run)
-    both = one.model_copy(update={"refs": (*one.refs, *other.refs)})
+    both = one._replace(refs=(*one.refs, *other.refs))
     files = (*manifest.files[:-2], both)
-    (spools[0] / MANIFEST).write_text(
-        manifest.model_copy(update={"files": files}).model_dump_json(exclude_none=True)
-    )
+    replace_manifest(spools[0], manifest.model_copy(update={"files": files}))
     assert_the_same(few, [spools[0], spools[2]], tmp_path, monkeypatch)
 
 
@@ -286,7 +284,7 @@ def test_datasets_without_their_dimension_records_are_refused_and_nothing_stays(
 ) -> None:
     spool, refused = spools[0], tmp_path / "refused"
     manifest = read_manifest(spool).model_copy(update={"records": ()})
-    (spool / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+    replace_manifest(spool, manifest)
     with closing(CentralExporter(str(central.root), Clock(), "node1", refused)) as exporter:
         assert exporter.export([spool]).refused == (str(spool),)
     note = (refused / spool.name / REFUSAL).read_text()
@@ -351,7 +349,7 @@ def test_folders_are_synced_that_have_new_names(
 def test_a_manifest_has_each_dataset_type_and_data_id_once(spools: list[Path]) -> None:
     manifest, text = read_manifest(spools[0]), (spools[0] / MANIFEST).read_text()
     refs = [ref for file in manifest.files for ref in file.refs]
-    for table in map(json.loads(text).get, ("types", "data_ids", "all_records")):
+    for table in map(json.loads(text).get, ("types", "data_ids", "all_records", "formatters", "runs")):
         assert len({json.dumps(each) for each in table}) == len(table)
     assert max(len(json.loads(text)[name]) for name in ("types", "data_ids")) <= len(refs)
     universe = DimensionUniverse()
@@ -375,32 +373,24 @@ def test_a_data_id_with_records_is_not_mistaken_for_one_without(spools: list[Pat
     ]
 
 
-def as_version_3(written: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a manifest, without its checksum, as an earlier version has written it."""
-    records = list(map(json.loads, written["all_records"]))
-    changes = {
-        "version": 3,
-        "types": list(map(json.loads, written["types"])),
-        "records": [records[number] for number in written["records"]],
-        "data_ids": [
-            {"dataId": values}
-            if numbers is None
-            else {"dataId": values, "records": {name: records[number] for name, number in numbers.items()}}
-            for values, numbers in written["data_ids"]
-        ],
-    }
-    return {
-        key: value for key, value in (written | changes).items() if key not in ("all_records", "checksum")
-    }
+def damaged(columns: dict[str, list[Any]]) -> Iterator[dict[str, list[Any]]]:
+    """Yield columns of which one has an invalid value, or a value more or less than the others."""
+    for name, column in columns.items():
+        others: list[Any] = [None, {}]
+        if name in ("formatter", "datasets", "type", "data_id", "run"):
+            others += [-1, 1000]
+        for other in others:
+            yield columns | {name: [*column[:-1], other]}
+        yield columns | {name: column[:-1]}
+        yield columns | {name: [*column, column[-1]]}
+        yield {key: value for key, value in columns.items() if key != name}
 
 
-def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools: list[Path]) -> None:
+def test_an_edited_manifest_is_read_and_damaged_ones_and_those_of_other_versions_are_not(
+    spools: list[Path],
+) -> None:
     manifest, path = read_manifest(spools[0]), spools[0] / MANIFEST
     written = json.loads(path.read_text())
-    path.write_text(manifest.model_dump_json(exclude_none=True))
-    assert read_manifest(spools[0]) == manifest
-    path.write_text(json.dumps(as_version_3(written)))
-    assert read_manifest(spools[0]) == manifest
     del written["checksum"]  # as an operator does who edits it
     path.write_text(json.dumps(written))
     assert read_manifest(spools[0]) == manifest
@@ -411,14 +401,16 @@ def test_manifests_of_earlier_versions_are_read_and_damaged_ones_are_not(spools:
         {"records": [1000]},
         {"all_records": ["{}"] * 100},
         {"files": 1},
-        {"files": [{**written["files"][0], "refs": [["no id", 0, 0, "run"]]}]},
-        {"files": [{**written["files"][0], "refs": [[str(uuid.uuid4()), -1, 0, "run"]]}]},
-        {"files": [{**written["files"][0], "refs": [[str(uuid.uuid4()), 0, 0, None]]}]},
-        {"version": 5},
+        *({"files": each} for each in damaged(written["files"])),
+        *({"datasets": each} for each in damaged(written["datasets"])),
     ]
     for damage in damages:
         path.write_text(json.dumps(written | damage))
         with pytest.raises(BadMessage, match="damaged manifest"):
+            read_manifest(spools[0])
+    for version in (4, 6):
+        path.write_text(json.dumps({"version": version, "key": "of another kind"}))
+        with pytest.raises(BadMessage, match=f"damaged manifest: ValueError: version {version} is not known"):
             read_manifest(spools[0])
     path.write_text("[]")
     with pytest.raises(BadMessage, match="damaged manifest"):

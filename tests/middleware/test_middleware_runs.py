@@ -38,7 +38,7 @@ from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.pipelines.graph import load_pipeline
 from ppdaemon.middleware.pipelines.provenance import deployment_hash, output_run
 from ppdaemon.middleware.raws.records import make_record

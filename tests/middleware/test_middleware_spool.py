@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ppdaemon.middleware.export.spool import MANIFEST, OpenFiles, SpooledFile, SpoolKey, write_spool
+from ppdaemon.middleware.export.manifest import MANIFEST, SpooledFile, SpoolKey
+from ppdaemon.middleware.export.spool import OpenFiles, write_spool
 from ppdaemon.middleware.export.syncing import AT_ONCE
 
 KEY = SpoolKey(instrument="Cam", group="g", detector=1, attempt=1)
@@ -18,7 +19,7 @@ def fill(number: int) -> Callable[[Path], Iterable[SpooledFile]]:
     def write(folder: Path) -> Iterable[SpooledFile]:
         for k in range(number):
             (folder / str(k)).write_text("content")
-            yield SpooledFile.model_construct(name=str(k), size_bytes=7, formatter="a.B", refs=())
+            yield SpooledFile(str(k), 7, "", "a.B", ())
 
     return write
 

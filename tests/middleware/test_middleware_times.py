@@ -18,7 +18,7 @@ from toycam import BEGIN_TAI, DAY, EPOCH, NAME, MakeRig, Rig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Process, Raw
 from ppdaemon.middleware.butlerwork import ButlerWork
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.raws.header import ExposureHeader, impossible_dates
 from ppdaemon.states import Outcome, Stage
 

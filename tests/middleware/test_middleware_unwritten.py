@@ -17,7 +17,7 @@ from toycam import MakeRig
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Done, Process
 from ppdaemon.middleware.direct import memory, writing
-from ppdaemon.middleware.export.spool import MANIFEST, Manifest, read_manifest
+from ppdaemon.middleware.export.manifest import MANIFEST, Manifest, read_manifest
 from ppdaemon.middleware.run.engine import RunResult, TaskFailure, Unwritten
 from ppdaemon.states import Outcome
 

@@ -22,7 +22,7 @@ from ppdaemon.messages import Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.export import writer as module
 from ppdaemon.middleware.export.exporter import CentralExporter
-from ppdaemon.middleware.export.spool import MANIFEST, read_manifest, replace_manifest
+from ppdaemon.middleware.export.manifest import read_manifest, replace_manifest
 from ppdaemon.middleware.export.writer import WriterEvent, WriterExporter
 
 pytest_plugins = ("toyfixtures", "dbfixtures")
@@ -177,7 +177,7 @@ def test_a_spool_that_is_packed_between_two_tries_is_handed_over_whole(
     files = []
     for file in manifest.files:
         (spool / file.name).rename(spool / f"packed-{file.name}")
-        files.append(file.model_copy(update={"name": f"packed-{file.name}"}))
+        files.append(file._replace(name=f"packed-{file.name}"))
     replace_manifest(spool, manifest.model_copy(update={"files": tuple(files)}))
     exported = site.exporter().export([spool])
     assert (exported.datasets, exported.skipped) == (sum(len(file.refs) for file in files), {})
@@ -277,9 +277,9 @@ def test_a_spool_that_the_datastore_refuses_does_not_hold_up_the_others(
 ) -> None:
     bad, good = site.spool(), site.spool(attempt=2)
     manifest = read_manifest(bad)
-    files = tuple(file.model_copy(update={"formatter": "no.such.Formatter"}) for file in manifest.files)
+    files = tuple(file._replace(formatter="no.such.Formatter") for file in manifest.files)
     changed = manifest.model_copy(update={"files": files})
-    (bad / MANIFEST).write_text(changed.model_dump_json(exclude_none=True))
+    replace_manifest(bad, changed)
     exporter = site.exporter()
     with pytest.raises(Unavailable, match=r"Unable to import 'no\.such"):
         exporter.export([bad])

@@ -29,8 +29,8 @@ from ppdaemon.middleware import work
 from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.files import DatasetWriter
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.middleware.export.packing import pack
-from ppdaemon.middleware.export.spool import read_manifest
 from ppdaemon.processes import die_with_parent
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit

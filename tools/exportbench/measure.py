@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
 import sqlalchemy
 from lsst.daf.butler import (
     Butler,
@@ -31,18 +32,12 @@ from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import LocatedFile, copied, located
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.manifest import MANIFEST, SpoolKey
 from ppdaemon.middleware.export.mark import ID, mark_datastore
 from ppdaemon.middleware.export.outputs import SelectedOutputs
 from ppdaemon.middleware.export.register import Registrar
 from ppdaemon.middleware.export.rows import RowIngest
-from ppdaemon.middleware.export.spool import (
-    MANIFEST,
-    Manifest,
-    SpooledFile,
-    SpooledRef,
-    SpoolKey,
-    write_spool,
-)
+from ppdaemon.middleware.export.spool import write_spool
 from ppdaemon.middleware.run.engine import PipelineRun, RunResult
 
 __all__ = ("Amounts", "measure_database", "measure_held")
@@ -190,25 +185,22 @@ class _Local:
         key = self.key(detector)
         partial = folder / f"{key.folder}.part"
         partial.mkdir(parents=True)
-        files = tuple(
-            SpooledFile(
-                name=file.path.name,
-                size_bytes=file.path.stat().st_size,
-                formatter=file.formatter,
-                refs=tuple(
-                    SpooledRef(ref.id, ref.datasetType.to_simple(), ref.dataId.to_simple(), ref.run)
-                    for ref in file.refs
-                ),
-            )
+        files = [
+            {
+                "name": file.path.name,
+                "size_bytes": file.path.stat().st_size,
+                "formatter": file.formatter,
+                "refs": [ref.to_simple() for ref in file.refs],
+            }
             for file in copied(self.files[detector], partial)
-        )
-        manifest = Manifest(
-            key=key,
-            chains={_CHAIN: (_RUN,)},
-            files=files,
-            records=tuple(record.to_simple() for record in (*self.records, self.regions[detector])),
-        )
-        (partial / MANIFEST).write_text(manifest.model_dump_json(exclude_none=True))
+        ]
+        manifest = {
+            "key": key,
+            "chains": {_CHAIN: (_RUN,)},
+            "files": files,
+            "records": [record.to_simple() for record in (*self.records, self.regions[detector])],
+        }
+        (partial / MANIFEST).write_bytes(pydantic_core.to_json(manifest, exclude_none=True))
         for path in (*partial.iterdir(), partial):
             sync(path)
         partial.rename(folder / key.folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppdaemon.clock import TAI_MINUS_UTC_S
 from ppdaemon.middleware.butler.failures import describe
-from ppdaemon.middleware.export.spool import read_manifest
+from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.publish.config import Publication
 from ppdaemon.publish.messages import BUNDLES, Bundle
 

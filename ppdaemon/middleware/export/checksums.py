@@ -30,13 +30,13 @@ def checksum_of(path: Path | str) -> str:
     """Return the checksum of a file's content, such as ``crc32:0a1b2c3d``; the disk begins to write it."""
     with io.FileIO(path) as stream:
         begin_sync_of(stream.fileno())
-        return _copy(stream, None)
+        return _copy(stream, None)[0]
 
 
 def copy_with_checksum(source: str, target: str) -> str:
     """Copy a file to a new one; return the checksum of its content. The disk begins to write it."""
     with io.FileIO(source) as stream, io.FileIO(target, "xb") as copy:
-        checksum = _copy(stream, copy)
+        checksum, _ = _copy(stream, copy)
         begin_sync_of(copy.fileno())
     return checksum
 
@@ -57,9 +57,14 @@ def facts_of_new(folder: Path) -> Facts:
 
 
 def copy_checked(
-    source: str, target: str | None, checksum: str, linkable: Facts | None = None, synced_ns: int = 0
+    source: str,
+    target: str | None,
+    size_bytes: int,
+    checksum: str,
+    linkable: Facts | None = None,
+    synced_ns: int = 0,
 ) -> bool:
-    """Copy a file while its content is compared with a checksum; without a target, compare only.
+    """Copy a file while its content is compared with a size and a checksum; without a target, compare only.
 
     A file with the facts `linkable` is linked if nothing else can change it: it has no other
     name, and no process has it open for writing. Return whether it was copied: a linked one is on the disk,
@@ -68,7 +73,7 @@ def copy_checked(
 
     Raises `~ppdaemon.errors.BadMessage` if the source cannot be read or has another
     content. `OSError` is about the target, of which nothing is left then. A blank
-    checksum, of a spool of an earlier version, is not compared.
+    checksum, which a person has removed, is not compared.
     """
     try:
         stream = io.FileIO(source)
@@ -76,13 +81,13 @@ def copy_checked(
         raise BadMessage(f"{source} cannot be read: {error.strerror}") from error
     with stream:
         if target is None:
-            _compare(stream, checksum)
+            _compare(stream, size_bytes, checksum)
             return False
-        if linkable is not None and _link(stream, target, checksum, linkable, synced_ns):
+        if linkable is not None and _link(stream, target, size_bytes, checksum, linkable, synced_ns):
             return False
         try:
             with io.FileIO(target, "xb") as copy:
-                _compare(stream, checksum, copy)
+                _compare(stream, size_bytes, checksum, copy)
                 begin_sync_of(copy.fileno())
         except BaseException:
             with suppress(FileNotFoundError):
@@ -91,11 +96,13 @@ def copy_checked(
     return True
 
 
-def _link(source: io.FileIO, target: str, checksum: str, linkable: Facts, synced_ns: int) -> bool:
+def _link(
+    source: io.FileIO, target: str, size_bytes: int, checksum: str, linkable: Facts, synced_ns: int
+) -> bool:
     """Link a file to a target if that is allowed; return whether it was."""
     if _facts(source) != linkable or _is_written(source):
         return False
-    _compare(source, checksum)
+    _compare(source, size_bytes, checksum)
     try:
         # To sync a file flushes the disk's cache, also if nothing is to be written. One that a person has
         # copied back has another time, and may not be on the disk. Before the file has another name, for
@@ -139,8 +146,10 @@ def _has_lease(stream: io.FileIO) -> bool:
     return fcntl.fcntl(stream, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
-def _compare(source: io.FileIO, checksum: str, target: io.FileIO | None = None) -> None:
-    found = _copy(source, target)
+def _compare(source: io.FileIO, size_bytes: int, checksum: str, target: io.FileIO | None = None) -> None:
+    found, count = _copy(source, target)
+    if count != size_bytes:
+        raise BadMessage(f"{source.name} has {count} bytes, not {size_bytes}")
     if checksum and found != checksum:
         raise BadMessage(f"{source.name} was changed in the spool: its checksum is {found}, not {checksum}")
 
@@ -155,15 +164,17 @@ class _Buffer(threading.local):
 _BUFFER = _Buffer()
 
 
-def _copy(source: io.FileIO, target: io.FileIO | None) -> str:
-    buffer, crc = _BUFFER.view, 0
+def _copy(source: io.FileIO, target: io.FileIO | None) -> tuple[str, int]:
+    """Copy the content of a file, if there is a target; return its checksum and size."""
+    buffer, crc, size_bytes = _BUFFER.view, 0, 0
     while True:
         try:
             count = source.readinto(buffer)
         except OSError as error:
             raise BadMessage(f"{source.name} cannot be read: {error.strerror}") from error
         if not count:
-            return f"{_KIND}:{crc:08x}"
+            return f"{_KIND}:{crc:08x}", size_bytes
+        size_bytes += count
         crc = zlib.crc32(buffer[:count], crc)
         if target is not None:
             _write_all(target, buffer[:count])

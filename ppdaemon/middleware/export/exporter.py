@@ -27,16 +27,12 @@ from ppdaemon.folders import remove_spool
 from ppdaemon.messages import Exported, ImagesGivenUp
 from ppdaemon.middleware.butler.central import close, disconnect, recorded_engines
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
+from ppdaemon.middleware.export.manifest import Manifest, read_manifest
 from ppdaemon.middleware.export.mark import DatastoreMark, mark_datastore
 from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
 from ppdaemon.middleware.export.register import DamagedSpools, Registrar
-from ppdaemon.middleware.export.spool import (
-    Manifest,
-    check_files,
-    give_up_oldest_images,
-    read_manifest,
-)
+from ppdaemon.middleware.export.spool import check_files, give_up_oldest_images
 from ppdaemon.middleware.run.initoutputs import record_exported
 
 __all__ = ("CentralExporter",)

@@ -15,10 +15,11 @@ from lsst.daf.butler import (
     DimensionGroup,
     DimensionRecord,
     DimensionUniverse,
+    SerializedDatasetType,
 )
 from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
-from ppdaemon.middleware.export.spool import Manifest, SpooledFile, SpooledRef
+from ppdaemon.middleware.export.manifest import Manifest, SpooledFile, SpooledRef
 from ppdaemon.middleware.raws.visits import completed
 
 __all__ = ("NewContent", "NewDataset", "NewFile", "Place")
@@ -72,6 +73,7 @@ class NewContent:
 
     files: list[NewFile]
     types: set[DatasetType]
+    """Equal types are one object."""
     records: list[DimensionRecord]
     """Sorted, each one with all known values."""
 
@@ -79,11 +81,11 @@ class NewContent:
     def of(cls, batch: Mapping[Path, Manifest], universe: DimensionUniverse) -> "NewContent":
         """Return the content of spools with these manifests."""
         parser = _Parser(universe)
-        files = [
-            NewFile(spool, f"{spool}/{file.name}", file, list(map(parser.dataset, file.refs)))
-            for spool, manifest in batch.items()
-            for file in manifest.files
-        ]
+        files = []
+        for spool, manifest in batch.items():
+            prefix = f"{spool}/"
+            for file in manifest.files:
+                files.append(NewFile(spool, prefix + file.name, file, parser.datasets(file.refs)))
         return cls(files, parser.types, _records(parser, batch.values()))
 
 
@@ -97,26 +99,35 @@ class _Parser:
     def __init__(self, universe: DimensionUniverse):
         self._universe = universe
         self._types: dict[int, DatasetType] = {}
+        self._equal: dict[DatasetType, DatasetType] = {}
         self._ids: dict[tuple[int, int], tuple[DataCoordinate, tuple[DataIdValue, ...]]] = {}
         self._records: dict[int, DimensionRecord] = {}
 
     @property
     def types(self) -> set[DatasetType]:
         """The types of all datasets."""
-        return set(self._types.values())
+        return set(self._equal)
 
-    def dataset(self, spooled: SpooledRef) -> NewDataset:
-        """Return a dataset."""
-        kind, simple = spooled.datasetType, spooled.dataId
-        dataset_type = self._types.get(id(kind))
-        if dataset_type is None:
-            dataset_type = self._types[id(kind)] = DatasetType.from_simple(kind, universe=self._universe)
-        key = id(dataset_type.dimensions), id(simple)
-        found = self._ids.get(key)
-        if found is None:
-            data_id = self._data_id(simple, dataset_type.dimensions)
-            found = self._ids[key] = data_id, data_id.required_values
-        return NewDataset(spooled.id, dataset_type, *found, spooled.run)
+    def datasets(self, refs: Iterable[SpooledRef]) -> list[NewDataset]:
+        """Return the datasets of a file."""
+        datasets = []
+        for dataset_id, kind, simple, run in refs:
+            dataset_type = self._types.get(id(kind))
+            if dataset_type is None:
+                dataset_type = self._type(kind)
+            key = id(dataset_type.dimensions), id(simple)
+            found = self._ids.get(key)
+            if found is None:
+                data_id = self._data_id(simple, dataset_type.dimensions)
+                found = self._ids[key] = data_id, data_id.required_values
+            datasets.append(NewDataset(dataset_id, dataset_type, *found, run))
+        return datasets
+
+    def _type(self, simple: SerializedDatasetType) -> DatasetType:
+        """Return a dataset type, one object for all equal ones."""
+        found = DatasetType.from_simple(simple, universe=self._universe)
+        self._types[id(simple)] = found = self._equal.setdefault(found, found)
+        return found
 
     def record(self, simple: SerializedDimensionRecord) -> DimensionRecord:
         """Return a dimension record."""

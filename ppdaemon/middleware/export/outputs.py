@@ -12,7 +12,7 @@ from lsst.daf.butler import Butler, DatasetRef
 from ppdaemon.middleware.butler.datafiles import LocatedFile, extension_of, located
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.export.checksums import checksum_of, copy_with_checksum
-from ppdaemon.middleware.export.spool import SimpleRefs, SpooledFile
+from ppdaemon.middleware.export.manifest import SimpleRefs, SpooledFile
 from ppdaemon.middleware.run.engine import PipelineRun
 
 __all__ = ("Outputs", "SelectedOutputs")

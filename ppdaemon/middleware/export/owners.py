@@ -8,8 +8,8 @@ its worker, and each attempt exports what it made. The first one stays.
 from collections.abc import Iterable
 from itertools import islice
 
+from ppdaemon.middleware.export.manifest import SpoolKey
 from ppdaemon.middleware.export.newcontent import NewDataset, Place
-from ppdaemon.middleware.export.spool import SpoolKey
 
 __all__ = ("Owners",)
 

@@ -28,13 +28,8 @@ from ppdaemon.middleware.butler.repo import template_dimensions, template_repo
 from ppdaemon.middleware.direct.files import DatasetWriter, read_plain
 from ppdaemon.middleware.direct.forked import DiedWithoutResult, ForkedCall
 from ppdaemon.middleware.export.checksums import checksum_of
-from ppdaemon.middleware.export.spool import (
-    Manifest,
-    SpooledFile,
-    oldest_first,
-    read_manifest,
-    replace_manifest,
-)
+from ppdaemon.middleware.export.manifest import Manifest, SpooledFile, read_manifest, replace_manifest
+from ppdaemon.middleware.export.spool import oldest_first
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.processes import set_title
 from ppdaemon.uncompressed import UncompressedRoom
@@ -273,7 +268,7 @@ def _without_percent(folder: Path) -> Iterator[Path]:
 
 def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFile:
     """Return the packed file; the one that was spooled if it was changed, or cannot be packed."""
-    path, as_spooled = spool / file.name, file.model_copy(update={"plain": False})
+    path, as_spooled = spool / file.name, file._replace(plain=False)
     if file.checksum and checksum_of(path) != file.checksum:
         return as_spooled  # the exporter compares it again, and quarantines the spool
     folder = spool / f"{_PACKING}{uuid.uuid4()}"
@@ -290,11 +285,9 @@ def _packed(spool: Path, file: SpooledFile, writer: DatasetWriter) -> SpooledFil
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = target.stat()
-    return as_spooled.model_copy(
-        update={
-            "name": target.name,
-            "size_bytes": found.st_size,
-            "changed_ns": found.st_ctime_ns,
-            "checksum": checksum_of(target),
-        }
+    return as_spooled._replace(
+        name=target.name,
+        size_bytes=found.st_size,
+        changed_ns=found.st_ctime_ns,
+        checksum=checksum_of(target),
     )

@@ -15,11 +15,10 @@ copied and registered first.
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -41,10 +40,11 @@ from ppdaemon.errors import BadMessage
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
+from ppdaemon.middleware.export.manifest import Manifest
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile, Place
 from ppdaemon.middleware.export.owners import Owners
-from ppdaemon.middleware.export.spool import Manifest, SpoolKey, image_types
+from ppdaemon.middleware.export.spool import image_types
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.raws.visits import insert_records
 
@@ -89,7 +89,6 @@ class Registrar:
         self._copies = config.copies
         self.images = image_types(config.images)
         """Matches the names or storage classes of images."""
-        self._is_image = cache(self._is_image_type)
         self._owners = Owners()
         self._rows: RowIngest | None = None
         self._present: set[DatasetType | DimensionRecord | str] = set()
@@ -133,15 +132,18 @@ class Registrar:
             with butler.transaction():
                 for run in new_runs:
                     butler.collections.register(run)
+        shared = {id(kind) for kind in found.types if "detector" not in kind.dimensions}
+        images = {id(kind) for kind in found.types if self._is_image(kind)}
         unknown = self._without_known(butler, files)
-        wanted = self._without_shared(butler, _first_of_each(unknown))
+        wanted = self._without_shared(butler, _first_of_each(unknown), shared)
         new = []
-        for part in self._in_order(wanted):
+        # The records go with the first part.
+        for part in _parts(wanted, images):
             new += self._commit_new(butler, mark, records, part)
             records = []  # they are there now
         _extend_chains(butler, batch.values())
         self._present.update(found.types, found.records, runs)
-        return self._registered(batch, unknown, new)
+        return self._registered(batch, unknown, new, shared)
 
     def forget(self) -> bool:
         """Let the next `register` look again for the dataset types, runs and records that the repo had: an
@@ -164,34 +166,37 @@ class Registrar:
         ]
 
     def _registered(
-        self, batch: Mapping[Path, Manifest], unknown: Sequence[NewFile], new: Iterable[NewFile]
+        self,
+        batch: Mapping[Path, Manifest],
+        unknown: Sequence[NewFile],
+        new: Sequence[NewFile],
+        shared: Collection[int],
     ) -> Registered:
         # By identity: hashes of the ids of datasets are slow.
-        exported = {id(file): len(file.datasets) for file in new}
-        owned: tuple[list[tuple[NewDataset, SpoolKey]], list[tuple[NewDataset, SpoolKey]]] = [], []
-        for file in unknown:
-            is_new, key = id(file) in exported, batch[file.spool].key
-            owned[not is_new].extend(
-                (each, key)
-                for each in file.datasets
-                if is_new or each.dataset_type.dimensions  # init-outputs are the same in each spool
-            )
-        notes = self._owners.record(*owned)
+        exported = set(map(id, new))
+        skipped = [
+            (each, batch[file.spool].key)
+            for file in unknown
+            if id(file) not in exported
+            for each in file.datasets
+            if each.dataset_type.dimensions  # init-outputs are the same in each spool
+        ]
+        owned = (
+            (each, batch[file.spool].key)
+            for file in new
+            for each in file.datasets
+            if skipped or id(each.dataset_type) in shared  # of others nothing is remembered
+        )
+        notes = self._owners.record(owned, skipped)
         by_spool = {spool: notes[manifest.key] for spool, manifest in batch.items() if manifest.key in notes}
-        return Registered(sum(exported.values()), by_spool)
+        return Registered(sum(len(file.datasets) for file in new), by_spool)
 
-    def _in_order(self, files: Sequence[NewFile]) -> list[list[NewFile]]:
-        """Return the files that are no images, and the images; the records go with the first part."""
-        parts: tuple[list[NewFile], list[NewFile]] = [], []
-        for file in files:
-            kind = file.first.dataset_type
-            parts[self._is_image(kind.name, kind.storageClass_name)].append(file)
-        return [part for part in parts if part] or [[]]
+    def _is_image(self, kind: DatasetType) -> bool:
+        return any(self.images.fullmatch(name) for name in (kind.name, kind.storageClass_name))
 
-    def _is_image_type(self, *names: str) -> bool:
-        return any(self.images.fullmatch(name) for name in names)
-
-    def _without_shared(self, butler: Butler, files: Iterable[NewFile]) -> list[NewFile]:
+    def _without_shared(
+        self, butler: Butler, files: Iterable[NewFile], shared: Collection[int]
+    ) -> list[NewFile]:
         """Remove init-outputs (datasets without dimensions), and datasets of which another detector
         was first, if the central repo has them.
         """
@@ -201,7 +206,7 @@ class Registrar:
         return [
             file
             for file in files
-            if "detector" in file.first.dataset_type.dimensions
+            if id(file.first.dataset_type) not in shared
             or (file.first.dataset_type.dimensions and not self._owners.knows(file.first))
             or not _exists(butler, file.first)
         ]
@@ -293,7 +298,8 @@ class Registrar:
                 if file.spool in faults:
                     continue
                 try:
-                    if copy_checked(file.path, target, spooled.checksum, linkable, spooled.changed_ns):
+                    size_bytes, checksum = spooled.size_bytes, spooled.checksum
+                    if copy_checked(file.path, target, size_bytes, checksum, linkable, spooled.changed_ns):
                         dirty.append(copies[file.path])
                 except BadMessage as error:
                     faults[file.spool] = error
@@ -364,6 +370,14 @@ def _first_of_each(files: Iterable[NewFile]) -> list[NewFile]:
     for file in files:
         first.setdefault(file.first.place, file)
     return list(first.values())
+
+
+def _parts(files: Iterable[NewFile], images: Collection[int]) -> list[list[NewFile]]:
+    """Return the files that are no images, and the images."""
+    parts: tuple[list[NewFile], list[NewFile]] = [], []
+    for file in files:
+        parts[id(file.first.dataset_type) in images].append(file)
+    return [part for part in parts if part] or [[]]
 
 
 def _without_existing(butler: Butler, files: Sequence[NewFile]) -> list[NewFile]:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import sqlalchemy
 from lsst.daf.butler import (
     Butler,
     DataCoordinate,
+    DataIdValue,
     DatasetId,
     DatasetRef,
     DatasetType,
@@ -131,7 +133,7 @@ class RowIngest:
         self._root = str(self._store.root.ospath).rstrip("/")
         self._templates: dict[tuple[DatasetType, Any], tuple[FileTemplate, DatasetType | None]] = {}
         self._records: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._stems: dict[tuple[str, str, int], tuple[DataCoordinate, str, bool]] = {}
+        self._stems: dict[tuple[int, str, int], tuple[DataCoordinate, str, bool]] = {}
         """Names of the files that were ingested last, by template, run and identity of the data ID, and
         whether they are plain: images of an exposure follow its other files."""
         self._synced: set[str] = set()
@@ -173,26 +175,32 @@ class RowIngest:
     ) -> None:
         """Insert all rows of files with these names in the datastore."""
         digits = self._digits
-        groups: dict[tuple[str, DimensionGroup], dict[Value, NewDataset]] = {}
+        groups: dict[tuple[str, DimensionGroup], _Group] = {}
         # By identity: hashes of dataset types are slow, and few are different objects.
-        kinds: dict[tuple[str, int, str, str], tuple[dict[Value, NewDataset], dict[str, Any]]] = {}
-        rows: list[tuple[Value, str, int, dict[str, Any]]] = []
-        for file, extension, name in zip(files, extensions, names, strict=True):
-            spooled = file.spooled
+        kinds: dict[tuple[str, int, str, str], tuple[_Group, int, dict[str, Any]]] = {}
+        ids, paths, sizes, records = list[Value](), list[Value](), list[Value](), list[dict[str, Any]]()
+        for (_, _, spooled, datasets), extension, name in zip(files, extensions, names, strict=True):
             formatter, size_bytes = spooled.formatter, spooled.size_bytes
-            for each in file.datasets:
-                kind, id_digits = each.dataset_type, digits(each.id)
-                key = each.run, id(kind), formatter, extension
-                if key not in kinds:
-                    group = groups.setdefault((each.run, kind.dimensions), {})
-                    kinds[key] = group, self._record(formatter, extension, kind)
-                group, record = kinds[key]
-                group[id_digits] = each
-                rows.append((id_digits, name, size_bytes, record))
+            for dataset_id, kind, _, values, run in datasets:
+                key = run, id(kind), formatter, extension
+                if (found := kinds.get(key)) is None:
+                    group = groups.setdefault((run, kind.dimensions), _Group())
+                    type_id = self._managers.datasets._find_storage(kind.name).dataset_type_id
+                    group.types[type_id] = kind
+                    found = kinds[key] = group, type_id, self._record(formatter, extension, kind)
+                group, type_id, record = found
+                id_digits = digits(dataset_id)
+                group.ids.append(id_digits)
+                group.type_ids.append(type_id)
+                group.values.append(values)
+                ids.append(id_digits)
+                paths.append(name)
+                sizes.append(size_bytes)
+                records.append(record)
+        ingest_date = self._now(connection.dialect)
         # Sorted: two transactions that insert the same datasets in different orders would deadlock.
         for run, dimensions in sorted(groups, key=lambda key: (key[0], tuple(key[1].required))):
-            self._insert_datasets(connection, run, dimensions, groups[run, dimensions])
-        ids, paths, sizes, records = zip(*rows, strict=True)
+            self._insert_datasets(connection, run, dimensions, groups[run, dimensions], ingest_date)
         bridge = self._store.bridge
         insert_rows(
             connection,
@@ -209,39 +217,38 @@ class RowIngest:
         connection: sqlalchemy.Connection,
         run: str,
         dimensions: DimensionGroup,
-        new: Mapping[Value, NewDataset],
+        new: "_Group",
+        ingest_date: Value,
     ) -> None:
-        """Insert the registry's rows of datasets, by their ids, of a run that have the same dimensions."""
+        """Insert the registry's rows of datasets of a run that have the same dimensions."""
         datasets, collection = self._managers.datasets, self._managers.collections.find(run)
-        firsts = {id(each.dataset_type): each for each in new.values()}
-        type_ids = {
-            key: datasets._find_storage(each.dataset_type.name).dataset_type_id
-            for key, each in firsts.items()
-        }
-        known = {"dataset_type_id": [type_ids[id(each.dataset_type)] for each in new.values()]}
+        known = {"dataset_type_id": new.type_ids}
         table = datasets._static.dataset
-        # One value for all: to convert an `astropy.time.Time` takes longer than the rest of a row.
+        constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
+        insert_rows(connection, table, {"id": new.ids, **known}, constants)
+        values = zip(*new.values, strict=True)
+        by_dimension = dict(zip(dimensions.required, values, strict=False))  # none of init-outputs
+        summary = CollectionSummary()
+        summary.dataset_types.update(new.types.values())
+        for name in dimensions.governors:
+            summary.governors[name] = set(map(str, by_dimension[name]))
+        datasets._summaries.update(collection, new.types, summary)
+        insert_rows(
+            connection,
+            datasets._get_tags_table(datasets._get_dynamic_tables(dimensions)),
+            {"dataset_id": new.ids, **known, **by_dimension},
+            {self._managers.collections.getCollectionForeignKeyName(): collection.key},
+        )
+
+    def _now(self, dialect: sqlalchemy.Dialect) -> Value:
+        """Return the date of ingest: once for all, as to make and convert one takes longer than some rows."""
+        datasets = self._managers.datasets
         now = (
             astropy.time.Time.now()
             if datasets._use_astropy_ingest_date
             else datetime.datetime.now(datetime.UTC)
         )
-        ingest_date = converter(table.columns.ingest_date, connection.dialect)(now)
-        constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
-        insert_rows(connection, table, {"id": list(new), **known}, constants)
-        values = zip(*(each.values for each in new.values()), strict=True)
-        by_dimension = dict(zip(dimensions.required, values, strict=False))  # none of init-outputs
-        summary = CollectionSummary()
-        summary.add_datasets(each.ref() for each in firsts.values())
-        for name in dimensions.governors:
-            summary.governors[name] = set(map(str, by_dimension[name]))
-        datasets._summaries.update(collection, type_ids.values(), summary)
-        insert_rows(
-            connection,
-            datasets._get_tags_table(datasets._get_dynamic_tables(dimensions)),
-            {"dataset_id": list(new), **known, **by_dimension},
-            {self._managers.collections.getCollectionForeignKeyName(): collection.key},
-        )
+        return converter(datasets._static.dataset.columns.ingest_date, dialect)(now)
 
     def _record(self, formatter_name: str, extension: str, dataset_type: DatasetType) -> dict[str, Any]:
         """Return what the rows of files with the same formatter, extension and storage class have in common.
@@ -263,35 +270,35 @@ class RowIngest:
     def _places(self, files: Sequence[NewFile], extensions: Sequence[str]) -> list[tuple[str, str]]:
         """Return the names of files in the datastore, and their paths."""
         # By identity: hashes of data IDs and dataset types are slow, and few are different objects.
-        firsts = [file.first for file in files]
-        ids = {id(first.data_id): first.data_id for first in firsts}
+        ids = {id(file.datasets[0].data_id): file.datasets[0].data_id for file in files}
         instruments = {key: data_id.get("instrument") for key, data_id in ids.items()}
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
         templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
-        stems: dict[tuple[str, str, int], tuple[DataCoordinate, str, bool]] = {}
+        stems: dict[tuple[int, str, int], tuple[DataCoordinate, str, bool]] = {}
         places = []
-        for extension, first in zip(extensions, firsts, strict=True):
-            data_id, kind = first.data_id, first.dataset_type
+        for extension, (_, _, _, datasets) in zip(extensions, files, strict=True):
+            first = datasets[0]
+            _, kind, data_id, _, run = first
             number = id(data_id)
             template_key = id(kind), instruments[number]
-            if template_key not in templates:
-                templates[template_key] = self._template(first)
-            template, any_type = templates[template_key]
+            if (found := templates.get(template_key)) is None:
+                found = templates[template_key] = self._template(first)
+            template, any_type = found
             if any_type is None:
                 stem = template.format(first.ref().expanded(ids[number]))
                 is_plain = _is_plain(stem)
             else:
-                key = template.template, first.run, number
-                if key not in stems:
+                key = id(template), run, number
+                if (known := stems.get(key)) is None:
                     known = self._stems.get(key)
                     # Another object may have its identity now.
                     if known is None or known[0] is not data_id:
-                        any_ref = DatasetRef(any_type, ids[number], first.run, id=first.id, conform=False)
+                        any_ref = DatasetRef(any_type, ids[number], run, id=first.id, conform=False)
                         stem = template.format(any_ref)
                         known = data_id, stem, _is_plain(stem)
                     stems[key] = known
-                _, stem, is_plain = stems[key]
+                _, stem, is_plain = known
                 stem = stem.replace(_ANY_TYPE, kind.name)
             if is_plain:
                 name = f"{stem}{extension}"
@@ -337,6 +344,17 @@ class RowIngest:
         while len(folder) > len(self._root) and not (folder in self._synced and os.path.isdir(folder)):
             yield folder
             folder = os.path.dirname(folder)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Datasets of a run that have the same dimensions: the values of their rows, as the driver gets them."""
+
+    types: dict[int, DatasetType] = field(default_factory=dict)
+    """Of all datasets, by their ids in the database."""
+    ids: list[Value] = field(default_factory=list)
+    type_ids: list[Value] = field(default_factory=list)
+    values: list[tuple[DataIdValue, ...]] = field(default_factory=list)
 
 
 def _is_plain(name: str) -> bool:

@@ -10,141 +10,46 @@ import logging
 import os
 import re
 import shutil
-import stat
 import time
-import urllib.parse
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import Annotated
 
-import pydantic
-import pydantic_core
 from lsst.daf.butler import (
-    DataCoordinate,
-    DatasetRef,
-    DatasetType,
     DimensionRecord,
-    SerializedDatasetRef,
-    SerializedDatasetType,
 )
-from lsst.daf.butler.dimensions import SerializedDataCoordinate, SerializedDimensionRecord
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
 from ppdaemon.errors import BadMessage
 from ppdaemon.folders import NodeFolders, folder_size
 from ppdaemon.messages import ImagesGivenUp
-from ppdaemon.middleware.butler.failures import describe, is_out_of_space
-from ppdaemon.middleware.export.checksums import checksum_of_text
+from ppdaemon.middleware.butler.failures import is_out_of_space
+from ppdaemon.middleware.export.manifest import (
+    MANIFEST,
+    Manifest,
+    SpooledFile,
+    SpoolKey,
+    manifest_text,
+    read_manifest,
+    replace_manifest,
+)
 from ppdaemon.middleware.export.syncing import AT_ONCE, OpenFiles, sync_all
 from ppdaemon.spooling import SpoolDisk, goes_to_ramdisk
-from ppdaemon.wire import Model, explain
 
 __all__ = (
-    "MANIFEST",
-    "Manifest",
-    "SimpleRefs",
-    "SpoolKey",
-    "SpooledFile",
-    "SpooledRef",
     "check_files",
     "choose_folder",
     "give_up_oldest_images",
     "image_types",
     "oldest_first",
-    "read_manifest",
-    "replace_manifest",
     "write_spool",
 )
 
 _LOG = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _MOST = 200
 """Spools whose images are given up at once: the report, which names each, must fit into one packet."""
-
-
-class SpoolKey(Model):
-    """Identifies the attempt that produced the outputs."""
-
-    instrument: str
-    group: str
-    detector: int
-    attempt: int
-
-    @property
-    def folder(self) -> str:
-        """Name of the spool folder (`str`)."""
-        # "~" separates the four parts, so that no two keys have the same name.
-        group = urllib.parse.quote(self.group, safe="").replace("~", "%7E")
-        return f"{self.instrument}~{group}~{self.detector}~{self.attempt}"
-
-
-@dataclass(slots=True)
-class SpooledRef:
-    """A dataset, as `lsst.daf.butler.SerializedDatasetRef` has it. To make one of that class, or of a frozen
-    one, takes as long as all else that is read of a dataset.
-    """
-
-    id: uuid.UUID
-    datasetType: SerializedDatasetType  # noqa: N815
-    dataId: SerializedDataCoordinate  # noqa: N815
-    run: str
-
-    def simple(self) -> SerializedDatasetRef:
-        """Return it as the Butler has it."""
-        return SerializedDatasetRef(
-            id=self.id, datasetType=self.datasetType, dataId=self.dataId, run=self.run
-        )
-
-
-class SpooledFile(Model):
-    """One file and the datasets in it."""
-
-    name: str
-    """Name in the spool folder."""
-    size_bytes: int
-    checksum: str = ""
-    """As `ppdaemon.middleware.export.checksums` computes it; blank in spools of earlier versions."""
-    formatter: str
-    """Name of the class that reads it."""
-    refs: Annotated[tuple[SpooledRef, ...], pydantic.Field(min_length=1)]
-    changed_ns: int = 0
-    """Time of its last change (``st_ctime``), before the spool was synced; no copy has it that was made later
-    than within a tick of the kernel's clock. 0 in spools of earlier versions."""
-    plain: bool = False
-    """Whether images in it are to be compressed before it is registered; the checksum is of the file as it
-    is."""
-
-
-class Manifest(Model):
-    """Content of a spool folder."""
-
-    version: int = 1
-    """Of this model, which earlier versions wrote as it is; see `_text`."""
-    key: SpoolKey
-    chains: dict[str, tuple[str, ...]]
-    """Output runs by the chain that contains them, in order of search."""
-    records: tuple[SerializedDimensionRecord, ...]
-    """Dimension records that the central repo may lack."""
-    files: tuple[SpooledFile, ...]
-    given_up: tuple[str, ...] = ()
-    """Types of images that were deleted because too much waited for export."""
-    failed: str = ""
-    """Why the outputs are partial; the supervisor reads it if the worker died
-    before it sent the reason."""
-
-    def init_outputs(self) -> Iterator[tuple[str, uuid.UUID]]:
-        """Yield run and id of each dataset without dimensions."""
-        for file in self.files:
-            for ref in file.refs:
-                if not ref.dataId.dataId:
-                    yield ref.run, ref.id
 
 
 def write_spool(
@@ -177,7 +82,7 @@ def write_spool(
             files=files,
             failed=failed(),
         )
-        (partial / MANIFEST).write_bytes(_text(manifest))
+        (partial / MANIFEST).write_bytes(manifest_text(manifest))
         _commit(partial, folder, [f"{partial}/{file.name}" for file in files], may_commit)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # the disk is probably full: free the space
@@ -204,166 +109,19 @@ def _commit(partial: Path, folder: Path, files: Sequence[str], may_commit: Calla
             raise
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest; raise `~ppdaemon.errors.BadMessage` if it is missing or invalid."""
-    try:
-        with open(f"{folder}/{MANIFEST}", "rb", buffering=0) as stream:
-            return _parsed(stream.read())
-    except OSError as error:
-        raise BadMessage(f"{folder}: no manifest: {error.strerror}") from error
-    except pydantic.ValidationError as error:
-        raise BadMessage(f"{folder}: damaged manifest: {explain(error)}") from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise BadMessage(f"{folder}: damaged manifest: {describe(error)}") from error
-
-
-class SimpleRefs:
-    """Makes references that can be written, with one object for each dataset type and data ID."""
-
-    def __init__(self) -> None:
-        self._ids: dict[tuple[DataCoordinate, bool], SerializedDataCoordinate] = {}
-
-    def of(self, ref: DatasetRef) -> SpooledRef:
-        """Return a reference."""
-        key = ref.dataId, ref.dataId.hasRecords()
-        data_id = self._ids.get(key)
-        if data_id is None:
-            data_id = self._ids[key] = ref.dataId.to_simple()
-        return SpooledRef(ref.id, _simple_type(ref.datasetType), data_id, ref.run)
-
-
-@lru_cache(1000)
-def _simple_type(kind: DatasetType) -> SerializedDatasetType:
-    return kind.to_simple()
-
-
-class _Numbered:
-    """Numbers different objects, and has the text of each in JSON.
-
-    As texts: those of records and types are the same in many manifests, and are parsed once.
-    """
-
-    def __init__(self) -> None:
-        self.texts: dict[str, int] = {}
-        self._numbers: dict[int, int] = {}
-
-    def of(self, item: pydantic.BaseModel) -> int:
-        number = self._numbers.get(id(item))
-        if number is None:
-            text = pydantic_core.to_json(item, exclude_none=True).decode()
-            number = self._numbers[id(item)] = self.texts.setdefault(text, len(self.texts))
-        return number
-
-
-def _text(manifest: Manifest) -> bytes:
-    """Return the text of a manifest, in which each dataset type, data ID and record is once: with its
-    records, a data ID is longer than all else, and the files of a visit-detector share few. At its end is its
-    checksum: half of the bytes could be others, and it would still be a manifest.
-    """
-    types, records = _Numbered(), _Numbered()
-    data_ids: dict[int, tuple[int, SerializedDataCoordinate]] = {}
-
-    def numbered(refs: Iterable[SpooledRef]) -> Iterator[tuple[object, ...]]:
-        for ref in refs:
-            number, _ = data_ids.setdefault(id(ref.dataId), (len(data_ids), ref.dataId))
-            yield ref.id, types.of(ref.datasetType), number, ref.run
-
-    # Not by `model_dump`, which takes as long as all else here.
-    plain = dict(manifest) | {
-        "version": 4,
-        "files": [dict(file) | {"refs": list(numbered(file.refs))} for file in manifest.files],
-        "records": [records.of(record) for record in manifest.records],
-        "data_ids": [
-            (
-                each.dataId,
-                None
-                if each.records is None
-                else {name: records.of(record) for name, record in each.records.items()},
-            )
-            for _, each in data_ids.values()
-        ],
-        "types": list(types.texts),
-        "all_records": list(records.texts),
-    }
-    text = pydantic_core.to_json(plain)
-    return text.removesuffix(b"}") + _end(checksum_of_text(text))
-
-
-def _end(checksum: str) -> bytes:
-    """Return the end of the text of a manifest."""
-    return f',"checksum":"{checksum}"}}'.encode()
-
-
-def _parsed(text: bytes) -> Manifest:
-    text = text.rstrip(b" ")  # see `_give_up_images`
-    plain = pydantic_core.from_json(text)
-    version = plain["version"]
-    if version == 1:
-        return Manifest.model_validate(plain)
-    if version not in (2, 3, 4):
-        raise ValueError(f"version {version} is not known")
-    # A person who has edited a manifest removes the checksum, or makes it blank.
-    if checksum := plain.pop("checksum", ""):
-        found = checksum_of_text(text.removesuffix(_end(checksum)) + b"}")
-        if found != checksum:
-            raise ValueError(f"its checksum is {found}, not {checksum}")
-    types, data_ids = plain.pop("types"), plain.pop("data_ids")
-    if version < 4:
-        types = [pydantic_core.to_json(each) for each in types]
-        data_ids = [SerializedDataCoordinate.model_validate(each) for each in data_ids]
-    else:
-        records = [_record(each) for each in plain.pop("all_records")]
-        plain["records"] = tuple(records[number] for number in plain["records"])
-        data_ids = [
-            SerializedDataCoordinate(
-                dataId=values, records=numbers and {name: records[number] for name, number in numbers.items()}
-            )
-            for values, numbers in data_ids
-        ]
-    types = [_dataset_type(each) for each in types]
-    files = plain["files"]
-    numbered = _REFS.validate_python([ref for file in files for ref in file["refs"]])
-    refs = iter([SpooledRef(id_, types[kind], data_ids[number], run) for id_, kind, number, run in numbered])
-    for file in files:
-        file["refs"] = tuple(islice(refs, len(file["refs"])))
-    plain["version"] = 1
-    return Manifest.model_validate(plain)
-
-
-_REFS = pydantic.TypeAdapter(list[tuple[uuid.UUID, pydantic.NonNegativeInt, pydantic.NonNegativeInt, str]])
-"""Id, numbers of the dataset type and the data ID, run."""
-
-
-@lru_cache(1000)
-def _dataset_type(text: str | bytes) -> SerializedDatasetType:
-    """Return a dataset type; all spools of a pipeline have the same ones."""
-    return SerializedDatasetType.model_validate_json(text)
-
-
-@lru_cache(1000)
-def _record(text: str) -> SerializedDimensionRecord:
-    """Return a dimension record; all spools of an exposure have most of them."""
-    return SerializedDimensionRecord.model_validate_json(text)
-
-
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise `~ppdaemon.errors.BadMessage` if a file of a spool is missing or of another size, or if
-    the folder has the name of another attempt.
+    """Raise `~ppdaemon.errors.BadMessage` if a file of a spool is missing, or if the folder has the name of
+    another attempt. Sizes are compared with the contents.
     """
     if folder.name != manifest.key.folder:
         raise BadMessage(f"{folder} was renamed: its manifest is that of {manifest.key.folder}")
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise BadMessage(f"{folder} cannot be checked: {error.strerror}") from error
     for file in manifest.files:
-        path = f"{folder}/{file.name}"  # a `Path` for each would take longer than all else here
-        try:
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            found = None
-        except OSError as error:
-            raise BadMessage(f"{path} cannot be checked: {error.strerror}") from error
-        if found is None or not stat.S_ISREG(found.st_mode):
+        if file.name not in present:
             raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
-        if found.st_size != file.size_bytes:
-            raise BadMessage(f"{path} has {found.st_size} bytes, not {file.size_bytes}")
 
 
 def _in_use(
@@ -435,25 +193,12 @@ def oldest_first(folders: Iterable[Path]) -> list[Path]:
     return sorted((spool for spool in spools if NodeFolders.parse_spool_name(spool.name)), key=_written_ns)
 
 
-def replace_manifest(spool: Path, manifest: Manifest) -> None:
-    """Write another manifest; a crash leaves the old or the new one."""
-    new = spool / f"{MANIFEST}.{uuid.uuid4()}"
-    try:
-        new.write_bytes(_text(manifest))
-        sync(new)
-        new.rename(spool / MANIFEST)
-    except BaseException:
-        new.unlink(missing_ok=True)  # the disk may be full, and the next try makes another one
-        raise
-    sync(spool)
-
-
 def _overwrite_manifest(spool: Path, manifest: Manifest) -> None:
     """Write a shorter manifest into the blocks of the present one: a full disk has no others. Only a power
-    failure meanwhile can damage it, which its checksum shows. Raises `OSError` if it is longer, as that of an
-    earlier version might become.
+    failure meanwhile can damage it, which its checksum shows. Raises `OSError` if it is longer, as one that a
+    person has edited might become.
     """
-    path, text = spool / MANIFEST, _text(manifest)
+    path, text = spool / MANIFEST, manifest_text(manifest)
     size_bytes = path.stat().st_size
     if len(text) > size_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

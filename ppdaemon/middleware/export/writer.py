@@ -40,17 +40,11 @@ from ppdaemon.middleware.butler.failures import describe
 from ppdaemon.middleware.butler.repo import template_dimensions
 from ppdaemon.middleware.export.checksums import copy_checked
 from ppdaemon.middleware.export.exporter import CentralExporter
+from ppdaemon.middleware.export.manifest import Manifest, SpooledFile, read_manifest
 from ppdaemon.middleware.export.mark import COMMAND, MARK
 from ppdaemon.middleware.export.packing import Packer
 from ppdaemon.middleware.export.quarantine import quarantine
-from ppdaemon.middleware.export.spool import (
-    Manifest,
-    SpooledFile,
-    check_files,
-    give_up_oldest_images,
-    image_types,
-    read_manifest,
-)
+from ppdaemon.middleware.export.spool import check_files, give_up_oldest_images, image_types
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.run.initoutputs import record_exported
 from ppdaemon.publish.kafka import KafkaMessage, KafkaProducer
@@ -216,7 +210,7 @@ class WriterExporter:
             free = [each for each in files if each.place not in taken or each.name in ours]
             write_durably(spool / _OURS, "\n".join(each.name for each in free))
             for each in free:
-                copy_checked(f"{spool}/{each.file.name}", None, each.file.checksum)
+                copy_checked(f"{spool}/{each.file.name}", None, each.file.size_bytes, each.file.checksum)
             copies = [file_dataset(spool / each.file.name, each.refs, each.file.formatter) for each in free]
             if copies:
                 datastore.ingest(*copies, transfer="copy", record_validation_info=False)
