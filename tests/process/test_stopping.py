@@ -43,7 +43,7 @@ def test_a_signal_to_all_processes_ends_only_the_daemon_and_its_running_visit_su
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert node.process.wait(TIMEOUT_S) == 0
         assert [name.partition("~")[0] for name in node.exported()] == ["DemoCam"], node.story()
-        assert "killed by" not in node.log.read_text(), node.story()
+        assert "ended by signal" not in node.log.read_text(), node.story()
 
 
 def test_a_stop_hands_back_what_waits_and_lets_what_runs_end(tmp_path, socket_dir):
