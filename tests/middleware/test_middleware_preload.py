@@ -11,6 +11,7 @@ from typing import Any
 import preloadtasks
 import pytest
 from astropy.table import Table
+from clocks import FakeClock
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
 from sqlalchemy.exc import DatabaseError
 from toycam import DAY, EPOCH, NAME, MakeRig, Rig, load_toy_camera
@@ -18,12 +19,12 @@ from toycam import DAY, EPOCH, NAME, MakeRig, Rig, load_toy_camera
 from ppdaemon.clock import Clock
 from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare, Process
-from ppdaemon.middleware.butler.central import CentralReader
+from ppdaemon.middleware.butler.central import CentralReader, Definitions, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import without_member
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import PipelineLibrary
-from ppdaemon.middleware.preload import cache
+from ppdaemon.middleware.preload import answers, cache
 from ppdaemon.middleware.preload.cache import SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.preload import Preload
@@ -206,6 +207,33 @@ def test_a_type_that_is_new_in_the_central_repo_is_found(contexts: MakeContext, 
     plan = context.find(order)
     assert plan.counts == {"toy_model": 1}
     assert [each.name for each in plan.main] == ["NeedsModel"]
+
+
+def test_only_inputs_that_the_central_repo_does_not_know_are_asked_for_with_each_visit(
+    context: PreloadSetup, monkeypatch: pytest.MonkeyPatch, toy_central: Path
+) -> None:
+    """A Butler has a query for each; most outputs are never registered."""
+    asked: set[str] = set()
+
+    def record(repo: Definitions, name: str) -> DatasetType | None:
+        asked.add(name)
+        return known_dataset_type(repo, name)
+
+    def unknown() -> set[str]:
+        asked.clear()
+        context.find(order)
+        return asked - registered
+
+    monkeypatch.setattr(answers, "known_dataset_type", record)
+    with Butler.from_config(str(toy_central)) as butler:
+        registered = {each.name for each in butler.registry.queryDatasetTypes()}
+    clock, order = FakeClock(), context.order(main="NeedsModel,Short")
+    context.timings = Timings(clock)
+    first = unknown()
+    assert {"toy_model", "isr_metadata"} <= first
+    assert unknown() == {"toy_model", "regionTimeInfo"}, "pipelines read these"
+    clock.advance(61)
+    assert unknown() == first
 
 
 def test_what_preprocessing_cannot_produce_is_missing(context: PreloadSetup) -> None:

@@ -18,6 +18,7 @@ from lsst.daf.butler import (
 )
 from lsst.resources import ResourcePath
 
+from ppdaemon.clock import Clock
 from ppdaemon.config import ButlerConfig
 from ppdaemon.messages import Pipelines, Prepare
 from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
@@ -30,6 +31,10 @@ from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 
 __all__ = ("Answer", "Answers", "Question", "register_command")
+
+_UNREGISTERED_S = 60.0
+"""How long an output that the central repo does not know is not asked for again. An export registers it later
+than the preparation of its visit in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class Answers:
         """Bands by filter of each instrument, as last queried."""
         self._registered: set[tuple[str, int]] = set()
         """Instruments and detectors that the central repo has."""
+        self._unregistered_outputs: dict[str, float] = {}
+        """Dataset types that only pipelines have, each with the time when to ask again."""
 
     def find(
         self, central: Butler, questions: Sequence[Question], timings: Timings, *, sizes: bool = False
@@ -130,7 +137,7 @@ class Answers:
 
     def _search_all(self, central: Butler, questions: Sequence[Question], timings: Timings) -> list[Answer]:
         existing = cache(lambda names: existing_collections(central, names))
-        types_of = cache(lambda pipelines: self._types(pipelines, central))
+        types_of = cache(lambda pipelines: self._types(pipelines, central, timings.clock))
         self._register(central, questions)
         answers: list[Answer] = []
         groups: dict[tuple[Hashable, tuple[str, ...]], list[int]] = defaultdict(list)
@@ -167,7 +174,9 @@ class Answers:
             )
         return located
 
-    def _types(self, pipelines: Pipelines, central: Butler) -> tuple[dict[str, DatasetType], tuple[str, ...]]:
+    def _types(
+        self, pipelines: Pipelines, central: Butler, clock: Clock
+    ) -> tuple[dict[str, DatasetType], tuple[str, ...]]:
         """Return those types in pipelines that the central repo has, and the names of those to search for."""
         preprocessing, _ = self._library.load(pipelines.preprocessing)
         main, _ = self._library.load(pipelines.main)
@@ -177,8 +186,17 @@ class Answers:
             names.update(pipeline.graph.dataset_types)
             with suppress(UnusablePipeline):  # its own worker logs the reason
                 read.update(need.name for need in self._library.needs(pipeline, central))
-        known = {name: found for name in names if (found := known_dataset_type(central, name)) is not None}
-        return known, tuple(sorted((read - output_types(preprocessing)) & known.keys()))
+        searched = read - output_types(preprocessing)
+        known = {}
+        for name in names:
+            # A Butler queries the database for each type that it does not know.
+            if name not in searched and clock.mono() < self._unregistered_outputs.get(name, 0.0):
+                continue
+            if (found := known_dataset_type(central, name)) is not None:
+                known[name] = found
+            elif name not in searched:
+                self._unregistered_outputs[name] = clock.mono() + _UNREGISTERED_S
+        return known, tuple(sorted(searched & known.keys()))
 
     def _bands_of(self, order: Prepare, central: Butler) -> Mapping[str, str]:
         """Return the bands of an instrument's filters, queried again for a filter that was not known."""

@@ -21,6 +21,7 @@ from lsst.daf.butler import (
     SkyPixDimension,
     Timespan,
 )
+from lsst.daf.butler.queries.expression_factory import ExpressionFactory
 from lsst.sphgeom import LonLat, Region, UnionRegion
 
 from ppdaemon.clock import Clock
@@ -204,27 +205,31 @@ def _concerns(data_id: DataCoordinate, search: Search) -> bool:
     return True
 
 
-def _constrained(query: Any, dataset_type: DatasetType, searches: Sequence[Search]) -> Any:
+def _constrained(
+    query: Any, dataset_type: DatasetType, searches: Sequence[Search], x: ExpressionFactory
+) -> Any:
     """Return a query or its results, constrained by those dimensions that the type has."""
     dimensions, first = dataset_type.dimensions, searches[0]
     detectors = {search.detector for search in searches}
     known: dict[str, Any] = {"instrument": first.instrument, "skymap": first.skymap}
-    if len(detectors) == 1:  # parsing an expression takes longer
+    if len(detectors) == 1:
         known |= {"detector": first.detector}
     data_id = {key: value for key, value in known.items() if value is not None and key in dimensions.names}
-    if data_id:
-        query = query.where(**data_id)
-    for dimension, allowed in (
-        ("detector", detectors if len(detectors) > 1 else ()),
-        ("physical_filter", first.physical_filters),
-        ("band", first.bands),
-    ):
-        if allowed and dimension in dimensions.names:
-            query = query.where(f"{dimension} IN (allowed)", bind={"allowed": list(allowed)})
-    for family in dimensions.spatial:
-        overlap = f"{family.choose(dimensions).name}.region OVERLAPS footprint"
-        query = query.where(overlap, bind={"footprint": _together(searches)})
-    return query
+    # Not as text: to parse it takes as long as some queries.
+    terms = [
+        getattr(x, dimension).in_iterable(allowed)
+        for dimension, allowed in (
+            ("detector", detectors if len(detectors) > 1 else ()),
+            ("physical_filter", first.physical_filters),
+            ("band", first.bands),
+        )
+        if allowed and dimension in dimensions.names
+    ]
+    terms += [
+        getattr(x, family.choose(dimensions).name).region.overlaps(_together(searches))
+        for family in dimensions.spatial
+    ]
+    return query.where(*terms, **data_id) if terms or data_id else query
 
 
 def _together(searches: Sequence[Search]) -> Region:
@@ -239,7 +244,7 @@ def _find_plain(butler: Butler, dataset_type: DatasetType, searches: Sequence[Se
         return Found(dataset_type, ())
     with butler.query() as query:
         results = query.datasets(dataset_type, collections, find_first=True)
-        results = _constrained(results, dataset_type, searches)
+        results = _constrained(results, dataset_type, searches, query.expression_factory)
         return Found(dataset_type, tuple(results.with_dimension_records()))
 
 
@@ -256,7 +261,7 @@ def _find_calibrations(butler: Butler, dataset_type: DatasetType, searches: Sequ
         expressions = query.expression_factory
         spans = dict.fromkeys(search.timespan for search in searches)
         valid = expressions.any(*(expressions[name].timespan.overlaps(span) for span in spans))
-        query = _constrained(query.where(valid), dataset_type, searches)
+        query = _constrained(query.where(valid), dataset_type, searches, expressions)
         result = query.general(
             dataset_type.dimensions,
             dataset_fields={name: {"dataset_id", "run", "collection", "timespan"}},
