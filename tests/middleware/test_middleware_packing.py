@@ -52,6 +52,7 @@ from ppdaemon.uncompressed import Uncompressed, UncompressedRoom
 pytest_plugins = ("toyfixtures",)
 
 RUN, CHAIN = f"{NAME}/prompt/run", f"{NAME}/prompt"
+IMAGE_RUN = f"{NAME}/prompt/images"
 MASK = MaskSchema([MaskPlane("BAD", "bad")])
 
 
@@ -102,8 +103,9 @@ class Site:
         (folder / "uncompressed").mkdir()
         self.room = UncompressedRoom(folder / "uncompressed", folder, 10, 10**9)
 
-    def outputs(self, detector: int) -> list[MemoryDataset]:
-        refs = [DatasetRef(each, self.ids[detector], run=RUN) for each in (self.image, self.catalog)]
+    def outputs(self, detector: int, image_run: str = RUN) -> list[MemoryDataset]:
+        runs = {self.image: image_run, self.catalog: RUN}
+        refs = [DatasetRef(each, self.ids[detector], run=run) for each, run in runs.items()]
         provenance = DatasetProvenance(inputs=[refs[1].to_simple()], quantum_id=refs[1].id)
         contents = an_image(detector), {"sources": detector}
         return [
@@ -111,7 +113,14 @@ class Site:
             for ref, content in zip(refs, contents, strict=True)
         ]
 
-    def write(self, detector: int = 0, outputs: Iterable[MemoryDataset] = (), *, plain: bool = True) -> Path:
+    def write(
+        self,
+        detector: int = 0,
+        outputs: Iterable[MemoryDataset] = (),
+        *,
+        plain: bool = True,
+        runs: tuple[str, ...] = (RUN,),
+    ) -> Path:
         def written(folder: Path) -> list[LocatedFile]:
             link = self.folder / "link"
             take = (lambda ref, size: True) if plain else None
@@ -122,7 +131,7 @@ class Site:
         datasets = list(outputs or self.outputs(detector))
         key = SpoolKey(instrument=NAME, group="g", detector=detector, attempt=1)
         outputs = SelectedOutputs((), cast(PipelineRun, SimpleNamespace(write=written)))
-        return write_spool(self.spool, key, outputs.fill, [], {CHAIN: (RUN,)})
+        return write_spool(self.spool, key, outputs.fill, [], {CHAIN: runs})
 
     def exporter(self, processes: int = 2) -> CentralExporter:
         packer = Packer(self.folder / "template", (self.spool,), processes, self.room)
@@ -588,3 +597,16 @@ def test_a_worker_spools_images_uncompressed_if_they_are_packed(
     assert packed.size_bytes < an_image(1).image.array.nbytes * 2
     assert np.array_equal(found.image.array, an_image(1).image.array, equal_nan=True), "lossless by default"
     assert [ref.datasetType.name for ref in info.provenance.inputs] == ["raw"]
+
+
+@pytest.mark.parametrize("runs", [(IMAGE_RUN, RUN), (RUN, IMAGE_RUN)])
+def test_a_run_that_has_only_what_is_packed_keeps_its_place_in_the_chain(
+    site: Site, runs: tuple[str, ...]
+) -> None:
+    spools = [site.write(each, site.outputs(each, IMAGE_RUN), runs=runs) for each in range(2)]
+    with closing(site.exporter()) as exporter:
+        assert not exporter.export(spools).refused
+        until_exported(exporter, spools)
+    with Butler.from_config(str(site.central)) as butler:
+        assert butler.collections.get_info(CHAIN).children == runs
+        assert len(butler.query_datasets("catalog", CHAIN)) == len(butler.query_datasets("image", CHAIN)) == 2

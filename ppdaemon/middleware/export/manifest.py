@@ -3,7 +3,7 @@
 
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = (
     "SpoolKey",
     "SpooledFile",
     "SpooledRef",
+    "chains_in_use",
     "manifest_text",
     "read_manifest",
     "replace_manifest",
@@ -111,12 +112,26 @@ class Manifest(Model):
     """Why the outputs are partial; the supervisor reads it if the worker died
     before it sent the reason."""
 
+    def with_files(self, files: Collection[SpooledFile], **update: object) -> "Manifest":
+        """Return it with other files. Runs without any are in no chain: the central repo may lack them."""
+        chains = chains_in_use(self.chains, files)
+        return self.model_copy(update={"files": tuple(files), "chains": chains, **update})
+
     def init_outputs(self) -> Iterator[tuple[str, uuid.UUID]]:
         """Yield run and id of each dataset without dimensions."""
         for file in self.files:
             for ref in file.refs:
                 if not ref.dataId.dataId:
                     yield ref.run, ref.id
+
+
+def chains_in_use(
+    chains: Mapping[str, tuple[str, ...]], files: Iterable[SpooledFile]
+) -> dict[str, tuple[str, ...]]:
+    """Return chains without the runs of which there is no file."""
+    used = {ref.run for file in files for ref in file.refs}
+    in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
+    return {chain: runs for chain, runs in in_use.items() if runs}
 
 
 def read_manifest(folder: Path) -> Manifest:

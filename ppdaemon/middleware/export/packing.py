@@ -98,11 +98,11 @@ class Packer:
     def reduced(self, spool: Path, manifest: Manifest) -> Manifest:
         """Return a manifest without the images that are still to be packed."""
         self._plain.discard(spool)
-        files = tuple(file for file in manifest.files if not file.plain)
-        if not self._processes or spool in self._packed or files == manifest.files:
+        files = [file for file in manifest.files if not file.plain]
+        if not self._processes or spool in self._packed or len(files) == len(manifest.files):
             return manifest
         self._plain.add(spool)
-        return manifest.model_copy(update={"files": files})
+        return _in_order(manifest.with_files(files), manifest)
 
     def has_images_of(self, spool: Path) -> bool:
         """Return whether the manifest that `reduced` returned last is not complete, and would not be now."""
@@ -213,7 +213,7 @@ def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = Non
         with _without_percent(spool) as folder:
             files = tuple(_packed(folder, file, writer) if file.plain else file for file in manifest.files)
         sync_all(spool / file.name for file in files)
-        replace_manifest(spool, manifest.model_copy(update={"files": files}))
+        replace_manifest(spool, manifest.with_files(files))
         names = [file.name for file in manifest.files if file.plain]
         packed = set(names).difference(file.name for file in files)
         for name in packed:
@@ -223,6 +223,17 @@ def pack(spool: Path, writer: DatasetWriter, room: UncompressedRoom | None = Non
     except (BadMessage, OSError) as error:
         _LOG.error("the images of %s are not packed: %s", spool.name, describe(error))
         _remove_unnamed(spool)
+
+
+def _in_order(reduced: Manifest, manifest: Manifest) -> Manifest:
+    """Return a reduced manifest whose chains begin behind the runs that have lost their files: these are put
+    in front of what a chain has when they come, and would else be before runs that are searched before them.
+    """
+    chains = {}
+    for name, runs in reduced.chains.items():
+        lost = [number for number, run in enumerate(manifest.chains[name]) if run not in runs]
+        chains[name] = manifest.chains[name][max(lost, default=-1) + 1 :]
+    return reduced.model_copy(update={"chains": chains})
 
 
 def _rehearse() -> None:

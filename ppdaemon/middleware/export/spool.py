@@ -30,6 +30,7 @@ from ppdaemon.middleware.export.manifest import (
     Manifest,
     SpooledFile,
     SpoolKey,
+    chains_in_use,
     manifest_text,
     read_manifest,
     replace_manifest,
@@ -77,7 +78,7 @@ def write_spool(
         files = tuple(fill(partial))
         manifest = Manifest(
             key=key,
-            chains=_in_use(chains, files),
+            chains=chains_in_use(chains, files),
             records=tuple(record.to_simple() for record in records),
             files=files,
             failed=failed(),
@@ -122,15 +123,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         if file.name not in present:
             raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
-
-
-def _in_use(
-    chains: Mapping[str, tuple[str, ...]], files: Iterable[SpooledFile]
-) -> dict[str, tuple[str, ...]]:
-    """Return chains without the runs of which there is no file: the central repo may not have these."""
-    used = {ref.run for file in files for ref in file.refs}
-    in_use = {chain: tuple(run for run in runs if run in used) for chain, runs in chains.items()}
-    return {chain: runs for chain, runs in in_use.items() if runs}
 
 
 def choose_folder(spill: Path, ramdisk: Path, config: ExportConfig) -> Path:
@@ -229,9 +221,7 @@ def _give_up_images(spool: Path, images: re.Pattern[str]) -> tuple[tuple[str, ..
             kept.append(file)
     if not doomed:
         return (), 0
-    chains = _in_use(manifest.chains, kept)
-    update = {"files": tuple(kept), "chains": chains, "given_up": (*manifest.given_up, *names)}
-    changed = manifest.model_copy(update=update)
+    changed = manifest.with_files(kept, given_up=(*manifest.given_up, *names))
     # The manifest first: it must not name a file that is gone.
     try:
         replace_manifest(spool, changed)
