@@ -394,7 +394,11 @@ def _split(samples: dict[str, float]) -> Iterator[None]:
 
 def _engine(repo: Path) -> sqlalchemy.Engine:
     url = str(Config(str(repo / "butler.yaml"))["registry", "db"]).replace("<butlerRoot>", str(repo))
-    return sqlalchemy.create_engine(url)
+    engine = sqlalchemy.create_engine(url)
+    if engine.dialect.name == "sqlite":
+        # As the Butler does; SQLite checks no foreign keys otherwise.
+        sqlalchemy.event.listen(engine, "connect", lambda each, _: each.execute("PRAGMA foreign_keys = ON"))
+    return engine
 
 
 def _tables(repo: Path) -> _Rows:
