@@ -48,7 +48,9 @@ def reading(path: Path, *, longest_s: float = LONGEST_S) -> Iterator[sqlite3.Con
             text = f"{path}: the query took more than {longest_s:g} s; select less, such as --since 1h"
             raise Unavailable(text) from None
         if not path.exists():
-            raise Unavailable(f"{path} does not exist: has the program whose file it is ever run?") from None
+            raise Unavailable(
+                f"{path} does not exist: has its program run yet, and with this state directory?"
+            ) from None
         if not os.access(path, os.R_OK):
             raise Unreadable(_DENIED.format(path=path)) from None
         raise Unavailable(f"{path} cannot be read: {error}") from None
@@ -61,6 +63,6 @@ def _of_other_version(path: Path, db: sqlite3.Connection, error: sqlite3.Error) 
         return f"{path} is empty: the program whose file it is has never written to it"
     (version,) = db.execute("PRAGMA user_version").fetchone()
     return (
-        f"{path} cannot be read: {error}; its schema version is {version}, of another version of ppdaemon:"
-        " use the ppctl of that one"
+        f"{path} cannot be read: {error}; its schema version is {version}: use the ppctl of the"
+        " ppdaemon that wrote it"
     )

@@ -46,7 +46,7 @@ GOOD: dict[str, Any] = {
         {"instrument": "DemoCam", "detector": 4, "text": "it has succeeded"},
     ],
     "drain": None,
-    "resume": None,
+    "resume": {"closed": [], "problems": []},
     "reload": "the new configuration is in use (generation 2)",
     "export": None,
     "restart": None,
@@ -283,7 +283,6 @@ def test_every_command_prints_text(
     ("data", "code", "lines"),
     [
         ({"closed": [], "problems": []}, 0, ["taking visits"]),
-        (None, 0, ["taking visits"]),  # an older daemon
         (
             {"closed": [], "problems": ["export: failing: the mark is missing"]},
             0,

@@ -236,10 +236,10 @@ def test_a_journal_that_this_user_may_not_read_is_an_error_that_names_it(path, w
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, r"journal\.sqlite does not exist: has the program whose file it is ever run\?"),
+        (None, r"journal\.sqlite does not exist: has its program run yet"),
         (b"", r"journal\.sqlite is empty: the program whose file it is has never written to it"),
         (b"no database" * 1000, r"journal\.sqlite cannot be read: file is not a database"),
-        (99, r"journal\.sqlite cannot be read: no such table: \w+; its schema version is 99, of another"),
+        (99, r"journal\.sqlite cannot be read: no such table: \w+; its schema version is 99: use the ppctl"),
     ],
 )
 def test_a_journal_that_cannot_be_read_is_an_error_with_the_reason(tmp_path, content, text):
