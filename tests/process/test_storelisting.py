@@ -195,11 +195,15 @@ def test_a_visit_whose_notice_never_comes_is_processed_and_the_status_says_why(t
         node = make_node(tmp_path, socket_dir, relay, variables=server.environment, arrivals=arrivals)
         try:
             node.start()
-            relay.reserve("g1")
+            relay.reserve("g1", nimages=2)
             node.wait(lambda: ("g1", 0) in relay.acked)
-            server.put(f"raw/{node.raws.path(1).relative_to(node.raw_root)}", fits_file("g1"))
+            for snap in (1, 2):
+                key = f"raw/{node.raws.path(snap).relative_to(node.raw_root)}"
+                server.put(key, fits_file("g1", snap, 2))
+                # The second one when the first one has been ingested.
+                node.wait(lambda snap=snap: len(node.visit("g1")[0].exposures) == snap)
             assert relay.outcome("g1").outcome == Outcome.SUCCEEDED, node.story()
-            text = "arrivals: list s3://lsst-raw/raw: 1 raws were found by listing"
+            text = "arrivals: list s3://lsst-raw/raw: 2 raws were found by listing"
             assert any(problem.startswith(text) for problem in node.status().problem_texts)
         finally:
             node.stop()
