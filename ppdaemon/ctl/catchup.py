@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,6 +240,8 @@ class Catchup:
     config: NodeConfig
     folder: Path
     force: bool
+    _told: set[str] = field(default_factory=set, init=False)
+    """What was printed about the journal: it is written up to three times."""
 
     def prepare(self, items: Sequence[CatchupItem]) -> list[CatchupRow]:
         """Bring raws and visits into the central repo."""
@@ -318,7 +320,9 @@ class Catchup:
             try:
                 self._mark_in_journal([each for each in items if _key(each) not in answered], state)
             except Unavailable as error:
-                click.echo(f"ppctl: {error}; run later: ppctl catchup check", err=True)
+                if (text := str(error)) not in self._told:
+                    self._told.add(text)
+                    click.echo(f"ppctl: {text}; run later: ppctl catchup check", err=True)
         return answers
 
     def _mark_in_journal(self, items: Sequence[CatchupItem], state: CatchupState) -> None:

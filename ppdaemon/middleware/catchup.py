@@ -34,7 +34,7 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, PPDaemonError, Unavailable, VisitFailed
 from ppdaemon.messages import Pipelines, Prepare
-from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type
+from ppdaemon.middleware.butler.central import existing_collections, known_dataset_type, open_central
 from ppdaemon.middleware.butler.datafiles import file_dataset
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.export.mark import DatastoreMark
@@ -427,7 +427,7 @@ def _run(task: str) -> list[CatchupRow]:
     if config.butler is None:
         raise ConfigError(["butler: missing key, it names the central repo"])
     try:
-        with Butler.from_config(config.butler.central, writeable=task == "prepare") as butler:
+        with open_central(config.butler.central, writeable=task == "prepare") as butler:
             if task == "check":
                 return list(check(butler, config, order.items))
             for name in sorted({item.instrument for item in order.items}):

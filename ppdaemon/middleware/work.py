@@ -18,7 +18,12 @@ from ppdaemon.config import ButlerConfig, NodeConfig
 from ppdaemon.errors import ConfigError, Unavailable
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Connecting, NameFinding, Resolving, TaskNamesResolved
-from ppdaemon.middleware.butler.central import ParsedConfig, known_dataset_type, own_storage_classes
+from ppdaemon.middleware.butler.central import (
+    ParsedConfig,
+    known_dataset_type,
+    open_central,
+    own_storage_classes,
+)
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe
 from ppdaemon.middleware.butler.repo import make_template
 from ppdaemon.middleware.butlerwork import ButlerWork, library_of
@@ -113,7 +118,7 @@ def build_template(context: WorkerContext) -> None:
     pipelines, _ = library_of(context).load(context.config.pipelines.paths)
     context.report(Connecting(what=f"the central repo {config.source}"))
     try:
-        with _open_central(config.source) as central:
+        with open_central(config.source) as central:
             universe = central.dimensions
             if "group" not in universe.dimensions:
                 text = f"{config.source} has dimensions of version {universe.version}, 6 is needed"
@@ -173,16 +178,6 @@ def resolve_names(config: NodeConfig) -> Iterator[Resolving | NameFinding | Task
 def _limit_connecting() -> None:
     # For libpq: a host that is away answers no packet, and the next try would come minutes late.
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(CONNECT_S))
-
-
-def _open_central(uri: str) -> Butler:
-    try:
-        return Butler.from_config(uri, writeable=False)
-    except ImportError as error:
-        driver = f"{describe(error)}; install this driver, or name another one in its registry.db"
-        raise ConfigError([f"butler.central: {uri} cannot be opened: {driver}"]) from error
-    except RuntimeError as error:  # its tables have another version
-        raise ConfigError([f"butler.central: {uri} cannot be opened: {describe(error)}"]) from error
 
 
 def _butler_config(config: NodeConfig) -> ButlerConfig:

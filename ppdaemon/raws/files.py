@@ -156,7 +156,9 @@ def _opened(path: str, root: str, folders: OpenFolders) -> tuple[int, os.stat_re
 
 
 def _open_in(folder: int, path: str) -> int | None:
-    """Open a file in its folder, which was checked; return `None` if it is a link, or no regular file."""
+    """Open a file in its folder, which was checked; return `None` if it is a link, no regular file, or has to
+    be waited for.
+    """
     try:
         if not _is_regular_in(folder, path):
             return None
@@ -164,7 +166,8 @@ def _open_in(folder: int, path: str) -> int | None:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         return os.open(path.rpartition("/")[2], flags, dir_fd=folder)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        # EWOULDBLOCK: a server of files, such as Samba, has a lease until its client has written all.
+        if error.errno in (errno.ELOOP, errno.EWOULDBLOCK):
             return None
         error.filename = path
         raise

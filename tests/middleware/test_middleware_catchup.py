@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the catch-up brings into the central repo, and how it recognizes what was made there."""
 
+import io
+import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords
 from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, Rig, load_toy_camera
 
-from ppdaemon.catchup import CatchupItem, CatchupRow, inputs_of, run_of
+from ppdaemon.catchup import CatchupItem, CatchupOrder, CatchupRow, inputs_of, run_of
 from ppdaemon.errors import Unavailable
-from ppdaemon.middleware.catchup import check, prepare
+from ppdaemon.middleware.catchup import check, main, prepare
 from ppdaemon.middleware.export.mark import MARK
 from ppdaemon.pipelinenames import output_chain
+from ppdaemon.states import ExitCode
 
 pytest_plugins = ["toyfixtures"]
 
@@ -117,6 +121,39 @@ def test_nothing_is_brought_into_a_datastore_without_its_mark(rig: Rig, tmp_path
     with Butler.from_config(str(rig.central)) as butler:
         assert not butler.query_dimension_records("exposure", explain=False)
         assert not butler.collections.query(CHAIN + "*")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            "a: [1\nb: }",
+            "ParserError: while parsing a flow sequence in .*butler.yaml.*line 2, column 2; correct",
+        ),
+        ("\0", "ReaderError: unacceptable character #x0000.*butler.yaml.*position 0; correct its config"),
+        ("only text", r"TypeError: .*; correct its configuration \(butler.yaml\), or name another repo$"),
+        ("registry: {db: 'none:///x'}", "ValueError: .* dialect .* none; correct its configuration"),
+        ("datastore: {cls: none.Such}", "RuntimeError: .*none.Such.*; use the version of the stack that has"),
+    ],
+)
+@pytest.mark.parametrize("task", ["check", "prepare"])
+def test_a_central_repo_whose_configuration_is_broken_is_named_with_the_problem(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: str,
+    problem: str,
+    task: str,
+) -> None:
+    (rig.central / "butler.yaml").write_text(settings)
+    order = CatchupOrder(config=rig.config, items=()).model_dump_json(by_alias=True)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(order.encode())))
+    monkeypatch.setattr(sys, "argv", ["catchup", task])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == ExitCode.CONFIG
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(f"ppctl: butler.central: {rig.central} cannot be opened: {problem}", last), last
 
 
 def test_a_raw_that_only_the_central_repo_has_is_used(rig: Rig, tmp_path: Path) -> None:

@@ -599,11 +599,15 @@ def test_a_worker_spools_images_uncompressed_if_they_are_packed(
     assert [ref.datasetType.name for ref in info.provenance.inputs] == ["raw"]
 
 
+@pytest.mark.parametrize("plain", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("runs", [(IMAGE_RUN, RUN), (RUN, IMAGE_RUN)])
 def test_a_run_that_has_only_what_is_packed_keeps_its_place_in_the_chain(
-    site: Site, runs: tuple[str, ...]
+    site: Site, runs: tuple[str, ...], plain: tuple[bool, ...]
 ) -> None:
-    spools = [site.write(each, site.outputs(each, IMAGE_RUN), runs=runs) for each in range(2)]
+    spools = [
+        site.write(detector, site.outputs(detector, IMAGE_RUN), runs=runs, plain=each)
+        for detector, each in enumerate(plain)
+    ]
     with closing(site.exporter()) as exporter:
         assert not exporter.export(spools).refused
         until_exported(exporter, spools)

@@ -49,6 +49,13 @@ memory = mmap.mmap(descriptor, {SIZE_BYTES}, mmap.MAP_PRIVATE)
 sum(memory[place] for place in range(0, {SIZE_BYTES}, 4096))
 print("ready", flush=True)
 """
+MAP_BESIDE_HELD = f"""
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+ctypes.memset(libc.mmap(None, {SIZE_BYTES}, 3, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, -1, 0), 1, {SIZE_BYTES})
+{HOLD}
+"""
 MAP_TWICE = f"""
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 os.posix_fallocate(descriptor, 0, {SIZE_BYTES})
@@ -140,6 +147,11 @@ def test_pages_of_open_files_are_not_searched(folders, monkeypatch):
     with worker(MAP_HELD) as pid:
         assert memory_bound(pid).shared > SIZE_BYTES * 0.9
         assert measured(folders, pid) == [1]
+
+
+def test_mapped_memory_counts_beside_open_files_of_which_nothing_is_mapped(folders):
+    with worker(MAP_BESIDE_HELD) as pid:
+        assert measured(folders, pid) == [2]
 
 
 def test_a_part_that_a_worker_maps_several_times_counts_once(folders, file):

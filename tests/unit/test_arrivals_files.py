@@ -8,6 +8,8 @@ import json
 import mmap
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -305,6 +307,23 @@ def test_a_writer_that_opens_the_file_during_the_check_does_not_end_this_process
     assert checked([place], structure=False, writers=True).written is False
     assert refused
     os.close(os.open(place.path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_file_with_a_lease_is_waited_for(tmp_path):
+    """As a server of files has one until its client has written all, also of one that is closed."""
+    place = put(tmp_path / "raw/x.fits", fits())
+    code = f"""
+import fcntl, os, signal
+file = os.open({place.path!r}, os.O_RDWR)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+signal.sigwait([signal.SIGIO])
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"leased\n"
+        state = state_of(place)
+    assert (state.problem, state.intact) == ("", True)
 
 
 def test_where_the_kernel_does_not_tell_nothing_is_known(tmp_path, monkeypatch):

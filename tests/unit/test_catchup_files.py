@@ -328,6 +328,15 @@ def test_what_a_daemon_refused_before_it_ended_is_not_marked(night, monkeypatch)
     assert states[0] == before | dict.fromkeys(keys, "running")
 
 
+@pytest.mark.parametrize("outcome", ["done", "failed"])
+def test_a_journal_that_is_not_written_is_reported_once(night, monkeypatch, capsys, outcome):
+    work, states = without_daemon(night, monkeypatch, outcome)
+    before = marks_of(night)
+    work.run(chosen(night)[0], "pipetask", 1, None)
+    assert capsys.readouterr().err.count("the daemon does not run") == 1
+    assert states == [before] * 2
+
+
 def test_a_journal_that_is_not_written_is_reported_and_done_later(night, monkeypatch, capsys):
     work, _ = without_daemon(night, monkeypatch)
     work.check(chosen(night)[0])

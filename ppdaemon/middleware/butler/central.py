@@ -28,7 +28,7 @@ from lsst.daf.butler import (
 )
 from lsst.resources import ResourcePath
 
-from ppdaemon.errors import VisitFailed
+from ppdaemon.errors import ConfigError, VisitFailed
 from ppdaemon.middleware.butler.failures import DATABASE_ERRORS, describe, is_out_of_space
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.states import Outcome
@@ -42,6 +42,7 @@ __all__ = (
     "existing_collections",
     "known_dataset_type",
     "observed_databases",
+    "open_central",
     "own_storage_classes",
     "recorded_engines",
 )
@@ -96,6 +97,25 @@ class ParsedConfig:
             if parsed.uri == uri and parsed.file.read() == parsed.text:
                 return parsed
         return None
+
+
+def open_central(uri: str, *, writeable: bool = False) -> Butler:
+    """Open the central repo ``butler.central``.
+
+    Raises `~ppdaemon.errors.ConfigError` if its configuration, driver or version does not fit, and one of
+    `~ppdaemon.middleware.butler.failures.DATABASE_ERRORS` if it cannot be reached.
+    """
+    try:
+        return Butler.from_config(uri, writeable=writeable)
+    except DATABASE_ERRORS:
+        raise
+    except Exception as error:
+        action = "correct its configuration (butler.yaml), or name another repo"
+        if isinstance(error, ImportError):
+            action = "install this driver, or name another one in its registry.db"
+        elif isinstance(error, RuntimeError):  # other tables, or a class that is not there
+            action = "use the version of the stack that has made it, or name another repo"
+        raise ConfigError([f"butler.central: {uri} cannot be opened: {describe(error)}; {action}"]) from error
 
 
 def own_storage_classes(uri: str) -> dict[str, Any]:

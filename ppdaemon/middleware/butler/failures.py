@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy.exc
+import yaml
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.states import Outcome
@@ -46,9 +47,10 @@ def encodable(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, such as ``OperationalError: database is locked``, without
-    what the Butler adds about names of repos.
+    what the Butler adds about names of repos; of invalid YAML all lines, which have file and position.
     """
-    lines = encodable(str(error)).strip().splitlines()
+    text = encodable(str(error)).strip()
+    lines = [" ".join(text.split())] if isinstance(error, yaml.YAMLError) else text.splitlines()
     if not lines:
         return type(error).__name__
     return f"{type(error).__name__}: {_ALIASES.sub('', lines[0])}"

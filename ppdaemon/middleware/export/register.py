@@ -392,10 +392,10 @@ def _exists(butler: Butler, dataset: NewDataset) -> bool:
 
 def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
     """Prepend new runs to the chain of the day; do not move the others."""
-    runs_of: dict[str, dict[str, None]] = {}
+    runs_of: dict[str, list[str]] = {}
     for manifest in manifests:
         for chain, runs in manifest.chains.items():
-            runs_of.setdefault(chain, {}).update(dict.fromkeys(runs))
+            _merge(runs_of.setdefault(chain, []), runs)
     for chain, needed in runs_of.items():
         try:
             (info,) = butler.collections.query_info(chain)
@@ -406,3 +406,15 @@ def _extend_chains(butler: Butler, manifests: Iterable[Manifest]) -> None:
         new = [run for run in needed if run not in present]
         if new:
             butler.collections.prepend_chain(chain, new)
+
+
+def _merge(chain: list[str], runs: Sequence[str]) -> None:
+    """Add the runs of another manifest to a chain, each before the one that follows it there: some manifests
+    begin behind runs whose images are still to be packed.
+    """
+    place = len(chain)
+    for run in reversed(runs):
+        if run in chain:
+            place = chain.index(run)
+        else:
+            chain.insert(place, run)

@@ -384,7 +384,7 @@ class Arrivals:
                 reader,
                 exposures,
                 partial(self._late, after_s),
-                self._completion.delivered,
+                stores.is_known,
                 stores.on_sighting,
                 self._clock,
                 self._counts,

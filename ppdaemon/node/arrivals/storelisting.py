@@ -17,6 +17,7 @@ from ppdaemon.clock import Clock, day_obs
 from ppdaemon.errors import BadMessage
 from ppdaemon.node.arrivals.counts import ErrorCounts
 from ppdaemon.node.arrivals.exposurefacts import ExposureFactsCache
+from ppdaemon.node.arrivals.pending import ExposureFacts
 from ppdaemon.node.arrivals.roots import RawRoot, RawRoots, Sighting
 from ppdaemon.node.processes.reader import ReaderProcess
 from ppdaemon.raws.layout import Layout, SearchFolder
@@ -67,7 +68,7 @@ class _Found:
 class StoreListing:
     """Lists stores for the raws that `late` returns, and calls `take` with what it finds.
 
-    `delivered` returns whether a raw needs no listing. `remember_s` is for how long a found raw is a problem.
+    `known` returns whether a raw needs no listing. `remember_s` is for how long a found raw is a problem.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class StoreListing:
         reader: ReaderProcess,
         exposures: ExposureFactsCache,
         late: Callable[[], Sequence[ExpectedRaws]],
-        delivered: Callable[[RawName], bool],
+        known: Callable[[RawName], bool],
         take: Callable[[Sighting], None],
         clock: Clock,
         counts: ErrorCounts,
@@ -86,7 +87,7 @@ class StoreListing:
         self._reader = reader
         self._exposures = exposures
         self._late = late
-        self._delivered = delivered
+        self._known = known
         self._take = take
         self._clock = clock
         self._counts = counts
@@ -152,9 +153,7 @@ class StoreListing:
         if looked is None:
             return True
         facts = None if looked.image is None else self._exposures.cached(looked.image)
-        if facts is not None and parent_group(facts.group) not in {expected.group for expected in late}:
-            return False
-        return self._clock.mono() - looked.at >= AGAIN_S
+        return (facts is None or _are_of(facts, late)) and self._clock.mono() - looked.at >= AGAIN_S
 
     async def _look_into(self, root: RawRoot, folder: str, late: Sequence[ExpectedRaws]) -> int:
         """List a folder of an exposure, and take its files; return how many raws no notice has named."""
@@ -169,21 +168,31 @@ class StoreListing:
         self._looked[root.path, folder] = _Looked(self._clock.mono(), images[0].name if images else None)
         if len(self._looked) > MAX_LOOKED:
             self._looked.popitem(last=False)
-        if all(self._delivered(image.name) for image in images):
+        if all(self._known(image.name) for image in images):
             return 0
         await asyncio.sleep(NOTICE_WAIT_S)
-        missed = [image for image in images if not self._delivered(image.name)]
-        # Sidecars first: an exposure whose facts are known needs no further read.
+        missed = [image for image in images if not self._known(image.name)]
+        if not missed or not await self._is_late(missed[0], late):
+            return 0
         for sighting in [each for each in sightings if each.name.kind is not RawFileKind.IMAGE] + missed:
             self._take(sighting)
-        if missed:
-            found = self._found[root.path]
-            found.raws, found.last = found.raws + len(missed), self._clock.mono()
-            self._counts.warn(
-                "listed",
-                f"{root.path}/{folder}: {len(missed)} raws without a notice were found by listing: {ADVICE}",
-            )
+        found = self._found[root.path]
+        found.raws, found.last = found.raws + len(missed), self._clock.mono()
+        self._counts.warn(
+            "listed",
+            f"{root.path}/{folder}: {len(missed)} raws without a notice were found by listing: {ADVICE}",
+        )
         return len(missed)
+
+    async def _is_late(self, image: Sighting, late: Sequence[ExpectedRaws]) -> bool:
+        """Return whether an exposure is of a visit that waits. The notices of others may have come before
+        this node was started.
+        """
+        try:
+            facts = await self._exposures.facts(image.name, image.file)
+        except TimeoutError:  # it is read again when the image is taken
+            return True
+        return facts is not None and _are_of(facts, late)
 
     def _sighting(self, root: RawRoot, relative: str) -> Sighting | None:
         try:
@@ -199,6 +208,10 @@ class StoreListing:
         except (FileNotFoundError, BadMessage):
             return [], []
         return content.get("folders", []), content.get("files", [])
+
+
+def _are_of(facts: ExposureFacts, late: Sequence[ExpectedRaws]) -> bool:
+    return parent_group(facts.group) in {expected.group for expected in late}
 
 
 def prefixes_of(layout: Layout, expected: ExpectedRaws) -> tuple[SearchFolder, ...]:

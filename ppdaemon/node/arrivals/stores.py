@@ -76,6 +76,10 @@ class StoreArrivals:
             return
         self.on_sighting(Sighting(source, *located, confirmed=True), object_.version)
 
+    def is_known(self, name: RawName) -> bool:
+        """Return whether a raw was delivered, or its group is being read."""
+        return self.completion.delivered(name) or name.detector in self._images.get(_key(name), ())
+
     def on_sighting(self, sighting: Sighting, version: str = "") -> None:
         """Handle an object that was reported or found."""
         match sighting.name.kind:

@@ -22,7 +22,7 @@ type FileKey = tuple[int, int]
 """Device and inode."""
 
 MANY_BYTES = 16_000_000
-"""Mapped shared memory is searched for files if it exceeds by this what the open ones have."""
+"""Mapped files in memory that are not open, and are not larger than this together, are not searched for."""
 KERNEL_DEVICE = os.makedev(0, 1)
 """Device of memfd files, System V segments and shared anonymous memory."""
 KERNEL_FILES = ("/memfd:", "/SYSV", "/dev/zero")
@@ -105,8 +105,8 @@ class MemoryFiles:
         found: dict[FileKey, int] = {}
         for pid in pids:
             found |= (held := self.held(pid))
-            # Those that are open need no search, which takes some 20 ms: a worker has its inputs in them.
-            if memory_bound(pid).shared > MANY_BYTES + sum(held.values()):
+            # A search takes some 20 ms, to list what is mapped 3: a worker has its inputs in open files.
+            if memory_bound(pid).shared > MANY_BYTES and self._unheld(pid, held) > MANY_BYTES:
                 found = self.mapped(pid) | found  # the size of an open file is exact
         return found
 
@@ -126,6 +126,17 @@ class MemoryFiles:
                     if facts.st_dev in self.devices and stat.S_ISREG(facts.st_mode):
                         found[facts.st_dev, facts.st_ino] = facts.st_blocks * 512
         return found
+
+    def _unheld(self, pid: int, held: Container[FileKey]) -> int:
+        """Return the size of the mappings of files that are not open, without how much of it is present."""
+        parts: defaultdict[FileKey, list[tuple[int, int]]] = defaultdict(list)
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as stream:
+            for line in stream:
+                addresses, _, rest = line.partition(" ")
+                key = self._key(rest)
+                if key is not None and key not in held:
+                    parts[key].append(_part(addresses, rest))
+        return sum(map(_union_bytes, parts.values()))
 
     def mapped(self, pid: int) -> dict[FileKey, int]:
         """Return the present pages of mapped files, see proc_pid_smaps(5). A part that is mapped
