@@ -46,8 +46,11 @@ def encodable(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, such as ``OperationalError: database is locked``, without
-    what the Butler adds about names of repos.
+    what the Butler adds about names of repos. Of a group, which has an exception for each file that cannot
+    be copied, the first.
     """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     lines = encodable(str(error)).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -55,8 +58,10 @@ def describe(error: BaseException) -> str:
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that caused it, means a full disk or quota."""
+    """Return whether an exception, one in its group, or one that caused it, means a full disk or quota."""
     while error is not None:
+        if isinstance(error, BaseExceptionGroup) and any(map(is_out_of_space, error.exceptions)):
+            return True
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         # Of a copied folder: the texts of all errors, without a cause.
