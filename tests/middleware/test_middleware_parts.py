@@ -211,6 +211,8 @@ def test_a_full_disk_is_recognized_as_the_cause_of_other_exceptions(tmp_path: Pa
     wrapped.__cause__ = full
     assert is_out_of_space(full)
     assert is_out_of_space(wrapped)
+    assert is_out_of_space(ExceptionGroup("of files", [ValueError(), ExceptionGroup("of others", [wrapped])]))
+    assert not is_out_of_space(ExceptionGroup("of files", [ValueError()]))
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo" / "file").touch()
     for code, is_full in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
@@ -223,6 +225,7 @@ def test_a_full_disk_is_recognized_as_the_cause_of_other_exceptions(tmp_path: Pa
 
 def test_exceptions_are_described_in_one_line() -> None:
     assert describe(ValueError("first\nsecond")) == "ValueError: first"
+    assert describe(ExceptionGroup("of files", [ValueError("first"), KeyError()])) == "ValueError: first"
     assert describe(KeyError()) == "KeyError"
 
 

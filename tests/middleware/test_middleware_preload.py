@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Preloads: what is searched, copied, cached and missing, and which repo an error is attributed to."""
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from astropy.table import Table
 from clocks import FakeClock
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+from lsst.resources.file import FileResourcePath
 from sqlalchemy.exc import DatabaseError
 from toycam import DAY, EPOCH, NAME, MakeRig, Rig, load_toy_camera
 
@@ -21,6 +23,7 @@ from ppdaemon.errors import VisitFailed
 from ppdaemon.messages import Prepare, Process
 from ppdaemon.middleware.butler.central import CentralReader, Definitions, known_dataset_type
 from ppdaemon.middleware.butler.datafiles import without_member
+from ppdaemon.middleware.butler.failures import ramdisk_full_errors
 from ppdaemon.middleware.butler.repo import LocalRepo
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.pipelines.graph import PipelineLibrary
@@ -492,6 +495,35 @@ def test_a_file_that_is_gone_fails_the_preload_until_it_is_back(
     assert (caught.value.outcome, caught.value.retriable) == (Outcome.PRELOAD_FAILED, True)
     away.rename(own_central / NAME)
     assert len(context.fetch(order)) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), Outcome.PRELOAD_FAILED),
+        (OSError(errno.ENOSPC, "No space left on device"), Outcome.RAMDISK_FULL),
+    ],
+)
+def test_datasets_of_several_files_are_copied_whole_or_fail_the_preload(
+    contexts: MakeContext,
+    own_central: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    outcome: Outcome,
+) -> None:
+    context = contexts(central=own_central)
+    order = context.order(main="Short", before="")
+    plan = replace(context.find(order), files={})  # as if each dataset had several files
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileResourcePath, "transfer_from", fail)
+        with pytest.raises(VisitFailed, match=f": {type(error).__name__}: ") as caught, ramdisk_full_errors():
+            context.fetch(order, plan)
+    assert (caught.value.outcome, caught.value.retriable) == (outcome, True)
+    assert len(context.fetch(order, plan)) == 2
 
 
 def test_a_worker_that_misses_a_file_lets_all_of_its_host_locate_files_again(

@@ -220,6 +220,28 @@ def test_a_datastore_that_does_more_is_left_to_the_butler(
 
 
 @ON_SQLITE
+def test_a_spool_with_a_type_that_the_datastore_rejects_is_quarantined_until_it_does_not(
+    central: Central, spools: list[Path], tmp_path: Path
+) -> None:
+    bad, refused = spools[0], tmp_path / "refused"
+
+    def export() -> tuple[tuple[str, ...], tuple[str, ...]]:
+        with closing(CentralExporter(str(central.root), Clock(), "node1", refused)) as exporter:
+            found = exporter.export([bad])
+        return found.spools, found.refused
+
+    configured(central, constraints={"reject": ["toy_image"]})
+    assert export() == ((), (str(bad),))
+    note = (refused / bad.name / REFUSAL).read_text()
+    assert "the datastore's constraints, in butler.yaml, reject a type of export.types: " in note
+    assert "toy_image" in note
+    configured(central, constraints={"reject": ["nothing"]})
+    (refused / bad.name).rename(bad)
+    assert export() == ((str(bad),), ())
+    assert [detector for detector, _ in outputs(central, "toy_image")] == [1]
+
+
+@ON_SQLITE
 def test_tables_of_another_version_are_left_to_the_butler(
     central: Central, monkeypatch: pytest.MonkeyPatch
 ) -> None:

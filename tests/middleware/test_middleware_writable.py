@@ -118,3 +118,14 @@ def test_a_missing_mark_is_found_before_the_night(central: Central) -> None:
     assert levels == ("ok", "error", "ok")
     assert "run 'ppctl export init' once" in texts[1]
     assert not (central.root / MARK).exists(), "nothing is written"
+
+
+@ON_SQLITE
+def test_constraints_of_the_datastore_are_found_before_the_night(central: Central) -> None:
+    settings = central.root / "butler.yaml"
+    document = yaml.safe_load(settings.read_text())
+    document.setdefault("datastore", {})["constraints"] = {"reject": ["toy_image"]}
+    settings.write_text(yaml.safe_dump(document))
+    levels, texts = zip(*found_in(central), strict=True)
+    assert levels == ("ok", "warning", "ok")
+    assert texts[1].endswith("the datastore does not take all dataset types: {'reject': ['toy_image']}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from centrals import ON_SQLITE, Central
 from enginecompare import EXPOSURE
 from kafkacluster import KafkaCluster, kafka_cluster
@@ -18,6 +19,7 @@ from toycam import GROUP, NAME, MakeRig
 from ppdaemon.clock import Clock
 from ppdaemon.config import ExportConfig, WriterConfig
 from ppdaemon.errors import Unavailable
+from ppdaemon.folders import REFUSAL
 from ppdaemon.messages import Process
 from ppdaemon.middleware import work
 from ppdaemon.middleware.export import writer as module
@@ -287,3 +289,13 @@ def test_a_spool_that_the_datastore_refuses_does_not_hold_up_the_others(
     exported = exporter.export([bad, good])
     assert (exported.spools, exported.refused) == ((str(good),), (str(bad),))
     assert cluster.read(TOPIC, 1)
+
+
+def test_a_spool_with_a_type_that_the_datastore_rejects_is_quarantined(site: Site) -> None:
+    path = site.root / "butler.yaml"
+    config = yaml.safe_load(path.read_text())
+    config.setdefault("datastore", {})["constraints"] = {"reject": ["toy_image"]}
+    path.write_text(yaml.safe_dump(config))
+    spool = site.spool()
+    assert site.exporter().export([spool]).refused == (str(spool),)
+    assert "reject a type of export.types: " in (site.refused / spool.name / REFUSAL).read_text()

@@ -47,8 +47,11 @@ def encodable(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, such as ``OperationalError: database is locked``, without
-    what the Butler adds about names of repos; of invalid YAML all lines, which have file and position.
+    what the Butler adds about names of repos; of invalid YAML all lines, which have file and position. Of a
+    group, which has an exception for each file that cannot be copied, the first.
     """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     text = encodable(str(error)).strip()
     lines = [" ".join(text.split())] if isinstance(error, yaml.YAMLError) else text.splitlines()
     if not lines:
@@ -57,8 +60,10 @@ def describe(error: BaseException) -> str:
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that caused it, means a full disk or quota."""
+    """Return whether an exception, one in its group, or one that caused it, means a full disk or quota."""
     while error is not None:
+        if isinstance(error, BaseExceptionGroup) and any(map(is_out_of_space, error.exceptions)):
+            return True
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         # Of a copied folder: the texts of all errors, without a cause.

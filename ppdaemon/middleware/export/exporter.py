@@ -46,7 +46,7 @@ _REPO_ERRORS = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError, OSError)
 """All errors of the database and of the datastore's filesystem; those that are not data
 errors mean that they are not available or not writable."""
 
-_SPOOL_ERRORS = (*_DATA_ERRORS, ButlerUserError, ConflictingDefinitionError)
+_SPOOL_ERRORS = (*_DATA_ERRORS, BadMessage, ButlerUserError, ConflictingDefinitionError)
 """Errors caused by the spool itself. Any other error is attributed to the spool
 only if the central repo accepted another spool in the same export."""
 

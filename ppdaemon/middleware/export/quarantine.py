@@ -6,12 +6,15 @@ import logging
 import shutil
 from pathlib import Path
 
+from lsst.daf.butler import DatasetTypeNotSupportedError
+
 from ppdaemon import log
 from ppdaemon.durable import sync
+from ppdaemon.errors import BadMessage
 from ppdaemon.folders import REFUSAL, NodeFolders, move_spool
 from ppdaemon.middleware.butler.failures import describe
 
-__all__ = ("quarantine",)
+__all__ = ("quarantine", "rejection")
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +54,13 @@ def quarantine(spool: Path, error: Exception, refused: Path, uri: str) -> None:
         # The new entry first: a power failure must not lose both.
         sync(refused)
         sync(spool.parent)
+
+
+def rejection(error: DatasetTypeNotSupportedError) -> BadMessage:
+    """Return the reason for a spool with a dataset that the datastore does not accept."""
+    return BadMessage(
+        f"the datastore's constraints, in butler.yaml, reject a type of export.types: {describe(error)}"
+    )
 
 
 def _note(spools: Path, uri: str, reason: str) -> str:

@@ -29,6 +29,7 @@ from lsst.daf.butler import (
     CollectionType,
     DatasetRef,
     DatasetType,
+    DatasetTypeNotSupportedError,
     DimensionRecord,
     MissingCollectionError,
 )
@@ -44,6 +45,7 @@ from ppdaemon.middleware.export.manifest import Manifest
 from ppdaemon.middleware.export.mark import DatastoreMark
 from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile, Place
 from ppdaemon.middleware.export.owners import Owners
+from ppdaemon.middleware.export.quarantine import rejection
 from ppdaemon.middleware.export.spool import image_types
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.raws.visits import insert_records
@@ -324,7 +326,9 @@ class Registrar:
         files: Sequence[NewFile],
         copies: Mapping[str, str],
     ) -> None:
-        """Insert records and ingest files, all or nothing."""
+        """Insert records and ingest files, all or nothing. Raises `~ppdaemon.errors.BadMessage` if the
+        datastore does not accept a dataset.
+        """
         with butler.transaction():
             insert_records(butler, records)
             if not files:
@@ -337,7 +341,10 @@ class Registrar:
                     file_dataset(Path(copies[file.path]), file.refs(), file.spooled.formatter)
                     for file in files
                 ]
-                butler.ingest(*datasets, transfer="move" if local else "copy")
+                try:
+                    butler.ingest(*datasets, transfer="move" if local else "copy")
+                except DatasetTypeNotSupportedError as error:
+                    raise rejection(error) from error
                 if local:
                     _sync_names(butler, [ref for each in datasets for ref in each.refs])
             # Before the commit: a dataset that is registered is on the disk, and the next export

@@ -59,7 +59,12 @@ def findings(uri: str) -> Iterator[Finding]:
                 yield _error(problem)
         except sqlalchemy.exc.SQLAlchemyError as error:
             yield _error(f"{uri} cannot be read: {describe(error)}")
-        namespace = ButlerConfig(uri)["registry"].get("namespace")
+        config = ButlerConfig(uri)
+        if constraints := config["datastore"].get("constraints"):
+            text = f"{uri}: the datastore does not take all dataset types: {constraints.toDict()}"
+            action = "outputs of export.types that it rejects are quarantined: compare the two"
+            yield {"level": "warning", "text": text, "action": action}
+        namespace = config["registry"].get("namespace")
         for engine in engines:
             try:
                 with engine.connect() as db:

@@ -19,6 +19,7 @@ import pydantic
 from lsst.daf.butler import (
     ButlerConfig,
     DatasetRef,
+    DatasetTypeNotSupportedError,
     Datastore,
     DimensionUniverse,
     FileDataset,
@@ -43,7 +44,7 @@ from ppdaemon.middleware.export.exporter import CentralExporter
 from ppdaemon.middleware.export.manifest import Manifest, SpooledFile, read_manifest
 from ppdaemon.middleware.export.mark import COMMAND, MARK
 from ppdaemon.middleware.export.packing import Packer
-from ppdaemon.middleware.export.quarantine import quarantine
+from ppdaemon.middleware.export.quarantine import quarantine, rejection
 from ppdaemon.middleware.export.spool import check_files, give_up_oldest_images, image_types
 from ppdaemon.middleware.export.syncing import sync_all
 from ppdaemon.middleware.run.initoutputs import record_exported
@@ -219,6 +220,8 @@ class WriterExporter:
             placed = list(datastore.export(new, directory=None, transfer=None))
         except (BadMessage, Unavailable):
             raise
+        except DatasetTypeNotSupportedError as error:
+            raise rejection(error) from error
         except Exception as error:  # each kind of store raises others
             text = f"the datastore of {self._uri} cannot be written to: {describe(error)}"
             raise (Unavailable if isinstance(error, OSError) else _Suspect)(text) from error

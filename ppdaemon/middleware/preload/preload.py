@@ -30,7 +30,13 @@ from ppdaemon.middleware.preload.cache import CacheStats, SharedCache
 from ppdaemon.middleware.preload.findings import PreloadPlan
 from ppdaemon.middleware.preload.questions import HostQuestions, Turn
 from ppdaemon.middleware.preload.search import Found, warn_of_unsearched
-from ppdaemon.middleware.preload.transfer import MissingFile, add, input_collections, take_files
+from ppdaemon.middleware.preload.transfer import (
+    MissingFile,
+    add,
+    copy_datasets,
+    input_collections,
+    take_files,
+)
 from ppdaemon.middleware.raws.header import ExposureHeader
 from ppdaemon.middleware.raws.regions import Footprint
 from ppdaemon.states import Outcome
@@ -184,24 +190,24 @@ class Preload:
     ) -> None:
         """Copy datasets."""
         refs = list({ref.id: ref for each in found for ref in each.refs}.values())
-        with timings.timed("cache"):
-            try:
-                files = take_files(refs, plan.files, self._cache, repo.files, stats)
-            except MissingFile:
-                # The worker that has found the location, also for others, is to query it again.
-                self._questions.renew()
-                raise
         rest = [ref for ref in refs if ref.id not in plan.files]
 
         def copy_rest(butler: Butler) -> None:
             if rest:
                 with self._central.copying(timings) as central:
-                    butler.transfer_from(central, rest, transfer="copy")
+                    copy_datasets(rest, central, butler)
 
-        with timings.timed("register"):
-            add(repo, found, files, plan.collection_types, copy_rest)
-            if rest:
-                repo.write_registry()  # now: the central repo may be away when it is needed
+        try:
+            with timings.timed("cache"):
+                files = take_files(refs, plan.files, self._cache, repo.files, stats)
+            with timings.timed("register"):
+                add(repo, found, files, plan.collection_types, copy_rest)
+                if rest:
+                    repo.write_registry()  # now: the central repo may be away when it is needed
+        except MissingFile:
+            # The worker that has found the location, also for others, is to query it again.
+            self._questions.renew()
+            raise
 
     def _needs(
         self, pipelines: Iterable[LoadedPipeline], repo: Definitions, reasons: list[str]

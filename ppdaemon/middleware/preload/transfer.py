@@ -27,7 +27,7 @@ from ppdaemon.middleware.preload.search import Found, Search
 from ppdaemon.middleware.raws.visits import insert_records
 from ppdaemon.states import Outcome
 
-__all__ = ("MissingFile", "add", "input_collections", "take_files")
+__all__ = ("MissingFile", "add", "copy_datasets", "input_collections", "take_files")
 
 
 class MissingFile(VisitFailed):
@@ -71,6 +71,18 @@ def take_files(
         else:
             taken.append(LocatedFile(target, file.formatter, tuple(members)))
     return taken
+
+
+def copy_datasets(refs: Sequence[DatasetRef], source: Butler, target: Butler) -> None:
+    """Copy datasets with all of their files, or none. Raises `MissingFile` if a file cannot be copied; an
+    error of a full disk is raised unchanged.
+    """
+    try:
+        target.transfer_from(source, refs, transfer="copy")
+    except ExceptionGroup as error:  # whatever failed, also a single file
+        if is_out_of_space(error):
+            raise
+        raise MissingFile(f"{len(refs)} datasets cannot be copied: {describe(error)}") from error
 
 
 def add(
