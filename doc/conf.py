@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"ppdaemon\.(selection\.(Image|Coord)Type|camera\.SkyPoint|yamlfile\.KeyPath"
-        r"|reports\.(common\.ProblemSource|requests\.CatchupState))",
+        r"|reports\.(common\.ProblemSource|requests\.CatchupState)|messages\.reader\.ReadKind)",
     ),  # type statements
 ]
 suppress_warnings = ["ref.python"]  # the builtin ``type`` and the many fields of this name

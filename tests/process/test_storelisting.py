@@ -215,6 +215,16 @@ def test_a_store_that_cannot_be_listed_is_named(tmp_path, server):
     run(body)
 
 
+def test_an_error_that_ends_the_listing_is_seen(tmp_path, server):
+    async def body():
+        async with ListingCatcher().catching(tmp_path, server) as catcher:
+            catcher.late = [None]
+            await catcher.until(lambda: not catcher.listing.live)
+            assert (catcher.listing.note, catcher.count("internal")) == ("ended by an error, see the log", 1)
+
+    run(body)
+
+
 def test_a_visit_whose_notice_never_comes_is_processed_and_the_status_says_why(tmp_path, socket_dir, server):
     arrivals = {"remote": [{"uri": f"s3://{BUCKET}/raw"}], "list_s": 0.5}
     with PlayedRelay() as relay:

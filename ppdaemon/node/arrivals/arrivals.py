@@ -50,6 +50,8 @@ MAX_TASKS = 20_000
 """With more tasks, sidecars and lists of detectors are not read when they are sighted."""
 STOP_S = 3.0
 """Time for closing the watches; a filesystem that hangs would block the stop."""
+ENDED = "ended by an error, see the log"
+"""Note of a source whose task has failed."""
 
 
 class Arrivals:
@@ -120,6 +122,7 @@ class Arrivals:
         self._reader = reader
         self._late = late
         self._listing: StoreListing | None = None
+        self._listing_task: asyncio.Task[None] | None = None
         self._stores = None if reader is None else self._new_stores(reader, instruments)
         self._source_tasks: dict[str, asyncio.Task[None]] = {}
         self._listener_tasks: dict[str, asyncio.Task[None]] = {}
@@ -141,7 +144,7 @@ class Arrivals:
         if self._reader is not None:
             self._reader.start()
         if self._listing is not None:
-            self._spawn(self._listing.run())
+            self._listing_task = self._spawn(self._listing.run())
         self._source_tasks = {path: self._spawn(source.run()) for path, source in self._sources.items()}
 
     async def stop(self) -> None:
@@ -174,7 +177,7 @@ class Arrivals:
         """
         report = self._completion.latencies.report
         sources = [
-            report(state.name, live=False, note="ended by an error, see the log")
+            report(state.name, live=False, note=ENDED)
             if path in self._source_tasks and self._source_tasks[path].done()
             else report(state.name, live=state.live, note=state.note)
             for path, source in self._sources.items()
@@ -190,7 +193,11 @@ class Arrivals:
             elsewhere = "; ".join(filter(None, (link.note, self._elsewhere[name].note)))
             sources.append(report(name, live=live, note=elsewhere, last_notice_s=link.last_notice_s))
         if self._listing is not None:
-            sources += [report(name, live=live, note=note) for name, live, note in self._listing.states()]
+            ended = self._listing_task is not None and self._listing_task.done()
+            sources += [
+                report(name, live=False, note=ENDED) if ended else report(name, live=live, note=note)
+                for name, live, note in self._listing.states()
+            ]
         if self._reader is not None:
             sources.append(report("reader", live=self._reader.live, note=self._reader.note))
         return tuple(sources)
