@@ -136,6 +136,7 @@ def test_visits_of_a_bucket_whose_topic_tells_nothing_are_found_by_listing(tmp_p
                 assert relay.outcome(group).outcome == Outcome.SUCCEEDED, node.story()
         finally:
             node.stop()
+            gateway.close()
 
 
 def test_a_persistent_topic_lets_uploads_go_on_while_the_bridge_is_stopped(notified):
