@@ -63,6 +63,6 @@ def _of_other_version(path: Path, db: sqlite3.Connection, error: sqlite3.Error) 
         return f"{path} is empty: the program whose file it is has never written to it"
     (version,) = db.execute("PRAGMA user_version").fetchone()
     return (
-        f"{path} cannot be read: {error}; its schema version is {version}: use the ppctl of the"
-        " ppdaemon that wrote it"
+        f"{path} cannot be read: {error}; its schema version is {version}:"
+        " use the ppctl of the ppdaemon that wrote it"
     )
