@@ -73,15 +73,20 @@ After a change in these folders: systemctl reload pprelay"""
 def _send_request(
     daemon: "ControlClient", request: "Model", done: str, as_json: bool, *, timeout_s: float | None = None
 ) -> None:
-    import pydantic
-
     data = daemon.ask(request, timeout_s=timeout_s)
     if as_json:
-        click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
+        _print_json(data)
     else:
         # The answer to a reload has a line for each warning.
         lines = map(plain, data.splitlines()) if isinstance(data, str) else [done]
         click.echo("\n".join(lines))
+
+
+def _print_json(data: Any) -> None:
+    """Print the answer to a request."""
+    import pydantic
+
+    click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
 
 
 def _node_of_relay(daemon: "Daemon | RelayDaemon", node: str | None) -> str | None:
@@ -124,15 +129,13 @@ def resume(daemon: "Daemon | RelayDaemon", node: str | None, as_json: bool) -> N
     Exit code 1: the drain has ended, but something else keeps visits away, such
     as a full state disk. It is printed.
     """
-    import pydantic
-
     from ppdaemon.reports import Resumed, ResumeNodeRequest, ResumeRequest
 
     name = _node_of_relay(daemon, node)
     data = daemon.ask(ResumeRequest() if name is None else ResumeNodeRequest(node=name))
     resumed = Resumed.model_validate(data)
     if as_json:
-        click.echo(pydantic.TypeAdapter[Any](Any).dump_json({"type": "ok", "data": data}).decode())
+        _print_json(data)
     elif resumed.closed:
         done = "the drain has ended; no visits are taken yet"
         click.echo("\n".join(f"{done}: {plain(text)}" for text in resumed.closed))
