@@ -22,8 +22,6 @@ from ports import free_ports
 
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("CephGateway", "ceph_gateway")
-
 START_S = 90.0
 COMMAND_S = 60.0
 CONFIGURATION = """\

@@ -3,8 +3,6 @@
 
 from ppdaemon.clock import Clock
 
-__all__ = ("FakeClock",)
-
 
 class FakeClock(Clock):
     """Both clocks of a process, moved by hand.

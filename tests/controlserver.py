@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ("ControlServer", "late", "status", "visit", "worker")
-
 ACCEPTED_TAI = 1_763_781_916.0
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from once import locked
 
-__all__ = ("DebianPrograms", "running_program", "unpacked")
-
 BUILD = Path(__file__).parents[1] / "build" / "debian"
 DOWNLOAD_S = 120.0
 END_S = 60.0

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ("MARK", "Possessions", "kill_left_over", "left_over", "possessions")
-
 MARK = "PPDAEMON_TEST"
 """Environment variable that identifies a test's orphaned descendants."""
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ("LONGEST_S", "refuse_long_waits")
-
 LONGEST_S = 0.5
 TESTS = str(Path(__file__).parent)
 

@@ -13,8 +13,6 @@ import boto3
 
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("Bucket", "moto_bucket")
-
 
 class Bucket:
     """A bucket, and how others reach its server."""

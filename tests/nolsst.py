@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Refuses imports of LSST code in a run for which it must not be needed."""
 
-__all__ = ("NoLsst",)
-
 
 class NoLsst:
     """A finder that fails where LSST code is imported; the first of ``sys.meta_path``."""

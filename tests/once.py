@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ("locked", "made_once", "shared_folder")
-
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the temporary folder that all test processes of the run share."""

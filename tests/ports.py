@@ -4,8 +4,6 @@
 import socket
 from contextlib import ExitStack
 
-__all__ = ("free_ports",)
-
 
 def free_ports(count: int) -> list[int]:
     """Return ports that are free now."""

@@ -5,8 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ("TEMPORARY",)
-
 ROOM_BYTES = 4 << 30
 """A run that passes has some hundred megabytes at a time; one that fails keeps more."""
 

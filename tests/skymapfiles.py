@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-__all__ = ("HEADER", "write_map")
-
 HEADER = {
     "PIXTYPE": "HEALPIX",
     "ORDERING": "RING",

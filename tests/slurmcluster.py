@@ -25,8 +25,6 @@ from ppdaemon.processes import process_tree, processes_with_variable
 from ppdaemon.testing.processes import title
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("HOSTS", "KILL_WAIT_S", "SlurmCluster", "slurm_cluster")
-
 HOSTS = ("n1", "n2")
 KILL_WAIT_S = 15
 START_S = 30.0

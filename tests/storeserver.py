@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ("Store", "serving")
-
 
 class Store:
     """What lies in the store, and what was asked of it."""

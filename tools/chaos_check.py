@@ -18,18 +18,6 @@ from ppdaemon.retries import HANDED_BACK
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 from ppdaemon.testing.played import VisitDetector
 
-__all__ = (
-    "RunRecords",
-    "Row",
-    "ReceivedOutcome",
-    "Violation",
-    "is_quiet",
-    "find_violations",
-    "read_exports",
-    "read_rows",
-    "read_writes",
-)
-
 LATE = frozenset({Outcome.PREPARE_TIMEOUT, Outcome.RUN_TIMEOUT, Outcome.EXPORT_TIMEOUT})
 """Outcomes that may also happen without a fault, on a busy machine."""
 

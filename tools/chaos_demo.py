@@ -22,8 +22,6 @@ from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
 from ppdaemon.testing.played import VisitDetector
 from ppdaemon.visit import NextVisit, read_next_visit
 
-__all__ = ("DemoScene",)
-
 DETECTOR = 4
 IMAGE_TIMEOUT_S = 20.0
 CADENCE = Cadence(every_s=60.0, lead_s=1.0, exposure_s=4.0, readout_s=0.5)

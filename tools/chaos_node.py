@@ -24,8 +24,6 @@ from ppdaemon.reports import StatusReport, WorkerRow
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.processes import ResourceUsage, title
 
-__all__ = ("ChaosNode",)
-
 MARK = "PPDAEMON_CHAOS"
 DAEMON = Path(__file__).with_name("chaos_daemon.py")
 # Includes the export of all spools.

@@ -12,19 +12,6 @@ from enum import StrEnum
 
 from ppdaemon.testing.work import WorkerFault
 
-__all__ = (
-    "CUTS",
-    "Fault",
-    "NODE_FAULTS",
-    "NODE_WORKER_FAULTS",
-    "PROCESS_FAULTS",
-    "Plan",
-    "ProcessFault",
-    "Visit",
-    "WORKER_FAULTS",
-    "make_plan",
-)
-
 
 class Fault(StrEnum):
     """Faults from outside the workers; their own faults have other names."""

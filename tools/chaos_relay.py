@@ -16,8 +16,6 @@ from ppdaemon.messages import ResultEntry, Results, VisitAccepted, VisitRefused
 from ppdaemon.testing.played import PlayedRelay, VisitDetector
 from ppdaemon.visit import NextVisit
 
-__all__ = ("ChaosRelay",)
-
 # Shorter than in reality, so that a short run has many of them.
 HEARTBEAT_S = 0.2
 RESEND_S = 0.5

@@ -28,8 +28,6 @@ from ppdaemon.states import BUSY_STATES, SlotState
 from ppdaemon.testing.played import VisitDetector
 from ppdaemon.testing.processes import ResourceUsage
 
-__all__ = ("ChaosFailed", "ChaosRun", "Report")
-
 # Faults come every 0.7 s: the loop must not delay them.
 STEP_S = 0.015
 # Quarantined slots must be restarted soon, or the run has too few workers.

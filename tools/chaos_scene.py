@@ -14,8 +14,6 @@ from ppdaemon.testing.played import VisitDetector
 from ppdaemon.testing.raws import RawWriter
 from ppdaemon.visit import NextVisit, read_next_visit
 
-__all__ = ("CENTRAL_REPO", "RunFolders", "Scene", "ScriptedScene")
-
 CAMERA = "DemoCam"
 IMAGE_TIMEOUT_S = 4.0
 # Short limits, so that each of them is reached in a short run.

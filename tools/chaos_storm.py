@@ -36,8 +36,6 @@ from ppdaemon.testing.played import ClientSockets, VisitDetector
 from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import RELAY, Telescope
 
-__all__ = ("Storm", "StormReport", "run_storm")
-
 DETECTORS = tuple(range(9))
 VISIT_EVERY_S = 1.3
 """Four nodes with six slots are rarely full, also on a busy machine with two cores."""

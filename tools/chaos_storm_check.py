@@ -10,8 +10,6 @@ from chaos_check import Row, Violation
 from ppdaemon.states import Outcome
 from ppdaemon.testing.played import VisitDetector
 
-__all__ = ("LedgerEntry", "StormRecords", "find_storm_violations")
-
 OF_THE_RELAY = frozenset({Outcome.CANCELLED, Outcome.EXPIRED, Outcome.INTERRUPTED})
 """Outcomes that the relay may decide for a visit-detector that no node has processed."""
 GIVEN_AWAY = ("withdrawn", "handed back")

@@ -14,8 +14,6 @@ from ppdaemon.testing.bridge import BridgeProcess
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.wire import decode, encode
 
-__all__ = ("Asker", "bridging")
-
 
 @contextmanager
 def bridging(folder: Path, **changes: Any) -> Iterator[BridgeProcess]:

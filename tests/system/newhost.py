@@ -24,8 +24,6 @@ from systemd_user import SYSTEMD, Instance
 
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("PATH", "PYTHON", "VARIABLES", "Host", "booted_host", "new_host", "what_is_missing")
-
 ROOT = Path(__file__).parents[2]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

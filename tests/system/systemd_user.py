@@ -17,8 +17,6 @@ import psutil
 
 from ppdaemon.testing.waiting import wait_until
 
-__all__ = ("SYSTEMD", "Instance", "instance", "what_is_missing")
-
 SYSTEMD = Path("/lib/systemd/systemd")
 UNITS = Path(__file__).parents[2] / "systemd"
 ENVIRONMENT = {"XDG_RUNTIME_DIR": "/run/user/0", "XDG_CONFIG_HOME": "/run/config"}

@@ -17,8 +17,6 @@ from poolbench.node import WORK, Node, node_config, running
 from arrivalbench.exposures import DISABLED_S, Workload
 from arrivalbench.writer import CAMERA, MakeFolders, RaceFolders, WriteBurst, WriteOld, Writer
 
-__all__ = ("measure_old_tree", "measure_races", "measure_storm")
-
 DETECTORS = 205
 POLL_S = 0.02
 STILL_S = 10.0

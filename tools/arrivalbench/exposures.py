@@ -16,8 +16,6 @@ from arrivalbench.results import source_results
 from arrivalbench.writer import CAMERA, Expose, Writer, Written
 from ppdaemon.states import SlotState
 
-__all__ = ("DISABLED_S", "SOURCES", "Workload", "measure_exposures")
-
 SOURCES = ("inotify", "burst", "zmq", "poll")
 """``burst``: inotify, with all files of an exposure renamed into their new folder at once."""
 # A period that is longer than the measurement: the source never runs.

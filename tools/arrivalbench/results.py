@@ -5,8 +5,6 @@ from benching.floors import PYTHON_START
 from benching.orders import Samples
 from benching.results import Goal, Scalar
 
-__all__ = ("goals", "source_results")
-
 # A raw may be written just after a poll; then the daemon still needs some time.
 POLL_SLACK_MS = 100
 

@@ -26,8 +26,6 @@ from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, plan_visits
 from ppdaemon.raws.path import sidecar_path
 
-__all__ = ("Expose", "MakeFolders", "WriteBurst", "RaceFolders", "Writer", "WriteOld", "Written")
-
 CAMERA = "LSSTCam"
 NIGHT = Cadence(exposure_s=0.0, readout_s=0.0, lead_s=0.0)
 # After so many folders the day's folder is new, too.

@@ -20,8 +20,6 @@ from ppdaemon.commandline import run_command
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import show
 
-__all__ = ("SETTINGS", "Bench", "folder_options", "options", "progress", "run")
-
 SETTINGS: Mapping[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 """Of the command of each program."""
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True, writable=True)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ("PYTHON_CPU", "PYTHON_START", "PythonStart", "python_starts", "results")
-
 SAMPLES = 5
 PYTHON_START, PYTHON_CPU = "host.python_start_ms", "host.python_cpu_ms"
 """Names of the results: until it has ended, and its CPU time."""

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from benching.results import Scalar, percentile
 
-__all__ = ("Orders", "Samples")
-
 
 class Orders:
     """Lines that scripted workers append to a file of each node: group, detector, ..., monotonic time.

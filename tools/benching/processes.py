@@ -9,8 +9,6 @@ from typing import Any, Self
 
 from ppdaemon.errors import Unavailable
 
-__all__ = ("CONTEXT", "BenchProcess", "cpu_s", "private_mb", "pss_mb", "smaps_mb")
-
 CONTEXT = multiprocessing.get_context("forkserver")
 """A bench has modules imported once in the fork server: each process would need seconds for it."""
 # For one answer: making repos and raws takes most of a minute on an idle machine.

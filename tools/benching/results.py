@@ -9,20 +9,6 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-__all__ = (
-    "Baseline",
-    "Goal",
-    "Results",
-    "Scalar",
-    "as_json",
-    "baseline_of",
-    "explain",
-    "flatten",
-    "missed",
-    "percentile",
-    "table",
-)
-
 type Scalar = float | int | str | None
 type Results = Mapping[str, Scalar | Mapping[str, Scalar]]
 """Results by name, or groups of them."""

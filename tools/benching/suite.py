@@ -9,8 +9,6 @@ from rich.table import Table
 
 from benching.results import Baseline, Goal
 
-__all__ = ("Measured", "Row", "measured_by", "rows", "suite_table")
-
 type Measured = Mapping[str, tuple[float, Goal]]
 """Values and goals of one bench by name of the result."""
 

@@ -27,8 +27,6 @@ from ppdaemon.demo.instrument import DemoCam
 from ppdaemon.demo.tasks.planes import PLANES
 from ppdaemon.middleware.export.mark import mark_datastore
 
-__all__ = ("BlankCam", "BlankFormatter", "make_central", "make_task", "write_pipeline")
-
 _DICT = "StructuredDataDict"
 _IMAGE = "MaskedImageV2"
 _EXPOSURE = ("instrument", "exposure", "detector")

@@ -18,8 +18,6 @@ from enginebench.camera import make_task
 from enginebench.fullsize import AMPLIFIERS
 from ppdaemon.demo.tasks.planes import PLANES
 
-__all__ = ("TASKS",)
-
 _SOURCES = 20
 """Fewer than a difference image has: reading a cutout from a file takes some milliseconds in any engine."""
 _CUTOUT = 51

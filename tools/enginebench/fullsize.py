@@ -32,8 +32,6 @@ from ppdaemon.demo.skymap import TractMap
 from ppdaemon.demo.tasks.planes import PLANES
 from ppdaemon.middleware.export.mark import mark_datastore
 
-__all__ = ("SHAPE", "SKYMAP", "SMALL", "TASKS", "FullSizeCam", "FullSizeRaws", "make_central")
-
 SHAPE = (4000, 4072)
 """Rows and columns of imaging pixels."""
 SMALL = (400, 416)

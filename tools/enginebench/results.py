@@ -6,8 +6,6 @@ from statistics import median
 
 from benching.results import Goal
 
-__all__ = ("GOALS", "Sample", "ratios", "summarize")
-
 type Sample = Mapping[str, float]
 """Measurements of one visit: times in milliseconds, sizes in 10^6 bytes."""
 type Summary = dict[str, float | int]

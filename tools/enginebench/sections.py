@@ -21,8 +21,6 @@ from ppdaemon.demo.services import DemoPaths, node_config
 from ppdaemon.demo.telescope import SimulatedCamera
 from ppdaemon.demo.visits import Cadence, VisitPlan, plan_visits
 
-__all__ = ("SECTIONS", "SectionFolders", "Section", "plan", "prepare")
-
 _BEGIN_TAI_S = 1795317880.0
 """2026-11-22T03:24:40 TAI; the night is long enough for any number of visits."""
 _FULL_SIZE = {"Detector": fullsize.TASKS, "Field": fieldsize.TASKS}

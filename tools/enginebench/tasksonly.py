@@ -16,8 +16,6 @@ from ppdaemon.middleware.butlerwork import ButlerWork
 from ppdaemon.middleware.direct.engine import DirectRun
 from ppdaemon.states import Outcome
 
-__all__ = ("TasksOnly",)
-
 type _Spent = tuple[float, float]
 """Wall and CPU time of a call, seconds."""
 

@@ -41,8 +41,6 @@ from ppdaemon.worker.main import trim_memory
 from ppdaemon.worker.sharedpages import keep_pages_shared
 from ppdaemon.worker.zygote import assert_single_threaded
 
-__all__ = ("DETECTOR", "Setup", "run_node")
-
 DETECTOR = 4
 """In the middle of the camera."""
 

@@ -40,8 +40,6 @@ from ppdaemon.middleware.export.rows import RowIngest
 from ppdaemon.middleware.export.spool import write_spool
 from ppdaemon.middleware.run.engine import PipelineRun, RunResult
 
-__all__ = ("Amounts", "measure_database", "measure_held")
-
 _DICT = "StructuredDataDict"
 _VISIT = ("instrument", "visit", "detector")
 _EXPOSURE = 2026112200001

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from benching.results import Goal, percentile
 
-__all__ = ("DATABASES", "goals", "summarize_database", "summarize_held")
-
 DATABASES = ("sqlite", "postgresql")
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from ppdaemon.errors import Unavailable
 
-__all__ = ("find_programs", "new_database", "running_server")
-
 _USER = "ppdaemon"
 _START_S = 60.0
 

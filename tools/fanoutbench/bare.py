@@ -17,8 +17,6 @@ from ppdaemon.messages import PACKET_LIMIT, Pipelines, Prepare
 from ppdaemon.visit import NextVisit
 from ppdaemon.wire import encode
 
-__all__ = ("BareWorkers", "bare_workers")
-
 TIME = struct.Struct("d")
 
 

@@ -10,8 +10,6 @@ from fanoutbench.observatory import BenchFailed, Observatory
 from fanoutbench.results import CADENCE_S
 from ppdaemon.states import Outcome, Stage
 
-__all__ = ("measure_complete_visits",)
-
 PACE_MS = 300
 """Work before and after the permanent write: a permission arrives meanwhile."""
 

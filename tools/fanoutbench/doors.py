@@ -16,8 +16,6 @@ from benching.results import Scalar, percentile
 from fanoutbench.observatory import Observatory, running
 from ppdaemon.testing.node import NodeProcess
 
-__all__ = ("measure_doors",)
-
 FEW = 2
 """Detectors of a visit."""
 PACE_MS = 100

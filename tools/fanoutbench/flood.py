@@ -11,8 +11,6 @@ from benching.results import Scalar
 from fanoutbench.observatory import Observatory
 from ppdaemon.states import Outcome
 
-__all__ = ("measure_flood",)
-
 OPEN = 4
 """Visits that are open at once: the workers are never idle."""
 WARM_UP = 300

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import zmq
 
-__all__ = ("Floor", "measured_floor")
-
 LIMIT_MS = 10_000
 
 

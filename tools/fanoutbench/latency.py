@@ -13,8 +13,6 @@ from fanoutbench.floor import Floor
 from fanoutbench.observatory import Observatory
 from ppdaemon.states import SlotState
 
-__all__ = ("Latencies", "measure_latencies")
-
 WARM_UP = 3
 """Visits before the first one that counts: the first visit of a worker imports modules."""
 PACE_MS = 300

@@ -16,8 +16,6 @@ from ppdaemon.states import SlotState
 from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import Telescope, running_telescope
 
-__all__ = ("BenchFailed", "Observatory", "running")
-
 CAMERA = "LSSTCam"
 START_S = 300.0
 STEP_S = 60.0

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from benching.floors import PYTHON_CPU
 from benching.results import Goal
 
-__all__ = ("CADENCE_S", "GOALS")
-
 CADENCE_S = 35.0
 """Seconds between two visits of a night."""
 

@@ -25,8 +25,6 @@ from ppdaemon.states import Outcome, SlotState, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.processes import descendants, title
 
-__all__ = ("measure_night",)
-
 CAMERA = "LSSTCam"
 WARM_UP = 1
 """Exposures before the first one that counts."""

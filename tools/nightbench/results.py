@@ -9,8 +9,6 @@ from benching.results import Goal, Scalar, percentile
 
 from ppdaemon.states import Stage
 
-__all__ = ("COMPLETE", "STEPS", "NightSamples", "compare", "goals")
-
 COMPLETE = "complete"
 """When the raw was renamed."""
 STEPS: Mapping[str, tuple[str, str]] = {

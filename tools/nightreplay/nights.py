@@ -26,20 +26,6 @@ from ppdaemon.sqlitereader import reading
 from ppdaemon.timescales import TAI_MINUS_UTC_S
 from ppdaemon.visit import CoordinateSystem, NextVisit, RotationSystem, read_next_visit
 
-__all__ = (
-    "Announcement",
-    "ReplayedVisit",
-    "filters_of",
-    "generated",
-    "of_journal",
-    "of_ledger",
-    "of_lines",
-    "of_observations",
-    "of_scheduler",
-    "replayed",
-    "to_lines",
-)
-
 LEAD_S, LONGEST_LEAD_S = 20.0, 120.0
 """From the announcement to the shutter if the event does not say so, and the most that is believed."""
 EXPOSURE_S = 30.0

@@ -15,8 +15,6 @@ from nightreplay.nights import ReplayedVisit
 from ppdaemon.demo.telescope import PlannedEvent, TelescopeEvent, TelescopeStep
 from ppdaemon.errors import BadMessage, Refused
 
-__all__ = ("ProgressFile",)
-
 _NOTED = frozenset({TelescopeStep.ANNOUNCE, TelescopeStep.CANCEL, TelescopeStep.WRITE})
 
 

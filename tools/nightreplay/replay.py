@@ -24,8 +24,6 @@ from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.raws import small_fits
 from ppdaemon.wire import Model
 
-__all__ = ("Follower", "Memory", "ReplayReport", "SmallCamera", "planned_events")
-
 BUSY_S = 0.1
 """Before an announcement is repeated that the relay was too busy for."""
 POLL_S = 0.2

@@ -12,8 +12,6 @@ from statistics import median
 from benching.results import Scalar
 from poolbench.node import BenchFailed
 
-__all__ = ("PPCTL", "PYTHON", "Times", "first_frame", "run")
-
 PYTHON = (sys.executable, "-c")
 PPCTL = (*PYTHON, "from ppdaemon.ctl.cli import main; main()")
 LIMIT_S = 60.0

@@ -11,8 +11,6 @@ from ppdaemon.states import Outcome
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import encode
 
-__all__ = ("CADENCE_S", "fill", "night_of")
-
 CADENCE_S = 35.0
 """Between two visits of a survey, seconds."""
 FAILS_EVERY = 100

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 from benching.results import Goal
 
-__all__ = ("GOALS",)
-
 GOALS: Mapping[str, Goal] = {
     "status_ms": Goal(300, "below", floor="floor_python_ms"),
     "workers_ms": Goal(500, floor="floor_python_ms"),

@@ -5,8 +5,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-__all__ = ("INSTRUMENT", "PRELOAD", "butler_parts", "make_central")
-
 INSTRUMENT = "DemoCam"
 PRELOAD = tuple(
     f"ppdaemon.demo.tasks.{name}"

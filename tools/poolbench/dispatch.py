@@ -35,8 +35,6 @@ from ppdaemon.node.slots.pool import Pool
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.visit import read_next_visit
 
-__all__ = ("measure_dispatch",)
-
 EXPOSURE = 2026112200001
 SLOT = 0
 MOST_VISITS = 150

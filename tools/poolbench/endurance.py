@@ -16,8 +16,6 @@ from ppdaemon.states import Outcome
 from ppdaemon.testing.processes import ResourceUsage
 from ppdaemon.testing.raws import RawWriter
 
-__all__ = ("measure_endurance",)
-
 BATCH = 100
 """Detectors in one visit."""
 SLOTS = 8

@@ -39,8 +39,6 @@ from ppdaemon.worker.childmain import inherited
 from ppdaemon.worker.sharedpages import keep_pages_shared
 from ppdaemon.worker.warmup import warm_up
 
-__all__ = ("ZygoteClient", "measure_forks", "running_zygote")
-
 LIMIT_S = 60.0
 PAUSE_S = 0.2
 """A worker that has sent READY still has to return from sending."""

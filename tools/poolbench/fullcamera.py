@@ -11,8 +11,6 @@ from benching.results import Scalar
 
 from poolbench.node import WORK, Node, node_config, running
 
-__all__ = ("CAMERA", "DETECTORS", "measure_full_camera", "measure_two_workers")
-
 CAMERA = "LSSTCam"
 DETECTORS = 205
 # After the start, so that its CPU time is not counted.

@@ -15,8 +15,6 @@ from benching.results import Scalar
 from ppdaemon import log
 from ppdaemon.worker.leftovers import Leftovers, ScratchFolder
 
-__all__ = ("measure_leftovers",)
-
 ROUNDS = 200
 
 

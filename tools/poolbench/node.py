@@ -15,8 +15,6 @@ from ppdaemon.states import SlotState
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.played import PlayedRelay
 
-__all__ = ("BenchFailed", "Node", "node_config", "running")
-
 TOOLS = Path(__file__).parents[1]
 START_S = 120.0
 STOP_S = 60.0

@@ -15,8 +15,6 @@ from poolbench.node import Node, node_config, running
 from ppdaemon.reports import WorkerRow
 from ppdaemon.states import SlotState
 
-__all__ = ("DETECTORS", "measure_replacement")
-
 DETECTORS = 9
 """Largest number of busy workers: one visit of the camera."""
 # Short against the goal of one second.

@@ -7,8 +7,6 @@ from statistics import linear_regression
 from benching.floors import PYTHON_CPU, PYTHON_START
 from benching.results import Goal
 
-__all__ = ("GOALS", "per_thousand")
-
 GOALS: Mapping[str, Goal] = {
     "fork_ready_ms": Goal(100, floor="bare_fork_cpu_ms"),
     "fork_over_spawn": Goal(15, "at least", "ratio"),

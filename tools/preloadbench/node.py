@@ -21,8 +21,6 @@ from preloadbench.queries import QueryCounts
 from preloadbench.survey import CAMERA, load_survey_camera
 from preloadbench.worker import GENERATION, Host
 
-__all__ = ("Asker", "node_config", "running_asker", "warm_up")
-
 _ASKER = "ppdaemon.middleware.preload.asker"
 """Earlier builds have no such module: there the workers ask by themselves."""
 _CAMERA_USERS = ("ppdaemon.middleware.rehearsal", _ASKER)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import sqlalchemy
 
-__all__ = ("QueryCounts",)
-
 
 class QueryCounts:
     """Counts the statements that the central repo gets from this process, and the connections to a server.

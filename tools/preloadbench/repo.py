@@ -28,8 +28,6 @@ from lsst.sphgeom import ConvexPolygon, HtmPixelization, LonLat, UnitVector3d
 
 from preloadbench.survey import CALIBS, CAMERA, FILTERS, FLATS, IMAGES, SurveyCam
 
-__all__ = ("COLLECTIONS", "DEC_DEG", "RA_DEG", "SKYMAP", "Size", "make_central")
-
 RA_DEG, DEC_DEG = 150.0, -20.0
 """Middle of the field."""
 SKYMAP = "survey"

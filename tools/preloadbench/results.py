@@ -10,17 +10,6 @@ from benching.results import Goal, Scalar, percentile
 
 from ppdaemon.config import TimesConfig
 
-__all__ = (
-    "GOALS",
-    "MOVES",
-    "Crowd",
-    "VisitSamples",
-    "ratios",
-    "summarize_copies",
-    "summarize_crowd",
-    "summarize_single",
-)
-
 type VisitSamples = Sequence[Mapping[str, Any]]
 """Measurements of one worker's visits in order; the first one is cold."""
 

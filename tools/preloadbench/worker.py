@@ -29,8 +29,6 @@ from ppdaemon.visit import read_next_visit
 from preloadbench.repo import COLLECTIONS, DEC_DEG, RA_DEG, SKYMAP
 from preloadbench.survey import CAMERA, OBSERVED, SurveyCam, load_survey_camera
 
-__all__ = ("GENERATION", "Host", "build_template", "run_worker")
-
 GENERATION = 1
 """Of the configuration."""
 

@@ -23,8 +23,6 @@ from ppdaemon.wire import decode, encode
 from sourcesbench.site import Send, Workload
 from sourcesbench.zeromq import pace
 
-__all__ = ("bridging", "measure_ring", "posting", "posting_again")
-
 ANSWER_S = 30.0
 AT_ONCE = 1000
 NOTICE_BYTES = 1000

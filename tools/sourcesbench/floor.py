@@ -37,8 +37,6 @@ from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import Model, decode, encode
 from sourcesbench.site import CAMERA, START_S, Workload, groups, record_in_memory
 
-__all__ = ("measure_floor",)
-
 type _Channels = Mapping[int, socket.socket]
 """By detector."""
 

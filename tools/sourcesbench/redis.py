@@ -25,8 +25,6 @@ from sourcesbench.results import beside
 from sourcesbench.site import CAMERA, START_S, Site, Workload, groups, record_in_memory, running
 from sourcesbench.zeromq import pace
 
-__all__ = ("measure_redis",)
-
 UNPACKED = Path(__file__).parents[2] / "build/debian/redis-server/usr"
 """Where the tests unpack it, if the host has none."""
 STREAM = "instrument:lsstcam"

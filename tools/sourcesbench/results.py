@@ -7,8 +7,6 @@ from benching.floors import PYTHON_START
 from benching.orders import Samples
 from benching.results import Goal, Scalar, percentile
 
-__all__ = ("GOALS", "beside", "bursts")
-
 ABOVE_MS = 25
 """What another source may add to the path over ZeroMQ."""
 BURST_MS = 100

@@ -24,8 +24,6 @@ from ppdaemon.testing.raws import RawWriter
 from ppdaemon.testing.relay import SubmitClient
 from ppdaemon.testing.telescope import running_telescope
 
-__all__ = ("CAMERA", "Send", "Site", "Workload", "groups", "record_in_memory", "running")
-
 CAMERA = "LSSTCam"
 START_S = 300.0
 LATE_S = 15.0

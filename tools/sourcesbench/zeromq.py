@@ -9,8 +9,6 @@ import zmq
 
 from sourcesbench.site import Send
 
-__all__ = ("pace", "publishing")
-
 SUBSCRIBER_S = 30.0
 
 
