@@ -185,16 +185,14 @@ def _prepare_autodoc(app: Sphinx) -> None:
 
 
 def _document_constants(package: ModuleType) -> None:
-    """Let autodoc find the docstrings of the constants that a package lists and its modules define."""
+    """Let autodoc find the docstrings of the constants that a package imports from its modules."""
     listed = ModuleAnalyzer.for_module(package.__name__)
     listed.analyze()
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         analyzer = ModuleAnalyzer.for_module(module.name)
         analyzer.analyze()
         listed.attr_docs |= {
-            key: text
-            for key, text in analyzer.attr_docs.items()
-            if key[0] == "" and key[1] in package.__all__
+            key: text for key, text in analyzer.attr_docs.items() if key[0] == "" and key[1] in vars(package)
         }
 
 

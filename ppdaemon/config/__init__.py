@@ -20,30 +20,3 @@ from ppdaemon.config.processing import (
 from ppdaemon.config.shadow import ShadowConfig
 from ppdaemon.config.visitsources import RedisConfig, RelayLink
 from ppdaemon.config.workers import MemoryConfig, TimesConfig, WorkersConfig
-
-__all__ = (
-    "NodePart",
-    "NodeConfig",
-    "read_node",
-    "load_node",
-    "RelayLink",
-    "RedisConfig",
-    "Publisher",
-    "ArrivalsConfig",
-    "MemoryConfig",
-    "TimesConfig",
-    "WorkersConfig",
-    "ButlerConfig",
-    "PreloadConfig",
-    "PipelinesConfig",
-    "EngineConfig",
-    "ExposuresConfig",
-    "WriterConfig",
-    "ExportConfig",
-    "ShadowConfig",
-    "UsersAndGroups",
-    "SecurityConfig",
-    "LogConfig",
-    "MetricsConfig",
-    "TracesConfig",
-)
