@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -85,7 +85,7 @@ def node_config(
 
 
 class NodeProcess:
-    """A ``ppdaemon``, started and stopped in permanent folders.
+    """A ``ppdaemon``, started and stopped in permanent folders; a ``with`` statement stops it at its end.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ class NodeProcess:
                 start_new_session=True,  # Ctrl-C in a terminal must end the test, not the daemon
             )
 
-    def start(self) -> "NodeProcess":
+    def start(self) -> Self:
         """Start it and wait until a worker is idle and none is starting."""
         self.launch()
         self.wait(self.is_ready)
@@ -219,6 +219,16 @@ class NodeProcess:
                 raise AssertionError(f"the daemon did not stop within {limit_s:g} s\n{self.story()}")
             self._pause(0.01)
         return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not self.running:
+            return  # the test has ended it
+        status = self.stop()
+        if error is None and status != 0:
+            raise AssertionError(f"the daemon ended with {status}\n{self.story()}")
 
     def kill(self) -> None:
         """Kill the supervisor without warning, as a power cut does."""
@@ -373,16 +383,11 @@ def running_node(
     with nullcontext(sockets) if sockets else _short_folder() as chosen, PlayedRelay() as relay:
         config = node_config(folder, chosen, **parts)
         config["relay"]["address"] = relay.address
-        node = NodeProcess(folder, config, relay, program=program, launcher=launcher)
-        node.launch()
-        try:
+        with NodeProcess(folder, config, relay, program=program, launcher=launcher) as node:
+            node.launch()
             if ready:
                 node.wait(node.is_ready)
             yield node
-        finally:
-            status = node.stop()
-        if status != 0:
-            raise AssertionError(f"the daemon ended with {status}\n{node.story()}")
         if left := list(node.ramdisk.glob("ppdaemon*")):
             raise AssertionError(f"left on the RAM disk: {left}\n{node.story()}")
 

@@ -29,7 +29,7 @@ SILENCE_S = 3.0
 
 
 class RelayProcess:
-    """A ``pprelay`` in its own folder, on unix sockets.
+    """A ``pprelay`` in its own folder, on unix sockets; a ``with`` statement stops it at its end.
 
     Parameters
     ----------
@@ -137,6 +137,16 @@ class RelayProcess:
         """Kill it without warning, as a power cut does."""
         self.process.kill()
         self.process.wait(TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not self.running:
+            return  # the test has ended it
+        status = self.stop()
+        if error is None and status != 0:
+            raise AssertionError(f"the relay ended with {status}\n{self.log.read_text()}")
 
 
 class SubmitClient:

@@ -154,11 +154,8 @@ def _title(pid: int) -> bytes:
 @pytest.fixture
 def site(tmp_path: Path, socket_dir: Path, demo_central: Path) -> Iterator[Site]:
     site = Site(tmp_path, socket_dir, demo_central)
-    site.node.start()
-    try:
+    with site.node.start():
         yield site
-    finally:
-        site.node.stop()
 
 
 def test_bps_processes_what_failed_and_failed_shows_it_as_done(site: Site) -> None:

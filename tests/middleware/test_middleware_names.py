@@ -547,16 +547,13 @@ def test_check_config_start_and_reload_report_the_same(
     assert errors_of(daemon.log.read_text()) == expected
     bad = {"engine": dict(document["engine"]), "pipelines": dict(document["pipelines"])}
     document |= good
-    daemon.start()
-    try:
+    with daemon.start():
         document |= bad
         daemon.rewrite()
         with pytest.raises(ConfigError) as refused:
             daemon.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         assert sorted(errors_of(str(refused.value))) == sorted(expected)
         assert daemon.status().generation == 1
-    finally:
-        assert daemon.stop() == 0
 
 
 @pytest.fixture
@@ -597,8 +594,8 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
     (warning,) = (line for line in checked.stderr.splitlines() if "butler.central" in line)
     assert warning.startswith("ppdaemon: warning: ")
     assert "cannot be read now: OperationalError" in warning
-    daemon.launch()
-    try:
+    with daemon:
+        daemon.launch()
         daemon.wait(lambda: any("no worker can start: " in text for text in daemon.status().problem_texts))
         assert daemon.status().state == "degraded"
         with pytest.raises(Refused, match="starting"):
@@ -611,8 +608,6 @@ def test_a_start_with_a_stopped_database_is_degraded_until_it_is_back(
             daemon.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         assert daemon.status().generation == 1
         stoppable.start()
-    finally:
-        assert daemon.stop() == 0
 
 
 @pytest.mark.slow

@@ -61,20 +61,13 @@ def observatory(
     **workers: Any,
 ) -> Iterator[tuple[RelayProcess, NodeProcess, SubmitClient]]:
     """Run a relay and a node, and give a client of the relay; further keys of their configurations."""
-    relay = RelayProcess(sockets, **(relay_keys or {})).start()
-    node = make_node(folder, sockets, None, **workers)
-    node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0, "alone": alone}
-    node.config |= node_keys or {}
-    try:
-        with ClientSockets() as wires:
-            node.start()
+    with RelayProcess(sockets, **(relay_keys or {})).start() as relay:
+        node = make_node(folder, sockets, None, **workers)
+        node.config["relay"] |= {"address": relay.nodes, "silence_s": 2.0, "alone": alone}
+        node.config |= node_keys or {}
+        with node.start(), ClientSockets() as wires:
             node.wait(lambda: node.status().relay.startswith("connected"))
             yield relay, node, SubmitClient(wires, relay.submit)
-        assert node.stop() == 0, node.story()
-    finally:
-        node.stop()
-        if relay.process.poll() is None:
-            relay.stop()
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed_at_random_mom
     folder.mkdir()
     with moto_bucket("lsst-raw") as bucket, bridging(folder) as bridge, PlayedRelay() as relay:
         arrivals = {"remote": [{"uri": "s3://lsst-raw/raw"}], "bridges": [bridge.nodes]}
-        node = make_node(
+        with make_node(
             tmp_path,
             socket_dir,
             relay,
@@ -126,8 +126,7 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed_at_random_mom
             min=1,
             spare=0,
             max=2,
-        )
-        try:
+        ) as node:
             node.start()
             for number in range(1, KILLS + 1):
                 group = f"g{number}"
@@ -150,5 +149,3 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed_at_random_mom
             names = node.exported()
             assert len(names) == len(set(names)) == KILLS
             wait_until(lambda: not bridge.daemon.status().nodes[0].behind)
-        finally:
-            node.stop()

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from threading import Thread
 
 import pytest
@@ -86,7 +87,7 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed(tmp_path, soc
         folder = socket_dir / "n"
         folder.mkdir()
         variables = notified.gateway.environment
-        node = make_node(
+        with make_node(
             tmp_path,
             folder,
             relay,
@@ -96,8 +97,7 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed(tmp_path, soc
             min=1,
             spare=0,
             max=2,
-        )
-        try:
+        ) as node:
             node.start()
             for number in range(1, VISITS + 1):
                 group = f"g{number}"
@@ -115,8 +115,6 @@ def test_visits_of_a_bucket_alone_while_bridge_and_node_are_killed(tmp_path, soc
                     node.start()
                 assert relay.outcome(group).outcome == Outcome.SUCCEEDED, node.story()
             assert node.marks() == {f"g{number}~0": 1 for number in range(1, VISITS + 1)}
-        finally:
-            node.stop()
 
 
 def test_visits_of_a_bucket_whose_topic_tells_nothing_are_found_by_listing(tmp_path, socket_dir, gateway):
@@ -125,8 +123,7 @@ def test_visits_of_a_bucket_whose_topic_tells_nothing_are_found_by_listing(tmp_p
     arrivals = {"remote": [{"uri": f"s3://{bucket}/raw"}], "list_s": 0.5}
     with PlayedRelay() as relay:
         node = make_node(tmp_path, socket_dir, relay, variables=gateway.environment, arrivals=arrivals)
-        try:
-            node.start()
+        with closing(gateway), node.start():
             for number in (1, 2):
                 group = f"g{number}"
                 relay.reserve(group)
@@ -134,9 +131,6 @@ def test_visits_of_a_bucket_whose_topic_tells_nothing_are_found_by_listing(tmp_p
                 key = f"raw/{node.raws.path(number).relative_to(node.raw_root)}"
                 gateway.put(bucket, key, fits_file(group))
                 assert relay.outcome(group).outcome == Outcome.SUCCEEDED, node.story()
-        finally:
-            node.stop()
-            gateway.close()
 
 
 def test_a_persistent_topic_lets_uploads_go_on_while_the_bridge_is_stopped(notified):

@@ -460,8 +460,7 @@ def test_a_whole_node_with_keys_and_a_reload_of_them(relay, submitter, tmp_path,
     (socket_dir / "node").mkdir()
     config = node_config(tmp_path, socket_dir / "node", relay=link, security=security)
     config["node"]["name"] = "node1"
-    node = NodeProcess(tmp_path, config).start()
-    try:
+    with NodeProcess(tmp_path, config).start() as node:
         node.wait(lambda: "does not admit this key" in node.status().relay)
         readers = {"users": ["nobody"]}
         node.rewrite(security={"key": str(relay.keys / "node1.key_secret"), "readers": readers})
@@ -471,5 +470,3 @@ def test_a_whole_node_with_keys_and_a_reload_of_them(relay, submitter, tmp_path,
         settings = next((node.ramdisk / "ppdaemon-node1").glob("config-*.json"))
         assert settings.stat().st_mode & 0o077 == 0
         assert "secret-key" not in json.dumps(settings.read_text())
-    finally:
-        node.stop()

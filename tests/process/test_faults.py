@@ -149,20 +149,14 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(node
 
 def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
     """Fault 46: the journal is corrupt."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay)
-    node.state.mkdir()
-    (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
-    try:
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay) as node:
+        node.state.mkdir()
+        (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
         node.start()
         assert list(node.state.glob("journal.corrupt-*.sqlite"))
         relay.reserve("g1")
         node.land("g1")
         assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        assert node.stop() == 0
-    finally:
-        node.stop()
-        relay.close()
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs the right to mount")

@@ -43,8 +43,8 @@ def messages_of(listener):
 def test_fault_77_a_relay_that_is_not_there_degrades_the_node_until_it_is(tmp_path, socket_dir):
     node = make_node(tmp_path, socket_dir)
     node.config["relay"] |= AWAY
-    node.launch()
-    try:
+    with node:
+        node.launch()
         (problem,) = node.wait(lambda: problems_of(node, "relay"))
         assert "no relay answers at tcp://127.0.0.1:1" in problem.text
         node.wait(lambda: node.status().state == "degraded")
@@ -52,8 +52,6 @@ def test_fault_77_a_relay_that_is_not_there_degrades_the_node_until_it_is(tmp_pa
         (later,) = problems_of(node, "relay")
         assert later.since_tai == problem.since_tai
         assert later.since_tai < node.status().tai - 0.3
-    finally:
-        assert node.stop() == 0
 
 
 def test_fault_77_workers_that_cannot_be_prepared_degrade_the_node_until_they_can(tmp_path, socket_dir):
@@ -63,8 +61,8 @@ def test_fault_77_workers_that_cannot_be_prepared_degrade_the_node_until_they_ca
     (node.state / "template-fails").touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(socket_dir / "notify"))
-        node.launch()
-        try:
+        with node:
+            node.launch()
             (problem,) = node.wait(lambda: problems_of(node, "zygote"))
             assert "no worker can start: the template repo was not created" in problem.text
             assert node.status().state == "degraded"
@@ -80,8 +78,6 @@ def test_fault_77_workers_that_cannot_be_prepared_degrade_the_node_until_they_ca
             node.wait(node.is_ready)
             node.wait(lambda: node.status().state == "running")
             assert not problems_of(node, "zygote")
-        finally:
-            assert node.stop() == 0
 
 
 def test_the_service_manager_sees_the_stage_of_the_start_and_why_it_ended(tmp_path, socket_dir):

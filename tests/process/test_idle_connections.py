@@ -152,8 +152,7 @@ def test_a_descriptor_that_is_another_file_by_now_is_left_alone(socket_dir):
 @pytest.mark.slow
 def test_a_relay_with_too_many_silent_peers_serves_the_others(socket_dir):
     """Both sockets: each peer finishes its handshake, and none sends anything."""
-    relay = RelayProcess(socket_dir).start()
-    with ClientSockets() as wires:
+    with RelayProcess(socket_dir).start() as relay, ClientSockets() as wires:
         node = PlayedNode(wires, relay.nodes, "n1")
         node.wait_for("welcome")
         for address in (relay.submit, relay.nodes):
@@ -179,4 +178,3 @@ def test_a_relay_with_too_many_silent_peers_serves_the_others(socket_dir):
         assert SubmitClient(wires, relay.submit).announce("g1")["status"] == "accepted"
         assert node.wait_for("visit")[0].detectors == tuple(range(9))
         assert not [message for message in node.received if message.type == "sorry"]
-    assert relay.stop() == 0

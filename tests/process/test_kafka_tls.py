@@ -7,7 +7,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,10 @@ class Site:
         found = {"brokers": self.front.brokers, "options": self.options}
         has_user = self.options["security.protocol"].startswith("SASL")
         return found | ({"password": str(self.password)} if has_user else {})
+
+    @property
+    def visits(self) -> dict[str, Any]:
+        return {"topics": [VISITS]} | self.kafka
 
 
 def write_password(path: Path, password: str) -> None:
@@ -119,23 +122,14 @@ def assert_secret(folder: Path) -> None:
             assert not any(each.encode() in content for each in (PASSWORD, OTHER)), path
 
 
-@contextmanager
-def relaying(folder: Path, kafka: dict[str, Any], **environment: str) -> Iterator[RelayProcess]:
-    relay = RelayProcess(folder, kafka={"topics": [VISITS]} | kafka)
-    try:
-        yield relay.start(**environment)
-    finally:
-        if relay.running:
-            assert relay.stop() == 0
-
-
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
 def test_visits_come_over_tls_with_a_password(site: Site, socket_dir: Path, mechanism: str) -> None:
     site.options["sasl.mechanism"] = mechanism
     # As systemd passes a credential.
     site.password.chmod(0o440)
-    kafka = site.kafka | {"password": f"${{CREDENTIALS_DIRECTORY}}/{site.password.name}"}
-    with relaying(socket_dir, kafka, CREDENTIALS_DIRECTORY=str(site.password.parent)) as relay:
+    kafka = site.visits | {"password": f"${{CREDENTIALS_DIRECTORY}}/{site.password.name}"}
+    credentials = str(site.password.parent)
+    with RelayProcess(socket_dir, kafka=kafka).start(CREDENTIALS_DIRECTORY=credentials) as relay:
         wait_until(lambda: relay.events("reading from Kafka"), TIMEOUT_S, relay.log.read_text)
         site.cluster.write(VISITS, [text_of("g1")])
         read_by(relay, "g1")
@@ -166,12 +160,12 @@ def another_host(site: Site) -> Callable[[RelayProcess], object]:
 
 def with_options(key: str, value: str) -> Callable[[Site], Callable[[RelayProcess], object]]:
     def make(site: Site) -> Callable[[RelayProcess], object]:
-        good = site.kafka
+        good = site.visits
         site.options = {**site.options, key: value}
 
         def mend(relay: RelayProcess) -> None:
             assert relay.stop() == 0
-            relay.configure(kafka={"topics": [VISITS]} | good)
+            relay.configure(kafka=good)
             relay.start()
 
         return mend
@@ -207,7 +201,7 @@ def test_a_fault_of_the_connection_is_named_stops_nothing_else_and_ends(
     site: Site, socket_dir: Path, fault: Any, words: str
 ) -> None:
     mend = fault(site)
-    with relaying(socket_dir, site.kafka) as relay, ClientSockets() as sockets:
+    with RelayProcess(socket_dir, kafka=site.visits).start() as relay, ClientSockets() as sockets:
         wait_until(lambda: words in problems(relay), TIMEOUT_S, lambda: problems(relay))
         wait_until(lambda: relay.events(words), TIMEOUT_S, relay.log.read_text)
         assert OTHER not in RelayDaemon(relay.control).status().model_dump_json()
@@ -224,7 +218,7 @@ def test_a_fault_of_the_connection_is_named_stops_nothing_else_and_ends(
 
 @pytest.mark.slow
 def test_a_password_that_changes_while_the_relay_runs_loses_no_visit(site: Site, socket_dir: Path) -> None:
-    with relaying(socket_dir, site.kafka) as relay:
+    with RelayProcess(socket_dir, kafka=site.visits).start() as relay:
         wait_until(lambda: relay.events("reading from Kafka"), TIMEOUT_S, relay.log.read_text)
         site.cluster.write(VISITS, [text_of("g1")])
         read_by(relay, "g1")
@@ -324,13 +318,13 @@ def test_a_fault_of_the_registry_is_named_and_its_visits_wait(site: Site, socket
     good, elsewhere = site.authority.server(HOST), site.authority.server("elsewhere")
     late = site.authority.server(HOST, expired=True)
     with registry(good, ("reader", PASSWORD), {7: SCHEMA}) as server:
-        kafka = site.kafka | {
+        kafka = site.visits | {
             "registry": f"https://{HOST}:{server.port}",
             "registry_user": "reader",
             "registry_password": str(login),
             "registry_ca": str(trusted),
         }
-        with relaying(socket_dir, kafka) as relay:
+        with RelayProcess(socket_dir, kafka=kafka).start() as relay:
             wait_until(lambda: relay.events("reading from Kafka"), TIMEOUT_S, relay.log.read_text)
 
             def shown(words: str) -> None:
@@ -355,7 +349,7 @@ def test_a_fault_of_the_registry_is_named_and_its_visits_wait(site: Site, socket
             assert "unable to get local issuer certificate" in relay.log.read_text()
             plain = {"registry": f"http://{HOST}:{server.port}"}
             assert relay.stop() == 0
-            relay.configure(kafka={"topics": [VISITS]} | site.kafka | plain)
+            relay.configure(kafka=site.visits | plain)
             relay.start()
             shown("if it expects TLS, write https:// in kafka.registry")
     assert_secret(socket_dir)

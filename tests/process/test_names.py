@@ -131,8 +131,8 @@ def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_d
     the file is correct: its results must not be written twice. It ends in time when an error of another
     name is found then.
     """
-    node = make_node(tmp_path, socket_dir, PlayedRelay(), attempts=3)  # each start is one more
-    try:
+    # Each start is one more attempt.
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay, attempts=3) as node:
         node.start()
         node.relay.reserve("g1", survey="written:gate")
         node.wait(lambda: any(row.state == SlotState.WAITING for row in node.workers()))
@@ -155,9 +155,6 @@ def test_no_visit_runs_before_the_names_of_tasks_are_resolved(tmp_path, socket_d
         assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
         assert node.marks() == {"g1~0": 1}
-    finally:
-        node.stop()
-        node.relay.close()
 
 
 @pytest.mark.slow
@@ -231,15 +228,13 @@ def test_an_error_that_is_found_when_the_central_repo_is_back_ends_the_start(tmp
     node.state.mkdir()
     (node.state / "template-unavailable").touch()
     write(node, AWAY)
-    node.launch()
-    try:
+    with node:
+        node.launch()
         node.wait(lambda: node.status().state == "degraded")
         write(node, ERRORS[1])
         (node.state / "template-unavailable").unlink()
         assert node.process.wait(TIMEOUT_S) == ExitCode.CONFIG
         assert lines_of(node, ERRORS[1])[0] in node.log.read_text()
-    finally:
-        node.stop()
 
 
 def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, socket_dir):

@@ -362,10 +362,8 @@ def test_workers_of_a_killed_supervisor_end_and_the_next_run_recovers_their_visi
     """Faults 43 and 51: the supervisor is killed; workers in the middle of C code die with it. The next run
     removes their repos and leaves unknown files.
     """
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay, times={"run_s": 60})
-    ram = node.ramdisk / "ppdaemon-n1"
-    try:
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay, times={"run_s": 60}) as node:
+        ram = node.ramdisk / "ppdaemon-n1"
         node.start()
         relay.reserve("g1", survey="early: process:hang")
         relay.reserve("g2")
@@ -395,9 +393,6 @@ def test_workers_of_a_killed_supervisor_end_and_the_next_run_recovers_their_visi
         node.wait(lambda: not list((node.state / "no_return").iterdir()))  # deleted after the result was sent
         assert node.stop() == 0
         assert list(ram.iterdir()) == [ram / "photos"]
-    finally:
-        node.stop()
-        relay.close()
 
 
 def test_a_failure_before_the_point_of_no_return_is_retried(node, group):

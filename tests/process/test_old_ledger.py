@@ -13,9 +13,8 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 @pytest.fixture
 def relay(socket_dir):
-    made = RelayProcess(socket_dir).start()
-    yield made
-    assert made.stop() == 0
+    with RelayProcess(socket_dir).start() as made:
+        yield made
 
 
 def test_an_announcement_of_what_a_node_has_done_is_a_duplicate(relay, wires, monkeypatch):

@@ -82,22 +82,18 @@ class Prometheus:
 @contextmanager
 def observed_node(folder: Path, sockets: Path):
     targets = {name: f"127.0.0.1:{free_port()}" for name in ("ppdaemon", "pprelay")}
-    relay = RelayProcess(sockets, metrics={"listen": targets["pprelay"]}).start()
+    relay = RelayProcess(sockets, metrics={"listen": targets["pprelay"]})
     node = make_node(folder, sockets, None, max=9)
     node.config["relay"]["address"] = relay.nodes
     node.config["metrics"] = {"listen": targets["ppdaemon"]}
     prometheus = Prometheus(folder / "prometheus", targets)
     try:
-        with ClientSockets() as wires:
-            node.start()
+        with relay.start(), node.start(), ClientSockets() as wires:
             node.wait(lambda: node.status().relay_connected)
             wait_until(prometheus.is_up, TIMEOUT_S, prometheus.story)
             yield node, SubmitClient(wires, relay.submit), prometheus
-        assert node.stop() == 0, node.story()
     finally:
         prometheus.stop()
-        node.stop()
-        relay.stop()
 
 
 def expressions() -> list[str]:
@@ -120,8 +116,7 @@ def test_the_client_library_is_not_imported_without_metrics():
 
 
 def test_a_relay_serves_its_metrics_after_a_reload(socket_dir):
-    relay = RelayProcess(socket_dir).start()
-    try:
+    with RelayProcess(socket_dir).start() as relay:
         address = f"127.0.0.1:{free_port()}"
         relay.configure(metrics={"listen": address})
         relay.process.send_signal(signal.SIGHUP)
@@ -133,8 +128,6 @@ def test_a_relay_serves_its_metrics_after_a_reload(socket_dir):
         relay.process.send_signal(signal.SIGHUP)
         wait_until(lambda: len(relay.events("reloaded")) == 2, TIMEOUT_S, relay.log.read_text)
         wait_until(lambda: is_closed(address), TIMEOUT_S)
-    finally:
-        relay.stop()
 
 
 def is_closed(address: str) -> bool:

@@ -30,10 +30,10 @@ SUBMIT_BURST = 10
 
 @pytest.fixture
 def relay(socket_dir):
-    made = RelayProcess(socket_dir, security={"submit_per_s": SUBMIT_PER_S, "nodes_per_s": PER_S})
-    made.start()
-    yield made
-    assert made.stop() == 0
+    with RelayProcess(
+        socket_dir, security={"submit_per_s": SUBMIT_PER_S, "nodes_per_s": PER_S}
+    ).start() as made:
+        yield made
 
 
 def counters(relay):

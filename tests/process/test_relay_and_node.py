@@ -139,8 +139,7 @@ def test_what_a_stopping_node_hands_back_runs_on_another(tmp_path, socket_dir):
         other.config["node"]["name"] = "n2"
         other.config["relay"] |= {"address": relay.nodes}
         other.config["arrivals"]["roots"] = node.config["arrivals"]["roots"]
-        try:
-            other.start()
+        with other.start():
             other.wait(lambda: other.status().relay.startswith("connected"))
             client.announce("g1", nimages=1)
             other.wait(lambda: node.status().open_visits + other.status().open_visits == 9)
@@ -151,5 +150,3 @@ def test_what_a_stopping_node_hands_back_runs_on_another(tmp_path, socket_dir):
             all_ended(client, "g1", detectors=9)
             assert other.marks() == {f"g1~{detector}": 1 for detector in range(9)}
             assert node.marks() == {}
-        finally:
-            other.stop()

@@ -17,11 +17,8 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 @pytest.fixture
 def relay(socket_dir):
-    made = RelayProcess(socket_dir)
-    made.start()
-    yield made
-    if made.process.poll() is None:
-        made.stop()
+    with RelayProcess(socket_dir).start() as made:
+        yield made
 
 
 @pytest.fixture

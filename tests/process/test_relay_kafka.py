@@ -31,11 +31,10 @@ def relay(cluster, socket_dir):
         "topics": [VISITS, CANCELLATIONS],
         "options": {"fetch.wait.max.ms": "10"},
     }
-    made = RelayProcess(socket_dir, kafka=kafka).start()
-    # The cluster of the tests does not find offsets by time: it is read from now on.
-    wait_until(lambda: made.events("reading from Kafka"), TIMEOUT_S)
-    yield made
-    made.stop()
+    with RelayProcess(socket_dir, kafka=kafka).start() as made:
+        # The cluster of the tests does not find offsets by time: it is read from now on.
+        wait_until(lambda: made.events("reading from Kafka"), TIMEOUT_S)
+        yield made
 
 
 def visit(group):
@@ -84,11 +83,8 @@ def test_a_restarted_relay_continues_and_an_early_cancellation_is_not_lost(clust
 
 def test_a_cluster_that_is_away_is_a_problem_and_nothing_else_stops(socket_dir):
     kafka = {"brokers": "127.0.0.1:9"}
-    relay = RelayProcess(socket_dir, kafka=kafka).start()
-    try:
+    with RelayProcess(socket_dir, kafka=kafka).start() as relay:
         wait_until(lambda: "Kafka" in str(RelayDaemon(relay.control).status().problem_texts), TIMEOUT_S)
-    finally:
-        assert relay.stop() == 0
 
 
 def test_a_partition_that_cannot_be_read_is_a_problem(cluster, socket_dir):
@@ -97,13 +93,10 @@ def test_a_partition_that_cannot_be_read_is_a_problem(cluster, socket_dir):
     consumer.close()
     options = {"fetch.wait.max.ms": "10", "auto.offset.reset": "error"}
     kafka = {"brokers": cluster.brokers, "topics": [VISITS], "options": options}
-    relay = RelayProcess(socket_dir, kafka=kafka).start()
-    try:
+    with RelayProcess(socket_dir, kafka=kafka).start() as relay:
         wait_until(
             lambda: f"{VISITS} [0]" in str(RelayDaemon(relay.control).status().problem_texts), TIMEOUT_S
         )
-    finally:
-        assert relay.stop() == 0
 
 
 @pytest.mark.slow

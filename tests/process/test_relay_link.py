@@ -22,11 +22,8 @@ from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
 
 @pytest.fixture
 def relay(socket_dir):
-    made = RelayProcess(socket_dir)
-    yield made.start()
-    if made.process.poll() is None:
-        made.process.kill()
-    made.process.wait(TIMEOUT_S)
+    with RelayProcess(socket_dir).start() as made:
+        yield made
 
 
 @pytest.fixture

@@ -47,9 +47,7 @@ def test_a_crash_is_tried_again(node, group, fault):
 @pytest.mark.slow
 def test_workers_end_with_a_killed_supervisor(tmp_path, socket_dir):
     """Fault 51: the supervisor of spawned workers is killed."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay, **SPAWN)
-    try:
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay, **SPAWN) as node:
         node.start()
         relay.reserve("g1", survey="process:deaf")
         node.land("g1")
@@ -57,9 +55,6 @@ def test_workers_end_with_a_killed_supervisor(tmp_path, socket_dir):
         processes = descendants(node.process.pid)
         node.kill()
         wait_until(lambda: not any(map(alive, processes)), story="workers outlive their supervisor")
-    finally:
-        node.stop()
-        relay.close()
 
 
 def test_no_dead_worker_stays_a_zombie(node):

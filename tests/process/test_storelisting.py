@@ -229,8 +229,7 @@ def test_a_visit_whose_notice_never_comes_is_processed_and_the_status_says_why(t
     arrivals = {"remote": [{"uri": f"s3://{BUCKET}/raw"}], "list_s": 0.5}
     with PlayedRelay() as relay:
         node = make_node(tmp_path, socket_dir, relay, variables=server.environment, arrivals=arrivals)
-        try:
-            node.start()
+        with node.start():
             relay.reserve("g1", nimages=2)
             node.wait(lambda: ("g1", 0) in relay.acked)
             for snap in (1, 2):
@@ -241,5 +240,3 @@ def test_a_visit_whose_notice_never_comes_is_processed_and_the_status_says_why(t
             assert relay.outcome("g1").outcome == Outcome.SUCCEEDED, node.story()
             text = "arrivals: list s3://lsst-raw/raw: 2 raws were found by listing"
             assert any(problem.startswith(text) for problem in node.status().problem_texts)
-        finally:
-            node.stop()

@@ -430,12 +430,8 @@ def test_a_visit_whose_raw_is_in_a_store_runs_and_status_shows_the_reader(
 
 def test_the_reader_dies_with_the_supervisor(tmp_path, socket_dir, publisher, store):
     """Fault 51, of the reader."""
-    node = make_node(tmp_path, socket_dir, None, **remote_node(store, publisher))
-    try:
-        node.start()
+    with make_node(tmp_path, socket_dir, None, **remote_node(store, publisher)).start() as node:
         node.wait(lambda: node.status().arrivals[-1].live)
         (reader,) = readers(node)
         node.kill()
         wait_until(lambda: not alive(reader), story="the reader outlives its supervisor")
-    finally:
-        node.stop()

@@ -119,9 +119,7 @@ def test_a_raw_that_no_source_reports_is_found_by_the_final_rescan(tmp_path, soc
 
 @pytest.mark.slow
 def test_a_visit_retried_after_a_restart_finds_its_old_raw(tmp_path, socket_dir):
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL)
-    try:
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay, arrivals=FORGETFUL) as node:
         node.start()
         relay.reserve("g1", survey="process:hang@1")
         path = node.land("g1")
@@ -131,10 +129,6 @@ def test_a_visit_retried_after_a_restart_finds_its_old_raw(tmp_path, socket_dir)
         node.start()
         assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
         assert node.marks() == {"g1~0": 1}
-        assert node.stop() == 0
-    finally:
-        node.stop()
-        relay.close()
 
 
 def test_without_a_number_the_header_ends_the_wait(node, group):
@@ -152,9 +146,7 @@ def test_a_raw_from_before_the_watch_is_processed_once_and_without_any_number_wh
     tmp_path, socket_dir
 ):
     """Fault 12: before the watch. Fault 13: nimages 0, and the header has no number."""
-    relay = PlayedRelay()
-    node = make_node(tmp_path, socket_dir, relay, arrivals={"quiet_s": 0.5})
-    try:
+    with PlayedRelay() as relay, make_node(tmp_path, socket_dir, relay, arrivals={"quiet_s": 0.5}) as node:
         node.land("before", number=1)
         node.start()
         relay.reserve("before")
@@ -167,10 +159,6 @@ def test_a_raw_from_before_the_watch_is_processed_once_and_without_any_number_wh
         assert not row.partial
         assert row.stages["ingested"] - row.stages["arrived"] >= 0.5
         assert node.marks() == {"before~0": 1, "g1~0": 1}
-        assert node.stop() == 0
-    finally:
-        node.stop()
-        relay.close()
 
 
 def test_without_any_number_the_list_of_detectors_ends_the_wait(node, group):

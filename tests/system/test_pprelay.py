@@ -41,11 +41,8 @@ def send_visit(*arguments, **options):
 
 @pytest.fixture
 def relay(socket_dir):
-    made = RelayProcess(socket_dir)
-    yield made.start()
-    if made.process.poll() is None:
-        made.process.kill()
-    made.process.wait(30.0)
+    with RelayProcess(socket_dir).start() as made:
+        yield made
 
 
 # --- pprelay ------------------------------------------------------------------
@@ -126,27 +123,21 @@ def test_a_corrupt_ledger_is_moved_aside_at_the_start(socket_dir):
     relay = RelayProcess(socket_dir)
     relay.state_dir.mkdir()
     (relay.state_dir / "ledger.sqlite").write_bytes(b"rubbish" * 5000)
-    relay.start()
-    try:
+    with relay.start():
         wait_until(lambda: relay.events("ledger is corrupt"))  # it listens before it opens the ledger
         assert send_visit("--relay", relay.submit, "--instrument", "DemoCam").returncode == 0
         (aside,) = relay.state_dir.glob("ledger.corrupt-*.sqlite")
         assert str(aside) in str(RelayDaemon(relay.control).status().problems)
         aside.rename(socket_dir / aside.name)
         wait_until(lambda: str(aside) not in str(RelayDaemon(relay.control).status().problems))
-    finally:
-        assert relay.stop() == 0
 
 
 def test_it_listens_on_tcp_with_a_port_of_the_systems_choice(socket_dir):
-    relay = RelayProcess(socket_dir, submit="tcp://127.0.0.1:*", nodes="tcp://127.0.0.1:*").start()
-    try:
+    with RelayProcess(socket_dir, submit="tcp://127.0.0.1:*", nodes="tcp://127.0.0.1:*").start() as relay:
         events = [json.loads(line) for line in relay.log.read_text().splitlines()]
         addresses = {event["socket"]: event["address"] for event in events if event["event"] == "listening"}
         found = send_visit("--relay", addresses["submit"], "--instrument", "DemoCam", "--group", "g")
         assert (found.returncode, found.stdout) == (0, "accepted: g, 9 detectors, no node serves 0-8 now\n")
-    finally:
-        assert relay.stop() == 0
 
 
 # --- send_visit.py ----------------------------------------------------------------
@@ -241,9 +232,8 @@ def test_a_wait_that_takes_too_long_ends_with_75(relay):
 
 @pytest.mark.slow
 def test_a_stale_event_expires_in_the_ledger_if_no_node_serves_it(socket_dir):
-    relay = RelayProcess(socket_dir, expiry_s=4.0)  # longer than a program takes to start and send
-    relay.start()
-    try:
+    # Longer than a program takes to start and send.
+    with RelayProcess(socket_dir, expiry_s=4.0).start() as relay:
         assert send_visit("--instrument", "DemoCam", "--group", "g", "--relay", relay.submit).returncode == 0
 
         def expired():
@@ -251,8 +241,6 @@ def test_a_stale_event_expires_in_the_ledger_if_no_node_serves_it(socket_dir):
             return "9 expired" in found.stdout
 
         wait_until(expired, 30.0)
-    finally:
-        assert relay.stop() == 0
 
 
 def test_the_shown_configuration_starts_with_only_the_paths_and_ports_changed(socket_dir):
@@ -262,5 +250,5 @@ def test_the_shown_configuration_starts_with_only_the_paths_and_ports_changed(so
     for key in ("submit", "nodes", "control", "state_dir"):
         text = text.replace(str(fields[key]), str(getattr(relay, key)))
     relay.config.write_text(text, encoding="utf-8")
-    relay.start()
-    assert relay.stop() == 0
+    with relay.start():
+        pass
