@@ -133,7 +133,7 @@ def test_the_case_of_a_bucket_of_a_tenant():
     assert uri_of(["rubin:summit/raw"], file.host, file.key, file.tenant) == f"s3://rubin:summit/{file.key}"
 
 
-def test_a_backlog_of_notices_waits_while_many_exposures_are_being_read(monkeypatch):
+async def test_a_backlog_of_notices_waits_while_many_exposures_are_being_read(monkeypatch):
     """More than MAX_EXPOSURES at once would be dropped."""
     monkeypatch.setattr(stores, "FULL_EXPOSURES", 2)
     config = ArrivalsConfig.model_validate({"roots": (), "remote": [{"uri": "s3://b"}]})
@@ -145,31 +145,28 @@ def test_a_backlog_of_notices_waits_while_many_exposures_are_being_read(monkeypa
         await reading.wait()
         raise TimeoutError
 
-    async def play() -> None:
-        facts.facts = unknown
-        tasks: list[asyncio.Task[None]] = []
-        completion = Mock(**{"delivered.return_value": False})
-        made = StoreArrivals(
-            roots,
-            facts,
-            completion,
-            Mock(),
-            lambda: 0.0,
-            0.0,
-            lambda work: tasks.append(asyncio.create_task(work)),
-            Mock(),
-        )
-        for number in (156, 157):
-            await asyncio.wait_for(made.room(), TIMEOUT_S)
-            made.on_notice("bridge", StoredObject("s3", "b", IMAGE.replace("000156", f"000{number}")))
-        room = asyncio.create_task(made.room())
-        await asyncio.sleep(0)
-        assert not room.done()
-        reading.set()
-        await asyncio.gather(*tasks)
-        await asyncio.wait_for(room, TIMEOUT_S)
-
-    asyncio.run(play())
+    facts.facts = unknown
+    tasks: list[asyncio.Task[None]] = []
+    completion = Mock(**{"delivered.return_value": False})
+    made = StoreArrivals(
+        roots,
+        facts,
+        completion,
+        Mock(),
+        lambda: 0.0,
+        0.0,
+        lambda work: tasks.append(asyncio.create_task(work)),
+        Mock(),
+    )
+    for number in (156, 157):
+        await asyncio.wait_for(made.room(), TIMEOUT_S)
+        made.on_notice("bridge", StoredObject("s3", "b", IMAGE.replace("000156", f"000{number}")))
+    room = asyncio.create_task(made.room())
+    await asyncio.sleep(0)
+    assert not room.done()
+    reading.set()
+    await asyncio.gather(*tasks)
+    await asyncio.wait_for(room, TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
@@ -204,32 +201,26 @@ def test_an_escaped_uri_is_read_back_by_uri_parsers(key):
     assert unquote(parts.path) == f"/{named.key}"
 
 
-def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_path):
-    async def play() -> None:
-        reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
-        asking = asyncio.create_task(reader.ask("json", "s3://bucket/key"))
-        await asyncio.sleep(0)
-        # Both are seen in one turn of the loop.
-        reader.lifecycle.started(0.0)
-        reader._ready()
-        assert reader._serving.is_set()
-        reader._give_up("ended by signal 9 (SIGKILL)", [])
-        with pytest.raises(TimeoutError):
-            await asking
-
-    asyncio.run(play())
+async def test_a_reader_that_dies_when_it_is_ready_is_one_that_does_not_serve_now(tmp_path):
+    reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
+    asking = asyncio.create_task(reader.ask("json", "s3://bucket/key"))
+    await asyncio.sleep(0)
+    # Both are seen in one turn of the loop.
+    reader.lifecycle.started(0.0)
+    reader._ready()
+    assert reader._serving.is_set()
+    reader._give_up("ended by signal 9 (SIGKILL)", [])
+    with pytest.raises(TimeoutError):
+        await asking
 
 
-def test_a_reader_that_was_killed_before_it_said_that_it_is_ready_serves_nobody(tmp_path):
-    async def play() -> None:
-        reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
-        reader.lifecycle.started(0.0)
-        reader._child = Mock()
-        reader._kill("uses 9 GB")
-        reader._received(ReaderReady(pid=1), [])
-        assert not reader._serving.is_set(), "callers wait for the next one"
-
-    asyncio.run(play())
+async def test_a_reader_that_was_killed_before_it_said_that_it_is_ready_serves_nobody(tmp_path):
+    reader = ReaderProcess(Mock(), {}, tmp_path / "reader.log")
+    reader.lifecycle.started(0.0)
+    reader._child = Mock()
+    reader._kill("uses 9 GB")
+    reader._received(ReaderReady(pid=1), [])
+    assert not reader._serving.is_set(), "callers wait for the next one"
 
 
 @pytest.mark.parametrize(

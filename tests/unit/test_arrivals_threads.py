@@ -4,7 +4,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,14 +22,6 @@ def release() -> Iterator[threading.Event]:
     event.set()
 
 
-def run(body: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(HANG_S / 2):
-            await body()
-
-    asyncio.run(bounded())
-
-
 async def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + HANG_S / 2
     while not condition():
@@ -37,80 +29,65 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_what_a_call_returns_or_raises_comes_back():
-    async def body() -> None:
-        threads = FileThreads(1, time.monotonic)
-        assert await threads.run(divmod, 7, 2) == (3, 1)
-        with pytest.raises(ZeroDivisionError):
-            await threads.run(divmod, 7, 0)
-        assert threads.stuck_s() == 0.0
-        threads.close()
-
-    run(body)
+async def test_what_a_call_returns_or_raises_comes_back():
+    threads = FileThreads(1, time.monotonic)
+    assert await threads.run(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await threads.run(divmod, 7, 0)
+    assert threads.stuck_s() == 0.0
+    threads.close()
 
 
-def test_a_call_that_hangs_is_abandoned_and_the_next_one_runs(release):
+async def test_a_call_that_hangs_is_abandoned_and_the_next_one_runs(release):
     now = [0.0]
-
-    async def body() -> None:
-        threads = FileThreads(1, lambda: now[0])
-        hanging = asyncio.create_task(threads.run(release.wait, HANG_S))
-        await until(lambda: threads._running)
-        now[0] = 11.0
-        assert threads.stuck_s() == 11.0
-        threads.abandon_calls(11.0)
-        assert not hanging.done()
-        threads.abandon_calls(10.0)
-        with pytest.raises(TimeoutError):
-            await hanging
-        assert await threads.run(abs, -1) == 1
-        # The operator is to see it as long as it hangs.
-        assert threads.stuck_s() == 11.0
-        release.set()
-        await until(lambda: not threads._abandoned)
-        assert threads.stuck_s() == 0.0
-        threads.close()
-
-    run(body)
+    threads = FileThreads(1, lambda: now[0])
+    hanging = asyncio.create_task(threads.run(release.wait, HANG_S))
+    await until(lambda: threads._running)
+    now[0] = 11.0
+    assert threads.stuck_s() == 11.0
+    threads.abandon_calls(11.0)
+    assert not hanging.done()
+    threads.abandon_calls(10.0)
+    with pytest.raises(TimeoutError):
+        await hanging
+    assert await threads.run(abs, -1) == 1
+    # The operator is to see it as long as it hangs.
+    assert threads.stuck_s() == 11.0
+    release.set()
+    await until(lambda: not threads._abandoned)
+    assert threads.stuck_s() == 0.0
+    threads.close()
 
 
-def test_threads_that_hang_are_replaced_up_to_a_bound(release, monkeypatch):
+async def test_threads_that_hang_are_replaced_up_to_a_bound(release, monkeypatch):
     monkeypatch.setattr(module, "MAX_ABANDONED", 3)
-
-    async def body() -> None:
-        threads = FileThreads(2, time.monotonic)
-        hanging = [asyncio.create_task(threads.run(release.wait, HANG_S)) for _ in range(8)]
-        for count in (2, 3, 3):
-            await until(lambda: len(threads._running) == len(threads._abandoned) + 2)
-            threads.abandon_calls(-1.0)
-            assert len(threads._abandoned) == count
-            await asyncio.gather(*(task for task in hanging if task.done()), return_exceptions=True)
-        release.set()
-        ended = await asyncio.gather(*hanging, return_exceptions=True)
-        assert sum(isinstance(each, TimeoutError) for each in ended) == 3
-        threads.close()
-
-    run(body)
+    threads = FileThreads(2, time.monotonic)
+    hanging = [asyncio.create_task(threads.run(release.wait, HANG_S)) for _ in range(8)]
+    for count in (2, 3, 3):
+        await until(lambda: len(threads._running) == len(threads._abandoned) + 2)
+        threads.abandon_calls(-1.0)
+        assert len(threads._abandoned) == count
+        await asyncio.gather(*(task for task in hanging if task.done()), return_exceptions=True)
+    release.set()
+    ended = await asyncio.gather(*hanging, return_exceptions=True)
+    assert sum(isinstance(each, TimeoutError) for each in ended) == 3
+    threads.close()
 
 
-def test_a_call_that_was_canceled_is_not_made(release):
+async def test_a_call_that_was_canceled_is_not_made(release):
     made = []
-
-    async def body() -> None:
-        threads = FileThreads(1, time.monotonic)
-        first = asyncio.create_task(threads.run(release.wait, HANG_S))
-        await until(lambda: threads._running)
-        second = asyncio.create_task(threads.run(made.append, 2))
-        await asyncio.sleep(0)
-        second.cancel()
-        await asyncio.gather(second, return_exceptions=True)
-        third = asyncio.create_task(threads.run(made.append, 3))
-        release.set()
-        await asyncio.gather(first, third)
-        assert made == [3]
-        threads.close()
-
-    run(body)
+    threads = FileThreads(1, time.monotonic)
+    first = asyncio.create_task(threads.run(release.wait, HANG_S))
+    await until(lambda: threads._running)
+    second = asyncio.create_task(threads.run(made.append, 2))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    third = asyncio.create_task(threads.run(made.append, 3))
+    release.set()
+    await asyncio.gather(first, third)
+    assert made == [3]
+    threads.close()
 
 
 class Loop:

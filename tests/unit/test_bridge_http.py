@@ -64,18 +64,14 @@ async def until(condition: Callable[[], object]) -> None:
     await asyncio.to_thread(wait_until, condition)
 
 
-def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
+async def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
     monkeypatch.setattr(http, "BODY_S", 0.05)
     monkeypatch.setattr(http, "LINGER_S", 0.05)
     stored = Stored()
-
-    async def play() -> None:
-        async with serving(stored) as (port, throttle):
-            answer = await said(port, HEAD + b"\r\n{")
-            assert answer.startswith(b"HTTP/1.1 408 ")
-            assert throttle.by_kind == {"http slow": 1}
-
-    asyncio.run(play())
+    async with serving(stored) as (port, throttle):
+        answer = await said(port, HEAD + b"\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert throttle.by_kind == {"http slow": 1}
     assert stored.bodies == []
 
 
@@ -85,101 +81,77 @@ def test_a_store_closes_its_idle_connections_before_the_bridge_does():
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST", HEAD])
-def test_a_client_that_sends_no_whole_request_is_disconnected(monkeypatch, sent):
+async def test_a_client_that_sends_no_whole_request_is_disconnected(monkeypatch, sent):
     monkeypatch.setattr(http, "IDLE_S", 0.05)
-
-    async def play() -> None:
-        async with serving(Stored()) as (port, _):
-            assert await said(port, sent) == b""
-
-    asyncio.run(play())
+    async with serving(Stored()) as (port, _):
+        assert await said(port, sent) == b""
 
 
-def test_a_notice_that_cannot_be_written_is_refused_for_now():
+async def test_a_notice_that_cannot_be_written_is_refused_for_now():
     stored = Stored()
     request = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
-
-    async def play() -> None:
-        async with serving(stored) as (port, _):
-            stored.problem = "the ring cannot be written: disk full"
-            answer = await said(port, request)
-            assert answer.startswith(b"HTTP/1.1 503 ")
-            assert answer.endswith(b"the ring cannot be written: disk full\n")
-            stored.problem = ""
-            assert (await said(port, request)).startswith(b"HTTP/1.1 200 ")
-
-    asyncio.run(play())
+    async with serving(stored) as (port, _):
+        stored.problem = "the ring cannot be written: disk full"
+        answer = await said(port, request)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert answer.endswith(b"the ring cannot be written: disk full\n")
+        stored.problem = ""
+        assert (await said(port, request)).startswith(b"HTTP/1.1 200 ")
     assert stored.bodies == [b'{"a":"bc"}']
 
 
-def test_a_client_that_waits_for_a_word_before_the_body_gets_it():
+async def test_a_client_that_waits_for_a_word_before_the_body_gets_it():
     """As libcurl does: without that word it waits a second, other clients for ever."""
     stored = Stored()
-
-    async def play() -> None:
-        async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(HEAD + b"Expect: 100-continue\r\n\r\n")
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b'{"a":"bc"}')
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-            writer.close()
-
-    asyncio.run(play())
+    async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"Expect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b'{"a":"bc"}')
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
     assert stored.bodies == [b'{"a":"bc"}']
 
 
-def test_silent_clients_make_room_for_others(monkeypatch):
+async def test_silent_clients_make_room_for_others(monkeypatch):
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 5)
     made: list[HttpSource] = []
-
-    async def play() -> None:
-        async with serving(Stored(), made=made) as (port, _), asyncio.timeout(TIMEOUT_S):
-            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
-            for _, writer in silent[::2]:
-                writer.write(HEAD)
-            whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
-            assert (await said(port, whole)).startswith(b"HTTP/1.1 200 ")
-            assert made[0].connections <= 5
-            for _, writer in silent:
-                writer.close()
-
-    asyncio.run(play())
+    async with serving(Stored(), made=made) as (port, _), asyncio.timeout(TIMEOUT_S):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+        for _, writer in silent[::2]:
+            writer.write(HEAD)
+        whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
+        assert (await said(port, whole)).startswith(b"HTTP/1.1 200 ")
+        assert made[0].connections <= 5
+        for _, writer in silent:
+            writer.close()
 
 
-def test_a_connection_in_use_is_not_the_one_that_makes_room(monkeypatch):
+async def test_a_connection_in_use_is_not_the_one_that_makes_room(monkeypatch):
     monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
-
-    async def play() -> None:
-        async with serving(Stored()) as (port, _), asyncio.timeout(TIMEOUT_S):
-            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-            for reader, writer in (*kept[1:], kept[0]):
-                writer.write(HEAD + b'\r\n{"a":"bc"}')
-                await reader.readuntil(b"stored\n")
-            further = await asyncio.open_connection("127.0.0.1", port)
-            assert await kept[1][0].read() == b"", "closed, as the one without a request for longest"
-            for reader, writer in (kept[0], kept[2], further):
-                writer.write(HEAD + b'\r\n{"a":"bc"}')
-                await reader.readuntil(b"stored\n")
-                writer.close()
-            kept[1][1].close()
-
-    asyncio.run(play())
+    async with serving(Stored()) as (port, _), asyncio.timeout(TIMEOUT_S):
+        kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for reader, writer in (*kept[1:], kept[0]):
+            writer.write(HEAD + b'\r\n{"a":"bc"}')
+            await reader.readuntil(b"stored\n")
+        further = await asyncio.open_connection("127.0.0.1", port)
+        assert await kept[1][0].read() == b"", "closed, as the one without a request for longest"
+        for reader, writer in (kept[0], kept[2], further):
+            writer.write(HEAD + b'\r\n{"a":"bc"}')
+            await reader.readuntil(b"stored\n")
+            writer.close()
+        kept[1][1].close()
 
 
-def test_as_many_connections_as_an_exposure_has_notices_are_served_together():
+async def test_as_many_connections_as_an_exposure_has_notices_are_served_together():
     stored, count = Stored(), 450
-
-    async def play() -> None:
-        async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
-            opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
-            for _, writer in opened:
-                writer.write(HEAD + b'\r\n{"a":"bc"}')
-            for reader, writer in opened:
-                assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-                writer.close()
-
-    asyncio.run(play())
+    async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+        for _, writer in opened:
+            writer.write(HEAD + b'\r\n{"a":"bc"}')
+        for reader, writer in opened:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
     assert len(stored.bodies) == count
 
 
@@ -241,17 +213,13 @@ TOKEN = "0123456789abcdef0123"
         (b"/" + TOKEN.encode(), b"", b"200"),
     ],
 )
-def test_a_token_that_is_no_text_is_a_wrong_one(path, header, status):
+async def test_a_token_that_is_no_text_is_a_wrong_one(path, header, status):
     head = b"POST %s HTTP/1.1\r\nHost: b\r\nConnection: close\r\nContent-Length: 2\r\n%s\r\n[]" % (
         path,
         header,
     )
-
-    async def play() -> None:
-        async with serving(Stored(), TOKEN) as (port, _):
-            assert (await said(port, head)).split()[1] == status
-
-    asyncio.run(play())
+    async with serving(Stored(), TOKEN) as (port, _):
+        assert (await said(port, head)).split()[1] == status
 
 
 def test_the_token_of_an_endpoint_is_not_logged(caplog):
@@ -269,23 +237,20 @@ def test_the_token_of_an_endpoint_is_not_logged(caplog):
     assert TOKEN not in str(vars(record))
 
 
-def test_a_disk_that_does_not_answer_keeps_no_request_for_ever(monkeypatch):
+async def test_a_disk_that_does_not_answer_keeps_no_request_for_ever(monkeypatch):
     monkeypatch.setattr(http, "STORE_S", 0.05)
 
     class Hanging(Stored):
         async def store(self, body: bytes) -> None:
             await asyncio.Event().wait()
 
-    async def play() -> None:
-        async with serving(Hanging()) as (port, throttle):
-            answer = await said(port, HEAD + b'Connection: close\r\n\r\n{"a":"bc"}')
-            assert answer.startswith(b"HTTP/1.1 503 ")
-            assert throttle.by_kind == {"http ring": 1}
-
-    asyncio.run(play())
+    async with serving(Hanging()) as (port, throttle):
+        answer = await said(port, HEAD + b'Connection: close\r\n\r\n{"a":"bc"}')
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert throttle.by_kind == {"http ring": 1}
 
 
-def test_large_bodies_are_taken_by_turns_and_small_ones_at_once(monkeypatch):
+async def test_large_bodies_are_taken_by_turns_and_small_ones_at_once(monkeypatch):
     monkeypatch.setattr(http, "SMALL", 2)
     monkeypatch.setattr(http, "MAX_LARGE", 1)
 
@@ -307,16 +272,13 @@ def test_large_bodies_are_taken_by_turns_and_small_ones_at_once(monkeypatch):
             self.bodies.append(body)
             self.under_way -= 1
 
-    async def play() -> None:
-        stored = Slow()
-        async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
-            whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
-            large = [asyncio.create_task(said(port, whole)) for _ in range(3)]
-            await until(lambda: stored.under_way)
-            small = b"POST / HTTP/1.1\r\nHost: b\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]"
-            assert (await said(port, small)).startswith(b"HTTP/1.1 200 ")
-            for answer in await asyncio.gather(*large):
-                assert answer.startswith(b"HTTP/1.1 200 ")
-        assert (len(stored.bodies), stored.most) == (3, 1)
-
-    asyncio.run(play())
+    stored = Slow()
+    async with serving(stored) as (port, _), asyncio.timeout(TIMEOUT_S):
+        whole = HEAD + b'Connection: close\r\n\r\n{"a":"bc"}'
+        large = [asyncio.create_task(said(port, whole)) for _ in range(3)]
+        await until(lambda: stored.under_way)
+        small = b"POST / HTTP/1.1\r\nHost: b\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]"
+        assert (await said(port, small)).startswith(b"HTTP/1.1 200 ")
+        for answer in await asyncio.gather(*large):
+            assert answer.startswith(b"HTTP/1.1 200 ")
+    assert (len(stored.bodies), stored.most) == (3, 1)

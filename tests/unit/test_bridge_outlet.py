@@ -58,44 +58,35 @@ async def answer(node: zmq.asyncio.Socket) -> tuple[Notices, list[bytes]]:
     return decode(head, NOTICES, limit=NOTICES_LIMIT), bodies
 
 
-def test_a_node_that_is_up_to_date_does_not_wait_for_the_disk(socket_dir):
-    async def play() -> None:
-        async with answering(socket_dir, Extent(1, 7, 100, 0.0)) as (outlet, node):
-            await node.send(encode(AskNotices(node="n1", request=1, epoch="e", number=7)))
-            await asyncio.to_thread(wait_until, lambda: outlet.nodes)
-            outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
-            outlet.committed(Extent(1, 10, 103, 0.0), [b"i", b"j"])
-            head, bodies = await answer(node)
-            assert (head.first, head.lost, head.is_other, bodies) == (8, 0, False, [b"h", b"i", b"j"])
-
-    asyncio.run(play())
+async def test_a_node_that_is_up_to_date_does_not_wait_for_the_disk(socket_dir):
+    async with answering(socket_dir, Extent(1, 7, 100, 0.0)) as (outlet, node):
+        await node.send(encode(AskNotices(node="n1", request=1, epoch="e", number=7)))
+        await asyncio.to_thread(wait_until, lambda: outlet.nodes)
+        outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
+        outlet.committed(Extent(1, 10, 103, 0.0), [b"i", b"j"])
+        head, bodies = await answer(node)
+        assert (head.first, head.lost, head.is_other, bodies) == (8, 0, False, [b"h", b"i", b"j"])
 
 
-def test_a_question_of_a_node_that_was_revoked_is_not_answered(socket_dir):
-    async def play() -> None:
-        async with answering(socket_dir, Extent(1, 7, 100, 0.0)) as (outlet, node):
-            ask = AskNotices(node="n1", request=1, epoch="e", number=7)
+async def test_a_question_of_a_node_that_was_revoked_is_not_answered(socket_dir):
+    async with answering(socket_dir, Extent(1, 7, 100, 0.0)) as (outlet, node):
+        ask = AskNotices(node="n1", request=1, epoch="e", number=7)
+        await node.send(encode(ask))
+        await asyncio.to_thread(wait_until, lambda: outlet.nodes)
+        outlet.revoke({"n1"})
+        assert not outlet.nodes
+        outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
+        await asyncio.sleep(0.01)
+        await node.send(encode(ask.model_copy(update={"request": 2})))
+        head, bodies = await answer(node)
+        assert (head.request, bodies) == (2, [b"h"])
+
+
+async def test_the_nodes_that_are_listed_are_those_that_asked_last(socket_dir):
+    async with answering(socket_dir, Extent()) as (outlet, node):
+        for number in range(MAX_CONNECTIONS + 10):
+            ask = AskNotices(node=f"n{number}", request=1, epoch="e", number=1 + number)
             await node.send(encode(ask))
-            await asyncio.to_thread(wait_until, lambda: outlet.nodes)
-            outlet.revoke({"n1"})
-            assert not outlet.nodes
-            outlet.committed(Extent(1, 8, 101, 0.0), [b"h"])
-            await asyncio.sleep(0.01)
-            await node.send(encode(ask.model_copy(update={"request": 2})))
-            head, bodies = await answer(node)
-            assert (head.request, bodies) == (2, [b"h"])
-
-    asyncio.run(play())
-
-
-def test_the_nodes_that_are_listed_are_those_that_asked_last(socket_dir):
-    async def play() -> None:
-        async with answering(socket_dir, Extent()) as (outlet, node):
-            for number in range(MAX_CONNECTIONS + 10):
-                ask = AskNotices(node=f"n{number}", request=1, epoch="e", number=1 + number)
-                await node.send(encode(ask))
-            await asyncio.to_thread(wait_until, lambda: f"n{MAX_CONNECTIONS + 9}" in outlet.nodes)
-            assert len(outlet.nodes) == MAX_CONNECTIONS
-            assert next(iter(outlet.nodes)) == "n10"
-
-    asyncio.run(play())
+        await asyncio.to_thread(wait_until, lambda: f"n{MAX_CONNECTIONS + 9}" in outlet.nodes)
+        assert len(outlet.nodes) == MAX_CONNECTIONS
+        assert next(iter(outlet.nodes)) == "n10"

@@ -56,69 +56,59 @@ async def running(ring: Ring, sockets: Path, clock: FakeClock) -> AsyncIterator[
             await serving
 
 
-def test_a_disk_that_does_not_answer_is_a_problem_until_it_does(tmp_path, socket_dir):
+async def test_a_disk_that_does_not_answer_is_a_problem_until_it_does(tmp_path, socket_dir):
     clock, ring = FakeClock(), HangingRing(tmp_path)
-
-    async def play() -> None:
-        async with running(ring, socket_dir, clock) as bridge:
-            storing = asyncio.create_task(bridge.store(b"{}"))
-            try:
-                await asyncio.to_thread(ring.asked.wait)
-                assert not bridge.report().problems
-                clock.advance(HANGS_S + 1)
-                (problem,) = bridge.report().problems
-                assert (problem.source, bridge.report().state) == ("ring", "degraded")
-                assert "the disk of the ring has not answered for" in problem.text
-            finally:
-                ring.allowed.set()
-            await storing
-            await asyncio.to_thread(wait_until, lambda: not bridge.report().problems)
-
-    asyncio.run(play())
+    async with running(ring, socket_dir, clock) as bridge:
+        storing = asyncio.create_task(bridge.store(b"{}"))
+        try:
+            await asyncio.to_thread(ring.asked.wait)
+            assert not bridge.report().problems
+            clock.advance(HANGS_S + 1)
+            (problem,) = bridge.report().problems
+            assert (problem.source, bridge.report().state) == ("ring", "degraded")
+            assert "the disk of the ring has not answered for" in problem.text
+        finally:
+            ring.allowed.set()
+        await storing
+        await asyncio.to_thread(wait_until, lambda: not bridge.report().problems)
 
 
-def test_notices_of_a_moment_are_stored_together_and_those_that_come_meanwhile_next(tmp_path, socket_dir):
+async def test_notices_of_a_moment_are_stored_together_and_later_ones_next(tmp_path, socket_dir):
     ring = HangingRing(tmp_path)
-
-    async def play() -> None:
-        async with running(ring, socket_dir, FakeClock()) as bridge:
-            first = [asyncio.create_task(bridge.store(b"a%d" % number)) for number in range(3)]
-            try:
-                await asyncio.to_thread(ring.asked.wait)
-                others = [asyncio.create_task(bridge.store(b"%d" % n)) for n in range(AT_ONCE + 2)]
-                await asyncio.sleep(0)
-                assert bridge.report().backlog == len(first) + len(others)
-                # These stores have given up, and send their notices again; the first one is being written.
-                first.pop(1).cancel()
-                others.pop(1).cancel()
-                await asyncio.sleep(0)
-            finally:
-                ring.allowed.set()
-            await asyncio.gather(*first, *others)
-        assert ring.added == [3, AT_ONCE, 1]
-
-    asyncio.run(play())
+    async with running(ring, socket_dir, FakeClock()) as bridge:
+        first = [asyncio.create_task(bridge.store(b"a%d" % number)) for number in range(3)]
+        try:
+            await asyncio.to_thread(ring.asked.wait)
+            others = [asyncio.create_task(bridge.store(b"%d" % n)) for n in range(AT_ONCE + 2)]
+            await asyncio.sleep(0)
+            assert bridge.report().backlog == len(first) + len(others)
+            # These stores have given up, and send their notices again; the first one is being written.
+            first.pop(1).cancel()
+            others.pop(1).cancel()
+            await asyncio.sleep(0)
+        finally:
+            ring.allowed.set()
+        await asyncio.gather(*first, *others)
+    assert ring.added == [3, AT_ONCE, 1]
     with closing(Ring(tmp_path, RingConfig())) as stored:
         expected = [b"a0", b"a1", b"a2", b"0", *(b"%d" % number for number in range(2, AT_ONCE + 2))]
         assert [each.body for each in stored.read(1, 10**6, 10**9)] == expected
 
 
-def test_a_ring_that_cannot_be_written_refuses_all_and_takes_the_next(tmp_path, socket_dir, monkeypatch):
+async def test_a_ring_that_cannot_be_written_refuses_all_and_takes_the_next(
+    tmp_path, socket_dir, monkeypatch
+):
     """All at once: each attempt may wait for the disk, and stores wait for their answers."""
     ring, count = Ring(tmp_path, RingConfig()), 2 * AT_ONCE + 3
-
-    async def play() -> None:
-        async with running(ring, socket_dir, FakeClock()) as bridge:
-            with monkeypatch.context() as patch:
-                add = Mock(side_effect=sqlite3.OperationalError("disk I/O error"))
-                patch.setattr(ring, "add", add)
-                answers = await asyncio.gather(
-                    *(bridge.store(b"lost") for _ in range(count)), return_exceptions=True
-                )
-            assert [type(each) for each in answers] == count * [Refused]
-            assert add.call_count == 1
-            await bridge.store(b"kept")
-
-    asyncio.run(play())
+    async with running(ring, socket_dir, FakeClock()) as bridge:
+        with monkeypatch.context() as patch:
+            add = Mock(side_effect=sqlite3.OperationalError("disk I/O error"))
+            patch.setattr(ring, "add", add)
+            answers = await asyncio.gather(
+                *(bridge.store(b"lost") for _ in range(count)), return_exceptions=True
+            )
+        assert [type(each) for each in answers] == count * [Refused]
+        assert add.call_count == 1
+        await bridge.store(b"kept")
     with closing(Ring(tmp_path, RingConfig())) as stored:
         assert [each.body for each in stored.read(1, 10, 100)] == [b"kept"]

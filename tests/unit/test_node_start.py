@@ -51,40 +51,36 @@ def test_a_day_is_no_instant(text):
         _instant(None, None, text)
 
 
-def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
+async def test_the_watchdog_is_triggered_while_visits_are_recovered(config):
     """Fault 77: the central repo was away at the start, and the recovery takes longer than the limit."""
+    notified = asyncio.Queue()
+    notifier = Mock(notify=lambda **message: notified.put_nowait(message))
+    supervisor = Supervisor(
+        ConfigFile(Path("node.yaml"), config, {(): 1}), Mock(), {}, Clock(), notifier, 0.02
+    )
 
-    async def run():
-        notified = asyncio.Queue()
-        notifier = Mock(notify=lambda **message: notified.put_nowait(message))
-        supervisor = Supervisor(
-            ConfigFile(Path("node.yaml"), config, {(): 1}), Mock(), {}, Clock(), notifier, 0.02
-        )
+    async def until_notified(key):
+        while key not in await notified.get():
+            pass
 
-        async def until_notified(key):
-            while key not in await notified.get():
-                pass
+    async def start():
+        node.generations.waiting = True
+        await until_notified("READY")
+        node.generations.waiting = False
 
-        async def start():
-            node.generations.waiting = True
-            await until_notified("READY")
-            node.generations.waiting = False
+    async def recover():
+        while not notified.empty():
+            notified.get_nowait()
+        await until_notified("WATCHDOG")
+        await until_notified("WATCHDOG")
+        supervisor.stop()
 
-        async def recover():
-            while not notified.empty():
-                notified.get_nowait()
-            await until_notified("WATCHDOG")
-            await until_notified("WATCHDOG")
-            supervisor.stop()
-
-        node = MagicMock()
-        node.status.report.return_value = Mock(text="starting", problems=())
-        node.generations.start, node.reprocessor.recover = start, recover
-        node.arrivals.start = AsyncMock()
-        await asyncio.wait_for(supervisor._start(node), 20.0)
-        assert supervisor._stop.is_set()
-
-    asyncio.run(run())
+    node = MagicMock()
+    node.status.report.return_value = Mock(text="starting", problems=())
+    node.generations.start, node.reprocessor.recover = start, recover
+    node.arrivals.start = AsyncMock()
+    await asyncio.wait_for(supervisor._start(node), 20.0)
+    assert supervisor._stop.is_set()
 
 
 def unresolved(loop, config):
@@ -111,28 +107,26 @@ def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch,
 
 
 @pytest.mark.parametrize(("shadow", "exports"), [(True, 0), (False, 1)])
-def test_in_shadow_mode_nothing_is_exported_before_the_repo_is_checked(monkeypatch, config, shadow, exports):
+async def test_in_shadow_mode_nothing_is_exported_before_the_repo_is_checked(
+    monkeypatch, config, shadow, exports
+):
     config = config.model_copy(update={"shadow": ShadowConfig(enabled=shadow)})
     monkeypatch.setattr(Supervisor, "_stop_workers", AsyncMock())
-
-    async def run():
-        file = ConfigFile(Path("node.yaml"), config, {(): 1})
-        supervisor = Supervisor(file, Mock(), {}, Clock(), Mock(), None)
-        node = MagicMock(services=())
-        node.status.report.return_value = Mock(text="starting", problems=())
-        for part in (node.generations.start, node.reprocessor.recover, node.arrivals.start):
-            part.side_effect = AsyncMock()
-        node.generations.wait_for_task_names = AsyncMock(side_effect=ConfigError(["shadow.central"]))
-        with pytest.raises(ConfigError):
-            await asyncio.wait_for(supervisor._start(node), 20.0)
-        assert node.exporter.start.call_count == exports
-        node.generations.wait_for_task_names = AsyncMock()
-        node.generations.wait_for_names = AsyncMock()
-        monkeypatch.setattr(Supervisor, "_wait_for_worker", AsyncMock())
+    file = ConfigFile(Path("node.yaml"), config, {(): 1})
+    supervisor = Supervisor(file, Mock(), {}, Clock(), Mock(), None)
+    node = MagicMock(services=())
+    node.status.report.return_value = Mock(text="starting", problems=())
+    for part in (node.generations.start, node.reprocessor.recover, node.arrivals.start):
+        part.side_effect = AsyncMock()
+    node.generations.wait_for_task_names = AsyncMock(side_effect=ConfigError(["shadow.central"]))
+    with pytest.raises(ConfigError):
         await asyncio.wait_for(supervisor._start(node), 20.0)
-        assert node.exporter.start.call_count == 1 + exports
-
-    asyncio.run(run())
+    assert node.exporter.start.call_count == exports
+    node.generations.wait_for_task_names = AsyncMock()
+    node.generations.wait_for_names = AsyncMock()
+    monkeypatch.setattr(Supervisor, "_wait_for_worker", AsyncMock())
+    await asyncio.wait_for(supervisor._start(node), 20.0)
+    assert node.exporter.start.call_count == 1 + exports
 
 
 @pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])

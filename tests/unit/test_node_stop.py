@@ -26,17 +26,13 @@ def file_of(config):
     return ConfigFile(Path("node.yaml"), config, {(): 1})
 
 
-def test_a_stop_does_not_wait_for_a_journal_that_hangs(config, tmp_path):
+async def test_a_stop_does_not_wait_for_a_journal_that_hangs(config, tmp_path):
     journal = Journal(tmp_path / "journal.sqlite")
-
-    async def run():
-        supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), None, None)
-        hanging = BatchWriter(journal, "journal", lambda reason: None)  # its thread never begins
-        node = SimpleNamespace(journal=hanging, source=SimpleNamespace(connected=True))
-        await asyncio.wait_for(supervisor._wait_until_reported(node), 20.0)
-        hanging.close()
-
-    asyncio.run(run())
+    supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), None, None)
+    hanging = BatchWriter(journal, "journal", lambda reason: None)  # its thread never begins
+    node = SimpleNamespace(journal=hanging, source=SimpleNamespace(connected=True))
+    await asyncio.wait_for(supervisor._wait_until_reported(node), 20.0)
+    hanging.close()
 
 
 def test_a_journal_that_cannot_be_written_is_logged_once(caplog):
@@ -50,19 +46,16 @@ def test_a_journal_that_cannot_be_written_is_logged_once(caplog):
     assert node._count == {"journal_error": 3}
 
 
-def test_a_second_stop_skips_the_waiting(config):
-    async def run():
-        supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), Mock(), None)
-        node = MagicMock()
-        node.pool.slots = {}
-        node.pump.wait_until_idle = asyncio.Event().wait  # never ends
-        node.status.config = config
-        node.exporter.waiting = node.source.connected = 0
-        supervisor.stop()
-        supervisor.stop()
-        await asyncio.wait_for(supervisor._drain(node), 5.0)
-
-    asyncio.run(run())
+async def test_a_second_stop_skips_the_waiting(config):
+    supervisor = Supervisor(file_of(config), Mock(), {}, Clock(), Mock(), None)
+    node = MagicMock()
+    node.pool.slots = {}
+    node.pump.wait_until_idle = asyncio.Event().wait  # never ends
+    node.status.config = config
+    node.exporter.waiting = node.source.connected = 0
+    supervisor.stop()
+    supervisor.stop()
+    await asyncio.wait_for(supervisor._drain(node), 5.0)
 
 
 @pytest.mark.parametrize("request_", [DrainRequest(), ResumeRequest()])

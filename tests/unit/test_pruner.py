@@ -79,7 +79,7 @@ def test_a_wall_clock_that_is_ahead_deletes_nothing_of_this_boot(tmp_path, clock
     assert asyncio.run(pruned(tmp_path / "j", clock)) == 3
 
 
-def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clock, monkeypatch):
+async def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(journal_module, "BUSY_S", 0.05)
     fill(tmp_path / "j", [clock.tai() - 31 * DAY_S])
 
@@ -90,10 +90,7 @@ def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clo
                 await work
         await JournalPruner(writer, clock, keep_days=30.0, reporting=False).prune()
 
-    async def body():
-        with pytest.raises(sqlite3.OperationalError):
-            await pruned(tmp_path / "j", clock, lock)
-
-    asyncio.run(body())
+    with pytest.raises(sqlite3.OperationalError):
+        await pruned(tmp_path / "j", clock, lock)
     with closing(Journal(tmp_path / "j")) as journal:
         assert rows_of(journal, 1) == []

@@ -56,33 +56,27 @@ async def running(config, tmp_path, monkeypatch):
         writer.close()
 
 
-def test_a_flush_of_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
-                with pytest.raises(Refused, match="the journal cannot be written"):
-                    await asyncio.wait_for(node.pump.flush(), 20.0)
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-            assert node.count["raw_without_visit"] == 1
-
-    asyncio.run(run())
+async def test_a_flush_of_a_journal_that_cannot_be_written_is_refused(config, tmp_path, monkeypatch):
+    async with running(config, tmp_path, monkeypatch) as node:
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            node.inbox.post(RawArrived(a_raw()))  # its lookup must be written
+            with pytest.raises(Refused, match="the journal cannot be written"):
+                await asyncio.wait_for(node.pump.flush(), 20.0)
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+        assert node.count["raw_without_visit"] == 1
 
 
-def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            nothing, reprocessor = SimpleNamespace(), SimpleNamespace(pump=node.pump)
-            status = SimpleNamespace(folders=NodeFolders(tmp_path, tmp_path))
-            handler = RequestHandler(status, nothing, reprocessor, nothing, nothing)
-            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                node.inbox.post(RawArrived(a_raw()))
-                answer = await asyncio.wait_for(handler.handle(LateRequest()), 20.0)
-                assert [*answer.rows] == []
-
-    asyncio.run(run())
+async def test_late_raws_are_shown_while_the_journal_cannot_be_written(config, tmp_path, monkeypatch):
+    async with running(config, tmp_path, monkeypatch) as node:
+        nothing, reprocessor = SimpleNamespace(), SimpleNamespace(pump=node.pump)
+        status = SimpleNamespace(folders=NodeFolders(tmp_path, tmp_path))
+        handler = RequestHandler(status, nothing, reprocessor, nothing, nothing)
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            node.inbox.post(RawArrived(a_raw()))
+            answer = await asyncio.wait_for(handler.handle(LateRequest()), 20.0)
+            assert [*answer.rows] == []
 
 
 @pytest.mark.parametrize(
@@ -111,7 +105,9 @@ def test_the_catch_up_gets_a_quarantined_success_unless_its_spool_was_moved_back
     assert (row.text, row.attempt) == (text, None if text else key.attempt)
 
 
-def test_raws_are_searched_although_the_journal_contradicts_their_decision(config, tmp_path, monkeypatch):
+async def test_raws_are_searched_although_the_journal_contradicts_their_decision(
+    config, tmp_path, monkeypatch
+):
     assignment = an_assignment()
     key = assignment.key
     raw = Raw(
@@ -122,18 +118,14 @@ def test_raws_are_searched_although_the_journal_contradicts_their_decision(confi
         exposure=8,
         seen_tai=2e9,
     )
-
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            unknown = JournalEntry(key, assignment.visit, received_tai=2e9)
-            visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
-            node.visits.open.add(visit)
-            node.inbox.post(Finish(assignment, Outcome.FAILED))
-            node.inbox.post(RawArrived(a_raw("another")))
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-            assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
-
-    asyncio.run(run())
+    async with running(config, tmp_path, monkeypatch) as node:
+        unknown = JournalEntry(key, assignment.visit, received_tai=2e9)
+        visit = VisitDetector(unknown, assignment, Phase.ASSIGNED, raws={8: raw})
+        node.visits.open.add(visit)
+        node.inbox.post(Finish(assignment, Outcome.FAILED))
+        node.inbox.post(RawArrived(a_raw("another")))
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+        assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
 
 
 async def loop_steps_until(condition):
@@ -145,116 +137,95 @@ async def loop_steps_until(condition):
     return steps
 
 
-def test_a_burst_of_events_does_not_block_the_loop(config, tmp_path, monkeypatch):
+async def test_a_burst_of_events_does_not_block_the_loop(config, tmp_path, monkeypatch):
     handled = []
-
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            monkeypatch.setattr(node.pump, "_handle", handled.append)
-            for number in range(10_000):
-                node.inbox.post(number)
-            assert await loop_steps_until(lambda: len(handled) == 10_000) >= 100
-            assert len(node.inbox) == 0
-
-    asyncio.run(run())
+    async with running(config, tmp_path, monkeypatch) as node:
+        monkeypatch.setattr(node.pump, "_handle", handled.append)
+        for number in range(10_000):
+            node.inbox.post(number)
+        assert await loop_steps_until(lambda: len(handled) == 10_000) >= 100
+        assert len(node.inbox) == 0
     assert handled == list(range(10_000))
 
 
-def test_a_burst_of_messages_does_not_block_the_loop(config):
+async def test_a_burst_of_messages_does_not_block_the_loop(config):
     posted = []
-
-    async def run():
-        chooser = PipelineChooser(config, posted.append, Counter())
-        message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x", epoch=1)
-        for _ in range(10_000):
-            chooser.receive(message)
-        task = asyncio.create_task(chooser.run())
-        assert await loop_steps_until(lambda: len(posted) == 10_000) >= 100
-        task.cancel()
-
-    asyncio.run(run())
+    chooser = PipelineChooser(config, posted.append, Counter())
+    message = Welcome(origin="relay", sent_tai=2e9, sequence=1, life="x", epoch=1)
+    for _ in range(10_000):
+        chooser.receive(message)
+    task = asyncio.create_task(chooser.run())
+    assert await loop_steps_until(lambda: len(posted) == 10_000) >= 100
+    task.cancel()
 
 
-def test_a_visit_is_open_and_not_counted_until_its_outcome_is_in_the_journal(config, tmp_path, monkeypatch):
+async def test_a_visit_is_open_and_not_counted_until_its_outcome_is_in_the_journal(
+    config, tmp_path, monkeypatch
+):
     assignment = an_assignment()
-
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
-            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
-            node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
-            with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                node.inbox.post(Finish(assignment, Outcome.FAILED))
-                with pytest.raises(Refused):
-                    await asyncio.wait_for(node.pump.flush(), 20.0)
-                assert (len(node.visits.open), node.pump.open) == (0, 1)
-                assert not node.pump.times.outcomes
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-            assert node.pump.open == 0
-            assert node.pump.times.outcomes == {(assignment.key.instrument, "failed"): 1}
-            assert await node.writer.call(lambda journal: journal.unfinished()) == []
-
-    asyncio.run(run())
-
-
-def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_path, monkeypatch):
-    assignment = an_assignment()
-
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            unknown = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
-            node.visits.open.add(VisitDetector(unknown, assignment, Phase.ASSIGNED))
+    async with running(config, tmp_path, monkeypatch) as node:
+        entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
+        await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), (entry,))))
+        node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
             node.inbox.post(Finish(assignment, Outcome.FAILED))
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-            assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
+            with pytest.raises(Refused):
+                await asyncio.wait_for(node.pump.flush(), 20.0)
+            assert (len(node.visits.open), node.pump.open) == (0, 1)
             assert not node.pump.times.outcomes
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+        assert node.pump.open == 0
+        assert node.pump.times.outcomes == {(assignment.key.instrument, "failed"): 1}
+        assert await node.writer.call(lambda journal: journal.unfinished()) == []
 
-    asyncio.run(run())
+
+async def test_a_visit_whose_outcome_the_journal_contradicts_is_closed(config, tmp_path, monkeypatch):
+    assignment = an_assignment()
+    async with running(config, tmp_path, monkeypatch) as node:
+        unknown = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
+        node.visits.open.add(VisitDetector(unknown, assignment, Phase.ASSIGNED))
+        node.inbox.post(Finish(assignment, Outcome.FAILED))
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+        assert (node.count["journal_contradicted"], node.pump.open) == (1, 0)
+        assert not node.pump.times.outcomes
 
 
-def test_a_contradicted_decision_is_undone_alone(config, tmp_path, monkeypatch):
+async def test_a_contradicted_decision_is_undone_alone(config, tmp_path, monkeypatch):
     keys = [an_assignment(detector=detector).key for detector in range(3)]
     visit, results = an_assignment().visit, []
 
     def ended(number):
         return JournalEntry(keys[number], visit, received_tai=2e9, outcome=Outcome.FAILED, final=True)
 
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            opened = tuple(JournalEntry(key, visit, received_tai=2e9) for key in keys[:2])
-            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), opened)))
-            # In one batch: the thread has not begun.
-            for numbers in ((0, 2), (1,)):
-                writes = [Update(tuple(map(ended, numbers)))]
-                node.writer.put(Commit(partial(pump_module._write, writes), results.append))
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-            unfinished = await node.writer.call(lambda journal: journal.unfinished())
-            assert [entry.key for entry in unfinished] == keys[:1]
-
-    asyncio.run(run())
+    async with running(config, tmp_path, monkeypatch) as node:
+        opened = tuple(JournalEntry(key, visit, received_tai=2e9) for key in keys[:2])
+        await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), opened)))
+        # In one batch: the thread has not begun.
+        for numbers in ((0, 2), (1,)):
+            writes = [Update(tuple(map(ended, numbers)))]
+            node.writer.put(Commit(partial(pump_module._write, writes), results.append))
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
+        unfinished = await node.writer.call(lambda journal: journal.unfinished())
+        assert [entry.key for entry in unfinished] == keys[:1]
     contradiction, written = results
     assert isinstance(contradiction, RowMissing)
     assert written == [None]
 
 
-def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
+async def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
     ordered = {"run_until": 1.0}
     assignments = [replace(an_assignment(detector=detector), **ordered) for detector in range(3)]
     calls = []
     monkeypatch.setattr(pump_module, "discard", calls.append)
-
-    async def run():
-        async with running(config, tmp_path, monkeypatch) as node:
-            node.pump.source.send_results = lambda entries: None
-            entries = tuple(JournalEntry(each.key, each.visit, received_tai=2e9) for each in assignments)
-            await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), entries)))
-            for entry, assignment in zip(entries, assignments, strict=True):
-                node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
-                node.inbox.post(Finish(assignment, Outcome.CANCELLED))
-            await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
-
-    asyncio.run(run())
+    async with running(config, tmp_path, monkeypatch) as node:
+        node.pump.source.send_results = lambda entries: None
+        entries = tuple(JournalEntry(each.key, each.visit, received_tai=2e9) for each in assignments)
+        await node.writer.call(lambda journal: journal.write(Accept(Reserved(None, {}), entries)))
+        for entry, assignment in zip(entries, assignments, strict=True):
+            node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
+            node.inbox.post(Finish(assignment, Outcome.CANCELLED))
+        await asyncio.wait_for(node.pump.wait_until_idle(), 20.0)
     folders = NodeFolders.of(config)
     assert [set(each) for each in calls] == [
         {

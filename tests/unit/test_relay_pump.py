@@ -104,33 +104,26 @@ def make_world(tmp_path, clock):
         world.relay._writer.close()
 
 
-def test_of_the_hellos_that_wait_for_the_ledger_only_the_last_one_takes_memory(make_world):
-    async def run():
-        world = make_world()
-        world.hello()()
-        for capacity in range(10, 30):
-            world.hello(capacity=capacity)()
-            world.received(Heartbeat)()
-        assert sorted(hello.capacity for hello in in_memory(Hello)) == [9, 29]
-        await world.write()
-        assert (world.nodes[NODE].capacity, world.nodes[NODE].messages_lost) == (29, 0)
-        assert [message.type for message in world.sent] == ["welcome", "welcome"]
-
-    asyncio.run(run())
+async def test_of_the_hellos_that_wait_for_the_ledger_only_the_last_one_takes_memory(make_world):
+    world = make_world()
+    world.hello()()
+    for capacity in range(10, 30):
+        world.hello(capacity=capacity)()
+        world.received(Heartbeat)()
+    assert sorted(hello.capacity for hello in in_memory(Hello)) == [9, 29]
+    await world.write()
+    assert (world.nodes[NODE].capacity, world.nodes[NODE].messages_lost) == (29, 0)
+    assert [message.type for message in world.sent] == ["welcome", "welcome"]
 
 
-def test_messages_of_a_node_that_waits_for_the_ledger_are_bounded(make_world, monkeypatch):
+async def test_messages_of_a_node_that_waits_for_the_ledger_are_bounded(make_world, monkeypatch):
     monkeypatch.setattr("ppdaemon.relay.nodeserver.MAX_WAITING", 5)
-
-    async def run():
-        world = make_world()
-        world.hello()()
-        for _ in range(20):
-            world.received(Heartbeat)()
-        assert len(in_memory(Heartbeat)) == 5
-        await world.write()
-
-    asyncio.run(run())
+    world = make_world()
+    world.hello()()
+    for _ in range(20):
+        world.received(Heartbeat)()
+    assert len(in_memory(Heartbeat)) == 5
+    await world.write()
 
 
 @pytest.fixture
@@ -143,30 +136,27 @@ def keys(tmp_path):
 
 
 @pytest.mark.parametrize("handled", ["before", "after"])
-def test_a_node_whose_key_is_revoked_while_its_hello_waits_is_not_connected(make_world, keys, handled):
-    async def run():
-        with zmq.asyncio.Context() as context:
-            security = {"key": keys / f"{NODE}.secret", "submit": keys, "nodes": keys}
-            allowed = {name: {"public": NODE} for name in ("submit", "nodes")}
-            world = make_world(gatekeeper=Gatekeeper(context, new_key_pair(), allowed), security=security)
-            await world.relay._events.put(world.hello(NODE, holds=(HELD,)))
-            await world.relay._events.put(world.received(Heartbeat, NODE))
-            if handled == "before":
-                world.handle()
-            (keys / f"{NODE}{PUBLIC_SUFFIX}").unlink()
-            await world.relay._reload()
+async def test_a_node_whose_key_is_revoked_while_its_hello_waits_is_not_connected(make_world, keys, handled):
+    with zmq.asyncio.Context() as context:
+        security = {"key": keys / f"{NODE}.secret", "submit": keys, "nodes": keys}
+        allowed = {name: {"public": NODE} for name in ("submit", "nodes")}
+        world = make_world(gatekeeper=Gatekeeper(context, new_key_pair(), allowed), security=security)
+        await world.relay._events.put(world.hello(NODE, holds=(HELD,)))
+        await world.relay._events.put(world.received(Heartbeat, NODE))
+        if handled == "before":
             world.handle()
-            await world.write()
-            assert world.nodes == {}
-            assert world.sent == []
-            # What it had before is known nevertheless.
-            assert len(world.relay._dispatcher) == 1
-
-    asyncio.run(run())
+        (keys / f"{NODE}{PUBLIC_SUFFIX}").unlink()
+        await world.relay._reload()
+        world.handle()
+        await world.write()
+        assert world.nodes == {}
+        assert world.sent == []
+        # What it had before is known nevertheless.
+        assert len(world.relay._dispatcher) == 1
 
 
 @pytest.mark.parametrize("drained", [True, False])
-def test_a_start_waits_for_the_nodes_of_the_previous_run_but_not_for_drained_ones(
+async def test_a_start_waits_for_the_nodes_of_the_previous_run_but_not_for_drained_ones(
     make_world, tmp_path, clock, drained
 ):
     visit = read_next_visit({"groupId": "g", "instrument": "DemoCam"})
@@ -177,24 +167,18 @@ def test_a_start_waits_for_the_nodes_of_the_previous_run_but_not_for_drained_one
         ledger.write(SetRoute(number, "removed", 1, (1,)))
         ledger.set_drained("removed", drained)
     ledger.close()
-
-    async def run():
-        world = make_world(heartbeat_s=1.0, silence_s=10.0)
-        world.relay._ticked()
-        clock.advance(REJOIN_HEARTBEATS + 0.1)
-        world.hello()()
-        await world.write()
-        world.relay._ticked()
-        await world.write()
-        sent = {
-            detector for message in world.sent if message.type == "visit" for detector in message.detectors
-        }
-        assert sent == ({0, 1, 2} if drained else {0})
-
-    asyncio.run(run())
+    world = make_world(heartbeat_s=1.0, silence_s=10.0)
+    world.relay._ticked()
+    clock.advance(REJOIN_HEARTBEATS + 0.1)
+    world.hello()()
+    await world.write()
+    world.relay._ticked()
+    await world.write()
+    sent = {detector for message in world.sent if message.type == "visit" for detector in message.detectors}
+    assert sent == ({0, 1, 2} if drained else {0})
 
 
-def test_no_report_and_no_loop_waits_for_the_disk(make_world, monkeypatch):
+async def test_no_report_and_no_loop_waits_for_the_disk(make_world, monkeypatch):
     monkeypatch.setattr(control, "DISK_S", 0.0)
     used_by = set()
 
@@ -205,24 +189,21 @@ def test_no_report_and_no_loop_waits_for_the_disk(make_world, monkeypatch):
 
         return call
 
-    async def run():
-        world, measured = make_world(), asyncio.Event()
-        measure, loop = world.relay._control._measure, asyncio.get_running_loop()
+    world, measured = make_world(), asyncio.Event()
+    measure, loop = world.relay._control._measure, asyncio.get_running_loop()
 
-        def measure_and_notify():
-            measure()
-            loop.call_soon_threadsafe(measured.set)
+    def measure_and_notify():
+        measure()
+        loop.call_soon_threadsafe(measured.set)
 
-        monkeypatch.setattr(world.relay._control, "_measure", measure_and_notify)
-        aside = world.config.state_dir / "ledger.corrupt-1.sqlite"
-        aside.touch()
-        for name in ("stat", "glob"):
-            monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
-        watching = asyncio.create_task(world.relay._control.watch_disk())
-        await asyncio.wait_for(measured.wait(), 10)
-        assert str(aside) in str(world.relay._control.report().problem_texts)
-        watching.cancel()
-        assert used_by
-        assert threading.main_thread() not in used_by
-
-    asyncio.run(run())
+    monkeypatch.setattr(world.relay._control, "_measure", measure_and_notify)
+    aside = world.config.state_dir / "ledger.corrupt-1.sqlite"
+    aside.touch()
+    for name in ("stat", "glob"):
+        monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    watching = asyncio.create_task(world.relay._control.watch_disk())
+    await asyncio.wait_for(measured.wait(), 10)
+    assert str(aside) in str(world.relay._control.report().problem_texts)
+    watching.cancel()
+    assert used_by
+    assert threading.main_thread() not in used_by

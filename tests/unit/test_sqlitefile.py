@@ -206,85 +206,66 @@ def adding(number, log, *, may_fail=False):
     return Commit(lambda file: file.add(number), log.append, failed)
 
 
-def test_effects_follow_in_the_order_of_their_commits(file):
+async def test_effects_follow_in_the_order_of_their_commits(file):
     log = []
-
-    async def run():
-        async with writing(file) as writer:
-            writer.put(Commit(None, lambda _: log.append("at once")))
-            assert log == ["at once"]
-            for number in range(3 * BATCH):
-                writer.put(adding(number, log))
-                writer.put(Commit(None, lambda _, number=number: log.append(-number)))
-        assert writer.backlog == 0
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        writer.put(Commit(None, lambda _: log.append("at once")))
+        assert log == ["at once"]
+        for number in range(3 * BATCH):
+            writer.put(adding(number, log))
+            writer.put(Commit(None, lambda _, number=number: log.append(-number)))
+    assert writer.backlog == 0
     assert log == ["at once", *(n for number in range(3 * BATCH) for n in (number, -number))]
     assert file.all() == list(range(3 * BATCH))
 
 
-def test_what_has_gathered_is_one_transaction(file):
+async def test_what_has_gathered_is_one_transaction(file):
     statements = []
     file._db.set_trace_callback(statements.append)
-
-    async def run():
-        async with writing(file) as writer:
-            for number in range(BATCH):
-                writer.put(adding(number, []))
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        for number in range(BATCH):
+            writer.put(adding(number, []))
     assert statements.count("COMMIT") == 1
 
 
-def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
+async def test_what_comes_in_a_burst_gathers_after_a_transaction(file, monkeypatch):
     log, statements, pause_s, sleep = [], [], 7.0, asyncio.sleep
     file._db.set_trace_callback(statements.append)
-
-    async def run():
-        over = asyncio.Event()
-        monkeypatch.setattr(asyncio, "sleep", lambda s: over.wait() if s == pause_s else sleep(s))
-        async with writing(file, batch_s=pause_s) as writer:
-            writer.put(adding(0, log))
-            await until(lambda: log == [0])
-            for number in (1, 2, 3):
-                writer.put(adding(number, log))
-                await sleep(0.01)  # without the pause each would be a separate transaction
-            assert statements.count("COMMIT") == 1
-            over.set()
-            await until(lambda: log == [0, 1, 2, 3])
-
-    asyncio.run(run())
+    over = asyncio.Event()
+    monkeypatch.setattr(asyncio, "sleep", lambda s: over.wait() if s == pause_s else sleep(s))
+    async with writing(file, batch_s=pause_s) as writer:
+        writer.put(adding(0, log))
+        await until(lambda: log == [0])
+        for number in (1, 2, 3):
+            writer.put(adding(number, log))
+            await sleep(0.01)  # without the pause each would be a separate transaction
+        assert statements.count("COMMIT") == 1
+        over.set()
+        await until(lambda: log == [0, 1, 2, 3])
     assert statements.count("COMMIT") == 2
 
 
-def test_an_effect_sees_its_change_on_disk(file, path):
+async def test_an_effect_sees_its_change_on_disk(file, path):
     seen = []
 
     def check(_):
         with closing(sqlite3.connect(path)) as other:
             seen.extend(other.execute("SELECT n FROM t").fetchall())
 
-    async def run():
-        async with writing(file) as writer:
-            writer.put(Commit(lambda file: file.add(5), check))
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        writer.put(Commit(lambda file: file.add(5), check))
     assert seen == [(5,)]
 
 
-def test_one_that_fails_by_itself_does_not_fail_the_others(file):
+async def test_one_that_fails_by_itself_does_not_fail_the_others(file):
     log, complaints = [], []
-
-    async def run():
-        async with writing(file, complaints) as writer:
-            writer.put(adding(1, log, may_fail=True))
-            writer.put(
-                Commit(lambda file: add_both(file, 8, 1), log.append, lambda error: log.append(type(error)))
-            )
-            writer.put(adding(1, log, may_fail=True))
-            writer.put(adding(2, log))
-
-    asyncio.run(run())
+    async with writing(file, complaints) as writer:
+        writer.put(adding(1, log, may_fail=True))
+        writer.put(
+            Commit(lambda file: add_both(file, 8, 1), log.append, lambda error: log.append(type(error)))
+        )
+        writer.put(adding(1, log, may_fail=True))
+        writer.put(adding(2, log))
     assert log == [1, sqlite3.IntegrityError, (1, sqlite3.IntegrityError), 2]
     assert file.all() == [1, 2]
     assert complaints == []
@@ -307,58 +288,46 @@ def test_an_error_in_one_that_must_not_fail_ends_the_run_and_nothing_is_done(fil
     assert (log, file.all()) == ([], [])
 
 
-def test_an_error_in_an_effect_costs_no_other_effect(file, caplog):
+async def test_an_error_in_an_effect_costs_no_other_effect(file, caplog):
     log = []
-
-    async def run():
-        async with writing(file) as writer:
-            writer.put(Commit(lambda file: file.add(1), lambda _: 1 // 0))
-            writer.put(adding(2, log))
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        writer.put(Commit(lambda file: file.add(1), lambda _: 1 // 0))
+        writer.put(adding(2, log))
     assert log == [2]
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_while_the_file_is_locked_what_must_be_done_waits_in_its_order(file, locked):
+async def test_while_the_file_is_locked_what_must_be_done_waits_in_its_order(file, locked):
     log, complaints = [], []
-
-    async def run():
-        async with writing(file, complaints) as writer:
-            writer.put(adding(1, log))
-            writer.put(adding(2, log, may_fail=True))
-            writer.put(Commit(None, lambda _: log.append("after 1")))
-            writer.put(adding(3, log))
-            await until(lambda: len(complaints) > 1)
-            writer.put(adding(4, log))
-            assert writer.problem == complaints[0] == "the list cannot be written: database is locked"
-            assert log == [(2, Refused)]
-            locked.execute("ROLLBACK")
-            await until(lambda: not writer.backlog)
-            assert writer.problem == ""
-
-    asyncio.run(run())
+    async with writing(file, complaints) as writer:
+        writer.put(adding(1, log))
+        writer.put(adding(2, log, may_fail=True))
+        writer.put(Commit(None, lambda _: log.append("after 1")))
+        writer.put(adding(3, log))
+        await until(lambda: len(complaints) > 1)
+        writer.put(adding(4, log))
+        assert writer.problem == complaints[0] == "the list cannot be written: database is locked"
+        assert log == [(2, Refused)]
+        locked.execute("ROLLBACK")
+        await until(lambda: not writer.backlog)
+        assert writer.problem == ""
     assert log == [(2, Refused), 1, "after 1", 3, 4]
     assert file.all() == [1, 3, 4]
 
 
-def test_what_may_fail_does_so_at_once_however_much_is_before_it(file, locked):
+async def test_what_may_fail_does_so_at_once_however_much_is_before_it(file, locked):
     log = []
-
-    async def run():
-        async with writing(file) as writer:
-            for number in range(2 * BATCH):
-                writer.put(adding(number, log))
-            writer.put(adding(-1, log, may_fail=True))
-            await until(lambda: log)
-            assert log == [(-1, Refused)]
-            locked.execute("ROLLBACK")
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        for number in range(2 * BATCH):
+            writer.put(adding(number, log))
+        writer.put(adding(-1, log, may_fail=True))
+        await until(lambda: log)
+        assert log == [(-1, Refused)]
+        locked.execute("ROLLBACK")
     assert file.all() == list(range(2 * BATCH))
 
 
-def test_when_the_database_ends_the_transaction_all_of_it_is_tried_again(file):
+async def test_when_the_database_ends_the_transaction_all_of_it_is_tried_again(file):
     log, complaints, tries = [], [], []
 
     def full_at_first(file):
@@ -368,52 +337,38 @@ def test_when_the_database_ends_the_transaction_all_of_it_is_tried_again(file):
             raise sqlite3.OperationalError("database or disk is full")
         return file.add(2)
 
-    async def run():
-        async with writing(file, complaints) as writer:
-            writer.put(adding(1, log))
-            writer.put(Commit(full_at_first, log.append))
-            writer.put(adding(3, log))
-            await until(lambda: not writer.backlog)
-
-    asyncio.run(run())
+    async with writing(file, complaints) as writer:
+        writer.put(adding(1, log))
+        writer.put(Commit(full_at_first, log.append))
+        writer.put(adding(3, log))
+        await until(lambda: not writer.backlog)
     assert complaints == ["the list cannot be written: database or disk is full"]
     assert log == file.all() == [1, 2, 3]
 
 
-def test_calls_come_after_what_was_put_before_and_raise_what_they_raise(file):
+async def test_calls_come_after_what_was_put_before_and_raise_what_they_raise(file):
     log = []
-
-    async def run():
-        async with writing(file) as writer:
-            writer.put(adding(1, log))
-            assert await writer.call(Numbers.all) == [1]
-            assert log == [1]
-            with pytest.raises(sqlite3.IntegrityError):
-                await writer.call(lambda file: file.add(1))
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        writer.put(adding(1, log))
+        assert await writer.call(Numbers.all) == [1]
+        assert log == [1]
+        with pytest.raises(sqlite3.IntegrityError):
+            await writer.call(lambda file: file.add(1))
 
 
-def test_a_call_reads_while_another_program_holds_the_lock(file, locked):
-    async def run():
-        async with writing(file) as writer:
-            assert await writer.call(Numbers.all) == []
-
-    asyncio.run(run())
+async def test_a_call_reads_while_another_program_holds_the_lock(file, locked):
+    async with writing(file) as writer:
+        assert await writer.call(Numbers.all) == []
 
 
-def test_a_file_that_cannot_be_written_can_be_read(file, locked):
+async def test_a_file_that_cannot_be_written_can_be_read(file, locked):
     log = []
-
-    async def run():
-        async with writing(file) as writer:
-            writer.put(adding(1, log))
-            await until(lambda: writer.problem)
-            assert await asyncio.wait_for(writer.call(Numbers.all), 20.0) == []
-            assert writer.problem
-            locked.execute("ROLLBACK")
-
-    asyncio.run(run())
+    async with writing(file) as writer:
+        writer.put(adding(1, log))
+        await until(lambda: writer.problem)
+        assert await asyncio.wait_for(writer.call(Numbers.all), 20.0) == []
+        assert writer.problem
+        locked.execute("ROLLBACK")
     assert log == [1]
 
 
@@ -429,49 +384,38 @@ def test_a_caller_that_was_canceled_affects_no_other(file, caplog):
     assert caplog.text == ""
 
 
-def test_callers_wait_for_room(file):
-    async def run():
-        async with writing(file, start=False) as writer:
-            for number in range(ROOM):
-                await asyncio.wait_for(writer.wait_for_room(), 20.0)
-                writer.put(adding(number, []))
-            waiting = asyncio.create_task(writer.wait_for_room())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-            run = asyncio.create_task(writer.run())
-            await asyncio.wait_for(waiting, 20.0)
-            run.cancel()
-            await asyncio.wait([run])
-
-    asyncio.run(run())
+async def test_callers_wait_for_room(file):
+    async with writing(file, start=False) as writer:
+        for number in range(ROOM):
+            await asyncio.wait_for(writer.wait_for_room(), 20.0)
+            writer.put(adding(number, []))
+        waiting = asyncio.create_task(writer.wait_for_room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        run = asyncio.create_task(writer.run())
+        await asyncio.wait_for(waiting, 20.0)
+        run.cancel()
+        await asyncio.wait([run])
 
 
-def test_close_finishes_what_is_queued(path):
+async def test_close_finishes_what_is_queued(path):
     log = []
-
-    async def run():
-        writer = BatchWriter(Numbers(path), "list", log.append)
-        for number in range(3 * BATCH):
-            writer.put(adding(number, log))
-        writer.finish()
-        await writer.run()
-        writer.close()
-
-    asyncio.run(run())
+    writer = BatchWriter(Numbers(path), "list", log.append)
+    for number in range(3 * BATCH):
+        writer.put(adding(number, log))
+    writer.finish()
+    await writer.run()
+    writer.close()
     with closing(Numbers(path)) as file:
         assert file.all() == log == list(range(3 * BATCH))
 
 
-def test_the_end_does_not_wait_for_a_locked_file(file, locked, caplog):
+async def test_the_end_does_not_wait_for_a_locked_file(file, locked, caplog):
     log = []
-
-    async def run():
-        async with asyncio.timeout(20.0), writing(file) as writer:
-            writer.put(adding(1, log))
-            writer.put(Commit(None, lambda _: log.append("never")))
-            writer.put(adding(2, log, may_fail=True))
-
-    asyncio.run(run())
+    async with asyncio.timeout(20.0), writing(file) as writer:
+        writer.put(adding(1, log))
+        writer.put(Commit(None, lambda _: log.append("never")))
+        writer.put(adding(2, log, may_fail=True))
     assert log == [(2, Refused)]
     assert "2 changes could not be written" in caplog.text
 

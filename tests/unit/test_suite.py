@@ -23,14 +23,10 @@ def test_a_long_wait_fails_its_test_and_is_not_waited_for(wait, monkeypatch):
         wait()
 
 
-def test_a_long_wait_of_a_coroutine_fails_its_test(monkeypatch):
+async def test_a_long_wait_of_a_coroutine_fails_its_test(monkeypatch):
     refuse_long_waits(monkeypatch)
-
-    async def body():
-        await asyncio.sleep(0.6)
-
     with pytest.raises(pytest.fail.Exception, match=r"waits for 0\.6 s"):
-        asyncio.run(body())
+        await asyncio.sleep(0.6)
 
 
 def test_files_are_created_by_the_first_process_and_again_after_a_failure(tmp_path_factory):

@@ -36,24 +36,21 @@ async def is_called(call):
         (Ticker.run_slowly, lambda ticker: ticker.pump.resend_results),
     ],
 )
-def test_the_work_of_a_second_waits_while_raws_are_ordered_for_a_bounded_time(
+async def test_the_work_of_a_second_waits_while_raws_are_ordered_for_a_bounded_time(
     monkeypatch, tmp_path, work, call
 ):
-    async def check() -> None:
-        monkeypatch.setattr(ticker_module, "WAIT_S", 1000.0)  # however slow this machine is
-        looks = []
-        ticker = played(lambda: looks.append(1) or len(looks) < 5, tmp_path)
-        running = asyncio.create_task(work(ticker))
-        while len(looks) < 4:
-            await asyncio.sleep(0)
-            assert not call(ticker).called
-        assert await is_called(call(ticker))
-        running.cancel()
+    monkeypatch.setattr(ticker_module, "WAIT_S", 1000.0)  # however slow this machine is
+    looks = []
+    ticker = played(lambda: looks.append(1) or len(looks) < 5, tmp_path)
+    running = asyncio.create_task(work(ticker))
+    while len(looks) < 4:
+        await asyncio.sleep(0)
+        assert not call(ticker).called
+    assert await is_called(call(ticker))
+    running.cancel()
 
-        monkeypatch.setattr(ticker_module, "WAIT_S", 0.01)
-        ticker = played(lambda: True, tmp_path)
-        running = asyncio.create_task(work(ticker))
-        assert await is_called(call(ticker))
-        running.cancel()
-
-    asyncio.run(check())
+    monkeypatch.setattr(ticker_module, "WAIT_S", 0.01)
+    ticker = played(lambda: True, tmp_path)
+    running = asyncio.create_task(work(ticker))
+    assert await is_called(call(ticker))
+    running.cancel()
