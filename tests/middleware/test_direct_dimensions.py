@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The quanta of ``direct`` are those of the graph builder, whatever the dimensions of tasks and datasets."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dimensiontasks import make_tracts, write_dimensions
 from enginecompare import PAIR, compare_engines, process_visit
-from lsst.daf.butler.logging import ButlerMDC
 from toycam import DEC, MakeRig
 
 from ppdaemon.errors import VisitFailed
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
+pytestmark = pytest.mark.usefixtures("logging_of_a_node")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import astropy.units as u
@@ -12,7 +11,6 @@ import pytest
 from directtasks import write_many
 from enginecompare import PAIR, assert_equal, compare_engines, process_visit
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan  # type: ignore[attr-defined]
-from lsst.daf.butler.logging import ButlerMDC
 from pandas import DataFrame
 from toycam import DAY, EPOCH, MakeRig, Rig
 
@@ -24,14 +22,7 @@ from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
+pytestmark = pytest.mark.usefixtures("logging_of_a_node")
 
 
 @pytest.mark.slow

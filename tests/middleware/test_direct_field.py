@@ -6,7 +6,6 @@ import pickle
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from dimensiontasks import make_tracts
 from enginecompare import COMPARED, PAIR, VisitResult, assert_equal, compare_engines, process_visit
 from fieldtasks import PREPROCESSING, PROMPT, make_field, write_field
-from lsst.daf.butler.logging import ButlerMDC
 from once import made_once
 from toycam import DEC, RA, MakeRig
 
@@ -25,15 +23,7 @@ from ppdaemon.states import Outcome, Stage
 pytest_plugins = ("toyfixtures",)
 
 # A visit has 16 quanta; with two engines on busy cores that takes more than the usual limit.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.usefixtures("logging_of_a_node")]
 
 
 @pytest.fixture(scope="session")

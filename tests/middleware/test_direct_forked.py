@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import sqlalchemy
 from enginecompare import compare_engines, process_visit
-from lsst.daf.butler.logging import ButlerMDC
 from toycam import MakeRig
 
 from ppdaemon.demo.geometry import detector_wcs
@@ -30,17 +29,9 @@ from ppdaemon.middleware.direct.writing import write_outputs
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures",)
+pytestmark = pytest.mark.usefixtures("logging_of_a_node")
 
 TWO = {"processes": 2}
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Any:
-    """Set the log level of a node's processes, and records that name their task."""
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
 
 
 @pytest.fixture

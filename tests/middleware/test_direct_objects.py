@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ``direct`` engine has the outputs of ``separable``, whatever tasks keep, share and change."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import objecttasks
 import pytest
 from enginecompare import PAIR, compare_engines
-from lsst.daf.butler.logging import ButlerMDC
 from lsst.pipe.base import PipelineTask
 from objecttasks import MAKERS, write_object_tasks
 from toycam import DAY, MakeRig
@@ -19,7 +17,7 @@ from ppdaemon.middleware.export.manifest import read_manifest
 from ppdaemon.states import Outcome
 
 pytest_plugins = ("toyfixtures", "columnsclass")
-pytestmark = pytest.mark.usefixtures("columns_class")
+pytestmark = pytest.mark.usefixtures("columns_class", "logging_of_a_node")
 
 
 OFTEN = {"KeepAll", "Continue"}
@@ -27,14 +25,6 @@ OFTEN = {"KeepAll", "Continue"}
 MAKER_PARAMS = [
     pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in (m[:-4] for m in MAKERS)
 ]
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
 
 
 @pytest.mark.parametrize("maker", MAKER_PARAMS)

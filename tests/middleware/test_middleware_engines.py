@@ -5,13 +5,11 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from enginecompare import COMPARED, EACH_ENGINE, EXPOSURE, compare_engines, process_visit
-from lsst.daf.butler.logging import ButlerMDC
 from toycam import GROUP, NAME, MakeRig
 from toyscripted import ScriptedTask, write_scripted
 
@@ -31,17 +29,9 @@ from ppdaemon.middleware.pipetask.protocol import (
 from ppdaemon.states import Outcome, Stage
 
 pytest_plugins = ("toyfixtures",)
+pytestmark = pytest.mark.usefixtures("logging_of_a_node")
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Set the log level of a node's processes, and records that name their task."""
-    caplog.set_level("INFO")
-    ButlerMDC.add_mdc_log_record_factory()
-    yield
-    ButlerMDC.restore_log_record_factory()
 
 
 RUN = {"packages", "prompt_deployment"}

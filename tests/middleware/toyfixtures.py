@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lsst.daf.butler.logging import ButlerMDC
 from lsst.utils import packages
 from once import made_once
 from toycam import MakeRig, Rig, load_toy_camera, make_central
@@ -27,6 +28,15 @@ def installed_packages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "getPythonPackages", cache(packages.getPythonPackages))
         yield
+
+
+@pytest.fixture
+def logging_of_a_node(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Set the log level of a node's processes, and records that name their task."""
+    caplog.set_level("INFO")
+    ButlerMDC.add_mdc_log_record_factory()
+    yield
+    ButlerMDC.restore_log_record_factory()
 
 
 @pytest.fixture(scope="session")

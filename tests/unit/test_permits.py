@@ -174,6 +174,14 @@ def run(world, seconds, nodes=None):
         world.check_always()
 
 
+def announced(world):
+    """Announce a visit to connected nodes; return the node that has detector 0, and another one."""
+    run(world, 2.0)
+    world.announce()
+    run(world, 1.0)
+    return holder(world)
+
+
 def run_until_written(world):
     """Stop when the first detector of the first visit has been written permanently."""
     while ("a", 0) not in world.written:
@@ -217,10 +225,7 @@ def test_one_of_two_nodes_writes_though_both_have_the_visit(monkeypatch, permits
 def test_an_answer_that_is_lost_binds_nevertheless():
     """Fault 58: the cut begins between the permit and its answer."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
-        node, other = holder(world)
+        node, other = announced(world)
         node.cut_down = True
         world.take_image()
         run(world, 30.0)
@@ -235,10 +240,7 @@ def test_an_answer_that_is_lost_binds_nevertheless():
 def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_not(image_first):
     """Fault 62: a host dies for good."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
-        node, other = holder(world)
+        node, other = announced(world)
         if image_first:
             node.cut_down = True  # its permits do not arrive
             world.take_image()
@@ -260,10 +262,7 @@ def test_what_a_dead_host_only_held_runs_elsewhere_and_what_was_permitted_does_n
 def test_what_was_permitted_to_a_node_that_has_lost_its_journal_is_given_up():
     """Faults 46 and 62: the node is there, but its outcome never comes."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
-        node, _ = holder(world)
+        node, _ = announced(world)
         node.cut_down = True  # its permit does not arrive
         world.take_image()
         run(world, 2.0)
@@ -281,9 +280,7 @@ def test_what_was_permitted_to_a_node_that_has_lost_its_journal_is_given_up():
 def test_a_restarted_relay_has_its_permits():
     """Faults 47 and 58: the relay dies when the node has just written, and the node is silent."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
+        announced(world)
         world.take_image()
         node, other = holder(world)
         run_until_written(world)
@@ -319,10 +316,7 @@ def test_a_relay_whose_clock_has_jumped_invents_no_outcome(monkeypatch, restart,
 def test_an_outcome_that_does_not_count_is_not_requeued(closed):
     """A node fails while it is silent; another one has the visit-detector, or has done it."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
-        node, _ = holder(world)
+        node, _ = announced(world)
         node.cut_up = node.cut_down = True
         while len(node.visits.open):
             for number in list(node.workers):
@@ -345,9 +339,7 @@ def test_an_outcome_that_does_not_count_is_not_requeued(closed):
 def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
     """Fault 63: the relay has given up the node, whose outcome comes later."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
+        announced(world)
         world.take_image()
         node, _ = holder(world)
         run_until_written(world)
@@ -362,10 +354,7 @@ def test_a_late_outcome_of_a_node_replaces_that_of_the_relay():
 def test_what_an_operator_repeats_on_a_silent_node_is_written_once():
     """The relay has not received the outcome, and gives the detectors to another node."""
     with telescope() as world:
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
-        node, other = holder(world)
+        node, other = announced(world)
         node.cut_up = node.cut_down = True
         world.take_image()
         run(world, 1.0, [node])
@@ -391,9 +380,7 @@ def test_what_was_done_is_not_done_again_with_a_lost_ledger(monkeypatch, adopts)
     with telescope() as world:
         world.nodes[1].cut_up = True
         world.nodes[1].up.clear()
-        run(world, 2.0)
-        world.announce()
-        run(world, 1.0)
+        announced(world)
         world.take_image()
         run(world, 10.0)
         assert len(world.dispatcher) == 0
