@@ -40,6 +40,13 @@ def write(folder: Path, document: Any) -> Path:
     return path
 
 
+def set_at(document: dict[str, Any], place: str, value: Any) -> None:
+    *steps, last = place.split(".")
+    for step in steps:
+        document = document.setdefault(step, {})
+    document[last] = value
+
+
 def problems(folder: Path, document: Any) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         load_node(write(folder, document), {})
@@ -177,11 +184,7 @@ def test_variables_are_replaced(node: dict[str, Any], tmp_path: Path) -> None:
 def test_a_wrong_value_is_named_with_file_and_line(
     node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
-    *steps, last = place.split(".")
-    part = node
-    for step in steps:
-        part = part.setdefault(step, {})
-    part[last] = value
+    set_at(node, place, value)
     (problem,) = problems(tmp_path, node)
     assert message in problem
     file, line, _ = problem.split(":", 2)
@@ -253,11 +256,7 @@ def test_an_error_of_a_neighbor_hides_no_contradiction(
     node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str, others: list[tuple[str, Any]]
 ) -> None:
     for key, wrong in [(place, value), *others]:
-        *steps, last = key.split(".")
-        part = node
-        for step in steps:
-            part = part.setdefault(step, {})
-        part[last] = wrong
+        set_at(node, key, wrong)
     found = problems(tmp_path, node)
     assert [message in problem for problem in found].count(True) == 1
     for key, _ in others:
@@ -363,11 +362,7 @@ def test_a_double_key_and_unset_variables_hide_no_other_error(node: dict[str, An
 def test_a_misspelling_or_an_impossible_value_is_refused_with_line_and_hint(
     node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
-    *steps, last = place.split(".")
-    part = node
-    for step in steps:
-        part = part.setdefault(step, {})
-    part[last] = value
+    set_at(node, place, value)
     with pytest.raises(ConfigError) as caught:
         load_node(write(tmp_path, node), {"HOSTNAME": "h"})
     (problem,) = caught.value.problems
@@ -407,11 +402,7 @@ def test_what_does_not_fit_the_host_is_a_warning_with_line(
     node: dict[str, Any], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
     node["node"]["ramdisk"] = "/dev/shm"
-    *steps, last = place.split(".")
-    part = node
-    for step in steps:
-        part = part.setdefault(step, {})
-    part[last] = value
+    set_at(node, place, value)
     path = write(tmp_path, node)
     (found,) = (text for text in ConfigFile.read(path, {}).remarks() if message in text)
     assert int(found.split(":")[1]) > 1
