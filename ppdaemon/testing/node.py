@@ -18,7 +18,7 @@ import yaml
 from ppdaemon.ctl.client import Daemon
 from ppdaemon.errors import Unavailable
 from ppdaemon.reports import StatusReport, VisitRow, WorkerRow
-from ppdaemon.states import SlotState
+from ppdaemon.states import Outcome, SlotState
 from ppdaemon.testing.played import PlayedRelay
 from ppdaemon.testing.processes import ResourceUsage, title, usage_of
 from ppdaemon.testing.raws import RawWriter
@@ -224,8 +224,8 @@ class NodeProcess:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not self.running:
-            return  # the test has ended it
+        if self._process is None or self._process.returncode is not None:
+            return  # the test has seen its end
         status = self.stop()
         if error is None and status != 0:
             raise AssertionError(f"the daemon ended with {status}\n{self.story()}")
@@ -322,6 +322,29 @@ class NodeProcess:
         (path,) = self.raws.land(group, (detector,), **fields)
         return path
 
+    def succeed(self, group: str, **fields: Any) -> None:
+        """Reserve detector 0 of a visit, write its raw, and wait until it has succeeded.
+
+        Parameters
+        ----------
+        group : `str`
+            Group of the visit, unique in the test.
+        **fields
+            Further fields of the next_visit, as `~ppdaemon.testing.played.PlayedRelay.reserve` takes them.
+
+        Raises
+        ------
+        AssertionError
+            Raised if it has another outcome, or none in time.
+        """
+        __tracebackhide__ = True
+        assert self.relay is not None
+        self.relay.reserve(group, **fields)
+        self.land(group)
+        entry = self.relay.outcome(group)
+        if entry.outcome is not Outcome.SUCCEEDED:
+            raise AssertionError(f"{group} is {entry.outcome}: {entry.reason}\n{self.story()}")
+
     def delivered(self) -> int:
         """Return how many complete raws the arrivals have delivered."""
         return self.status().counters.get("arrivals.delivered", 0)
@@ -388,6 +411,8 @@ def running_node(
             if ready:
                 node.wait(node.is_ready)
             yield node
+        if status := node.process.returncode:
+            raise AssertionError(f"the daemon ended with {status}\n{node.story()}")
         if left := list(node.ramdisk.glob("ppdaemon*")):
             raise AssertionError(f"left on the RAM disk: {left}\n{node.story()}")
 

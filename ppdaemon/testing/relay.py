@@ -142,8 +142,8 @@ class RelayProcess:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not self.running:
-            return  # the test has ended it
+        if self._process is None or self._process.returncode is not None:
+            return  # the test has seen its end
         status = self.stop()
         if error is None and status != 0:
             raise AssertionError(f"the relay ended with {status}\n{self.log.read_text()}")

@@ -159,10 +159,6 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: s
     return calls
 
 
-def run(coroutine: Callable[..., object], *args: object) -> None:
-    asyncio.run(coroutine(*args))  # type: ignore[arg-type]
-
-
 def source(catcher: Catcher, kind: str) -> ArrivalSource:
     (found,) = [each for each in catcher.arrivals.report() if each.name.startswith(f"{kind} ")]
     return found

@@ -20,84 +20,70 @@ from arrivalkit import (
     Publisher,
     arriving,
     reported_by_inotify,
-    run,
     source,
     waiting_for,
 )
 
 
 @pytest.mark.slow
-def test_raws_of_open_visits_are_polled_for_and_others_are_not(tmp_path):
-    async def body() -> None:
-        keys = {"watch": "poll", "poll_s": 0.1, "waiting": waiting_for(94)}
-        async with arriving(tmp_path, **keys) as catcher:
-            await catcher.watching()
-            lags = []
-            for sequence in range(1, 11):
-                path = Exposure(tmp_path, sequence).put(94)
-                placed = time.monotonic()
-                await catcher.until(lambda: len(catcher.raws) == sequence)  # noqa: B023
-                lags.append(time.monotonic() - placed)
-                assert catcher.raws[-1].path == str(path)
-            # The latter where a rename shows in no stamp.
-            assert sorted(lags)[5] < (0.2 + 0.5) * BUSY_MACHINE
-            assert source(catcher, "poll").files == 10
-
-    run(body)
+async def test_raws_of_open_visits_are_polled_for_and_others_are_not(tmp_path):
+    keys = {"watch": "poll", "poll_s": 0.1, "waiting": waiting_for(94)}
+    async with arriving(tmp_path, **keys) as catcher:
+        await catcher.watching()
+        lags = []
+        for sequence in range(1, 11):
+            path = Exposure(tmp_path, sequence).put(94)
+            placed = time.monotonic()
+            await catcher.until(lambda: len(catcher.raws) == sequence)  # noqa: B023
+            lags.append(time.monotonic() - placed)
+            assert catcher.raws[-1].path == str(path)
+        # The latter where a rename shows in no stamp.
+        assert sorted(lags)[5] < (0.2 + 0.5) * BUSY_MACHINE
+        assert source(catcher, "poll").files == 10
 
 
-def test_without_open_visits_nothing_is_polled_for(tmp_path, monkeypatch):
+async def test_without_open_visits_nothing_is_polled_for(tmp_path, monkeypatch):
     checks = []
-
-    async def body() -> None:
-        async with arriving(
-            tmp_path, watch="poll", poll_s=0.01, waiting=lambda: checks.append(1) or []
-        ) as catcher:
-            await catcher.watching()
-            await catcher.until(lambda: len(checks) >= 5)
-            Exposure(tmp_path, 1).put(94)
-            await catcher.until(lambda: len(checks) >= 20)
-            assert source(catcher, "poll").files == 0
-
-    run(body)
+    async with arriving(
+        tmp_path, watch="poll", poll_s=0.01, waiting=lambda: checks.append(1) or []
+    ) as catcher:
+        await catcher.watching()
+        await catcher.until(lambda: len(checks) >= 5)
+        Exposure(tmp_path, 1).put(94)
+        await catcher.until(lambda: len(checks) >= 20)
+        assert source(catcher, "poll").files == 0
 
 
-def test_a_root_that_is_missing_does_not_stop_the_others(tmp_path):
-    async def body() -> None:
-        gone, good = tmp_path / "gone", tmp_path / "good"
-        good.mkdir()
-        async with arriving([gone, good], scan_s=0.1) as catcher:
-            Exposure(good).put(94)
-            await catcher.one()
-            live = {source.name: source.live for source in catcher.arrivals.report()}
-            assert live[f"scan {good}"]
-            assert not live[f"scan {gone}"]
-
-    run(body)
+async def test_a_root_that_is_missing_does_not_stop_the_others(tmp_path):
+    gone, good = tmp_path / "gone", tmp_path / "good"
+    good.mkdir()
+    async with arriving([gone, good], scan_s=0.1) as catcher:
+        Exposure(good).put(94)
+        await catcher.one()
+        live = {source.name: source.live for source in catcher.arrivals.report()}
+        assert live[f"scan {good}"]
+        assert not live[f"scan {gone}"]
 
 
-def test_a_root_that_is_deleted_and_made_anew_is_watched_again(tmp_path):
-    async def body() -> None:
-        root = tmp_path / "raw"
-        root.mkdir()
-        async with arriving(root, scan_s=0.1) as catcher:
-            await catcher.watching()
-            shutil.rmtree(root)
-            await catcher.until(lambda: not catcher.arrivals.report()[0].live)
-            first, second = Exposure(root, 1), Exposure(root, 2)
-            first.put(94)
-            second.folder.mkdir()
-            await catcher.until(lambda: len(catcher.raws) == 1)
-            await catcher.watching()
-            inotify = catcher.arrivals.report()[0]
-            # Into a folder that is watched: in a new one each file may be listed before its event.
-            for detector in range(60):
-                await asyncio.to_thread(second.put, detector)
-                if catcher.arrivals.report()[0].files > inotify.files:
-                    break
-            await catcher.until(lambda: catcher.arrivals.report()[0].files > inotify.files)
-
-    run(body)
+async def test_a_root_that_is_deleted_and_made_anew_is_watched_again(tmp_path):
+    root = tmp_path / "raw"
+    root.mkdir()
+    async with arriving(root, scan_s=0.1) as catcher:
+        await catcher.watching()
+        shutil.rmtree(root)
+        await catcher.until(lambda: not catcher.arrivals.report()[0].live)
+        first, second = Exposure(root, 1), Exposure(root, 2)
+        first.put(94)
+        second.folder.mkdir()
+        await catcher.until(lambda: len(catcher.raws) == 1)
+        await catcher.watching()
+        inotify = catcher.arrivals.report()[0]
+        # Into a folder that is watched: in a new one each file may be listed before its event.
+        for detector in range(60):
+            await asyncio.to_thread(second.put, detector)
+            if catcher.arrivals.report()[0].files > inotify.files:
+                break
+        await catcher.until(lambda: catcher.arrivals.report()[0].files > inotify.files)
 
 
 def mount(*args: str) -> None:
@@ -132,49 +118,40 @@ def overlay(tmp_path):
 
 
 @pytest.mark.slow
-def test_fault_25_a_filesystem_without_events_is_polled(overlay):
+async def test_fault_25_a_filesystem_without_events_is_polled(overlay):
     """A write to a layer of an overlay causes no event on the overlay."""
     merged, upper = overlay
     # The night exists in both layers, so that the new exposure shows at once.
     (merged / Exposure(upper, 1).folder.parent.relative_to(upper) / "any").touch()
-
-    async def body() -> None:
-        async with arriving(merged, waiting=waiting_for(94)) as catcher:
-            await catcher.watching()
-            assert "overlay" in source(catcher, "poll").note
-            lags = []
-            for sequence in range(1, 8):
-                hidden = Exposure(upper, sequence)
-                await asyncio.to_thread(hidden.put, 94)
-                written = time.monotonic()
-                await catcher.until(lambda: source(catcher, "poll").files == sequence)  # noqa: B023
-                lags.append(time.monotonic() - written)
-            await catcher.until(lambda: len(catcher.raws) == 7)
-            assert source(catcher, "inotify").files == source(catcher, "scan").files == 0
-            assert sorted(lags)[3] < 0.5 * BUSY_MACHINE
-
-    run(body)
+    async with arriving(merged, waiting=waiting_for(94)) as catcher:
+        await catcher.watching()
+        assert "overlay" in source(catcher, "poll").note
+        lags = []
+        for sequence in range(1, 8):
+            hidden = Exposure(upper, sequence)
+            await asyncio.to_thread(hidden.put, 94)
+            written = time.monotonic()
+            await catcher.until(lambda: source(catcher, "poll").files == sequence)  # noqa: B023
+            lags.append(time.monotonic() - written)
+        await catcher.until(lambda: len(catcher.raws) == 7)
+        assert source(catcher, "inotify").files == source(catcher, "scan").files == 0
+        assert sorted(lags)[3] < 0.5 * BUSY_MACHINE
 
 
-def test_what_is_written_through_an_overlay_is_reported_by_inotify(overlay):
+async def test_what_is_written_through_an_overlay_is_reported_by_inotify(overlay):
     merged, _ = overlay
-
-    async def body() -> None:
-        async with arriving(merged) as catcher:
-            await catcher.watching()
-            exposure = Exposure(merged)
-            exposure.folder.mkdir()
-            await reported_by_inotify(catcher, exposure)
-
-    run(body)
+    async with arriving(merged) as catcher:
+        await catcher.watching()
+        exposure = Exposure(merged)
+        exposure.folder.mkdir()
+        await reported_by_inotify(catcher, exposure)
 
 
-def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
+async def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
     disk, root = tmp_path / "disk", tmp_path / "disk/raw"
     disk.mkdir()
     mount("-t", "tmpfs", "first", str(disk))
-
-    async def body() -> None:
+    try:
         root.mkdir()
         async with arriving(root, scan_s=0.1, canaries=tmp_path / "own") as catcher:
             Exposure(root, 1).put(94)
@@ -196,9 +173,6 @@ def test_fault_26_a_root_that_is_unmounted_and_mounted_again_recovers(tmp_path):
             await catcher.until(lambda: "read-only" in source(catcher, "scan").note)
             await asyncio.to_thread(mount, "-o", "remount,rw", str(disk))
             await catcher.watching()
-
-    try:
-        run(body)
     finally:
         unmount(disk)
 
@@ -230,32 +204,29 @@ class Hanging:
             self._go.set()
 
 
-def test_a_filesystem_that_hangs_blocks_neither_the_loop_nor_the_stop(tmp_path, monkeypatch):
+async def test_a_filesystem_that_hangs_blocks_neither_the_loop_nor_the_stop(tmp_path, monkeypatch):
     release = threading.Event()
 
     def hang(*_args: object, **_keys: object) -> None:
         release.wait(HANG_S)
 
-    async def body() -> None:
-        async with arriving(tmp_path) as catcher:
-            await catcher.watching()
-            monkeypatch.setattr("ppdaemon.node.arrivals.files.read_state", hang)
-            exposure = Exposure(tmp_path)
-            await asyncio.to_thread(lambda: [exposure.put(detector) for detector in range(20)])
-            await catcher.until(lambda: sum(source.files for source in catcher.arrivals.report()) == 20)
-            worst, last = 0.0, time.monotonic()
-            for _ in range(50):
-                await asyncio.sleep(0.002)
-                worst, last = max(worst, time.monotonic() - last), time.monotonic()
-            assert worst < HANG_S / 10
-            began = time.monotonic()
-        assert time.monotonic() - began < HANG_S / 3
-
-    run(body)
+    async with arriving(tmp_path) as catcher:
+        await catcher.watching()
+        monkeypatch.setattr("ppdaemon.node.arrivals.files.read_state", hang)
+        exposure = Exposure(tmp_path)
+        await asyncio.to_thread(lambda: [exposure.put(detector) for detector in range(20)])
+        await catcher.until(lambda: sum(source.files for source in catcher.arrivals.report()) == 20)
+        worst, last = 0.0, time.monotonic()
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+            worst, last = max(worst, time.monotonic() - last), time.monotonic()
+        assert worst < HANG_S / 10
+        began = time.monotonic()
+    assert time.monotonic() - began < HANG_S / 3
     release.set()
 
 
-def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_path, monkeypatch):
+async def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.STUCK_S", 0.2)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
@@ -263,30 +234,26 @@ def test_fault_27_a_root_that_hangs_stops_neither_the_loop_nor_other_roots(tmp_p
     bad.mkdir()
     good.mkdir()
     hanging = Hanging(monkeypatch, bad)
-
-    async def body() -> None:
-        async with arriving([bad, good], scan_s=0.1, sidecar_wait_s=0.1) as catcher:
-            await catcher.watching()
-            with hanging.hangs():
-                await asyncio.to_thread(lambda: [Exposure(bad, 1).put(d) for d in range(20)])
-                await catcher.until(lambda: "not responded" in catcher.arrivals.report()[0].note)
-                worst, last = 0.0, time.monotonic()
-                await asyncio.to_thread(Exposure(good, 2).put, 94)
-                while not catcher.raws:
-                    assert time.monotonic() < last + DEADLINE_S
-                    await asyncio.sleep(0.002)
-                    worst, last = max(worst, time.monotonic() - last), time.monotonic()
-                assert worst < HANG_S / 10
-                live = {each.name: each.live for each in catcher.arrivals.report()}
-                assert live[f"scan {good}"]
-                assert not live[f"scan {bad}"]
-            await catcher.until(lambda: len(catcher.raws) == 21)
-            await catcher.watching()
-
-    run(body)
+    async with arriving([bad, good], scan_s=0.1, sidecar_wait_s=0.1) as catcher:
+        await catcher.watching()
+        with hanging.hangs():
+            await asyncio.to_thread(lambda: [Exposure(bad, 1).put(d) for d in range(20)])
+            await catcher.until(lambda: "not responded" in catcher.arrivals.report()[0].note)
+            worst, last = 0.0, time.monotonic()
+            await asyncio.to_thread(Exposure(good, 2).put, 94)
+            while not catcher.raws:
+                assert time.monotonic() < last + DEADLINE_S
+                await asyncio.sleep(0.002)
+                worst, last = max(worst, time.monotonic() - last), time.monotonic()
+            assert worst < HANG_S / 10
+            live = {each.name: each.live for each in catcher.arrivals.report()}
+            assert live[f"scan {good}"]
+            assert not live[f"scan {bad}"]
+        await catcher.until(lambda: len(catcher.raws) == 21)
+        await catcher.watching()
 
 
-def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
+async def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.ABANDON_S", 0.4)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     monkeypatch.setattr("ppdaemon.node.arrivals.completion.HANGING_PAUSE_S", 0.1)
@@ -295,17 +262,11 @@ def test_fault_27_a_raw_that_may_lie_in_two_roots_is_found_though_one_hangs(tmp_
     exposure = Exposure(good, day=20200101)  # which no scan finds
     exposure.put(94)
     os.utime(exposure.folder.parent, (0, 0))
-    hanging, publisher = Hanging(monkeypatch, bad), Publisher()
-
-    async def body() -> None:
+    hanging = Hanging(monkeypatch, bad)
+    with contextlib.closing(Publisher()) as publisher:
         async with arriving([bad, good], subscribe=[publisher.address], watch="poll") as catcher:
             await publisher.subscribed()
             await catcher.watching()
             with hanging.hangs():
                 publisher.send({"path": str(exposure.image().relative_to(good))})
                 assert (await catcher.one()).path == str(exposure.image())
-
-    try:
-        run(body)
-    finally:
-        publisher.close()

@@ -21,7 +21,6 @@ from arrivalkit import (
     fits_file,
     renamed_into_place,
     reported_by_inotify,
-    run,
     source,
     waiting_for,
 )
@@ -41,37 +40,30 @@ def race(root: Path, sequence: int, *, rename: bool) -> None:
 
 
 @pytest.mark.parametrize("rename", [False, True])
-def test_fault_22_of_300_races_with_new_folders_none_is_missed(tmp_path, rename):
-    async def body() -> None:
-        async with arriving(tmp_path, sidecar_wait_s=0.01) as catcher:
-            await catcher.watching()
-            for first in range(1, 301, 50):
-                await asyncio.to_thread(
-                    lambda first=first: [race(tmp_path, first + i, rename=rename) for i in range(50)]
-                )
-            await catcher.until(lambda: len(catcher.raws) >= 300)
-            assert len({raw.exposure for raw in catcher.raws}) == len(catcher.raws) == 300
-
-    run(body)
+async def test_fault_22_of_300_races_with_new_folders_none_is_missed(tmp_path, rename):
+    async with arriving(tmp_path, sidecar_wait_s=0.01) as catcher:
+        await catcher.watching()
+        for first in range(1, 301, 50):
+            await asyncio.to_thread(
+                lambda first=first: [race(tmp_path, first + i, rename=rename) for i in range(50)]
+            )
+        await catcher.until(lambda: len(catcher.raws) >= 300)
+        assert len({raw.exposure for raw in catcher.raws}) == len(catcher.raws) == 300
 
 
-def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
+async def test_a_folder_that_is_moved_here_with_its_files_is_explored(tmp_path):
     root = tmp_path / "raw"
-
-    async def body() -> None:
-        Exposure(root, 1).folder.mkdir(parents=True)
-        async with arriving(root) as catcher:
-            await catcher.watching()
-            staged = Exposure(tmp_path / "staged", 2)
-            staged.put(94)
-            await asyncio.to_thread(os.rename, staged.folder, Exposure(root, 2).folder)
-            await catcher.one()
-            # Files added to it later are reported under its present name.
-            Exposure(root, 2).put(95)
-            await catcher.until(lambda: catcher.detectors == [94, 95])
-            assert catcher.raws[-1].path == str(Exposure(root, 2).image(95))
-
-    run(body)
+    Exposure(root, 1).folder.mkdir(parents=True)
+    async with arriving(root) as catcher:
+        await catcher.watching()
+        staged = Exposure(tmp_path / "staged", 2)
+        staged.put(94)
+        await asyncio.to_thread(os.rename, staged.folder, Exposure(root, 2).folder)
+        await catcher.one()
+        # Files added to it later are reported under its present name.
+        Exposure(root, 2).put(95)
+        await catcher.until(lambda: catcher.detectors == [94, 95])
+        assert catcher.raws[-1].path == str(Exposure(root, 2).image(95))
 
 
 class Frozen:
@@ -100,7 +92,7 @@ class Frozen:
 
 
 @pytest.mark.slow
-def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
+async def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
     """20,000 files while no thread reads the events, of which 16,384 fit the queue."""
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 1000)
     frozen = Frozen(monkeypatch)
@@ -116,20 +108,17 @@ def test_fault_23_a_queue_that_overflows_loses_nothing(tmp_path, monkeypatch):
             for detector in FOCAL_PLANE:
                 exposure.image(detector).write_bytes(fits_file())
 
-    async def body() -> None:
-        watched.put(94)
-        async with arriving(tmp_path) as catcher:
-            await catcher.one()
-            with frozen.frozen():
-                await asyncio.to_thread(storm)
-                assert len(catcher.raws) == 1
-            continued = time.monotonic()
-            await catcher.until(lambda: len(catcher.raws) > count)
-            assert time.monotonic() - continued < 2.0 * BUSY_MACHINE
-            assert catcher.count("watch.overflow") >= 1
-            assert len(catcher.raws) == 1 + count
-
-    run(body)
+    watched.put(94)
+    async with arriving(tmp_path) as catcher:
+        await catcher.one()
+        with frozen.frozen():
+            await asyncio.to_thread(storm)
+            assert len(catcher.raws) == 1
+        continued = time.monotonic()
+        await catcher.until(lambda: len(catcher.raws) > count)
+        assert time.monotonic() - continued < 2.0 * BUSY_MACHINE
+        assert catcher.count("watch.overflow") >= 1
+        assert len(catcher.raws) == 1 + count
 
 
 def test_a_watch_that_is_stopped_before_it_reads_leaves_nothing_open(monkeypatch):
@@ -149,58 +138,53 @@ def test_a_watch_that_is_stopped_before_it_reads_leaves_nothing_open(monkeypatch
     assert (queues(), watch.reading) == (before, False)
 
 
-def test_a_reader_that_ends_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
-    async def body() -> None:
-        async with arriving(tmp_path, canaries=tmp_path / "own") as catcher:
-            Exposure(tmp_path, 1).put(94)
-            await catcher.one()
-            await catcher.watching()
-            monkeypatch.setattr(threading, "excepthook", lambda args: None)
-            handle = InotifyFD.handle_event
+async def test_a_reader_that_ends_is_replaced_and_nothing_is_lost(tmp_path, monkeypatch):
+    async with arriving(tmp_path, canaries=tmp_path / "own") as catcher:
+        Exposure(tmp_path, 1).put(94)
+        await catcher.one()
+        await catcher.watching()
+        monkeypatch.setattr(threading, "excepthook", lambda args: None)
+        handle = InotifyFD.handle_event
 
-            def die(reader: InotifyFD, event: object) -> None:
-                monkeypatch.setattr(InotifyFD, "handle_event", handle)
-                raise RuntimeError("the reader dies here")
+        def die(reader: InotifyFD, event: object) -> None:
+            monkeypatch.setattr(InotifyFD, "handle_event", handle)
+            raise RuntimeError("the reader dies here")
 
-            monkeypatch.setattr(InotifyFD, "handle_event", die)
-            Exposure(tmp_path, 2).put(94)
-            await catcher.until(lambda: not source(catcher, "inotify").live)
-            await catcher.until(lambda: len(catcher.raws) == 2)
-            await catcher.watching()
-            assert catcher.count("watch.silent") == 1
-            await reported_by_inotify(catcher, Exposure(tmp_path, 2))
-
-    run(body)
+        monkeypatch.setattr(InotifyFD, "handle_event", die)
+        Exposure(tmp_path, 2).put(94)
+        await catcher.until(lambda: not source(catcher, "inotify").live)
+        await catcher.until(lambda: len(catcher.raws) == 2)
+        await catcher.watching()
+        assert catcher.count("watch.silent") == 1
+        await reported_by_inotify(catcher, Exposure(tmp_path, 2))
 
 
-def test_a_reader_that_stands_still_is_noticed_by_the_canary(tmp_path, monkeypatch):
+async def test_a_reader_that_stands_still_is_noticed_by_the_canary(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_STEPS", 2)
     monkeypatch.setattr("ppdaemon.node.arrivals.rootsource.CANARY_S", 0.1)
     frozen = Frozen(monkeypatch)
-
-    async def body() -> None:
-        async with arriving(tmp_path / "raw", scan_s=0.2, canaries=tmp_path / "own") as catcher:
-            Exposure(tmp_path / "raw", 1).put(94)
-            await catcher.one()
-            await catcher.watching()
-            before = source(catcher, "inotify").files
-            with frozen.frozen():
-                await catcher.until(lambda: "do not arrive" in source(catcher, "inotify").note)
-                # Meanwhile raws of open visits are polled for.
-                assert source(catcher, "poll").live
-                Exposure(tmp_path / "raw", 1).put(95)
-                await catcher.until(lambda: len(catcher.raws) == 2)
-                assert source(catcher, "inotify").files == before
-            await catcher.watching()
-
-    run(body)
+    async with arriving(tmp_path / "raw", scan_s=0.2, canaries=tmp_path / "own") as catcher:
+        Exposure(tmp_path / "raw", 1).put(94)
+        await catcher.one()
+        await catcher.watching()
+        before = source(catcher, "inotify").files
+        with frozen.frozen():
+            await catcher.until(lambda: "do not arrive" in source(catcher, "inotify").note)
+            # Meanwhile raws of open visits are polled for.
+            assert source(catcher, "poll").live
+            Exposure(tmp_path / "raw", 1).put(95)
+            await catcher.until(lambda: len(catcher.raws) == 2)
+            assert source(catcher, "inotify").files == before
+        await catcher.watching()
 
 
 @pytest.mark.parametrize(
     ("number", "sysctl"),
     [(errno.ENOSPC, "fs.inotify.max_user_watches"), (errno.EMFILE, "fs.inotify.max_user_instances")],
 )
-def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(tmp_path, monkeypatch, number, sysctl):
+async def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(
+    tmp_path, monkeypatch, number, sysctl
+):
     refusing = True
 
     def refused(*args: object) -> int:
@@ -219,39 +203,31 @@ def test_fault_24_a_limit_names_its_sysctl_and_polling_takes_over(tmp_path, monk
         monkeypatch.setattr(
             InotifyFD, "_create_inotify_fd", lambda *args: refused() if refusing else starting()
         )
-
-    async def body() -> None:
-        nonlocal refusing
-        # A scan would come too late.
-        keys = {"waiting": waiting_for(*FOCAL_PLANE), "poll_s": 0.05}
-        async with arriving(tmp_path, scan_s=1.0, **keys) as catcher:
-            exposure = Exposure(tmp_path, 1)
-            exposure.put(94)
-            await catcher.until(lambda: sysctl in source(catcher, "inotify").note)
-            await catcher.until(lambda: len(catcher.raws) == 1)
-            assert not source(catcher, "inotify").live
-            assert source(catcher, "poll").live
-            exposure.put(95)
-            await catcher.until(lambda: len(catcher.raws) == 2)
-            assert sum(source(catcher, kind).files for kind in ("poll", "scan")) == 2
-            refusing = False
-            await catcher.watching()
-            assert [each.name.split()[0] for each in catcher.arrivals.report()] == ["inotify", "scan"]
-
-    run(body)
+    # A scan would come too late.
+    keys = {"waiting": waiting_for(*FOCAL_PLANE), "poll_s": 0.05}
+    async with arriving(tmp_path, scan_s=1.0, **keys) as catcher:
+        exposure = Exposure(tmp_path, 1)
+        exposure.put(94)
+        await catcher.until(lambda: sysctl in source(catcher, "inotify").note)
+        await catcher.until(lambda: len(catcher.raws) == 1)
+        assert not source(catcher, "inotify").live
+        assert source(catcher, "poll").live
+        exposure.put(95)
+        await catcher.until(lambda: len(catcher.raws) == 2)
+        assert sum(source(catcher, kind).files for kind in ("poll", "scan")) == 2
+        refusing = False
+        await catcher.watching()
+        assert [each.name.split()[0] for each in catcher.arrivals.report()] == ["inotify", "scan"]
 
 
-def test_a_root_that_is_no_longer_observed_is_not_reported_as_live(tmp_path, monkeypatch):
-    async def body() -> None:
-        async with arriving(tmp_path) as catcher:
-            await catcher.watching()
-            monkeypatch.setattr(
-                "ppdaemon.node.arrivals.rootsource.FolderWatch.touch",
-                Mock(side_effect=RuntimeError("broken")),
-            )
-            await catcher.until(lambda: catcher.count("internal"))
-            assert {(each.live, each.note) for each in catcher.arrivals.report()} == {
-                (False, "ended by an error, see the log")
-            }
-
-    run(body)
+async def test_a_root_that_is_no_longer_observed_is_not_reported_as_live(tmp_path, monkeypatch):
+    async with arriving(tmp_path) as catcher:
+        await catcher.watching()
+        monkeypatch.setattr(
+            "ppdaemon.node.arrivals.rootsource.FolderWatch.touch",
+            Mock(side_effect=RuntimeError("broken")),
+        )
+        await catcher.until(lambda: catcher.count("internal"))
+        assert {(each.live, each.note) for each in catcher.arrivals.report()} == {
+            (False, "ended by an error, see the log")
+        }

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import termios
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,7 +21,6 @@ from ppdaemon.node.processes import asker
 from ppdaemon.node.processes.asker import LATE_S, SILENT_S, SLOT, AskerProcess
 from ppdaemon.node.processes.child import ChildProcess
 from ppdaemon.reports import ReloadRequest
-from ppdaemon.states import Outcome
 from ppdaemon.testing.node import NodeProcess, running_node
 from ppdaemon.testing.processes import alive
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -70,9 +70,7 @@ def test_an_asker_that_has_ended_is_started_again(tmp_path, socket_dir):
         assert not problem.degrades
         second, _ = wait_for_starts(node, 3)
         assert "the asker ended" in log_of(tmp_path)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
     assert not alive(second)
 
 
@@ -188,9 +186,7 @@ def test_a_module_without_open_asker_processes_visits_and_is_a_problem(tmp_path,
         assert "workers ask the central repo by themselves" in problem.text
         assert not problem.degrades
         assert "no attribute 'open_asker'" in (node.state / "logs" / "asker.log").read_text()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
 
 
 @pytest.mark.parametrize("end", [NodeProcess.stop, NodeProcess.kill])
@@ -279,20 +275,18 @@ class PlayedAsker:
             process.wait()
 
 
-def play(tmp_path, monkeypatch, body):
-    async def run():
-        monkeypatch.setattr(asker, "PAUSES_S", (0.05, 0.1))
-        played = PlayedAsker(tmp_path)
-        try:
-            await body(played)
-        finally:
-            played.end()
-
-    asyncio.run(run())
+@contextmanager
+def playing(tmp_path, monkeypatch):
+    monkeypatch.setattr(asker, "PAUSES_S", (0.05, 0.1))
+    played = PlayedAsker(tmp_path)
+    try:
+        yield played
+    finally:
+        played.end()
 
 
-def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypatch):
-    async def body(played):
+async def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypatch):
+    with playing(tmp_path, monkeypatch) as played:
         await played.serve()
         played.pass_time(LATE_S)
         assert played.asker.report().late_s > LATE_S
@@ -305,11 +299,9 @@ def test_an_asker_that_does_not_report_is_late_then_replaced(tmp_path, monkeypat
         await played.serve()
         assert played.asker.report().replaced == 1
 
-    play(tmp_path, monkeypatch, body)
 
-
-def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypatch):
-    async def body(played):
+async def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypatch):
+    with playing(tmp_path, monkeypatch) as played:
         await played.serve()
         for _ in range(5):
             played.pass_time(SILENT_S / 2)
@@ -319,11 +311,9 @@ def test_an_asker_that_reports_stays_however_long_it_answers(tmp_path, monkeypat
         assert report.questions == report.batches == 5
         assert report.wait_p50_ms == 250.0
 
-    play(tmp_path, monkeypatch, body)
 
-
-def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
-    async def body(played):
+async def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
+    with playing(tmp_path, monkeypatch) as played:
         await played.serve()
         for _ in range(17):
             played.pass_time(SILENT_S / 2)
@@ -341,13 +331,10 @@ def test_an_old_asker_is_replaced_and_is_no_problem(tmp_path, monkeypatch):
         assert await asyncio.to_thread(played.processes[0].wait, TIMEOUT_S) == -signal.SIGKILL
         assert (played.asker.problem, played.asker.report().replaced) == ("", 0)
 
-    play(tmp_path, monkeypatch, body)
 
-
-def test_another_asker_starts_though_the_one_before_does_not_end_and_no_third(tmp_path, monkeypatch):
+async def test_another_asker_starts_though_the_one_before_does_not_end_and_no_third(tmp_path, monkeypatch):
     """As on a file system that hangs."""
-
-    async def body(played):
+    with playing(tmp_path, monkeypatch) as played:
         monkeypatch.setattr(ChildProcess, "signal", lambda *_: None)
         monkeypatch.setattr(ChildProcess, "close", lambda self: (self.channel.close(), os.close(self.pidfd)))
         await played.serve()
@@ -364,5 +351,3 @@ def test_another_asker_starts_though_the_one_before_does_not_end_and_no_third(tm
         played.processes[0].kill()
         await played.until(lambda: len(played.orders) == 3, "none follows one that has ended")
         await played.serve()
-
-    play(tmp_path, monkeypatch, body)

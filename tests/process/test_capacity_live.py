@@ -52,9 +52,7 @@ def test_workers_that_are_killed_from_outside_cost_no_slot(tmp_path, socket_dir)
             kill_idle(node)
             node.wait(lambda epoch=number + 2: all(row.epoch >= epoch for row in node.workers()))
             node.wait(node.is_ready)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         assert {hello.capacity for hello in node.relay.hellos} == {2}
         assert node.status().state == "running"
 
@@ -102,9 +100,7 @@ def test_a_node_without_a_usable_slot_offers_nothing_until_a_worker_can_start_ag
         assert not node.relay.naks[-1].final
         (node.state / "boot-fails").unlink()
         node.wait(lambda: offered(node) == 3)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         assert node.status().state == "running"
 
 
@@ -122,9 +118,7 @@ def test_a_node_whose_zygote_cannot_start_offers_only_its_living_workers(tmp_pat
         assert any("no visits are accepted: the zygote" in text for text in node.status().problem_texts)
         settings.write_bytes(content)
         node.wait(lambda: offered(node) == 3)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
 
 
 @pytest.mark.slow

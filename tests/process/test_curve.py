@@ -214,47 +214,40 @@ async def publishing(relay):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_notices(steady_relay, cell):
+async def test_notices(steady_relay, cell):
     """Faults 65 and 66."""
-
-    async def body():
-        context = zmq.asyncio.Context()
-        async with publishing(steady_relay) as (publisher, address):
-            keys = keys_of(steady_relay, cell, "node1")
-            subscription = Subscription(context, address, time.monotonic, keys)
-            receiving = asyncio.create_task(subscription.receive(lambda problem, sample: None))
-            try:
-                if cell == "known key":
-                    assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x01"
-                    await publisher.send(b"{}")
-                    assert await asyncio.wait_for(receiving, TIMEOUT_S) == [b"{}"]
-                else:
-                    await until(lambda: subscription.refusal)
-                    assert not await publisher.poll(0)
-                    await publisher.send(b"{}")
-                    assert not subscription.connected
-                    assert not receiving.done()
-            finally:
-                receiving.cancel()
-                await asyncio.gather(receiving, return_exceptions=True)
-                subscription.close()
-        context.term()
-
-    asyncio.run(body())
+    context = zmq.asyncio.Context()
+    async with publishing(steady_relay) as (publisher, address):
+        keys = keys_of(steady_relay, cell, "node1")
+        subscription = Subscription(context, address, time.monotonic, keys)
+        receiving = asyncio.create_task(subscription.receive(lambda problem, sample: None))
+        try:
+            if cell == "known key":
+                assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x01"
+                await publisher.send(b"{}")
+                assert await asyncio.wait_for(receiving, TIMEOUT_S) == [b"{}"]
+            else:
+                await until(lambda: subscription.refusal)
+                assert not await publisher.poll(0)
+                await publisher.send(b"{}")
+                assert not subscription.connected
+                assert not receiving.done()
+        finally:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+            subscription.close()
+    context.term()
 
 
 # --- lists that change -------------------------------------------------------------
 
 
-def test_a_key_that_is_added_may_connect_after_a_reload(relay):
-    async def body():
-        async with connecting(relay, relay.client_keys("stranger"), "stranger") as client:
-            await until(lambda: "does not admit" in client.text)
-            relay.admit(relay.folders["nodes"], "stranger")
-            await asyncio.to_thread(relay.reload)
-            await until(lambda: client.connected)
-
-    asyncio.run(body())
+async def test_a_key_that_is_added_may_connect_after_a_reload(relay):
+    async with connecting(relay, relay.client_keys("stranger"), "stranger") as client:
+        await until(lambda: "does not admit" in client.text)
+        relay.admit(relay.folders["nodes"], "stranger")
+        await asyncio.to_thread(relay.reload)
+        await until(lambda: client.connected)
 
 
 def test_a_node_whose_key_is_revoked_has_no_effect_any_more(relay, wires, submitter):
@@ -320,61 +313,53 @@ def test_a_node_cannot_use_the_name_of_another(relay, wires, submitter):
 
 
 @pytest.mark.slow
-def test_an_error_of_the_handler_refuses_one_connection_and_not_all(steady_relay, monkeypatch):
-    async def body():
-        context = zmq.asyncio.Context()
-        async with publishing(steady_relay) as (publisher, address):
-            failures = iter([True])
-            callback = Gatekeeper.callback
+async def test_an_error_of_the_handler_refuses_one_connection_and_not_all(steady_relay, monkeypatch):
+    context = zmq.asyncio.Context()
+    async with publishing(steady_relay) as (publisher, address):
+        failures = iter([True])
+        callback = Gatekeeper.callback
 
-            def failing(self, domain, key):
-                if next(failures, False):
-                    raise RuntimeError("a fault")
-                return callback(self, domain, key)
+        def failing(self, domain, key):
+            if next(failures, False):
+                raise RuntimeError("a fault")
+            return callback(self, domain, key)
 
-            monkeypatch.setattr(Gatekeeper, "callback", failing)
+        monkeypatch.setattr(Gatekeeper, "callback", failing)
+        subscription = Subscription(context, address, time.monotonic, steady_relay.client_keys("node1"))
+        # It subscribes again while it receives.
+        receiving = asyncio.create_task(subscription.receive(lambda problem, sample: None))
+        assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x01"
+        assert next(failures, None) is None
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+        subscription.close()
+    context.term()
+
+
+async def test_handshakes_leave_no_descriptor_behind(steady_relay):
+    context = zmq.asyncio.Context()
+    async with publishing(steady_relay) as (publisher, address):
+
+        async def subscribe():
             subscription = Subscription(context, address, time.monotonic, steady_relay.client_keys("node1"))
-            # It subscribes again while it receives.
-            receiving = asyncio.create_task(subscription.receive(lambda problem, sample: None))
             assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x01"
-            assert next(failures, None) is None
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
             subscription.close()
-        context.term()
+            assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x00"
 
-    asyncio.run(body())
-
-
-def test_handshakes_leave_no_descriptor_behind(steady_relay):
-    async def body():
-        context = zmq.asyncio.Context()
-        async with publishing(steady_relay) as (publisher, address):
-
-            async def subscribe():
-                subscription = Subscription(
-                    context, address, time.monotonic, steady_relay.client_keys("node1")
-                )
-                assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x01"
-                subscription.close()
-                assert await asyncio.wait_for(publisher.recv(), TIMEOUT_S) == b"\x00"
-
+        await subscribe()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(30):
             await subscribe()
-            before = len(os.listdir("/proc/self/fd"))
-            for _ in range(30):
-                await subscribe()
-            # The threads of the library close them a moment later.
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
-        context.term()
-
-    asyncio.run(body())
+        # The threads of the library close them a moment later.
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
+    context.term()
 
 
 # --- silent clients, programs --------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_silent_clients_of_both_sockets_keep_nobody_out(relay):
+async def test_silent_clients_of_both_sockets_keep_nobody_out(relay):
     """Fault 67."""
     silent = []
     for address in (relay.submit, relay.nodes):
@@ -383,12 +368,8 @@ def test_silent_clients_of_both_sockets_keep_nobody_out(relay):
     before = time.monotonic()
     with VisitSubmitter(relay.submit, 5.0, relay.client_keys("client")) as client:
         assert client.ask(NO_SUCH_GROUP).reason == "no such group"
-
-    async def body():
-        async with connecting(relay, relay.client_keys("node1")) as node:
-            await until(lambda: node.connected, 5.0)
-
-    asyncio.run(body())
+    async with connecting(relay, relay.client_keys("node1")) as node:
+        await until(lambda: node.connected, 5.0)
     assert time.monotonic() - before < 5.0
     silent[0].settimeout(TIMEOUT_S)
     while silent[0].recv(1000):  # the greeting, then the end after the time of a handshake

@@ -28,13 +28,18 @@ def exporter_of(node):
     return next((pid for pid in descendants(node.process.pid) if title(pid) == "ppdaemon exporter"), None)
 
 
+def waits_for_central(node):
+    """Let a visit succeed whose outputs cannot be exported, because the central repo is down."""
+    (node.state / "central-down").touch()
+    node.succeed("g1")
+    node.wait(lambda: "central repo is down" in node.status().exporter)
+
+
 def test_a_killed_exporter_is_replaced_and_nothing_is_exported_twice(node, group):
     """Fault 45: the exporter dies while the central repo is down."""
     (node.state / "central-down").touch()
     try:
-        node.relay.reserve(group)
-        node.land(group)
-        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        node.succeed(group)
         node.wait(lambda: node.status().spooled == 1)
         os.kill(node.wait(lambda: exporter_of(node)), signal.SIGKILL)
     finally:
@@ -48,9 +53,7 @@ def test_an_exporter_with_much_memory_is_replaced_when_it_has_exported(tmp_path,
     with running_node(tmp_path, socket_dir, workers={"memory": memory}) as node:
         old = node.wait(lambda: exporter_of(node))
         for group in ("g1", "g2"):
-            node.relay.reserve(group)
-            node.land(group)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            node.succeed(group)
             node.wait(lambda group=group: f"DemoCam~{group}~0~1" in node.exported())
             node.wait(lambda old=old: exporter_of(node) not in (None, old))
             old = exporter_of(node)
@@ -64,9 +67,7 @@ def test_an_exporter_with_too_much_memory_is_killed_and_nothing_is_lost(tmp_path
     with running_node(tmp_path, socket_dir) as node:
         old = node.wait(lambda: exporter_of(node))
         (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         node.rewrite(workers={"memory": {"soft": "1 MB", "hard": "2 MB", "sample_s": 0.1}})
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
         node.wait(lambda: exporter_of(node) not in (None, old))
@@ -99,11 +100,7 @@ def test_reader_and_publisher_with_too_much_memory_are_replaced(tmp_path, socket
 
 def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "central repo is down" in node.status().exporter)
+        waits_for_central(node)
         os.kill(exporter_of(node), signal.SIGKILL)
         node.wait(lambda: "the process ended by signal 9 (SIGKILL)" in node.status().exporter)
         (node.state / "central-down").unlink()
@@ -113,11 +110,7 @@ def test_a_stop_exports_the_spools_of_a_killed_exporter(tmp_path, socket_dir):
 
 def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "central repo is down" in node.status().exporter)
+        waits_for_central(node)
         begin = time.monotonic()
         assert node.stop() == 0
         assert time.monotonic() - begin < EXPORT_AT_STOP_S
@@ -127,11 +120,7 @@ def test_a_stop_does_not_wait_for_a_central_repo_that_is_down(tmp_path, socket_d
 def test_outputs_that_a_boot_of_the_host_has_deleted_can_be_made_again(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
         folders = NodeFolders(node.ramdisk, node.state)
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "central repo is down" in node.status().exporter)
+        waits_for_central(node)
         assert node.stop() == 0
         shutil.rmtree(folders.spooled("DemoCam", "g1", 0, 1))
         with closing(sqlite3.connect(folders.journal)) as db, db:
@@ -154,11 +143,7 @@ def test_outputs_that_a_boot_of_the_host_has_deleted_can_be_made_again(tmp_path,
 
 def test_an_operator_ends_the_pause_of_a_failed_export(tmp_path, socket_dir):
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "central repo is down" in node.status().exporter)
+        waits_for_central(node)
         with pytest.raises(Refused, match="the central repo is down"):
             node.daemon.ask(ExportRequest(action="init"), timeout_s=TIMEOUT_S)
         (node.state / "central-down").unlink()
@@ -171,9 +156,7 @@ def test_however_long_an_outage_lasts_the_next_try_comes_after_the_same_pause(tm
     log = {"levels": {"ppdaemon.node.processes.exporter": "DEBUG"}}
     with running_node(tmp_path, socket_dir, export=export, log=log) as node:
         (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         failed = "export failed; the spools stay and are tried again after a pause"
         # With pauses that grow as those after a death, the next one would take 102 s.
         node.wait(lambda: node.log.read_text().count(failed) >= 10)
@@ -189,9 +172,7 @@ def test_outputs_wait_in_the_spill_folder_and_lose_images_above_its_limit(tmp_pa
     with running_node(tmp_path, socket_dir, export=export) as node:
         (node.state / "central-down").touch()
         for group in ("g1", "g2"):
-            node.relay.reserve(group)
-            node.land(group)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            node.succeed(group)
             # Deleted when the next one waits, too.
             (tmp_path / "spill" / "ppdaemon-n1" / f"DemoCam~{group}~0~1" / "image.fits").touch()
         node.wait(lambda: node.status().images_given_up)
@@ -211,11 +192,7 @@ def test_a_spool_that_somebody_has_taken_away_is_not_called_exported(tmp_path, s
     with running_node(tmp_path, socket_dir, export={"retry_s": 600}) as node:
         assert node.daemon.ask(ExportRequest(action="now"), timeout_s=TIMEOUT_S) == "nothing waits for export"
         folders = NodeFolders(node.ramdisk, node.state)
-        (node.state / "central-down").touch()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
-        node.wait(lambda: "central repo is down" in node.status().exporter)
+        waits_for_central(node)
         spool = folders.spooled("DemoCam", "g1", 0, 1)
         spool.rename(spool.with_name("of-an-operator"))
         (node.state / "central-down").unlink()
@@ -231,9 +208,7 @@ def test_a_refused_spool_is_reported_and_exported_when_it_is_moved_back(node, gr
     folders = NodeFolders(node.ramdisk, node.state)
     (node.state / "central-refuses").touch()
     try:
-        node.relay.reserve(group)
-        node.land(group)
-        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        node.succeed(group)
         node.wait(folders.refused.is_dir)
         node.wait(lambda: node.status().spooled == 0)
         text = f"export: 1 spools quarantined, see {folders.refused}/*/{REFUSAL}"
@@ -252,9 +227,7 @@ def test_outputs_whose_spool_is_quarantined_or_gone_are_made_again(node, group):
     folders = NodeFolders(node.ramdisk, node.state)
     (node.state / "central-refuses").touch()
     try:
-        node.relay.reserve(group)
-        node.land(group)
-        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        node.succeed(group)
         node.wait((folders.refused / f"DemoCam~{group}~0~1").is_dir)
     finally:
         (node.state / "central-refuses").unlink()

@@ -142,9 +142,7 @@ def test_a_journal_that_cannot_be_written_stops_acceptance_and_nothing_else(node
     finally:
         lock.close()
     node.relay.wait(lambda: node.relay.hellos[-1].capacity == 6)
-    node.relay.reserve(group)
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group)
 
 
 def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
@@ -154,9 +152,7 @@ def test_a_corrupt_journal_is_moved_aside_at_start(tmp_path, socket_dir):
         (node.state / "journal.sqlite").write_bytes(b"no database" * 1000)
         node.start()
         assert list(node.state.glob("journal.corrupt-*.sqlite"))
-        relay.reserve("g1")
-        node.land("g1")
-        assert relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs the right to mount")

@@ -149,9 +149,7 @@ def test_a_drain_lasts_until_it_is_resumed(tmp_path, socket_dir):
         assert (problem.degrades, abs(problem.since_tai - since) < 0.1) == (False, True)
         node.daemon.ask(ResumeRequest())
         node.relay.wait(lambda: node.relay.hellos[-1].capacity)
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         assert node.stop() == 0
         node.launch()
         node.wait(node.is_ready)
@@ -184,6 +182,4 @@ def test_two_daemons_of_one_name_do_not_share_a_ram_disk(tmp_path, socket_dir):
         other.launch()
         assert other.process.wait(TIMEOUT_S) == 73
         assert f"belongs to a running ppdaemon (process {node.pid})" in other.log.read_text()
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")

@@ -115,38 +115,35 @@ def test_silent_peers_are_disconnected_and_the_others_served(socket_dir, monkeyp
     assert descriptors() <= before + 2
 
 
-def test_a_descriptor_that_is_another_file_by_now_is_left_alone(socket_dir):
-    async def body():
-        context = zmq.asyncio.Context()
-        bound = context.socket(zmq.ROUTER)
-        bound.bind(f"ipc://{socket_dir}/bound")
-        limit = ConnectionLimit(bound, "nodes", Throttle(10.0, time.monotonic), time.monotonic)
-        running = asyncio.create_task(limit.run())
-        ours, theirs = socket.socketpair()
-        with (socket_dir / "file").open("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
-            assert [limit._inode(each) for each in (ours.fileno(), file.fileno(), 9999)] == [None] * 3
-            assert limit._inode(server.fileno()) is None
-            with socket.socket(socket.AF_UNIX) as first:
-                first.connect(f"{socket_dir}/bound")
-                await until(lambda: len(limit._connections) == 1)
-                ((descriptor, (inode, _)),) = limit._connections._open.items()
-                limit._shut_down(descriptor, inode + 1)  # a later connection with the same number
-                limit._shut_down(ours.fileno(), inode)
-                ours.send(b"x")
-                assert theirs.recv(1) == b"x"
-                first.settimeout(TIMEOUT_S)
-                assert first.recv(1) == b"\xff"  # the greeting: it is open
-                limit._shut_down(descriptor, inode)
-                while first.recv(100):
-                    pass
-        ours.close()
-        theirs.close()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        bound.close(linger=0)
-        context.term()
-
-    asyncio.run(body())
+async def test_a_descriptor_that_is_another_file_by_now_is_left_alone(socket_dir):
+    context = zmq.asyncio.Context()
+    bound = context.socket(zmq.ROUTER)
+    bound.bind(f"ipc://{socket_dir}/bound")
+    limit = ConnectionLimit(bound, "nodes", Throttle(10.0, time.monotonic), time.monotonic)
+    running = asyncio.create_task(limit.run())
+    ours, theirs = socket.socketpair()
+    with (socket_dir / "file").open("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
+        assert [limit._inode(each) for each in (ours.fileno(), file.fileno(), 9999)] == [None] * 3
+        assert limit._inode(server.fileno()) is None
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(f"{socket_dir}/bound")
+            await until(lambda: len(limit._connections) == 1)
+            ((descriptor, (inode, _)),) = limit._connections._open.items()
+            limit._shut_down(descriptor, inode + 1)  # a later connection with the same number
+            limit._shut_down(ours.fileno(), inode)
+            ours.send(b"x")
+            assert theirs.recv(1) == b"x"
+            first.settimeout(TIMEOUT_S)
+            assert first.recv(1) == b"\xff"  # the greeting: it is open
+            limit._shut_down(descriptor, inode)
+            while first.recv(100):
+                pass
+    ours.close()
+    theirs.close()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    bound.close(linger=0)
+    context.term()
 
 
 @pytest.mark.slow

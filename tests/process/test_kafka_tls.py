@@ -21,7 +21,6 @@ from node import running
 from registryserver import registry
 
 from ppdaemon.ctl.client import RelayDaemon
-from ppdaemon.states import Outcome
 from ppdaemon.testing.played import ClientSockets
 from ppdaemon.testing.relay import RelayProcess, SubmitClient
 from ppdaemon.testing.waiting import TIMEOUT_S, wait_until
@@ -284,21 +283,16 @@ def test_telemetry_is_published_over_tls_and_waits_while_a_fault_lasts(
     folder.mkdir()
     with running(folder, socket_dir, publish=[to]) as node:
 
-        def succeed(group: str) -> None:
-            node.relay.reserve(group)
-            node.land(group)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
-
         def text() -> str:
             return node.status().publish[0].problem
 
-        succeed("g1")
+        node.succeed("g1")
         node.wait(lambda: "is not accepted: unable to get local issuer certificate" in text())
         assert node.status().state == "running"
         authority.write_bytes(site.authority.file.read_bytes())
         node.wait(lambda: f"refuses user '{USER}'" in text())
         write_password(site.password, PASSWORD)
-        succeed("g2")
+        node.succeed("g2")
         node.wait(lambda: node.status().publish[0].sent == 2)
         assert not text()
         found = [json.loads(value)["group"] for _, value in site.cluster.read("outcomes", 2)]

@@ -168,9 +168,7 @@ def test_what_cannot_be_resolved_is_resolved_later(tmp_path, socket_dir):
         problem = f"not resolved yet: {lines_of(node, AWAY)[0]}"
         node.wait(lambda: problem in node.status().problem_texts)  # a slow check may end after the start
         assert node.status().state == "degraded"
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         assert f"warning: {lines_of(node, AWAY)[0]}; it is resolved later" in reload(node)
         assert problem in node.status().problem_texts
         (node.state / "names").unlink()
@@ -200,9 +198,7 @@ def test_a_check_that_hangs_delays_neither_visits_nor_the_start_nor_a_stop_for_l
     hang = node.state / "names-hang"
     hang.touch()
     with running(tmp_path, socket_dir) as node:
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         node.wait(lambda: any("names without an answer" in text for text in node.status().problem_texts))
         hang.unlink()
         node.wait(lambda: node.status().state == "running")
@@ -255,6 +251,4 @@ def test_a_start_without_the_central_repo_is_degraded_and_refuses(tmp_path, sock
         (node.state / "template-unavailable").unlink()
         node.wait(lambda: node.status().relay.startswith("connected"))
         node.wait(lambda: node.status().state == "running")
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")

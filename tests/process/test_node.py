@@ -149,9 +149,7 @@ def test_detectors_that_are_not_served_are_refused(node, group):
 @pytest.mark.parametrize("stage", ["prepare", "ingest", "process"])
 def test_a_crash_before_the_point_of_no_return_is_retried(node, group, stage, fault):
     """Faults 30 and 31: a worker dies in any stage, in any manner."""
-    node.relay.reserve(group, survey=f"{stage}:{fault}@1")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey=f"{stage}:{fault}@1")
     first, second = node.visit(group)
     assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
     assert node.marks(group) == {f"{group}~0": 1}
@@ -177,17 +175,13 @@ def test_partial_outputs_of_a_dead_worker_are_exported_and_are_no_success(node, 
 
 def test_a_visit_that_hangs_after_spooling_has_succeeded(node, group):
     """Fault 32: it hangs between the last rename and its last word."""
-    node.relay.reserve(group, survey="spooled:hang")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey="spooled:hang")
     node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
 def test_a_worker_that_dies_after_spooling_has_succeeded(node, group):
     """Fault 30: a worker dies while exporting."""
-    node.relay.reserve(group, survey="spooled:die")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey="spooled:die")
     node.wait(lambda: f"DemoCam~{group}~0~1" in node.exported())
 
 
@@ -207,9 +201,7 @@ def test_a_pipeline_that_hangs_is_killed_at_its_deadline_and_retried(tmp_path, s
 
 def test_an_invalid_message_on_the_channel_costs_only_that_worker(node, group):
     """Fault 36: garbage on the channel."""
-    node.relay.reserve(group, survey="process:invalid@1")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey="process:invalid@1")
     assert node.visit(group)[0].reason.startswith("invalid message from the worker")
 
 
@@ -252,9 +244,7 @@ def test_a_bad_raw_ends_its_visit_only(node, group):
     assert node.relay.outcome(group).outcome == Outcome.BAD_RAW
     assert path.exists()
     other = f"{group}-other"
-    node.relay.reserve(other)
-    node.land(other)
-    assert node.relay.outcome(other).outcome == Outcome.SUCCEEDED
+    node.succeed(other)
 
 
 @pytest.mark.parametrize("fault", ["fork", "detach"])
@@ -274,9 +264,7 @@ def test_grandchildren_end_with_their_worker(node, group, fault):
 @pytest.mark.parametrize("fault", ["thread", "fork"])
 def test_a_visit_that_changes_its_process_costs_only_a_fork(node, group, fault):
     """Fault 40: threads and children."""
-    node.relay.reserve(group, survey=f"process:{fault}")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey=f"process:{fault}")
     (visit,) = node.visit(group)
 
     def replaced():
@@ -304,9 +292,7 @@ def test_the_next_visit_in_a_slot_finds_the_process_as_a_new_worker_does_and_a_c
         for number, faults in enumerate(["describe", "prepare:leave process:leave", "describe"]):
             group = f"2026-11-28T03:00:0{number}.000"
             survey = "process:describe" if faults == "describe" else faults
-            node.relay.reserve(group, survey=survey)
-            node.land(group)
-            assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+            node.succeed(group, survey=survey)
         new, next_one = map(json.loads, (node.state / "described").read_text().splitlines())
         assert next_one == new
         assert node.workers()[0].epoch == 1
@@ -447,9 +433,7 @@ def test_a_central_repo_that_is_down_costs_only_delay(node, group):
 
     (node.state / "central-down").touch()
     try:
-        node.relay.reserve(group)
-        node.land(group)
-        assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+        node.succeed(group)
         node.wait(lambda: "export: ConnectionError: the central repo is down" in node.status().problem_texts)
         assert node.status().spooled == 1
         node.wait(lambda: count(b"export of 1 visits failed; it is tried again: ConnectionError") > 1)
@@ -499,9 +483,7 @@ def test_invalid_messages_from_the_relay_are_counted_and_ignored(node, group):
     node.relay.send_raw(b"\xff\xfe")
     node.relay.send_raw(b"[" * 100_000)
     node.relay.send_raw(b'{"type": "visit"}')
-    node.relay.reserve(group)
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group)
     after = node.status().counters
     assert [after[kind] - before.get(kind, 0) for kind in kinds] == [1, 1, 1]
 

@@ -18,7 +18,6 @@ from restproxyserver import RestProxyServer, rest_proxy
 
 from ppdaemon.publish.messages import BUNDLES, Bundle
 from ppdaemon.reports import ReloadRequest
-from ppdaemon.states import Outcome
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.processes import descendants, title
 from ppdaemon.testing.waiting import TIMEOUT_S
@@ -38,12 +37,10 @@ def publishing(folder: Path, sockets: Path, *to: dict[str, Any]) -> Iterator[Nod
         yield node
 
 
-def succeed(node: NodeProcess, group: str) -> float:
+def seconds_of(node: NodeProcess, group: str) -> float:
     """Process a visit; return how long its outcome took."""
     begin = time.monotonic()
-    node.relay.reserve(group)
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group)
     return time.monotonic() - begin
 
 
@@ -65,7 +62,7 @@ def test_outcomes_reach_a_topic_and_metrics_a_rest_proxy(
             )
             file = node.state / "publish" / "DemoCam~g1~0~1.json"
             file.write_bytes(BUNDLES.dump_json((bundle,)))
-            succeed(node, "g1")
+            node.succeed("g1")
             ((key, value),) = cluster.read("outcomes", 1)
             telemetry = json.loads(value)
             assert key == "DemoCam 0"
@@ -90,11 +87,11 @@ def test_metrics_that_cannot_be_read_do_not_end_the_publisher(
         bundle = Bundle(id=uuid.uuid4(), run="r", dataset_type="a_metrics", data_id={}, utc=1.0, content=odd)
         file = node.state / "publish" / "DemoCam~g1~0~1.json"
         file.write_bytes(BUNDLES.dump_json((bundle,)))
-        succeed(node, "g1")
+        node.succeed("g1")
         node.wait(lambda: proxy.records(TOPIC))
         damaged = node.state / "publish" / "DemoCam~g2~0~1.json"
         damaged.write_bytes(b"[{")
-        succeed(node, "g2")
+        node.succeed("g2")
         node.wait(lambda: len(proxy.records(TOPIC)) == 2)
         assert publisher_of(node) == first
         assert not file.exists()
@@ -109,10 +106,10 @@ def test_a_stuck_endpoint_delays_no_outcome_and_no_stop(
     """Fault 75: nobody takes telemetry; it is dropped with a count, and nothing waits."""
     to = {"what": "telemetry", "to": proxy.url, "queue": 2, "timeout_s": 600}
     with publishing(tmp_path, socket_dir, to) as node:
-        first = succeed(node, "g0")
+        first = seconds_of(node, "g0")
         node.wait(lambda: node.status().publish[0].sent == 1)
         proxy.hanging.clear()
-        times = [succeed(node, f"g{number}") for number in range(1, 6)]
+        times = [seconds_of(node, f"g{number}") for number in range(1, 6)]
         assert max(times) < max(10 * first, 5.0)
         # One is being sent, two wait.
         node.wait(lambda: node.status().publish[0].dropped == 2)
@@ -129,7 +126,7 @@ def test_a_refusing_endpoint_is_a_problem_that_does_not_degrade(
 ) -> None:
     proxy.status = 503
     with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
-        succeed(node, "g1")
+        node.succeed("g1")
         text = f"publish: telemetry to {proxy.url}: 1 waiting, 0 dropped: "
         node.wait(lambda: any(each.startswith(text) for each in node.status().problem_texts))
         assert node.status().state == "running"
@@ -141,13 +138,13 @@ def test_a_refusing_endpoint_is_a_problem_that_does_not_degrade(
 @pytest.mark.slow
 def test_a_killed_publisher_is_replaced(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
     with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
-        succeed(node, "g1")
+        node.succeed("g1")
         node.wait(lambda: node.status().publish[0].sent == 1)
         killed = publisher_of(node)
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
         node.wait(lambda: publisher_of(node) not in (None, killed))
-        succeed(node, "g2")
+        node.succeed("g2")
         node.wait(lambda: node.status().publish[0].sent == 2)
         assert [each["group"] for each in proxy.records(TOPIC)] == ["g1", "g2"]
         assert node.status().publish[0].dropped == 0
@@ -156,7 +153,7 @@ def test_a_killed_publisher_is_replaced(tmp_path: Path, socket_dir: Path, proxy:
 def test_a_stop_publishes_the_last_outcomes(tmp_path: Path, socket_dir: Path, proxy: RestProxyServer) -> None:
     with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
         for number in range(3):
-            succeed(node, f"g{number}")
+            node.succeed(f"g{number}")
         assert node.stop() == 0
     assert [each["group"] for each in proxy.records(TOPIC)] == ["g0", "g1", "g2"]
 
@@ -167,12 +164,12 @@ def test_a_reload_keeps_the_publisher_and_what_waits_in_it(
 ) -> None:
     proxy.status = 503
     with publishing(tmp_path, socket_dir, {"what": "telemetry", "to": proxy.url}) as node:
-        succeed(node, "g1")
+        node.succeed("g1")
         node.wait(lambda: node.status().publish[0].waiting == 1)
         first = node.wait(lambda: publisher_of(node))
         node.rewrite(engine={"no_return": ["new"]}, log={"level": "WARNING"})
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
-        succeed(node, "g2")
+        node.succeed("g2")
         proxy.status = 200
         node.wait(lambda: node.status().publish[0].sent == 2)
         assert [each["group"] for each in proxy.records(TOPIC)] == ["g1", "g2"]
@@ -187,13 +184,13 @@ def test_a_reload_with_another_place_publishes_there_and_sends_what_waits_to_the
     proxy.status = 503
     to = {"what": "telemetry", "to": proxy.url}
     with publishing(tmp_path, socket_dir, to) as node, rest_proxy() as other:
-        succeed(node, "g1")
+        node.succeed("g1")
         first = node.wait(lambda: publisher_of(node))
         node.wait(lambda: "HTTP 503" in node.status().publish[0].problem)
         node.config["publish"] = [to | {"to": other.url}]
         node.rewrite()
         node.daemon.ask(ReloadRequest(), timeout_s=TIMEOUT_S)
-        succeed(node, "g2")
+        node.succeed("g2")
         node.wait(lambda: node.status().publish[0].sent == 1)
         proxy.status = 200
         node.wait(lambda: proxy.records(TOPIC))

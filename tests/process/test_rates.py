@@ -106,71 +106,65 @@ async def until(condition):
         await asyncio.sleep(0.005)
 
 
-def test_a_user_above_the_rate_of_a_control_socket_waits(socket_dir):
-    async def body():
-        async def answer(request):
-            return reports.Ok(data=request.type)
+async def test_a_user_above_the_rate_of_a_control_socket_waits(socket_dir):
+    async def answer(request):
+        return reports.Ok(data=request.type)
 
-        config = SecurityConfig(control_per_s=50.0)
-        control = ControlServer(socket_dir / "control", reports.REQUESTS, answer, None, config)
-        clock = FakeClock()  # stands still: a slow machine regains nothing
-        control._rate = RateLimit(config.control_per_s, clock.mono)
-        await control.start()
-        reader, writer = await asyncio.open_unix_connection(socket_dir / "control")
-        async with asyncio.timeout(TIMEOUT_S):
-            for _ in range(250):
-                writer.write(b'{"type": "status"}\n')
-                assert b"status" in await reader.readline()
-            assert not control.counters
+    config = SecurityConfig(control_per_s=50.0)
+    control = ControlServer(socket_dir / "control", reports.REQUESTS, answer, None, config)
+    clock = FakeClock()  # stands still: a slow machine regains nothing
+    control._rate = RateLimit(config.control_per_s, clock.mono)
+    await control.start()
+    reader, writer = await asyncio.open_unix_connection(socket_dir / "control")
+    async with asyncio.timeout(TIMEOUT_S):
+        for _ in range(250):
             writer.write(b'{"type": "status"}\n')
-            answered = asyncio.create_task(reader.readline())
-            await until(lambda: control.counters["control rate"] == 1)
-            await asyncio.sleep(0.05)  # longer than the pause of a clock that moves
-            assert not answered.done()
-            clock.advance(0.021)
-            assert b"status" in await answered
-        assert control.counters == {"control rate": 1}
-        writer.close()
-        await control.stop()
+            assert b"status" in await reader.readline()
+        assert not control.counters
+        writer.write(b'{"type": "status"}\n')
+        answered = asyncio.create_task(reader.readline())
+        await until(lambda: control.counters["control rate"] == 1)
+        await asyncio.sleep(0.05)  # longer than the pause of a clock that moves
+        assert not answered.done()
+        clock.advance(0.021)
+        assert b"status" in await answered
+    assert control.counters == {"control rate": 1}
+    writer.close()
+    await control.stop()
 
-    asyncio.run(body())
 
+async def test_a_publisher_above_its_rate_is_read_later_and_nothing_is_lost():
+    context = zmq.asyncio.Context()
+    publisher = context.socket(zmq.XPUB)
+    port = publisher.bind_to_random_port("tcp://127.0.0.1")
+    subscription = Subscription(context, f"tcp://127.0.0.1:{port}", time.monotonic)
+    files, problems, complete = [], [], asyncio.Event()
 
-def test_a_publisher_above_its_rate_is_read_later_and_nothing_is_lost():
-    async def body():
-        context = zmq.asyncio.Context()
-        publisher = context.socket(zmq.XPUB)
-        port = publisher.bind_to_random_port("tcp://127.0.0.1")
-        subscription = Subscription(context, f"tcp://127.0.0.1:{port}", time.monotonic)
-        files, problems, complete = [], [], asyncio.Event()
+    def on_file(file):
+        files.append(file)
+        if len(files) == 540:
+            complete.set()
 
-        def on_file(file):
-            files.append(file)
-            if len(files) == 540:
-                complete.set()
-
-        clock = FakeClock()
-        rate = RateLimit(100.0, clock.mono)
-        task = asyncio.create_task(
-            listen(subscription, on_file, lambda error, data: problems.append(error.kind), int, rate)
-        )
-        async with asyncio.timeout(TIMEOUT_S):
-            assert await publisher.recv() == b"\x01"
-            for number in range(540):
-                await publisher.send(json.dumps({"path": str(number)}).encode())
-            await until(lambda: problems)
-            await asyncio.sleep(0.05)  # longer than the pause of a clock that moves
-            assert len(files) == 500
-            clock.advance(0.205)
-            await until(lambda: len(files) == 520)
-            clock.advance(0.2)
-            await complete.wait()
-        assert set(problems) == {"rate"}
-        assert files == [str(number) for number in range(540)]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        subscription.close()
-        publisher.close(linger=0)
-        context.term()
-
-    asyncio.run(body())
+    clock = FakeClock()
+    rate = RateLimit(100.0, clock.mono)
+    task = asyncio.create_task(
+        listen(subscription, on_file, lambda error, data: problems.append(error.kind), int, rate)
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await publisher.recv() == b"\x01"
+        for number in range(540):
+            await publisher.send(json.dumps({"path": str(number)}).encode())
+        await until(lambda: problems)
+        await asyncio.sleep(0.05)  # longer than the pause of a clock that moves
+        assert len(files) == 500
+        clock.advance(0.205)
+        await until(lambda: len(files) == 520)
+        clock.advance(0.2)
+        await complete.wait()
+    assert set(problems) == {"rate"}
+    assert files == [str(number) for number in range(540)]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    subscription.close()
+    publisher.close(linger=0)
+    context.term()

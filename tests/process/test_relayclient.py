@@ -85,50 +85,40 @@ async def until(relay, condition):
 @pytest.mark.parametrize(
     "data", [b"x" * (RELAY_LIMIT + 1), b'{"type": "visit", "x": "' + b"y" * RELAY_LIMIT + b'"}']
 )
-def test_a_node_connects_again_after_a_message_above_the_limit(relay, caplog, data):
+async def test_a_node_connects_again_after_a_message_above_the_limit(relay, caplog, data):
     received = []
-
-    async def body():
-        # No message for an hour would not be a reason to connect again.
-        async with connecting(relay, received, heartbeat_s=0.1, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            hellos = len(relay.hellos)
-            relay.send_raw(data)
-            await until(relay, lambda: len(relay.hellos) > hellos)
-            relay.reserve("g")
-            await until(relay, lambda: any(isinstance(message, ReserveVisit) for message in received))
-
-    asyncio.run(body())
+    # No message for an hour would not be a reason to connect again.
+    async with connecting(relay, received, heartbeat_s=0.1, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        hellos = len(relay.hellos)
+        relay.send_raw(data)
+        await until(relay, lambda: len(relay.hellos) > hellos)
+        relay.reserve("g")
+        await until(relay, lambda: any(isinstance(message, ReserveVisit) for message in received))
     assert len([record for record in caplog.records if "connecting again" in record.message]) == 1
 
 
-def test_a_relay_that_always_sends_oversized_messages_is_logged_once(relay, caplog):
-    async def body():
-        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
-            for number in (1, 2):
-                await until(relay, lambda: client.connected)
-                relay.send_raw(b"x" * (RELAY_LIMIT + 1))
-                await until(relay, lambda number=number: client.count["relay_connection_ended"] == number)
-                await until(relay, lambda number=number: len(relay.hellos) > number)
-
-    asyncio.run(body())
+async def test_a_relay_that_always_sends_oversized_messages_is_logged_once(relay, caplog):
+    async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+        for number in (1, 2):
+            await until(relay, lambda: client.connected)
+            relay.send_raw(b"x" * (RELAY_LIMIT + 1))
+            await until(relay, lambda number=number: client.count["relay_connection_ended"] == number)
+            await until(relay, lambda number=number: len(relay.hellos) > number)
     assert len([record for record in caplog.records if "connecting again" in record.message]) == 1
 
 
-def test_a_refusal_that_is_repeated_is_logged_once(relay, caplog):
-    async def body():
-        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            for _ in range(3):
-                relay.send(HelloRefused, code="taken", reason="another node has this name")
-            await until(relay, lambda: "refused by" in client.text)
-            await until(relay, lambda: client.connected)
-
-    asyncio.run(body())
+async def test_a_refusal_that_is_repeated_is_logged_once(relay, caplog):
+    async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        for _ in range(3):
+            relay.send(HelloRefused, code="taken", reason="another node has this name")
+        await until(relay, lambda: "refused by" in client.text)
+        await until(relay, lambda: client.connected)
     assert len([record for record in caplog.records if "refuses this node" in record.message]) == 1
 
 
-def test_a_socket_that_cannot_be_opened_is_tried_again(relay, caplog, monkeypatch):
+async def test_a_socket_that_cannot_be_opened_is_tried_again(relay, caplog, monkeypatch):
     """The process may have too many open files for a while."""
     attempts = []
 
@@ -141,123 +131,93 @@ def test_a_socket_that_cannot_be_opened_is_tried_again(relay, caplog, monkeypatc
 
     monkeypatch.setattr(relayclient, "ConnectionMonitor", failing)
     monkeypatch.setattr(relayclient, "FIRST_PAUSE_S", 0.01)
-
-    async def body():
-        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            assert client.count["relay_connection_failed"] == 2
-
-    asyncio.run(body())
+    async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        assert client.count["relay_connection_failed"] == 2
     assert "Too many open files; no visits are received; next attempt in 0.01 s" in caplog.text
 
 
-def test_a_message_up_to_the_limit_is_counted_with_a_sample(relay):
-    async def body():
-        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            relay.send_raw(b"\x1b" + b"x" * (RELAY_LIMIT - 1))
-            await until(relay, lambda: client.count["bad_message.json"])
-            assert client.samples["bad_message.json"] == "?" + 299 * "x"
-            assert len(relay.hellos) == 1
-
-    asyncio.run(body())
+async def test_a_message_up_to_the_limit_is_counted_with_a_sample(relay):
+    async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        relay.send_raw(b"\x1b" + b"x" * (RELAY_LIMIT - 1))
+        await until(relay, lambda: client.count["bad_message.json"])
+        assert client.samples["bad_message.json"] == "?" + 299 * "x"
+        assert len(relay.hellos) == 1
 
 
-def test_no_message_is_lost_that_arrives_at_the_end_of_a_wait(relay):
+async def test_no_message_is_lost_that_arrives_at_the_end_of_a_wait(relay):
     received = []
-
-    async def body():
-        # The wait ends every 2 ms, so that many messages arrive at its end.
-        async with connecting(relay, received, heartbeat_s=0.002, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            for number in range(500):
-                relay.reserve(f"g{number}")
-                # Nothing else runs meanwhile: the message and the end of the wait come together.
-                time.sleep(0.004)  # noqa: ASYNC251
-                await asyncio.sleep(0)
-            await until(relay, lambda: len(visits()) == 500)
 
     def visits():
         return [message for message in received if isinstance(message, ReserveVisit)]
 
-    asyncio.run(body())
+    # The wait ends every 2 ms, so that many messages arrive at its end.
+    async with connecting(relay, received, heartbeat_s=0.002, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        for number in range(500):
+            relay.reserve(f"g{number}")
+            # Nothing else runs meanwhile: the message and the end of the wait come together.
+            time.sleep(0.004)  # noqa: ASYNC251
+            await asyncio.sleep(0)
+        await until(relay, lambda: len(visits()) == 500)
 
 
-def test_a_gap_in_the_relays_messages_is_counted_and_repaired_by_a_hello(relay):
+async def test_a_gap_in_the_relays_messages_is_counted_and_repaired_by_a_hello(relay):
     received = []
-
-    async def body():
-        async with connecting(relay, received, heartbeat_s=0.1) as client:
-            await until(relay, lambda: client.connected)
-            hellos = len(relay.hellos)
-            relay._sequence += 4
-            relay.send(Heartbeat)
-            await until(relay, lambda: len(relay.hellos) == hellos + 1)
-            assert client.count["relay_messages_lost"] == 4
-            relay.send(SendHello)
-            await until(relay, lambda: len(relay.hellos) == hellos + 2)
-
-    asyncio.run(body())
+    async with connecting(relay, received, heartbeat_s=0.1) as client:
+        await until(relay, lambda: client.connected)
+        hellos = len(relay.hellos)
+        relay._sequence += 4
+        relay.send(Heartbeat)
+        await until(relay, lambda: len(relay.hellos) == hellos + 1)
+        assert client.count["relay_messages_lost"] == 4
+        relay.send(SendHello)
+        await until(relay, lambda: len(relay.hellos) == hellos + 2)
 
 
-def test_nothing_of_a_relay_of_a_lower_epoch_is_carried_out(relay):
+async def test_nothing_of_a_relay_of_a_lower_epoch_is_carried_out(relay):
     """Fault 49: it neither reserves, nor withdraws what the right relay has reserved."""
     received = []
-
-    async def body():
-        async with connecting(relay, received, heartbeat_s=0.1) as client:
-            await until(relay, lambda: client.connected)
-            relay.epoch -= 1
-            relay.send(SendHello)
-            await until(relay, lambda: not client.connected)
-            assert "lower than" in client.text
-            received.clear()
-            relay.reserve("g")
-            relay.cancel("g")
-            hellos = len(relay.hellos)
-            relay.send(SendHello)
-            await until(relay, lambda: len(relay.hellos) > hellos + 1)
-            assert received == []
-
-    asyncio.run(body())
+    async with connecting(relay, received, heartbeat_s=0.1) as client:
+        await until(relay, lambda: client.connected)
+        relay.epoch -= 1
+        relay.send(SendHello)
+        await until(relay, lambda: not client.connected)
+        assert "lower than" in client.text
+        received.clear()
+        relay.reserve("g")
+        relay.cancel("g")
+        hellos = len(relay.hellos)
+        relay.send(SendHello)
+        await until(relay, lambda: len(relay.hellos) > hellos + 1)
+        assert received == []
 
 
-def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
-    async def body():
-        async with connecting(relay, []) as client:
-            client.spare = True
-            client.set_capacity(3)
-            await until(relay, lambda: any(hello.spare for hello in relay.hellos))
-
-    asyncio.run(body())
+async def test_the_relay_is_informed_that_a_node_is_a_spare(relay):
+    async with connecting(relay, []) as client:
+        client.spare = True
+        client.set_capacity(3)
+        await until(relay, lambda: any(hello.spare for hello in relay.hellos))
 
 
-def test_a_node_knows_that_it_is_drained_at_the_relay():
-    def beat(drained):
-        relay.send(Heartbeat, drained=drained)
-
-    async def body():
+async def test_a_node_knows_that_it_is_drained_at_the_relay():
+    with PlayedRelay(heartbeat_s=3600.0) as relay:
         async with connecting(relay, [], silence_s=3600.0) as client:
             await until(relay, lambda: client.connected)
             assert not client.drained
             relay.listen()  # sends the only heartbeat that it sends by itself
-            beat(True)
+            relay.send(Heartbeat, drained=True)
             await until(relay, lambda: client.drained)
-            beat(False)
+            relay.send(Heartbeat, drained=False)
             await until(relay, lambda: not client.drained)
 
-    with PlayedRelay(heartbeat_s=3600.0) as relay:
-        asyncio.run(body())
 
-
-def test_a_relay_of_another_version_is_named_with_what_to_do(relay, caplog):
-    async def body():
-        async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
-            await until(relay, lambda: client.connected)
-            for _ in range(3):
-                relay.send_raw(b'{"schema": 3, "type": "heartbeat", "origin": "r9"}')
-            await until(relay, lambda: client.count["relay_protocol"] == 3)
-            assert "r9 sends messages of version 3, this program of version 2: install" in client.text
-
-    asyncio.run(body())
+async def test_a_relay_of_another_version_is_named_with_what_to_do(relay, caplog):
+    async with connecting(relay, [], heartbeat_s=0.1, silence_s=3600.0) as client:
+        await until(relay, lambda: client.connected)
+        for _ in range(3):
+            relay.send_raw(b'{"schema": 3, "type": "heartbeat", "origin": "r9"}')
+        await until(relay, lambda: client.count["relay_protocol"] == 3)
+        assert "r9 sends messages of version 3, this program of version 2: install" in client.text
     assert caplog.text.count("r9 sends messages") == 1

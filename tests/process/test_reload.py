@@ -39,9 +39,7 @@ def test_a_good_file_is_in_force_after_a_reload(tmp_path, socket_dir):
         assert 0 <= status.tai - status.reloaded_tai < TIMEOUT_S
         node.wait(lambda: sorted(row.state for row in node.workers()) == [SlotState.IDLE, SlotState.STOPPED])
         assert not before & {row.pid for row in node.workers()}
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         assert node.visit("g1")[0].engine == "new"
         node.wait(lambda: node.zygotes() != [old] and len(node.zygotes()) == 1)
         node.wait(lambda: templates(node) == ["template-2"])
@@ -84,9 +82,7 @@ def test_a_file_that_is_refused_leaves_everything_as_it_was(tmp_path, socket_dir
         assert "no_such_module" not in str(refused.value)
         assert [row.pid for row in node.workers()] == before
         node.wait(lambda: len(node.zygotes()) == 1 and templates(node) == ["template-1"])
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         (node.state / "template-fails").unlink()
         assert reload(node).startswith("the new configuration is in use")
 
@@ -242,9 +238,7 @@ def test_a_zygote_without_descriptors_is_reported_and_retried(node, group):
     finally:
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, limit)
     node.wait(lambda: node.status().slots == {SlotState.IDLE: 2})
-    node.relay.reserve(group)
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group)
     assert node.zygotes() == [zygote]
 
 

@@ -33,9 +33,7 @@ def test_a_visit_runs_from_announcement_to_export(node, group):
 
 @pytest.mark.parametrize("fault", ["die", "segv", "exit"])
 def test_a_crash_is_tried_again(node, group, fault):
-    node.relay.reserve(group, survey=f"process:{fault}@1")
-    node.land(group)
-    assert node.relay.outcome(group).outcome == Outcome.SUCCEEDED
+    node.succeed(group, survey=f"process:{fault}@1")
     first, second = node.visit(group)
     assert (first.outcome, first.attempt, second.attempt) == (Outcome.CRASHED, 1, 2)
     ends = {"die": "by signal 9 (SIGKILL)", "segv": "by signal 11 (SIGSEGV)", "exit": "with status 0"}

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from arrivalkit import GROUP, Catcher, Exposure, fits_file, run
+from arrivalkit import GROUP, Catcher, Exposure, fits_file
 from motoserver import moto_bucket
 from node import make_node
 
@@ -106,123 +106,102 @@ def put(server, sequence, group=GROUP, detectors=DETECTORS):
     return f"/{exposure.folder}/"
 
 
-def test_raws_without_notices_are_found_by_one_list_for_all_detectors(tmp_path, server):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server, list_s=33.0) as catcher:
-            folder = put(server, 201)
-            await catcher.until(lambda: len(catcher.after_s) > 3)
-            assert (set(catcher.after_s), catcher.listed, catcher.listing.live) == ({33.0}, [], True)
-            catcher.wait_for()
-            await catcher.until(lambda: len(catcher.raws) >= len(DETECTORS))
-            catcher.late = []
-            assert catcher.detectors == list(DETECTORS)
-            assert {raw.group for raw in catcher.raws} == {GROUP}
-            assert catcher.listed.count(folder) == 1
-            source = catcher.listing
-            assert (source.live, source.files) == (False, len(DETECTORS))
-            text = f"{len(DETECTORS)} raws were found by listing, and no notice of them has come: look at the"
-            assert source.note.startswith(text)
-            assert catcher.count("listed") == 1
-            looks = len(catcher.after_s)
-            await catcher.until(lambda: len(catcher.after_s) > looks + 3)
-            assert catcher.listed.count(folder) == 1
-
-    run(body)
+async def test_raws_without_notices_are_found_by_one_list_for_all_detectors(tmp_path, server):
+    async with ListingCatcher().catching(tmp_path, server, list_s=33.0) as catcher:
+        folder = put(server, 201)
+        await catcher.until(lambda: len(catcher.after_s) > 3)
+        assert (set(catcher.after_s), catcher.listed, catcher.listing.live) == ({33.0}, [], True)
+        catcher.wait_for()
+        await catcher.until(lambda: len(catcher.raws) >= len(DETECTORS))
+        catcher.late = []
+        assert catcher.detectors == list(DETECTORS)
+        assert {raw.group for raw in catcher.raws} == {GROUP}
+        assert catcher.listed.count(folder) == 1
+        source = catcher.listing
+        assert (source.live, source.files) == (False, len(DETECTORS))
+        text = f"{len(DETECTORS)} raws were found by listing, and no notice of them has come: look at the"
+        assert source.note.startswith(text)
+        assert catcher.count("listed") == 1
+        looks = len(catcher.after_s)
+        await catcher.until(lambda: len(catcher.after_s) > looks + 3)
+        assert catcher.listed.count(folder) == 1
 
 
-def test_folders_of_other_visits_are_listed_once_and_the_pauses_grow(tmp_path, server):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server) as catcher:
-            others = [put(server, sequence, "another") for sequence in (301, 302)]
-            catcher.wait_for("missing")
-            days = [f"/LSSTCam/{others[0].split('/')[2]}/"]
-            await catcher.until(lambda: all(catcher.listed.count(day) >= 3 for day in days))
-            assert [catcher.listed.count(folder) for folder in others] == [1, 1]
-            # Their notices may have come before this node was started.
-            assert (catcher.raws, catcher.listing.live) == ([], True)
-            folder = put(server, 303, "missing", [31])
-            await catcher.until(lambda: any(raw.group == "missing" for raw in catcher.raws))
-            assert [catcher.listed.count(each) for each in (*others, folder)] == [1, 1, 1]
-
-    run(body)
+async def test_folders_of_other_visits_are_listed_once_and_the_pauses_grow(tmp_path, server):
+    async with ListingCatcher().catching(tmp_path, server) as catcher:
+        others = [put(server, sequence, "another") for sequence in (301, 302)]
+        catcher.wait_for("missing")
+        days = [f"/LSSTCam/{others[0].split('/')[2]}/"]
+        await catcher.until(lambda: all(catcher.listed.count(day) >= 3 for day in days))
+        assert [catcher.listed.count(folder) for folder in others] == [1, 1]
+        # Their notices may have come before this node was started.
+        assert (catcher.raws, catcher.listing.live) == ([], True)
+        folder = put(server, 303, "missing", [31])
+        await catcher.until(lambda: any(raw.group == "missing" for raw in catcher.raws))
+        assert [catcher.listed.count(each) for each in (*others, folder)] == [1, 1, 1]
 
 
-def test_a_raw_whose_notice_comes_is_not_found_by_listing(tmp_path, server, monkeypatch):
+async def test_a_raw_whose_notice_comes_is_not_found_by_listing(tmp_path, server, monkeypatch):
     monkeypatch.setattr(storelisting, "NOTICE_WAIT_S", 3600.0)
-
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server) as catcher:
-            folder = put(server, 401, "told")
-            catcher.wait_for("told")
-            await catcher.until(lambda: folder in catcher.listed)
-            assert (catcher.raws, catcher.listing.live) == ([], True)
-
-    run(body)
+    async with ListingCatcher().catching(tmp_path, server) as catcher:
+        folder = put(server, 401, "told")
+        catcher.wait_for("told")
+        await catcher.until(lambda: folder in catcher.listed)
+        assert (catcher.raws, catcher.listing.live) == ([], True)
 
 
-def test_a_raw_whose_group_is_still_being_read_is_not_found_by_listing(tmp_path, server):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server) as catcher:
-            folder, ask, ended = put(server, 411, "slow", [30]), catcher.reader.ask, asyncio.Event()
+async def test_a_raw_whose_group_is_still_being_read_is_not_found_by_listing(tmp_path, server):
+    async with ListingCatcher().catching(tmp_path, server) as catcher:
+        folder, ask, ended = put(server, 411, "slow", [30]), catcher.reader.ask, asyncio.Event()
 
-            async def slow(what, uri):
-                if what != "list" and folder in uri:
-                    await ended.wait()
-                return await ask(what, uri)
+        async def slow(what, uri):
+            if what != "list" and folder in uri:
+                await ended.wait()
+            return await ask(what, uri)
 
-            catcher.reader.ask = slow
-            key = f"embargo/{Exposure(Path(), 411).image(30)}"
-            catcher.arrivals._stores.on_notice("bridge", StoredObject("s3", BUCKET, key))
-            catcher.wait_for("slow", [30])
-            await catcher.until(lambda: folder in catcher.listed)
-            looks = len(catcher.after_s)
-            await catcher.until(lambda: len(catcher.after_s) > looks + 1)
-            ended.set()
-            await catcher.until(lambda: catcher.raws)
-            assert (catcher.listing.live, catcher.count("listed")) == (True, 0)
-
-    run(body)
+        catcher.reader.ask = slow
+        key = f"embargo/{Exposure(Path(), 411).image(30)}"
+        catcher.arrivals._stores.on_notice("bridge", StoredObject("s3", BUCKET, key))
+        catcher.wait_for("slow", [30])
+        await catcher.until(lambda: folder in catcher.listed)
+        looks = len(catcher.after_s)
+        await catcher.until(lambda: len(catcher.after_s) > looks + 1)
+        ended.set()
+        await catcher.until(lambda: catcher.raws)
+        assert (catcher.listing.live, catcher.count("listed")) == (True, 0)
 
 
 @pytest.mark.parametrize("config", [{"list_s": None}, {"layout": "generic"}])
-def test_where_it_is_off_nothing_is_listed(tmp_path, server, config):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server, **config) as catcher:
-            catcher.wait_for()
-            if "layout" in config:
-                await catcher.until(lambda: len(catcher.after_s) > 3)
-                assert (catcher.listing.live, catcher.listing.note[:4]) == (True, "off:")
-            else:
-                await asyncio.sleep(0.3)
-                assert not [each for each in catcher.arrivals.report() if each.name.startswith("list")]
-            assert catcher.listed == []
-
-    run(body)
+async def test_where_it_is_off_nothing_is_listed(tmp_path, server, config):
+    async with ListingCatcher().catching(tmp_path, server, **config) as catcher:
+        catcher.wait_for()
+        if "layout" in config:
+            await catcher.until(lambda: len(catcher.after_s) > 3)
+            assert (catcher.listing.live, catcher.listing.note[:4]) == (True, "off:")
+        else:
+            await asyncio.sleep(0.3)
+            assert not [each for each in catcher.arrivals.report() if each.name.startswith("list")]
+        assert catcher.listed == []
 
 
-def test_a_store_that_cannot_be_listed_is_named(tmp_path, server):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server) as catcher:
+async def test_a_store_that_cannot_be_listed_is_named(tmp_path, server):
+    async with ListingCatcher().catching(tmp_path, server) as catcher:
 
-            async def away(what, uri):
-                raise TimeoutError("no answer")
+        async def away(what, uri):
+            raise TimeoutError("no answer")
 
-            catcher.reader.ask = away
-            catcher.wait_for()
-            await catcher.until(lambda: catcher.listing.note == "cannot be listed: no answer")
-            assert catcher.count("listing")
-
-    run(body)
+        catcher.reader.ask = away
+        catcher.wait_for()
+        await catcher.until(lambda: catcher.listing.note == "cannot be listed: no answer")
+        assert catcher.count("listing")
 
 
-def test_an_error_that_ends_the_listing_is_seen(tmp_path, server):
-    async def body():
-        async with ListingCatcher().catching(tmp_path, server) as catcher:
-            catcher.late = [None]
-            await catcher.until(lambda: not catcher.listing.live)
-            assert (catcher.listing.note, catcher.count("internal")) == ("ended by an error, see the log", 1)
-
-    run(body)
+async def test_an_error_that_ends_the_listing_is_seen(tmp_path, server):
+    async with ListingCatcher().catching(tmp_path, server) as catcher:
+        catcher.late = [None]
+        await catcher.until(lambda: catcher.count("internal"))
+        assert (catcher.listing.live, catcher.listing.note) == (False, "ended by an error, see the log")
+        assert catcher.count("internal") == 1
 
 
 def test_a_visit_whose_notice_never_comes_is_processed_and_the_status_says_why(tmp_path, socket_dir, server):

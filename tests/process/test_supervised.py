@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,28 +109,24 @@ class SupervisedChild(SupervisedProcess[Ready | Exported | SpoolRefused]):
         self.story.append(f"{cause}, unanswered {unanswered}")
 
 
-def run_child(tmp_path, body, fault, **limits):
-    async def play():
-        child = SupervisedChild(tmp_path, fault, **limits)
-        child.start()
-        try:
-            await body(child)
-        finally:
-            child.end()
-
-    asyncio.run(play())
+@contextmanager
+def child_of(tmp_path, fault, **limits):
+    child = SupervisedChild(tmp_path, fault, **limits)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.end()
 
 
-def test_the_last_messages_of_a_process_come_before_its_end(tmp_path):
-    async def body(child):
+async def test_the_last_messages_of_a_process_come_before_its_end(tmp_path):
+    with child_of(tmp_path, "answer and exit") as child:
         await child.until_event("ended with status 3, unanswered []")
         assert child.story[:22] == ["serving", *["answered"] * 20, "ended with status 3, unanswered []"]
 
-    run_child(tmp_path, body, "answer and exit")
 
-
-def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_path):
-    async def body(child):
+async def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_path):
+    with child_of(tmp_path, "wait") as child:
         await child.until_event("serving")
         os.kill(child.pid, signal.SIGKILL)
         await child.until_event("ended by signal 9 (SIGKILL), unanswered ['order']")
@@ -138,8 +135,6 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_pa
         await child.until_event("serving", 2)
         assert len(set(child.pids)) == 2
         assert not alive(child.pids[0])
-
-    run_child(tmp_path, body, "wait")
 
 
 @pytest.mark.parametrize(
@@ -150,10 +145,10 @@ def test_a_process_that_dies_is_started_again_and_its_problem_is_reported(tmp_pa
         ("invalid", {}, "sent an invalid message: ready.pid: Input should be a valid integer"),
     ],
 )
-def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_its_orders_given_up_once(
+async def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_its_orders_given_up_once(
     tmp_path, fault, limits, reason
 ):
-    async def body(child):
+    with child_of(tmp_path, fault, **limits) as child:
         await until(lambda: len(child.pids) >= 2, child.story)
         assert not alive(child.pids[0])
         events = [text for text in child.story if text != "serving"]
@@ -161,22 +156,17 @@ def test_a_process_that_is_late_or_sends_an_invalid_message_is_killed_and_its_or
         # Once for each process. After a stall of this one, the last one may be late, too.
         assert len(child.pids) - 1 <= len(events) <= len(child.pids)
 
-    run_child(tmp_path, body, fault, **limits)
 
-
-def test_a_process_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):
+async def test_a_process_that_cannot_be_started_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-
-    async def body(child):
+    with child_of(tmp_path, "wait") as child:
         assert "cannot be started" in child.story[0]
         monkeypatch.undo()
         await child.until_event("serving")
 
-    run_child(tmp_path, body, "wait")
 
-
-def test_a_closed_process_is_dead_and_none_follows(tmp_path):
-    async def body(child):
+async def test_a_closed_process_is_dead_and_none_follows(tmp_path):
+    with child_of(tmp_path, "wait") as child:
         await child.until_event("serving")
         child.close()
         child.close()
@@ -184,8 +174,6 @@ def test_a_closed_process_is_dead_and_none_follows(tmp_path):
         await asyncio.to_thread(os.waitpid, child.pids[0], 0)
         assert (child.pid, child.lifecycle.state, len(child.pids)) == (None, ProcessState.CLOSED, 1)
         assert child.story == ["serving"]
-
-    run_child(tmp_path, body, "wait")
 
 
 class PlayedExporter:
@@ -263,15 +251,13 @@ class PlayedExporter:
             process.wait()
 
 
-def play(tmp_path, body, **options):
-    async def run():
-        played = PlayedExporter(tmp_path, **options)
-        try:
-            await body(played)
-        finally:
-            played.end()
-
-    asyncio.run(run())
+@contextmanager
+def playing(tmp_path, **options):
+    played = PlayedExporter(tmp_path, **options)
+    try:
+        yield played
+    finally:
+        played.end()
 
 
 def order_of(*spools: str) -> str:
@@ -282,8 +268,8 @@ def exported(*spools: str, refused: tuple[str, ...] = (), gone: tuple[str, ...] 
     return Exported(spools=spools, refused=refused, gone=gone, tai=0.0, datasets=1)
 
 
-def test_the_time_that_a_spool_was_pending_is_measured(tmp_path):
-    async def body(played):
+async def test_the_time_that_a_spool_was_pending_is_measured(tmp_path):
+    with playing(tmp_path) as played:
         assert played.exporter.oldest_s is None
         played.exporter.add("a")
         await until(lambda: played.exporter.oldest_s > 0.01)
@@ -298,11 +284,9 @@ def test_the_time_that_a_spool_was_pending_is_measured(tmp_path):
         assert 0.01 < played.exporter.times.sum < DEADLINE_S
         assert played.exporter.oldest_s is None
 
-    play(tmp_path, body)
 
-
-def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
-    async def body(played):
+async def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
+    with playing(tmp_path, retry_s=1000.0) as played:
         for spool in "abc":
             played.exporter.add(spool)
         assert (played.exporter.text, played.exporter.waiting) == ("starting", 3)
@@ -320,11 +304,10 @@ def test_all_spools_go_in_one_order_and_a_refused_order_is_sent_again(tmp_path):
         await until(lambda: played.done)
         assert (played.exporter.text, played.exporter.waiting, played.exporter.problem) == ("idle", 0, "")
 
-    play(tmp_path, body, retry_s=1000.0)
 
+async def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_spool(tmp_path):
+    with playing(tmp_path) as played:
 
-def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_spool(tmp_path):
-    async def body(played):
         async def next_order_of_another() -> str:
             forks = len(played.orders)
             played.die()
@@ -346,12 +329,10 @@ def test_orders_that_no_exporter_survives_become_smaller_and_hold_up_no_other_sp
         assert await played.next_order() == order_of("e", "a")
         assert played.exporter.oldest_s > since
 
-    play(tmp_path, body)
-
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_spool_that_is_gone_counts_as_exported_only_after_an_order_without_an_answer(tmp_path, replaced):
-    async def body(played):
+async def test_a_spool_that_is_gone_counts_as_exported_only_after_an_unanswered_order(tmp_path, replaced):
+    with playing(tmp_path) as played:
         played.exporter.add("a")
         played.exporter.add("b")
         played.serve()
@@ -380,11 +361,9 @@ def test_a_spool_that_is_gone_counts_as_exported_only_after_an_order_without_an_
         assert {spool for message in played.done for spool in message.spools} == {"a", "b"}
         assert [message.gone for message in played.done if message.gone] == [("c",)]
 
-    play(tmp_path, body)
 
-
-def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
-    async def body(played):
+async def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
+    with playing(tmp_path) as played:
         played.exporter.add("a")
         played.exporter.add("b")
         played.serve()
@@ -398,11 +377,9 @@ def test_the_last_message_of_an_exporter_may_report_an_export(tmp_path):
         played.serve()
         assert await played.next_order() == order_of("c")
 
-    play(tmp_path, body)
 
-
-def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
-    async def body(played):
+async def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
+    with playing(tmp_path) as played:
         played.exporter.add("a")
         played.serve()
         await until(lambda: played.exporter.text == "exporting 1")
@@ -411,11 +388,9 @@ def test_the_last_messages_count_though_an_order_was_not_read(tmp_path):
         played.exporter._on_end()  # the loop finds the end of the process before that of its channel
         assert [message.spools for message in played.done] == [("a",)]
 
-    play(tmp_path, body)
 
-
-def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(tmp_path):
-    async def body(played):
+async def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(tmp_path):
+    with playing(tmp_path, retry_s=1000.0) as played:
         played.exporter.add("a")
         played.serve()
         await played.next_order()
@@ -429,11 +404,9 @@ def test_an_exporter_is_replaced_after_the_export_that_runs_and_without_a_pause(
         assert await played.next_order() == order_of("b")
         assert played.exporter.problem == ""
 
-    play(tmp_path, body, retry_s=1000.0)
 
-
-def test_an_exporter_that_pauses_is_started_at_once_if_the_daemon_stops(tmp_path):
-    async def body(played):
+async def test_an_exporter_that_pauses_is_started_at_once_if_the_daemon_stops(tmp_path):
+    with playing(tmp_path, retry_s=1000.0) as played:
         assert not played.exporter.pausing, "it boots"
         played.serve()
         played.exporter.add("a")
@@ -454,11 +427,9 @@ def test_an_exporter_that_pauses_is_started_at_once_if_the_daemon_stops(tmp_path
         assert not played.exporter.pausing, "an operator has asked"
         assert await played.next_order() == order_of("a")
 
-    play(tmp_path, body, retry_s=1000.0)
 
-
-def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
-    async def body(played):
+async def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
+    with playing(tmp_path, gather_s=60.0) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         for spool in "abc":
@@ -470,13 +441,10 @@ def test_spools_that_come_in_quick_succession_share_an_order(tmp_path):
         played.send(exported("a", "b", "c"))
         await until(lambda: not played.exporter.waiting)
 
-    play(tmp_path, body, gather_s=60.0)
 
-
-def test_a_large_exporter_is_replaced_after_an_export_but_not_while_images_are_packed(tmp_path):
+async def test_a_large_exporter_is_replaced_after_an_export_but_not_while_images_are_packed(tmp_path):
     limits = WorkersConfig(memory={"soft": 1000, "hard": 2000})
-
-    async def body(played):
+    with playing(tmp_path) as played:
         exporter = played.exporter
         played.serve()
         exporter.measured(1001, limits)
@@ -495,13 +463,10 @@ def test_a_large_exporter_is_replaced_after_an_export_but_not_while_images_are_p
         assert exporter.lifecycle.state is ProcessState.REPLACING
         assert await played.next_order() == encode(Quit()).decode()
 
-    play(tmp_path, body)
 
-
-def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path, monkeypatch):
+async def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter_module, "PACKING_S", 1000.0)
-
-    async def body(played):
+    with playing(tmp_path) as played:
         exporter = played.exporter
         played.serve()
         exporter.add("a")
@@ -523,11 +488,9 @@ def test_spools_whose_images_are_packed_are_ordered_again_behind_the_others(tmp_
         played.send(exported("a"))
         await until(lambda: not exporter.waiting)
 
-    play(tmp_path, body)
 
-
-def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
-    async def body(played):
+async def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_path):
+    with playing(tmp_path) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         played.die()
@@ -537,15 +500,13 @@ def test_the_end_of_an_idle_exporter_is_a_problem_until_the_next_one_serves(tmp_
         await until(lambda: not played.exporter.problem)
         assert played.exporter.text == "idle"
 
-    play(tmp_path, body)
-
 
 @pytest.mark.parametrize(
     ("late_s", "problem"),
     [(0.9, "the process ended by signal 9 (SIGKILL)"), (1.1, "the process ended with unknown status")],
 )
-def test_the_status_of_a_dead_exporter_is_awaited_while_the_zygote_gets_no_core(tmp_path, late_s, problem):
-    async def body(played):
+async def test_the_status_of_a_dead_exporter_is_awaited_if_the_zygote_gets_no_core(tmp_path, late_s, problem):
+    with playing(tmp_path) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         now = time.monotonic()
@@ -560,28 +521,23 @@ def test_the_status_of_a_dead_exporter_is_awaited_while_the_zygote_gets_no_core(
         assert played.exporter.problem == problem
         assert played.exporter.pid is None
 
-    play(tmp_path, body)
 
-
-def test_the_status_of_an_exporter_without_a_zygote_is_known(tmp_path):
-    async def body(played):
+async def test_the_status_of_an_exporter_without_a_zygote_is_known(tmp_path):
+    with playing(tmp_path) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         played.kill(reaped_by_zygote=False)  # it has become a child of this process
         await until(lambda: played.exporter.problem == "the process ended by signal 9 (SIGKILL)")
 
-    play(tmp_path, body)
-
 
 @pytest.mark.parametrize(("fault", "end"), [("wait", "by signal 9 (SIGKILL)"), ("exit", "with status 3")])
 @pytest.mark.parametrize("kills", [0, 1])
-def test_a_process_that_the_kernel_may_have_killed_for_its_memory_is_reported_so(
+async def test_a_process_that_the_kernel_may_have_killed_for_its_memory_is_reported_so(
     tmp_path, monkeypatch, fault, end, kills
 ):
     group_kills = iter([7, *[7 + kills] * 9])
     monkeypatch.setattr(supervised, "own_memory_kills", lambda: next(group_kills))
-
-    async def body(child):
+    with child_of(tmp_path, "answer and exit" if fault == "exit" else fault) as child:
         await child.until_event("serving")
         if fault == "wait":
             os.kill(child.pid, signal.SIGKILL)
@@ -590,11 +546,9 @@ def test_a_process_that_the_kernel_may_have_killed_for_its_memory_is_reported_so
         may_be = fault == "wait" and kills
         assert child.lifecycle.cause == f"ended {end}" + (f", out of memory: {cause}" if may_be else "")
 
-    run_child(tmp_path, body, "answer and exit" if fault == "exit" else fault)
 
-
-def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
-    async def body(played):
+async def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
+    with playing(tmp_path, gather_s=60.0) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         for number in range(BATCH):
@@ -602,11 +556,9 @@ def test_spools_are_gathered_no_longer_than_an_exposure_takes(tmp_path):
             played.exporter.add(str(number))
         assert played.exporter.text == f"exporting {BATCH}"
 
-    play(tmp_path, body, gather_s=60.0)
 
-
-def test_images_are_given_up_if_too_much_waits_on_the_disk(tmp_path):
-    async def body(played):
+async def test_images_are_given_up_if_too_much_waits_on_the_disk(tmp_path):
+    with playing(tmp_path, ramdisk_max=10**9, spill_max=150) as played:
         exporter, folders = played.exporter, played.folders
         spools = [folders.ramdisk_spool / "a", folders.spool / "b", folders.spool / "c"]
         for spool in spools:
@@ -630,11 +582,9 @@ def test_images_are_given_up_if_too_much_waits_on_the_disk(tmp_path):
         assert (exporter.given_up, exporter.incomplete) == (1, 0)
         assert played.done[0] == given_up
 
-    play(tmp_path, body, ramdisk_max=10**9, spill_max=150)
 
-
-def test_without_images_exports_go_on_though_too_much_waits(tmp_path):
-    async def body(played):
+async def test_without_images_exports_go_on_though_too_much_waits(tmp_path):
+    with playing(tmp_path, spill_max=50) as played:
         spool = played.folders.spool / "a"
         spool.mkdir(parents=True)
         (spool / "file").write_bytes(bytes(100))
@@ -653,11 +603,9 @@ def test_without_images_exports_go_on_though_too_much_waits(tmp_path):
         assert json.loads(await played.next_order())["type"] == "give_up_images"
         assert not played.done
 
-    play(tmp_path, body, spill_max=50)
 
-
-def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):
-    async def body(played):
+async def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):
+    with playing(tmp_path, gather_s=60.0) as played:
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
         assert played.exporter.hurry(retry=False) == "nothing waits for export"
@@ -669,12 +617,10 @@ def test_a_stop_and_an_operator_do_not_wait_for_more_spools(tmp_path):
         played.exporter.add("b")
         assert played.exporter.text == "idle", "that was for what was pending then"
 
-    play(tmp_path, body, gather_s=60.0)
-
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_the_datastore_is_marked_before_the_next_export(tmp_path, refused):
-    async def body(played):
+async def test_the_datastore_is_marked_before_the_next_export(tmp_path, refused):
+    with playing(tmp_path, retry_s=1000.0) as played:
         played.serve()
         played.exporter.add("a")
         assert await played.next_order() == order_of("a")
@@ -689,11 +635,9 @@ def test_the_datastore_is_marked_before_the_next_export(tmp_path, refused):
         ] * 2
         assert await played.next_order() == order_of("a")
 
-    play(tmp_path, body, retry_s=1000.0)
 
-
-def test_an_exporter_that_dies_has_not_marked(tmp_path):
-    async def body(played):
+async def test_an_exporter_that_dies_has_not_marked(tmp_path):
+    with playing(tmp_path, retry_s=1000.0) as played:
         played.serve()
         asked = asyncio.create_task(played.exporter.mark_datastore())
         assert await played.next_order() == encode(MarkDatastore()).decode()
@@ -701,11 +645,9 @@ def test_an_exporter_that_dies_has_not_marked(tmp_path):
         with pytest.raises(Refused, match="the exporter ended"):
             await asked
 
-    play(tmp_path, body, retry_s=1000.0)
 
-
-def test_an_exporter_of_the_configuration_before_is_refused(tmp_path):
-    async def body(played):
+async def test_an_exporter_of_the_configuration_before_is_refused(tmp_path):
+    with playing(tmp_path, retry_s=1000.0) as played:
         played.exporter.replace(played.config)
         assert [order.epoch for order in played.orders] == [1, 2]
         played.fork(epoch=1)
@@ -715,11 +657,9 @@ def test_an_exporter_of_the_configuration_before_is_refused(tmp_path):
         played.fork()
         assert played.exporter.pid is not None
 
-    play(tmp_path, body, retry_s=1000.0)
 
-
-def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
-    async def body(played):
+async def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
+    with playing(tmp_path) as played:
         played.serves = False
         played.exporter.not_forked("no room")
         assert played.exporter.problem == "the process was not forked: no room"
@@ -730,8 +670,6 @@ def test_an_exporter_that_is_not_forked_is_asked_for_again(tmp_path):
         await until(lambda: len(played.orders) > asked)
         played.serve()
         await until(lambda: played.exporter.lifecycle.state is ProcessState.SERVING)
-
-    play(tmp_path, body)
 
 
 # --- a template, whose process the test plays ----------------------------------
@@ -780,35 +718,30 @@ TELEMETRY = Telemetry(
 )
 
 
-def run_publisher(tmp_path, body, *publish):
-    async def run():
-        lifeline = Lifeline()
-        publisher = PublisherProcess(
-            publish, tmp_path / "publish", lifeline, os.environ, tmp_path / "log", LogConfig()
-        )
-        publisher.start()
-        try:
-            await body(publisher)
-        finally:
-            if publisher.pid is not None:
-                ended.append(publisher.pid)
-            publisher.close()
-            lifeline.close()
-
-    ended: list[int] = []
-    asyncio.run(run())
-    for pid in ended:
-        os.waitpid(pid, 0)
+@contextmanager
+def publisher_of(tmp_path, *publish):
+    lifeline = Lifeline()
+    publisher = PublisherProcess(
+        publish, tmp_path / "publish", lifeline, os.environ, tmp_path / "log", LogConfig()
+    )
+    publisher.start()
+    try:
+        yield publisher
+    finally:
+        pid = publisher.pid
+        publisher.close()
+        lifeline.close()
+        if pid is not None:
+            os.waitpid(pid, 0)
 
 
 def serves(publisher: PublisherProcess) -> bool:
     return publisher.lifecycle.state is ProcessState.SERVING
 
 
-def test_no_publisher_follows_one_that_ends_when_nothing_is_published(tmp_path):
+async def test_no_publisher_follows_one_that_ends_when_nothing_is_published(tmp_path):
     to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
-
-    async def body(publisher):
+    with publisher_of(tmp_path, to) as publisher:
         await until(lambda: serves(publisher), "it does not serve")
         publisher.reconfigure((), LogConfig())
         os.kill(publisher.pid, signal.SIGKILL)
@@ -816,13 +749,10 @@ def test_no_publisher_follows_one_that_ends_when_nothing_is_published(tmp_path):
         publisher.reconfigure((to,), LogConfig())
         await until(lambda: serves(publisher), "none is started any more")
 
-    run_publisher(tmp_path, body, to)
 
-
-def test_outcomes_that_a_killed_publisher_still_reports_are_counted_once(tmp_path):
+async def test_outcomes_that_a_killed_publisher_still_reports_are_counted_once(tmp_path):
     to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
-
-    async def body(publisher):
+    with publisher_of(tmp_path, to) as publisher:
         await until(lambda: serves(publisher), "it does not serve")
         publisher.add(TELEMETRY, "none.json")
         config = WorkersConfig()
@@ -835,14 +765,11 @@ def test_outcomes_that_a_killed_publisher_still_reports_are_counted_once(tmp_pat
         (row,) = publisher.report()
         assert (row.sent + row.dropped, row.waiting, publisher.waiting) == (1, 0, 0)
 
-    run_publisher(tmp_path, body, to)
 
-
-def test_a_publisher_that_does_not_take_an_outcome_is_replaced(tmp_path, monkeypatch, caplog):
+async def test_a_publisher_that_does_not_take_an_outcome_is_replaced(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(publisher_module, "ANSWER_S", 0.5)
     to = Publication.model_validate({"what": "telemetry", "to": "http://127.0.0.1:9"})
-
-    async def body(publisher):
+    with publisher_of(tmp_path, to) as publisher:
         await until(lambda: serves(publisher), "it does not serve")
         stopped = publisher.pid
         os.kill(stopped, signal.SIGSTOP)
@@ -850,5 +777,3 @@ def test_a_publisher_that_does_not_take_an_outcome_is_replaced(tmp_path, monkeyp
         await until(lambda: publisher.pid not in (None, stopped) and serves(publisher), "it stays")
         assert "the publisher has not answered for 0.5 s: it is killed" in caplog.text
         assert publisher.report()[0].dropped == 1, "the outcome is lost with it"
-
-    run_publisher(tmp_path, body, to)

@@ -15,7 +15,6 @@ from node import running
 from ppdaemon.config import NodeConfig
 from ppdaemon.messages import ZYGOTE_FACTS, ZygoteReady
 from ppdaemon.node.processes.child import Lifeline, launch
-from ppdaemon.states import Outcome
 from ppdaemon.testing.node import node_config
 from ppdaemon.testing.waiting import TIMEOUT_S
 from ppdaemon.wire import decode
@@ -97,9 +96,7 @@ def test_a_cold_node_processes_visits_and_logs_why(tmp_path, socket_dir):
     (tmp_path / "site_work.py").write_text(WORK.format("KEPT.append(open(__file__))"))
     environment = {"PYTHONPATH": str(tmp_path)}
     with running(tmp_path, socket_dir, work="site_work", environment=environment, min=1, max=1) as node:
-        node.relay.reserve("g1")
-        node.land("g1")
-        assert node.relay.outcome("g1").outcome == Outcome.SUCCEEDED
+        node.succeed("g1")
         log = (tmp_path / "daemon.log").read_text()
         assert f"without a warm-up: it leaves {tmp_path}/site_work.py open" in log
 

@@ -48,17 +48,14 @@ async def until_ended(kind, address, act=lambda: None):
             monitor.close()
 
 
-def test_a_socket_that_cannot_be_monitored_is_closed():
-    async def play():
-        context = zmq.asyncio.Context()
-        context.set(zmq.MAX_SOCKETS, 1)
-        socket = context.socket(zmq.SUB)
-        with pytest.raises(zmq.ZMQError, match="Too many open files"):
-            ConnectionMonitor(socket, time.monotonic)
-        assert socket.closed
-        context.term()
-
-    asyncio.run(play())
+async def test_a_socket_that_cannot_be_monitored_is_closed():
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, 1)
+    socket = context.socket(zmq.SUB)
+    with pytest.raises(zmq.ZMQError, match="Too many open files"):
+        ConnectionMonitor(socket, time.monotonic)
+    assert socket.closed
+    context.term()
 
 
 @pytest.mark.parametrize(("kind", "peer_kind"), [(zmq.SUB, zmq.XPUB), (zmq.DEALER, zmq.ROUTER)])
