@@ -3,7 +3,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -117,36 +118,31 @@ class Played:
             await asyncio.sleep(0.002)
 
 
-def play(exposures: SimulatedExposures, body: Callable[[Played], Awaitable[None]]) -> None:
-    async def played() -> None:
-        play = Played(exposures)
-        play.completion.start()
-        try:
-            await body(play)
-        finally:
-            play.completion.stop()
-            for task in play.tasks:
-                task.cancel()
-            await asyncio.gather(*play.tasks, return_exceptions=True)
-
-    asyncio.run(played())
+@asynccontextmanager
+async def playing(exposures: SimulatedExposures) -> AsyncIterator[Played]:
+    play = Played(exposures)
+    play.completion.start()
+    try:
+        yield play
+    finally:
+        play.completion.stop()
+        for task in play.tasks:
+            task.cancel()
+        await asyncio.gather(*play.tasks, return_exceptions=True)
 
 
-def test_of_many_raws_of_an_exposure_one_is_asked():
-    async def body(play: Played) -> None:
+async def test_of_many_raws_of_an_exposure_one_is_asked():
+    async with playing(SimulatedExposures(*range(205))) as play:
         for detector in range(205):
             play.completion.take(sighting(detector))
         await play.until(lambda: len(play.raws) >= 205)
         assert play.detectors == [*range(205)]
         assert len(play.exposures.asked) == 1
 
-    play(SimulatedExposures(*range(205)), body)
 
-
-def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(monkeypatch):
+async def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(monkeypatch):
     monkeypatch.setattr(completion, "HELP_S", 1000.0)
-
-    async def body(play: Played) -> None:
+    async with playing(SimulatedExposures()) as play:
         play.exposures.found = ExposureFacts("g")
         play.threads.first_may_end.clear()
         for detector in range(20):
@@ -159,11 +155,9 @@ def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(monkeyp
         assert play.threads.batches == [1, 19]
         assert not play.completion.checking
 
-    play(SimulatedExposures(), body)
 
-
-def test_a_file_that_cannot_be_read_for_long_does_not_stop_the_others():
-    async def body(play: Played) -> None:
+async def test_a_file_that_cannot_be_read_for_long_does_not_stop_the_others():
+    async with playing(SimulatedExposures()) as play:
         play.exposures.found = ExposureFacts("g")
         play.threads.first_may_end.clear()
         play.completion.take(sighting(0))
@@ -175,11 +169,9 @@ def test_a_file_that_cannot_be_read_for_long_does_not_stop_the_others():
         play.threads.first_may_end.set()
         await play.until(lambda: len(play.raws) >= 30)
 
-    play(SimulatedExposures(), body)
 
-
-def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():
-    async def body(play: Played) -> None:
+async def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():
+    async with playing(SimulatedExposures(2)) as play:
         for detector in range(5):
             play.completion.take(sighting(detector))
         await play.until(lambda: len(play.raws) + len(play.completion.refused) >= 5)
@@ -187,33 +179,27 @@ def test_raws_without_a_group_are_refused_and_the_next_one_is_asked():
         assert [refused.path for refused in play.completion.refused] == ["/raw/0.fits", "/raw/1.fits"]
         assert play.exposures.asked == [0, 1, 2]
 
-    play(SimulatedExposures(2), body)
 
-
-def test_an_error_with_one_raw_is_not_in_the_way_of_the_others():
-    async def body(play: Played) -> None:
+async def test_an_error_with_one_raw_is_not_in_the_way_of_the_others():
+    async with playing(SimulatedExposures(*range(5))) as play:
         play.exposures.broken = {0}
         for detector in range(5):
             play.completion.take(sighting(detector))
         await play.until(lambda: len(play.raws) >= 4)
         assert play.detectors == [1, 2, 3, 4]
 
-    play(SimulatedExposures(*range(5)), body)
-
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_the_structure_is_ordered_at_once_only_of_what_was_reported_as_finished(confirmed):
-    async def body(play: Played) -> None:
+async def test_the_structure_is_ordered_at_once_only_of_what_was_reported_as_finished(confirmed):
+    async with playing(SimulatedExposures(1)) as play:
         play.completion.take(sighting(1, confirmed=confirmed))
         await play.until(lambda: play.raws)
         orders = [("/raw/1.fits", True)]
         assert play.threads.orders == (orders if confirmed else [("/raw/1.fits", False), *orders])
 
-    play(SimulatedExposures(1), body)
 
-
-def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
-    async def body(play: Played) -> None:
+async def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
+    async with playing(SimulatedExposures(1)) as play:
         play.threads.states["/raw/1.fits"] = BadMessage("a link", "symlink")
         play.completion.take(sighting(1))
         await play.until(lambda: play.completion.refused)
@@ -224,11 +210,9 @@ def test_a_raw_is_delivered_once_and_one_that_was_refused_may_come_again():
         assert play.completion.delivered(sighting(1).name)
         assert play.counts.by_kind == {"refused.symlink": 1, "delivered": 1}
 
-    play(SimulatedExposures(1), body)
 
-
-def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
-    async def body(play: Played) -> None:
+async def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
+    async with playing(SimulatedExposures(1)) as play:
         play.threads.states["/raw/2.fits"] = BadMessage("a link", "symlink")
         taken = [play.completion.take(sighting(detector)) for detector in (1, 2)]
         for pending in taken:
@@ -236,8 +220,6 @@ def test_a_wait_for_a_raw_ends_when_it_is_delivered_or_abandoned():
             async with asyncio.timeout(20.0):
                 await until_concluded(pending)
         assert (play.detectors, len(play.completion.refused)) == ([1], 1)
-
-    play(SimulatedExposures(1), body)
 
 
 def state_of(
@@ -248,8 +230,8 @@ def state_of(
     return FileState(path, inode, size, 1000, 1001, intact=True, facts=facts)
 
 
-def test_a_file_is_delivered_once_and_another_file_of_the_raw_again():
-    async def body(play: Played) -> None:
+async def test_a_file_is_delivered_once_and_another_file_of_the_raw_again():
+    async with playing(SimulatedExposures(1)) as play:
         states = play.threads.states
         for number, state in enumerate(
             (
@@ -272,24 +254,19 @@ def test_a_file_is_delivered_once_and_another_file_of_the_raw_again():
         assert play.raws[-1].path == "/raw/1.fits.fz"
         assert len({raw.file_id for raw in play.raws}) == 4
 
-    play(SimulatedExposures(1), body)
 
-
-def test_a_rescan_delivers_the_same_file_again():
-    async def body(play: Played) -> None:
+async def test_a_rescan_delivers_the_same_file_again():
+    async with playing(SimulatedExposures(1)) as play:
         play.completion.take(sighting(1))
         await play.until(lambda: play.raws)
         play.completion.take(sighting(1), again=True)
         await play.until(lambda: len(play.raws) == 2)
         assert play.raws[0].file_id == play.raws[1].file_id
 
-    play(SimulatedExposures(1), body)
 
-
-def test_fault_82_each_detector_goes_by_its_own_header_where_sources_contradict():
+async def test_fault_82_each_detector_goes_by_its_own_header_where_sources_contradict():
     """One wrong sidecar, which was read first, of four detectors."""
-
-    async def body(play: Played) -> None:
+    async with playing(SimulatedExposures(*range(4))) as play:
         for detector in range(4):
             play.threads.states[f"/raw/{detector}.fits"] = state_of(detector, inode=detector, group="right")
             play.completion.take(sighting(detector))
@@ -297,11 +274,9 @@ def test_fault_82_each_detector_goes_by_its_own_header_where_sources_contradict(
         assert {raw.group for raw in play.raws} == {"right"}
         assert play.counts.by_kind["contradiction"] == 4
 
-    play(SimulatedExposures(*range(4)), body)
 
-
-def test_a_sidecar_that_arrives_while_the_group_is_read_counts_for_its_detector():
-    async def body(play: Played) -> None:
+async def test_a_sidecar_that_arrives_while_the_group_is_read_counts_for_its_detector():
+    async with playing(SimulatedExposures(0)) as play:
         for detector in range(3):
             play.threads.states[f"/raw/{detector}.fits"] = replace(state_of(detector), facts=None)
             play.completion.take(sighting(detector))
@@ -310,11 +285,9 @@ def test_a_sidecar_that_arrives_while_the_group_is_read_counts_for_its_detector(
         assert {raw.detector: raw.group for raw in play.raws} == {0: "g", 1: "own", 2: "g"}
         assert play.exposures.counted == ["own"]
 
-    play(SimulatedExposures(0), body)
 
-
-def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
-    async def body(play: Played) -> None:
+async def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
+    async with playing(SimulatedExposures(1)) as play:
         play.threads.states["/raw/1.fits"] = state_of(1, group="g")
         play.completion.take(sighting(1))
         await play.until(lambda: play.raws)
@@ -323,12 +296,10 @@ def test_an_exposure_number_used_for_another_group_is_delivered_to_that():
         await play.until(lambda: len(play.raws) == 2)
         assert [raw.group for raw in play.raws] == ["g", "h"]
 
-    play(SimulatedExposures(1), body)
-
 
 @pytest.mark.parametrize("in_path", [True, False])
-def test_fault_18_a_misplaced_file_of_another_exposure_stays_with_the_visit_of_its_path(in_path):
-    async def body(play: Played) -> None:
+async def test_fault_18_a_misplaced_file_of_another_exposure_stays_with_the_visit_of_its_path(in_path):
+    async with playing(SimulatedExposures()) as play:
         play.exposures.found = ExposureFacts("g", obsid=None if in_path else "MC_O_20251121_000156")
         state = replace(state_of(1), facts=ExposureFacts("other", obsid="MC_O_20251121_000155"))
         play.threads.states["/raw/1.fits"] = state
@@ -338,11 +309,9 @@ def test_fault_18_a_misplaced_file_of_another_exposure_stays_with_the_visit_of_i
         await play.until(lambda: play.raws)
         assert play.raws[0].group == "g"
 
-    play(SimulatedExposures(), body)
 
-
-def test_a_group_in_the_path_counts_more_than_the_header():
-    async def body(play: Played) -> None:
+async def test_a_group_in_the_path_counts_more_than_the_header():
+    async with playing(SimulatedExposures()) as play:
         play.exposures.found = ExposureFacts("g")
         play.threads.states["/raw/1.fits"] = state_of(1, group="other")
         here = sighting(1)
@@ -350,12 +319,12 @@ def test_a_group_in_the_path_counts_more_than_the_header():
         await play.until(lambda: play.raws)
         assert play.raws[0].group == "g"
 
-    play(SimulatedExposures(), body)
-
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_file_of_all_detectors_is_delivered_for_each_served_one(stored):
-    async def body(played: Played) -> None:
+async def test_a_file_of_all_detectors_is_delivered_for_each_served_one(stored):
+    exposures = SimulatedExposures()
+    exposures.found = ExposureFacts("g")
+    async with playing(exposures) as played:
         played.completion.served = {"LSSTCam": frozenset({7, 2, 40})}
         seen = sighting(0)
         seen = replace(seen, name=replace(seen.name, detector=None))
@@ -368,7 +337,3 @@ def test_a_file_of_all_detectors_is_delivered_for_each_served_one(stored):
         assert [raw.detector for raw in played.raws] == [2, 7, 40]
         assert len({raw.path for raw in played.raws}) == 1
         assert played.counts.by_kind["delivered"] == 1
-
-    exposures = SimulatedExposures()
-    exposures.found = ExposureFacts("g")
-    play(exposures, body)
