@@ -21,8 +21,8 @@ from astropy.wcs import WCS
 from lsst.alert.packet import Schema
 from lsst.images import MaskedImage
 
-from ppdaemon.demo.tasks.diacatalogs import visit_and_detector
 from ppdaemon.demo.tasks.planes import projection_of
+from ppdaemon.demo.tasks.visitdetector import VisitDetectorTask
 from ppdaemon.durable import sync
 
 __all__ = ("AlertsConfig", "AlertsConnections", "AlertsTask", "alert_file_name", "cutout", "publish_alerts")
@@ -154,24 +154,12 @@ class AlertsConfig(pipeBase.PipelineTaskConfig, pipelineConnections=AlertsConnec
     )
 
 
-class AlertsTask(pipeBase.PipelineTask):
+class AlertsTask(VisitDetectorTask):
     """Make an alert packet of each DiaSource and write them to one file."""
 
     ConfigClass = AlertsConfig
     _DefaultName = "alerts"
     config: AlertsConfig
-
-    def runQuantum(  # noqa: N802 -- the base class's name
-        self,
-        butlerQC: pipeBase.QuantumContext,  # noqa: N803
-        inputRefs: pipeBase.InputQuantizedConnection,  # noqa: N803
-        outputRefs: pipeBase.OutputQuantizedConnection,  # noqa: N803
-    ) -> None:
-        """Read the inputs, call `run` with visit and detector of the data ID, write the outputs."""
-        inputs = butlerQC.get(inputRefs)
-        visit, detector = visit_and_detector(butlerQC.quantum)
-        outputs = self.run(**inputs, visit=visit, detector=detector)
-        butlerQC.put(outputs, outputRefs)
 
     def run(
         self,

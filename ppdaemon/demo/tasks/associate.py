@@ -20,9 +20,9 @@ from ppdaemon.demo.tasks.diacatalogs import (
     make_dia_sources,
     match_to_objects,
     update_dia_objects,
-    visit_and_detector,
 )
 from ppdaemon.demo.tasks.errors import AlreadyAssociatedError
+from ppdaemon.demo.tasks.visitdetector import VisitDetectorTask
 
 __all__ = (
     "AssociateConfig",
@@ -158,24 +158,12 @@ class AssociateConfig(pipeBase.PipelineTaskConfig, pipelineConnections=Associate
     radius_arcsec = pexConfig.Field[float](doc="Largest distance of a source from its object.", default=1.0)
 
 
-class AssociateTask(pipeBase.PipelineTask):
+class AssociateTask(VisitDetectorTask):
     """Match candidates to known objects and store both in the alert database."""
 
     ConfigClass = AssociateConfig
     _DefaultName = "associate"
     config: AssociateConfig
-
-    def runQuantum(  # noqa: N802 -- the base class's name
-        self,
-        butlerQC: pipeBase.QuantumContext,  # noqa: N803
-        inputRefs: pipeBase.InputQuantizedConnection,  # noqa: N803
-        outputRefs: pipeBase.OutputQuantizedConnection,  # noqa: N803
-    ) -> None:
-        """Read the inputs, call `run` with visit and detector of the data ID, write the outputs."""
-        inputs = butlerQC.get(inputRefs)
-        visit, detector = visit_and_detector(butlerQC.quantum)
-        outputs = self.run(**inputs, visit=visit, detector=detector)
-        butlerQC.put(outputs, outputRefs)
 
     def run(
         self,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas
 from astropy.table import Table
-from lsst.daf.butler import Quantum
 from scipy.spatial import cKDTree
 
 __all__ = (
@@ -18,25 +17,11 @@ __all__ = (
     "make_dia_sources",
     "match_to_objects",
     "update_dia_objects",
-    "visit_and_detector",
 )
 
 _DETECTOR_BITS, _COUNT_BITS = 9, 12
 _VISIT_BITS = 63 - _DETECTOR_BITS - _COUNT_BITS
 _BANDS = "ugrizy"
-
-
-def visit_and_detector(quantum: Quantum) -> tuple[int, int]:
-    """Return visit and detector of a quantum with these dimensions.
-
-    Raises
-    ------
-    ValueError
-        Raised if the quantum has no data ID.
-    """
-    if quantum.dataId is None:
-        raise ValueError("a quantum without a data ID has no visit and detector")
-    return int(quantum.dataId["visit"]), int(quantum.dataId["detector"])
 
 
 def dia_source_ids(visit: int, detector: int, count: int) -> np.ndarray:
