@@ -14,7 +14,7 @@ from ppdaemon.reports import LateRow, Ok, WorkerRow, WorkersRequest
 from ppdaemon.wire import encode
 
 
-def test_other_tasks_run_while_the_rows_of_many_workers_are_made_and_encoded():
+async def test_other_tasks_run_while_the_rows_of_many_workers_are_made_and_encoded():
     made = []
 
     def rows():
@@ -26,27 +26,24 @@ def test_other_tasks_run_while_the_rows_of_many_workers_are_made_and_encoded():
         handler = RequestHandler(Mock(workers=rows), Mock(), Mock(), Mock(), Mock())
         return await (await handler.handle(WorkersRequest())).encoded()
 
-    async def ask():
-        asking = asyncio.create_task(reply())
-        counts = [0]
-        while not asking.done():
-            await asyncio.sleep(0)
-            counts.append(len(made))
-        return counts, json.loads(asking.result())["data"]
-
-    counts, data = asyncio.run(ask())
+    asking = asyncio.create_task(reply())
+    counts = [0]
+    while not asking.done():
+        await asyncio.sleep(0)
+        counts.append(len(made))
+    data = json.loads(asking.result())["data"]
     assert max(after - before for before, after in itertools.pairwise(counts)) == ROWS_AT_ONCE
     assert [row["slot"] for row in data] == made
 
 
 @pytest.mark.parametrize("count", [0, 1, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 1])
-def test_rows_are_an_answer_as_any_other(count):
+async def test_rows_are_an_answer_as_any_other(count):
     rows = [WorkerRow(slot=slot, state="idle", epoch=1, since_s=0.5, note="é") for slot in range(count)]
     whole = encode(Ok(data=[row.model_dump(mode="json") for row in rows]))
-    assert asyncio.run(Rows(rows).encoded()) == whole
+    assert await Rows(rows).encoded() == whole
 
 
-def test_a_row_with_a_name_that_is_no_text_is_escaped():
+async def test_a_row_with_a_name_that_is_no_text_is_escaped():
     row = LateRow.model_construct(path="/raw/\udcff.fits")
-    [data] = json.loads(asyncio.run(Rows([row]).encoded()))["data"]
+    [data] = json.loads(await Rows([row]).encoded())["data"]
     assert data == {"path": "/raw/\\udcff.fits"}

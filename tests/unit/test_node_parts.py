@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The small pure parts of a node: deadlines, budget, assignment, open visits, folders."""
 
-import asyncio
 from collections import Counter
 from unittest.mock import Mock
 
@@ -148,47 +147,34 @@ def test_the_observing_day_turns_at_noon_tai():
     assert Clock().tai() > noon
 
 
-def test_a_replaced_worker_is_counted_here_and_in_the_journal(config, clock):
+async def test_a_replaced_worker_is_counted_here_and_in_the_journal(config, clock):
     posted = []
-
-    async def perform():
-        pool = Pool(config, clock, lambda order: True, posted.append, Counter())
-        pool._perform(Slot(0, config.workers, lambda: 0.5), [NoteRecycled("age", "because of its age")])
-        pool.close()
-        return pool.count
-
-    assert asyncio.run(perform()) == {"recycled.age": 1}
+    pool = Pool(config, clock, lambda order: True, posted.append, Counter())
+    pool._perform(Slot(0, config.workers, lambda: 0.5), [NoteRecycled("age", "because of its age")])
+    pool.close()
+    assert pool.count == {"recycled.age": 1}
     event, now = posted[0], Now(clock.mono(), clock.tai())
     effects = Visits(config, Counter()).handle(event, now)
     assert effects.writes == [CountRecycled("age", now.tai)]
 
 
-def test_workers_without_a_visit_are_told_from_others(config, clock):
-    async def perform():
-        pool = Pool(config, clock, lambda order: True, lambda action: None, Counter())
-        for number, state in enumerate((SlotState.IDLE, SlotState.WAITING, SlotState.STOPPED)):
-            slot = pool.slots[number] = Slot(number, config.workers, lambda: 0.5)
-            slot.state, slot.visit_number = state, 7 + number
-            pool._children[number] = Mock()
-        del pool._children[2]
-        idle = pool.idle_visits()
-        pool._children.clear()
-        pool.close()
-        return idle
-
-    assert asyncio.run(perform()) == {0: 7}
+async def test_workers_without_a_visit_are_told_from_others(config, clock):
+    pool = Pool(config, clock, lambda order: True, lambda action: None, Counter())
+    for number, state in enumerate((SlotState.IDLE, SlotState.WAITING, SlotState.STOPPED)):
+        slot = pool.slots[number] = Slot(number, config.workers, lambda: 0.5)
+        slot.state, slot.visit_number = state, 7 + number
+        pool._children[number] = Mock()
+    del pool._children[2]
+    assert pool.idle_visits() == {0: 7}
+    pool._children.clear()
+    pool.close()
 
 
-def test_a_stage_has_the_time_at_which_it_was_reached_not_handled(config, clock):
+async def test_a_stage_has_the_time_at_which_it_was_reached_not_handled(config, clock):
     posted = []
-
-    async def perform():
-        pool = Pool(config, clock, lambda order: True, posted.append, Counter())
-        slot, key = Slot(0, config.workers, lambda: 0.5), Key("DemoCam", "g", 0)
-        pool._perform(slot, [NoteStage(key, Stage.INGESTED), NoteStage(key, Stage.FIRST_TASK, 7.0)])
-        pool.close()
-        return key, clock.tai()
-
-    key, now = asyncio.run(perform())
+    pool = Pool(config, clock, lambda order: True, posted.append, Counter())
+    slot, key, now = Slot(0, config.workers, lambda: 0.5), Key("DemoCam", "g", 0), clock.tai()
+    pool._perform(slot, [NoteStage(key, Stage.INGESTED), NoteStage(key, Stage.FIRST_TASK, 7.0)])
+    pool.close()
     clock.advance(5.0)
     assert posted == [NoteStage(key, Stage.INGESTED, now), NoteStage(key, Stage.FIRST_TASK, 7.0)]

@@ -89,7 +89,7 @@ def unresolved(loop, config):
     return SimpleNamespace(_task_names=loop.create_future(), _resolving=loop.create_future(), _file=file)
 
 
-def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch, config):
+async def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch, config):
     monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
     config = config.model_copy(update={"shadow": ShadowConfig(enabled=True)})
 
@@ -102,8 +102,8 @@ def test_in_shadow_mode_nothing_begins_before_the_tasks_are_checked(monkeypatch,
         await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
 
     with pytest.raises(Unavailable, match="could not be checked"):
-        asyncio.run(run(checked=False))
-    asyncio.run(run(checked=True))
+        await run(checked=False)
+    await run(checked=True)
 
 
 @pytest.mark.parametrize(("shadow", "exports"), [(True, 0), (False, 1)])
@@ -130,21 +130,17 @@ async def test_in_shadow_mode_nothing_is_exported_before_the_repo_is_checked(
 
 
 @pytest.mark.parametrize("repeating", [(), ("node.yaml:9: engine.no_return.0: no task asociate",)])
-def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(monkeypatch, caplog, config, repeating):
+async def test_names_of_tasks_that_hang_delay_visits_for_a_limited_time(
+    monkeypatch, caplog, config, repeating
+):
     """Fault 78: with an error all others are awaited, but a database may hang."""
     monkeypatch.setattr(reload, "TASK_NAMES_S", 0.05)
     monkeypatch.setattr(reload, "NAMES_S", 0.05)
-
-    async def run():
-        loop = asyncio.get_running_loop()
-        node = unresolved(loop, config)
-        if repeating:
-            node._task_names.set_result(Resolution(errors=repeating, repeating=repeating))
-        await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
-
+    node = unresolved(asyncio.get_running_loop(), config)
     if repeating:
+        node._task_names.set_result(Resolution(errors=repeating, repeating=repeating))
         with pytest.raises(ConfigError, match="asociate"):
-            asyncio.run(run())
+            await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
     else:
-        asyncio.run(run())
+        await asyncio.wait_for(Generations.wait_for_task_names(node), 20.0)
         assert "could be written twice: see ppdaemon check-config" in caplog.text

@@ -55,7 +55,7 @@ async def pruned(path, clock, while_pruning=None):
         writer.close()
 
 
-def test_only_what_is_older_than_keep_days_is_deleted_in_small_steps(tmp_path, clock, monkeypatch):
+async def test_only_what_is_older_than_keep_days_is_deleted_in_small_steps(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(journal_module, "PRUNE_BATCH", 10)
     monkeypatch.setattr(module, "PAUSE_S", 0.0)
     now = clock.tai()
@@ -69,14 +69,14 @@ def test_only_what_is_older_than_keep_days_is_deleted_in_small_steps(tmp_path, c
             await done
             order.append((number, work.done()))
 
-    assert asyncio.run(pruned(tmp_path / "j", clock, write_meanwhile)) == 15
+    assert await pruned(tmp_path / "j", clock, write_meanwhile) == 15
     assert order == [(0, False), (1, False), (2, False)]
 
 
-def test_a_wall_clock_that_is_ahead_deletes_nothing_of_this_boot(tmp_path, clock, monkeypatch):
+async def test_a_wall_clock_that_is_ahead_deletes_nothing_of_this_boot(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(module, "PAUSE_S", 0.0)
     fill(tmp_path / "j", [clock.tai() - 31 * DAY_S] * 3, clock.mono() - DAY_S)
-    assert asyncio.run(pruned(tmp_path / "j", clock)) == 3
+    assert await pruned(tmp_path / "j", clock) == 3
 
 
 async def test_a_journal_that_is_locked_is_an_error_that_changes_nothing(tmp_path, clock, monkeypatch):

@@ -224,15 +224,11 @@ def test_a_node_that_is_away_with_open_detectors_is_a_problem(world):
     assert "node a is not connected and has 4 open visit-detectors" in world.control.report().problem_texts
 
 
-def test_a_node_is_drained_in_the_ledger_and_resumed(world):
+async def test_a_node_is_drained_in_the_ledger_and_resumed(world):
     world.join("a")
-
-    async def body():
-        assert (await world.ask(reports.DrainNodeRequest(node="b"))).code == "not_found"
-        assert isinstance(await world.ask(reports.DrainNodeRequest(node="a")), reports.Ok)
-        return world.states()
-
-    assert asyncio.run(body()) == {"a": "draining"}
+    assert (await world.ask(reports.DrainNodeRequest(node="b"))).code == "not_found"
+    assert isinstance(await world.ask(reports.DrainNodeRequest(node="a")), reports.Ok)
+    assert world.states() == {"a": "draining"}
     with closing(Ledger(world.config.state_dir, world.clock)) as ledger:
         assert ledger.drained_nodes() == {"a"}
 
