@@ -116,7 +116,9 @@ def _numbers(numbers: Iterable[int]) -> str:
 def pipetask_command(unit: CatchupUnit, config: NodeConfig, processes: int) -> list[str]:
     """Return the ``pipetask`` command of a unit."""
     assert config.butler is not None
-    options = ["--output-run", unit.run, "--register-dataset-types", "-j", str(processes)]
+    # Without the records of datastores a raw whose file is gone is a success without work.
+    flags = ["--register-dataset-types", "--qgraph-datastore-records"]
+    options = ["--output-run", unit.run, *flags, "-j", str(processes)]
     return [
         *("pipetask", "--long-log", "run", "-b", config.butler.central, "-p", unit.pipeline),
         *("-i", inputs_of(unit.chain)),

@@ -91,14 +91,15 @@ def command(
 
 
 def _follow(client: "VisitSubmitter", answer: "Accepted", timeout_s: float, *, quiet: bool) -> "Accepted":
-    from rich.console import Console
-
     from ppdaemon.ctl import submit
+    from ppdaemon.terminal import show, terminal_console
 
-    console = Console(quiet=quiet)
-    with submit.watching(console) as show:
-        answer = submit.follow(client, answer.group, timeout_s=timeout_s, show=show)
-    console.print(submit.outcome_table(answer.outcomes or ()))
+    console = terminal_console()
+    console.quiet = quiet
+    with submit.watching(console) as show_answer:
+        answer = submit.follow(client, answer.group, timeout_s=timeout_s, show=show_answer)
+    if not quiet:
+        show(submit.outcome_table(answer.outcomes or ()))
     return answer
 
 

@@ -14,9 +14,7 @@ from typing import Any, Self
 
 import click
 import pydantic
-import rich.markup
 import rich.progress
-import rich.table
 import zmq
 from rich.console import Console
 
@@ -24,9 +22,10 @@ from ppdaemon.clock import tai_iso
 from ppdaemon.curve import ClientKeys
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import BadMessage, Unavailable
+from ppdaemon.fittingtable import FittingTable
 from ppdaemon.messages import BUSY, NODE_LIMIT, Accepted, DetectorOutcome
 from ppdaemon.states import ExitCode, Outcome
-from ppdaemon.terminal import number_of
+from ppdaemon.terminal import new_table, number_of, plain
 from ppdaemon.visit import CoordinateSystem, RotationSystem
 from ppdaemon.wire import decode
 
@@ -195,14 +194,14 @@ def summary(answer: Accepted) -> str:
     return f"{answer.status}: {', '.join(parts)}"
 
 
-def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> rich.table.Table:
+def outcome_table(outcomes: tuple[DetectorOutcome, ...]) -> FittingTable:
     """Return a table with one row for each detector."""
-    table = rich.table.Table("detector", "outcome", "node", "attempt", "reason")
+    table = new_table("det>", "outcome", "node", "try>", "why~")
     for found in sorted(outcomes, key=lambda found: found.detector):
-        outcome = "(under way)" if found.outcome is None else found.outcome.value
+        outcome = "under way" if found.outcome is None else found.outcome.value
         style = "green" if found.outcome is Outcome.SUCCEEDED else "yellow"
-        row = (str(found.detector), outcome, found.node or "", str(found.attempt), found.reason)
-        table.add_row(*(rich.markup.escape(text) for text in row), style=style)
+        row = (str(found.detector), outcome, plain(found.node), str(found.attempt), plain(found.reason))
+        table.add_row(*row, style=style)
     return table
 
 
@@ -234,7 +233,7 @@ class _ProgressLines:
             self._last = ended
             counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(ended.items()))
             line = f"{ended.total()} of {answer.detectors} detectors ended"
-            self._console.print(f"{line}: {counts}" if counts else line, highlight=False)
+            self._console.print(f"{line}: {counts}" if counts else line)
 
 
 def _ended(answer: Accepted) -> Counter[Outcome]:

@@ -46,19 +46,19 @@ def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: b
     except ModuleNotFoundError as error:
         click.echo(f"demo: {error}; install it with: pip install 'ppdaemon[demo]'", err=True)
         sys.exit(ExitCode.UNAVAILABLE)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     try:
         if stay:
             left = play(output or Path("build/playground"), console, workers=workers, open_page=open_page)
             for name in left:
-                console.print(f"left over: {name}", markup=False)
+                console.print(f"left over: {name}")
             sys.exit(ExitCode.FAILED if left else ExitCode.OK)
         report = demonstrate(output or Path("build/demo"), console, workers=workers, keep=keep)
     except KeyboardInterrupt:
         click.echo("demo: interrupted; all processes were stopped", err=True)
         sys.exit(130)
     if not report.good:
-        console.print("[bold red]the demo failed: see the outcomes and the summary above[/bold red]")
+        console.print("the demo failed: see the outcomes and the summary above", style="bold red")
         sys.exit(ExitCode.FAILED)
 
 

@@ -32,7 +32,7 @@ __all__ = ("main",)
 @contextmanager
 def _status(text: str) -> Iterator[Status]:
     """Show the present step on a terminal; the line is erased at the end."""
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    console = Console(stderr=True, markup=False, quiet=not sys.stderr.isatty())
     with console.status(text, spinner="line") as status:
         yield status
 

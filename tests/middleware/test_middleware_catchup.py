@@ -2,9 +2,11 @@
 """What the catch-up brings into the central repo, and how it recognizes what was made there."""
 
 import io
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lsst.pipe.base import QuantumSuccessCaveats, TaskMetadata
 from toycam import BEGIN_TAI, DAY, GROUP, NAME, Rig, load_toy_camera
 
 from ppdaemon.catchup import CatchupItem, CatchupOrder, CatchupRow, inputs_of, run_of
+from ppdaemon.ctl.catchupfiles import CatchupUnit, pipetask_command
 from ppdaemon.errors import Unavailable
 from ppdaemon.middleware.catchup import check, main, prepare
 from ppdaemon.middleware.export.mark import MARK
@@ -229,6 +232,24 @@ def test_what_was_made_is_judged_by_the_metadata_of_each_task(rig: Rig, tmp_path
         partial = QuantumSuccessCaveats.PARTIAL_OUTPUTS_ERROR.value
         put_outputs(butler, item, "calibrate_metadata", {"quantum": {"caveats": partial}})
     assert checked(rig, item) == [("done", "partial outputs of calibrate")]
+
+
+def test_pipetask_fails_if_the_file_of_a_raw_is_gone(rig: Rig, tmp_path: Path) -> None:
+    """By itself it takes the raw for an output that no task has made: a success without work."""
+    land(rig, 1)
+    item = an_item(rig)
+    prepared(rig, tmp_path, item)
+    with Butler.from_config(str(rig.central)) as butler:
+        (raw,) = butler.query_datasets("raw", collections=RAWS)
+        Path(butler.getURI(raw).ospath).unlink()
+    unit = CatchupUnit(NAME, CHAIN, item.pipeline, item.run, ((FIRST, 1),))
+    command = pipetask_command(unit, rig.config, 1)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], env=environment)
+    assert ended.returncode == 1
+    ((state, text),) = checked(rig, item)
+    assert state == "failed"
+    assert text.startswith("isr: FileNotFoundError: ")
 
 
 def put_outputs(butler: Butler, item: CatchupItem, name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from enginecompare import COMPARED, EACH_ENGINE, EXPOSURE, compare_engines, process_visit
-from toycam import GROUP, NAME, MakeRig
+from toycam import GROUP, NAME, MakeRig, Rig
 from toyscripted import ScriptedTask, write_scripted
 
 from ppdaemon.errors import VisitFailed
@@ -74,6 +74,27 @@ def test_no_work_is_a_success_with_a_caveat(rigs: MakeRig, engines: tuple[str, s
     result = compare_engines(rigs, engines, action="no work")
     assert (result.outcome, result.reason) == (Outcome.SUCCEEDED, "no work for scripted, after")
     assert {"scripted_metadata", "after_metadata", "toy_aside"} <= result.types
+
+
+@EACH_ENGINE
+def test_a_raw_that_is_gone_when_its_task_begins_is_a_failure_and_not_no_work(
+    rigs: MakeRig, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SingleQuantumExecutor` takes it for an input that no earlier task has made: a success."""
+    deleted = []
+
+    def delete_raws(rig: Rig, what: str) -> None:
+        for folder in (rig.raws, rig.context.repo):
+            for path in [each for each in folder.rglob("*.fits") if each.is_file()]:
+                path.unlink()
+                deleted.append(path)
+
+    monkeypatch.setattr(Rig, "_cross", delete_raws)
+    result = process_visit(rigs, kind, settings={"no_return": ["isr"]})
+    assert deleted
+    assert result.outcome == Outcome.FAILED
+    assert result.reason.startswith("task isr: FileNotFoundError: ")
+    assert "isr_metadata" not in result.types
 
 
 @COMPARED

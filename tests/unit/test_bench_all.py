@@ -52,6 +52,8 @@ def test_what_is_missed_or_worse_is_named(tool, baseline, monkeypatch, capsys, f
     printed = capsys.readouterr()
     assert named in printed.err
     assert f"1 of {len(tool.SECONDS)}: bench_engine" in printed.err
+    assert printed.out.split()[-1] == (named or "met").split()[-1]
+    assert "[" not in printed.out
     assert json.loads(baseline.read_text()) == RATIOS
 
 

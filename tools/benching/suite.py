@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from benching.results import Baseline, Goal
 
@@ -79,7 +80,7 @@ def suite_table(results: list[Row]) -> Table:
         shown.columns[column].justify = "right"
     for row in results:
         numbers = ["" if number is None else f"{number:.4g}" for number in (row.value, row.before)]
-        verdict = f"[{'green' if row.good else 'red'}]{row.verdict}"
+        verdict = Text(row.verdict, "green" if row.good else "red")
         named = "" if row.goal is None else row.name
         floor = "" if row.goal is None else row.goal.floor
         shown.add_row(row.bench, named, numbers[0], str(row.goal or ""), numbers[1], verdict, floor)

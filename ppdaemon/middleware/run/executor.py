@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The executor of all engines, which can write each log and each metadata dataset.
+"""The executor of all engines, which can write each log and each metadata dataset, and misses no input.
 
 Text may have half of a surrogate pair, for example in a file name that is not
 UTF-8, and a task may put any object into its metadata. JSON in UTF-8 has
@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from lsst.daf.butler import LimitedButler, Quantum
+from lsst.daf.butler import DatasetRef, LimitedButler, Quantum
 from lsst.daf.butler.logging import ButlerLogRecord, ButlerLogRecords, ButlerMDC
 from lsst.pipe.base import TaskMetadata
 from lsst.pipe.base.pipeline_graph import TaskNode
@@ -29,7 +29,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class EncodingExecutor(SingleQuantumExecutor):
-    """Writes logs and metadata with replacement characters where they cannot be encoded."""
+    """Writes logs and metadata with replacement characters where they cannot be encoded.
+
+    Inputs that are no outputs of the graph are expected to exist: see `_should_assume_exists`.
+    """
 
     def execute(
         self,
@@ -54,6 +57,19 @@ class EncodingExecutor(SingleQuantumExecutor):
             if log_records is not None:
                 log_records.extend(records)
                 log_records.extra = records.extra
+
+    def _should_assume_exists(self, quantum: Quantum, ref: DatasetRef) -> bool | None:
+        """Return `True` for an input of another run than the outputs: no task of the graph makes it.
+
+        If its file is gone, the task fails when it reads it. The base class knows that only of
+        graphs with datastore records; otherwise it takes a raw that is gone for an output that an
+        earlier task did not make, and the quantum for a success without work.
+        """
+        made = super()._should_assume_exists(quantum, ref)
+        if made is not None:
+            return made
+        outputs = {each.run for refs in quantum.outputs.values() for each in refs}
+        return True if ref.run not in outputs else None
 
     def _write_metadata(
         self, quantum: Quantum, metadata: Any, task_node: TaskNode, /, limited_butler: LimitedButler
