@@ -334,10 +334,8 @@ class VisitPump:
                 self.scheduler.mark_idle(slot)
             case model.Export(spool=spool):
                 self.exporter.add(spool)
-            case model.Discard(folders=folders):
-                self._discard(folders)
-            case model.RemoveMark(key=key):
-                self.run_in_background(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
+            case model.Discard(paths=paths):
+                self._discard(paths)
             case model.ReadLeftovers():
                 self.run_in_background(self._read_leftovers(action))
             case model.BeginRescan(visit=visit):
@@ -374,15 +372,15 @@ class VisitPump:
             self._loop.call_soon(self._send_asking)
         self._asking += visits
 
-    def _discard(self, folders: Sequence[Path]) -> None:
-        """Delete folders in one thread with others of the same moment."""
+    def _discard(self, paths: Sequence[Path]) -> None:
+        """Delete files and folders in one thread with others of the same moment."""
         if not self._discarding:
             self._loop.call_soon(self._discard_all)
-        self._discarding += folders
+        self._discarding += paths
 
     def _discard_all(self) -> None:
-        folders, self._discarding = self._discarding, []
-        self.run_in_background(asyncio.to_thread(discard, folders))
+        paths, self._discarding = self._discarding, []
+        self.run_in_background(asyncio.to_thread(discard, paths))
 
     def _send_asking(self) -> None:
         self.source.ask_permits(self._asking)
