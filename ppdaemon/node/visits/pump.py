@@ -9,6 +9,7 @@ background and posts an event when it is done.
 import asyncio
 import itertools
 import logging
+import math
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -48,9 +49,12 @@ _LOG = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
 """A permit that was not answered is asked for again."""
-BATCH_S = 0.2
-"""Changes that need no immediate commit are collected this long: the stages of many detectors come
-in bursts of 0.1 s, and a row that has reached two stages meanwhile is written once."""
+ASK_TOGETHER_S = 0.02
+"""Between two messages that ask for permits: when the detectors of an exposure begin one after the other, the
+relay would commit and answer each by itself."""
+BATCH_S = 1.0
+"""Changes that need no immediate commit are collected this long: a row that has reached several stages
+meanwhile is written once. Whoever reads the journal for an operator has them written first."""
 MAX_EVENTS_PER_STEP = 100
 """100 events take some 10 ms; then timers and sockets are served."""
 
@@ -132,6 +136,7 @@ class VisitPump:
         self._replies: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
         self._results: list[ResultEntry] = []
         self._asking: list[DetectorsOfVisit] = []
+        self._asked_at = -math.inf
         self._discarding: list[Path] = []
         self._write_timer: asyncio.TimerHandle | None = None
         self._ask_timer: asyncio.TimerHandle | None = None
@@ -367,9 +372,9 @@ class VisitPump:
         self._results += entries
 
     def _ask(self, visits: Sequence[DetectorsOfVisit]) -> None:
-        """Ask for permits in one message with others of the same moment."""
+        """Ask for permits: at once, or in one message with others if one was sent a moment ago."""
         if not self._asking:
-            self._loop.call_soon(self._send_asking)
+            self._loop.call_at(self._asked_at + ASK_TOGETHER_S, self._send_asking)
         self._asking += visits
 
     def _discard(self, paths: Sequence[Path]) -> None:
@@ -384,7 +389,7 @@ class VisitPump:
 
     def _send_asking(self) -> None:
         self.source.ask_permits(self._asking)
-        self._asking = []
+        self._asking, self._asked_at = [], self._loop.time()
 
     def _send_results(self) -> None:
         self.source.send_results(self._results)
