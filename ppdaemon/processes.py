@@ -171,9 +171,9 @@ def process_tree(pid: int) -> list[int]:
     return members
 
 
-def kill_orphans(keep: Collection[int]) -> None:
-    """Kill the children of this process that are not to be kept: orphans of its descendants. They
-    still have to be reaped.
+def kill_orphans(keep: Collection[int | None]) -> None:
+    """Kill the children of this process that are not to be kept, of which some may not run (`None`): orphans
+    of its descendants. They still have to be reaped.
     """
     for orphan in children() - set(keep):
         with contextlib.suppress(ProcessLookupError):
