@@ -89,7 +89,7 @@ def _console_line(fields: Mapping[str, object], exception: str, *, colored: bool
 
 
 def _console_value(value: object) -> str:
-    is_word = isinstance(value, str) and value and not any(each.isspace() or each in "\"'" for each in value)
+    is_word = isinstance(value, str) and value.split() == [value] and not ('"' in value or "'" in value)
     return str(value) if is_word else repr(value)
 
 

@@ -16,16 +16,16 @@ __all__ = (
     "GROUP_SIGNALS",
     "STOP_SIGNAL",
     "become_subreaper",
-    "processes_with_variable",
     "children",
     "describe_end",
     "die_with_parent",
     "disregard_group_signals",
     "has_children",
-    "is_alone",
+    "has_one_thread",
     "kill_orphans",
     "parent",
     "process_tree",
+    "processes_with_variable",
     "set_title",
     "signal_name",
 )
@@ -112,11 +112,11 @@ def has_children() -> bool:
     return True
 
 
-def is_alone(pid: int) -> bool:
-    """Return whether a process has a single thread and no children, not even ended ones."""
+def has_one_thread(pid: int) -> bool:
+    """Return whether a process has a single thread."""
     try:
         # A link for each thread besides the two of any folder, see proc_task_getattr() of the kernel.
-        return os.stat(f"/proc/{pid}/task").st_nlink == 3 and not children(pid)
+        return os.stat(f"/proc/{pid}/task").st_nlink == 3
     except OSError:  # such as a process that has ended
         return False
 
@@ -171,9 +171,9 @@ def process_tree(pid: int) -> list[int]:
     return members
 
 
-def kill_orphans(keep: Collection[int]) -> None:
-    """Kill the children of this process that are not to be kept: orphans of its descendants. They
-    still have to be reaped.
+def kill_orphans(keep: Collection[int | None]) -> None:
+    """Kill the children of this process that are not to be kept, of which some may not run (`None`): orphans
+    of its descendants. They still have to be reaped.
     """
     for orphan in children() - set(keep):
         with contextlib.suppress(ProcessLookupError):

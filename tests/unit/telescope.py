@@ -299,10 +299,10 @@ class Node(World):
                 if spool in self.disk.spools:
                     place = self.folders.parse_spool_name(Path(spool).name)
                     self.telescope.exported[place[1:3]].add((self.name, spool))
-            case model.Discard(folders=folders):
-                self.disk.spools -= set(map(str, folders))
-            case model.RemoveMark(key=key):
-                self.disk.marks.pop(key, None)
+            case model.Discard(paths=paths):
+                self.disk.spools -= set(map(str, paths))
+                for key in [key for key in self.disk.marks if self.folders.mark(*key) in paths]:
+                    del self.disk.marks[key]
             case model.Rescan(keys=keys):
                 self.handle(model.RescanFinished(keys))
             case _:

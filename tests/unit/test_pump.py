@@ -16,7 +16,7 @@ from visitworld import a_raw
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import Raw, Welcome
+from ppdaemon.messages import DetectorsOfVisit, Raw, Welcome
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
@@ -24,7 +24,15 @@ from ppdaemon.node.visits import pump as pump_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.model import Accept, JournalEntry, MarkQuarantined, Reserved, Update
+from ppdaemon.node.visits.model import (
+    Accept,
+    AskPermits,
+    Effects,
+    JournalEntry,
+    MarkQuarantined,
+    Reserved,
+    Update,
+)
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.reprocess import Reprocessor
@@ -234,3 +242,22 @@ async def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(confi
             for spool in (folders.spool, folders.ramdisk_spool)
         }
     ]
+
+
+def test_permits_asked_for_one_after_the_other_share_a_message(config, tmp_path, monkeypatch):
+    names = {"instrument": "DemoCam", "group": "g", "attempt": 1}
+    visits = [DetectorsOfVisit(**names, detectors=(detector,)) for detector in range(4)]
+    asked = []
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            node.pump.source.ask_permits = asked.append
+            for visit in visits:
+                node.pump._perform(Effects(actions=[AskPermits((visit,))]))
+                await loop_steps_until(lambda: asked)
+            assert asked == [visits[:1]]  # at once
+            async with asyncio.timeout(20.0):
+                await loop_steps_until(lambda: len(asked) > 1)
+
+    asyncio.run(run())
+    assert asked == [visits[:1], visits[1:]]

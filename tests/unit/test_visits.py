@@ -37,7 +37,6 @@ from ppdaemon.node.visits.model import (
     Leftovers,
     LeftoversRead,
     Refuse,
-    RemoveMark,
     Reply,
     RequeueRequested,
     Rescan,
@@ -561,7 +560,7 @@ def test_the_leftovers_of_a_dead_worker_decide_the_outcome(world, leftovers, out
     world.commit_all()
     assert world.outcomes() == [outcome]
     assert world.of(Export) == exported
-    assert world.of(RemoveMark) == ([RemoveMark(KEY)] if leftovers.no_return else [])
+    assert world.of(Discard) == [Discard((NodeFolders.of(world.visits.config).mark(*KEY),))]
 
 
 def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
@@ -569,7 +568,7 @@ def test_partial_outputs_of_a_retried_attempt_are_discarded(world):
     world.finish(outcome=Outcome.FAILED, retriable=True, spool="/spool/x")
     world.commit_all()
     assert world.of(Export) == []
-    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+    assert [str(path) for action in world.of(Discard) for path in action.paths] == ["/spool/x"]
 
 
 def test_a_partial_spool_is_searched_only_after_a_run(world):
@@ -584,7 +583,7 @@ def test_the_partial_spool_of_a_run_is_deleted(world):
     world.slots[0] = replace(world.slots[0], run_until=1.0)
     world.finish(outcome=Outcome.FAILED)
     world.commit_all()
-    names = {path.name for action in world.of(Discard) for path in action.folders}
+    names = {path.name for action in world.of(Discard) for path in action.paths}
     assert names == {"DemoCam~g~0~1.part"}
 
 
@@ -667,7 +666,7 @@ def test_partial_outputs_of_what_is_handed_back_are_not_exported(world):
     world.commit_all()
     assert [is_returned(entry) for entry in world.journal.unreported(9)] == [True]
     assert world.of(Export) == []
-    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+    assert [str(path) for action in world.of(Discard) for path in action.paths] == ["/spool/x"]
 
 
 def test_what_a_node_has_is_not_refused_because_it_is_old(world):
@@ -933,7 +932,7 @@ def test_a_failed_visit_is_requeued_after_the_commit(world):
     world.commit_all()
     assert answer(world) == [(2, "")]
     assert list(world.queue) == [KEY._replace(attempt=2)]
-    assert [str(path) for action in world.of(Discard) for path in action.folders] == ["/spool/x"]
+    assert [str(path) for action in world.of(Discard) for path in action.paths] == ["/spool/x"]
     assert world.of(Export) == []
     assert world.journal.unreported(9) == []  # its outcome is that of the next attempt
 
@@ -1129,15 +1128,25 @@ def test_spools_are_renamed_before_they_are_deleted(folders, monkeypatch):
     assert not spool.exists()
 
 
+def test_marks_are_deleted_as_spools_are(folders):
+    mark, spool = folders.mark(*KEY), folders.spooled(*KEY)
+    mark.write_text("alerts")
+    spool.mkdir()
+    discard([folders.mark(CAMERA, "g", 9, 1), mark, spool])
+    assert [*mark.parent.iterdir(), *spool.parent.iterdir()] == []
+
+
 def test_a_folder_that_cannot_be_deleted_does_not_keep_the_others(folders):
     spools = [folders.spooled(CAMERA, "g", detector, 1).with_suffix(".part") for detector in range(3)]
     spools[0].mkdir()
-    spools[1].write_text("no folder")
+    (folders.spool / "file").touch()
+    spools[1] = folders.spool / "file" / "spool"
     spools[2].mkdir()
     with pytest.raises(ExceptionGroup) as caught:
         discard(spools)
     assert len(caught.value.exceptions) == 1
-    assert [spool.exists() for spool in spools] == [False, True, False]
+    assert [spool.exists() for spool in spools] == [False, False, False]
+    assert "file" in str(caught.value.exceptions[0])
 
 
 def test_spools_left_are_distinguished_from_other_folders(folders):

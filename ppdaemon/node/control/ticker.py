@@ -98,13 +98,8 @@ class Ticker:
         become children of this process.
         """
         zygotes, forked = self.generations.processes()
-        reader = {self.reader.pid} if self.reader is not None and self.reader.pid is not None else set()
-        names = self.names.pids
-        publisher = {self.publisher.pid} if self.publisher.pid is not None else set()
-        if not (ended := children() - zygotes - reader - publisher - names):
-            return
-        reap(ended)
-        exporter = {self.exporter.pid} if self.exporter.pid is not None else set()
-        asker = {self.asker.pid} if self.asker.pid is not None else set()
-        workers = self.pool.pids().values()
-        kill_orphans({*zygotes, *forked, *workers, *exporter, *asker, *reader, *publisher, *names})
+        reader = None if self.reader is None else self.reader.pid
+        own = {*zygotes, *self.names.pids, reader, self.publisher.pid}
+        if others := children() - own:
+            reap(others)
+            kill_orphans({*own, *forked, *self.pool.pids().values(), self.exporter.pid, self.asker.pid})

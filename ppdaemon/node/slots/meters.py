@@ -22,7 +22,7 @@ from ppdaemon.node.slots.memory import FileKey, MemoryFiles, anonymous_share, ex
 from ppdaemon.node.slots.pool import Pool
 from ppdaemon.node.slots.runtimes import RunTimes
 from ppdaemon.privatefiles import open_private
-from ppdaemon.processes import is_alone, parent, process_tree
+from ppdaemon.processes import has_one_thread, parent, process_tree
 
 __all__ = (
     "REPO_EVERY",
@@ -281,8 +281,8 @@ class Meters:
             members = process_tree(worker.pid)
             worker.anonymous, worker.cpu_s = self._anonymous(members), sum(map(cpu_seconds, members))
             worker.sample = None
-            # The run time is that of one thread.
-            worker.sampled = ran if is_alone(worker.pid) else b""
+            # The run time is that of one thread, and it would have run to have another, or a child.
+            worker.sampled = ran if len(members) == 1 and has_one_thread(worker.pid) else b""
         if search is not None and (not ran or ran != worker.searched):
             worker.files, worker.zygote = search.of(members), parent(worker.pid)
             worker.repo_bytes = folder_bytes(self.folders.repo(slot))

@@ -8,6 +8,7 @@ Some idle workers are kept ready, surplus ones are retired.
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 from ppdaemon.config import WorkersConfig
 from ppdaemon.node.slots.assignment import Assignment, Key
@@ -180,7 +181,7 @@ class Scheduler:
         most = min(len(self._idle) - self.config.spare, len(self._slots) - self.config.min)
         return [
             self._retire_slot(slot)
-            for slot, since in list(self._idle.items())[: max(most, 0)]
+            for slot, since in tuple(islice(self._idle.items(), max(most, 0)))
             if now - since >= self.config.retire_idle_s
         ]
 

@@ -556,7 +556,7 @@ class Visits:
         effects.actions.append(model.SendResults((_result(entry),)))
         # Performed after the commit: a crash before it leaves the mark for the next start.
         if entry.no_return:
-            effects.actions.append(model.RemoveMark(entry.key))
+            effects.actions.append(model.Discard((self._folders.mark(*entry.key),)))
         self._raws.look_up(missed, effects)
 
     def _retry(self, before: VisitDetector, effects: model.Effects) -> None:

@@ -440,16 +440,9 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Delete folders in a thread."""
+    """Delete spools and marks in a thread."""
 
-    folders: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveMark:
-    """Delete the point-of-no-return mark of an attempt whose outcome is final."""
-
-    key: Key
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,7 +490,6 @@ type Action = (
     | LeaveIdle
     | Export
     | Discard
-    | RemoveMark
     | ReadLeftovers
     | BeginRescan
     | Rescan

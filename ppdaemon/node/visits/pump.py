@@ -9,9 +9,10 @@ background and posts an event when it is done.
 import asyncio
 import itertools
 import logging
+import math
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,9 +49,12 @@ _LOG = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
 """A permit that was not answered is asked for again."""
-BATCH_S = 0.2
-"""Changes that need no immediate commit are collected this long: the stages of many detectors come
-in bursts of 0.1 s, and a row that has reached two stages meanwhile is written once."""
+ASK_TOGETHER_S = 0.02
+"""Between two messages that ask for permits: when the detectors of an exposure begin one after the other, the
+relay would commit and answer each by itself."""
+BATCH_S = 1.0
+"""Changes that need no immediate commit are collected this long: a row that has reached several stages
+meanwhile is written once. Whoever reads the journal for an operator has them written first."""
 MAX_EVENTS_PER_STEP = 100
 """100 events take some 10 ms; then timers and sockets are served."""
 
@@ -105,6 +109,32 @@ def _about(item: object) -> AbstractContextManager[None]:
     return log.about(**(key._asdict() if isinstance(key, Key) else {}))
 
 
+class _Together[T]:
+    """Passes items on together with others of the same moment: `pause_s` seconds after those before, if that
+    is later than now.
+    """
+
+    def __init__(self, use: Callable[[Sequence[T]], object], pause_s: float = 0.0):
+        self._use = use
+        self._pause_s = pause_s
+        self._items: list[T] = []
+        self._used_at = -math.inf
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, items: Iterable[T]) -> None:
+        if not self._items:
+            pause_s = self._used_at + self._pause_s - self._loop.time()
+            if pause_s > 0.0:
+                self._loop.call_later(pause_s, self._pass_on)
+            else:  # before what waits for the commit that has caused this
+                self._loop.call_soon(self._pass_on)
+        self._items += items
+
+    def _pass_on(self) -> None:
+        items, self._items, self._used_at = self._items, [], self._loop.time()
+        self._use(items)
+
+
 @dataclass(eq=False)
 class VisitPump:
     """Handles the events of the inbox and performs the effects."""
@@ -130,9 +160,13 @@ class VisitPump:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._replies: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
-        self._results: list[ResultEntry] = []
-        self._asking: list[DetectorsOfVisit] = []
-        self._discarding: list[Path] = []
+        self._results = _Together[ResultEntry](lambda entries: self.source.send_results(entries))
+        self._asking = _Together[DetectorsOfVisit](
+            lambda visits: self.source.ask_permits(visits), ASK_TOGETHER_S
+        )
+        self._discarding = _Together[Path](
+            lambda paths: self.run_in_background(asyncio.to_thread(discard, paths))
+        )
         self._write_timer: asyncio.TimerHandle | None = None
         self._ask_timer: asyncio.TimerHandle | None = None
         self._uncommitted_outcomes = 0
@@ -321,9 +355,10 @@ class VisitPump:
             case model.Refuse(message=message, detectors=detectors, reason=reason, final=final):
                 self.source.send_refused(message, detectors, reason, final=final)
             case model.SendResults(entries=entries):
-                self._report(entries)
+                self.visits.ended.add(entries, self.clock.mono())
+                self._results.add(entries)
             case model.AskPermits(visits=visits):
-                self._ask(visits)
+                self._asking.add(visits)
             case model.ResendResults():
                 self.run_in_background(self.resend_results())
             case model.Enqueue(assignment=assignment):
@@ -334,10 +369,8 @@ class VisitPump:
                 self.scheduler.mark_idle(slot)
             case model.Export(spool=spool):
                 self.exporter.add(spool)
-            case model.Discard(folders=folders):
-                self._discard(folders)
-            case model.RemoveMark(key=key):
-                self.run_in_background(asyncio.to_thread(self.folders.mark(*key).unlink, missing_ok=True))
+            case model.Discard(paths=paths):
+                self._discarding.add(paths)
             case model.ReadLeftovers():
                 self.run_in_background(self._read_leftovers(action))
             case model.BeginRescan(visit=visit):
@@ -360,37 +393,6 @@ class VisitPump:
         assignment = self.pool.slots[action.slot].assignment
         if assignment is not None and assignment.key == action.key:  # the attempt may have ended
             self.pool.handle(action.slot, action.event)
-
-    def _report(self, entries: Sequence[ResultEntry]) -> None:
-        """Send outcomes in one message with others of the same commit."""
-        self.visits.ended.add(entries, self.clock.mono())
-        if not self._results:
-            self._loop.call_soon(self._send_results)
-        self._results += entries
-
-    def _ask(self, visits: Sequence[DetectorsOfVisit]) -> None:
-        """Ask for permits in one message with others of the same moment."""
-        if not self._asking:
-            self._loop.call_soon(self._send_asking)
-        self._asking += visits
-
-    def _discard(self, folders: Sequence[Path]) -> None:
-        """Delete folders in one thread with others of the same moment."""
-        if not self._discarding:
-            self._loop.call_soon(self._discard_all)
-        self._discarding += folders
-
-    def _discard_all(self) -> None:
-        folders, self._discarding = self._discarding, []
-        self.run_in_background(asyncio.to_thread(discard, folders))
-
-    def _send_asking(self) -> None:
-        self.source.ask_permits(self._asking)
-        self._asking = []
-
-    def _send_results(self) -> None:
-        self.source.send_results(self._results)
-        self._results = []
 
     def _reply(self, reply: model.Reply) -> None:
         pending = self._replies.get(reply.request)

@@ -54,22 +54,29 @@ def _why_partial(spool: Path) -> str:
         return f"the manifest of {spool.name} cannot be read: {error}"
 
 
-def discard(folders: Iterable[Path]) -> None:
-    """Delete folders; missing ones are ignored. Raise an `ExceptionGroup` after the others are deleted
-    if some cannot be.
+def discard(paths: Iterable[Path]) -> None:
+    """Delete marks and spools; missing ones are ignored. Raise an `ExceptionGroup` after the others are
+    deleted if some cannot be.
     """
     errors = []
-    for folder in folders:
+    for path in paths:
         try:
-            if folder.suffix != ".part" and folder.exists():
-                # A crash in the middle must not leave a spool with half its files
-                # under the name of a complete one.
-                folder = folder.rename(folder.with_name(f"{folder.name}.part"))
-            wipe(folder)
+            _delete(path)
         except OSError as error:
             errors.append(error)
     if errors:
-        raise ExceptionGroup("folders cannot be deleted", errors)
+        raise ExceptionGroup("files of visits cannot be deleted", errors)
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        if path.suffix != ".part":
+            # A crash in the middle must not leave a spool with half its files under the name of a complete
+            # one.
+            path = path.rename(path.with_name(f"{path.name}.part"))
+        wipe(path)
 
 
 def spools_left(folders: NodeFolders) -> tuple[Sequence[Key], Sequence[Path]]:
