@@ -294,7 +294,8 @@ class Node(World):
                 if entries := self.journal.unreported(100):
                     self.send(Results, entries=tuple(entries))
             case model.AskPermits(visits=visits):
-                self.send(PermitRequest, visits=visits)
+                if visits:  # none are collected for one message
+                    self.send(PermitRequest, visits=visits)
             case model.Export(spool=spool):
                 if spool in self.disk.spools:
                     place = self.folders.parse_spool_name(Path(spool).name)

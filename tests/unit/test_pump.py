@@ -18,20 +18,27 @@ from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
 from ppdaemon.messages import Raw, Welcome
 from ppdaemon.node.control.handler import RequestHandler
-from ppdaemon.node.slots.events import Finish, RawArrived
+from ppdaemon.node.slots.events import AskToCross, Finish, NoteStage, RawArrived
 from ppdaemon.node.visits import journal as journal_module
 from ppdaemon.node.visits import pump as pump_module
 from ppdaemon.node.visits.chooser import PipelineChooser
 from ppdaemon.node.visits.core import Visits
 from ppdaemon.node.visits.journal import Journal, RowMissing
-from ppdaemon.node.visits.model import Accept, JournalEntry, MarkQuarantined, Reserved, Update
+from ppdaemon.node.visits.model import (
+    Accept,
+    JournalEntry,
+    MarkQuarantined,
+    PermitsDue,
+    Reserved,
+    Update,
+)
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
 from ppdaemon.node.visits.pump import Inbox, VisitPump
 from ppdaemon.node.visits.reprocess import Reprocessor
 from ppdaemon.reports import CatchupRequest, LateRequest
 from ppdaemon.retries import WAITS_FOR_EXPORT
 from ppdaemon.sqlitefile import BatchWriter, Commit
-from ppdaemon.states import Outcome
+from ppdaemon.states import Outcome, Stage
 
 
 @asynccontextmanager
@@ -263,3 +270,33 @@ def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp
             for spool in (folders.spool, folders.ramdisk_spool)
         }
     ]
+
+
+def test_permits_are_asked_for_in_one_message_and_at_once_when_a_worker_waits(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pump_module, "ASK_S", 3600.0)
+    relay = config.relay.model_copy(update={"address": "tcp://127.0.0.1:1"})
+    config = config.model_copy(update={"relay": relay})
+    assignments = [an_assignment(detector=detector) for detector in range(4)]
+    asked = []
+
+    async def run():
+        async with running(config, tmp_path, monkeypatch) as node:
+            node.pump.source.ask_permits = lambda visits: asked.append([each.detectors for each in visits])
+            for assignment in assignments:
+                entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
+                node.visits.open.add(VisitDetector(entry, assignment, Phase.ASSIGNED))
+            for assignment in assignments[:3]:
+                node.inbox.post(NoteStage(assignment.key, Stage.INGESTED, 2e9))
+                await asyncio.sleep(0.01)  # messages of workers do not come in one turn of the loop
+            assert asked == []
+            node.inbox.post(AskToCross(assignments[1].key, "apdb"))
+            await loop_steps_until(lambda: asked)
+            node.inbox.post(AskToCross(assignments[3].key, "apdb"))  # not asked for when it was ingested
+            await loop_steps_until(lambda: len(asked) == 2)
+            assert asked == [[(0,), (1,), (2,)], [(3,)]]
+            node.inbox.post(AskToCross(assignments[0].key, "apdb"))  # it was asked for
+            node.inbox.post(PermitsDue())
+            await loop_steps_until(lambda: len(asked) == 3)
+            assert asked[2] == [(0,), (1,), (2,), (3,)]
+
+    asyncio.run(run())

@@ -399,6 +399,8 @@ class AskPermits:
     """Ask the relay for permits; `Permitted` or `PermitRefused` follows."""
 
     visits: tuple[DetectorsOfVisit, ...]
+    at_once: bool = False
+    """Whether they, and those that are still collected for one message, are asked for now."""
 
 
 @dataclass(frozen=True, slots=True)

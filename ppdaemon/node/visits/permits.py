@@ -63,6 +63,8 @@ class Permits:
             return
         visit.at_door = event.what
         self.ask(visit, effects)
+        if visit.permit is Permit.ASKED:
+            effects.actions.append(model.AskPermits((), at_once=True))
         self._let_cross(visit, effects)
 
     def permitted(self, event: Permitted, effects: model.Effects) -> None:
@@ -98,7 +100,8 @@ class Permits:
 
     def _repeat(self, effects: model.Effects) -> None:
         if self._asked:
-            effects.actions.append(model.AskPermits(tuple(visit.of_relay for visit in self._asked.values())))
+            asked = tuple(visit.of_relay for visit in self._asked.values())
+            effects.actions.append(model.AskPermits(asked, at_once=True))
 
     def _needs_none(self, visit: VisitDetector) -> bool:
         """Return whether no other node can have a visit-detector: there is no relay, or it gives what it

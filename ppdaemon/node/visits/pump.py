@@ -46,6 +46,9 @@ __all__ = ("Inbox", "VisitPump")
 
 _LOG = logging.getLogger(__name__)
 
+ASK_S = 0.05
+"""A permit is asked for in one message with others of this time, unless a worker waits for it: raws of all
+detectors are ingested within some 0.1 s, and pipelines need the permit seconds later."""
 ASK_AGAIN_S = 1.0
 """A permit that was not answered is asked for again."""
 BATCH_S = 0.2
@@ -135,6 +138,7 @@ class VisitPump:
         self._discarding: list[Path] = []
         self._write_timer: asyncio.TimerHandle | None = None
         self._ask_timer: asyncio.TimerHandle | None = None
+        self._ask_again_timer: asyncio.TimerHandle | None = None
         self._uncommitted_outcomes = 0
         # Not with the next commit: a viewer should see it within 0.3 s.
         self.visits.open.on_change = lambda entry: self.changes.record(lambda: (change_of(entry),))
@@ -223,11 +227,11 @@ class VisitPump:
             self._perform(effects)
         if effects.write_soon and self._write_timer is None:
             self._write_timer = self._loop.call_later(BATCH_S, self._write_due)
-        if effects.ask_again and self._ask_timer is None:
-            self._ask_timer = self._loop.call_later(ASK_AGAIN_S, self._ask_due)
+        if effects.ask_again and self._ask_again_timer is None:
+            self._ask_again_timer = self._loop.call_later(ASK_AGAIN_S, self._ask_again_due)
 
-    def _ask_due(self) -> None:
-        self._ask_timer = None
+    def _ask_again_due(self) -> None:
+        self._ask_again_timer = None
         self.inbox.post(model.PermitsDue())
 
     def _write_due(self) -> None:
@@ -322,8 +326,8 @@ class VisitPump:
                 self.source.send_refused(message, detectors, reason, final=final)
             case model.SendResults(entries=entries):
                 self._report(entries)
-            case model.AskPermits(visits=visits):
-                self._ask(visits)
+            case model.AskPermits(visits=visits, at_once=at_once):
+                self._ask(visits, at_once=at_once)
             case model.ResendResults():
                 self.run_in_background(self.resend_results())
             case model.Enqueue(assignment=assignment):
@@ -368,11 +372,13 @@ class VisitPump:
             self._loop.call_soon(self._send_results)
         self._results += entries
 
-    def _ask(self, visits: Sequence[DetectorsOfVisit]) -> None:
-        """Ask for permits in one message with others of the same moment."""
-        if not self._asking:
-            self._loop.call_soon(self._send_asking)
+    def _ask(self, visits: Sequence[DetectorsOfVisit], *, at_once: bool) -> None:
+        """Ask for permits in one message with others, soon or `at_once`."""
         self._asking += visits
+        if at_once:
+            self._send_asking()
+        elif self._ask_timer is None:
+            self._ask_timer = self._loop.call_later(ASK_S, self._send_asking)
 
     def _discard(self, folders: Sequence[Path]) -> None:
         """Delete folders in one thread with others of the same moment."""
@@ -385,8 +391,12 @@ class VisitPump:
         self.run_in_background(asyncio.to_thread(discard, folders))
 
     def _send_asking(self) -> None:
-        self.source.ask_permits(self._asking)
-        self._asking = []
+        if self._ask_timer is not None:
+            self._ask_timer.cancel()
+            self._ask_timer = None
+        if self._asking:
+            self.source.ask_permits(self._asking)
+            self._asking = []
 
     def _send_results(self) -> None:
         self.source.send_results(self._results)
