@@ -134,6 +134,19 @@ class Dispatcher:
 
     # --- new and canceled visits --------------------------------------------
 
+    def plan(self, visit: OpenVisit, now: float) -> None:
+        """Choose the nodes of a visit that is not in the ledger yet, so that one transaction stores both;
+        `add` or `drop` follows. Of an open visit nothing is planned.
+        """
+        self._allow_for_pause(now)
+        if visit.key not in self._visits:
+            self._route(visit, now, orders.Effects())
+
+    def drop(self, visit: OpenVisit) -> None:
+        """Forget what was planned for a visit that is not new, or not in the ledger."""
+        for reservation in visit.reservations.values():
+            self.assignments.remove(visit, reservation)
+
     def add(self, visit: OpenVisit, now: float, *, serve: bool = True) -> orders.Effects:
         """Open a visit that is in the ledger, or add its reservations to the open visit of its group. Without
         `serve` it is served with the next tick: the hello of its node follows at once.
@@ -468,6 +481,8 @@ class Dispatcher:
         if visit.cancelled:
             self._send_cancel(visit, effects)
         self._close_if_ended(visit, effects)
+        for reservation in visit.reservations.values():
+            self._place(visit, reservation, now)
         self._schedule(visit, now)
 
     def _expire(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
@@ -587,9 +602,7 @@ class Dispatcher:
                 effects.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
 
     def _schedule(self, visit: OpenVisit, now: float) -> None:
-        """Set when the visit must be checked again if no event comes before."""
-        for reservation in visit.reservations.values():
-            self._place(visit, reservation, now)
+        """Set when a visit must be checked again if no event comes before."""
         if visit.cancelled:
             visit.due = now + self._resend_s
             return
@@ -602,10 +615,12 @@ class Dispatcher:
                     silent_at = self.registry.silent_at(reservation.node)
                     given_up_at = self.registry.last_message_at(reservation.node) + self._give_up_s
                     dues.append(silent_at if now < silent_at else given_up_at)
-                dues.append(reservation.missing_since + self._give_up_s)
+                if reservation.missing_since < math.inf:
+                    dues.append(reservation.missing_since + self._give_up_s)
             elif reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
-            dues.extend(until for until in reservation.refused_until.values() if now < until)
+            if reservation.refused_until:
+                dues.extend(until for until in reservation.refused_until.values() if now < until)
         visit.due = min(dues)
 
     def _end(

@@ -33,7 +33,7 @@ from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.nodeserver import NodeServer
-from ppdaemon.relay.openvisit import Reservation, make_open_visit
+from ppdaemon.relay.openvisit import make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
@@ -55,7 +55,7 @@ from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
 from ppdaemon.traces import TraceKey
 from ppdaemon.tracesender import TraceSender
-from ppdaemon.visit import NextVisit, read_next_visit
+from ppdaemon.visit import read_next_visit
 
 if TYPE_CHECKING:
     from ppdaemon.relay.kafkasource import KafkaSource
@@ -132,7 +132,6 @@ class Relay:
             clock=clock,
             answer=partial(link.answer, sockets.submit),
             apply_effects=self._apply,
-            open_visit=self._open,
         )
         self._control = RelayControl(
             config=config,
@@ -449,39 +448,16 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(
+            now = self._clock.mono()
+            opened = make_open_visit(
                 row.number,
                 visit,
                 row.reservations,
-                row.received_tai,
-                row.cancelled,
-                row.age_s,
+                received_tai=row.received_tai,
+                age_s=row.age_s,
+                expiry_s=self._config.expiry_s,
+                now=now,
+                cancelled=row.cancelled,
                 adopted=row.adopted,
-                serve=serve,
             )
-
-    def _open(
-        self,
-        number: int,
-        visit: NextVisit,
-        reservations: Sequence[Reservation],
-        received_tai: float,
-        cancelled: bool,
-        age_s: float = 0.0,
-        *,
-        adopted: bool = False,
-        serve: bool = True,
-    ) -> None:
-        now = self._clock.mono()
-        open_visit = make_open_visit(
-            number,
-            visit,
-            reservations,
-            received_tai=received_tai,
-            age_s=age_s,
-            expiry_s=self._config.expiry_s,
-            now=now,
-            cancelled=cancelled,
-            adopted=adopted,
-        )
-        self._apply(self._dispatcher.add(open_visit, now, serve=serve))
+            self._apply(self._dispatcher.add(opened, now, serve=serve))
