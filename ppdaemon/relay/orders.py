@@ -237,6 +237,12 @@ class Effects:
     sends: list[Send] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
 
+    def add(self, other: "Effects") -> None:
+        """Add the effects of a later event."""
+        self.writes += other.writes
+        self.sends += other.sends
+        self.ended += other.ended
+
     @classmethod
     def of(cls, *sends: Send, writes: Sequence[Write] = ()) -> "Effects":
         """Return an `Effects` with these messages and writes."""

@@ -362,7 +362,7 @@ class Relay:
         # At once after a drain: the node says then why it gets no visits.
         if now - self._beat_at >= self._config.heartbeat_s or registry.drained != self._drained:
             self._beat_at, self._drained = now, registry.drained
-            self._send([SendHeartbeat(peer, registry.is_drained(peer)) for peer in registry.peers])
+            self._send([SendHeartbeat(node.peer, node.name in registry.drained) for node in registry.nodes])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
             self._notifier.notify(WATCHDOG=1)
             self._notifier.notify(STATUS=status_line(self._control.report()))

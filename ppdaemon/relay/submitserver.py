@@ -263,10 +263,7 @@ class SubmitServer:
         _LOG.info("visit canceled", extra={"group": group, "status": answer.status, "detectors": under_way})
         combined = Effects()
         for key in keys:
-            effects = self.dispatcher.cancel(key, self.clock.mono())
-            combined.writes += effects.writes
-            combined.sends += effects.sends
-            combined.ended += effects.ended
+            combined.add(self.dispatcher.cancel(key, self.clock.mono()))
         self.apply_effects(combined, partial(reply, answer))
 
 

@@ -528,7 +528,7 @@ class Telescope:
         for node in self.nodes:
             node.tick()
         self.uncommitted.append(self.dispatcher.tick(self.clock.mono()))
-        beats = (SendHeartbeat(peer) for peer in self.dispatcher.registry.peers)
+        beats = (SendHeartbeat(node.peer) for node in self.dispatcher.registry.nodes)
         self.uncommitted.append(Effects.of(*beats))
 
     def deliver_up(self, node):

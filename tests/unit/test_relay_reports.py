@@ -321,7 +321,7 @@ def test_permits_are_counted_by_visit_detector(world):
 def test_lost_messages_of_all_nodes_are_counted(world):
     for name in ("n1", "n2"):
         world.join(name)
-        world.dispatcher.registry.must_ask(name, 4, world.clock.mono())  # 2 and 3 are missing
+        world.dispatcher.registry[name].sequence.received(4, world.clock.mono())  # 2 and 3 are missing
     world.dispatcher.registry.disconnect(b"n2")
     assert world.control.report().messages_lost == 4
 
