@@ -23,7 +23,7 @@ from ppdaemon.notify import Notifier
 from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.link import NODE_OPTIONS, NODES, SUBMIT, SUBMIT_OPTIONS
-from ppdaemon.relay.relay import Relay, RelaySockets
+from ppdaemon.relay.relay import Relay
 from ppdaemon.routers import bind
 from ppdaemon.statelock import lock_state
 
@@ -89,7 +89,8 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
         relay = Relay(
             config,
             Ledger(config.state_dir, clock, shadow=config.shadow),
-            RelaySockets(submit, nodes),
+            submit,
+            nodes,
             clock=clock,
             notifier=notifier,
             incarnation=secrets.token_hex(8),

@@ -168,13 +168,8 @@ class Ledger(SqliteFile):
                 for row in self._db.execute("SELECT detector FROM detectors WHERE visit = ?", (number,))
             }
             added = tuple(detector for detector in detectors if detector not in known)
-            if added:  # a visit whose other detectors have ended is open again
-                self._db.execute(
-                    "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?"
-                    " WHERE number = ? AND ended_tai IS NOT NULL",
-                    (received_tai, self._clock.boot(), self._clock.mono(), number),
-                )
-                self._db.execute("UPDATE visits SET ended_tai = NULL WHERE number = ?", (number,))
+            if added:
+                self._reopen(number, received_tai)
         else:
             assert cursor.lastrowid is not None
             number, cancelled, was_adopted, added = cursor.lastrowid, 0, 0, tuple(detectors)
@@ -258,11 +253,15 @@ class Ledger(SqliteFile):
             ],
         )
         if detectors and held:
-            self._db.execute(
-                "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?, ended_tai = NULL"
-                " WHERE number = ? AND ended_tai IS NOT NULL",
-                (self._clock.tai(), self._clock.boot(), self._clock.mono(), number),
-            )
+            self._reopen(number, self._clock.tai())
+
+    def _reopen(self, number: int, received_tai: float) -> None:
+        """Open a visit again if all its other detectors have ended."""
+        self._db.execute(
+            "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?, ended_tai = NULL"
+            " WHERE number = ? AND ended_tai IS NOT NULL",
+            (received_tai, self._clock.boot(), self._clock.mono(), number),
+        )
 
     def recent_nodes(self) -> set[str]:
         """Return the nodes that the newest visits were sent to."""
