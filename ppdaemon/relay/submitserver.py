@@ -157,13 +157,15 @@ class SubmitServer:
         if not self._was_cancelled_early(visit, arrived):
             self.dispatcher.plan(planned, self.clock.mono())
 
+        routes = planned.routes
+
         def failed(error: Exception) -> None:
             self.dispatcher.drop(planned)
             self._refuse_on_error(reply, visit.group)(error)
 
         self.writer.put(
             Commit(
-                lambda ledger: ledger.accept(visit, content, detectors, now_tai, planned.routes),
+                lambda ledger: ledger.accept(visit, content, detectors, now_tai, routes),
                 lambda accepted: self._accepted(planned, content, accepted, reply, arrived),
                 failed,
             )
