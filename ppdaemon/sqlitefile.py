@@ -276,6 +276,9 @@ class BatchWriter[F: SqliteFile]:
         """
         loop = asyncio.get_running_loop()
         while batch := await self._next_batch():
+            if all(commit.work is None for commit in batch):  # what they follow is on disk
+                self._perform([partial(commit.done, None) for commit in batch])
+                continue
             try:
                 effects = await loop.run_in_executor(self._thread, self._write, batch)
             except sqlite3.Error as error:

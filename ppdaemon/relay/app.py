@@ -20,10 +20,11 @@ from ppdaemon.commandline import reporting_end, run_server
 from ppdaemon.curve import admitting
 from ppdaemon.garbage import collect_seldom
 from ppdaemon.notify import Notifier
-from ppdaemon.relay import link
 from ppdaemon.relay.config import RelayConfig, load_relay
 from ppdaemon.relay.ledger import Ledger
-from ppdaemon.relay.relay import Relay, RelaySockets
+from ppdaemon.relay.link import NODE_OPTIONS, NODES, SUBMIT, SUBMIT_OPTIONS
+from ppdaemon.relay.relay import Relay
+from ppdaemon.routers import bind
 from ppdaemon.statelock import lock_state
 
 __all__ = ("main",)
@@ -82,13 +83,14 @@ async def _serve(config: RelayConfig, read_config: Callable[[], RelayConfig], no
         zmq.asyncio.Context() as context,
         # Before the sockets are bound: until it runs, nobody is admitted.
         admitting(context, config.security.key, config.security.read_allow_lists) as gatekeeper,
-        closing(link.bind_submit(context, config.submit, gatekeeper)) as submit,
-        closing(link.bind_nodes(context, config.nodes, gatekeeper)) as nodes,
+        closing(bind(context, SUBMIT, config.submit, SUBMIT_OPTIONS, gatekeeper)) as submit,
+        closing(bind(context, NODES, config.nodes, NODE_OPTIONS, gatekeeper)) as nodes,
     ):
         relay = Relay(
             config,
             Ledger(config.state_dir, clock, shadow=config.shadow),
-            RelaySockets(submit, nodes),
+            submit,
+            nodes,
             clock=clock,
             notifier=notifier,
             incarnation=secrets.token_hex(8),

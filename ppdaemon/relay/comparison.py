@@ -14,11 +14,7 @@ from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, V
 
 __all__ = ("compare_held", "unknown_outcomes")
 
-SENT, ACKNOWLEDGED, PERMITTED = (
-    ReservationState.SENT,
-    ReservationState.ACKNOWLEDGED,
-    ReservationState.PERMITTED,
-)
+_, SENT, ACKNOWLEDGED, PERMITTED = ReservationState
 
 
 def unknown_outcomes(

@@ -57,10 +57,10 @@ class RelayControl:
     throttle: Throttle
     clock: Clock
     reloader: Reloader
+    metrics: MetricsServer
+    traces: TraceSender
 
     stopping: bool = field(default=False, init=False)
-    metrics: MetricsServer | None = field(default=None, init=False)
-    traces: TraceSender | None = field(default=None, init=False)
     kafka_problem: Callable[[], str] = field(default=str, init=False)
     """Why no events come from Kafka."""
     other_protocol: str = field(default="", init=False)
@@ -196,7 +196,7 @@ class RelayControl:
             ledger=str(self._ledger),
             ledger_mb=self._ledger_mb,
             ledger_backlog=self.writer.backlog,
-            counters={**self.throttle.by_kind, **({} if self.traces is None else self.traces.counters)},
+            counters={**self.throttle.by_kind, **self.traces.counters},
             reloaded_tai=self.reloader.reloaded_tai,
             reload_refused=bool(self.reloader.refused),
             permits=dict(self._permits),
@@ -307,9 +307,9 @@ class RelayControl:
             yield Finding("ledger", self.writer.problem)
         if self.reloader.refused:
             yield Finding("configuration", self.reloader.refused, degrades=False)
-        if self.metrics is not None and self.metrics.problem:
+        if self.metrics.problem:
             yield Finding("metrics", self.metrics.problem, degrades=False)
-        if self.traces is not None and self.traces.problem:
+        if self.traces.problem:
             yield Finding("traces", self.traces.problem, degrades=False)
         if text := self.kafka_problem():
             yield Finding("kafka", text)

@@ -48,12 +48,7 @@ __all__ = ("Dispatcher",)
 
 _LOG = logging.getLogger(__name__)
 
-UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = (
-    ReservationState.UNASSIGNED,
-    ReservationState.SENT,
-    ReservationState.ACKNOWLEDGED,
-    ReservationState.PERMITTED,
-)
+UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = ReservationState
 
 REFUSAL_S = 5.0
 """A detector is not sent again to a node that refused it within this time. Short
@@ -134,6 +129,19 @@ class Dispatcher:
 
     # --- new and canceled visits --------------------------------------------
 
+    def plan(self, visit: OpenVisit, now: float) -> None:
+        """Choose the nodes of a visit that is not in the ledger yet, so that one transaction stores both;
+        `add` or `drop` follows. Of an open visit nothing is planned.
+        """
+        self._allow_for_pause(now)
+        if visit.key not in self._visits:
+            self._route(visit, now, orders.Effects())
+
+    def drop(self, visit: OpenVisit) -> None:
+        """Forget what was planned for a visit that is not new, or not in the ledger."""
+        for reservation in visit.reservations.values():
+            self.assignments.remove(visit, reservation)
+
     def add(self, visit: OpenVisit, now: float, *, serve: bool = True) -> orders.Effects:
         """Open a visit that is in the ledger, or add its reservations to the open visit of its group. Without
         `serve` it is served with the next tick: the hello of its node follows at once.
@@ -213,15 +221,15 @@ class Dispatcher:
         self._allow_for_pause(now)
         if isinstance(message, Hello):
             return self._on_hello(peer, message, now)
-        node = self.registry.receive(peer, now)
-        if node is None:
+        sender = self.registry.receive(peer, now)
+        if sender is None:
             return orders.Effects.of(
                 orders.RefuseHello(
                     peer, "stranger", "this connection is not registered at the relay: send hello"
                 )
             )
-        effects = orders.Effects()
-        if self.registry.must_ask(node, message.sequence, now):
+        node, effects = sender.name, orders.Effects()
+        if sender.sequence.received(message.sequence, now):  # messages before it were lost
             effects.sends.append(orders.RequestHello(peer))
         match message:
             case VisitAccepted():
@@ -229,10 +237,7 @@ class Dispatcher:
             case VisitRefused():
                 self._refused_visit(node, message, now, effects)
             case PermitRequest():
-                incarnation = self.registry.incarnation_of(node)
-                judged = judge_permits(self._visits, node, incarnation, peer, message)
-                effects.writes += judged.writes
-                effects.sends += judged.sends
+                effects.add(judge_permits(self._visits, sender, message))
             case Results():
                 counted = [self._result(node, entry, now, effects) for entry in message.entries]
                 # Confirmed even if an entry had no effect, or the node would repeat it
@@ -241,7 +246,7 @@ class Dispatcher:
                 moved = tuple(key for key, counts in zip(keys, counted, strict=True) if not counts)
                 effects.sends.append(orders.ConfirmResults(peer, keys, moved))
             case Heartbeat(state=state, problem=problem):
-                self.registry.note_health(node, state, problem)
+                sender.state, sender.problem = state, problem
         return effects
 
     def disconnect(self, peer: bytes, now: float) -> None:
@@ -344,8 +349,7 @@ class Dispatcher:
         if is_first:
             self._adopt_outcomes(hello, effects)
         corrected, own, adopted = compare_held(self._visits, hello, peer, now, adopt=is_first)
-        effects.writes += corrected.writes
-        effects.sends += corrected.sends
+        effects.add(corrected)
         self.adopted += adopted
         # Before other visits are routed: it may be full already. Only its own visits are checked, and
         # what waits for it: a node sends hello whenever its capacity changes.
@@ -468,6 +472,8 @@ class Dispatcher:
         if visit.cancelled:
             self._send_cancel(visit, effects)
         self._close_if_ended(visit, effects)
+        for reservation in visit.reservations.values():
+            self._place(visit, reservation, now)
         self._schedule(visit, now)
 
     def _expire(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
@@ -481,7 +487,7 @@ class Dispatcher:
             self._end(visit, reservation, outcome, reason, effects)
         for (node, attempt), detectors in withdrawn.items():
             if node in self.registry:
-                peer = self.registry.peer_of(node)
+                peer = self.registry[node].peer
                 effects.sends.append(orders.Withdraw(peer, *visit.key, tuple(detectors), attempt))
 
     def _give_up(self, visit: OpenVisit, now: float, effects: orders.Effects) -> None:
@@ -541,7 +547,7 @@ class Dispatcher:
                 released[reservation.attempt].append(reservation.detector)
             reservation.state = SENT
             reservation.node = node
-            reservation.alone = self.registry.is_alone(node)
+            reservation.alone = self.registry[node].alone
             reservation.sent_at = -math.inf
             self.assignments.place(visit, reservation, node)
             offer = self.registry.offer_of(node)
@@ -550,7 +556,7 @@ class Dispatcher:
             routed[node, reservation.attempt].append(reservation.detector)
         _write_released(visit, released, effects)
         for (node, attempt), detectors in routed.items():
-            alone = self.registry.is_alone(node)
+            alone = self.registry[node].alone
             effects.writes.append(orders.SetRoute(visit.number, node, attempt, tuple(detectors), alone))
 
     def _place(self, visit: OpenVisit, reservation: Reservation, now: float) -> None:
@@ -575,7 +581,7 @@ class Dispatcher:
             allowance = self._allowance.get(node, MESSAGES_PER_TICK)
             if allowance:  # else it is sent after resend_s, like a lost message
                 self._allowance[node] = allowance - 1
-                peer = self.registry.peer_of(node)
+                peer = self.registry[node].peer
                 effects.sends.append(
                     orders.Reserve(peer, visit.visit, tuple(detectors), attempt, visit.received_at)
                 )
@@ -584,12 +590,10 @@ class Dispatcher:
         states = (SENT, ACKNOWLEDGED, PERMITTED)
         for node in sorted({reservation.node for reservation in visit.in_state(*states)}):
             if node in self.registry:
-                effects.sends.append(orders.Withdraw(self.registry.peer_of(node), *visit.key))
+                effects.sends.append(orders.Withdraw(self.registry[node].peer, *visit.key))
 
     def _schedule(self, visit: OpenVisit, now: float) -> None:
-        """Set when the visit must be checked again if no event comes before."""
-        for reservation in visit.reservations.values():
-            self._place(visit, reservation, now)
+        """Set when a visit must be checked again if no event comes before."""
         if visit.cancelled:
             visit.due = now + self._resend_s
             return
@@ -602,10 +606,12 @@ class Dispatcher:
                     silent_at = self.registry.silent_at(reservation.node)
                     given_up_at = self.registry.last_message_at(reservation.node) + self._give_up_s
                     dues.append(silent_at if now < silent_at else given_up_at)
-                dues.append(reservation.missing_since + self._give_up_s)
+                if reservation.missing_since < math.inf:
+                    dues.append(reservation.missing_since + self._give_up_s)
             elif reservation.state is SENT and reservation.node in self.registry:
                 dues.append(reservation.sent_at + self._resend_s)
-            dues.extend(until for until in reservation.refused_until.values() if now < until)
+            if reservation.refused_until:
+                dues.extend(until for until in reservation.refused_until.values() if now < until)
         visit.due = min(dues)
 
     def _end(

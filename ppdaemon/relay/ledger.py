@@ -135,9 +135,16 @@ class Ledger(SqliteFile):
         """Number that grows with each start."""
 
     def accept(
-        self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
+        self,
+        visit: NextVisit,
+        content: str,
+        detectors: Sequence[int],
+        received_tai: float,
+        routes: Mapping[int, tuple[str | None, bool]] | None = None,
     ) -> AcceptedVisit:
-        """Insert a visit unless its group is there, and a row for each detector without one."""
+        """Insert a visit unless its group is there, and a row for each detector without one. If the group is
+        new, the detectors are sent to the nodes of `routes` next (see `SetRoute`).
+        """
         cursor = self._db.execute(
             "INSERT INTO visits (instrument, group_id, content, received_tai, boot, received_mono)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -149,6 +156,7 @@ class Ledger(SqliteFile):
                 " WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
             ).fetchone()
+            routes = None
             if was_adopted:
                 self._db.execute(
                     "UPDATE visits SET content = ?, adopted = 0 WHERE number = ?", (content, number)
@@ -160,19 +168,15 @@ class Ledger(SqliteFile):
                 for row in self._db.execute("SELECT detector FROM detectors WHERE visit = ?", (number,))
             }
             added = tuple(detector for detector in detectors if detector not in known)
-            if added:  # a visit whose other detectors have ended is open again
-                self._db.execute(
-                    "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?"
-                    " WHERE number = ? AND ended_tai IS NOT NULL",
-                    (received_tai, self._clock.boot(), self._clock.mono(), number),
-                )
-                self._db.execute("UPDATE visits SET ended_tai = NULL WHERE number = ?", (number,))
+            if added:
+                self._reopen(number, received_tai)
         else:
             assert cursor.lastrowid is not None
             number, cancelled, was_adopted, added = cursor.lastrowid, 0, 0, tuple(detectors)
+        nowhere = None, False
         self._db.executemany(
-            "INSERT INTO detectors (visit, detector) VALUES (?, ?)",
-            [(number, detector) for detector in added],
+            "INSERT INTO detectors (visit, detector, node, alone) VALUES (?, ?, ?, ?)",
+            [(number, detector, *(routes or {}).get(detector, nowhere)) for detector in added],
         )
         return AcceptedVisit(
             number, content, added, bool(cancelled), bool(cursor.rowcount), bool(was_adopted)
@@ -249,11 +253,15 @@ class Ledger(SqliteFile):
             ],
         )
         if detectors and held:
-            self._db.execute(
-                "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?, ended_tai = NULL"
-                " WHERE number = ? AND ended_tai IS NOT NULL",
-                (self._clock.tai(), self._clock.boot(), self._clock.mono(), number),
-            )
+            self._reopen(number, self._clock.tai())
+
+    def _reopen(self, number: int, received_tai: float) -> None:
+        """Open a visit again if all its other detectors have ended."""
+        self._db.execute(
+            "UPDATE visits SET received_tai = ?, boot = ?, received_mono = ?, ended_tai = NULL"
+            " WHERE number = ? AND ended_tai IS NOT NULL",
+            (received_tai, self._clock.boot(), self._clock.mono(), number),
+        )
 
     def recent_nodes(self) -> set[str]:
         """Return the nodes that the newest visits were sent to."""

@@ -11,7 +11,6 @@ import zmq
 import zmq.asyncio
 
 from ppdaemon.clock import Clock
-from ppdaemon.curve import Gatekeeper
 from ppdaemon.messages import (
     NODE_LIMIT,
     SUBMIT_LIMIT,
@@ -39,10 +38,10 @@ from ppdaemon.relay.orders import (
     SendWelcome,
     Withdraw,
 )
-from ppdaemon.routers import COMMON_OPTIONS, bind, send
+from ppdaemon.routers import COMMON_OPTIONS, send
 from ppdaemon.wire import encode
 
-__all__ = ("NODES", "SUBMIT", "NodeLink", "answer", "bind_nodes", "bind_submit")
+__all__ = ("NODES", "NODE_OPTIONS", "SUBMIT", "SUBMIT_OPTIONS", "NodeLink", "answer")
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,20 +74,6 @@ NODE_OPTIONS = COMMON_OPTIONS | {
 MAX_NUMBERED = 10_000
 """Connections whose messages are numbered. The oldest ones are of nodes that have
 connected again since; without numbers a node notices no gap."""
-
-
-def bind_submit(
-    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
-) -> zmq.asyncio.Socket:
-    """Open the submit socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return bind(context, SUBMIT, address, SUBMIT_OPTIONS, gatekeeper)
-
-
-def bind_nodes(
-    context: zmq.asyncio.Context, address: str, gatekeeper: Gatekeeper | None = None
-) -> zmq.asyncio.Socket:
-    """Open the node socket, a ROUTER; raise `CannotBind` if the address is not free."""
-    return bind(context, NODES, address, NODE_OPTIONS, gatekeeper)
 
 
 def answer(socket: zmq.asyncio.Socket, envelope: Sequence[bytes], accepted: Accepted) -> None:

@@ -45,6 +45,11 @@ class RegisteredNode:
     problem: str = ""
     """The worst problem that it has reported."""
 
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.offer.node
+
 
 class NodeRegistry:
     """The nodes that are connected now.
@@ -68,26 +73,13 @@ class NodeRegistry:
     def __contains__(self, name: str) -> bool:
         return name in self._nodes
 
-    def __len__(self) -> int:
-        return len(self._nodes)
+    def __getitem__(self, name: str) -> RegisteredNode:
+        return self._nodes[name]
 
     @property
     def nodes(self) -> Iterable[RegisteredNode]:
         """The connected nodes."""
         return self._nodes.values()
-
-    @property
-    def peers(self) -> tuple[bytes, ...]:
-        """Connections of all nodes."""
-        return tuple(self._names)
-
-    def is_drained(self, peer: bytes) -> bool:
-        """Return whether an operator has drained the node of a connection."""
-        return self._names.get(peer) in self.drained
-
-    def peer_of(self, name: str) -> bytes:
-        """Return the connection of a registered node."""
-        return self._nodes[name].peer
 
     def offer_of(self, name: str) -> NodeOffer | None:
         """Return what a node offers; `None` if it is not connected or drained."""
@@ -102,14 +94,6 @@ class NodeRegistry:
         """Set the configured table of nodes and detectors."""
         self._preferences = preferences
         self._rebuild_routes()
-
-    def incarnation_of(self, name: str) -> str:
-        """Return the run of a registered node."""
-        return self._nodes[name].incarnation
-
-    def is_alone(self, name: str) -> bool:
-        """Return whether a registered node may write without a permit."""
-        return self._nodes[name].alone
 
     def last_message_at(self, name: str) -> float:
         """Return when a node has sent its last message, monotonic seconds."""
@@ -152,20 +136,13 @@ class NodeRegistry:
         self._names[peer] = hello.origin
         self._rebuild_routes()
 
-    def receive(self, peer: bytes, now: float) -> str | None:
-        """Record a message; return the node's name, `None` for an unknown connection."""
+    def receive(self, peer: bytes, now: float) -> RegisteredNode | None:
+        """Record a message; return the node that sent it, `None` for an unknown connection."""
         name = self._names.get(peer)
-        if name is not None:
-            self._nodes[name].last_message_at = now
-        return name
-
-    def note_health(self, name: str, state: str, problem: str) -> None:
-        """Record what a registered node has reported of itself."""
-        self._nodes[name].state, self._nodes[name].problem = state, problem
-
-    def must_ask(self, name: str, sequence: int, now: float) -> bool:
-        """Record the number of a message; return whether the node must send its state again."""
-        return self._nodes[name].sequence.received(sequence, now)
+        if name is None:
+            return None
+        self._nodes[name].last_message_at = now
+        return self._nodes[name]
 
     def disconnect(self, peer: bytes) -> str | None:
         """Remove the node of a closed connection; return its name if it was registered."""

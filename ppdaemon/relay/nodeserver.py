@@ -90,7 +90,7 @@ class NodeServer:
         registry = self.dispatcher.registry
         for name in names:
             if name in registry:
-                self.dispatcher.disconnect(registry.peer_of(name), self.clock.mono())
+                self.dispatcher.disconnect(registry[name].peer, self.clock.mono())
 
     def _receive(self, peer: bytes, message: NodeMessage) -> None:
         if (comparing := self._comparing.get(peer)) is not None:

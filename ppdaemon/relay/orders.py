@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ppdaemon.messages import DetectorsOfVisit
 from ppdaemon.states import Outcome
+from ppdaemon.traces import Span, TraceKey, problem_of, root_of, trace_number
 from ppdaemon.visit import NextVisit
 
 ADOPTED = "from the journal of the node: the ledger was older"
@@ -205,6 +206,29 @@ class Ended:
     outcome: Outcome
     reason: str
 
+    @property
+    def key(self) -> TraceKey:
+        """What the trace is about."""
+        return TraceKey(self.instrument, self.group, self.detector)
+
+    def span(self, relay: str, ended_tai: float) -> Span:
+        """Return the root of the trace: from the announcement to the outcome in the ledger of a relay."""
+        trace = trace_number(self.key)
+        names = ("instrument", "group", "detector", "survey", "node", "attempt", "reason")
+        return Span(
+            "visit-detector",
+            "pprelay",
+            relay,
+            trace,
+            root_of(trace),
+            None,
+            self.received_tai,
+            max(self.received_tai, ended_tai),
+            {f"ppdaemon.{name}": getattr(self, name) for name in names}
+            | {"ppdaemon.outcome": str(self.outcome)},
+            problem_of(self.outcome, self.reason),
+        )
+
 
 type Send = (
     SendHeartbeat
@@ -236,6 +260,12 @@ class Effects:
     writes: list[Write] = field(default_factory=list)
     sends: list[Send] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+
+    def add(self, other: "Effects") -> None:
+        """Add the effects of a later event."""
+        self.writes += other.writes
+        self.sends += other.sends
+        self.ended += other.ended
 
     @classmethod
     def of(cls, *sends: Send, writes: Sequence[Write] = ()) -> "Effects":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from ppdaemon.messages import DetectorsOfVisit, PermitRequest
 from ppdaemon.relay import orders
+from ppdaemon.relay.noderegistry import RegisteredNode
 from ppdaemon.relay.openvisit import OpenVisit, ReservationState, VisitKey
 
 __all__ = ("judge_permits",)
@@ -22,10 +23,10 @@ REFUSED = "the relay has ended it, or given it to another node"
 
 
 def judge_permits(
-    visits: Mapping[VisitKey, OpenVisit], node: str, incarnation: str, peer: bytes, request: PermitRequest
+    visits: Mapping[VisitKey, OpenVisit], node: RegisteredNode, request: PermitRequest
 ) -> orders.Effects:
     """Permit what the node holds in the attempt that it names; refuse all else. Repeating it is harmless."""
-    effects = orders.Effects()
+    effects, incarnation = orders.Effects(), node.incarnation
     permitted: list[DetectorsOfVisit] = []
     refused: list[DetectorsOfVisit] = []
     for asked in request.visits:
@@ -34,7 +35,7 @@ def judge_permits(
         new: list[int] = []
         for detector in asked.detectors:
             reservation = None if visit is None else visit.reservations.get(detector)
-            if reservation is None or (reservation.node, reservation.attempt) != (node, asked.attempt):
+            if reservation is None or (reservation.node, reservation.attempt) != (node.name, asked.attempt):
                 continue
             held[detector] = None
             if (reservation.state, reservation.incarnation) != (PERMITTED, incarnation):
@@ -48,7 +49,7 @@ def judge_permits(
         if others:
             refused.append(asked.model_copy(update={"detectors": others}))
     if permitted:
-        effects.sends.append(orders.Permit(peer, incarnation, tuple(permitted)))
+        effects.sends.append(orders.Permit(node.peer, incarnation, tuple(permitted)))
     if refused:
-        effects.sends.append(orders.RefusePermit(peer, tuple(refused), REFUSED))
+        effects.sends.append(orders.RefusePermit(node.peer, tuple(refused), REFUSED))
     return effects

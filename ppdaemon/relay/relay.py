@@ -10,7 +10,6 @@ Clients are served by `ppdaemon.relay.submitserver`, nodes by `ppdaemon.relay.no
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger, UnfinishedVisit
 from ppdaemon.relay.metrics import RELAY_METRICS
 from ppdaemon.relay.nodeserver import NodeServer
-from ppdaemon.relay.openvisit import Reservation, make_open_visit
+from ppdaemon.relay.openvisit import make_open_visit
 from ppdaemon.relay.orders import (
     CloseVisit,
     ConfirmResults,
@@ -46,21 +45,19 @@ from ppdaemon.relay.orders import (
     SendHeartbeat,
     SetOutcome,
 )
-from ppdaemon.relay.spans import span_of
 from ppdaemon.relay.submitserver import SubmitServer
 from ppdaemon.reloading import Reloader
 from ppdaemon.reports import RELAY_REQUESTS
 from ppdaemon.sqlitefile import BatchWriter, Commit
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
-from ppdaemon.traces import TraceKey
 from ppdaemon.tracesender import TraceSender
-from ppdaemon.visit import NextVisit, read_next_visit
+from ppdaemon.visit import read_next_visit
 
 if TYPE_CHECKING:
     from ppdaemon.relay.kafkasource import KafkaSource
 
-__all__ = ("Relay", "RelaySockets")
+__all__ = ("Relay",)
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,26 +78,19 @@ STOP_S = 0.5
 not answered either, so that clients and nodes send it again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelaySockets:
-    """The two bound sockets."""
-
-    submit: zmq.asyncio.Socket
-    nodes: zmq.asyncio.Socket
-
-
 class Relay:
     """A running relay; must be created inside the event loop.
 
-    `ledger` must be open; `run` closes it. `read_config` reads the configuration file
-    again.
+    `ledger` must be open; `run` closes it. `submit` and `nodes` are bound sockets. `read_config` reads the
+    configuration file again.
     """
 
     def __init__(
         self,
         config: RelayConfig,
         ledger: Ledger,
-        sockets: RelaySockets,
+        submit: zmq.asyncio.Socket,
+        nodes: zmq.asyncio.Socket,
         *,
         clock: Clock,
         notifier: Notifier,
@@ -111,7 +101,7 @@ class Relay:
         self._config = config
         self._gatekeeper = gatekeeper
         self._read_config = read_config
-        self._sockets = sockets
+        self._submit, self._nodes = submit, nodes
         self._clock = clock
         self._notifier = notifier
         now = clock.mono()
@@ -130,10 +120,11 @@ class Relay:
             writer=self._writer,
             throttle=self._throttle,
             clock=clock,
-            answer=partial(link.answer, sockets.submit),
+            answer=partial(link.answer, submit),
             apply_effects=self._apply,
-            open_visit=self._open,
         )
+        self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, lambda: self._control.report())
+        self._traces = TraceSender(config.traces)
         self._control = RelayControl(
             config=config,
             dispatcher=self._dispatcher,
@@ -141,6 +132,8 @@ class Relay:
             throttle=self._throttle,
             clock=clock,
             reloader=Reloader(self._reload, clock),
+            metrics=self._metrics,
+            traces=self._traces,
         )
         self._node_server = NodeServer(
             config=config,
@@ -153,9 +146,6 @@ class Relay:
             apply_effects=self._apply,
             restore=partial(self._restore, serve=False),
         )
-        self._metrics = MetricsServer(config.metrics.listen, RELAY_METRICS, self._control.report)
-        self._traces = TraceSender(config.traces)
-        self._control.metrics, self._control.traces = self._metrics, self._traces
         self._control_server = ControlServer(
             config.control_socket,
             RELAY_REQUESTS,
@@ -168,7 +158,7 @@ class Relay:
             link.SUBMIT: RateLimit(config.security.submit_per_s, clock.mono),
             link.NODES: RateLimit(config.security.nodes_per_s, clock.mono),
         }
-        self._link = link.NodeLink(sockets.nodes, config.name, incarnation, ledger.epoch, clock)
+        self._link = link.NodeLink(nodes, config.name, incarnation, ledger.epoch, clock)
         self._events: asyncio.Queue[Callable[[], None]] = asyncio.Queue(EVENTS)
         self._kafka: KafkaSource | None = None
         if config.kafka.brokers is not None:
@@ -228,12 +218,12 @@ class Relay:
             sources.append(self._kafka.run())
         for socket, domain, handle, excess in (
             (
-                self._sockets.submit,
+                self._submit,
                 link.SUBMIT,
                 lambda frames, _: self._submit_server.serve(frames),
                 self._submit_server.refuse_busy,
             ),
-            (self._sockets.nodes, link.NODES, self._node_server.serve, lambda frames: None),
+            (self._nodes, link.NODES, self._node_server.serve, lambda frames: None),
         ):
             limit = ConnectionLimit(socket, domain, self._throttle, self._clock.mono)
             sources += [limit.run(), self._read(socket, domain, limit, handle, excess)]
@@ -363,7 +353,7 @@ class Relay:
         # At once after a drain: the node says then why it gets no visits.
         if now - self._beat_at >= self._config.heartbeat_s or registry.drained != self._drained:
             self._beat_at, self._drained = now, registry.drained
-            self._send([SendHeartbeat(peer, registry.is_drained(peer)) for peer in registry.peers])
+            self._send([SendHeartbeat(node.peer, node.name in registry.drained) for node in registry.nodes])
             # Sent by the pump, so that systemd restarts a relay whose pump hangs.
             self._notifier.notify(WATCHDOG=1)
             self._notifier.notify(STATUS=status_line(self._control.report()))
@@ -407,8 +397,7 @@ class Relay:
 
     def _trace(self, ended: Ended) -> None:
         tai, name = self._clock.tai(), self._config.name
-        key = TraceKey(ended.instrument, ended.group, ended.detector)
-        self._traces.put(key, lambda: (span_of(ended, name, tai),))
+        self._traces.put(ended.key, lambda: (ended.span(name, tai),))
 
     def _log_write_error(self, reason: str) -> None:
         if self._throttle.passes("ledger write"):
@@ -449,39 +438,16 @@ class Relay:
                 ]
                 self._apply(Effects([*outcomes, CloseVisit(row.number)]))
                 continue
-            self._open(
+            now = self._clock.mono()
+            opened = make_open_visit(
                 row.number,
                 visit,
                 row.reservations,
-                row.received_tai,
-                row.cancelled,
-                row.age_s,
+                received_tai=row.received_tai,
+                age_s=row.age_s,
+                expiry_s=self._config.expiry_s,
+                now=now,
+                cancelled=row.cancelled,
                 adopted=row.adopted,
-                serve=serve,
             )
-
-    def _open(
-        self,
-        number: int,
-        visit: NextVisit,
-        reservations: Sequence[Reservation],
-        received_tai: float,
-        cancelled: bool,
-        age_s: float = 0.0,
-        *,
-        adopted: bool = False,
-        serve: bool = True,
-    ) -> None:
-        now = self._clock.mono()
-        open_visit = make_open_visit(
-            number,
-            visit,
-            reservations,
-            received_tai=received_tai,
-            age_s=age_s,
-            expiry_s=self._config.expiry_s,
-            now=now,
-            cancelled=cancelled,
-            adopted=adopted,
-        )
-        self._apply(self._dispatcher.add(open_visit, now, serve=serve))
+            self._apply(self._dispatcher.add(opened, now, serve=serve))

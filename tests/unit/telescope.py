@@ -494,11 +494,19 @@ class Telescope:
     def announce_again(self, number):
         group, survey = self.groups[number], self.surveys[number]
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": survey, "nimages": 1})
+        now_tai, now = self.clock.tai(), self.clock.mono()
+        times = {"received_tai": now_tai, "age_s": 0.0, "expiry_s": EXPIRY_S, "now": now}
+        planned = make_open_visit(0, visit, [Reservation(detector) for detector in DETECTORS], **times)
+        self.dispatcher.plan(planned, now)
         with self.ledger.transaction():
-            accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, self.clock.tai())
+            accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, now_tai, planned.routes)
+        opened = planned
+        if not accepted.is_new:
+            self.dispatcher.drop(planned)
+            opened = make_open_visit(0, visit, [Reservation(each) for each in accepted.added], **times)
         if accepted.added or accepted.was_adopted:
-            reservations = [Reservation(detector) for detector in accepted.added]
-            self.open(accepted.number, visit, reservations, self.clock.tai(), accepted.cancelled)
+            opened.number, opened.cancelled = accepted.number, accepted.cancelled
+            self.uncommitted.append(self.dispatcher.add(opened, now))
 
     def cancel(self):
         if self.groups:
@@ -519,7 +527,7 @@ class Telescope:
         for node in self.nodes:
             node.tick()
         self.uncommitted.append(self.dispatcher.tick(self.clock.mono()))
-        beats = (SendHeartbeat(peer) for peer in self.dispatcher.registry.peers)
+        beats = (SendHeartbeat(node.peer) for node in self.dispatcher.registry.nodes)
         self.uncommitted.append(Effects.of(*beats))
 
     def deliver_up(self, node):

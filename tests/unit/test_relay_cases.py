@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ppdaemon.errors import Refused
+from ppdaemon.messages import Hello, ResultEntry, Results
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
-from ppdaemon.relay.openvisit import ReservationState, make_open_visit
+from ppdaemon.relay.openvisit import ReservationState
 from ppdaemon.relay.submitserver import EARLY_CANCEL_S, MAX_EARLY_CANCELS, SubmitServer
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
@@ -25,12 +27,18 @@ def event(name, **changes):
 
 
 class DirectWriter:
-    """Commits each change at once, in the order of `put`."""
+    """Commits each change at once, in the order of `put`; `before` is called first."""
 
     def __init__(self, ledger):
         self._ledger = ledger
+        self.before = lambda: None
 
     def put(self, commit):
+        try:
+            self.before()
+        except Refused as error:
+            commit.failed(error)
+            return
         with self._ledger.transaction():
             result = commit.work(self._ledger)
         commit.done(result)
@@ -43,16 +51,18 @@ class World:
         self.ledger, self.config, self.clock = ledger, config, clock
         self.dispatcher = Dispatcher(resend_s=1.0, silence_s=5.0, rejoin_s=0.0, give_up_s=900.0)
         self.answers = []
-        self.opened = []
+        self.opened, self.writes, self.sent = [], [], []
+        add = self.dispatcher.add
+        self.dispatcher.add = lambda visit, now: self.opened.append(visit.visit) or add(visit, now)
+        self.writer = DirectWriter(ledger)
         self.server = SubmitServer(
             config=config,
             dispatcher=self.dispatcher,
-            writer=DirectWriter(ledger),
+            writer=self.writer,
             throttle=Throttle(0.0, clock.mono),
             clock=clock,
             answer=lambda envelope, accepted: self.answers.append(accepted),
             apply_effects=self._apply,
-            open_visit=self._open,
         )
 
     def send(self, fields):
@@ -68,19 +78,32 @@ class World:
                 found.detector: found.outcome for visit in self.ledger.find(GROUP) for found in visit.outcomes
             }
 
+    def connect(self, *nodes):
+        """Connect nodes that serve all detectors."""
+        self.dispatcher.tick(self.clock.mono())
+        instruments = {"LSSTCam": tuple(range(189))}
+        link = {
+            "incarnation": "i",
+            "instruments": instruments,
+            "capacity": 200,
+            "sent_tai": 0.0,
+            "sequence": 1,
+        }
+        for node in nodes:
+            self.dispatcher.receive(node.encode(), Hello(origin=node, **link), self.clock.mono())
+        self.dispatcher.tick(self.clock.mono())
+
+    def loads(self):
+        return {node: self.dispatcher.assignments.load(node) for node in ("a", "b")}
+
     def _apply(self, effects, then):
+        self.writes += effects.writes
+        self.sent += effects.sends
         with self.ledger.transaction():
             for write in effects.writes:
                 self.ledger.write(write)
         if then is not None:
             then()
-
-    def _open(self, number, visit, reservations, received_tai, cancelled):
-        self.opened.append(visit)
-        now = self.clock.mono()
-        times = {"received_tai": received_tai, "expiry_s": 3600.0, "now": now, "age_s": 0.0}
-        opened = make_open_visit(number, visit, reservations, cancelled=cancelled, **times)
-        self._apply(self.dispatcher.add(opened, now), None)
 
 
 @pytest.fixture
@@ -185,3 +208,58 @@ def test_remembered_cancellations_are_bounded(world):
     for number in range(MAX_EARLY_CANCELS + 10):
         world.send({"groupId": f"g{number}"})
     assert len(world.server.early_cancels) == MAX_EARLY_CANCELS
+
+
+def test_a_visit_and_its_nodes_are_stored_in_one_transaction(world):
+    world.connect("a")
+    assert world.send(event("fanned_out_detector_42_strings", detector=None)).status == "accepted"
+    assert world.writes == []
+    (order,) = world.sent
+    assert (order.peer, len(order.detectors)) == (b"a", 189)
+    (visit,) = world.ledger.unfinished_visits()  # what a relay finds that starts again now
+    assert {(each.node, each.state, each.attempt) for each in visit.reservations} == {
+        ("a", ReservationState.SENT, 1)
+    }
+    assert world.loads()["a"] == 189
+
+
+def test_a_node_that_leaves_while_the_visit_is_stored_gets_nothing(world):
+    world.connect("a", "b")
+    world.writer.before = lambda: world.dispatcher.disconnect(b"a", world.clock.mono())
+    world.send(event("fanned_out_detector_42_strings", detector=None))
+    assert {order.peer for order in world.sent} == {b"b"}
+    assert sorted(detector for order in world.sent for detector in order.detectors) == [*range(189)]
+    (visit,) = world.ledger.unfinished_visits()
+    assert {each.node for each in visit.reservations} == {"b"}
+    assert world.loads() == {"a": 0, "b": 189}
+
+
+@pytest.mark.parametrize("open_", [True, False])
+def test_a_repeated_announcement_costs_its_nodes_nothing(world, open_):
+    world.connect("a")
+    world.send(event("fanned_out_detector_42_strings"))
+    if not open_:
+        world.dispatcher.cancel(("LSSTCam", GROUP), world.clock.mono())
+        results = {"instrument": "LSSTCam", "group": GROUP, "detector": 42, "outcome": Outcome.CANCELLED}
+        message = Results(origin="a", sent_tai=0.0, sequence=2, entries=(ResultEntry(**results),))
+        world._apply(world.dispatcher.receive(b"a", message, world.clock.mono()), None)
+    assert world.loads()["a"] == open_
+    assert world.send(event("fanned_out_detector_42_strings")).status == "duplicate"
+    assert world.loads()["a"] == open_
+
+
+def test_a_visit_that_cannot_be_stored_costs_its_nodes_nothing(world):
+    def full():
+        raise Refused("the ledger cannot be written: disk full")
+
+    world.connect("a")
+    world.writer.before = full
+    assert world.send(event("fanned_out_detector_42_strings")).reason.endswith("disk full")
+    assert (world.loads()["a"], world.states(), world.sent) == (0, {}, [])
+
+
+def test_a_visit_whose_cancellation_came_first_is_sent_to_no_node(world):
+    world.connect("a")
+    world.send({"groupId": GROUP})
+    assert world.send(event("fanned_out_detector_42_strings")).status == "accepted"
+    assert (world.outcomes(), world.sent, world.loads()["a"]) == ({42: Outcome.CANCELLED}, [], 0)

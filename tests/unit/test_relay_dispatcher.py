@@ -871,7 +871,7 @@ def test_a_connection_that_sends_hello_under_another_name_gives_up_the_first(dis
     join(dispatcher, "a")
     dispatcher.receive(b"a", hello("z"), 1.0)
     assert "a" not in dispatcher.registry
-    assert dispatcher.registry.peers == (b"a",)
+    assert [node.peer for node in dispatcher.registry.nodes] == [b"a"]
 
 
 def test_nodes_are_not_silent_if_it_was_the_relay_that_did_not_listen(dispatcher):

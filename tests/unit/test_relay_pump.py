@@ -18,7 +18,7 @@ from ppdaemon.relay import control
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.orders import SetRoute
-from ppdaemon.relay.relay import REJOIN_HEARTBEATS, Relay, RelaySockets
+from ppdaemon.relay.relay import REJOIN_HEARTBEATS, Relay
 from ppdaemon.relay.requests import visit_json
 from ppdaemon.visit import read_next_visit
 from ppdaemon.wire import decode, encode
@@ -47,7 +47,8 @@ class World:
         self.relay = Relay(
             self.config,
             Ledger(folder, clock),
-            RelaySockets(self, self),
+            self,
+            self,
             clock=clock,
             notifier=SimpleNamespace(notify=lambda **fields: None),
             incarnation="relay1",

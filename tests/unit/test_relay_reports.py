@@ -4,6 +4,7 @@
 import asyncio
 import sqlite3
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -32,6 +33,7 @@ from ppdaemon.reloading import Reloader
 from ppdaemon.sqlitefile import BatchWriter
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
+from ppdaemon.tracesender import TraceSender
 from ppdaemon.visit import read_next_visit
 
 
@@ -52,6 +54,8 @@ class World:
             throttle=Throttle(10.0, clock.mono),
             clock=clock,
             reloader=Reloader(self.reload, self.clock),
+            metrics=SimpleNamespace(problem=""),
+            traces=TraceSender(self.config.traces),
         )
 
     async def reload(self):
@@ -317,7 +321,7 @@ def test_permits_are_counted_by_visit_detector(world):
 def test_lost_messages_of_all_nodes_are_counted(world):
     for name in ("n1", "n2"):
         world.join(name)
-        world.dispatcher.registry.must_ask(name, 4, world.clock.mono())  # 2 and 3 are missing
+        world.dispatcher.registry[name].sequence.received(4, world.clock.mono())  # 2 and 3 are missing
     world.dispatcher.registry.disconnect(b"n2")
     assert world.control.report().messages_lost == 4
 

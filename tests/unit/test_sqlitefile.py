@@ -219,6 +219,20 @@ async def test_effects_follow_in_the_order_of_their_commits(file):
     assert file.all() == list(range(3 * BATCH))
 
 
+async def test_an_effect_without_work_that_follows_a_commit_needs_no_transaction(file):
+    statements, log = [], []
+    async with writing(file) as writer:
+
+        def done(_):
+            writer.put(Commit(None, lambda _: log.append("follows")))
+            assert log == []
+
+        file._db.set_trace_callback(statements.append)
+        writer.put(Commit(lambda file: file.add(1), done))
+    assert log == ["follows"]
+    assert statements.count("BEGIN IMMEDIATE") == 1
+
+
 async def test_what_has_gathered_is_one_transaction(file):
     statements = []
     file._db.set_trace_callback(statements.append)

@@ -17,7 +17,6 @@ from ppdaemon.node.slots.assignment import Key
 from ppdaemon.node.visits.model import JournalEntry
 from ppdaemon.node.visits.spans import spans_of
 from ppdaemon.relay.orders import Ended
-from ppdaemon.relay.spans import span_of
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.waiting import wait_until
 from ppdaemon.traces import Span, TraceKey, is_sampled, root_of, span_number, trace_number
@@ -138,11 +137,11 @@ def test_attempts_and_nodes_have_spans_of_their_own_in_one_trace():
 
 def test_the_relay_s_span_is_the_root():
     ended = Ended("DemoCam", "g", 4, "BLOCK-1", 5.0, "n1", 2, Outcome.FAILED, "no star")
-    span = span_of(ended, "relay", 9.0)
+    span = ended.span("relay", 9.0)
     assert (span.trace, span.number, span.parent) == (TRACE, root_of(TRACE), None)
     assert (span.begin_tai, span.end_tai, span.problem) == (5.0, 9.0, "failed: no star")
     assert span.attributes["ppdaemon.node"] == "n1"
-    assert span_of(ended, "relay", 3.0).end_tai == 5.0  # a clock was set
+    assert ended.span("relay", 3.0).end_tai == 5.0  # a clock was set
 
 
 def test_the_ratio_decides_by_the_number_of_the_trace():
