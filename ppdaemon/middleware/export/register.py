@@ -152,6 +152,8 @@ class Registrar:
         error may be that one has been removed since. Return whether there were any.
         """
         present, self._present = self._present, set()
+        if self._rows is not None:
+            self._rows.forget()
         return bool(present)
 
     def _new_records(self, records: Sequence[DimensionRecord]) -> list[DimensionRecord]:
