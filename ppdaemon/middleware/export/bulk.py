@@ -44,13 +44,17 @@ class KnownIds:
     """
 
     def __init__(self, column: sqlalchemy.Column[uuid.UUID], dialect: sqlalchemy.Dialect):
-        ids, self._text = sqlalchemy.bindparam("ids", type_=sqlalchemy.Text), _array
+        ids = sqlalchemy.bindparam("ids", type_=sqlalchemy.Text)
+        self._text: Callable[[Sequence[Value]], str]
+        self.query = sqlalchemy.select(column)
         if dialect.name == "sqlite":
-            given, self._text = sqlalchemy.func.json_each(ids).table_valued("value"), json.dumps
-            where = column.in_(sqlalchemy.select(given.c.value))
+            self._text = json.dumps
+            given = sqlalchemy.func.json_each(ids).table_valued("value")
+            self.query = self.query.where(column.in_(sqlalchemy.select(given.c.value)))
         else:
-            where = column == sqlalchemy.any_(sqlalchemy.cast(ids, sqlalchemy.ARRAY(column.type)))
-        self.query = sqlalchemy.select(column).where(where)
+            self._text = _array
+            array = sqlalchemy.cast(ids, sqlalchemy.ARRAY(column.type))
+            self.query = self.query.where(column == sqlalchemy.any_(array))
 
     def parameters(self, ids: Sequence[Value]) -> dict[str, str]:
         """Return the parameters of the query for UUIDs as the driver gets them."""

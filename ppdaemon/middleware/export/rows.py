@@ -88,6 +88,11 @@ _ANY_TYPE = "ppdaemon_any_type"
 """Stands for the name of the dataset type in the name of a file."""
 _TYPE_FIELDS = frozenset({"{datasetType}", "{datasetType:?}", "{datasetType:/}"})
 """Fields of templates that are replaced by the name of the dataset type as it is."""
+_ANY_DETECTOR = "ppdaemon_any_detector"
+"""Stands for the full name of the detector: to make a name takes longer than to insert the rows of some
+datasets."""
+_DETECTOR_FIELDS = frozenset({"{detector.full_name}", "{detector.full_name:?}"})
+"""Fields of templates that are replaced by it."""
 _PLAIN = re.compile(r"[\w.+-]+/[\w./+:=-]*", re.ASCII)
 _MAX_FOLDERS = 20_000
 """Folders whose names are known to be on the disk: a visit makes one for each dataset type."""
@@ -131,7 +136,7 @@ class RowIngest:
         self._db = inner._registry._db
         self._store = inner._datastore
         self._root = str(self._store.root.ospath).rstrip("/")
-        self._templates: dict[tuple[DatasetType, Any], tuple[FileTemplate, DatasetType | None]] = {}
+        self._templates: dict[tuple[DatasetType, Any], _Template] = {}
         self._records: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._stems: dict[tuple[int, str, int], tuple[DataCoordinate, str, bool]] = {}
         """Names of the files that were ingested last, by template, run and identity of the data ID, and
@@ -283,7 +288,8 @@ class RowIngest:
         instruments = {key: data_id.get("instrument") for key, data_id in ids.items()}
         # Names have values of dimension records, such as those of the exposure.
         ids = dict(zip(ids, self._registry.expand_data_ids(list(ids.values())), strict=True))
-        templates: dict[tuple[int, Any], tuple[FileTemplate, DatasetType | None]] = {}
+        templates: dict[tuple[int, Any], _Template] = {}
+        of_visits: dict[_StemKey, str] = {}
         stems: dict[tuple[int, str, int], tuple[DataCoordinate, str, bool]] = {}
         places = []
         for extension, (_, _, _, datasets) in zip(extensions, files, strict=True):
@@ -293,18 +299,16 @@ class RowIngest:
             template_key = id(kind), instruments[number]
             if (found := templates.get(template_key)) is None:
                 found = templates[template_key] = self._template(first)
-            template, any_type = found
-            if any_type is None:
-                stem = template.format(first.ref().expanded(ids[number]))
+            if found.any_type is None:
+                stem = found.template.format(first.ref().expanded(ids[number]))
                 is_plain = _is_plain(stem)
             else:
-                key = id(template), run, number
+                key = id(found.template), run, number
                 if (known := stems.get(key)) is None:
                     known = self._stems.get(key)
                     # Another object may have its identity now.
                     if known is None or known[0] is not data_id:
-                        any_ref = DatasetRef(any_type, ids[number], run, id=first.id, conform=False)
-                        stem = template.format(any_ref)
+                        stem = found.stem(first, ids[number], of_visits)
                         known = data_id, stem, _is_plain(stem)
                     stems[key] = known
                 _, stem, is_plain = known
@@ -319,10 +323,8 @@ class RowIngest:
         self._stems = stems
         return places
 
-    def _template(self, dataset: NewDataset) -> tuple[FileTemplate, DatasetType | None]:
-        """Return the template of a file's name and, if the name differs from those of other dataset types
-        by the name of the type only, a type that stands for all.
-        """
+    def _template(self, dataset: NewDataset) -> "_Template":
+        """Return the template of a file's name."""
         kind = dataset.dataset_type
         key = kind, dataset.data_id.get("instrument")
         if key not in self._templates:
@@ -331,12 +333,17 @@ class RowIngest:
             any_type = DatasetType(_ANY_TYPE, kind.dimensions, kind.storageClass)
             # A name with a period, as components have, may be changed in a path.
             usual = _TYPE_FIELDS.issuperset(fields) and kind.name.isidentifier()
-            self._templates[key] = template, any_type if usual else None
+            of_detector = set(re.findall(r"\{[^}]*detector[^}]*\}", template.template))
+            self._templates[key] = _Template(
+                template,
+                any_type if usual else None,
+                _DETECTOR_FIELDS.issuperset(of_detector) and "detector" in kind.dimensions,
+            )
         return self._templates[key]
 
     def _move(self, targets: Mapping[str, str]) -> None:
         """Rename files, and sync the folders with new names."""
-        leaves = {os.path.dirname(target) for target in targets.values()}
+        leaves = {target.rpartition("/")[0] for target in targets.values()}
         new = {folder for leaf in leaves for folder in self._unsynced(leaf)}
         for leaf in leaves:
             os.makedirs(leaf, exist_ok=True)
@@ -353,6 +360,43 @@ class RowIngest:
         while len(folder) > len(self._root) and not (folder in self._synced and os.path.isdir(folder)):
             yield folder
             folder = os.path.dirname(folder)
+
+
+type _StemKey = tuple[int, DimensionGroup, str, tuple[DataIdValue, ...]]
+"""Template, dimensions, run, and values of the required dimensions without the detector."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """Makes the names of the files of a dataset type."""
+
+    template: FileTemplate
+    any_type: DatasetType | None
+    """Stands for all dataset types of which the names differ by the name of the type only."""
+    any_detector: bool
+    """Whether the names of a visit's detectors differ by the full name of the detector only."""
+
+    def stem(self, dataset: NewDataset, data_id: DataCoordinate, of_visits: dict[_StemKey, str]) -> str:
+        """Return a name with `_ANY_TYPE`. `of_visits` has those with `_ANY_DETECTOR`, too."""
+        detector = data_id.records["detector"] if self.any_detector and data_id.hasRecords() else None
+        if detector is None or not detector.full_name.isidentifier():
+            return self._formatted(dataset, data_id)
+        dimensions = dataset.dataset_type.dimensions
+        values = zip(dimensions.required, dataset.values, strict=True)
+        others = tuple(value for name, value in values if name != "detector")
+        key = id(self.template), dimensions, dataset.run, others
+        if key not in of_visits:
+            any_detector = type(detector)(**{**detector.toDict(), "full_name": _ANY_DETECTOR})
+            # One that has records already keeps them.
+            of_any = DataCoordinate.from_required_values(dimensions, dataset.values)
+            records = {**data_id.records, "detector": any_detector}
+            of_visits[key] = self._formatted(dataset, of_any.expanded(records))
+        return of_visits[key].replace(_ANY_DETECTOR, detector.full_name)
+
+    def _formatted(self, dataset: NewDataset, data_id: DataCoordinate) -> str:
+        assert self.any_type is not None
+        ref = DatasetRef(self.any_type, data_id, dataset.run, id=dataset.id, conform=False)
+        return self.template.format(ref)
 
 
 @dataclass(slots=True)
