@@ -41,7 +41,7 @@ TEMPLATES = {
     "by id": "{run:/}/{datasetType}/{id}_{datasetType}",
     "no plain path": "{run:/}/a b%20/{datasetType:?}/{exposure.obs_id|group:?}_{detector.full_name:?}",
     "another form of the type": "{run:/}/{datasetType:>30}/{visit:?}_{exposure:?}_{group:?}_{detector:?}",
-    "the detector's number": "{run:/}/{datasetType}/{exposure|group:?}_{detector.full_name:?}_{detector.id:?}",
+    "the detector by id": "{run:/}/{datasetType}/{exposure|group:?}{detector.full_name:?}_{detector.id:?}",
     "another form of the detector": "{run:/}/{datasetType}/{exposure|group:?}_{detector.full_name:?>20}",
     "as usual": "{run:/}/{datasetType}/{exposure|group:?}_{detector.full_name:?}",
 }
