@@ -10,7 +10,7 @@ import sqlalchemy
 from lsst.daf.butler import ddl
 from postgres import PostgresServer
 
-from ppdaemon.middleware.export.bulk import converter, insert_rows, known_ids, uuid_converter
+from ppdaemon.middleware.export.bulk import KnownIds, converter, insert_rows, uuid_converter
 
 pytest_plugins = ("dbfixtures",)
 
@@ -63,11 +63,12 @@ def test_rows_are_those_of_single_inserts(engine: sqlalchemy.Engine, table: sqla
 def test_those_that_the_table_has_are_found(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:
     ids = [uuid.uuid4() for _ in range(4)]
     convert = uuid_converter(table.columns.id, engine.dialect)
+    known = KnownIds(table.columns.id, engine.dialect)
     with engine.connect() as connection:
         connection.execute(table.insert(), [{"id": id_, "number%": 1} for id_ in ids[::2]])
         for some in (ids, ids[1::2], ids[:1], []):
-            query = known_ids(table.columns.id, list(map(convert, some)), connection.dialect)
-            assert set(connection.scalars(query)) == set(ids[::2]).intersection(some)
+            found = connection.scalars(known.query, known.parameters(list(map(convert, some))))
+            assert set(found) == set(ids[::2]).intersection(some)
 
 
 def test_ids_are_converted_as_the_column_does_it(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:

@@ -144,7 +144,9 @@ def test_new_runs_are_prepended_to_the_chain_and_old_ones_stay(
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("removed", ["runs", "a dataset type", "dimension records", "the chain"])
+@pytest.mark.parametrize(
+    "removed", ["runs", "runs, made anew", "a dataset type", "dimension records", "the chain"]
+)
 def test_what_was_removed_between_two_exports_is_made_again(
     exporter: CentralExporter, central: Central, spools: list[Path], removed: str
 ) -> None:
@@ -156,6 +158,10 @@ def test_what_was_removed_between_two_exports_is_made_again(
         else:
             butler.collections.redefine_chain(CHAIN, [])
             butler.removeRuns(runs)
+        if removed == "runs, made anew":
+            for run in runs:
+                butler.collections.register(run)
+            butler.collections.redefine_chain(CHAIN, runs)
         if removed == "a dataset type":
             butler.registry.removeDatasetType("toy_image")
     if removed == "dimension records":

@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ TEMPLATES = {
     "by id": "{run:/}/{datasetType}/{id}_{datasetType}",
     "no plain path": "{run:/}/a b%20/{datasetType:?}/{exposure.obs_id|group:?}_{detector.full_name:?}",
     "another form of the type": "{run:/}/{datasetType:>30}/{visit:?}_{exposure:?}_{group:?}_{detector:?}",
+    "the detector by id": "{run:/}/{datasetType}/{exposure|group:?}{detector.full_name:?}_{detector.id:?}",
+    "another form of the detector": "{run:/}/{datasetType}/{exposure|group:?}_{detector.full_name:?>20}",
+    "as usual": "{run:/}/{datasetType}/{exposure|group:?}_{detector.full_name:?}",
 }
 
 
@@ -169,7 +173,19 @@ def test_both_ways_give_the_same_names_of_any_template(
     few: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
     templates = {"default": TEMPLATES[template]}
-    assert_the_same(few, spools[:1], tmp_path, monkeypatch, templates=templates)
+    assert_the_same(few, [spools[0], spools[2]], tmp_path, monkeypatch, templates=templates)
+
+
+@ON_SQLITE
+def test_detectors_may_have_names_with_characters_that_no_file_has(
+    few: Central, spools: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spool, name in ((spools[0], "S01"), (spools[2], "S02")):
+        path = spool / MANIFEST
+        text, count = re.subn(rf"{name}(?=\\+\",)", f"R.1/{name}#", path.read_text())
+        assert count > 0
+        path.write_text(re.sub(r',"checksum":"[^"]*"}$', "}", text))
+    assert_the_same(few, [spools[0], spools[2]], tmp_path, monkeypatch)
 
 
 @ON_SQLITE

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy
 
-__all__ = ("DIALECTS", "Value", "converter", "insert_rows", "known_ids", "uuid_converter")
+__all__ = ("DIALECTS", "KnownIds", "Value", "converter", "insert_rows", "uuid_converter")
 
 DIALECTS = {"sqlite": "qmark", "postgresql": "pyformat"}
 """How their drivers mark parameters (PEP 249): SQLite's own one; psycopg2, and psycopg 3."""
@@ -38,17 +38,27 @@ def uuid_converter(
     return next((each for each in usual if each(sample) == convert(sample)), convert)
 
 
-def known_ids(
-    column: sqlalchemy.Column[uuid.UUID], ids: Sequence[Value], dialect: sqlalchemy.Dialect
-) -> sqlalchemy.Select[uuid.UUID]:
-    """Return the query for those of some UUIDs, as the driver gets them, that a column has. All are one
-    parameter: one for each takes longer than to look it up.
+class KnownIds:
+    """Query for those of some UUIDs that a column has. All are one parameter: one for each takes longer than
+    to look it up; and to make the query takes longer than to run it.
     """
-    if dialect.name == "sqlite":
-        given = sqlalchemy.func.json_each(json.dumps(ids)).table_valued("value")
-        return sqlalchemy.select(column).where(column.in_(sqlalchemy.select(given.c.value)))
-    array = sqlalchemy.cast(sqlalchemy.literal(_array(ids)), sqlalchemy.ARRAY(column.type))
-    return sqlalchemy.select(column).where(column == sqlalchemy.any_(array))
+
+    def __init__(self, column: sqlalchemy.Column[uuid.UUID], dialect: sqlalchemy.Dialect):
+        ids = sqlalchemy.bindparam("ids", type_=sqlalchemy.Text)
+        self._text: Callable[[Sequence[Value]], str]
+        self.query = sqlalchemy.select(column)
+        if dialect.name == "sqlite":
+            self._text = json.dumps
+            given = sqlalchemy.func.json_each(ids).table_valued("value")
+            self.query = self.query.where(column.in_(sqlalchemy.select(given.c.value)))
+        else:
+            self._text = _array
+            array = sqlalchemy.cast(ids, sqlalchemy.ARRAY(column.type))
+            self.query = self.query.where(column == sqlalchemy.any_(array))
+
+    def parameters(self, ids: Sequence[Value]) -> dict[str, str]:
+        """Return the parameters of the query for UUIDs as the driver gets them."""
+        return {"ids": self._text(ids)}
 
 
 def insert_rows(

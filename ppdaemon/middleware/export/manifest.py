@@ -5,7 +5,7 @@ import urllib.parse
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
@@ -345,7 +345,7 @@ def _files(stored: _Stored, records: Sequence[SerializedDimensionRecord]) -> tup
         _items(data_ids, datasets["data_id"]),
         _items(stored["runs"], datasets["run"]),
     )
-    refs = list(map(SpooledRef._make, zip(*columns, strict=True)))
+    refs = list(starmap(SpooledRef, zip(*columns, strict=True)))
     if sum(files["datasets"]) != len(refs):
         raise ValueError(f"its files have {sum(files['datasets'])} datasets, and it has {len(refs)}")
     of_files = iter(refs)
@@ -358,7 +358,7 @@ def _files(stored: _Stored, records: Sequence[SerializedDimensionRecord]) -> tup
         files["changed_ns"],
         files["plain"],
     )
-    return tuple(map(SpooledFile._make, zip(*columns_of_files, strict=True)))
+    return tuple(starmap(SpooledFile, zip(*columns_of_files, strict=True)))
 
 
 def _items[T](items: Sequence[T], numbers: Iterable[int]) -> Iterator[T]:

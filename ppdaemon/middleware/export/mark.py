@@ -8,7 +8,7 @@ mount. The mark has the id of the repo, which its registry has too.
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class DatastoreMark:
     """The marks of an open central repo."""
 
     def __init__(self, butler: Butler):
-        self._roots = _roots(butler)
+        self._marks = _marks(butler)
         self._repo_id = _repo_id(butler)
         if not self._repo_id and next(_datasets(butler), None) is None:
             mark_datastore(butler)  # the repo is new: nothing can have gone away
@@ -46,7 +46,7 @@ class DatastoreMark:
 
     def check(self) -> None:
         """Raise `~ppdaemon.errors.Unavailable` if a root of the datastore does not have the mark."""
-        _check(self._roots, self._repo_id)
+        _check(self._marks, self._repo_id)
 
 
 def mark_problem(butler: Butler) -> str:
@@ -55,7 +55,7 @@ def mark_problem(butler: Butler) -> str:
     if not repo_id and next(_datasets(butler), None) is None:
         return ""  # the first export will mark it
     try:
-        _check(_roots(butler), repo_id)
+        _check(_marks(butler), repo_id)
     except Unavailable as error:
         return str(error)
     return ""
@@ -83,7 +83,7 @@ def mark_datastore(butler: Butler) -> str:
         try:
             place.write(text, overwrite=False)
         except FileExistsError:
-            if found := _read(root):
+            if found := _read(place):
                 if found != repo_id:
                     raise Refused(
                         f"{root} is marked as that of another repo: its {MARK} has the id {found!r}, not"
@@ -100,10 +100,10 @@ def mark_datastore(butler: Butler) -> str:
     return "; ".join(done)
 
 
-def _check(roots: Iterable[ResourcePath], repo_id: str) -> None:
-    for root in roots:
+def _check(marks: Mapping[ResourcePath, ResourcePath], repo_id: str) -> None:
+    for root, mark in marks.items():
         try:
-            found = _read(root)
+            found = _read(mark)
         except FileNotFoundError:
             found = ""
         except Exception as error:  # of any kind of store
@@ -124,6 +124,11 @@ def _roots(butler: Butler) -> list[ResourcePath]:
     return [root for root in butler.get_datastore_roots().values() if root is not None]
 
 
+def _marks(butler: Butler) -> dict[ResourcePath, ResourcePath]:
+    """Return the place of each root's mark; to make one takes longer than to read the mark."""
+    return {root: root.join(MARK) for root in _roots(butler)}
+
+
 def _repo_id(butler: Butler) -> str:
     """Return the id of a repo, or a blank if it has none yet."""
     try:
@@ -132,8 +137,8 @@ def _repo_id(butler: Butler) -> str:
         return ""
 
 
-def _read(root: ResourcePath) -> str:
-    return root.join(MARK).read().decode(errors="replace").partition("\n")[0]
+def _read(mark: ResourcePath) -> str:
+    return mark.read().decode(errors="replace").partition("\n")[0]
 
 
 def _datasets(butler: Butler) -> Iterator[DatasetRef]:

@@ -89,6 +89,10 @@ class NewContent:
         return cls(files, parser.types, _records(parser, batch.values()))
 
 
+type _Ids = dict[int, tuple[DataCoordinate, tuple[DataIdValue, ...]]]
+"""Data IDs of the same dimensions, and the values of the required ones."""
+
+
 class _Parser:
     """Makes datasets and records of what manifests have.
 
@@ -98,9 +102,9 @@ class _Parser:
 
     def __init__(self, universe: DimensionUniverse):
         self._universe = universe
-        self._types: dict[int, DatasetType] = {}
+        self._types: dict[int, tuple[DatasetType, _Ids]] = {}
         self._equal: dict[DatasetType, DatasetType] = {}
-        self._ids: dict[tuple[int, int], tuple[DataCoordinate, tuple[DataIdValue, ...]]] = {}
+        self._ids: dict[DimensionGroup, _Ids] = {}
         self._records: dict[int, DimensionRecord] = {}
 
     @property
@@ -112,22 +116,20 @@ class _Parser:
         """Return the datasets of a file."""
         datasets = []
         for dataset_id, kind, simple, run in refs:
-            dataset_type = self._types.get(id(kind))
-            if dataset_type is None:
-                dataset_type = self._type(kind)
-            key = id(dataset_type.dimensions), id(simple)
-            found = self._ids.get(key)
-            if found is None:
+            dataset_type, ids = self._types.get(id(kind)) or self._type(kind)
+            if (found := ids.get(id(simple))) is None:
                 data_id = self._data_id(simple, dataset_type.dimensions)
-                found = self._ids[key] = data_id, data_id.required_values
-            datasets.append(NewDataset(dataset_id, dataset_type, *found, run))
+                found = ids[id(simple)] = data_id, data_id.required_values
+            data_id, values = found
+            datasets.append(NewDataset(dataset_id, dataset_type, data_id, values, run))
         return datasets
 
-    def _type(self, simple: SerializedDatasetType) -> DatasetType:
-        """Return a dataset type, one object for all equal ones."""
+    def _type(self, simple: SerializedDatasetType) -> "tuple[DatasetType, _Ids]":
+        """Return a dataset type, one object for all equal ones, and the data IDs of its dimensions."""
         found = DatasetType.from_simple(simple, universe=self._universe)
-        self._types[id(simple)] = found = self._equal.setdefault(found, found)
-        return found
+        found = self._equal.setdefault(found, found)
+        result = self._types[id(simple)] = found, self._ids.setdefault(found.dimensions, {})
+        return result
 
     def record(self, simple: SerializedDimensionRecord) -> DimensionRecord:
         """Return a dimension record."""

@@ -27,6 +27,7 @@ import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     CollectionType,
+    DataIdValue,
     DatasetRef,
     DatasetType,
     DatasetTypeNotSupportedError,
@@ -43,7 +44,7 @@ from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.manifest import Manifest
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile, Place
+from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile
 from ppdaemon.middleware.export.owners import Owners
 from ppdaemon.middleware.export.quarantine import rejection
 from ppdaemon.middleware.export.spool import image_types
@@ -152,6 +153,8 @@ class Registrar:
         error may be that one has been removed since. Return whether there were any.
         """
         present, self._present = self._present, set()
+        if self._rows is not None:
+            self._rows.forget()
         return bool(present)
 
     def _new_records(self, records: Sequence[DimensionRecord]) -> list[DimensionRecord]:
@@ -220,7 +223,9 @@ class Registrar:
             known = self._rows.known(ids)
         else:
             known = {ref.id for ref in butler.get_many_datasets(ids)}
-        return [file for file in files if not known or known.isdisjoint(each.id for each in file.datasets)]
+        if not known:
+            return list(files)
+        return [file for file in files if known.isdisjoint(each.id for each in file.datasets)]
 
     def _commit_new(
         self, butler: Butler, mark: DatastoreMark, records: Sequence[DimensionRecord], files: list[NewFile]
@@ -297,7 +302,7 @@ class Registrar:
         def copy() -> None:
             for file in left:
                 target, spooled = None if folder is None else copies[file.path], file.spooled
-                if file.spool in faults:
+                if faults and file.spool in faults:
                     continue
                 try:
                     size_bytes, checksum = spooled.size_bytes, spooled.checksum
@@ -373,9 +378,10 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
 
 def _first_of_each(files: Iterable[NewFile]) -> list[NewFile]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[Place, NewFile] = {}
+    first: dict[tuple[int, str, tuple[DataIdValue, ...]], NewFile] = {}
     for file in files:
-        first.setdefault(file.first.place, file)
+        _, kind, _, values, run = file.datasets[0]
+        first.setdefault((id(kind), run, values), file)  # equal types are one object
     return list(first.values())
 
 

@@ -43,10 +43,10 @@ from ppdaemon.durable import sync
 from ppdaemon.middleware.butler.datafiles import extension_of
 from ppdaemon.middleware.export.bulk import (
     DIALECTS,
+    KnownIds,
     Value,
     converter,
     insert_rows,
-    known_ids,
     uuid_converter,
 )
 from ppdaemon.middleware.export.newcontent import NewDataset, NewFile
@@ -140,12 +140,18 @@ class RowIngest:
         """Folders of the datastore whose names are on the disk."""
         column = self._managers.datasets._static.dataset.columns.id
         self._digits = uuid_converter(column, self._db.dialect)
+        self._known = KnownIds(column, self._db.dialect)
+        self._runs: dict[str, Any] = {}
+        """What the registry has of runs."""
+
+    def forget(self) -> None:
+        """Look again for runs: one may have been removed, and made anew."""
+        self._runs.clear()
 
     def known(self, ids: Sequence[DatasetId]) -> set[DatasetId]:
         """Return those of the ids that the registry has."""
-        column = self._managers.datasets._static.dataset.columns.id
-        query = known_ids(column, list(map(self._digits, ids)), self._db.dialect)
-        with self._db.query(query) as found:
+        parameters = self._known.parameters(list(map(self._digits, ids)))
+        with self._db.query(self._known.query, parameters) as found:
             return set(found.scalars())
 
     def ingest(self, files: Sequence[NewFile], copies: Mapping[str, str]) -> None:
@@ -221,7 +227,10 @@ class RowIngest:
         ingest_date: Value,
     ) -> None:
         """Insert the registry's rows of datasets of a run that have the same dimensions."""
-        datasets, collection = self._managers.datasets, self._managers.collections.find(run)
+        datasets = self._managers.datasets
+        # One that was removed since cannot get rows: ids are not used again.
+        if (collection := self._runs.get(run)) is None:
+            collection = self._runs[run] = self._managers.collections.find(run)
         known = {"dataset_type_id": new.type_ids}
         table = datasets._static.dataset
         constants = {datasets._run_key_column: collection.key, "ingest_date": ingest_date}
@@ -327,7 +336,7 @@ class RowIngest:
 
     def _move(self, targets: Mapping[str, str]) -> None:
         """Rename files, and sync the folders with new names."""
-        leaves = {os.path.dirname(target) for target in targets.values()}
+        leaves = {target.rpartition("/")[0] for target in targets.values()}
         new = {folder for leaf in leaves for folder in self._unsynced(leaf)}
         for leaf in leaves:
             os.makedirs(leaf, exist_ok=True)

@@ -120,9 +120,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         present = set(os.listdir(folder))
     except OSError as error:
         raise BadMessage(f"{folder} cannot be checked: {error.strerror}") from error
-    for file in manifest.files:
-        if file.name not in present:
-            raise BadMessage(f"{folder}: file {file.name} of the manifest is missing")
+    if missing := {file.name for file in manifest.files} - present:
+        raise BadMessage(f"{folder}: file {min(missing)} of the manifest is missing")
 
 
 def choose_folder(spill: Path, ramdisk: Path, config: ExportConfig) -> Path:

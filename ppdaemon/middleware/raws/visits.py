@@ -188,6 +188,8 @@ def insert_records(butler: Butler, records: Iterable[DimensionRecord]) -> None:
     by_element: dict[str, list[DimensionRecord]] = {}
     for record in records:
         by_element.setdefault(record.definition.name, []).append(record)
+    if not by_element:
+        return
     with butler.transaction():
         existing: dict[str, list[DimensionRecord]] = {}
         """Records that existed already, perhaps with other values."""
