@@ -49,7 +49,7 @@ from ppdaemon.middleware.direct.shape import pipeline_shape
 from ppdaemon.middleware.direct.warmup import warm_up
 from ppdaemon.middleware.pipelines.graph import LoadedPipeline, PipelineLibrary, rehearse_resolving
 from ppdaemon.middleware.pipelines.provenance import system_packages
-from ppdaemon.middleware.pipelines.schemayaml import read_schemas_faster
+from ppdaemon.middleware.pipelines.schemayaml import read_schemas_faster, rehearse_schema
 from ppdaemon.middleware.preload.groupdata import types_of_groups
 from ppdaemon.middleware.preload.search import Search, find_inputs
 from ppdaemon.middleware.raws.regions import find_camera, footprint_of
@@ -61,6 +61,7 @@ __all__ = ("rehearse",)
 _LOG = logging.getLogger(__name__)
 
 _LATER = (
+    "astropy.io.misc.yaml",
     "lsst.daf.butler.formatters.packages",
     "lsst.daf.butler.registry.attributes",
     "lsst.pipe.base.quantum_graph.formatter",
@@ -86,6 +87,10 @@ def rehearse(config: NodeConfig) -> PipelineLibrary:
     library = PipelineLibrary(config.pipelines.overrides)
     pipelines, _ = library.load(_without_threads(config))
     read_schemas_faster()  # of what the pipelines have imported
+    try:
+        rehearse_schema()
+    except Exception as error:  # its package may be missing
+        _LOG.info("the schema of alert databases is not read before the first visit: %s", describe(error))
     universe = DimensionUniverse()
     local = ButlerConfig(Config(dict(config.butler.local) if config.butler else {}))
     writer: DatasetWriter | None = None

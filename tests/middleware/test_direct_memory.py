@@ -492,6 +492,32 @@ def test_a_calibration_that_cannot_be_copied_is_read_for_each_reader() -> None:
     assert read == [one] * 4
 
 
+class Flat:
+    """An image to which there may be weak references."""
+
+    def __init__(self) -> None:
+        self.array = np.ones(100_000)
+
+
+def test_a_calibration_that_is_cached_is_in_memory_once() -> None:
+    one, read = ref_of("one"), list[weakref.ref[Flat]]()
+
+    def get(ref: DatasetRef) -> Flat:
+        content = Flat()
+        read.append(weakref.ref(content))
+        return content
+
+    prefetcher = Prefetcher(2_000_000)
+    for _ in range(2):
+        assert prefetcher.read({one: 2}, get) == 1_600_000
+        assert [each() for each in read] == [None], "no task gets the object that was read"
+        for _ in range(2):
+            content, found = prefetcher.pop(one)
+            assert found
+            assert np.all(content.array == 1)
+            content.array[:] = 2
+
+
 def patch_ref(patch: int) -> DatasetRef:
     dimensions = UNIVERSE.conform(("patch",))
     data_id = DataCoordinate.standardize(skymap="sky", tract=1, patch=patch, dimensions=dimensions)

@@ -35,7 +35,8 @@ for path in config.pipelines.paths:
     Path(path).unlink(missing_ok=True)
 loaded, _ = library.load(config.pipelines.paths)
 if "felis.datamodel" in sys.modules:
-    from ppdaemon.middleware.pipelines.schemayaml import safe_load
+    from ppdaemon.middleware.pipelines.schemayaml import _pickled, safe_load
+    assert _pickled.cache_info().currsize == 1, "the schema is read before the fork"
     assert sys.modules["felis.datamodel"].yaml.safe_load is safe_load
 assert all(each.graph.is_fully_resolved for each in loaded)
 print(json.dumps([[each.name for each in loaded], os.listdir(folder)]))

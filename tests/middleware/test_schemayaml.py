@@ -40,6 +40,36 @@ def test_a_schema_is_the_same_and_a_new_one_each_time():
     subprocess.run([sys.executable, "-c", READ], check=True)
 
 
+READ_ONCE = """
+import sys
+import yaml
+from ppdaemon.middleware.pipelines.schemayaml import read_schemas_faster, rehearse_schema
+
+rehearse_schema()
+assert "felis.datamodel" not in sys.modules, "nothing is imported for it"
+from lsst.dax.apdb.config import ApdbConfig
+import felis.datamodel
+
+read_schemas_faster()
+rehearse_schema()
+usual = ApdbConfig.model_fields["schema_file"].default
+yaml.load = yaml.safe_load = None  # are not called any more
+felis.datamodel.Schema.from_uri(usual, context={"id_generation": True})
+"""
+
+
+def test_the_usual_schema_is_parsed_once():
+    subprocess.run([sys.executable, "-c", READ_ONCE], check=True)
+
+
+def test_what_a_reader_changes_is_not_in_what_the_next_one_gets():
+    content = "a: &x [1]\nb: *x"
+    first = safe_load(content)
+    first["a"].append(2)
+    assert first["b"] == [1, 2], "one object with two names"
+    assert safe_load(content) == {"a": [1], "b": [1]}
+
+
 @pytest.mark.parametrize("package", ["apdb", "hsc"])
 def test_both_parsers_find_the_same(package):
     content = ResourcePath(f"resource://lsst.sdm.schemas/{package}.yaml").read()

@@ -39,6 +39,11 @@ class Original:
         if not contains(self._content, self._arrays):  # its class copies in another way
             self._pages, self._arrays = _Pages(()), []
 
+    @property
+    def shares_pages(self) -> bool:
+        """Whether copies share the memory of large arrays until they are written to (`bool`)."""
+        return bool(self._arrays)
+
     def copy(self) -> Any:
         """Return a deep copy."""
         arrays = self._pages.map(mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)

@@ -117,30 +117,36 @@ class Prefetcher:
         size = size_bytes(content)
         if size * count > room_bytes:
             return 0
-        prefetched = self._prefetched[key] = [content]
         try:
-            self._add_to_cache(ref, content, size)
-            prefetched += [deep_copy(content, storage) for _ in range(count - 1)]
+            original = self._add_to_cache(ref, content, size)
+            if original is not None and original.shares_pages:
+                # None gets the object that was read: its arrays would be in memory twice.
+                objects = [original.copy() for _ in range(count)]
+            else:
+                objects = [content, *(deep_copy(content, storage) for _ in range(count - 1))]
         except NotImplementedError:
-            prefetched += [get(ref) for _ in range(count - 1)]
+            objects = [content, *(get(ref) for _ in range(count - 1))]
+        self._prefetched[key] = objects
         return size * count
 
-    def _add_to_cache(self, ref: DatasetRef, content: Any, size: int) -> None:
-        """Cache an object if later visits can use it and there is room.
+    def _add_to_cache(self, ref: DatasetRef, content: Any, size: int) -> Original | None:
+        """Cache an object if later visits can use it and there is room; return what was cached.
 
         `NotImplementedError` is raised if it cannot be copied.
         """
         key, is_spatial = _key(ref), bool(ref.dataId.dimensions.spatial)
         if not _VISIT_DIMENSIONS.isdisjoint(ref.dataId.dimensions.names):
-            return
+            return None
         if size > self._limit_bytes or (is_spatial and key not in self._previous):
-            return
-        self._cache[key] = _CachedInput(Original(content, ref.datasetType.storageClass), size, is_spatial)
+            return None
+        original = Original(content, ref.datasetType.storageClass)
+        self._cache[key] = _CachedInput(original, size, is_spatial)
         # Calibrations stay: each visit of the detector reads them. The least recently used goes first.
         oldest = [each for each in self._cache if self._cache[each].is_spatial]
         oldest += [each for each in self._cache if not self._cache[each].is_spatial]
         while self.cached_bytes > self._limit_bytes:
             del self._cache[oldest.pop(0)]
+        return original
 
 
 def _key(ref: DatasetRef) -> _Key:
