@@ -271,6 +271,8 @@ def _is_ieee() -> bool:
 
 
 INTERPRETER = (
+    # Before the streams of a task, which are closed without a user: that may have been made an error.
+    Part("warnings", _warnings, _restore_warnings),
     Part("umask", _umask, os.umask),
     Part("signal handlers", _handlers, _restore_handlers),
     Part(
@@ -322,6 +324,5 @@ INTERPRETER = (
         lambda: tempfile.tempdir,
         lambda before: setattr(tempfile, "tempdir", before),
     ),
-    Part("warnings", _warnings, _restore_warnings),
     Part("logging", _logging, _restore_logging),
 )

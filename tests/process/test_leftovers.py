@@ -481,3 +481,14 @@ def test_the_state_of_a_child_is_that_of_its_begin(monkeypatch):
     sys.argv.append("changed")
     assert leftovers.restore() == (["sys.argv", "ppdaemon.testing.waiting.PAUSE_S"], [])
     assert (sys.argv, os.environ["TMPDIR"]) == (["worker"], "/elsewhere")
+
+
+def test_a_warning_that_a_task_made_an_error_is_none_while_its_streams_are_closed():
+    """The streams of a task are closed without a user: Python says so by a warning."""
+    script = (
+        "import os, sys, warnings; from ppdaemon.worker.leftovers import Leftovers; kept = Leftovers([]);"
+        " warnings.simplefilter('error'); sys.stdout = open(os.devnull, 'w');"
+        " kept.restore(); print('restored')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("restored\n", "")
