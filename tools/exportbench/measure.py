@@ -319,6 +319,9 @@ def _exporter(
         before = _tables(central)
         gc.collect()  # the garbage of others is not collected within a sample
         yield export, before
+        files = sum(len(names) for below, _, names in central.walk() if below != central)
+        if files != amounts.datasets:  # a name that two of them have is no error of the registry
+            raise RuntimeError(f"{files} files of {amounts.datasets} datasets are in the datastore")
 
 
 def _measure_direct(central: Path, local: Path, amounts: Amounts, samples: dict[str, float]) -> None:
