@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from arrivalkit import Catcher, fits_file, run
+from arrivalkit import Catcher, fits_file
 from bridgekit import Asker, bridging
 from certificates import Authority
 from kafkacluster import kafka_cluster
@@ -343,7 +343,7 @@ def test_notices_of_kafka_are_taken_and_what_is_none_is_skipped(socket_dir):
     ("epoch", "words"),
     [("same", "its ring no longer had 2 notices"), ("another", "its ring is another one than before")],
 )
-def test_a_node_reports_what_is_lost_and_takes_the_rest(tmp_path, socket_dir, epoch, words):
+async def test_a_node_reports_what_is_lost_and_takes_the_rest(tmp_path, socket_dir, epoch, words):
     with bridging(socket_dir, ring={"max_notices": 2}) as bridge:
         for number in range(5):
             assert bridge.post(b'{"uri": "s3://elsewhere/%d"}' % number) == 200
@@ -351,28 +351,24 @@ def test_a_node_reports_what_is_lost_and_takes_the_rest(tmp_path, socket_dir, ep
         known = bridge.daemon.status().epoch if epoch == "same" else epoch
         positions.of[bridge.nodes] = Position(known, 1, Clock().tai())
         positions.save()
-
-        async def body() -> None:
-            config = {"roots": (), "remote": [{"uri": "s3://b/raw"}], "bridges": [bridge.nodes]}
-            catcher = Catcher()
-            catcher.arrivals = arrivals = Arrivals(
-                ArrivalsConfig.model_validate(config),
-                {"LSSTCam": range(189)},
-                Clock(),
-                catcher.deliver,
-                bridges=BridgeUse("n1", tmp_path / "bridges.json", lambda: None),
-            )
-            await arrivals.start()
-            try:
-                await catcher.until(lambda: catcher.count("elsewhere") >= 2)
-                (source,) = arrivals.report()
-                assert (source.live, words in source.note) == (False, True)
-                assert "last one in s3://elsewhere/" in source.note
-                assert arrivals.counters["bridge.lost"] == 1
-            finally:
-                await arrivals.stop()
-
-        run(body)
+        config = {"roots": (), "remote": [{"uri": "s3://b/raw"}], "bridges": [bridge.nodes]}
+        catcher = Catcher()
+        catcher.arrivals = arrivals = Arrivals(
+            ArrivalsConfig.model_validate(config),
+            {"LSSTCam": range(189)},
+            Clock(),
+            catcher.deliver,
+            bridges=BridgeUse("n1", tmp_path / "bridges.json", lambda: None),
+        )
+        await arrivals.start()
+        try:
+            await catcher.until(lambda: catcher.count("elsewhere") >= 2)
+            (source,) = arrivals.report()
+            assert (source.live, words in source.note) == (False, True)
+            assert "last one in s3://elsewhere/" in source.note
+            assert arrivals.counters["bridge.lost"] == 1
+        finally:
+            await arrivals.stop()
         (position,) = Positions(tmp_path / "bridges.json").of.values()
         assert (position.epoch, position.number) == (bridge.daemon.status().epoch, 5)
 
