@@ -158,6 +158,14 @@ class Dispatcher:
         elif not visit.adopted:
             self.demand.add_visit(visit.visit.instrument, visit.received_at, len(visit.reservations))
         self._visits[visit.key] = visit
+        for reservation in visit.in_state(SENT):  # planned before the last hello of its node
+            node = reservation.node
+            if node in self.registry and self.registry[node].alone and not reservation.alone:
+                reservation.alone = True
+                detectors = (reservation.detector,)
+                effects.writes.append(
+                    orders.SetRoute(visit.number, node, reservation.attempt, detectors, True)
+                )
         if serve:
             self._serve(visit, now, effects)
         else:

@@ -16,7 +16,7 @@ from visitworld import a_raw
 from ppdaemon.clock import Clock
 from ppdaemon.errors import Refused
 from ppdaemon.folders import NodeFolders
-from ppdaemon.messages import DetectorsOfVisit, Raw, Welcome
+from ppdaemon.messages import DetectorsOfVisit, Raw, ResultEntry, Welcome
 from ppdaemon.node.control.handler import RequestHandler
 from ppdaemon.node.slots.events import Finish, RawArrived
 from ppdaemon.node.visits import journal as journal_module
@@ -31,6 +31,7 @@ from ppdaemon.node.visits.model import (
     JournalEntry,
     MarkQuarantined,
     Reserved,
+    SendResults,
     Update,
 )
 from ppdaemon.node.visits.openvisits import Phase, VisitDetector
@@ -261,3 +262,21 @@ def test_permits_asked_for_one_after_the_other_share_a_message(config, tmp_path,
 
     asyncio.run(run())
     assert asked == [visits[:1], visits[1:]]
+
+
+async def test_no_permit_is_asked_for_after_the_outcome_was_sent(config, tmp_path, monkeypatch):
+    """The nodes of a Redis stream would be refused what this one has returned to them, for good."""
+    names, sent = {"instrument": "DemoCam", "group": "g", "attempt": 1}, []
+    async with running(config, tmp_path, monkeypatch) as node:
+        node.pump.source.ask_permits = sent.extend
+        node.pump.source.send_results = sent.extend
+        visits = [DetectorsOfVisit(**names, detectors=(detector,)) for detector in range(2)]
+        for visit in visits:  # the second one waits for others
+            node.pump._perform(Effects(actions=[AskPermits((visit,))]))
+            await loop_steps_until(lambda: sent)
+        returned = ResultEntry(**names, detector=1, outcome=Outcome.CANCELLED, returned=True)
+        node.pump._perform(Effects(actions=[SendResults((returned,))]))
+        await loop_steps_until(lambda: returned in sent)
+        assert sent == [*visits, returned]
+        await asyncio.sleep(2 * pump_module.ASK_TOGETHER_S)
+    assert sent == [*visits, returned]

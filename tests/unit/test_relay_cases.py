@@ -13,6 +13,7 @@ from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.openvisit import ReservationState
+from ppdaemon.relay.orders import Reserve
 from ppdaemon.relay.submitserver import EARLY_CANCEL_S, MAX_EARLY_CANCELS, SubmitServer
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
@@ -78,7 +79,7 @@ class World:
                 found.detector: found.outcome for visit in self.ledger.find(GROUP) for found in visit.outcomes
             }
 
-    def connect(self, *nodes):
+    def connect(self, *nodes, **changes):
         """Connect nodes that serve all detectors."""
         self.dispatcher.tick(self.clock.mono())
         instruments = {"LSSTCam": tuple(range(189))}
@@ -88,7 +89,7 @@ class World:
             "capacity": 200,
             "sent_tai": 0.0,
             "sequence": 1,
-        }
+        } | changes
         for node in nodes:
             self.dispatcher.receive(node.encode(), Hello(origin=node, **link), self.clock.mono())
         self.dispatcher.tick(self.clock.mono())
@@ -232,6 +233,18 @@ def test_a_node_that_leaves_while_the_visit_is_stored_gets_nothing(world):
     (visit,) = world.ledger.unfinished_visits()
     assert {each.node for each in visit.reservations} == {"b"}
     assert world.loads() == {"a": 0, "b": 189}
+
+
+def test_a_node_that_needs_no_permits_any_more_while_the_visit_is_stored_keeps_it(world):
+    world.connect("a")
+    world.writer.before = lambda: world.connect("a", alone=True)
+    world.send(event("fanned_out_detector_42_strings"))
+    assert [order.detectors for order in world.sent if isinstance(order, Reserve)] == [(42,)]
+    (visit,) = world.ledger.unfinished_visits()
+    assert [(each.node, each.alone) for each in visit.reservations] == [("a", True)]
+    world.dispatcher.disconnect(b"a", world.clock.mono())
+    world.connect("b")
+    assert world.loads() == {"a": 1, "b": 0}
 
 
 @pytest.mark.parametrize("open_", [True, False])

@@ -125,14 +125,16 @@ class _Together[T]:
         if not self._items:
             pause_s = self._used_at + self._pause_s - self._loop.time()
             if pause_s > 0.0:
-                self._loop.call_later(pause_s, self._pass_on)
+                self._loop.call_later(pause_s, self.pass_on)
             else:  # before what waits for the commit that has caused this
-                self._loop.call_soon(self._pass_on)
+                self._loop.call_soon(self.pass_on)
         self._items += items
 
-    def _pass_on(self) -> None:
-        items, self._items, self._used_at = self._items, [], self._loop.time()
-        self._use(items)
+    def pass_on(self) -> None:
+        """Pass on what there is now."""
+        if self._items:
+            items, self._items, self._used_at = self._items, [], self._loop.time()
+            self._use(items)
 
 
 @dataclass(eq=False)
@@ -160,7 +162,7 @@ class VisitPump:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._replies: dict[int, asyncio.Future[tuple[RequeueRow, ...]]] = {}
-        self._results = _Together[ResultEntry](lambda entries: self.source.send_results(entries))
+        self._results = _Together[ResultEntry](self._send_results)
         self._asking = _Together[DetectorsOfVisit](
             lambda visits: self.source.ask_permits(visits), ASK_TOGETHER_S
         )
@@ -402,6 +404,12 @@ class VisitPump:
             pending.set_exception(Refused(reply.refused))
         else:
             pending.set_result(reply.rows)
+
+    def _send_results(self, entries: Sequence[ResultEntry]) -> None:
+        # Before them the permits that wait, as they were decided: one for what is returned to the other nodes
+        # of a stream would not be released any more, and no node would get it.
+        self._asking.pass_on()
+        self.source.send_results(entries)
 
     # --- in the background ---------------------------------------------------
 
