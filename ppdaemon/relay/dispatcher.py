@@ -129,19 +129,6 @@ class Dispatcher:
 
     # --- new and canceled visits --------------------------------------------
 
-    def plan(self, visit: OpenVisit, now: float) -> None:
-        """Choose the nodes of a visit that is not in the ledger yet, so that one transaction stores both;
-        `add` or `drop` follows. Of an open visit nothing is planned.
-        """
-        self._allow_for_pause(now)
-        if visit.key not in self._visits:
-            self._route(visit, now, orders.Effects())
-
-    def drop(self, visit: OpenVisit) -> None:
-        """Forget what was planned for a visit that is not new, or not in the ledger."""
-        for reservation in visit.reservations.values():
-            self.assignments.remove(visit, reservation)
-
     def add(self, visit: OpenVisit, now: float, *, serve: bool = True) -> orders.Effects:
         """Open a visit that is in the ledger, or add its reservations to the open visit of its group. Without
         `serve` it is served with the next tick: the hello of its node follows at once.
@@ -158,14 +145,6 @@ class Dispatcher:
         elif not visit.adopted:
             self.demand.add_visit(visit.visit.instrument, visit.received_at, len(visit.reservations))
         self._visits[visit.key] = visit
-        for reservation in visit.in_state(SENT):  # planned before the last hello of its node
-            node = reservation.node
-            if node in self.registry and self.registry[node].alone and not reservation.alone:
-                reservation.alone = True
-                detectors = (reservation.detector,)
-                effects.writes.append(
-                    orders.SetRoute(visit.number, node, reservation.attempt, detectors, True)
-                )
         if serve:
             self._serve(visit, now, effects)
         else:

@@ -135,16 +135,9 @@ class Ledger(SqliteFile):
         """Number that grows with each start."""
 
     def accept(
-        self,
-        visit: NextVisit,
-        content: str,
-        detectors: Sequence[int],
-        received_tai: float,
-        routes: Mapping[int, tuple[str | None, bool]] | None = None,
+        self, visit: NextVisit, content: str, detectors: Sequence[int], received_tai: float
     ) -> AcceptedVisit:
-        """Insert a visit unless its group is there, and a row for each detector without one. If the group is
-        new, the detectors are sent to the nodes of `routes` next (see `SetRoute`).
-        """
+        """Insert a visit unless its group is there, and a row for each detector without one."""
         cursor = self._db.execute(
             "INSERT INTO visits (instrument, group_id, content, received_tai, boot, received_mono)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -156,7 +149,6 @@ class Ledger(SqliteFile):
                 " WHERE group_id = ? AND instrument = ?",
                 (visit.group, visit.instrument),
             ).fetchone()
-            routes = None
             if was_adopted:
                 self._db.execute(
                     "UPDATE visits SET content = ?, adopted = 0 WHERE number = ?", (content, number)
@@ -173,10 +165,9 @@ class Ledger(SqliteFile):
         else:
             assert cursor.lastrowid is not None
             number, cancelled, was_adopted, added = cursor.lastrowid, 0, 0, tuple(detectors)
-        nowhere = None, False
         self._db.executemany(
-            "INSERT INTO detectors (visit, detector, node, alone) VALUES (?, ?, ?, ?)",
-            [(number, detector, *(routes or {}).get(detector, nowhere)) for detector in added],
+            "INSERT INTO detectors (visit, detector) VALUES (?, ?)",
+            [(number, detector) for detector in added],
         )
         return AcceptedVisit(
             number, content, added, bool(cancelled), bool(cursor.rowcount), bool(was_adopted)

@@ -71,7 +71,7 @@ class OpenVisit:
     """A visit with at least one detector without an outcome."""
 
     number: int
-    """Its row in the ledger; 0 until it has one."""
+    """Its row in the ledger."""
     visit: NextVisit
     received_tai: float
     expires_at: float
@@ -96,11 +96,6 @@ class OpenVisit:
     def key(self) -> VisitKey:
         """Instrument and group."""
         return self.visit.instrument, self.visit.group
-
-    @property
-    def routes(self) -> dict[int, tuple[str | None, bool]]:
-        """The node of each detector, and whether it may write without a permit."""
-        return {detector: (each.node or None, each.alone) for detector, each in self.reservations.items()}
 
     def in_state(self, *states: ReservationState) -> list[Reservation]:
         """Return the reservations in some states."""

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -21,7 +21,7 @@ from ppdaemon.ratelimit import TOKEN_BYTES
 from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import AcceptedVisit, FoundVisit, Ledger
-from ppdaemon.relay.openvisit import OpenVisit, Reservation, make_open_visit
+from ppdaemon.relay.openvisit import Reservation, make_open_visit
 from ppdaemon.relay.orders import Effects, SetCancelled
 from ppdaemon.relay.requests import (
     check_visit,
@@ -153,42 +153,25 @@ class SubmitServer:
             self._refuse(reply, "full", reason, visit.group, again=True)
             return
         content = visit_json(visit)
-        planned = self._open_visit(visit, detectors, now_tai)
-        if not self._was_cancelled_early(visit, arrived):
-            self.dispatcher.plan(planned, self.clock.mono())
-
-        routes = planned.routes
-
-        def failed(error: Exception) -> None:
-            self.dispatcher.drop(planned)
-            self._refuse_on_error(reply, visit.group)(error)
-
         self.writer.put(
             Commit(
-                lambda ledger: ledger.accept(visit, content, detectors, now_tai, routes),
-                lambda accepted: self._accepted(planned, content, accepted, reply, arrived),
-                failed,
+                lambda ledger: ledger.accept(visit, content, detectors, now_tai),
+                lambda accepted: self._accepted(visit, content, detectors, now_tai, accepted, reply, arrived),
+                self._refuse_on_error(reply, visit.group),
             )
         )
 
-    def _open_visit(self, visit: NextVisit, detectors: Iterable[int], received_tai: float) -> OpenVisit:
-        return make_open_visit(
-            0,
-            visit,
-            [Reservation(detector) for detector in detectors],
-            received_tai=received_tai,
-            age_s=0.0,
-            expiry_s=self.config.expiry_s,
-            now=self.clock.mono(),
-        )
-
     def _accepted(
-        self, planned: OpenVisit, content: str, accepted: AcceptedVisit, reply: Reply, arrived: float
+        self,
+        visit: NextVisit,
+        content: str,
+        detectors: tuple[int, ...],
+        received_tai: float,
+        accepted: AcceptedVisit,
+        reply: Reply,
+        arrived: float,
     ) -> None:
         # Called when the visit is on disk: an accepted visit is never lost.
-        visit, received_tai, detectors = planned.visit, planned.received_tai, tuple(planned.reservations)
-        if not accepted.is_new:
-            self.dispatcher.drop(planned)
         status: Literal["accepted", "duplicate"] = "accepted" if accepted.added else "duplicate"
         unserved = self.dispatcher.registry.routes.unserved(visit.instrument, detectors)
         reply(Accepted(status=status, group=visit.group, detectors=len(detectors), unserved=unserved or None))
@@ -211,13 +194,19 @@ class SubmitServer:
             _LOG.info("visit canceled: its cancellation arrived first", extra=context)
             self.apply_effects(Effects([SetCancelled(accepted.number)]), None)
             cancelled = True
-        opened = planned
-        if not accepted.is_new:
+        now = self.clock.mono()
+        opened = make_open_visit(
+            accepted.number,
             # The first announcement counts also for the detectors that a later one adds.
-            first = read_next_visit(json.loads(accepted.content))
-            opened = self._open_visit(first, accepted.added, received_tai)
-        opened.number, opened.cancelled = accepted.number, cancelled
-        self.apply_effects(self.dispatcher.add(opened, self.clock.mono()), None)
+            visit if accepted.is_new else read_next_visit(json.loads(accepted.content)),
+            [Reservation(detector) for detector in accepted.added],
+            received_tai=received_tai,
+            age_s=0.0,
+            expiry_s=self.config.expiry_s,
+            now=now,
+            cancelled=cancelled,
+        )
+        self.apply_effects(self.dispatcher.add(opened, now), None)
 
     def _was_cancelled_early(self, visit: NextVisit, arrived: float) -> bool:
         """Return whether this visit was canceled at most `EARLY_CANCEL_S` before it arrived, or since.

@@ -494,19 +494,11 @@ class Telescope:
     def announce_again(self, number):
         group, survey = self.groups[number], self.surveys[number]
         visit = read_next_visit({"groupId": group, "instrument": CAMERA, "survey": survey, "nimages": 1})
-        now_tai, now = self.clock.tai(), self.clock.mono()
-        times = {"received_tai": now_tai, "age_s": 0.0, "expiry_s": EXPIRY_S, "now": now}
-        planned = make_open_visit(0, visit, [Reservation(detector) for detector in DETECTORS], **times)
-        self.dispatcher.plan(planned, now)
         with self.ledger.transaction():
-            accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, now_tai, planned.routes)
-        opened = planned
-        if not accepted.is_new:
-            self.dispatcher.drop(planned)
-            opened = make_open_visit(0, visit, [Reservation(each) for each in accepted.added], **times)
+            accepted = self.ledger.accept(visit, visit_json(visit), DETECTORS, self.clock.tai())
         if accepted.added or accepted.was_adopted:
-            opened.number, opened.cancelled = accepted.number, accepted.cancelled
-            self.uncommitted.append(self.dispatcher.add(opened, now))
+            reservations = [Reservation(detector) for detector in accepted.added]
+            self.open(accepted.number, visit, reservations, self.clock.tai(), accepted.cancelled)
 
     def cancel(self):
         if self.groups:

@@ -13,7 +13,6 @@ from ppdaemon.relay.config import RelayConfig
 from ppdaemon.relay.dispatcher import Dispatcher
 from ppdaemon.relay.ledger import Ledger
 from ppdaemon.relay.openvisit import ReservationState
-from ppdaemon.relay.orders import Reserve
 from ppdaemon.relay.submitserver import EARLY_CANCEL_S, MAX_EARLY_CANCELS, SubmitServer
 from ppdaemon.states import Outcome
 from ppdaemon.throttle import Throttle
@@ -79,7 +78,7 @@ class World:
                 found.detector: found.outcome for visit in self.ledger.find(GROUP) for found in visit.outcomes
             }
 
-    def connect(self, *nodes, **changes):
+    def connect(self, *nodes):
         """Connect nodes that serve all detectors."""
         self.dispatcher.tick(self.clock.mono())
         instruments = {"LSSTCam": tuple(range(189))}
@@ -89,7 +88,7 @@ class World:
             "capacity": 200,
             "sent_tai": 0.0,
             "sequence": 1,
-        } | changes
+        }
         for node in nodes:
             self.dispatcher.receive(node.encode(), Hello(origin=node, **link), self.clock.mono())
         self.dispatcher.tick(self.clock.mono())
@@ -211,19 +210,6 @@ def test_remembered_cancellations_are_bounded(world):
     assert len(world.server.early_cancels) == MAX_EARLY_CANCELS
 
 
-def test_a_visit_and_its_nodes_are_stored_in_one_transaction(world):
-    world.connect("a")
-    assert world.send(event("fanned_out_detector_42_strings", detector=None)).status == "accepted"
-    assert world.writes == []
-    (order,) = world.sent
-    assert (order.peer, len(order.detectors)) == (b"a", 189)
-    (visit,) = world.ledger.unfinished_visits()  # what a relay finds that starts again now
-    assert {(each.node, each.state, each.attempt) for each in visit.reservations} == {
-        ("a", ReservationState.SENT, 1)
-    }
-    assert world.loads()["a"] == 189
-
-
 def test_a_node_that_leaves_while_the_visit_is_stored_gets_nothing(world):
     world.connect("a", "b")
     world.writer.before = lambda: world.dispatcher.disconnect(b"a", world.clock.mono())
@@ -233,18 +219,6 @@ def test_a_node_that_leaves_while_the_visit_is_stored_gets_nothing(world):
     (visit,) = world.ledger.unfinished_visits()
     assert {each.node for each in visit.reservations} == {"b"}
     assert world.loads() == {"a": 0, "b": 189}
-
-
-def test_a_node_that_needs_no_permits_any_more_while_the_visit_is_stored_keeps_it(world):
-    world.connect("a")
-    world.writer.before = lambda: world.connect("a", alone=True)
-    world.send(event("fanned_out_detector_42_strings"))
-    assert [order.detectors for order in world.sent if isinstance(order, Reserve)] == [(42,)]
-    (visit,) = world.ledger.unfinished_visits()
-    assert [(each.node, each.alone) for each in visit.reservations] == [("a", True)]
-    world.dispatcher.disconnect(b"a", world.clock.mono())
-    world.connect("b")
-    assert world.loads() == {"a": 1, "b": 0}
 
 
 @pytest.mark.parametrize("open_", [True, False])
