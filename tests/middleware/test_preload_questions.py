@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from centrals import Central, write_everything
@@ -197,6 +198,28 @@ def test_those_that_failed_with_a_failing_question_are_answered_together(
         failing.result(LIMIT_S)
     assert [each.result(LIMIT_S) for each in answers] == [f"answer to {number}" for number in "123"]
     assert sorted(map(len, (each.asked for each in others))) == [0, 0, 3]
+
+
+@pytest.mark.parametrize("failure", [None, ZeroDivisionError("a bug")])
+def test_a_question_is_withdrawn_before_another_one_has_the_turn(
+    folder: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    turn, seen = QuestionFiles.turn, []
+
+    @contextmanager
+    def watched(*args: Any) -> Iterator[Any]:
+        with turn(*args) as progressed:
+            try:
+                yield progressed
+            finally:
+                seen.append(left(folder))
+
+    monkeypatch.setattr(QuestionFiles, "turn", watched)
+    asker = Asker(folder, threads)
+    asker.failure, asker.poison = failure, "0"
+    asker.go()
+    assert type(asker.ask("0").exception(LIMIT_S)) is type(failure)
+    assert seen == [[".lock"]]
 
 
 def test_where_one_cannot_connect_no_other_tries_for_as_long(
@@ -407,6 +430,7 @@ def test_files_of_killed_workers_are_deleted(folder: Path, threads: ThreadPoolEx
 HANG = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from ppdaemon.clock import Clock
 from ppdaemon.middleware.butler.timings import Timings
 from ppdaemon.middleware.preload.questions import HostQuestions

@@ -152,7 +152,11 @@ class HostQuestions[Q, A]:
                         # Another process may have answered while this one did not look.
                         if path is not None and self._files.is_answered(path):
                             continue
-                        return self._answer(path, answer, progressed, timings.clock)
+                        try:
+                            return self._answer(path, answer, progressed, timings.clock)
+                        finally:
+                            if path is not None:  # the next one that has the turn would ask for it again
+                                path.unlink(missing_ok=True)
             with timings.timed("wait"):
                 time.sleep(_pause_s(waited))
             waited = timings.clock.mono() - begin
