@@ -14,7 +14,11 @@ from ppdaemon.relay.openvisit import OpenVisit, Reservation, ReservationState, V
 
 __all__ = ("compare_held", "unknown_outcomes")
 
-_, SENT, ACKNOWLEDGED, PERMITTED = ReservationState
+SENT, ACKNOWLEDGED, PERMITTED = (
+    ReservationState.SENT,
+    ReservationState.ACKNOWLEDGED,
+    ReservationState.PERMITTED,
+)
 
 
 def unknown_outcomes(

@@ -48,7 +48,12 @@ __all__ = ("Dispatcher",)
 
 _LOG = logging.getLogger(__name__)
 
-UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = ReservationState
+UNASSIGNED, SENT, ACKNOWLEDGED, PERMITTED = (
+    ReservationState.UNASSIGNED,
+    ReservationState.SENT,
+    ReservationState.ACKNOWLEDGED,
+    ReservationState.PERMITTED,
+)
 
 REFUSAL_S = 5.0
 """A detector is not sent again to a node that refused it within this time. Short

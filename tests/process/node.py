@@ -68,6 +68,7 @@ def observatory(
         with node.start(), ClientSockets() as wires:
             node.wait(lambda: node.status().relay.startswith("connected"))
             yield relay, node, SubmitClient(wires, relay.submit)
+            assert node.stop() == 0, node.story()  # also if the test has stopped it, and has not looked
 
 
 @contextmanager

@@ -27,7 +27,6 @@ import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     CollectionType,
-    DataIdValue,
     DatasetRef,
     DatasetType,
     DatasetTypeNotSupportedError,
@@ -44,7 +43,7 @@ from ppdaemon.middleware.butler.failures import describe, is_contention
 from ppdaemon.middleware.export.checksums import copy_checked, facts_of_new
 from ppdaemon.middleware.export.manifest import Manifest
 from ppdaemon.middleware.export.mark import DatastoreMark
-from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile
+from ppdaemon.middleware.export.newcontent import NewContent, NewDataset, NewFile, Place
 from ppdaemon.middleware.export.owners import Owners
 from ppdaemon.middleware.export.quarantine import rejection
 from ppdaemon.middleware.export.spool import image_types
@@ -223,9 +222,7 @@ class Registrar:
             known = self._rows.known(ids)
         else:
             known = {ref.id for ref in butler.get_many_datasets(ids)}
-        if not known:
-            return list(files)
-        return [file for file in files if known.isdisjoint(each.id for each in file.datasets)]
+        return [file for file in files if not known or known.isdisjoint(each.id for each in file.datasets)]
 
     def _commit_new(
         self, butler: Butler, mark: DatastoreMark, records: Sequence[DimensionRecord], files: list[NewFile]
@@ -302,7 +299,7 @@ class Registrar:
         def copy() -> None:
             for file in left:
                 target, spooled = None if folder is None else copies[file.path], file.spooled
-                if faults and file.spool in faults:
+                if file.spool in faults:
                     continue
                 try:
                     size_bytes, checksum = spooled.size_bytes, spooled.checksum
@@ -378,10 +375,9 @@ def _sync_names(butler: Butler, refs: Sequence[DatasetRef]) -> None:
 
 def _first_of_each(files: Iterable[NewFile]) -> list[NewFile]:
     """Return the first file of each type, run and data ID: the first attempt wins."""
-    first: dict[tuple[int, str, tuple[DataIdValue, ...]], NewFile] = {}
+    first: dict[Place, NewFile] = {}
     for file in files:
-        _, kind, _, values, run = file.datasets[0]
-        first.setdefault((id(kind), run, values), file)  # equal types are one object
+        first.setdefault(file.first.place, file)
     return list(first.values())
 
 

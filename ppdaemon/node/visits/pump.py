@@ -54,7 +54,7 @@ ASK_TOGETHER_S = 0.02
 relay would commit and answer each by itself."""
 BATCH_S = 1.0
 """Changes that need no immediate commit are collected this long: a row that has reached several stages
-meanwhile is written once. Whoever reads the journal for an operator has them written first."""
+meanwhile is written once. A query of an operator has them written first."""
 MAX_EVENTS_PER_STEP = 100
 """100 events take some 10 ms; then timers and sockets are served."""
 
