@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, closing, contextmanager
 
+import psutil
 import pytest
 
 from ppdaemon.config import WorkersConfig
@@ -13,6 +14,7 @@ from ppdaemon.folders import NodeFolders
 from ppdaemon.node.slots.meters import FULL_EVERY, REPO_EVERY, Meters
 from ppdaemon.node.slots.runtimes import RunTimes
 from ppdaemon.processes import has_one_thread, process_tree
+from ppdaemon.testing.waiting import wait_until
 
 GROWN_BYTES = 50_000_000
 
@@ -48,10 +50,12 @@ signal.pause()
 
 @contextmanager
 def worker(script):
-    """Run a script that waits for a line before it grows; yield its process."""
+    """Run a script that waits for a line before it grows; yield its process once it waits."""
     command = [sys.executable, "-c", f"import os, signal, sys\n{script}\nsys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
+        # On a busy host, this process continues before that one has come to its wait.
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
         try:
             yield process
         finally:
