@@ -231,19 +231,7 @@ class RelayConfig(ConfigPart):
             yield ("nodes",), f"{values[1]} is the address of submit, too"
         yield from control_conflicts(keys, RELAY_SOCKET)
         if values := valid_values(keys, "instruments", "switched_off"):
-            instruments, off = values
-            for key in ("instruments", "detectors"):
-                for name in getattr(off, key):
-                    if name not in instruments:
-                        yield (
-                            ("switched_off", key),
-                            f"{name} is not one of instruments{did_you_mean(name, instruments)}",
-                        )
-            for name, listed in off.detectors.items():
-                known = instruments[name].detectors if name in instruments else listed
-                if unknown := set(listed) - set(known):
-                    text = f"{name} has no detectors {ranges(unknown)}, only {ranges(known)}"
-                    yield ("switched_off", "detectors", name), text
+            yield from _switched_off_conflicts(*values)
 
     @property
     def control_socket(self) -> Path:
@@ -276,6 +264,24 @@ class RelayConfig(ConfigPart):
             }
             for name, part in self.instruments.items()
         }
+
+
+def _switched_off_conflicts(
+    instruments: Mapping[str, RelayInstrument], off: Any
+) -> Iterator[tuple[KeyPath, str]]:
+    """Find instruments and detectors that are switched off but not known; `off` has the valid keys."""
+    for key in ("instruments", "detectors"):
+        for names in valid_values(off, key):
+            for name in names:
+                if name not in instruments:
+                    text = f"{name} is not one of instruments{did_you_mean(name, instruments)}"
+                    yield ("switched_off", key), text
+    for detectors in valid_values(off, "detectors"):
+        for name, listed in detectors.items():
+            known = instruments[name].detectors if name in instruments else listed
+            if unknown := set(listed) - set(known):
+                text = f"{name} has no detectors {ranges(unknown)}, only {ranges(known)}"
+                yield ("switched_off", "detectors", name), text
 
 
 def needs_restart(old: RelayConfig, new: RelayConfig) -> list[str]:
