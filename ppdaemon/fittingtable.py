@@ -13,6 +13,11 @@ from rich.text import Text
 
 __all__ = ("FittingTable",)
 
+TEXT_WIDTH = 8
+"""Columns that text which wraps has before names are cut."""
+NAME_WIDTH = 8
+"""Columns that names such as groups have before numbers are cut."""
+
 
 class FittingTable(Table):
     """A table whose columns are one blank apart, with cells of text without markup.
@@ -29,6 +34,7 @@ class FittingTable(Table):
         columns = [[column.header, *column.cells] for column in self.columns]
         widths = [max(map(_width, cells)) for cells in columns]
         if not self.show_header or sum(widths) + len(widths) > options.max_width:
+            self._narrow(options.max_width)
             yield from super().__rich_console__(console, options)
             return
         styles = [console.get_style(style or "") for style in ("bold", *(row.style for row in self.rows))]
@@ -44,6 +50,30 @@ class FittingTable(Table):
                 if not right:
                     yield blanks
             yield Segment.line()
+
+    def _narrow(self, width: int) -> None:
+        """Limit the columns, so that all that are numbers can be read, and texts that wrap have `TEXT_WIDTH`.
+
+        rich would narrow those that wrap down to one letter, then all others alike.
+        """
+        widths = [
+            max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in self.columns
+        ]
+        widths = [
+            wide if column.no_wrap else min(wide, TEXT_WIDTH)
+            for wide, column in zip(widths, self.columns, strict=True)
+        ]
+        excess = sum(widths) + len(widths) - 1 - width
+        names = [k for k, column in enumerate(self.columns) if column.no_wrap and column.justify == "left"]
+        for narrowed, least in ((names, NAME_WIDTH), (range(len(widths)), 1)):
+            for _ in range(excess):
+                widest = max(narrowed, key=widths.__getitem__, default=None)
+                if widest is None or widths[widest] <= least:
+                    break
+                widths[widest] -= 1
+                excess -= 1
+        for wide, column in zip(widths, self.columns, strict=True):
+            column.max_width = wide if column.no_wrap else None
 
 
 def _width(cell: RenderableType) -> float:

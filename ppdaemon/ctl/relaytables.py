@@ -31,6 +31,9 @@ __all__ = (
     "relay_visits_table",
 )
 
+SECONDS = len("2026-11-22T03:25:16")
+"""Letters of a time without its milliseconds."""
+
 _NODE_STYLES = {"ready": "green", "disconnected": "red"}
 
 
@@ -173,17 +176,20 @@ def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:
     """Show visits, one line each. Times are TAI."""
     if not rows:
         return Text("no visits", style="dim")
-    table = new_table("group", "instrument", "received", "dets>", "open", "outcomes~")
+    table = new_table("group", "instrument", "received", "dets>", "state~")
     for row in rows:
         canceled = " (canceled)" if row.cancelled else ""
         bad = any(outcome in BAD_OUTCOMES for outcome in row.outcomes)
         table.add_row(
             plain(row.group) + canceled,
             plain(row.instrument),
-            tai_iso(row.received_tai),
+            tai_iso(row.received_tai)[:SECONDS],
             str(row.detectors),
-            Text(counted(sorted(row.open.items())), style="yellow" if row.open else "dim"),
-            Text(counted(sorted(row.outcomes.items())), style="red" if bad else "green"),
+            Text(", ").join(
+                Text(counted(sorted(counts.items())), style)
+                for counts, style in ((row.open, "yellow"), (row.outcomes, "red" if bad else "green"))
+                if counts
+            ),
         )
     return table
 

@@ -66,3 +66,32 @@ def test_rich_draws_a_table_only_if_it_does_not_fit(monkeypatch, width, drawing)
     table.add_row("2026-11-30T01:02:03", "no template")
     drawn(table, width, FittingTable)
     assert len(asked) == drawing
+
+
+GROUP = "2026-11-22T03:25:16.123"
+
+
+def lines_of(table: FittingTable, width: int) -> list[str]:
+    console = Console(markup=False, highlight=False, emoji=False, width=width, file=io.StringIO())
+    with console.capture() as text:
+        console.print(table)
+    return text.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_in_a_narrow_terminal_names_are_cut_before_numbers_and_words_of_texts(width):
+    table = new_table("group", "instrument", "received", "det>", "pid>", "why~")
+    table.add_row(GROUP, "LSSTComCamSim", GROUP, "203", "1234567", "no raw arrived in time")
+    header, *rows = lines_of(table, width)
+    assert header.split()[-3:] == ["det", "pid", "why"]
+    assert " 203 1234567 " in rows[0]
+    assert len(rows) <= 3
+    assert all(len(line) <= width for line in (header, *rows))
+
+
+def test_in_a_terminal_that_is_too_narrow_for_names_the_widest_numbers_are_cut_first():
+    table = new_table("det>", "try>", "assigned>", "prepared>", "first_task>")
+    table.add_row("203", "1", "0.003", "15.894", "38.054")
+    header, row = lines_of(table, 32)
+    assert header.split()[:2] == ["det", "try"]
+    assert row.split() == ["203", "1", "0.003", "15.894", "38.054"]

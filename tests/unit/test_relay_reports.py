@@ -273,7 +273,10 @@ def test_visits_of_the_ledger_are_counted_by_state_and_outcome(tmp_path, clock):
     assert oldest.open == {"sent": 1, "acknowledged": 1, "waiting": 1}
     assert oldest.outcomes == {Outcome.FAILED: 1}
     assert [row.group for row in read_visits(tmp_path / LEDGER_NAME, 1)] == ["g2"]
-    assert "g2 (canceled) DemoCam" in text_of(relaytables.relay_visits_table([newest, oldest]))
+    text = text_of(relaytables.relay_visits_table([newest, oldest]))
+    assert "g2 (canceled) DemoCam" in text
+    assert "4 1 acknowledged, 1 sent, 1 waiting, 1 failed" in text
+    assert "4 4 cancelled" in text
 
 
 def test_a_visit_of_the_ledger_has_node_attempt_and_outcome_of_each_detector(tmp_path, clock):
