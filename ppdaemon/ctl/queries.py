@@ -30,7 +30,7 @@ from ppdaemon.ctl.options import (
     show_data,
     show_rows,
 )
-from ppdaemon.ctl.selection import find_visit, parse_night, selecting
+from ppdaemon.ctl.selection import find_relay_visit, find_visit, parse_night, selecting
 from ppdaemon.ctl.target import node_of, relay_of
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError, NotFound, NotRunning, PPDaemonError
@@ -277,6 +277,8 @@ def failed(
     "ppctl catchup prepare" brings these into the central repo first, and "ppctl
     catchup run" does all of it.
     """
+    if as_json and form not in ("table", "json"):
+        raise click.UsageError(f"use either --json or --format {form}")
     if form in ("pipetask", "bps"):
         _print_catchup(node_config(path), form, folder, limit, selected)
         return
@@ -412,7 +414,7 @@ def visit(daemon: "Daemon | RelayDaemon", group: str, as_json: bool) -> None:
     from ppdaemon.ctl.client import RelayDaemon
 
     if isinstance(daemon, RelayDaemon):
-        _show_relay(daemon, daemon.visit(group), relaytables.relay_visit_view, as_json)
+        _show_relay(daemon, find_relay_visit(daemon, group), relaytables.relay_visit_view, as_json)
     else:
         rows = find_visit(daemon, group)
         show_rows(daemon, rows, tables.visit_view, as_json)
@@ -420,7 +422,9 @@ def visit(daemon: "Daemon | RelayDaemon", group: str, as_json: bool) -> None:
             from ppdaemon.ctl import log
 
             folder = log.logs_folder(daemon)
-            click.echo(f"log: ppctl log {rows[0].group} [DETECTOR], from {folder}/worker-SLOT.log")
+            click.echo(
+                f"log: ppctl log {shlex.quote(rows[0].group)} [DETECTOR], from {folder}/worker-SLOT.log"
+            )
 
 
 @click.command("log")
@@ -506,6 +510,8 @@ def timeline(
         show_data(rows, tables.visits_table, as_json=True)
     elif not png:
         console = terminal_console()
+        if not rows:
+            click.echo("no visits")
         for each in build_timelines(rows):
             show(tables.timeline_view(each, min(console.width, 160)))
 

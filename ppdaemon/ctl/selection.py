@@ -3,6 +3,7 @@
 
 import datetime
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,24 @@ from ppdaemon.errors import NotFound
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 
 if TYPE_CHECKING:  # imported when a command runs: the help and the completion must come at once
-    from ppdaemon.ctl.client import Daemon
-    from ppdaemon.reports import VisitRow
+    from ppdaemon.ctl.client import Daemon, RelayDaemon
+    from ppdaemon.reports import RelayDetectorRow, VisitRow
 
-__all__ = ("LATEST", "find_visit", "parse_data_id", "parse_night", "parse_time", "select", "selecting")
+__all__ = (
+    "LATEST",
+    "find_relay_visit",
+    "find_visit",
+    "parse_data_id",
+    "parse_night",
+    "parse_time",
+    "select",
+    "selecting",
+)
 
 LATEST = "latest"
 """Stands for the group of the newest visit."""
+RELAY_VISITS = 1000
+"""Newest visits of a relay that are searched for the beginning of a group: as many as it lists."""
 MATCHES = 5
 """Groups that a message lists if a prefix is not unique."""
 
@@ -143,6 +155,8 @@ def select(options: dict[str, str | None], now_tai: float) -> dict[str, Any]:
     for name in ("since", "until"):
         if name in texts:
             selected[f"{name}_tai"] = parse_time(texts.pop(name), now_tai)
+    if selected.get("since_tai", -math.inf) > selected.get("until_tai", math.inf):
+        raise ValueError("--since is after --until")
     if "outcomes" in texts:
         selected["outcomes"] = _outcomes(texts.pop("outcomes"))
     if "detectors" in texts:
@@ -186,20 +200,39 @@ def find_visit(daemon: "Daemon", text: str) -> "tuple[VisitRow, ...]":
 
     Raises `~ppdaemon.errors.NotFound` if there is none, or more than one.
     """
+    return _find(
+        daemon.visit,
+        lambda limit, prefix: [row.group for row in daemon.summaries(limit, group_prefix=prefix)],
+        text,
+    )
+
+
+def find_relay_visit(daemon: "RelayDaemon", text: str) -> "tuple[RelayDetectorRow, ...]":
+    """Return the visit of a relay, as `find_visit`; a beginning is searched in the newest visits."""
+
+    def groups(limit: int, prefix: str) -> list[str]:
+        visits = daemon.visits(RELAY_VISITS if prefix else limit)
+        return [row.group for row in visits if row.group.startswith(prefix)][:limit]
+
+    return _find(daemon.visit, groups, text)
+
+
+def _find[T](visit: Callable[[str], T], groups: Callable[[int, str], Sequence[str]], text: str) -> T:
+    """Return a visit; `groups` returns the newest groups, of which there may be several, with a prefix."""
     if text == LATEST:
-        newest = daemon.summaries(1)
+        newest = groups(1, "")
         if not newest:
-            raise NotFound("the journal has no visit yet")
-        return daemon.visit(newest[0].group)
+            raise NotFound("there is no visit yet")
+        return visit(newest[0])
     try:
-        return daemon.visit(text)
+        return visit(text)
     except NotFound:
         if not text:
             raise
-        found = sorted({row.group for row in daemon.summaries(MATCHES + 1, group_prefix=text)})
+        found = sorted(set(groups(MATCHES + 1, text)))
         if not found:
             raise
     if len(found) > 1:
         more = ", ..." if len(found) > MATCHES else ""
         raise NotFound(f"{text!r} is not unique: {', '.join(found[:MATCHES])}{more}")
-    return daemon.visit(found[0])
+    return visit(found[0])

@@ -3,6 +3,7 @@
 
 import datetime
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -251,7 +252,9 @@ def _visit_row(row: VisitRow, close_tai: float | None) -> Html:
 def _log(lines: Sequence[LogLine] | None, group: str) -> Html:
     if lines is None:
         return tag(
-            "p", "This program may not read the logs: on the host, ", tag("code", f"ppctl log {group}")
+            "p",
+            "This program may not read the logs: on the host, ",
+            tag("code", f"ppctl log {shlex.quote(group)}"),
         )
     if not lines:
         return tag("p", "The logs have no line of this visit.")

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -169,6 +170,29 @@ def test_a_visit_shows_the_way_to_its_log(serve: Callable[..., ControlServer], p
     way = f"log: ppctl log {group} [DETECTOR], from /var/lib/x/logs/worker-SLOT.log"
     assert ppctl("visit", group)[1].splitlines()[-1] == way
     assert way not in ppctl("visit", group, "--json")[1]
+
+
+def test_the_way_to_the_log_can_be_pasted_into_a_shell(
+    serve: Callable[..., ControlServer], ppctl: Ppctl
+) -> None:
+    group = "two words; it's odd"
+    rows = [{**row, "group": group} for row in GOOD["visit"]]
+    answers = GOOD | {"status": status(logs="/logs"), "visit": rows}
+    serve(lambda request: ok(answers[request["type"]]))
+    way = ppctl("visit", group)[1].splitlines()[-1].removeprefix("log: ").partition(" [DETECTOR]")[0]
+    assert shlex.split(way) == ["ppctl", "log", group]
+
+
+def test_a_span_without_visits_has_no_timeline(serve: Callable[..., ControlServer], ppctl: Ppctl) -> None:
+    serve(lambda request: ok([]))
+    assert ppctl("timeline", "--night", "20250101") == (0, "no visits\n", "")
+
+
+@pytest.mark.parametrize("form", ["csv", "pipetask", "bps"])
+def test_two_formats_at_once_are_refused(good: ControlServer, ppctl: Ppctl, form: str) -> None:
+    code, out, error = ppctl("failed", "--json", "--format", form)
+    assert (code, out) == (64, "")
+    assert f"use either --json or --format {form}" in error
 
 
 def test_a_broken_file_does_not_keep_an_operator_from_the_daemon(

@@ -4,7 +4,7 @@
 import pytest
 
 from ppdaemon.clock import TAI_MINUS_UTC_S, day_obs
-from ppdaemon.ctl.selection import find_visit, parse_data_id, parse_time, select
+from ppdaemon.ctl.selection import find_relay_visit, find_visit, parse_data_id, parse_time, select
 from ppdaemon.errors import NotFound
 from ppdaemon.states import BAD_OUTCOMES, Outcome
 
@@ -96,6 +96,29 @@ class Visits:
     def summaries(self, limit, group_prefix=""):
         found = [group for group in reversed(self.groups) if group.startswith(group_prefix)]
         return [type("Row", (), {"group": group}) for group in found[:limit]]
+
+
+class RelayVisits(Visits):
+    """Stands for a relay."""
+
+    def visits(self, limit):
+        return self.summaries(limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "group"), [("latest", "g1"), ("g", "g"), ("2026-11-22T03:25", "2026-11-22T03:25:16.951")]
+)
+def test_a_visit_of_a_relay_is_found_in_the_same_ways(text, group):
+    visits = RelayVisits("2026-11-22T03:25:16.951", "2026-11-22T03:26:01.110", "g", "g1")
+    assert find_relay_visit(visits, text) == (group,)
+    with pytest.raises(NotFound, match="is not unique"):
+        find_relay_visit(visits, "2026")
+
+
+def test_a_span_that_ends_before_it_begins_is_refused():
+    with pytest.raises(ValueError, match="--since is after --until"):
+        select({"since": "2h", "until": "3h"}, NOW)
+    assert select({"since": "3h", "until": "3h"}, NOW)["until_tai"] == NOW - 3 * 3600
 
 
 def test_a_visit_is_found_by_its_group_its_beginning_or_as_the_latest():

@@ -276,6 +276,11 @@ def test_text_of_others_is_never_markup():
         assert "\x1b" not in page
 
 
+def test_the_command_for_a_log_that_cannot_be_read_quotes_the_group():
+    page = Text(pages.visit_page([row(group="two words")], None, ""))
+    assert "ppctl log 'two words'" in page.text
+
+
 def test_no_page_needs_another_host_or_inline_code():
     made = [pages.live_page(wall=True), pages.visit_page([row()], None, ""), pages.login_page(wrong=True)]
     for page in made:
