@@ -76,8 +76,10 @@ def refusal_reason(ended: Ended, attempt: int, *, force: bool, lost: bool = Fals
         return ""
     if state := catchup_state(ended):
         run = ended.figures[CATCHUP].get("run", "")
-        did = "the catch-up has processed it" if state == "done" else "the catch-up processes it"
-        return f"{did} (run {run}): its outputs would be there twice; --force accepts that"
+        text = f"the catch-up has processed it (run {run})"
+        if state != "done":  # also after its end, such as one without a raw
+            text = f"the catch-up has it (run {run}), ppctl catchup run goes on with it"
+        return f"{text}: its outputs would be there twice; --force accepts that"
     if ended.no_return:
         return (
             f"attempt {attempt} passed the point of no return ({ended.no_return}):"

@@ -204,7 +204,7 @@ def test_after_term_nothing_is_left_and_the_daemon_may_retry(site: Site, kind: s
             wait_until(lambda: list(site.folder.glob("began-*")), LIMIT_S)
             assert site.again()[GOOD] == "in the catch-up"
             code, out, _ = site.ppctl("retry", GROUP, str(GOOD))
-            assert (code, "the catch-up processes it" in " ".join(out.split())) == (1, True)
+            assert (code, "the catch-up has it" in " ".join(out.split())) == (1, True)
             os.kill(running.pid, signal.SIGTERM)
             assert running.stderr is not None
             assert "ended by SIGTERM" in running.stderr.read()

@@ -283,7 +283,8 @@ def test_a_visit_detector_is_either_retried_or_caught_up(node, group):
     assert mark("running") == mark("running") == [(1, "")]  # again after one that was killed
     assert requeued() == (
         None,
-        "the catch-up processes it (run R): its outputs would be there twice; --force accepts that",
+        "the catch-up has it (run R), ppctl catchup run goes on with it: its outputs would be there twice;"
+        " --force accepts that",
     )
     assert mark("done") == [(1, "")]
     assert node.visit(group)[0].figures["catchup"]["state"] == "done"

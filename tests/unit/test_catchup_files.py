@@ -210,7 +210,9 @@ def test_what_the_catch_up_has_is_not_retried_and_is_released(night):
     assert refusal_reason(before, 1, force=True) == ""
     key = Key("DemoCam", "g1", 0, 1)
     journal.write(MarkCatchup((key,), "running", "R", 7.0))
-    assert "the catch-up processes it" in refusal_reason(journal.last_attempts("g1")[0], 1, force=False)
+    assert "ppctl catchup run goes on with it: its outputs" in refusal_reason(
+        journal.last_attempts("g1")[0], 1, force=False
+    )
     items, _ = chosen(night)  # one that was killed is taken up again
     assert ("g1", 0) in {(item.group, item.detector) for item in items}
     journal.write(MarkCatchup((key,), "released", "R", 8.0))
