@@ -306,7 +306,8 @@ def _stacks(
 def outcome_chart(report: NightReport) -> Html:
     """Draw how many visit-detectors did not succeed over the night."""
     words = {name: word for name, (word, _) in GROUPS.items()}
-    return _stacks(report, _others, words, "outcomes other than success over the night", "all succeeded")
+    nothing = "all succeeded" if report.visit_list else "no visits"
+    return _stacks(report, _others, words, "outcomes other than success over the night", nothing)
 
 
 def _others(visit: NightVisit) -> Mapping[str, int]:

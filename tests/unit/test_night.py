@@ -100,6 +100,7 @@ def test_an_empty_night_has_zeros_and_can_be_shown():
         "retried": "0", "exported": "nothing",
     }  # fmt: skip
     assert "nothing succeeded" in night_sections(found)
+    assert "all succeeded" not in night_sections(found)
 
 
 def test_a_night_with_one_visit_has_its_exact_times():
