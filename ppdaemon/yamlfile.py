@@ -28,6 +28,8 @@ MAX_DEPTH = 32
 RESEMBLANCE = 0.66
 """Of a name and a hint, from 0 to 1: low enough for two letters of three in the wrong order."""
 
+_MAPPING = re.compile(r"dictionary( or instance of \w+)?")
+"""What pydantic calls a mapping, and a part of the file."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
@@ -277,6 +279,7 @@ def _problems(
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in ("tuple_type", "too_short", "too_long"):  # YAML has lists
             text = text.replace("tuple", "list").replace("Tuple", "List")
+        text = _MAPPING.sub("mapping", text)
         if problem["type"] == "missing":
             missing.setdefault(key_path[:-1], []).append(key_path[-1])
         elif problem["type"] == "extra_forbidden":

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ppdaemon.bridge.config import load_bridge
+from ppdaemon.config import load_node
 from ppdaemon.errors import ConfigError
 from ppdaemon.relay.config import load_relay
 
@@ -62,3 +63,23 @@ def test_a_wrong_value_of_any_key_is_no_error_of_the_program(
     ]
     assert problems
     assert [each for each in problems if not re.match(rf"{re.escape(str(path))}:\d+: ", each)] == []
+
+
+@pytest.mark.parametrize("key", ["expiry_s", "heartbeat_s", "keep_days"])
+@pytest.mark.parametrize("switch", ["true", "yes"])
+def test_a_switch_is_not_a_number(tmp_path: Path, key: str, switch: str) -> None:
+    path = tmp_path / "pprelay.yaml"
+    path.write_text(f"state_dir: {tmp_path}\ninstruments: {{DemoCam: {{detectors: 0-8}}}}\n{key}: {switch}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_relay(path, {})
+    assert caught.value.problems == (f"{path}:3: {key}: true is not a number",)
+
+
+@pytest.mark.parametrize("size", ["preload.cache_max", "workers.memory.soft", "export.uncompressed_max"])
+def test_a_switch_is_not_a_size(tmp_path: Path, size: str) -> None:
+    path = tmp_path / "ppdaemon.yaml"
+    document: Any = yaml.safe_load((SHOWN / "ppdaemon.yaml").read_text())
+    path.write_text(yaml.safe_dump(changed(document, tuple(size.split(".")), value=True), sort_keys=False))
+    with pytest.raises(ConfigError) as caught:
+        load_node(path, {})
+    assert [each for each in caught.value.problems if f": {size}: true is not a number" in each]

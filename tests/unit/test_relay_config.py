@@ -100,6 +100,8 @@ def test_it_has_the_instruments_of_the_shown_node():
             "{switched_off: {detectors: {DemoCam: 7-10}}}",
             "switched_off.detectors.DemoCam: DemoCam has no detectors 9-10, only 0-8",
         ),
+        ("{switched_off: LATISS}", "switched_off: Input should be a valid mapping"),
+        ("{kafka: {options: [a]}}", "kafka.options: Input should be a valid mapping"),
         ("{name: ..}", "name: String should match pattern"),
         ("{instruments: {..: {detectors: 0}}}", "instruments.."),
         (
