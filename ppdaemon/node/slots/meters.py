@@ -38,8 +38,8 @@ REPO_EVERY = 5
 """Repos and logs are measured in every fifth sample, repos also when the RAM disk fills up; so are workers
 that have no visit and have not run since the last sample."""
 
-FULL_EVERY = 60
-"""Workers that have not run are measured in every sixtieth sample: what they share with others that
+FULL_EVERY = 300
+"""Workers that have not run are measured in every three hundredth sample: what they share with others that
 have ended is then theirs alone."""
 
 WAIT_S = 0.2
