@@ -250,7 +250,7 @@ async def test_a_contradicted_decision_is_undone_alone(config, tmp_path, monkeyp
 
 async def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
     ordered = {"run_until": 1.0}
-    assignments = [replace(an_assignment(detector=detector), **ordered) for detector in range(3)]
+    assignments = [an_assignment(detector=detector)._replace(**ordered) for detector in range(3)]
     calls = []
     monkeypatch.setattr(pump_module, "discard", calls.append)
     async with running(config, tmp_path, monkeypatch) as node:

@@ -50,7 +50,7 @@ def fill(path: Path, rows: int, detectors: int, instrument: str) -> str:
     Journal(path).close()
     visit = read_next_visit({"groupId": "GROUP", "instrument": instrument, "survey": "survey", "nimages": 1})
     with closing(sqlite3.connect(path)) as db:
-        # One wait for the disk, at the end: otherwise the first checkpoint of a program that is measured would
+        # One wait for the disk, at the end: else the first checkpoint of a program that is measured would
         # wait until 900 MB of a million rows are written.
         db.execute("PRAGMA synchronous = OFF")
         with db:

@@ -72,9 +72,7 @@ class Ticker:
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
-        """Read journal and state disk until canceled, once a second while there is anything new: the journal
-        of an idle node is only probed.
-        """
+        """Read journal and state disk until canceled, once a second while there may be anything new."""
         written = -1
         while True:
             await self._until_calm()
