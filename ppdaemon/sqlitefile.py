@@ -237,6 +237,8 @@ class BatchWriter[F: SqliteFile]:
         self._room.set()
         self.problem = ""
         """Why the file cannot be written at present; empty if it can."""
+        self.written = 0
+        """How many transactions with changes were committed."""
 
     @property
     def backlog(self) -> int:
@@ -290,6 +292,7 @@ class BatchWriter[F: SqliteFile]:
             else:
                 if not batch[0].alone:
                     self.problem = ""
+                    self.written += 1
                 self._perform(effects)
                 if self._gather_s and not (batch[0].alone or self._finishing):
                     await asyncio.sleep(self._gather_s)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which pipelines are set aside because they end their workers."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 from test_slot import an_assignment
@@ -32,7 +30,7 @@ class World:
         self.visits += group is None
         chosen = self.choose(*main)
         key = Key("DemoCam", group or f"g{self.visits}", detector)
-        assignment = replace(an_assignment(), key=key, pipelines=Pipelines(main=chosen))
+        assignment = an_assignment()._replace(key=key, pipelines=Pipelines(main=chosen))
         if chosen[0] in dies:
             self.health.died(assignment, slot, "worker ended by signal 11 (SIGSEGV)", self.now, RETRY_S)
         else:
@@ -173,7 +171,7 @@ def test_the_pipeline_that_was_prepared_counts_not_the_first_of_its_rule():
         key = Key("DemoCam", f"g{slot}", 0)
         main = Pipelines(main=(A, B, C))
         health.died(
-            replace(an_assignment(), key=key, pipelines=main, pipeline="B"), slot, "died", 1.0, RETRY_S
+            an_assignment()._replace(key=key, pipelines=main, pipeline="B"), slot, "died", 1.0, RETRY_S
         )
     assert health.choose(Pipelines(main=(A, B, C)), 2.0, RETRY_S).main == (A, C)
 

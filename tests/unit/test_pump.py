@@ -30,6 +30,7 @@ from ppdaemon.node.visits.model import (
     Effects,
     JournalEntry,
     MarkQuarantined,
+    MarkReported,
     Reserved,
     SendResults,
     Update,
@@ -137,6 +138,31 @@ async def test_raws_are_searched_although_the_journal_contradicts_their_decision
         assert node.count == {"journal_contradicted": 1, "late_raws": 0, "raw_without_visit": 2}
 
 
+async def test_the_journal_is_asked_for_unconfirmed_outcomes_until_there_are_none_and_after_each_write(
+    config, tmp_path, monkeypatch
+):
+    sent, assignment = [], an_assignment()
+    entry = JournalEntry(assignment.key, assignment.visit, received_tai=2e9)
+    async with running(config, tmp_path, monkeypatch) as node:
+        node.pump.source = SimpleNamespace(connected=True, send_results=sent.append)
+
+        async def resend(*writes):
+            """Write, and return how many outcomes each of three calls sends; none if it does not ask."""
+            for write in writes:
+                written = asyncio.get_running_loop().create_future()
+                node.writer.put(Commit(partial(Journal.write, write=write), written.set_result))
+                await written
+            sent.clear()
+            for _ in range(3):
+                await node.pump.resend_results()
+            return [len(entries) for entries in sent]
+
+        assert await resend() == [0]
+        ended = replace(entry, outcome=Outcome.SUCCEEDED, final=True)
+        assert await resend(Accept(Reserved(None, {}), (entry,)), Update((ended,))) == [1, 1, 1]
+        assert await resend(MarkReported((assignment.key,))) == [0]
+
+
 async def loop_steps_until(condition):
     """Count the steps of the event loop until a condition is true."""
     steps = 0
@@ -224,7 +250,7 @@ async def test_a_contradicted_decision_is_undone_alone(config, tmp_path, monkeyp
 
 async def test_the_partial_spools_of_all_detectors_are_deleted_in_one_call(config, tmp_path, monkeypatch):
     ordered = {"run_until": 1.0}
-    assignments = [replace(an_assignment(detector=detector), **ordered) for detector in range(3)]
+    assignments = [an_assignment(detector=detector)._replace(**ordered) for detector in range(3)]
     calls = []
     monkeypatch.setattr(pump_module, "discard", calls.append)
     async with running(config, tmp_path, monkeypatch) as node:

@@ -54,3 +54,37 @@ async def test_the_work_of_a_second_waits_while_raws_are_ordered_for_a_bounded_t
     running = asyncio.create_task(work(ticker))
     assert await is_called(call(ticker))
     running.cancel()
+
+
+async def test_state_disk_and_journal_are_read_once_a_second_only_while_there_is_something_new(
+    monkeypatch, tmp_path
+):
+    asleep, wake = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def sleep(seconds):
+        asleep.release()
+        await wake.acquire()
+
+    ticker = played(lambda: False, tmp_path)
+    ticker.exporter.waiting = 0
+    ticker.pump.journal.written = 0
+    monkeypatch.setattr(ticker_module.asyncio, "sleep", sleep)
+    running = asyncio.create_task(ticker.run_slowly())
+
+    async def measured():
+        """Return how often the next second has measured."""
+        await asleep.acquire()
+        count, ticker.exporter.measure.await_count = ticker.exporter.measure.await_count, 0
+        return count
+
+    assert await measured() == 1
+    wake.release()
+    assert await measured() == 0
+    ticker.pump.journal.written = 1
+    wake.release()
+    assert await measured() == 1
+    ticker.exporter.waiting = 1
+    for _ in range(2):
+        wake.release()
+        assert await measured() == 1
+    running.cancel()

@@ -580,7 +580,7 @@ def test_a_partial_spool_is_searched_only_after_a_run(world):
 
 def test_the_partial_spool_of_a_run_is_deleted(world):
     assigned(world)
-    world.slots[0] = replace(world.slots[0], run_until=1.0)
+    world.slots[0] = world.slots[0]._replace(run_until=1.0)
     world.finish(outcome=Outcome.FAILED)
     world.commit_all()
     names = {path.name for action in world.of(Discard) for path in action.paths}

@@ -5,7 +5,6 @@ Effects wait until a test commits them; performed actions are listed.
 """
 
 from collections import Counter, deque
-from dataclasses import replace
 from pathlib import Path
 
 from journalkit import visit_of
@@ -138,7 +137,7 @@ class World:
         """Add a raw to an assignment, as a slot does."""
         assignment = self.slots[slot]
         if type(event).__name__ == "RawArrived" and not assignment.has(event.raw.exposure):
-            self.slots[slot] = replace(assignment, raws=(*assignment.raws, event.raw))
+            self.slots[slot] = assignment._replace(raws=(*assignment.raws, event.raw))
 
     # --- events ------------------------------------------------------------
 

@@ -20,8 +20,10 @@ from operatorbench.journal import fill
 
 from nightbench.results import COMPLETE, NightSamples
 from ppdaemon.clock import Clock
-from ppdaemon.reports import JOURNAL_NAME
-from ppdaemon.states import Outcome, SlotState, Stage
+from ppdaemon.journalfile import visit
+from ppdaemon.reports import JOURNAL_NAME, VisitRow
+from ppdaemon.sqlitereader import reading
+from ppdaemon.states import Outcome, Stage
 from ppdaemon.testing.node import NodeProcess
 from ppdaemon.testing.processes import descendants, title
 
@@ -29,7 +31,7 @@ CAMERA = "LSSTCam"
 WARM_UP = 1
 """Exposures before the first one that counts."""
 ASK_S = 0.2
-"""Between two questions to the supervisor."""
+"""Between two looks at the files of the supervisor."""
 
 
 def measure_night(
@@ -80,14 +82,17 @@ class _Night:
         before = self._cpu_s()
         announced = observatory.announce(group, "scripted") + _tai_offset()
         observatory.wait_for_all(observatory.prepared, group)
-        waiting = {SlotState.WAITING: observatory.detectors}
-        observatory.wait(lambda: self._node.status().slots == waiting, pause_s=ASK_S)
+        # By its files, as below: each question would take time of the supervisor that is measured.
+        observatory.wait(
+            lambda: len(self._with(Stage.PREPARED, group)) == observatory.detectors, pause_s=ASK_S
+        )
         complete = self._write(number, group)
         observatory.wait_for_all(observatory.released, group)
         exported = number * observatory.detectors
-        # By its files: each question would take time of the supervisor that is measured.
         observatory.wait(lambda: len(self._node.exported()) == exported, pause_s=ASK_S)
-        observatory.wait(lambda: len(self._exported(group)) == observatory.detectors, pause_s=ASK_S)
+        observatory.wait(
+            lambda: len(self._with(Stage.CENTRAL, group)) == observatory.detectors, pause_s=ASK_S
+        )
         if counted:
             self.samples.add_cpu(before, self._cpu_s())
             self.samples.add(range(observatory.detectors), self._times(group, announced, complete))
@@ -99,22 +104,20 @@ class _Night:
         offset = _tai_offset()
         return {detector: at + offset for detector, at in written.complete.items()}
 
-    def _exported(self, group: str) -> dict[int, dict[str, float]]:
-        rows = self._node.visit(group)
-        return {
-            row.detector: dict(row.stages)  # type: ignore[arg-type]
-            for row in rows
-            if Stage.CENTRAL in row.stages and row.outcome == Outcome.SUCCEEDED
-        }
+    def _with(self, stage: Stage, group: str) -> dict[int, VisitRow]:
+        """Return by detector the attempts that have reached a stage."""
+        with reading(self._node.state / JOURNAL_NAME) as db:
+            return {row.detector: row for row in visit(db, group) if stage in row.stages}
 
     def _times(
         self, group: str, announced: float, complete: Mapping[int, float]
     ) -> dict[int, dict[str, float]]:
-        found = self._exported(group)
-        for detector, times in found.items():
-            times["announced"] = announced
-            if detector in complete:
-                times[COMPLETE] = complete[detector]
+        found: dict[int, dict[str, float]] = {}
+        for detector, row in self._with(Stage.CENTRAL, group).items():
+            if row.outcome == Outcome.SUCCEEDED:
+                found[detector] = {**row.stages, "announced": announced}
+                if detector in complete:
+                    found[detector][COMPLETE] = complete[detector]
         return found
 
     def _cpu_s(self) -> dict[str, float]:

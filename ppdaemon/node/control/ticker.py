@@ -72,12 +72,15 @@ class Ticker:
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
-        """Read journal and state disk once a second until canceled."""
+        """Read journal and state disk until canceled, once a second while there may be anything new."""
+        written = -1
         while True:
             await self._until_calm()
             await self.pump.resend_results()
-            await asyncio.to_thread(self._count)
-            await self.exporter.measure()
+            if self.exporter.waiting or written != self.pump.journal.written:
+                written = self.pump.journal.written
+                await asyncio.to_thread(self._count)
+                await self.exporter.measure()
             await asyncio.sleep(1.0)
 
     async def _until_calm(self) -> None:

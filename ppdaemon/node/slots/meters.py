@@ -38,8 +38,8 @@ REPO_EVERY = 5
 """Repos and logs are measured in every fifth sample, repos also when the RAM disk fills up; so are workers
 that have no visit and have not run since the last sample."""
 
-FULL_EVERY = 60
-"""Workers that have not run are measured in every sixtieth sample: what they share with others that
+FULL_EVERY = 300
+"""Workers that have not run are measured in every three hundredth sample: what they share with others that
 have ended is then theirs alone."""
 
 WAIT_S = 0.2
@@ -56,14 +56,6 @@ LOG_END_BYTES = 65_536
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 """Unit of the CPU times in ``/proc``."""
-
-
-def _read(pid: int, file: str) -> str:
-    """Return a file of a process in ``/proc``; blank if the process has ended."""
-    path = f"/proc/{pid}/{file}"
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, "rb", 0) as stream:
-        return stream.read().decode(errors="replace")
-    return ""
 
 
 def folder_bytes(folder: Path) -> int:
@@ -93,8 +85,11 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and of its children that have ended, user and system mode;
     0 if it has ended.
     """
+    path, text = f"/proc/{pid}/stat", b""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, "rb", 0) as stream:
+        text = stream.read()
     # proc(5): fields 14 to 17; the name in field 2 may contain anything.
-    return sum(map(int, _read(pid, "stat").rpartition(")")[2].split()[11:15])) / _TICKS_PER_S
+    return sum(map(int, text.rpartition(b")")[2].split()[11:15])) / _TICKS_PER_S
 
 
 def cut_log(log: Path, max_bytes: int) -> bool:

@@ -448,13 +448,12 @@ class Pool:
 
     def _set_timer(self) -> None:
         due = self._deadlines.next()
+        # Most deadlines become later: a timer that is early sets the next one.
+        if due is None or (self._timer is not None and self._timer.when() <= due):
+            return
         if self._timer is not None:
-            if due is not None and self._timer.when() == due:
-                return
             self._timer.cancel()
-            self._timer = None
-        if due is not None:
-            self._timer = self._loop.call_at(due, self._tick)
+        self._timer = self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -9,7 +9,7 @@ stopped, and the outcome of its visit. Does not cover which visit a slot gets
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ppdaemon import messages
@@ -174,14 +174,14 @@ class Slot:
             return []
         if self._is_surplus(event.raw):
             return []
-        self.assignment = replace(current, raws=(*current.raws, event.raw), last_raw_at=now)
+        self.assignment = current._replace(raws=(*current.raws, event.raw), last_raw_at=now)
         return [] if current.raws else [events.NoteStage(current.key, Stage.ARRIVED, event.raw.seen_tai)]
 
     def _store_list(self, event: events.ExposureListed, now: float) -> Actions:
         current = self._current
         if event.exposure not in dict(current.detector_lists) and len(current.detector_lists) < MAX_RAWS:
-            self.assignment = replace(
-                current, detector_lists=(*current.detector_lists, (event.exposure, event.included))
+            self.assignment = current._replace(
+                detector_lists=(*current.detector_lists, (event.exposure, event.included))
             )
         return []
 
@@ -189,7 +189,7 @@ class Slot:
         return self._current.has(raw.exposure) or len(self._current.raws) >= MAX_RAWS
 
     def _wait_for_raws(self, event: messages.Prepared, now: float) -> Actions:
-        current, self._tainted = replace(self._current, pipeline=event.pipeline), event.tainted
+        current, self._tainted = self._current._replace(pipeline=event.pipeline), event.tainted
         self.assignment = current
         # Entered first: `_process_or_give_up` may leave the state again.
         waiting = self._enter(S.WAITING, now, max(current.wait_deadline, now))
@@ -208,7 +208,7 @@ class Slot:
             if raw.exposure in current.refused:
                 return [events.Send(messages.Ingest(raw=raw)), self._wait_deadline(now)]
             # The worker has an order for the former file: this one follows if that is refused.
-            self.assignment = replace(self.assignment, replaced=(*current.replaced, raw.exposure))
+            self.assignment = self.assignment._replace(replaced=(*current.replaced, raw.exposure))
             return []
         if self._is_surplus(event.raw):
             return []
@@ -227,8 +227,8 @@ class Slot:
             return self._stop_faulty(
                 events.ProtocolViolation(f"exposure {event.exposure} was ingested without an order"), now
             )
-        self.assignment = current = replace(
-            current, ingested=tuple(sorted((*current.ingested, event.exposure)))
+        self.assignment = current = current._replace(
+            ingested=tuple(sorted((*current.ingested, event.exposure)))
         )
         return [
             events.NoteRaw(current.key, current.ingested, event.shutter_close_tai),
@@ -243,11 +243,11 @@ class Slot:
             )
         if event.exposure in current.replaced:
             others = tuple(exposure for exposure in current.replaced if exposure != event.exposure)
-            self.assignment = replace(current, replaced=others)
+            self.assignment = current._replace(replaced=others)
             raw = next(each for each in current.raws if each.exposure == event.exposure)
             return [events.Send(messages.Ingest(raw=raw)), self._wait_deadline(now)]
-        self.assignment = current = replace(
-            current, refused=(*current.refused, event.exposure), remarks=(*current.remarks, event.reason)
+        self.assignment = current = current._replace(
+            refused=(*current.refused, event.exposure), remarks=(*current.remarks, event.reason)
         )
         if current.complete and not current.ingested:
             return self._give_up_visit(event.outcome, "", now)
@@ -265,7 +265,7 @@ class Slot:
 
     def _process(self, now: float) -> Actions:
         current = self._current
-        self.assignment = replace(current, run_until=now + self.config.times.run_s)
+        self.assignment = current._replace(run_until=now + self.config.times.run_s)
         return [
             events.NoteStage(current.key, Stage.INGESTED),
             events.Send(messages.Process(exposures=current.ingested, partial=current.partial)),
@@ -325,7 +325,7 @@ class Slot:
         current = self._current
         if current.no_return or (current.may_spool and not event.what):
             return [events.Send(messages.Cross())]
-        self.assignment = replace(current, at_door=event.what)
+        self.assignment = current._replace(at_door=event.what)
         asked: Actions = [events.AskToCross(current.key, event.what)]
         if self.state == S.EXPORTING:  # a spool waits no less than a task
             asked.append(events.SetDeadline(max(current.run_until, now + self.config.times.export_s)))
@@ -335,7 +335,7 @@ class Slot:
         current = self._current
         if current.at_door != event.what:
             return []
-        self.assignment = replace(current, at_door=None, no_return=event.what, may_spool=True)
+        self.assignment = current._replace(at_door=None, no_return=event.what, may_spool=True)
         crossing: Actions = [events.Send(messages.Cross())]
         if self.state == S.EXPORTING:
             crossing.append(events.SetDeadline(now + self.config.times.export_s))
@@ -566,7 +566,7 @@ class Slot:
     def _finish_done(self, done: messages.Done, *, worker_died: bool | None = None) -> Actions:
         assignment, self.assignment = self._current, None
         if done.nothing_permanent:
-            assignment = replace(assignment, no_return="")
+            assignment = assignment._replace(no_return="")
         return [
             events.Finish(
                 assignment,

@@ -22,7 +22,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +288,7 @@ class Visits:
                     visit = self._open_reserved(entry, _age_s(message), chosen[entry.key.detector])
                 if attempt != entry.key.attempt:
                     entry.key = entry.key._replace(attempt=attempt)
-                    visit.assignment = replace(visit.assignment, key=entry.key)
+                    visit.assignment = visit.assignment._replace(key=entry.key)
                 self._admit(visit, effects)
             elif visit is None:
                 ended.append(entry.key)
@@ -380,7 +379,7 @@ class Visits:
         chosen = self.health.choose(visit.assignment.pipelines, self._now.mono, self._retry_s)
         assignment = visit.assignment
         if chosen is not assignment.pipelines:  # the next attempt chooses again, from all of them
-            assignment = replace(assignment, pipelines=chosen)
+            assignment = assignment._replace(pipelines=chosen)
         visit.send(events.VisitAssigned(assignment), effects)
         self._raws.deliver(visit, effects)
 
@@ -565,7 +564,7 @@ class Visits:
         # The image deadline may have passed already, but existing raws have to
         # be found first.
         earliest = self._now.mono + RETRY_WAIT_S + self.config.arrivals.scan_s
-        assignment = replace(assignment, image_deadline=max(assignment.image_deadline, earliest))
+        assignment = assignment._replace(image_deadline=max(assignment.image_deadline, earliest))
         entry = self._next(before.entry)
         effects.writes.append(model.Retry(self.open.take_change(before.entry), snapshot(entry)))
         permit = Permit.GRANTED if before.permit is Permit.GRANTED else Permit.NONE

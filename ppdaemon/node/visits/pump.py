@@ -172,6 +172,8 @@ class VisitPump:
         self._write_timer: asyncio.TimerHandle | None = None
         self._ask_timer: asyncio.TimerHandle | None = None
         self._uncommitted_outcomes = 0
+        self._all_reported: int | None = None
+        """After how many transactions the relay had confirmed all outcomes."""
         # Not with the next commit: a viewer should see it within 0.3 s.
         self.visits.open.on_change = lambda entry: self.changes.record(lambda: (change_of(entry),))
 
@@ -212,13 +214,14 @@ class VisitPump:
 
     async def resend_results(self) -> None:
         """Send the relay all outcomes that it has not confirmed."""
-        if not self.source.connected:
+        written = self.journal.written
+        if not self.source.connected or written == self._all_reported:
             return
         try:
-            # The relay may be lost during the query: `send_results` checks the connection again.
-            self.source.send_results(
-                await self.journal.call(lambda file: file.unreported(MAX_RESULTS_PER_MESSAGE))
-            )
+            unreported = await self.journal.call(lambda file: file.unreported(MAX_RESULTS_PER_MESSAGE))
+            self._all_reported = None if unreported else written
+            # The relay may have been lost during the query: this checks the connection again.
+            self.source.send_results(unreported)
         except sqlite3.Error as error:
             _LOG.warning("cannot read unreported outcomes from the journal, trying again in 1 s: %s", error)
 
