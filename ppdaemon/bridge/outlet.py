@@ -140,6 +140,8 @@ class Outlet:
         self.extent = extent
         for number, body in enumerate(bodies, extent.last - len(bodies) + 1):
             self._newest.add(Stored(number, body))
+        # Not by the task of `answer`, whose turn comes after all requests of a burst that have arrived.
+        self._answer_from_memory()
         self._due.set()
 
     def tick(self) -> None:
@@ -188,13 +190,16 @@ class Outlet:
         while True:
             await self._due.wait()
             self._due.clear()
-            behind = [
-                (peer, asked)
-                for peer, asked in [*self._asked.items()]
-                if self._is_due(asked) and not self._answer_at_once(peer, asked)
-            ]
-            for peer, asked in behind:
+            for peer, asked in self._answer_from_memory():
                 await self._answer(peer, asked)
+
+    def _answer_from_memory(self) -> list[tuple[bytes, _Asked]]:
+        """Answer the questions that are due, and return those that need the ring."""
+        return [
+            (peer, asked)
+            for peer, asked in [*self._asked.items()]
+            if self._is_due(asked) and not self._answer_at_once(peer, asked)
+        ]
 
     def _is_due(self, asked: _Asked) -> bool:
         ask = asked.ask

@@ -205,20 +205,26 @@ class BridgeLink:
 
     async def _exchange(self, socket: zmq.asyncio.Socket, monitor: ConnectionMonitor) -> None:
         """Ask again and again; return if the bridge does not answer."""
-        while True:
-            self._request += 1
-            ask = AskNotices(
-                node=self._node,
-                request=self._request,
-                epoch=self._cursor.epoch,
-                number=self._cursor.number,
-                age_s=self._age_s,
-            )
-            await socket.send(encode(ask))
-            answer = await self._receive(socket, monitor)
-            if answer is None:
-                return
-            await self._on_answer(*answer)
+        await self._ask(socket)
+        while (answer := await self._receive(socket, monitor)) is not None:
+            head, notices = answer
+            self._note(head)
+            self._age_s = None
+            self._cursor = Position(head.epoch, head.first + len(notices) - 1, self._clock.tai())
+            # Before these are taken: what comes meanwhile must not wait for them.
+            await self._ask(socket)
+            await self._take_all(notices)
+
+    async def _ask(self, socket: zmq.asyncio.Socket) -> None:
+        self._request += 1
+        ask = AskNotices(
+            node=self._node,
+            request=self._request,
+            epoch=self._cursor.epoch,
+            number=self._cursor.number,
+            age_s=self._age_s,
+        )
+        await socket.send(encode(ask))
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, monitor: ConnectionMonitor
@@ -244,13 +250,17 @@ class BridgeLink:
                 return answer, notices
         return None
 
-    async def _on_answer(self, answer: Notices, notices: Sequence[bytes]) -> None:
+    def _note(self, answer: Notices) -> None:
+        """Note how old the newest notice is, and which are lost."""
         if answer.newest_age_s is not None:
             self._newest_at = self._clock.mono() - answer.newest_age_s
         if answer.is_other:
             self._lose("its ring is another one than before: notices in the former one are lost")
         elif answer.lost:
             self._lose(f"its ring no longer had {answer.lost} notices that came while this node was away")
+
+    async def _take_all(self, notices: Sequence[bytes]) -> None:
+        """Take the notices up to the cursor."""
         for number, notice in enumerate(notices):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -258,8 +268,7 @@ class BridgeLink:
                 await self._has_room()
                 self._waits = False
             self._take([notice])
-        self._answered_at, self._age_s = self._clock.mono(), None
-        self._cursor = Position(answer.epoch, answer.first + len(notices) - 1, self._clock.tai())
+        self._answered_at = self._clock.mono()
         known = self._positions.of.get(self._address, Position())
         # Not while notices are taken again: a crash then needs them once more.
         if self._cursor.epoch != known.epoch or self._cursor.number > known.number:
