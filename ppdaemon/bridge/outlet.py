@@ -225,9 +225,8 @@ class Outlet:
             extent, begin, lost, found = await self._writer.call(lambda ring: self._read(ring, ask))
         except (Refused, OSError, sqlite3.Error) as error:  # tried again with the next tick
             if self._throttle.passes("nodes ring"):
-                _LOG.warning(
-                    "cannot read the ring for a node", extra={"node": ask.node, "reason": str(error)}
-                )
+                context = {"node": ask.node, "reason": str(error)}
+                _LOG.warning("cannot read the ring for a node", extra=context)
             return
         if self._asked.get(peer) is asked:  # it has not asked again meanwhile
             self._send(peer, asked, extent, begin, lost, found)

@@ -187,13 +187,10 @@ class BridgeLink:
     def _connect(self) -> tuple[zmq.asyncio.Socket, ConnectionMonitor]:
         socket = self._context.socket(zmq.DEALER)
         monitor = ConnectionMonitor(socket, self._clock.mono)
-        for option, value in (
-            (zmq.LINGER, 0),
-            # A larger frame ends the connection, without an error; another one is made after `SILENCE_S`.
-            (zmq.MAXMSGSIZE, NOTICES_LIMIT),
-            (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
-        ):
-            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.LINGER, 0)
+        # A larger frame ends the connection, without an error; another one is made after `SILENCE_S`.
+        socket.setsockopt(zmq.MAXMSGSIZE, NOTICES_LIMIT)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self._keys is not None:
             self._keys.apply(socket)
         try:
@@ -207,13 +204,7 @@ class BridgeLink:
         """Ask again and again; return if the bridge does not answer."""
         await self._ask(socket)
         while (answer := await self._receive(socket, monitor)) is not None:
-            head, notices = answer
-            self._note(head)
-            self._age_s = None
-            self._cursor = Position(head.epoch, head.first + len(notices) - 1, self._clock.tai())
-            # Before these are taken: what comes meanwhile must not wait for them.
-            await self._ask(socket)
-            await self._take_all(notices)
+            await self._on_answer(socket, *answer)
 
     async def _ask(self, socket: zmq.asyncio.Socket) -> None:
         self._request += 1
@@ -241,26 +232,25 @@ class BridgeLink:
             try:
                 answer = decode(head, NOTICES, limit=NOTICES_LIMIT)
             except BadMessage as error:
-                self._counts.warn(
-                    f"bridge.{error.kind}", f"{self._address}: ignoring an answer: {error}", head
-                )
+                text = f"{self._address}: ignoring an answer: {error}"
+                self._counts.warn(f"bridge.{error.kind}", text, head)
                 continue
             if answer.request == self._request:
                 self._answered_at, self._refusal = self._clock.mono(), ""
                 return answer, notices
         return None
 
-    def _note(self, answer: Notices) -> None:
-        """Note how old the newest notice is, and which are lost."""
+    async def _on_answer(self, socket: zmq.asyncio.Socket, answer: Notices, notices: Sequence[bytes]) -> None:
         if answer.newest_age_s is not None:
             self._newest_at = self._clock.mono() - answer.newest_age_s
         if answer.is_other:
             self._lose("its ring is another one than before: notices in the former one are lost")
         elif answer.lost:
             self._lose(f"its ring no longer had {answer.lost} notices that came while this node was away")
-
-    async def _take_all(self, notices: Sequence[bytes]) -> None:
-        """Take the notices up to the cursor."""
+        self._cursor = Position(answer.epoch, answer.first + len(notices) - 1, self._clock.tai())
+        self._age_s = None
+        # Before these are taken: those that come meanwhile must not wait for that.
+        await self._ask(socket)
         for number, notice in enumerate(notices):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
