@@ -156,27 +156,6 @@ async def test_raws_that_arrive_one_by_one_during_a_check_are_checked_together(m
         assert not play.completion.checking
 
 
-async def test_what_waits_for_the_raws_of_a_batch_runs_before_the_next_one_is_checked(monkeypatch):
-    monkeypatch.setattr(completion, "HELP_S", 1000.0)
-    monkeypatch.setattr(completion, "AT_ONCE", 2)
-    ordered: list[Raw] = []
-    at_checks: list[int] = []
-    async with playing(SimulatedExposures()) as play:
-        play.exposures.found = ExposureFacts("g")
-        play.completion.deliver = lambda raw: asyncio.get_running_loop().call_soon(ordered.append, raw)
-        check = play.threads.run
-
-        def counting(*args: Any) -> Coroutine[Any, Any, Any]:
-            at_checks.append(len(ordered))
-            return check(*args)
-
-        monkeypatch.setattr(play.threads, "run", counting)
-        for detector in range(6):
-            play.completion.take(sighting(detector))
-        await play.until(lambda: len(ordered) >= 6)
-        assert at_checks == [0, 2, 4]
-
-
 async def test_a_file_that_cannot_be_read_for_long_does_not_stop_the_others():
     async with playing(SimulatedExposures()) as play:
         play.exposures.found = ExposureFacts("g")

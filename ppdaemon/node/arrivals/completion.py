@@ -218,9 +218,6 @@ class RawCompletion:
                     self._conclude(pending, _refusal(state))
                 else:
                     self._evaluate(pending, state, same_clock=same_clock)
-            # The orders to workers before the next check: its thread and the event loop would wait for each
-            # other after each system call.
-            await asyncio.sleep(0)
 
     def _start_checks(
         self, root: str, batch: Collection[PendingRaw]
