@@ -140,6 +140,8 @@ class Outlet:
         self.extent = extent
         for number, body in enumerate(bodies, extent.last - len(bodies) + 1):
             self._newest.add(Stored(number, body))
+        # Not by the task of `answer`, whose turn comes after all requests of a burst that have arrived.
+        self._answer_from_memory()
         self._due.set()
 
     def tick(self) -> None:
@@ -188,13 +190,16 @@ class Outlet:
         while True:
             await self._due.wait()
             self._due.clear()
-            behind = [
-                (peer, asked)
-                for peer, asked in [*self._asked.items()]
-                if self._is_due(asked) and not self._answer_at_once(peer, asked)
-            ]
-            for peer, asked in behind:
+            for peer, asked in self._answer_from_memory():
                 await self._answer(peer, asked)
+
+    def _answer_from_memory(self) -> list[tuple[bytes, _Asked]]:
+        """Answer the questions that are due, and return those that need the ring."""
+        return [
+            (peer, asked)
+            for peer, asked in [*self._asked.items()]
+            if self._is_due(asked) and not self._answer_at_once(peer, asked)
+        ]
 
     def _is_due(self, asked: _Asked) -> bool:
         ask = asked.ask
@@ -220,9 +225,8 @@ class Outlet:
             extent, begin, lost, found = await self._writer.call(lambda ring: self._read(ring, ask))
         except (Refused, OSError, sqlite3.Error) as error:  # tried again with the next tick
             if self._throttle.passes("nodes ring"):
-                _LOG.warning(
-                    "cannot read the ring for a node", extra={"node": ask.node, "reason": str(error)}
-                )
+                context = {"node": ask.node, "reason": str(error)}
+                _LOG.warning("cannot read the ring for a node", extra=context)
             return
         if self._asked.get(peer) is asked:  # it has not asked again meanwhile
             self._send(peer, asked, extent, begin, lost, found)

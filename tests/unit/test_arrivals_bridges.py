@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which notices a new run of a node needs again, and what it keeps of a bridge on disk."""
 
+import asyncio
 import json
 
 import pytest
+import zmq
+import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppdaemon.node.arrivals.bridges import Position, Positions
+from ppdaemon.clock import Clock
+from ppdaemon.config import Publisher
+from ppdaemon.messages import ASK_LIMIT, ASK_NOTICES, Notices
+from ppdaemon.node.arrivals.bridges import BridgeLink, Position, Positions
+from ppdaemon.node.arrivals.counts import ErrorCounts
+from ppdaemon.testing.waiting import TIMEOUT_S
+from ppdaemon.wire import decode, encode
 
 TIMES = st.floats(0, 1e6)
 
@@ -74,3 +83,41 @@ def test_a_file_that_is_none_is_a_new_node(tmp_path, content, caplog):
     positions.of["tcp://b:1"] = Position("e", 7, 10.5)
     positions.save()
     assert json.loads(path.read_bytes())["tcp://b:1"]["number"] == 7
+
+
+async def test_the_next_notices_are_asked_for_before_those_that_came_are_taken(socket_dir, tmp_path):
+    address, clock, room, taken = f"ipc://{socket_dir}/nodes", Clock(), asyncio.Event(), asyncio.Queue()
+    positions = Positions(tmp_path / "bridges.json")
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as bridge:
+        bridge.bind(address)
+        link = BridgeLink(
+            context,
+            Publisher(address=address),
+            None,
+            "n1",
+            positions,
+            900.0,
+            900.0,
+            taken.put_nowait,
+            room.wait,
+            ErrorCounts(clock.mono),
+            clock,
+        )
+        task = asyncio.create_task(link.run())
+        async with asyncio.timeout(TIMEOUT_S):
+            peer, data = await bridge.recv_multipart()
+            ask = decode(data, ASK_NOTICES, limit=ASK_LIMIT)
+            assert (ask.epoch, ask.number, ask.age_s) == ("", 0, 900.0)
+            head = Notices(request=ask.request, epoch="e", first=1)
+            await bridge.send_multipart([peer, encode(head), b"a", b"b"])
+            ask = decode((await bridge.recv_multipart())[1], ASK_NOTICES, limit=ASK_LIMIT)
+            assert (ask.epoch, ask.number, ask.age_s) == ("e", 2, None)
+            # A crash needs them once more.
+            assert taken.empty()
+            assert not positions.of
+            room.set()
+            assert [await taken.get(), await taken.get()] == [[b"a"], [b"b"]]
+            await asyncio.sleep(0)
+            assert positions.of[address].number == 2
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -187,13 +187,10 @@ class BridgeLink:
     def _connect(self) -> tuple[zmq.asyncio.Socket, ConnectionMonitor]:
         socket = self._context.socket(zmq.DEALER)
         monitor = ConnectionMonitor(socket, self._clock.mono)
-        for option, value in (
-            (zmq.LINGER, 0),
-            # A larger frame ends the connection, without an error; another one is made after `SILENCE_S`.
-            (zmq.MAXMSGSIZE, NOTICES_LIMIT),
-            (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
-        ):
-            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.LINGER, 0)
+        # A larger frame ends the connection, without an error; another one is made after `SILENCE_S`.
+        socket.setsockopt(zmq.MAXMSGSIZE, NOTICES_LIMIT)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if self._keys is not None:
             self._keys.apply(socket)
         try:
@@ -205,20 +202,20 @@ class BridgeLink:
 
     async def _exchange(self, socket: zmq.asyncio.Socket, monitor: ConnectionMonitor) -> None:
         """Ask again and again; return if the bridge does not answer."""
-        while True:
-            self._request += 1
-            ask = AskNotices(
-                node=self._node,
-                request=self._request,
-                epoch=self._cursor.epoch,
-                number=self._cursor.number,
-                age_s=self._age_s,
-            )
-            await socket.send(encode(ask))
-            answer = await self._receive(socket, monitor)
-            if answer is None:
-                return
-            await self._on_answer(*answer)
+        await self._ask(socket)
+        while (answer := await self._receive(socket, monitor)) is not None:
+            await self._on_answer(socket, *answer)
+
+    async def _ask(self, socket: zmq.asyncio.Socket) -> None:
+        self._request += 1
+        ask = AskNotices(
+            node=self._node,
+            request=self._request,
+            epoch=self._cursor.epoch,
+            number=self._cursor.number,
+            age_s=self._age_s,
+        )
+        await socket.send(encode(ask))
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, monitor: ConnectionMonitor
@@ -235,22 +232,25 @@ class BridgeLink:
             try:
                 answer = decode(head, NOTICES, limit=NOTICES_LIMIT)
             except BadMessage as error:
-                self._counts.warn(
-                    f"bridge.{error.kind}", f"{self._address}: ignoring an answer: {error}", head
-                )
+                text = f"{self._address}: ignoring an answer: {error}"
+                self._counts.warn(f"bridge.{error.kind}", text, head)
                 continue
             if answer.request == self._request:
                 self._answered_at, self._refusal = self._clock.mono(), ""
                 return answer, notices
         return None
 
-    async def _on_answer(self, answer: Notices, notices: Sequence[bytes]) -> None:
+    async def _on_answer(self, socket: zmq.asyncio.Socket, answer: Notices, notices: Sequence[bytes]) -> None:
         if answer.newest_age_s is not None:
             self._newest_at = self._clock.mono() - answer.newest_age_s
         if answer.is_other:
             self._lose("its ring is another one than before: notices in the former one are lost")
         elif answer.lost:
             self._lose(f"its ring no longer had {answer.lost} notices that came while this node was away")
+        self._cursor = Position(answer.epoch, answer.first + len(notices) - 1, self._clock.tai())
+        self._age_s = None
+        # Before these are taken: those that come meanwhile must not wait for that.
+        await self._ask(socket)
         for number, notice in enumerate(notices):
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -258,8 +258,7 @@ class BridgeLink:
                 await self._has_room()
                 self._waits = False
             self._take([notice])
-        self._answered_at, self._age_s = self._clock.mono(), None
-        self._cursor = Position(answer.epoch, answer.first + len(notices) - 1, self._clock.tai())
+        self._answered_at = self._clock.mono()
         known = self._positions.of.get(self._address, Position())
         # Not while notices are taken again: a crash then needs them once more.
         if self._cursor.epoch != known.epoch or self._cursor.number > known.number:

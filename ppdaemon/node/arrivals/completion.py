@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -181,7 +181,8 @@ class RawCompletion:
         self._delivered.add(_key(name), self.clock.mono())
         self.latencies.sighted(source)
         self.counts.count("delivered")
-        self._deliver(raws)
+        for raw in raws:
+            self.deliver(raw)
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Count, log and list a raw that is not delivered."""
@@ -382,10 +383,7 @@ class RawCompletion:
         self.counts.count("delivered" if _complete(pending).intact else "delivered_broken")
         if pending.changed_unix >= self._started_unix:
             self.latencies.delivered(pending.source, pending.latency_s)
-        self._deliver(end)
-
-    def _deliver(self, raws: Iterable[Raw]) -> None:
-        for raw in raws:
+        for raw in end:
             self.deliver(raw)
 
     def _raws(

@@ -76,12 +76,6 @@ class _Job:
     call: Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    job: _Job
-    since: float
-
-
 class FileThreads:
     """Runs blocking calls in a fixed number of threads, which start with the first call."""
 
@@ -93,7 +87,7 @@ class FileThreads:
         self._threads: set[int] = set()
         self._abandoned: set[int] = set()
         self._started = 0
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, tuple[_Job, float]] = {}
 
     async def run[T](self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in a thread; raises TimeoutError if the call is abandoned."""
@@ -109,22 +103,22 @@ class FileThreads:
     def stuck_s(self) -> float:
         """Return how long the oldest running call has been running, seconds."""
         running = [*self._running.values()]
-        return self._mono() - min(call.since for call in running) if running else 0.0
+        return self._mono() - min(since for _, since in running) if running else 0.0
 
     def abandon_calls(self, after_s: float) -> None:
         """Abandon calls that have been running for more than `after_s` seconds, and replace their threads."""
         now = self._mono()
         # A copy: the threads change the dictionary.
-        for number, call in [*self._running.items()]:
-            if now - call.since <= after_s or number in self._abandoned:
+        for number, (job, since) in [*self._running.items()]:
+            if now - since <= after_s or number in self._abandoned:
                 continue
             if len(self._abandoned) >= MAX_ABANDONED:
                 return
             self._abandoned.add(number)
             self._threads.discard(number)
             self._start_thread()
-            if not call.job.future.done():
-                call.job.future.set_exception(TimeoutError("the filesystem does not answer"))
+            if not job.future.done():
+                job.future.set_exception(TimeoutError("the filesystem does not answer"))
 
     def close(self) -> None:
         """Make each thread exit after its current call; returns at once."""
@@ -143,7 +137,7 @@ class FileThreads:
         while (job := self._jobs.get()) is not None:
             if job.future.done():
                 continue  # canceled
-            self._running[number] = _Running(job, self._mono())
+            self._running[number] = job, self._mono()
             result: Any = None
             failure: Exception | None = None
             try:
