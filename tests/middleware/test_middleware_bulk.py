@@ -45,17 +45,17 @@ def engine(
 
 
 def test_rows_are_those_of_single_inserts(engine: sqlalchemy.Engine, table: sqlalchemy.Table) -> None:
-    ids = [uuid.uuid4() for _ in TEXTS]
+    ids, filled = [uuid.uuid4() for _ in TEXTS], [text or "" for text in TEXTS]
     numbers = [number << 40 for number in range(len(TEXTS))]
     with engine.connect() as connection, connection.begin() as transaction:
-        for id_, text, number in zip(ids, TEXTS, numbers, strict=True):
-            row = {"id": id_, "group": text, "fixed": text, "number%": number, "date": 7}
+        for id_, text, fixed, number in zip(ids, TEXTS, filled, numbers, strict=True):
+            row = {"id": id_, "group": text, "fixed": fixed, "number%": number, "date": 7}
             connection.execute(table.insert(), row)
         expected = connection.execute(sqlalchemy.select(table)).all()
         transaction.rollback()
     with engine.begin() as connection:
         digits = list(map(converter(table.columns.id, connection.dialect), ids))
-        columns = {"number%": numbers, "fixed": TEXTS, "id": digits, "group": TEXTS}
+        columns = {"number%": numbers, "fixed": filled, "id": digits, "group": TEXTS}
         insert_rows(connection, table, columns, {"date": 7})
         assert connection.execute(sqlalchemy.select(table)).all() == expected
 

@@ -96,6 +96,11 @@ def _type_name(column: sqlalchemy.Column[Any], dialect: sqlalchemy.Dialect) -> s
 
 def _array(values: Sequence[Value]) -> str:
     """Return the text form of an array in PostgreSQL."""
+    if set(map(type, values)) == {str}:
+        text = '","'.join(map(str, values))
+        # Few columns have a text that must be escaped; the others are done at once.
+        if "\\" not in text and text.count('"') == 2 * (len(values) - 1):
+            return f'{{"{text}"}}'
     return "{" + ",".join(map(_element, values)) + "}"
 
 

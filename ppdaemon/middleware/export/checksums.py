@@ -51,7 +51,7 @@ def facts_of_new(folder: Path) -> Facts:
     path = folder / "facts"
     with io.FileIO(path, "xb") as stream:
         try:
-            return _facts(stream)
+            return _facts(stream, os.fstat(stream.fileno()))
         finally:
             path.unlink()
 
@@ -100,14 +100,15 @@ def _link(
     source: io.FileIO, target: str, size_bytes: int, checksum: str, linkable: Facts, synced_ns: int
 ) -> bool:
     """Link a file to a target if that is allowed; return whether it was."""
-    if _facts(source) != linkable or _is_written(source):
+    # Not before: once nobody can write to it, one look is enough for all that is asked here.
+    if _is_written(source) or _facts(source, found := os.fstat(source.fileno())) != linkable:
         return False
     _compare(source, size_bytes, checksum)
     try:
         # To sync a file flushes the disk's cache, also if nothing is to be written. One that a person has
         # copied back has another time, and may not be on the disk. Before the file has another name, for
         # which the filesystem's journal would be written.
-        if os.fstat(source.fileno()).st_ctime_ns != synced_ns:
+        if found.st_ctime_ns != synced_ns:
             os.fdatasync(source.fileno())
         os.link(source.name, target)
         if _has_lease(source):
@@ -120,11 +121,10 @@ def _link(
     return False
 
 
-def _facts(stream: io.FileIO) -> Facts:
+def _facts(stream: io.FileIO, found: os.stat_result) -> Facts:
     descriptor, attributes = stream.fileno(), list[tuple[str, bytes]]()
     with suppress(OSError):  # the filesystem has none
         attributes += ((name, os.getxattr(descriptor, name)) for name in os.listxattr(descriptor))
-    found = os.fstat(descriptor)
     return found.st_dev, found.st_uid, found.st_gid, found.st_mode, found.st_nlink, *attributes
 
 

@@ -207,9 +207,8 @@ class CentralExporter:
             try:
                 with recorded_engines(self._engines):
                     self._butler = Butler.from_config(self._uri, writeable=True)
-            except (
-                Exception
-            ) as error:  # down, of a newer version, without its driver: nothing can be exported
+            # Down, of a newer version, or without its driver: nothing can be exported.
+            except Exception as error:
                 raise Unavailable(
                     f"the central repo {self._uri} cannot be opened for writing: {describe(error)}"
                 ) from error

@@ -288,11 +288,9 @@ class Registrar:
             file.path: file.path if folder is None else f"{folder}/{number}-{file.spooled.name}"
             for number, file in enumerate(files)
         }
-
         linkable = None if folder is None else facts_of_new(folder)
         dirty: list[str] = []
         faults: dict[Path, BadMessage] = {}
-
         # The threads share it: a task for each file would take longer than a small file.
         left = iter(files)
 

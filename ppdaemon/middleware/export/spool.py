@@ -15,9 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lsst.daf.butler import (
-    DimensionRecord,
-)
+from lsst.daf.butler import DimensionRecord
 
 from ppdaemon.config import ExportConfig
 from ppdaemon.durable import sync
