@@ -123,7 +123,11 @@ class Registrar:
         found = NewContent.of(batch, butler.dimensions)
         files = found.files
         runs = {each.run for file in files for each in file.datasets}
-        if len(self._present) > MAX_PRESENT:
+        known = (each.name for each in self._present if isinstance(each, DatasetType))
+        if self._rows is not None and not self._rows.is_current(known):
+            butler.registry.refresh()
+            self.forget()
+        elif len(self._present) > MAX_PRESENT:
             self.forget()
         records = self._new_records(found.records)
         for dataset_type in sorted(found.types - self._present):

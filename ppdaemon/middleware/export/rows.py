@@ -13,7 +13,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -78,6 +78,7 @@ _USED = attrgetter(
     "_registry._managers.datasets._get_tags_table",
     "_registry._managers.datasets._run_key_column",
     "_registry._managers.datasets._static.dataset",
+    "_registry._managers.datasets._static.dataset_type",
     "_registry._managers.datasets._summaries.update",
     "_registry._managers.datasets._use_astropy_ingest_date",
     "_registry.expand_data_ids",
@@ -143,10 +144,24 @@ class RowIngest:
         self._known = KnownIds(column, self._db.dialect)
         self._runs: dict[str, Any] = {}
         """What the registry has of runs."""
+        # SQLite gives the key of what was removed to what is registered next; PostgreSQL gives each key once.
+        self._reuses_keys = self._db.dialect.name == "sqlite"
 
     def forget(self) -> None:
         """Look again for runs: one may have been removed, and made anew."""
         self._runs.clear()
+
+    def is_current(self, names: Iterable[str]) -> bool:
+        """Return whether dataset types still have the keys that the Butler remembers. If not, its registry
+        has to be refreshed: what is stored as one of them would be of another type.
+        """
+        if not self._reuses_keys:
+            return True
+        kept = self._managers.datasets._static.dataset_type.columns
+        with self._db.query(sqlalchemy.select(kept.name, kept.id)) as found:
+            keys = {row.name: row.id for row in found}
+        remembered = ((name, self._managers.datasets._find_storage(name)) for name in names)
+        return all(keys.get(name) == storage.dataset_type_id for name, storage in remembered)
 
     def known(self, ids: Sequence[DatasetId]) -> set[DatasetId]:
         """Return those of the ids that the registry has."""
@@ -228,8 +243,8 @@ class RowIngest:
     ) -> None:
         """Insert the registry's rows of datasets of a run that have the same dimensions."""
         datasets = self._managers.datasets
-        # One that was removed since cannot get rows: ids are not used again.
-        if (collection := self._runs.get(run)) is None:
+        # One that was removed since cannot get rows, unless its key is that of another one now.
+        if (collection := self._runs.get(run)) is None or self._reuses_keys:
             collection = self._runs[run] = self._managers.collections.find(run)
         known = {"dataset_type_id": new.type_ids}
         table = datasets._static.dataset
