@@ -31,8 +31,8 @@ from ppdaemon.states import ExitCode
 def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: bool) -> None:
     """Take a few visits with a simulated camera, from next_visit to alerts.
 
-    The first visit is taken alone; it decides how often the machine can take
-    the others. Exits 0 only if every announced visit-detector succeeded and no
+    Each visit is taken as soon as at most one other is still processed, so
+    that the machine decides how often. Exits 0 only if every announced visit-detector succeeded and no
     process or repo is left over. With --stay it is a playground: commands to
     try in another terminal are printed, and Ctrl-C ends it.
     """

@@ -28,7 +28,7 @@ from ppdaemon.demo.telescope import (
     timeline,
 )
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.errors import NotFound, PPDaemonError
+from ppdaemon.errors import PPDaemonError
 from ppdaemon.reports import StatusReport, VisitRow
 
 __all__ = ("DemoFailed", "Observing", "TelescopeThread", "interruptible_sleep", "observing")
@@ -39,6 +39,8 @@ SUBSCRIBER_S = 10.0
 """Time limit for the daemon to subscribe to the camera's notices."""
 # Often enough for a live table.
 POLL_S = 0.25
+ROWS = 3 * VISIT_LINES * DETECTOR_COUNT
+"""As many of the journal's newest rows have all of the last visits, with repeated attempts."""
 
 
 class DemoFailed(PPDaemonError):
@@ -106,17 +108,18 @@ class Observing:
         self._services = services
         self._meter = meter
         self._camera = SimulatedCamera()
-        self._earlier: deque[Sequence[VisitRow]] = deque(maxlen=VISIT_LINES)
+        self._visits: deque[VisitPlan] = deque(maxlen=VISIT_LINES)
 
     def take(
-        self, visits: Sequence[VisitPlan], ended: Callable[[StatusReport, Sequence[VisitRow]], bool]
+        self, visit: VisitPlan, ended: Callable[[StatusReport, Sequence[VisitRow]], bool]
     ) -> list[VisitRow]:
-        """Take visits and return the journal's rows when they have ended.
+        """Take a visit; return the journal's rows of the last visits as soon as `ended` is true.
 
-        `ended` is called with the daemon's status and these rows after the last raw. Raises
-        `DemoFailed` if they have not ended `END_S` later, or if the telescope failed.
+        It is called after the last raw, with the daemon's status and the rows of this visit. Raises
+        `DemoFailed` if it is false `END_S` later, or if the telescope failed.
         """
-        self._screen.add(visits)
+        self._visits.append(visit)
+        self._screen.add([visit])
         stop = threading.Event()
         telescope = Telescope(
             self._camera,
@@ -125,7 +128,7 @@ class Observing:
             sleep=partial(interruptible_sleep, stop),
             on_event=self._on_event,
         )
-        events = timeline(visits, CADENCE, announce=True, cancel=False)
+        events = timeline([visit], CADENCE, announce=True, cancel=False)
         with TelescopeThread(telescope, events, stop) as night:
             until = None
             while True:
@@ -133,11 +136,9 @@ class Observing:
                     service.check()
                 # Checked before the status: if the telescope has finished, no later visit is missing in it.
                 finished = night.finished()
-                status = self._daemon.status()
-                rows = [row for visit in visits for row in self._rows(visit)]
-                self._screen.show([*(row for each in self._earlier for row in each), *rows], status)
-                if finished and ended(status, rows):
-                    self._earlier.append(rows)
+                status, rows = self._daemon.status(), self._rows()
+                self._screen.show(rows, status)
+                if finished and ended(status, [row for row in rows if row.group == visit.group]):
                     return rows
                 until = until or (time.monotonic() + END_S if finished else None)
                 if until and time.monotonic() > until:
@@ -153,11 +154,10 @@ class Observing:
             self._meter.late_s.append(event.late_s)
         self._screen.on_event(event)
 
-    def _rows(self, visit: VisitPlan) -> Sequence[VisitRow]:
-        try:
-            return self._daemon.visit(visit.group)
-        except NotFound:
-            return ()
+    def _rows(self) -> list[VisitRow]:
+        groups = {visit.group for visit in self._visits}
+        rows = [row for row in self._daemon.visits(ROWS) if row.group in groups]
+        return sorted(rows, key=lambda row: (row.group, row.detector, row.attempt))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
-from ppdaemon.demo.night import NIGHT, plan_night
+from ppdaemon.demo.night import NIGHT, plan_visit
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
 from ppdaemon.demo.quickstart import make_central, output_folder, short_folder
@@ -124,11 +124,11 @@ def _take_visits(telescope: Observing, console: Console) -> None:
     """Take the kinds of visits of the demonstration in turn."""
     number = 0
     while True:
-        begin_tai = Clock().tai() + 1.0
-        visits = plan_night(begin_tai, [NIGHT[number % len(NIGHT)]], seq_num=seq_num_at(begin_tai))
+        begin_tai = Clock().tai()
+        visit = plan_visit(number % len(NIGHT), begin_tai, seq_num_at(begin_tai))
         pace = Pace(lambda line: console.print(line, highlight=False), time.monotonic() + EVERY_S)
         try:
-            telescope.take(visits, lambda _, rows, pace=pace: pace.may_begin(time.monotonic(), rows))  # type: ignore[misc]
+            telescope.take(visit, lambda _, rows, pace=pace: pace.may_begin(time.monotonic(), rows))  # type: ignore[misc]
         except (
             DemoFailed,
             Unavailable,

@@ -4,6 +4,8 @@
 import io
 import sys
 import threading
+from collections import deque
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,18 +20,21 @@ from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.ctl import cli, send
 from ppdaemon.demo import __main__ as program
-from ppdaemon.demo import observing, playground
+from ppdaemon.demo import night as demo_night
+from ppdaemon.demo import observing, playground, quickstart
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import DETECTOR_COUNT
-from ppdaemon.demo.night import CADENCE, LONGEST_S, NIGHT, held_cadence_s, plan_night
-from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport
+from ppdaemon.demo.night import CADENCE, NIGHT, plan_visit
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, NightMeter
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, making_bar, utc
-from ppdaemon.demo.report import Report, VisitPipelines, show_report
+from ppdaemon.demo.report import Report, VisitPipelines, mean_cadence_s, show_report
 from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
+from ppdaemon.demo.visits import Cadence
+from ppdaemon.messages import Accepted
 from ppdaemon.night.totals import NightTotals, last_attempts
 from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.relay.config import load_relay
@@ -62,9 +67,18 @@ STATUS = StatusReport(
 )
 
 
+def night(every_s=30.0):
+    """Plan all visits of the night."""
+    visits = []
+    for number in range(len(NIGHT)):
+        seq_num = 1 + sum(len(visit.exposures) for visit in visits)
+        visits.append(plan_visit(number, BEGIN_TAI_S + number * every_s, seq_num))
+    return visits
+
+
 @pytest.fixture
 def visits():
-    return plan_night(BEGIN_TAI_S)
+    return night()
 
 
 @pytest.fixture
@@ -177,7 +191,7 @@ def test_on_a_terminal_each_detector_has_a_symbol(visits):
 
 def selected(number, ran, reason="", *, group=None, detectors=9):
     """Compare a visit of the night, whose detectors all got one pipeline, with the plan."""
-    (visit,) = (visit for visit in plan_night(BEGIN_TAI_S) if visit.number == number)
+    visit = plan_visit(number, BEGIN_TAI_S, 1)
     rows = [row(visit.group, k, pipeline=f"/p/{ran}.yaml", reason=reason) for k in range(detectors)]
     compared = VisitPipelines.of(visit, rows)
     return compared if group is None else compared.model_copy(update={"group": group})
@@ -319,37 +333,106 @@ def test_without_its_packages_the_demonstration_names_the_package_to_install(mon
 # --- the cadence -------------------------------------------------------------
 
 
-def taken(prepared_s, exported_s, detectors=2):
-    """Return rows of a visit that was prepared in one time and took another from the raws to the export."""
-    stages = {Stage.ASSIGNED: 100.0, Stage.ARRIVED: 200.0}
-    ends = [
-        {Stage.PREPARED: 100.0 + prepared_s - each, Stage.CENTRAL: 200.0 + exported_s - each}
-        for each in range(detectors)
+class Daemon:
+    """Answers as a node does whose journal has rows and whose visits end one after the other."""
+
+    def __init__(self, *statuses, rows=()):
+        self.statuses, self.rows = deque(statuses), rows
+
+    def status(self):
+        return self.statuses.popleft()
+
+    def visits(self, limit):
+        return tuple(self.rows[:limit])
+
+
+def observed(daemon):
+    """Return a telescope that takes visits at once."""
+
+    class Relay:
+        def ask(self, event):
+            return Accepted(status="accepted", detectors=9)
+
+    class Camera:
+        detectors = (0,)
+
+        def read_out(self, plan):
+            return iter([(0, Path("raw.fits"), b"image", b"sidecar")])
+
+        def write_detector_list(self, root, plan):
+            pass
+
+    class Raws:
+        root = None
+
+        def deliver_all(self, files):
+            return 1
+
+    screen = NightScreen(Console(file=io.StringIO()), (), DETECTOR_COUNT)
+    telescope = observing.Observing(Relay(), Raws(), daemon, screen, (), NightMeter())
+    telescope._camera = Camera()
+    return telescope
+
+
+def open_ones(count, spooled=0):
+    return STATUS.model_copy(update={"open_visits": count, "spooled": spooled})
+
+
+def test_a_visit_is_announced_as_soon_as_at_most_one_is_processed_and_the_last_one_is_waited_for():
+    taken = []
+
+    class TelescopeOf:
+        def take(self, visit, ended):
+            taken.append((visit, [ended(status, []) for status in statuses]))
+            return ["rows of all visits"]
+
+    statuses = open_ones(18), open_ones(10), open_ones(9), open_ones(0, spooled=1), open_ones(0)
+    visits, rows = quickstart._take_night(TelescopeOf())
+    assert rows == ["rows of all visits"]
+    assert [visit for visit, _ in taken] == visits
+    assert [visit.number for visit in visits] == list(range(7))
+    assert [each.seq_num for visit in visits for each in visit.exposures] == list(range(1, 9))
+    assert [went_on for _, went_on in taken[:-1]] == [[False, False, True, True, True]] * 6
+    assert taken[-1][1] == [False, False, False, False, True]
+
+
+def test_the_rows_of_all_visits_are_returned_and_those_of_the_last_one_end_it(monkeypatch):
+    for module in (demo_night, observing):
+        monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
+    monkeypatch.setattr(observing, "POLL_S", 0.01)
+    visits = night(100.0)[:2]
+    old, first, second = row("another", 0), row(visits[0].group, 1), row(visits[1].group, 2)
+    # The newest one is the first in the journal's answer.
+    daemon = Daemon(*[open_ones(9)] * 1000, rows=[second, first, old])
+    telescope = observed(daemon)
+    seen = []
+
+    def ended(status, rows):
+        seen.append(rows)
+        return len(seen) > 2
+
+    assert telescope.take(visits[0], ended) == [first]
+    assert telescope.take(visits[1], ended) == [first, second]
+    assert seen == [[first]] * 3 + [[second]]
+
+
+def test_the_cadence_is_the_mean_time_between_announcements():
+    visits = [
+        replace(visit, announced_tai_s=at_s) for visit, at_s in zip(night(), (0.0, 9.0, 40.0), strict=False)
     ]
-    return [row("g", number, stages=stages | end) for number, end in enumerate(ends)]
+    assert mean_cadence_s(visits) == 20.0
+    assert mean_cadence_s(visits[:1]) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("prepared_s", "exported_s", "expected_s"),
-    [(2.0, 3.0, CADENCE.every_s), (5.0, 20.0, 25.0), (60.0, 200.0, LONGEST_S)],
-)
-def test_the_cadence_is_the_time_that_the_first_visit_used_the_machine(prepared_s, exported_s, expected_s):
-    assert held_cadence_s(taken(prepared_s, exported_s)) == expected_s
-
-
-def test_the_cadence_is_the_planned_one_if_the_first_visit_reached_nothing():
-    assert held_cadence_s([]) == CADENCE.every_s
-    assert (
-        held_cadence_s([row("g", 0, outcome=Outcome.CRASHED, stages={Stage.ASSIGNED: 1.0})])
-        == CADENCE.every_s
-    )
-
-
-def test_a_slower_night_has_the_same_visits_further_apart():
-    slow = plan_night(BEGIN_TAI_S, every_s=30.0)
-    assert [visit.number for visit in slow] == list(range(7))
-    gaps = [later.announced_tai_s - earlier.announced_tai_s for earlier, later in pairwise(slow)]
-    assert gaps == pytest.approx([30.0, 40.0, 30.0, 30.0, 30.0, 30.0])  # the second visit has two snaps
+def test_raws_have_the_time_at_which_the_shutter_is_open():
+    visit = plan_visit(0, BEGIN_TAI_S, 1)
+    events = timeline([visit], CADENCE, announce=True, cancel=False)
+    assert visit.announced_tai_s == BEGIN_TAI_S
+    for event in events[1:]:
+        opened = event.exposure.begin_tai_s - visit.announced_tai_s
+        closed = event.exposure.end_tai_s - visit.announced_tai_s
+        due_s = opened if event.step is TelescopeStep.EXPOSE else closed + CADENCE.readout_s
+        assert event.after_s == pytest.approx(due_s)
 
 
 # --- the playground ----------------------------------------------------------
@@ -457,7 +540,7 @@ def test_a_screen_shows_the_last_visits(visits):
     def show(console):
         with NightScreen(console, (), 2) as screen:
             screen.add(visits)
-            screen.add(plan_night(BEGIN_TAI_S + 1000.0)[:1])
+            screen.add([plan_visit(0, BEGIN_TAI_S + 1000.0, 1)])
             screen.show([], STATUS)
 
     text = printed(show, force_terminal=True, color_system=None)
@@ -502,5 +585,5 @@ def test_a_telescope_measures_how_late_it_wrote(visits, tmp_path):
     )
     telescope.run(timeline(visits[:1], CADENCE, announce=True, cancel=False))
     assert [event.step for event in events] == list(TelescopeStep)[:1] + list(TelescopeStep)[2:]
-    # The raws were due 20 s after the announcement, and the pixels were made 70 s after it.
-    assert [event.late_s for event in events] == pytest.approx([0.0, 60.0, 50.0])
+    # The raws were due 9 s after the announcement, and the pixels were made 63 s after it.
+    assert [event.late_s for event in events] == pytest.approx([0.0, 60.0, 54.0])
