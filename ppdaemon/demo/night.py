@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The visits of the demonstration and the pipeline that each of them must get."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.rules import PIPELINES, SURVEYS, DemoRule
 from ppdaemon.demo.sky import SECOND_DEC_DEG, SECOND_RA_DEG
 from ppdaemon.demo.visits import Cadence, FieldPointing, VisitPlan, plan_visits
+from ppdaemon.night.totals import last_attempts
+from ppdaemon.reports import VisitRow
+from ppdaemon.states import Stage
 
-__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "plan_visit")
+__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "may_announce", "plan_visit")
 
 CADENCE = Cadence(lead_s=3.0, exposure_s=5.0, readout_s=1.0)
 TEMPLATE_BANDS = ("g", "r")
@@ -65,3 +71,34 @@ def plan_visit(number: int, begin_tai_s: float, seq_num: int) -> VisitPlan:
         first_seq_num=seq_num,
     )
     return replace(visit, number=number, filter_announced=planned.filter_announced)
+
+
+def may_announce(now_tai_s: float, visits: Sequence[VisitPlan], rows: Sequence[VisitRow]) -> bool:
+    """Return whether the next visit may be announced: its raws are to land when the visit before has ended.
+
+    The last of `visits`, whose raws have been written, is expected to take as long as the one before; the
+    first one is waited for. At most one is processed.
+    """
+    *earlier, last = (
+        [row for row in last_attempts(rows).values() if row.group == visit.group] for visit in visits
+    )
+    if not _is_open(last):
+        return True
+    if not earlier or any(map(_is_open, earlier)):
+        return False
+    until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
+    return now_tai_s + until_landed_s >= _landed_tai(last) + _processed_s(earlier[-1])
+
+
+def _is_open(rows: Sequence[VisitRow]) -> bool:
+    return len(rows) < DETECTOR_COUNT or any(row.outcome is None for row in rows)
+
+
+def _landed_tai(rows: Sequence[VisitRow]) -> float:
+    """Return when the last raw of a visit was taken; not yet if one is missing."""
+    return max((row.stages.get(Stage.ARRIVED, math.inf) for row in rows), default=math.inf)
+
+
+def _processed_s(rows: Sequence[VisitRow]) -> float:
+    """Return the time from the last raw of a visit to its last outputs."""
+    return max(row.stages.get(Stage.SPOOLED, 0.0) for row in rows) - _landed_tai(rows)

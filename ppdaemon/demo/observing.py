@@ -115,7 +115,7 @@ class Observing:
     ) -> list[VisitRow]:
         """Take a visit; return the journal's rows of the last visits as soon as `ended` is true.
 
-        It is called after the last raw, with the daemon's status and the rows of this visit. Raises
+        It is called after the last raw, with the daemon's status and these rows. Raises
         `DemoFailed` if it is false `END_S` later, or if the telescope failed.
         """
         self._visits.append(visit)
@@ -138,7 +138,7 @@ class Observing:
                 finished = night.finished()
                 status, rows = self._daemon.status(), self._rows()
                 self._screen.show(rows, status)
-                if finished and ended(status, [row for row in rows if row.group == visit.group]):
+                if finished and ended(status, rows):
                     return rows
                 until = until or (time.monotonic() + END_S if finished else None)
                 if until and time.monotonic() > until:

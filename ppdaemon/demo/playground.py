@@ -75,14 +75,16 @@ def seq_num_at(tai_s: float) -> int:
 class Pace:
     """Decides when the next visit begins: `EVERY_S` after the last one, and not before its end."""
 
+    group: str
+    """Name of the last visit."""
     print: Callable[[str], None]
     next_mono: float
     late: bool = False
     """Whether the note was printed: once is enough."""
 
     def may_begin(self, now_mono: float, rows: Sequence[VisitRow]) -> bool:
-        """Return whether the visit of these rows has ended, and it is time for the next one."""
-        last = last_attempts(rows).values()
+        """Return whether the last visit has ended, by the rows of visits, and it is time for the next one."""
+        last = [row for row in last_attempts(rows).values() if row.group == self.group]
         ended = len(last) >= DETECTOR_COUNT and all(row.outcome is not None for row in last)
         if now_mono < self.next_mono:
             return False
@@ -126,7 +128,9 @@ def _take_visits(telescope: Observing, console: Console) -> None:
     while True:
         begin_tai = Clock().tai()
         visit = plan_visit(number % len(NIGHT), begin_tai, seq_num_at(begin_tai))
-        pace = Pace(lambda line: console.print(line, highlight=False), time.monotonic() + EVERY_S)
+        pace = Pace(
+            visit.group, lambda line: console.print(line, highlight=False), time.monotonic() + EVERY_S
+        )
         try:
             telescope.take(visit, lambda _, rows, pace=pace: pace.may_begin(time.monotonic(), rows))  # type: ignore[misc]
         except (

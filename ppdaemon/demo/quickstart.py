@@ -20,9 +20,8 @@ from ppdaemon.ctl.plots import timeline_png
 from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.demo.alertplot import plot_alerts
-from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.keptcentral import provide_central_repo
-from ppdaemon.demo.night import NIGHT, TEMPLATE_BANDS, plan_visit
+from ppdaemon.demo.night import NIGHT, TEMPLATE_BANDS, may_announce, plan_visit
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import Observing, observing
 from ppdaemon.demo.progress import making_bar
@@ -124,20 +123,16 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
 
 
 def _take_night(telescope: Observing) -> tuple[list[VisitPlan], list[VisitRow]]:
-    """Take all visits, each as soon as the machine has room for it; return them with the journal's rows."""
+    """Take all visits, as often as the machine can; return them with the journal's rows."""
     visits: list[VisitPlan] = []
-    for number in range(len(NIGHT)):
+
+    def ended(status: StatusReport, rows: Sequence[VisitRow]) -> bool:
+        if len(visits) < len(NIGHT):
+            return may_announce(status.tai, visits, rows)
+        return not status.open_visits and not status.spooled
+
+    while len(visits) < len(NIGHT):
         seq_num = 1 + sum(len(visit.exposures) for visit in visits)
-        visits.append(plan_visit(number, Clock().tai(), seq_num))
-        is_last = len(visits) == len(NIGHT)
-        rows = telescope.take(visits[-1], _all_exported if is_last else _has_room)
+        visits.append(plan_visit(len(visits), Clock().tai(), seq_num))
+        rows = telescope.take(visits[-1], ended)
     return visits, rows
-
-
-def _has_room(status: StatusReport, rows: Sequence[VisitRow]) -> bool:
-    """Return whether at most one visit is processed, beside which the next one can be taken."""
-    return status.open_visits <= DETECTOR_COUNT
-
-
-def _all_exported(status: StatusReport, rows: Sequence[VisitRow]) -> bool:
-    return not status.open_visits and not status.spooled

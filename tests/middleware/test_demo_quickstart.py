@@ -2,6 +2,7 @@
 """The demonstration without its processes: planning, configuration, display and report."""
 
 import io
+import itertools
 import sys
 import threading
 from collections import deque
@@ -24,7 +25,7 @@ from ppdaemon.demo import night as demo_night
 from ppdaemon.demo import observing, playground, quickstart
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import DETECTOR_COUNT
-from ppdaemon.demo.night import CADENCE, NIGHT, plan_visit
+from ppdaemon.demo.night import CADENCE, NIGHT, may_announce, plan_visit
 from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, NightMeter
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, making_bar, utc
@@ -378,25 +379,85 @@ def open_ones(count, spooled=0):
     return STATUS.model_copy(update={"open_visits": count, "spooled": spooled})
 
 
-def test_a_visit_is_announced_as_soon_as_at_most_one_is_processed_and_the_last_one_is_waited_for():
-    taken = []
+def test_the_night_is_taken_visit_by_visit_and_the_last_one_is_waited_for(monkeypatch):
+    taken, times = [], itertools.count(BEGIN_TAI_S)
+    monkeypatch.setattr(quickstart, "Clock", lambda: Clock(tai=lambda: next(times)))
 
     class TelescopeOf:
         def take(self, visit, ended):
-            taken.append((visit, [ended(status, []) for status in statuses]))
-            return ["rows of all visits"]
+            rows = [each for visit, _ in taken for each in processed(visit.group)]
+            answers = [ended(status, [*rows, *processed(visit.group)]) for status in statuses]
+            taken.append((visit, [ended(statuses[0], rows), *answers]))
+            return rows
 
-    statuses = open_ones(18), open_ones(10), open_ones(9), open_ones(0, spooled=1), open_ones(0)
+    statuses = open_ones(9), open_ones(0, spooled=1), open_ones(0)
     visits, rows = quickstart._take_night(TelescopeOf())
-    assert rows == ["rows of all visits"]
+    assert len(rows) == 6 * DETECTOR_COUNT
     assert [visit for visit, _ in taken] == visits
     assert [visit.number for visit in visits] == list(range(7))
     assert [each.seq_num for visit in visits for each in visit.exposures] == list(range(1, 9))
-    assert [went_on for _, went_on in taken[:-1]] == [[False, False, True, True, True]] * 6
-    assert taken[-1][1] == [False, False, False, False, True]
+    assert [went_on for _, went_on in taken[:-1]] == [[False, True, True, True]] * 6
+    assert taken[-1][1] == [False, False, False, True]
 
 
-def test_the_rows_of_all_visits_are_returned_and_those_of_the_last_one_end_it(monkeypatch):
+def processed(group, landed_tai=100.0, took_s=20.0):
+    """Return rows of a visit that has ended."""
+    times = [
+        {Stage.ARRIVED: landed_tai - k, Stage.SPOOLED: landed_tai + took_s - k} for k in range(DETECTOR_COUNT)
+    ]
+    return [row(group, k, stages=stages) for k, stages in enumerate(times)]
+
+
+def under_way(group, landed_tai=200.0):
+    """Return rows of a visit of which one detector is left."""
+    *ended, _ = processed(group, landed_tai)
+    return [*ended, row(group, DETECTOR_COUNT - 1, outcome=None, stages={Stage.ARRIVED: landed_tai})]
+
+
+@pytest.mark.parametrize("took_s", [20.0, 60.0])
+def test_raws_land_when_the_visit_before_is_expected_to_have_ended(visits, took_s):
+    first, second = visits[0].group, visits[1].group
+    until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
+    rows = [*processed(first, took_s=took_s), *under_way(second)]
+    announced_tai = 200.0 + took_s - until_landed_s
+    assert not may_announce(announced_tai - 0.1, visits[:2], rows)
+    assert may_announce(announced_tai, visits[:2], rows)
+
+
+def test_a_visit_is_announced_at_once_if_they_take_less_time_than_its_raws(visits):
+    rows = [*processed(visits[0].group, took_s=5.0), *under_way(visits[1].group)]
+    assert may_announce(200.0, visits[:2], rows)
+
+
+def test_a_visit_that_has_ended_is_followed_at_once_and_the_first_one_is_waited_for(visits):
+    first = processed(visits[0].group)
+    assert may_announce(100.0, visits[:1], first)
+    assert may_announce(100.0, visits[:2], [*first, *processed(visits[1].group, took_s=90.0)])
+    assert not may_announce(1e9, visits[:1], under_way(visits[0].group))
+
+
+def test_at_most_one_visit_is_processed_while_the_next_one_is_taken(visits):
+    first, second, third = (visit.group for visit in visits[:3])
+    assert not may_announce(1e9, visits[:2], [*under_way(first), *under_way(second)])
+    assert not may_announce(1e9, visits[:3], [*under_way(first), *processed(second), *under_way(third)])
+
+
+def test_a_visit_that_the_node_does_not_have_yet_has_not_ended(visits):
+    assert not may_announce(1e9, visits[:1], [])
+    assert not may_announce(1e9, visits[:1], processed(visits[0].group)[1:])
+    assert not may_announce(1e9, visits[:2], processed(visits[0].group))
+    unnoticed = [row(visits[1].group, k, outcome=None) for k in range(DETECTOR_COUNT)]
+    assert not may_announce(1e9, visits[:2], [*processed(visits[0].group), *unnoticed])
+
+
+def test_an_attempt_that_was_repeated_does_not_keep_a_visit_open(visits):
+    group = visits[0].group
+    assert may_announce(
+        0.0, visits[:1], [row(group, 0, outcome=None), row(group, 0, 2), *processed(group)[1:]]
+    )
+
+
+def test_rows_are_those_of_all_visits_of_the_telescope(monkeypatch):
     for module in (demo_night, observing):
         monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
     monkeypatch.setattr(observing, "POLL_S", 0.01)
@@ -413,7 +474,7 @@ def test_the_rows_of_all_visits_are_returned_and_those_of_the_last_one_end_it(mo
 
     assert telescope.take(visits[0], ended) == [first]
     assert telescope.take(visits[1], ended) == [first, second]
-    assert seen == [[first]] * 3 + [[second]]
+    assert seen == [[first]] * 3 + [[first, second]]
 
 
 def test_the_cadence_is_the_mean_time_between_announcements():
@@ -440,7 +501,7 @@ def test_raws_have_the_time_at_which_the_shutter_is_open():
 
 def test_a_playground_takes_a_visit_every_40_s_and_not_before_the_last_one_has_ended():
     lines = []
-    pace = playground.Pace(lines.append, next_mono=100.0)
+    pace = playground.Pace("g", lines.append, next_mono=100.0)
     under_way = [row("g", k, outcome=None) for k in range(DETECTOR_COUNT)]
     ended = [row("g", k) for k in range(DETECTOR_COUNT)]
     assert not pace.may_begin(99.0, ended)
