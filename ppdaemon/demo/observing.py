@@ -3,9 +3,8 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from rich.console import Console
@@ -28,8 +27,9 @@ from ppdaemon.demo.telescope import (
     timeline,
 )
 from ppdaemon.demo.visits import VisitPlan
-from ppdaemon.errors import PPDaemonError
+from ppdaemon.errors import NotFound, PPDaemonError
 from ppdaemon.reports import StatusReport, VisitRow
+from ppdaemon.states import Stage
 
 __all__ = ("DemoFailed", "Observing", "TelescopeThread", "interruptible_sleep", "observing")
 
@@ -39,8 +39,6 @@ SUBSCRIBER_S = 10.0
 """Time limit for the daemon to subscribe to the camera's notices."""
 # Often enough for a live table.
 POLL_S = 0.25
-ROWS = 3 * VISIT_LINES * DETECTOR_COUNT
-"""As many of the journal's newest rows have all of the last visits, with repeated attempts."""
 
 
 class DemoFailed(PPDaemonError):
@@ -108,7 +106,8 @@ class Observing:
         self._services = services
         self._meter = meter
         self._camera = SimulatedCamera()
-        self._visits: deque[VisitPlan] = deque(maxlen=VISIT_LINES)
+        self._taken: dict[str, Sequence[VisitRow]] = {}
+        """Rows of the last visits by group, in order."""
 
     def take(
         self, visit: VisitPlan, ended: Callable[[StatusReport, Sequence[VisitRow]], bool]
@@ -118,7 +117,9 @@ class Observing:
         It is called after the last raw, with the daemon's status and these rows. Raises
         `DemoFailed` if it is false `END_S` later, or if the telescope failed.
         """
-        self._visits.append(visit)
+        self._taken[visit.group] = ()
+        for group in list(self._taken)[:-VISIT_LINES]:
+            del self._taken[group]
         self._screen.add([visit])
         stop = threading.Event()
         telescope = Telescope(
@@ -155,9 +156,12 @@ class Observing:
         self._screen.on_event(event)
 
     def _rows(self) -> list[VisitRow]:
-        groups = {visit.group for visit in self._visits}
-        rows = [row for row in self._daemon.visits(ROWS) if row.group in groups]
-        return sorted(rows, key=lambda row: (row.group, row.detector, row.attempt))
+        """Return the rows of the last visits; a visit that is in the central repo is not asked for again."""
+        for group, rows in self._taken.items():
+            if sum(Stage.CENTRAL in row.stages for row in rows) < DETECTOR_COUNT:
+                with suppress(NotFound):  # it was announced just now
+                    self._taken[group] = self._daemon.visit(group)
+        return [row for rows in self._taken.values() for row in rows]
 
 
 @contextmanager

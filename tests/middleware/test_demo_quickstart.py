@@ -5,7 +5,6 @@ import io
 import itertools
 import sys
 import threading
-from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +34,7 @@ from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
 from ppdaemon.demo.visits import Cadence
+from ppdaemon.errors import NotFound
 from ppdaemon.messages import Accepted
 from ppdaemon.night.totals import NightTotals, last_attempts
 from ppdaemon.pipelinenames import pipeline_name
@@ -335,16 +335,19 @@ def test_without_its_packages_the_demonstration_names_the_package_to_install(mon
 
 
 class Daemon:
-    """Answers as a node does whose journal has rows and whose visits end one after the other."""
+    """Answers as a node does that has rows of visits."""
 
-    def __init__(self, *statuses, rows=()):
-        self.statuses, self.rows = deque(statuses), rows
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
 
     def status(self):
-        return self.statuses.popleft()
+        return STATUS
 
-    def visits(self, limit):
-        return tuple(self.rows[:limit])
+    def visit(self, group):
+        self.asked.append(group)
+        if not self.rows.get(group):
+            raise NotFound(group)
+        return self.rows[group]
 
 
 def observed(daemon):
@@ -461,20 +464,32 @@ def test_rows_are_those_of_all_visits_of_the_telescope(monkeypatch):
     for module in (demo_night, observing):
         monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
     monkeypatch.setattr(observing, "POLL_S", 0.01)
-    visits = night(100.0)[:2]
-    old, first, second = row("another", 0), row(visits[0].group, 1), row(visits[1].group, 2)
-    # The newest one is the first in the journal's answer.
-    daemon = Daemon(*[open_ones(9)] * 1000, rows=[second, first, old])
+    first, second = night(100.0)[:2]
+    exported = [row(first.group, k, stages={Stage.CENTRAL: 1.0}) for k in range(DETECTOR_COUNT)]
+    daemon, seen = Daemon({first.group: exported[1:]}), []
     telescope = observed(daemon)
-    seen = []
 
     def ended(status, rows):
         seen.append(rows)
         return len(seen) > 2
 
-    assert telescope.take(visits[0], ended) == [first]
-    assert telescope.take(visits[1], ended) == [first, second]
-    assert seen == [[first]] * 3 + [[first, second]]
+    assert telescope.take(first, ended) == exported[1:]
+    daemon.rows[first.group] = exported
+    assert telescope.take(second, ended) == exported  # the node does not have the second one yet
+    daemon.rows[second.group] = [row(second.group, 0)]
+    daemon.asked.clear()
+    assert telescope._rows() == [*exported, row(second.group, 0)]
+    assert daemon.asked == [second.group]
+
+
+def test_of_many_visits_the_last_ones_are_followed(monkeypatch):
+    for module in (demo_night, observing):
+        monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
+    visits = [plan_visit(0, BEGIN_TAI_S + 60.0 * number, 1) for number in range(10)]
+    telescope = observed(Daemon({visit.group: [row(visit.group, 0)] for visit in visits}))
+    for visit in visits:
+        rows = telescope.take(visit, lambda status, rows: True)
+    assert [each.group for each in rows] == [visit.group for visit in visits[-7:]]
 
 
 def test_the_cadence_is_the_mean_time_between_announcements():
