@@ -31,10 +31,11 @@ from ppdaemon.states import ExitCode
 def main(output: Path | None, workers: int, keep: bool, stay: bool, open_page: bool) -> None:
     """Take a few visits with a simulated camera, from next_visit to alerts.
 
-    The first visit is taken alone; it decides how often the machine can take
-    the others. Exits 0 only if every announced visit-detector succeeded and no
-    process or repo is left over. With --stay it is a playground: commands to
-    try in another terminal are printed, and Ctrl-C ends it.
+    The raws of a visit land when the one before is expected to have ended:
+    the machine decides how often visits are taken. Exits 0 only if every
+    announced visit-detector succeeded and no process or repo is left over.
+    With --stay it is a playground: commands to try in another terminal are
+    printed, and Ctrl-C ends it.
     """
     if open_page and not stay:
         raise click.UsageError("--open needs --stay")

@@ -55,7 +55,7 @@ class NoticeKind(enum.StrEnum):
     """A path relative to the raw root."""
 
 
-def notice(kind: NoticeKind, path: Path, size: int, tai_s: float, bucket: str = "raws") -> dict[str, Any]:
+def notice(kind: NoticeKind, path: Path, size: int, tai_s: float) -> dict[str, Any]:
     """Return the notice of one file as a dict to be sent as JSON.
 
     `path` is relative to the raw root, `size` is in bytes, `tai_s` is the time
@@ -68,7 +68,7 @@ def notice(kind: NoticeKind, path: Path, size: int, tai_s: float, bucket: str = 
     record = {
         "eventName": "ObjectCreated:Put",
         "eventTime": when,
-        "s3": {"bucket": {"name": bucket}, "object": stored},
+        "s3": {"bucket": {"name": "raws"}, "object": stored},
     }
     return {"Records": [record]}
 

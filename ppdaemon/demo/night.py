@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The visits of the demonstration and the pipeline that each of them must get."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ppdaemon.demo.geometry import DETECTOR_COUNT
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.rules import PIPELINES, SURVEYS, DemoRule
 from ppdaemon.demo.sky import SECOND_DEC_DEG, SECOND_RA_DEG
 from ppdaemon.demo.visits import Cadence, FieldPointing, VisitPlan, plan_visits
+from ppdaemon.night.totals import last_attempts
 from ppdaemon.reports import VisitRow
 from ppdaemon.states import Stage
 
-__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "held_cadence_s", "plan_night")
+__all__ = ("CADENCE", "NIGHT", "TEMPLATE_BANDS", "PlannedVisit", "may_announce", "plan_visit")
 
-CADENCE = Cadence(every_s=12.0, lead_s=10.0, exposure_s=8.0, readout_s=2.0)
-LONGEST_S = 90.0
-"""A machine that needs longer for a visit gets the next one meanwhile: the night must end."""
+CADENCE = Cadence(lead_s=3.0, exposure_s=5.0, readout_s=1.0)
 TEMPLATE_BANDS = ("g", "r")
 """No templates in i: the demonstration shows the fallback for such a visit."""
 FIELD = FieldPointing()
@@ -55,49 +56,49 @@ NIGHT = (
 )
 
 
-def plan_night(
-    begin_tai_s: float,
-    planned_visits: Sequence[PlannedVisit] = NIGHT,
-    *,
-    every_s: float = CADENCE.every_s,
-    seq_num: int = 1,
-) -> list[VisitPlan]:
-    """Plan the visits; the shutter of one closes before that of the next opens.
+def plan_visit(number: int, begin_tai_s: float, seq_num: int) -> VisitPlan:
+    """Plan a visit of the night that is announced at a time, with its first sequence number."""
+    planned = NIGHT[number]
+    (visit,) = plan_visits(
+        1,
+        begin_tai_s,
+        CADENCE,
+        snaps=planned.snaps,
+        filters=(planned.physical_filter,),
+        pointing=planned.pointing,
+        image_type=planned.image_type,
+        program=SURVEYS[planned.rule],
+        first_seq_num=seq_num,
+    )
+    return replace(visit, number=number, filter_announced=planned.filter_announced)
 
-    `every_s` is the time between announcements of visits with one snap, `seq_num` the first
-    sequence number.
+
+def may_announce(now_tai_s: float, visits: Sequence[VisitPlan], rows: Sequence[VisitRow]) -> bool:
+    """Return whether the next visit may be announced: its raws are to land when the visit before has ended.
+
+    The last of `visits`, whose raws have been written, is expected to take as long as the one before; the
+    first one is waited for. At most one is processed.
     """
-    visits: list[VisitPlan] = []
-    for number, planned in enumerate(planned_visits):
-        (visit,) = plan_visits(
-            1,
-            begin_tai_s,
-            CADENCE,
-            snaps=planned.snaps,
-            filters=(planned.physical_filter,),
-            pointing=planned.pointing,
-            image_type=planned.image_type,
-            program=SURVEYS[planned.rule],
-            first_seq_num=seq_num,
-        )
-        visits.append(replace(visit, number=number, filter_announced=planned.filter_announced))
-        seq_num += planned.snaps
-        begin_tai_s += every_s + (planned.snaps - 1) * (CADENCE.exposure_s + CADENCE.readout_s)
-    return visits
+    *earlier, last = (
+        [row for row in last_attempts(rows).values() if row.group == visit.group] for visit in visits
+    )
+    if not _is_open(last):
+        return True
+    if not earlier or any(map(_is_open, earlier)):
+        return False
+    until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
+    return now_tai_s + until_landed_s >= _landed_tai(last) + _processed_s(earlier[-1])
 
 
-def held_cadence_s(rows: Sequence[VisitRow]) -> float:
-    """Return the time between announcements that the machine holds, measured at one visit alone.
-
-    A visit uses the machine while it is prepared, and from its first raw to its last export. At least
-    the time of `CADENCE`, at most `LONGEST_S`.
-    """
-    busy_s = _passed_s(rows, Stage.ASSIGNED, Stage.PREPARED) + _passed_s(rows, Stage.ARRIVED, Stage.CENTRAL)
-    return min(max(CADENCE.every_s, busy_s), LONGEST_S)
+def _is_open(rows: Sequence[VisitRow]) -> bool:
+    return len(rows) < DETECTOR_COUNT or any(row.outcome is None for row in rows)
 
 
-def _passed_s(rows: Sequence[VisitRow], begin: Stage, end: Stage) -> float:
-    """Return the time from the first detector at one stage to the last one at another."""
-    begins = [row.stages[begin] for row in rows if begin in row.stages]
-    ends = [row.stages[end] for row in rows if end in row.stages]
-    return max(max(ends) - min(begins), 0.0) if begins and ends else 0.0
+def _landed_tai(rows: Sequence[VisitRow]) -> float:
+    """Return when the last raw of a visit was taken; not yet if one is missing."""
+    return max((row.stages.get(Stage.ARRIVED, math.inf) for row in rows), default=math.inf)
+
+
+def _processed_s(rows: Sequence[VisitRow]) -> float:
+    """Return the time from the last raw of a visit to its last outputs."""
+    return max(row.stages.get(Stage.SPOOLED, 0.0) for row in rows) - _landed_tai(rows)

@@ -3,9 +3,8 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from rich.console import Console
@@ -30,6 +29,7 @@ from ppdaemon.demo.telescope import (
 from ppdaemon.demo.visits import VisitPlan
 from ppdaemon.errors import NotFound, PPDaemonError
 from ppdaemon.reports import StatusReport, VisitRow
+from ppdaemon.states import Stage
 
 __all__ = ("DemoFailed", "Observing", "TelescopeThread", "interruptible_sleep", "observing")
 
@@ -106,17 +106,21 @@ class Observing:
         self._services = services
         self._meter = meter
         self._camera = SimulatedCamera()
-        self._earlier: deque[Sequence[VisitRow]] = deque(maxlen=VISIT_LINES)
+        self._taken: dict[str, Sequence[VisitRow]] = {}
+        """Rows of the last visits by group, in order."""
 
     def take(
-        self, visits: Sequence[VisitPlan], ended: Callable[[StatusReport, Sequence[VisitRow]], bool]
+        self, visit: VisitPlan, ended: Callable[[StatusReport, Sequence[VisitRow]], bool]
     ) -> list[VisitRow]:
-        """Take visits and return the journal's rows when they have ended.
+        """Take a visit; return the journal's rows of the last visits as soon as `ended` is true.
 
-        `ended` is called with the daemon's status and these rows after the last raw. Raises
-        `DemoFailed` if they have not ended `END_S` later, or if the telescope failed.
+        It is called after the last raw, with the daemon's status and these rows. Raises
+        `DemoFailed` if it is false `END_S` later, or if the telescope failed.
         """
-        self._screen.add(visits)
+        self._taken[visit.group] = ()
+        for group in list(self._taken)[:-VISIT_LINES]:
+            del self._taken[group]
+        self._screen.add([visit])
         stop = threading.Event()
         telescope = Telescope(
             self._camera,
@@ -125,7 +129,7 @@ class Observing:
             sleep=partial(interruptible_sleep, stop),
             on_event=self._on_event,
         )
-        events = timeline(visits, CADENCE, announce=True, cancel=False)
+        events = timeline([visit], CADENCE, announce=True, cancel=False)
         with TelescopeThread(telescope, events, stop) as night:
             until = None
             while True:
@@ -133,11 +137,9 @@ class Observing:
                     service.check()
                 # Checked before the status: if the telescope has finished, no later visit is missing in it.
                 finished = night.finished()
-                status = self._daemon.status()
-                rows = [row for visit in visits for row in self._rows(visit)]
-                self._screen.show([*(row for each in self._earlier for row in each), *rows], status)
+                status, rows = self._daemon.status(), self._rows()
+                self._screen.show(rows, status)
                 if finished and ended(status, rows):
-                    self._earlier.append(rows)
                     return rows
                 until = until or (time.monotonic() + END_S if finished else None)
                 if until and time.monotonic() > until:
@@ -153,11 +155,13 @@ class Observing:
             self._meter.late_s.append(event.late_s)
         self._screen.on_event(event)
 
-    def _rows(self, visit: VisitPlan) -> Sequence[VisitRow]:
-        try:
-            return self._daemon.visit(visit.group)
-        except NotFound:
-            return ()
+    def _rows(self) -> list[VisitRow]:
+        """Return the rows of the last visits; a visit that is in the central repo is not asked for again."""
+        for group, rows in self._taken.items():
+            if sum(Stage.CENTRAL in row.stages for row in rows) < DETECTOR_COUNT:
+                with suppress(NotFound):  # it was announced just now
+                    self._taken[group] = self._daemon.visit(group)
+        return [row for rows in self._taken.values() for row in rows]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ppdaemon.clock import Clock
 from ppdaemon.demo.geometry import CAMERA_NAME, DETECTOR_COUNT
-from ppdaemon.demo.night import NIGHT, plan_night
+from ppdaemon.demo.night import NIGHT, plan_visit
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import DemoFailed, Observing, observing
 from ppdaemon.demo.quickstart import make_central, output_folder, short_folder
@@ -75,14 +75,16 @@ def seq_num_at(tai_s: float) -> int:
 class Pace:
     """Decides when the next visit begins: `EVERY_S` after the last one, and not before its end."""
 
+    group: str
+    """Name of the last visit."""
     print: Callable[[str], None]
     next_mono: float
     late: bool = False
     """Whether the note was printed: once is enough."""
 
     def may_begin(self, now_mono: float, rows: Sequence[VisitRow]) -> bool:
-        """Return whether the visit of these rows has ended, and it is time for the next one."""
-        last = last_attempts(rows).values()
+        """Return whether the last visit has ended, by the rows of visits, and it is time for the next one."""
+        last = [row for row in last_attempts(rows).values() if row.group == self.group]
         ended = len(last) >= DETECTOR_COUNT and all(row.outcome is not None for row in last)
         if now_mono < self.next_mono:
             return False
@@ -124,11 +126,13 @@ def _take_visits(telescope: Observing, console: Console) -> None:
     """Take the kinds of visits of the demonstration in turn."""
     number = 0
     while True:
-        begin_tai = Clock().tai() + 1.0
-        visits = plan_night(begin_tai, [NIGHT[number % len(NIGHT)]], seq_num=seq_num_at(begin_tai))
-        pace = Pace(lambda line: console.print(line, highlight=False), time.monotonic() + EVERY_S)
+        begin_tai = Clock().tai()
+        visit = plan_visit(number % len(NIGHT), begin_tai, seq_num_at(begin_tai))
+        pace = Pace(
+            visit.group, lambda line: console.print(line, highlight=False), time.monotonic() + EVERY_S
+        )
         try:
-            telescope.take(visits, lambda _, rows, pace=pace: pace.may_begin(time.monotonic(), rows))  # type: ignore[misc]
+            telescope.take(visit, lambda _, rows, pace=pace: pace.may_begin(time.monotonic(), rows))  # type: ignore[misc]
         except (
             DemoFailed,
             Unavailable,

@@ -29,9 +29,9 @@ BEHIND_S = 1.0
 """Later than this, an event has a note: less is nothing to worry about."""
 
 
-def utc(tai_s: float, letters: slice = slice(11, 19)) -> str:
-    """Return the time of the day in UTC, with its ``Z``; `letters` of the ISO form."""
-    return f"{tai_iso(tai_s - TAI_MINUS_UTC_S)[letters]}Z"
+def utc(tai_s: float) -> str:
+    """Return the time of the day in UTC, with its ``Z``."""
+    return f"{tai_iso(tai_s - TAI_MINUS_UTC_S)[11:19]}Z"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ppdaemon.ctl.tables import timeline_view
 from ppdaemon.ctl.timeline import build_timelines
 from ppdaemon.demo.alertplot import plot_alerts
 from ppdaemon.demo.keptcentral import provide_central_repo
-from ppdaemon.demo.night import TEMPLATE_BANDS, held_cadence_s, plan_night
+from ppdaemon.demo.night import NIGHT, TEMPLATE_BANDS, may_announce, plan_visit
 from ppdaemon.demo.nightreport import NightMeter
 from ppdaemon.demo.observing import Observing, observing
 from ppdaemon.demo.progress import making_bar
@@ -105,11 +105,11 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
         running(paths, workers, mark) as services,
         observing(paths, console, services, meter) as telescope,
     ):
-        visits, rows, cadence_s = _take_night(telescope, console)
+        visits, rows = _take_night(telescope)
     # Counted when both programs have stopped.
     leftovers = (leftover_processes(mark), leftover_repos(paths))
     with console.status("comparing alerts with the injected truth"):
-        report = make_report(rows, visits, paths, leftovers, meter, cadence_s, central_kept=central_kept)
+        report = make_report(rows, visits, paths, leftovers, meter, central_kept=central_kept)
         report.write(output / "report.json")
         write_page(output / "night.html", report, "the demonstration")
         timeline_png(rows, output / "timeline.png")
@@ -122,17 +122,17 @@ def _run_demo(paths: DemoPaths, output: Path, console: Console, workers: int) ->
     return report
 
 
-def _take_night(telescope: Observing, console: Console) -> tuple[list[VisitPlan], list[VisitRow], float]:
-    """Take the first visit alone, then the others at the cadence that the machine holds."""
-    visits = plan_night(Clock().tai() + 1.0)[:1]
-    rows = telescope.take(visits, _all_exported)
-    cadence_s = round(held_cadence_s(rows), 1)
-    console.print(f"a visit every {cadence_s:.0f} s, by the time that the first one took", highlight=False)
-    # The next visit is announced in a second.
-    rest = plan_night(Clock().tai() + 1.0 - cadence_s, every_s=cadence_s)[1:]
-    rows += telescope.take(rest, _all_exported)
-    return visits + rest, rows, cadence_s
+def _take_night(telescope: Observing) -> tuple[list[VisitPlan], list[VisitRow]]:
+    """Take all visits, as often as the machine can; return them with the journal's rows."""
+    visits: list[VisitPlan] = []
 
+    def ended(status: StatusReport, rows: Sequence[VisitRow]) -> bool:
+        if len(visits) < len(NIGHT):
+            return may_announce(status.tai, visits, rows)
+        return not status.open_visits and not status.spooled
 
-def _all_exported(status: StatusReport, rows: Sequence[VisitRow]) -> bool:
-    return not status.open_visits and not status.spooled
+    while len(visits) < len(NIGHT):
+        seq_num = 1 + sum(len(visit.exposures) for visit in visits)
+        visits.append(plan_visit(len(visits), Clock().tai(), seq_num))
+        rows = telescope.take(visits[-1], ended)
+    return visits, rows

@@ -32,7 +32,7 @@ from ppdaemon.reports import VisitRow
 from ppdaemon.states import Outcome, Stage
 from ppdaemon.wire import Model
 
-__all__ = ("Report", "make_report", "show_report")
+__all__ = ("Report", "make_report", "mean_cadence_s", "show_report")
 
 ALERT_PIPELINE = "ApPipe"
 
@@ -86,7 +86,7 @@ class Report(SimulatedNight):
     """The demonstration in numbers."""
 
     cadence_s: float
-    """From one announcement to the next, after the first visit was measured."""
+    """From one announcement to the next, on average: as often as the machine can."""
     central_kept: bool
     """Whether the central repo was copied from the one that an earlier demonstration made."""
     exposures: int
@@ -153,7 +153,6 @@ def make_report(
     paths: DemoPaths,
     leftovers: tuple[Sequence[str], Sequence[str]],
     meter: NightMeter,
-    cadence_s: float,
     *,
     central_kept: bool,
 ) -> Report:
@@ -177,7 +176,7 @@ def make_report(
         **meter.fields(),
         announced=len(visits) * DETECTOR_COUNT,
         doubled=totals.doubled,
-        cadence_s=cadence_s,
+        cadence_s=mean_cadence_s(visits),
         central_kept=central_kept,
         exposures=sum(len(row.exposures) for row in succeeded),
         central=sum(1 for row in last.values() if Stage.CENTRAL in row.stages),
@@ -194,6 +193,12 @@ def make_report(
         leaked_repos=len(repos),
         left=(*processes, *repos),
     )
+
+
+def mean_cadence_s(visits: Sequence[VisitPlan]) -> float:
+    """Return the mean time from one announcement to the next; 0 for a single visit."""
+    passed_s = visits[-1].announced_tai_s - visits[0].announced_tai_s
+    return round(passed_s / max(len(visits) - 1, 1), 1)
 
 
 def _pipeline_name(row: VisitRow) -> str:

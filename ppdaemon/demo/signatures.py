@@ -6,10 +6,17 @@ masters of the other epoch has residuals far above the read noise.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from ppdaemon.demo.geometry import AMPLIFIERS, DETECTOR_SIZE, FILTER_BANDS, detector_offset_pixels
+from ppdaemon.demo.geometry import (
+    AMPLIFIERS,
+    DETECTOR_COUNT,
+    DETECTOR_SIZE,
+    FILTER_BANDS,
+    detector_offset_pixels,
+)
 
 __all__ = ("EPOCHS", "Epoch", "Signature", "epoch_at")
 
@@ -71,17 +78,11 @@ class Signature:
         Vignetting, pixel-to-pixel response, the shadows of dust (which moves
         between the epochs) and a slope of the filter.
         """
-        y, x = _grid()
+        y, _ = _grid()
         filter_index = list(FILTER_BANDS).index(physical_filter)
-        random = np.random.default_rng([3, self.detector])
-        response = 1.0 + random.normal(0.0, 0.008, (DETECTOR_SIZE, DETECTOR_SIZE)).astype(np.float32)
-        response += 0.01 * (filter_index - 1) * (y / DETECTOR_SIZE - 0.5)
-        dust = self._random(4)
-        for _ in range(5):
-            center_x, center_y = dust.uniform(0, DETECTOR_SIZE, 2)
-            radius = np.hypot(x - center_x, y - center_y)
-            response *= 1.0 - 0.04 * np.exp(-(((radius - dust.uniform(18, 34)) / 7.0) ** 2))
-        return np.asarray(response * self._vignetting(x, y), dtype=np.float32)
+        pixels, shadows = _gray_response(self)
+        slope = 0.01 * (filter_index - 1) * (y / DETECTOR_SIZE - 0.5)
+        return np.asarray((pixels + slope) * shadows, dtype=np.float32)
 
     def bad_columns(self) -> dict[int, bool]:
         """Return the defective columns: number to True for hot, False for dead."""
@@ -96,12 +97,29 @@ class Signature:
     def _random(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([purpose, self.detector, self.epoch.number])
 
-    def _vignetting(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        center_x, center_y = detector_offset_pixels(self.detector)
-        middle = (DETECTOR_SIZE - 1) / 2.0
-        radius = np.hypot(x - middle + center_x, y - middle + center_y) / _CORNER_RADIUS
-        beyond = np.maximum(radius - _VIGNETTING_STARTS, 0.0) / (1.0 - _VIGNETTING_STARTS)
-        return np.asarray(1.0 - _VIGNETTING_DEPTH * beyond**2)
+
+# The detectors of a simulated camera in all filters, one after the other or in turn.
+@lru_cache(maxsize=DETECTOR_COUNT)
+def _gray_response(signature: Signature) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the responses in all filters have in common: pixels, and the shadows on them."""
+    y, x = _grid()
+    random = np.random.default_rng([3, signature.detector])
+    pixels = 1.0 + random.normal(0.0, 0.008, (DETECTOR_SIZE, DETECTOR_SIZE)).astype(np.float32)
+    shadows = _vignetting(signature.detector, x, y)
+    dust = signature._random(4)
+    for _ in range(5):
+        center_x, center_y = dust.uniform(0, DETECTOR_SIZE, 2)
+        radius = np.hypot(x - center_x, y - center_y)
+        shadows *= 1.0 - 0.04 * np.exp(-(((radius - dust.uniform(18, 34)) / 7.0) ** 2))
+    return pixels, shadows.astype(np.float32)
+
+
+def _vignetting(detector: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    center_x, center_y = detector_offset_pixels(detector)
+    middle = (DETECTOR_SIZE - 1) / 2.0
+    radius = np.hypot(x - middle + center_x, y - middle + center_y) / _CORNER_RADIUS
+    beyond = np.maximum(radius - _VIGNETTING_STARTS, 0.0) / (1.0 - _VIGNETTING_STARTS)
+    return np.asarray(1.0 - _VIGNETTING_DEPTH * beyond**2)
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:

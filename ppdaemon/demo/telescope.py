@@ -27,7 +27,7 @@ from ppdaemon.demo.raws import (
     write_expected_sensors,
 )
 from ppdaemon.demo.render import render_raw
-from ppdaemon.demo.sky import Sky, demo_skies, sky_at
+from ppdaemon.demo.sky import demo_skies, sky_at
 from ppdaemon.demo.visits import Cadence, VisitPlan
 from ppdaemon.errors import Refused
 from ppdaemon.raws.layout import LayoutName, make_layout
@@ -122,7 +122,7 @@ def timeline(
 class SimulatedCamera:
     """Makes the files of an exposure.
 
-    DemoCam observes the nearest of the `skies`. `compression` sets the ending
+    DemoCam observes the nearest of its skies. `compression` sets the ending
     of the files, `faults` what is wrong in headers. Raises `ConfigError` if
     the camera has no focal-plane table, `ValueError` if it has no such
     detector or cannot have such a fault.
@@ -132,7 +132,6 @@ class SimulatedCamera:
         self,
         instrument: str = CAMERA_NAME,
         detectors: Sequence[int] | None = None,
-        skies: Sequence[Sky] | None = None,
         *,
         layout: LayoutName = "lsst",
         compression: Compression = Compression.NONE,
@@ -157,7 +156,7 @@ class SimulatedCamera:
         self._compression = compression
         # Only this layout has the list of expected sensors.
         self._writes_list = layout == "lsst"
-        self._skies = (skies or demo_skies()) if instrument == CAMERA_NAME else ()
+        self._skies = demo_skies() if instrument == CAMERA_NAME else ()
 
     def read_out(self, plan: ExposurePlan) -> Iterator[tuple[int, Path, bytes, bytes]]:
         """Yield detector number, path relative to the raw root, image and sidecar."""

@@ -2,8 +2,10 @@
 """The demonstration without its processes: planning, configuration, display and report."""
 
 import io
+import itertools
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,18 +20,22 @@ from ppdaemon.commandline import run_command
 from ppdaemon.config import load_node
 from ppdaemon.ctl import cli, send
 from ppdaemon.demo import __main__ as program
-from ppdaemon.demo import observing, playground
+from ppdaemon.demo import night as demo_night
+from ppdaemon.demo import observing, playground, quickstart
 from ppdaemon.demo.delivery import Delivery
 from ppdaemon.demo.geometry import DETECTOR_COUNT
-from ppdaemon.demo.night import CADENCE, LONGEST_S, NIGHT, held_cadence_s, plan_night
-from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport
+from ppdaemon.demo.night import CADENCE, NIGHT, may_announce, plan_visit
+from ppdaemon.demo.nightreport import CameraReport, HostLoad, HostReport, NightMeter
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.progress import NightScreen, making_bar, utc
-from ppdaemon.demo.report import Report, VisitPipelines, show_report
+from ppdaemon.demo.report import Report, VisitPipelines, mean_cadence_s, show_report
 from ppdaemon.demo.rules import ALERT_MAP, PIPELINES, SURVEYS, DemoRule, write_alert_map
 from ppdaemon.demo.services import DemoPaths, node_config, relay_config
 from ppdaemon.demo.sky import Sky
 from ppdaemon.demo.telescope import Telescope, TelescopeEvent, TelescopeStep, timeline
+from ppdaemon.demo.visits import Cadence
+from ppdaemon.errors import NotFound
+from ppdaemon.messages import Accepted
 from ppdaemon.night.totals import NightTotals, last_attempts
 from ppdaemon.pipelinenames import pipeline_name
 from ppdaemon.relay.config import load_relay
@@ -62,9 +68,18 @@ STATUS = StatusReport(
 )
 
 
+def night(every_s=30.0):
+    """Plan all visits of the night."""
+    visits = []
+    for number in range(len(NIGHT)):
+        seq_num = 1 + sum(len(visit.exposures) for visit in visits)
+        visits.append(plan_visit(number, BEGIN_TAI_S + number * every_s, seq_num))
+    return visits
+
+
 @pytest.fixture
 def visits():
-    return plan_night(BEGIN_TAI_S)
+    return night()
 
 
 @pytest.fixture
@@ -177,7 +192,7 @@ def test_on_a_terminal_each_detector_has_a_symbol(visits):
 
 def selected(number, ran, reason="", *, group=None, detectors=9):
     """Compare a visit of the night, whose detectors all got one pipeline, with the plan."""
-    (visit,) = (visit for visit in plan_night(BEGIN_TAI_S) if visit.number == number)
+    visit = plan_visit(number, BEGIN_TAI_S, 1)
     rows = [row(visit.group, k, pipeline=f"/p/{ran}.yaml", reason=reason) for k in range(detectors)]
     compared = VisitPipelines.of(visit, rows)
     return compared if group is None else compared.model_copy(update={"group": group})
@@ -319,37 +334,181 @@ def test_without_its_packages_the_demonstration_names_the_package_to_install(mon
 # --- the cadence -------------------------------------------------------------
 
 
-def taken(prepared_s, exported_s, detectors=2):
-    """Return rows of a visit that was prepared in one time and took another from the raws to the export."""
-    stages = {Stage.ASSIGNED: 100.0, Stage.ARRIVED: 200.0}
-    ends = [
-        {Stage.PREPARED: 100.0 + prepared_s - each, Stage.CENTRAL: 200.0 + exported_s - each}
-        for each in range(detectors)
+class Daemon:
+    """Answers as a node does that has rows of visits."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def status(self):
+        return STATUS
+
+    def visit(self, group):
+        self.asked.append(group)
+        if not self.rows.get(group):
+            raise NotFound(group)
+        return self.rows[group]
+
+
+def observed(daemon):
+    """Return a telescope that takes visits at once."""
+
+    class Relay:
+        def ask(self, event):
+            return Accepted(status="accepted", detectors=9)
+
+    class Camera:
+        detectors = (0,)
+
+        def read_out(self, plan):
+            return iter([(0, Path("raw.fits"), b"image", b"sidecar")])
+
+        def write_detector_list(self, root, plan):
+            pass
+
+    class Raws:
+        root = None
+
+        def deliver_all(self, files):
+            return 1
+
+    screen = NightScreen(Console(file=io.StringIO()), (), DETECTOR_COUNT)
+    telescope = observing.Observing(Relay(), Raws(), daemon, screen, (), NightMeter())
+    telescope._camera = Camera()
+    return telescope
+
+
+def open_ones(count, spooled=0):
+    return STATUS.model_copy(update={"open_visits": count, "spooled": spooled})
+
+
+def test_the_night_is_taken_visit_by_visit_and_the_last_one_is_waited_for(monkeypatch):
+    taken, times = [], itertools.count(BEGIN_TAI_S)
+    monkeypatch.setattr(quickstart, "Clock", lambda: Clock(tai=lambda: next(times)))
+
+    class TelescopeOf:
+        def take(self, visit, ended):
+            rows = [each for visit, _ in taken for each in processed(visit.group)]
+            answers = [ended(status, [*rows, *processed(visit.group)]) for status in statuses]
+            taken.append((visit, [ended(statuses[0], rows), *answers]))
+            return rows
+
+    statuses = open_ones(9), open_ones(0, spooled=1), open_ones(0)
+    visits, rows = quickstart._take_night(TelescopeOf())
+    assert len(rows) == 6 * DETECTOR_COUNT
+    assert [visit for visit, _ in taken] == visits
+    assert [visit.number for visit in visits] == list(range(7))
+    assert [each.seq_num for visit in visits for each in visit.exposures] == list(range(1, 9))
+    assert [went_on for _, went_on in taken[:-1]] == [[False, True, True, True]] * 6
+    assert taken[-1][1] == [False, False, False, True]
+
+
+def processed(group, landed_tai=100.0, took_s=20.0):
+    """Return rows of a visit that has ended."""
+    times = [
+        {Stage.ARRIVED: landed_tai - k, Stage.SPOOLED: landed_tai + took_s - k} for k in range(DETECTOR_COUNT)
     ]
-    return [row("g", number, stages=stages | end) for number, end in enumerate(ends)]
+    return [row(group, k, stages=stages) for k, stages in enumerate(times)]
 
 
-@pytest.mark.parametrize(
-    ("prepared_s", "exported_s", "expected_s"),
-    [(2.0, 3.0, CADENCE.every_s), (5.0, 20.0, 25.0), (60.0, 200.0, LONGEST_S)],
-)
-def test_the_cadence_is_the_time_that_the_first_visit_used_the_machine(prepared_s, exported_s, expected_s):
-    assert held_cadence_s(taken(prepared_s, exported_s)) == expected_s
+def under_way(group, landed_tai=200.0):
+    """Return rows of a visit of which one detector is left."""
+    *ended, _ = processed(group, landed_tai)
+    return [*ended, row(group, DETECTOR_COUNT - 1, outcome=None, stages={Stage.ARRIVED: landed_tai})]
 
 
-def test_the_cadence_is_the_planned_one_if_the_first_visit_reached_nothing():
-    assert held_cadence_s([]) == CADENCE.every_s
-    assert (
-        held_cadence_s([row("g", 0, outcome=Outcome.CRASHED, stages={Stage.ASSIGNED: 1.0})])
-        == CADENCE.every_s
+@pytest.mark.parametrize("took_s", [20.0, 60.0])
+def test_raws_land_when_the_visit_before_is_expected_to_have_ended(visits, took_s):
+    first, second = visits[0].group, visits[1].group
+    until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
+    rows = [*processed(first, took_s=took_s), *under_way(second)]
+    announced_tai = 200.0 + took_s - until_landed_s
+    assert not may_announce(announced_tai - 0.1, visits[:2], rows)
+    assert may_announce(announced_tai, visits[:2], rows)
+
+
+def test_a_visit_is_announced_at_once_if_they_take_less_time_than_its_raws(visits):
+    rows = [*processed(visits[0].group, took_s=5.0), *under_way(visits[1].group)]
+    assert may_announce(200.0, visits[:2], rows)
+
+
+def test_a_visit_that_has_ended_is_followed_at_once_and_the_first_one_is_waited_for(visits):
+    first = processed(visits[0].group)
+    assert may_announce(100.0, visits[:1], first)
+    assert may_announce(100.0, visits[:2], [*first, *processed(visits[1].group, took_s=90.0)])
+    assert not may_announce(1e9, visits[:1], under_way(visits[0].group))
+
+
+def test_at_most_one_visit_is_processed_while_the_next_one_is_taken(visits):
+    first, second, third = (visit.group for visit in visits[:3])
+    assert not may_announce(1e9, visits[:2], [*under_way(first), *under_way(second)])
+    assert not may_announce(1e9, visits[:3], [*under_way(first), *processed(second), *under_way(third)])
+
+
+def test_a_visit_that_the_node_does_not_have_yet_has_not_ended(visits):
+    assert not may_announce(1e9, visits[:1], [])
+    assert not may_announce(1e9, visits[:1], processed(visits[0].group)[1:])
+    assert not may_announce(1e9, visits[:2], processed(visits[0].group))
+    unnoticed = [row(visits[1].group, k, outcome=None) for k in range(DETECTOR_COUNT)]
+    assert not may_announce(1e9, visits[:2], [*processed(visits[0].group), *unnoticed])
+
+
+def test_an_attempt_that_was_repeated_does_not_keep_a_visit_open(visits):
+    group = visits[0].group
+    assert may_announce(
+        0.0, visits[:1], [row(group, 0, outcome=None), row(group, 0, 2), *processed(group)[1:]]
     )
 
 
-def test_a_slower_night_has_the_same_visits_further_apart():
-    slow = plan_night(BEGIN_TAI_S, every_s=30.0)
-    assert [visit.number for visit in slow] == list(range(7))
-    gaps = [later.announced_tai_s - earlier.announced_tai_s for earlier, later in pairwise(slow)]
-    assert gaps == pytest.approx([30.0, 40.0, 30.0, 30.0, 30.0, 30.0])  # the second visit has two snaps
+def test_rows_are_those_of_all_visits_of_the_telescope(monkeypatch):
+    for module in (demo_night, observing):
+        monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
+    monkeypatch.setattr(observing, "POLL_S", 0.01)
+    first, second = night(100.0)[:2]
+    exported = [row(first.group, k, stages={Stage.CENTRAL: 1.0}) for k in range(DETECTOR_COUNT)]
+    daemon, seen = Daemon({first.group: exported[1:]}), []
+    telescope = observed(daemon)
+
+    def ended(status, rows):
+        seen.append(rows)
+        return len(seen) > 2
+
+    assert telescope.take(first, ended) == exported[1:]
+    daemon.rows[first.group] = exported
+    assert telescope.take(second, ended) == exported  # the node does not have the second one yet
+    daemon.rows[second.group] = [row(second.group, 0)]
+    daemon.asked.clear()
+    assert telescope._rows() == [*exported, row(second.group, 0)]
+    assert daemon.asked == [second.group]
+
+
+def test_of_many_visits_the_last_ones_are_followed(monkeypatch):
+    for module in (demo_night, observing):
+        monkeypatch.setattr(module, "CADENCE", Cadence(lead_s=0.0, exposure_s=0.0, readout_s=0.0))
+    visits = [plan_visit(0, BEGIN_TAI_S + 60.0 * number, 1) for number in range(10)]
+    telescope = observed(Daemon({visit.group: [row(visit.group, 0)] for visit in visits}))
+    for visit in visits:
+        rows = telescope.take(visit, lambda status, rows: True)
+    assert [each.group for each in rows] == [visit.group for visit in visits[-7:]]
+
+
+def test_the_cadence_is_the_mean_time_between_announcements():
+    visits = [
+        replace(visit, announced_tai_s=at_s) for visit, at_s in zip(night(), (0.0, 9.0, 40.0), strict=False)
+    ]
+    assert mean_cadence_s(visits) == 20.0
+    assert mean_cadence_s(visits[:1]) == 0.0
+
+
+def test_raws_have_the_time_at_which_the_shutter_is_open():
+    visit = plan_visit(0, BEGIN_TAI_S, 1)
+    events = timeline([visit], CADENCE, announce=True, cancel=False)
+    assert visit.announced_tai_s == BEGIN_TAI_S
+    for event in events[1:]:
+        opened = event.exposure.begin_tai_s - visit.announced_tai_s
+        closed = event.exposure.end_tai_s - visit.announced_tai_s
+        due_s = opened if event.step is TelescopeStep.EXPOSE else closed + CADENCE.readout_s
+        assert event.after_s == pytest.approx(due_s)
 
 
 # --- the playground ----------------------------------------------------------
@@ -357,7 +516,7 @@ def test_a_slower_night_has_the_same_visits_further_apart():
 
 def test_a_playground_takes_a_visit_every_40_s_and_not_before_the_last_one_has_ended():
     lines = []
-    pace = playground.Pace(lines.append, next_mono=100.0)
+    pace = playground.Pace("g", lines.append, next_mono=100.0)
     under_way = [row("g", k, outcome=None) for k in range(DETECTOR_COUNT)]
     ended = [row("g", k) for k in range(DETECTOR_COUNT)]
     assert not pace.may_begin(99.0, ended)
@@ -457,7 +616,7 @@ def test_a_screen_shows_the_last_visits(visits):
     def show(console):
         with NightScreen(console, (), 2) as screen:
             screen.add(visits)
-            screen.add(plan_night(BEGIN_TAI_S + 1000.0)[:1])
+            screen.add([plan_visit(0, BEGIN_TAI_S + 1000.0, 1)])
             screen.show([], STATUS)
 
     text = printed(show, force_terminal=True, color_system=None)
@@ -502,5 +661,5 @@ def test_a_telescope_measures_how_late_it_wrote(visits, tmp_path):
     )
     telescope.run(timeline(visits[:1], CADENCE, announce=True, cancel=False))
     assert [event.step for event in events] == list(TelescopeStep)[:1] + list(TelescopeStep)[2:]
-    # The raws were due 20 s after the announcement, and the pixels were made 70 s after it.
-    assert [event.late_s for event in events] == pytest.approx([0.0, 60.0, 50.0])
+    # The raws were due 9 s after the announcement, and the pixels were made 63 s after it.
+    assert [event.late_s for event in events] == pytest.approx([0.0, 60.0, 54.0])

@@ -13,6 +13,13 @@ from scipy.spatial import cKDTree
 
 __all__ = ("AstrometricFit", "fit_tangent_plane", "match_catalogs", "vote_for_offset")
 
+_CELL_PX = 1.5
+"""Size of a cell of the plane of differences."""
+_CLIP_SIGMA = 3.0
+"""Pairs with larger residuals, in robust standard deviations, are removed."""
+_ROUNDS = 4
+"""Maximum number of fits, each without the outliers of the one before."""
+
 
 class AstrometricFit(NamedTuple):
     """A projection and the quality of its fit."""
@@ -26,7 +33,7 @@ class AstrometricFit(NamedTuple):
 
 
 def vote_for_offset(
-    source_xy: np.ndarray, reference_xy: np.ndarray, search_px: float, bin_px: float = 1.5
+    source_xy: np.ndarray, reference_xy: np.ndarray, search_px: float
 ) -> tuple[np.ndarray, int]:
     """Find the common shift of two sets of positions.
 
@@ -39,8 +46,6 @@ def vote_for_offset(
         Positions, pixels.
     search_px : `float`
         Largest shift considered along each axis, pixels.
-    bin_px : `float`, optional
-        Size of a cell, pixels.
 
     Returns
     -------
@@ -53,11 +58,11 @@ def vote_for_offset(
     differences = differences[(np.abs(differences) < search_px).all(axis=1)]
     if not len(differences):
         return np.zeros(2), 0
-    edges = np.arange(-search_px, search_px + bin_px, bin_px)
+    edges = np.arange(-search_px, search_px + _CELL_PX, _CELL_PX)
     votes, _, _ = np.histogram2d(differences[:, 0], differences[:, 1], bins=(edges, edges))
     column, row = np.unravel_index(int(votes.argmax()), votes.shape)
-    middle = np.array([edges[column], edges[row]]) + bin_px / 2.0
-    near = (np.abs(differences - middle) < bin_px).all(axis=1)
+    middle = np.array([edges[column], edges[row]]) + _CELL_PX / 2.0
+    near = (np.abs(differences - middle) < _CELL_PX).all(axis=1)
     return np.median(differences[near], axis=0), int(votes.max())
 
 
@@ -94,9 +99,6 @@ def fit_tangent_plane(
     dec_deg: np.ndarray,
     error_px: np.ndarray,
     guess: WCS,
-    *,
-    clip_sigma: float = 3.0,
-    rounds: int = 4,
 ) -> AstrometricFit:
     """Fit position, scale, rotation and shear of a TAN projection.
 
@@ -111,11 +113,6 @@ def fit_tangent_plane(
         ratios matter.
     guess : `astropy.wcs.WCS`
         Initial projection; its tangent point is not changed.
-    clip_sigma : `float`, optional
-        Pairs with larger residuals, in robust standard deviations, are
-        removed.
-    rounds : `int`, optional
-        Maximum number of fits, each without the outliers of the one before.
 
     Returns
     -------
@@ -131,13 +128,13 @@ def fit_tangent_plane(
     design = np.column_stack([x, y, np.ones_like(x)])
     weight = (1.0 / np.asarray(error_px))[:, None]
     used = np.ones(len(x), dtype=bool)
-    for fit_number in range(1, rounds + 1):
+    for fit_number in range(1, _ROUNDS + 1):
         solution, *_ = np.linalg.lstsq((design * weight)[used], (target * weight)[used], rcond=None)
         residual = target - design @ solution
         scaled = residual * weight
         sigma = 1.4826 * np.median(np.abs(scaled[used]))
-        inside = np.hypot(scaled[:, 0], scaled[:, 1]) < clip_sigma * np.sqrt(2.0) * max(sigma, 1e-12)
-        if fit_number == rounds or inside.sum() < 3 or np.array_equal(inside, used):
+        inside = np.hypot(scaled[:, 0], scaled[:, 1]) < _CLIP_SIGMA * np.sqrt(2.0) * max(sigma, 1e-12)
+        if fit_number == _ROUNDS or inside.sum() < 3 or np.array_equal(inside, used):
             break
         used = inside
     matrix = solution[:2].T

@@ -53,13 +53,13 @@ def psf_of(image: MaskedImage) -> Moffat:
     return Moffat(float(metadata["psf_fwhm_px"]), float(metadata["psf_beta"]))
 
 
-def _clipped(values: np.ndarray, sigma: float = 3.0) -> tuple[float, float, int]:
+def _clipped(values: np.ndarray) -> tuple[float, float, int]:
     """Return median, robust standard deviation and number of the values left after clipping."""
     clipped = values[np.isfinite(values)]
     for _ in range(4):
         middle = np.median(clipped)
         spread = 1.4826 * np.median(np.abs(clipped - middle))
-        inside = np.abs(clipped - middle) <= sigma * max(spread, 1e-9)
+        inside = np.abs(clipped - middle) <= 3.0 * max(spread, 1e-9)
         if inside.all():
             break
         clipped = clipped[inside]

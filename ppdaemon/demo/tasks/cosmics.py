@@ -15,6 +15,9 @@ __all__ = ("find_cosmic_rays",)
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _ROUNDS = 4
 """Each round removes one pixel from the ends and sides of a track."""
+_CONTRAST = 0.75
+"""Fraction of the sharpest star's contrast up to which a pixel may still be part of a star; below 1 to
+allow for errors of the PSF's shape."""
 
 
 def find_cosmic_rays(
@@ -24,7 +27,6 @@ def find_cosmic_rays(
     *,
     sharpest_fwhm_px: float = 3.0,
     threshold_sigma: float = 6.0,
-    contrast: float = 0.75,
 ) -> np.ndarray:
     """Find the pixels hit by cosmic rays.
 
@@ -40,9 +42,6 @@ def find_cosmic_rays(
         Best seeing expected, pixels.
     threshold_sigma : `float`, optional
         Least significance of a track's brightest pixels.
-    contrast : `float`, optional
-        Fraction of the sharpest star's contrast up to which a pixel may still
-        be part of a star; below 1 to allow for errors of the PSF's shape.
 
     Returns
     -------
@@ -61,7 +60,7 @@ def find_cosmic_rays(
         if round_number:
             significant &= ndimage.binary_dilation(hit, structure=np.ones((3, 3), dtype=bool))
         rows, columns = np.nonzero(significant & ~hit)
-        sharp, fill = _sharper_than_a_star(image, sigma, rows, columns, sharpest_fwhm_px, contrast)
+        sharp, fill = _sharper_than_a_star(image, sigma, rows, columns, sharpest_fwhm_px)
         if not sharp.any():
             break
         hit[rows[sharp], columns[sharp]] = True
@@ -70,12 +69,7 @@ def find_cosmic_rays(
 
 
 def _sharper_than_a_star(
-    image: np.ndarray,
-    sigma: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    fwhm_px: float,
-    contrast: float,
+    image: np.ndarray, sigma: np.ndarray, rows: np.ndarray, columns: np.ndarray, fwhm_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Test pixels in four directions; also return values to replace them."""
     height, width = image.shape
@@ -87,7 +81,7 @@ def _sharper_than_a_star(
         second = np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
         mean = (image[first] + image[second]) / 2.0
         noise = np.hypot(sigma[first], sigma[second]) / 2.0
-        least = contrast * np.exp(-0.5 * (down**2 + right**2) / psf_sigma**2)
+        least = _CONTRAST * np.exp(-0.5 * (down**2 + right**2) / psf_sigma**2)
         sharp |= mean + 3.0 * noise < least * image[rows, columns]
         fill = np.minimum(fill, mean)
     return sharp, fill

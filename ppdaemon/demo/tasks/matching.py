@@ -21,6 +21,8 @@ _DEGREES = (4, 2, 2)
 """Degree of the polynomials on the narrow, the middle and the wide Gaussian."""
 _WIDTHS = (0.6, 1.2, 3.5)
 """Widths of the Gaussians in units of the expected width."""
+_ROUNDS = 3
+"""Maximum number of fits, each without the outliers of the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,6 @@ def fit_matching_kernel(
     width_px: float,
     half_width_px: int,
     stamp_half_width_px: int,
-    rounds: int = 3,
 ) -> MatchingKernel:
     """Fit the kernel on stamps around stars.
 
@@ -79,8 +80,6 @@ def fit_matching_kernel(
         The kernel has 2 * half_width_px + 1 rows and columns.
     stamp_half_width_px : `int`
         Stamps have 2 * stamp_half_width_px + 1 rows and columns.
-    rounds : `int`, optional
-        Maximum number of fits, each without the outliers of the one before.
 
     Returns
     -------
@@ -103,7 +102,7 @@ def fit_matching_kernel(
     data = narrow.values * weights
     good = usable_stamps
     chi2 = np.full(len(x), np.inf)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         if good.sum() < 3:
             raise ValueError(f"only {int(good.sum())} of {len(x)} stamps can be used for a matching kernel")
         coefficients = _solve(designs[good], data[good])
