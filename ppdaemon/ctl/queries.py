@@ -34,6 +34,7 @@ from ppdaemon.ctl.selection import find_relay_visit, find_visit, parse_night, se
 from ppdaemon.ctl.target import node_of, relay_of
 from ppdaemon.detectorlist import ranges
 from ppdaemon.errors import ConfigError, NotFound, NotRunning, PPDaemonError
+from ppdaemon.finiterange import FiniteRange
 from ppdaemon.states import ExitCode
 from ppdaemon.terminal import plain, show, terminal_console
 
@@ -121,7 +122,7 @@ def check(daemon: "Daemon", path: Path | None, as_json: bool) -> None:
         raise click.exceptions.Exit(code)
 
 
-_positive = click.FloatRange(min=0, min_open=True)
+_positive = FiniteRange(0, min_open=True)
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 
 from ppdaemon.commandline import run_command
 from ppdaemon.ctl.options import key_options
+from ppdaemon.finiterange import FiniteRange
 
 if TYPE_CHECKING:  # imported by the command: its help is part of that of ppctl
     from ppdaemon.ctl.submit import VisitSubmitter
@@ -26,13 +27,13 @@ OUTCOMES_S = 600.0
 @click.command(name="send_visit", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--instrument", help="Short name, such as LSSTCam.")
-@click.option("--ra", type=float, help="Right ascension of the boresight, degrees.")
-@click.option("--dec", type=float, help="Declination of the boresight, degrees.")
-@click.option("--angle", type=float, help="Position angle of focal-plane +Y, degrees.")
+@click.option("--ra", type=FiniteRange(0, 360), help="Right ascension of the boresight, degrees.")
+@click.option("--dec", type=FiniteRange(-90, 90), help="Declination of the boresight, degrees.")
+@click.option("--angle", type=FiniteRange(), help="Position angle of focal-plane +Y, degrees.")
 @click.option("--filter", help="Acceptable physical filters, comma-separated.")
-@click.option("--nimages", type=int, help="Number of snaps.  [default: 1]")
+@click.option("--nimages", type=click.IntRange(0), help="Number of snaps, 0 if not known.  [default: 1]")
 @click.option("--survey", help="Purpose of the images, such as BLOCK-365.")
-@click.option("--duration", type=float, help="Duration estimated by the script, seconds.")
+@click.option("--duration", type=FiniteRange(0), help="Duration estimated by the script, seconds.")
 @click.option("--group", help="Name of the visit.  [default: now, TAI]")
 @click.option(
     "--relay", default="tcp://127.0.0.1:5570", show_default=True, help="Submit socket of the relay."
@@ -41,7 +42,7 @@ OUTCOMES_S = 600.0
 @click.option("--cancel", metavar="GROUP", help="Cancel this visit instead of sending one.")
 @click.option("--wait", is_flag=True, help="Wait until each detector has its outcome.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), help="Time limit in seconds.  [default: 5, with --wait 600]"
+    "--timeout", type=FiniteRange(0.1), help="Time limit in seconds.  [default: 5, with --wait 600]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the relay's answer as JSON.")
 def command(

@@ -19,7 +19,7 @@ from ppdaemon.ctl.options import key_options
 from ppdaemon.ctl.submit import ANSWER_S, VisitSubmitter
 from ppdaemon.demo.delivery import Delivery, NoticeKind, NoticeSender, WriteMode
 from ppdaemon.demo.faults import NOT_FITS, Faults, HeaderFault, Rewrite
-from ppdaemon.demo.geometry import CAMERA_NAME
+from ppdaemon.demo.geometry import CAMERA_NAME, FILTER_BANDS
 from ppdaemon.demo.oldfiles import write_old_files
 from ppdaemon.demo.plan import ImageType
 from ppdaemon.demo.sky import DEFAULT_DEC_DEG, DEFAULT_RA_DEG, demo_skies, sky_at
@@ -27,6 +27,7 @@ from ppdaemon.demo.telescope import Compression, SimulatedCamera, Telescope, Tel
 from ppdaemon.demo.truth import write_truth
 from ppdaemon.demo.visits import Cadence, FieldPointing, VisitPlan, next_seq_num, plan_visits
 from ppdaemon.errors import PPDaemonError
+from ppdaemon.finiterange import FiniteRange
 from ppdaemon.raws.layout import LayoutName
 from ppdaemon.states import ExitCode
 from ppdaemon.wire import explain
@@ -65,7 +66,7 @@ def detector_list(
     return None if value is None else parse_detectors(value)
 
 
-SECONDS, POSITIVE = click.FloatRange(0), click.FloatRange(0, min_open=True)
+SECONDS, POSITIVE = FiniteRange(0), FiniteRange(0, min_open=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 type Kind = click.ParamType[Any] | None
@@ -124,11 +125,9 @@ NIGHT = combined_options(
     with_default("--filters", "r_03", "Physical filters, used in turn: g_01,r_03."),
     with_default("--image-type", ImageType.SCIENCE, "Type of all images."),
     with_default("--program", "BLOCK-365", "The survey."),
-    with_default(
-        "--ra", DEFAULT_RA_DEG, "Degrees; visits are dithered.", click.FloatRange(0, 360, max_open=True)
-    ),
-    with_default("--dec", DEFAULT_DEC_DEG, "Degrees.", click.FloatRange(-90, 90)),
-    with_default("--rotpa", 0.0, "Position angle of focal-plane +Y, degrees.", click.FLOAT),
+    with_default("--ra", DEFAULT_RA_DEG, "Degrees; visits are dithered.", FiniteRange(0, 360, max_open=True)),
+    with_default("--dec", DEFAULT_DEC_DEG, "Degrees.", FiniteRange(-90, 90)),
+    with_default("--rotpa", 0.0, "Position angle of focal-plane +Y, degrees.", FiniteRange()),
     click.option(
         "--detectors", callback=detector_list, help="Detectors to read out, such as 0,2,5-8; by default all."
     ),
@@ -245,6 +244,14 @@ def refuse_contradictions(options: dict[str, Any]) -> None:
         raise ValueError("--empty cannot be combined with --truncate: choose one of the two")
     if options["storm"] and options["layout"] != "lsst":
         raise ValueError("--storm needs --layout lsst: only this layout has a folder per day")
+    for name in filters(options) if options["camera"] == CAMERA_NAME else ():
+        if name not in FILTER_BANDS:
+            raise ValueError(f"--filters: {CAMERA_NAME} has {', '.join(FILTER_BANDS)}, not {name!r}")
+
+
+def filters(options: dict[str, Any]) -> list[str]:
+    """Return the physical filters, used in turn."""
+    return [name.strip() for name in options["filters"].split(",")]
 
 
 def faults_of(options: dict[str, Any]) -> Faults:
@@ -273,7 +280,7 @@ def plan_night(
         cadence,
         instrument=instrument,
         snaps=options["snaps"],
-        filters=[name.strip() for name in options["filters"].split(",")],
+        filters=filters(options),
         pointing=FieldPointing(options["ra"], options["dec"], options["rotpa"]),
         image_type=ImageType(options["image_type"]),
         program=options["program"],

@@ -119,6 +119,9 @@ def test_a_relay_that_does_not_accept_ends_the_run(tmp_path, socket_dir, reply, 
         (["--drop-detectors", "7"], 64, "detectors [7] are not read out"),
         (["--wrong-header", "detector"], 64, "no other detector"),
         (["--storm", "5", "--layout", "generic"], 64, "--storm needs --layout lsst"),
+        (["--camera", "DemoCam", "--filters", "g_01,zz"], 64, "DemoCam has g_01, r_03, i_06, not 'zz'"),
+        (["--camera", "DemoCam", "--filters", "g_01,"], 64, "DemoCam has g_01, r_03, i_06, not ''"),
+        (["--dec", "nan"], 2, "nan is not a finite number"),
     ],
 )
 def test_an_impossible_request_ends_with_a_message_and_no_traceback(tmp_path, arguments, status, message):

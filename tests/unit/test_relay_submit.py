@@ -7,9 +7,11 @@ import threading
 import click
 import pytest
 import zmq
+from click.testing import CliRunner
 from rich.console import Console
 
 from ppdaemon.ctl import submit
+from ppdaemon.ctl.send import command
 from ppdaemon.ctl.submit import VisitSubmitter
 from ppdaemon.errors import Unavailable
 from ppdaemon.messages import Accepted, DetectorOutcome
@@ -61,6 +63,21 @@ def test_an_event_made_of_options_is_a_valid_one():
 def test_half_a_position_is_refused(half, other):
     with pytest.raises(click.UsageError, match=f"--{half} without --{other}"):
         submit.make_event({"instrument": "DemoCam", half: 0.0}, NOW_TAI)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--ra", "nan", "nan is not a finite number"),
+        ("--dec", "95", "95.0 is not in the range -90<=x<=90"),
+        ("--angle", "inf", "inf is not a finite number"),
+        ("--nimages", "-1", "-1 is not in the range x>=0"),
+    ],
+)
+def test_a_value_that_a_relay_would_ignore_is_refused(option, value, reason):
+    done = CliRunner().invoke(command, ["--instrument", "DemoCam", "--ra=1", "--dec=2", f"{option}={value}"])
+    assert done.exit_code == 2
+    assert f"'{option}': {reason}" in done.output
 
 
 def test_an_event_without_a_position_claims_none():
