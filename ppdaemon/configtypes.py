@@ -313,20 +313,22 @@ class ConfigPart(Model):
         except pydantic.ValidationError as error:
             problems = [_detail(each["type"], each["msg"], each["loc"]) for each in error.errors()]
             keys = part = _valid_keys(cls, value, info.context)
-        problems += [
-            _detail("switch", f"{str(value[name]).lower()} is not a number", (name,))
-            for name in cls.model_fields
-            if isinstance(value, dict) and isinstance(value.get(name), bool) and _is_number(keys, name)
-        ]
+        for name in cls.model_fields if isinstance(value, dict) else ():
+            switches = _switches(value.get(name), getattr(keys, name, None), (name,))
+            problems += [_detail("switch", text, key_path) for key_path, text in switches]
         problems += [_detail("conflict", text, key_path) for key_path, text in cls.conflicts(keys)]
         if problems:
             raise pydantic.ValidationError.from_exception_data(cls.__name__, problems)
         return part
 
 
-def _is_number(keys: Any, name: str) -> bool:
-    """Return whether the value of a key is a number; pydantic makes one of ``true``, too."""
-    return type(getattr(keys, name, None)) in (int, float)
+def _switches(given: Any, valid: Any, key_path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Find numbers, also in lists, that are given as a switch: pydantic makes one of ``true``, too."""
+    if isinstance(given, bool) and type(valid) in (int, float):
+        yield key_path, f"{str(given).lower()} is not a number"
+    elif isinstance(given, list) and isinstance(valid, tuple) and len(given) == len(valid):
+        for number, pair in enumerate(zip(given, valid, strict=True)):
+            yield from _switches(*pair, (*key_path, number))
 
 
 def _detail(kind: Any, text: str, key_path: KeyPath) -> InitErrorDetails:

@@ -238,7 +238,7 @@ class BatchWriter[F: SqliteFile]:
         self.problem = ""
         """Why the file cannot be written at present; empty if it can."""
         self.written = 0
-        """How many transactions with changes were committed."""
+        """How many transactions were committed: not counted is what was written `alone`."""
 
     @property
     def backlog(self) -> int:

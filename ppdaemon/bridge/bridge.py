@@ -118,12 +118,13 @@ class Bridge:
         bodies = [body for _, body in batch]
 
         def committed(extent: Extent) -> None:
-            self._outlet.committed(extent, bodies)
             for stored, _ in batch:
                 self._waiting.pop(stored, None)
                 if not stored.done():  # its store has given up
                     stored.set_result(None)
             self._store_waiting()
+            # Last: an error here must not keep the stores waiting.
+            self._outlet.committed(extent, bodies)
 
         def failed(error: Exception) -> None:
             # A ring that cannot be written would take the time of a failure for each batch of the others.

@@ -60,6 +60,27 @@ def test_no_output_is_stored_as_a_type_that_has_the_key_of_a_removed_one(
     assert not any(name.startswith("other_") for name in found)
 
 
+@ON_SQLITE
+def test_after_an_error_no_output_is_stored_by_the_former_key_of_a_type_that_was_made_anew(
+    exporter: CentralExporter, central: Central, spools: list[Path]
+) -> None:
+    with Butler.from_config(str(central.root), writeable=True) as butler:
+        before = exported(central)
+        butler.pruneDatasets(before, disassociate=True, unstore=True, purge=True)
+        removed = sorted({ref.datasetType for ref in before})
+        for each in removed:
+            butler.registry.removeDatasetType(each.name)
+        for each in reversed(removed):  # each gets the key of another one
+            butler.registry.registerDatasetType(each)
+    exporter._registrar.forget()
+    exporter.export(spools[2:])
+    with Butler.from_config(str(central.root)) as butler:
+        found = exported(central)
+        assert {ref.datasetType.name for ref in found} >= {"toy_image"}
+        for ref in found:
+            assert f"/{ref.datasetType.name}/" in butler.getURI(ref).path
+
+
 def exported(central: Central) -> list[DatasetRef]:
     with Butler.from_config(str(central.root)) as butler:
         runs = [run for run in butler.collections.query("*") if run == OTHER or "/prompt/" in run]

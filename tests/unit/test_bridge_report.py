@@ -112,3 +112,17 @@ async def test_a_ring_that_cannot_be_written_refuses_all_and_takes_the_next(
         await bridge.store(b"kept")
     with closing(Ring(tmp_path, RingConfig())) as stored:
         assert [each.body for each in stored.read(1, 10, 100)] == [b"kept"]
+
+
+async def test_an_error_while_nodes_are_answered_does_not_keep_a_notice_waiting(
+    tmp_path, socket_dir, monkeypatch, caplog
+):
+    ring = HangingRing(tmp_path)
+    ring.allowed.set()
+    async with running(ring, socket_dir, FakeClock()) as bridge:
+        monkeypatch.setattr(bridge._outlet, "committed", Mock(side_effect=ValueError("no answer")))
+        async with asyncio.timeout(60):
+            await bridge.store(b"a")
+            await bridge.store(b"b")
+    assert ring.added == [1, 1]
+    assert "no answer" in caplog.text

@@ -75,6 +75,14 @@ def test_a_switch_is_not_a_number(tmp_path: Path, key: str, switch: str) -> None
     assert caught.value.problems == (f"{path}:3: {key}: true is not a number",)
 
 
+@pytest.mark.parametrize("place", ["security.operators.users", "instruments.DemoCam.sal_indexes"])
+def test_a_switch_is_not_a_number_in_a_list(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "pprelay.yaml"
+    document: Any = yaml.safe_load((SHOWN / "pprelay.yaml").read_text())
+    (problem,) = problems_of(path, changed(document, tuple(place.split(".")), [0, True]), load_relay)
+    assert problem.endswith(f": {place}.1: true is not a number")
+
+
 @pytest.mark.parametrize("size", ["preload.cache_max", "workers.memory.soft", "export.uncompressed_max"])
 def test_a_switch_is_not_a_size(tmp_path: Path, size: str) -> None:
     path = tmp_path / "ppdaemon.yaml"

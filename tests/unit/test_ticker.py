@@ -56,9 +56,7 @@ async def test_the_work_of_a_second_waits_while_raws_are_ordered_for_a_bounded_t
     running.cancel()
 
 
-async def test_state_disk_and_journal_are_read_once_a_second_only_while_there_is_something_new(
-    monkeypatch, tmp_path
-):
+async def test_state_disk_and_journal_are_read_seldom_while_there_is_nothing_new(monkeypatch, tmp_path):
     asleep, wake = asyncio.Semaphore(0), asyncio.Semaphore(0)
 
     async def sleep(seconds):
@@ -87,4 +85,10 @@ async def test_state_disk_and_journal_are_read_once_a_second_only_while_there_is
     for _ in range(2):
         wake.release()
         assert await measured() == 1
+    ticker.exporter.waiting = 0
+    counts = []
+    for _ in range(2 * ticker_module.READ_EVERY):
+        wake.release()
+        counts.append(await measured())
+    assert sum(counts) == 2
     running.cancel()

@@ -123,8 +123,9 @@ class Registrar:
         found = NewContent.of(batch, butler.dimensions)
         files = found.files
         runs = {each.run for file in files for each in file.datasets}
-        known = (each.name for each in self._present if isinstance(each, DatasetType))
-        if self._rows is not None and not self._rows.is_current(known):
+        # Of all types, not only of those that are present here: the Butler does not correct the key of one
+        # that is registered again, and may remember that of each type in the repo.
+        if self._rows is not None and not self._rows.is_current(each.name for each in found.types):
             butler.registry.refresh()
             self.forget()
         elif len(self._present) > MAX_PRESENT:

@@ -73,12 +73,13 @@ _USED = attrgetter(
     "_registry._db.query",
     "_registry._managers.collections.find",
     "_registry._managers.collections.getCollectionForeignKeyName",
+    "_registry._managers.datasets._cache.get",
+    "_registry._managers.datasets._fetch_dataset_type_record",
     "_registry._managers.datasets._find_storage",
     "_registry._managers.datasets._get_dynamic_tables",
     "_registry._managers.datasets._get_tags_table",
     "_registry._managers.datasets._run_key_column",
     "_registry._managers.datasets._static.dataset",
-    "_registry._managers.datasets._static.dataset_type",
     "_registry._managers.datasets._summaries.update",
     "_registry._managers.datasets._use_astropy_ingest_date",
     "_registry.expand_data_ids",
@@ -157,11 +158,14 @@ class RowIngest:
         """
         if not self._reuses_keys:
             return True
-        kept = self._managers.datasets._static.dataset_type.columns
-        with self._db.query(sqlalchemy.select(kept.name, kept.id)) as found:
-            keys = {row.name: row.id for row in found}
-        remembered = ((name, self._managers.datasets._find_storage(name)) for name in names)
-        return all(keys.get(name) == storage.dataset_type_id for name, storage in remembered)
+        datasets = self._managers.datasets
+        for name in names:
+            _, remembered = datasets._cache.get(name)
+            if remembered is not None:
+                record = datasets._fetch_dataset_type_record(name)
+                if record is None or record.dataset_type_id != remembered:
+                    return False
+        return True
 
     def known(self, ids: Sequence[DatasetId]) -> set[DatasetId]:
         """Return those of the ids that the registry has."""

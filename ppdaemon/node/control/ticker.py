@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ WAIT_S = 0.2
 interpreter, which all threads share."""
 LOOK_AGAIN_S = 0.01
 """Pause before the next look whether raws are still checked."""
+READ_EVERY = 10
+"""Journal and state disk are read in every tenth second also if nothing was written: operators empty the
+quarantine, and that there is room for images again shows after a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,13 @@ class Ticker:
             await asyncio.sleep(min(1.0, (self.watchdog_s or 2.0) / 2))
 
     async def run_slowly(self) -> None:
-        """Read journal and state disk until canceled, once a second while there may be anything new."""
+        """Read journal and state disk until canceled, once a second while there is anything new."""
         written = -1
-        while True:
+        for second in itertools.count():
             await self._until_calm()
             await self.pump.resend_results()
-            if self.exporter.waiting or written != self.pump.journal.written:
+            is_new = self.exporter.waiting or written != self.pump.journal.written
+            if is_new or second % READ_EVERY == 0:
                 written = self.pump.journal.written
                 await asyncio.to_thread(self._count)
                 await self.exporter.measure()
