@@ -76,8 +76,8 @@ def plan_visit(number: int, begin_tai_s: float, seq_num: int) -> VisitPlan:
 def may_announce(now_tai_s: float, visits: Sequence[VisitPlan], rows: Sequence[VisitRow]) -> bool:
     """Return whether the next visit may be announced: its raws are to land when the visit before has ended.
 
-    The last of `visits`, whose raws have been written, is expected to take as long as the one before; the
-    first one is waited for. At most one is processed.
+    The last of `visits`, whose raws have been written, is expected to take as long for each exposure as the
+    one before; the first one is waited for. At most one is processed.
     """
     *earlier, last = (
         [row for row in last_attempts(rows).values() if row.group == visit.group] for visit in visits
@@ -87,7 +87,9 @@ def may_announce(now_tai_s: float, visits: Sequence[VisitPlan], rows: Sequence[V
     if not earlier or any(map(_is_open, earlier)):
         return False
     until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
-    return now_tai_s + until_landed_s >= _landed_tai(last) + _processed_s(earlier[-1])
+    exposures, exposures_before = (len(visit.exposures) for visit in (visits[-1], visits[-2]))
+    expected_s = _processed_s(earlier[-1]) * exposures / exposures_before
+    return now_tai_s + until_landed_s >= _landed_tai(last) + expected_s
 
 
 def _is_open(rows: Sequence[VisitRow]) -> bool:

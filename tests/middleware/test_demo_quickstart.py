@@ -422,13 +422,14 @@ def test_raws_land_when_the_visit_before_is_expected_to_have_ended(visits, took_
     first, second = visits[0].group, visits[1].group
     until_landed_s = CADENCE.lead_s + CADENCE.exposure_s + CADENCE.readout_s
     rows = [*processed(first, took_s=took_s), *under_way(second)]
-    announced_tai = 200.0 + took_s - until_landed_s
+    assert [len(visit.exposures) for visit in visits[:2]] == [1, 2]
+    announced_tai = 200.0 + 2 * took_s - until_landed_s
     assert not may_announce(announced_tai - 0.1, visits[:2], rows)
     assert may_announce(announced_tai, visits[:2], rows)
 
 
 def test_a_visit_is_announced_at_once_if_they_take_less_time_than_its_raws(visits):
-    rows = [*processed(visits[0].group, took_s=5.0), *under_way(visits[1].group)]
+    rows = [*processed(visits[0].group, took_s=4.0), *under_way(visits[1].group)]
     assert may_announce(200.0, visits[:2], rows)
 
 
