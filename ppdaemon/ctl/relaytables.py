@@ -31,9 +31,6 @@ __all__ = (
     "relay_visits_table",
 )
 
-SECONDS = len("2026-11-22T03:25:16")
-"""Letters of a time without its milliseconds."""
-
 _NODE_STYLES = {"ready": "green", "disconnected": "red"}
 
 
@@ -183,7 +180,7 @@ def relay_visits_table(rows: Sequence[RelayVisitRow]) -> RenderableType:
         table.add_row(
             plain(row.group) + canceled,
             plain(row.instrument),
-            tai_iso(row.received_tai)[:SECONDS],
+            tai_iso(row.received_tai)[:19],  # without milliseconds
             str(row.detectors),
             Text(", ").join(
                 Text(counted(sorted(counts.items())), style)

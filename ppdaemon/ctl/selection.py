@@ -218,7 +218,10 @@ def find_relay_visit(daemon: "RelayDaemon", text: str) -> "tuple[RelayDetectorRo
 
 
 def _find[T](visit: Callable[[str], T], groups: Callable[[int, str], Sequence[str]], text: str) -> T:
-    """Return a visit; `groups` returns the newest groups, of which there may be several, with a prefix."""
+    """Return the visit of a group, of its beginning, or the latest one.
+
+    `groups` returns at most so many of the newest groups that begin with a text.
+    """
     if text == LATEST:
         newest = groups(1, "")
         if not newest:

@@ -46,12 +46,7 @@ def test_no_output_is_stored_as_a_type_that_has_the_key_of_a_removed_one(
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     with Butler.from_config(str(central.root), writeable=True) as butler:
-        before = exported(central)
-        butler.pruneDatasets(before, disassociate=True, unstore=True, purge=True)
-        removed = sorted({ref.datasetType for ref in before})
-        for each in removed:
-            butler.registry.removeDatasetType(each.name)
-        for each in removed:
+        for each in remove_types(butler, central):
             other = DatasetType(f"other_{each.name}", each.dimensions, each.storageClass_name)
             butler.registry.registerDatasetType(other)
     exporter.export(spools[2:])
@@ -65,12 +60,7 @@ def test_after_an_error_no_output_is_stored_by_the_former_key_of_a_type_that_was
     exporter: CentralExporter, central: Central, spools: list[Path]
 ) -> None:
     with Butler.from_config(str(central.root), writeable=True) as butler:
-        before = exported(central)
-        butler.pruneDatasets(before, disassociate=True, unstore=True, purge=True)
-        removed = sorted({ref.datasetType for ref in before})
-        for each in removed:
-            butler.registry.removeDatasetType(each.name)
-        for each in reversed(removed):  # each gets the key of another one
+        for each in reversed(remove_types(butler, central)):  # each gets the key of another one
             butler.registry.registerDatasetType(each)
     exporter._registrar.forget()
     exporter.export(spools[2:])
@@ -79,6 +69,16 @@ def test_after_an_error_no_output_is_stored_by_the_former_key_of_a_type_that_was
         assert {ref.datasetType.name for ref in found} >= {"toy_image"}
         for ref in found:
             assert f"/{ref.datasetType.name}/" in butler.getURI(ref).path
+
+
+def remove_types(butler: Butler, central: Central) -> list[DatasetType]:
+    """Remove all outputs and their types; return these in the order of their names."""
+    before = exported(central)
+    butler.pruneDatasets(before, disassociate=True, unstore=True, purge=True)
+    removed = sorted({ref.datasetType for ref in before})
+    for each in removed:
+        butler.registry.removeDatasetType(each.name)
+    return removed
 
 
 def exported(central: Central) -> list[DatasetRef]:
