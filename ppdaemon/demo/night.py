@@ -97,8 +97,9 @@ def _is_open(rows: Sequence[VisitRow]) -> bool:
 
 
 def _landed_tai(rows: Sequence[VisitRow]) -> float:
-    """Return when the last raw of a visit was taken; not yet if one is missing."""
-    return max((row.stages.get(Stage.ARRIVED, math.inf) for row in rows), default=math.inf)
+    """Return when the last raw of a visit was ingested; not yet if one is missing."""
+    # Not when it arrived: that is noted for the first exposure.
+    return max((row.stages.get(Stage.INGESTED, math.inf) for row in rows), default=math.inf)
 
 
 def _processed_s(rows: Sequence[VisitRow]) -> float:

@@ -406,7 +406,13 @@ def test_the_night_is_taken_visit_by_visit_and_the_last_one_is_waited_for(monkey
 def processed(group, landed_tai=100.0, took_s=20.0):
     """Return rows of a visit that has ended."""
     times = [
-        {Stage.ARRIVED: landed_tai - k, Stage.SPOOLED: landed_tai + took_s - k} for k in range(DETECTOR_COUNT)
+        # The first one of two exposures arrives earlier.
+        {
+            Stage.ARRIVED: landed_tai - 6.0 - k,
+            Stage.INGESTED: landed_tai - k,
+            Stage.SPOOLED: landed_tai + took_s - k,
+        }
+        for k in range(DETECTOR_COUNT)
     ]
     return [row(group, k, stages=stages) for k, stages in enumerate(times)]
 
@@ -414,7 +420,8 @@ def processed(group, landed_tai=100.0, took_s=20.0):
 def under_way(group, landed_tai=200.0):
     """Return rows of a visit of which one detector is left."""
     *ended, _ = processed(group, landed_tai)
-    return [*ended, row(group, DETECTOR_COUNT - 1, outcome=None, stages={Stage.ARRIVED: landed_tai})]
+    stages = {Stage.ARRIVED: landed_tai - 6.0, Stage.INGESTED: landed_tai}
+    return [*ended, row(group, DETECTOR_COUNT - 1, outcome=None, stages=stages)]
 
 
 @pytest.mark.parametrize("took_s", [20.0, 60.0])
